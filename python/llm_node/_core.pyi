@@ -1,0 +1,129 @@
+"""The typed boundary between Python and Rust. Imported by `node.py` and `worker.py` alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, final
+
+__version__: str
+ABI_VERSION: int
+
+ERROR_CODES: list[str]
+"""Every code of `rust/core/src/error.rs`, in its order."""
+
+@final
+class Fault(Exception):
+    """The one exception that Rust raises for anything a client or an engine did wrong."""
+
+    code: str
+    message: str
+    param: str | None
+    details: dict[str, object] | None
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        details: dict[str, object] | None = None,
+    ) -> None: ...
+
+def run_worker(endpoint: str) -> int:
+    """Be a worker: connect to the node at `endpoint`, serve until it says stop. Gives the exit code.
+
+    The secret comes from the environment variable LLM_NODE_WORKER_SECRET, set by the node.
+    """
+
+@final
+class Event:
+    """One thing that happened to one stream."""
+
+    stream: int
+    kind: Literal["started", "piece", "finished", "failed"]
+    text: str
+    """Of a piece: whole UTF-8 characters."""
+    tokens: list[int]
+    """Of a piece."""
+    logprobs: list[tuple[bytes, int, float, list[tuple[bytes, int, float]]]] | None
+    """Of a piece, where asked for: (bytes, id, logprob, alternatives best first) per token."""
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    finish: Literal["stop", "length", "cancelled"] | None
+    fault: Fault | None
+
+@final
+class Supervisor:
+    """Registry, models, memory ledger and workers of one node. Every call is thread-safe."""
+
+    def __init__(self, config: str) -> None:
+        """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
+
+    def engines(self, refresh: bool = False) -> str:
+        """JSON array: every candidate with its verdict. Blocks while candidates are probed."""
+
+    def models(self) -> str:
+        """JSON array: every model found, with its state."""
+
+    def load(self, request: str) -> str:
+        """Load a model, or join a load under way. Blocks until it is ready; raises `Fault`.
+
+        `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
+        "gpu_layers"?, "threads"?, "options"?}. Gives JSON: what the load came to.
+        """
+
+    def unload(self, model_id: str, timeout_seconds: float) -> None:
+        """Drain, stop and wait. Blocks; raises `Fault`."""
+
+    def system(self) -> str:
+        """JSON object: devices, ledger, versions."""
+
+    def submit(self, model_id: str, request: str) -> int:
+        """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
+
+        Never blocks. Raises `Fault` at once where no worker is ready; all that follows comes as events.
+        """
+
+    def cancel(self, stream: int) -> None:
+        """The client of a stream has left. Its last event still comes. Unknown streams are ignored."""
+
+    def ask(self, model_id: str, question: str) -> str:
+        """`question`: JSON of `rust/wire/src/message.rs` `Question`; gives JSON of `Answer`. Blocks."""
+
+    def set_waker(self, waker: Callable[[], None] | None) -> None:
+        """`waker` is called from a thread of Rust, once, when events wait for `drain`; it must not block."""
+
+    def drain(self) -> list[Event]:
+        """All events since the last call, in order. Arms the waker again."""
+
+    def shutdown(self, drain_seconds: float) -> None:
+        """Refuse new streams, drain every worker for at most so long, end all workers. Blocks."""
+
+@final
+class Engine:
+    """An engine opened in this process."""
+
+    def __init__(self, path: str, options: str = "{}") -> None:
+        """`path`: folder of a manifest.json. Raises `Fault`."""
+
+    id: str
+    version: str
+    gpu_backend: str
+    extensions: list[str]
+    def load(self, path: str, options: str = "{}") -> Model: ...
+    def close(self) -> None: ...
+
+@final
+class Model:
+    """A model loaded in this process, with its scheduler on a thread of its own."""
+
+    def facts(self) -> str:
+        """JSON of `ModelFacts`."""
+
+    def generate(self, request: str) -> Stream: ...
+    def ask(self, question: str) -> str: ...
+    def close(self) -> None: ...
+
+@final
+class Stream(Iterator[Event]):
+    """The events of one request. Blocks in `next` with the GIL released."""
+
+    def __next__(self) -> Event: ...
+    def cancel(self) -> None: ...

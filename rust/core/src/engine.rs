@@ -1,0 +1,226 @@
+//! The port: what the scheduler and the text side ask of an engine.
+//!
+//! `llm-node-host` implements these traits over the C ABI, tests implement them with a toy. Nothing
+//! here knows how an engine is opened or where its memory lies.
+
+use std::borrow::Cow;
+
+use crate::error::{ErrorCode, Fault};
+
+/// The number of a token in the model's vocabulary. Negative values are never tokens.
+pub type Token = i32;
+
+/// The number of a sequence in the engine's KV cache: `0..max_sequences`.
+pub type SequenceId = u32;
+
+/// Why an engine call failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {message}")]
+pub struct EngineFault {
+    /// What kind of failure it is.
+    pub kind: EngineFaultKind,
+    /// The engine's own words, or the host's where the engine gave none.
+    pub message: String,
+    /// The ABI function that failed.
+    pub call: &'static str,
+}
+
+/// The ERR_ codes of the ABI, reduced to what a caller can act upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineFaultKind {
+    /// The step does not fit the KV cache now; nothing was changed.
+    CacheFull,
+    /// The call was cancelled.
+    Cancelled,
+    /// The engine or the model cannot do this.
+    Unsupported,
+    /// The arguments were wrong; nothing was changed.
+    InvalidArgument,
+    /// There is no such thing (a chat template, say).
+    NotFound,
+    /// Device memory ran out.
+    OomVram,
+    /// Host memory ran out.
+    OomRam,
+    /// The model file is damaged.
+    ModelCorrupt,
+    /// The model could not be loaded.
+    LoadFailed,
+    /// A deadline inside the engine passed.
+    Timeout,
+    /// The device is gone for this process; only a restart helps.
+    DeviceLost,
+    /// The engine broke the contract: what it returned cannot be used.
+    Misbehaved,
+    /// Anything else.
+    Internal,
+}
+
+impl From<EngineFault> for Fault {
+    fn from(fault: EngineFault) -> Self {
+        let code = match fault.kind {
+            EngineFaultKind::Cancelled => ErrorCode::Cancelled,
+            EngineFaultKind::Unsupported => ErrorCode::UnsupportedFeature,
+            EngineFaultKind::OomVram => ErrorCode::OomVram,
+            EngineFaultKind::OomRam => ErrorCode::OomRam,
+            EngineFaultKind::ModelCorrupt => ErrorCode::ModelCorrupt,
+            EngineFaultKind::LoadFailed => ErrorCode::LoadFailed,
+            EngineFaultKind::Timeout => ErrorCode::Timeout,
+            EngineFaultKind::CacheFull
+            | EngineFaultKind::InvalidArgument
+            | EngineFaultKind::NotFound
+            | EngineFaultKind::DeviceLost
+            | EngineFaultKind::Misbehaved
+            | EngineFaultKind::Internal => ErrorCode::Internal,
+        };
+        Fault::new(code, fault.to_string())
+    }
+}
+
+/// What a context can take. All counts are tokens, sequences or rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences that may exist at once.
+    pub max_sequences: u32,
+    /// Longest sequence.
+    pub context_length: u32,
+    /// Most tokens in one step.
+    pub max_batch_tokens: u32,
+    /// Most rows of logits in one step.
+    pub max_rows: u32,
+    /// Capacity of the KV cache over all sequences.
+    pub cache_tokens: u64,
+    /// Tokens per page of the cache; 1: no pages.
+    pub cache_page: u32,
+    /// Tokens that `seq_remove` may take back; `u32::MAX`: any number.
+    pub max_rollback: u32,
+    /// `seq_copy` shares memory.
+    pub shares_prefixes: bool,
+    /// Width of a row of logits.
+    pub n_vocab: u32,
+}
+
+/// Consecutive tokens of one sequence, for one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice<'a> {
+    /// Which sequence.
+    pub sequence: SequenceId,
+    /// Position of `tokens[0]`: where the sequence ends now.
+    pub position: u32,
+    /// What to append.
+    pub tokens: &'a [Token],
+    /// Rows of logits wanted, for the last `rows` tokens.
+    pub rows: u32,
+}
+
+/// Names a submitted step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// One row of logits, `n_vocab` wide. Borrowed from the engine's memory wherever that is `f32`.
+pub type Row<'a> = Cow<'a, [f32]>;
+
+/// One forward pass over a batch that the host schedules (`engine.batch/1`).
+///
+/// Each sequence takes part in a step at most once, and slices come in ascending sequence order:
+/// engines run that layout fastest, and some run others three times slower.
+pub trait StepEngine {
+    /// What the context can take; constant for its life.
+    fn limits(&self) -> &Limits;
+
+    /// Submits one forward pass. `CacheFull` and `InvalidArgument`: nothing was changed.
+    fn step(&mut self, slices: &[Slice<'_>]) -> Result<Ticket, EngineFault>;
+
+    /// Waits for that step and gives its rows in the order of the slices. They are valid until the
+    /// next step, which the borrow says.
+    fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault>;
+
+    /// Makes positions `0..end` of `from` the beginning of the empty sequence `to`.
+    fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault>;
+
+    /// Removes positions from `begin` on; 0 removes the sequence.
+    fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault>;
+
+    /// Positions `begin..end` that the sequence holds.
+    fn range(&self, sequence: SequenceId) -> Result<(u32, u32), EngineFault>;
+
+    /// Tokens that the cache can still take, whole pages counted as full.
+    fn cache_free(&self) -> u64;
+}
+
+/// Bits of [`Vocabulary::attributes`], as `ENGINE_ATTR_` in the header.
+pub mod attribute {
+    /// Special: never part of the answer's text.
+    pub const CONTROL: u32 = 1 << 0;
+    /// Ends generation.
+    pub const END_OF_GENERATION: u32 = 1 << 1;
+    /// One raw byte.
+    pub const BYTE: u32 = 1 << 2;
+    /// Must not be generated.
+    pub const UNUSED: u32 = 1 << 3;
+}
+
+/// A model's whole vocabulary, copied once per model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// Token `i` is `bytes[offsets[i]..offsets[i + 1]]`: what it adds in the middle of an answer.
+    pub bytes: Vec<u8>,
+    /// `n_tokens + 1` rising offsets.
+    pub offsets: Vec<u32>,
+    /// Per token, bits of [`attribute`].
+    pub attributes: Vec<u32>,
+    /// Beginning of sequence, where the model has one.
+    pub bos: Option<Token>,
+    /// End of sequence.
+    pub eos: Option<Token>,
+    /// End of turn.
+    pub eot: Option<Token>,
+    /// Does tokenising with specials put BOS first?
+    pub adds_bos: bool,
+}
+
+impl Vocabulary {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.attributes.len()
+    }
+
+    /// Is there no token at all?
+    pub fn is_empty(&self) -> bool {
+        self.attributes.is_empty()
+    }
+
+    /// The bytes of a token; empty for a number outside the vocabulary.
+    pub fn token_bytes(&self, token: Token) -> &[u8] {
+        let Ok(index) = usize::try_from(token) else { return &[] };
+        match (self.offsets.get(index), self.offsets.get(index + 1)) {
+            (Some(&begin), Some(&end)) => self.bytes.get(begin as usize..end as usize).unwrap_or(&[]),
+            _ => &[],
+        }
+    }
+
+    /// Has the token this attribute?
+    pub fn has(&self, token: Token, attribute: u32) -> bool {
+        usize::try_from(token)
+            .ok()
+            .and_then(|index| self.attributes.get(index))
+            .is_some_and(|bits| bits & attribute != 0)
+    }
+}
+
+/// The model's own tokenizer (`engine.tokenizer/1`). Any thread, any number at once.
+pub trait Tokenizer: Send + Sync {
+    /// The whole vocabulary.
+    fn vocabulary(&self) -> &Vocabulary;
+
+    /// Text to tokens. `add_special` adds BOS and EOS as the model wants them; `parse_special` reads
+    /// `<|eot|>` in the text as that token instead of its letters.
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool)
+    -> Result<Vec<Token>, EngineFault>;
+
+    /// Tokens to the bytes they stand for.
+    fn detokenize(&self, tokens: &[Token]) -> Result<Vec<u8>, EngineFault>;
+
+    /// The source of the model's default chat template, if it has one.
+    fn chat_template(&self) -> Option<&str>;
+}

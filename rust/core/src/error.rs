@@ -1,0 +1,138 @@
+//! Every error code there is, and [`Fault`], the one error that travels to a client.
+//!
+//! This module owns the vocabulary. It refuses to know HTTP: status, type and `Retry-After` of a
+//! code stand in one table, `python/llm_node/errors.py`, and a test fails when a row is missing.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)?) => {
+        /// What went wrong, in the words that clients see in `error.code`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode { $($(#[$doc])* $variant),+ }
+
+        impl ErrorCode {
+            /// All codes, in the order of the table.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$variant),+];
+
+            /// The code as clients see it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(ErrorCode::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is not JSON, or not an object.
+    InvalidJson = "invalid_json",
+    /// A field has the wrong type or range.
+    InvalidRequest = "invalid_request",
+    /// A parameter that would change the answer cannot be honoured.
+    UnsupportedParameter = "unsupported_parameter",
+    /// Prompt and answer do not fit the context. Nothing is ever truncated.
+    ContextLengthExceeded = "context_length_exceeded",
+    /// The engine's manifest does not name the model's architecture.
+    ArchitectureMismatch = "architecture_mismatch",
+    /// No engine reads the model's format.
+    FormatMismatch = "format_mismatch",
+    /// The engine or the model lacks what was asked for.
+    UnsupportedFeature = "unsupported_feature",
+    /// The API key is missing or unknown.
+    InvalidApiKey = "invalid_api_key",
+    /// An inference key was used on an admin route.
+    InsufficientScope = "insufficient_scope",
+    /// No model of that name.
+    ModelNotFound = "model_not_found",
+    /// No such route.
+    NotFound = "not_found",
+    /// The route does not know the method.
+    MethodNotAllowed = "method_not_allowed",
+    /// The body is larger than the limit.
+    RequestTooLarge = "request_too_large",
+    /// The admission queue is full.
+    QueueFull = "queue_full",
+    /// The client left.
+    Cancelled = "cancelled",
+    /// The engine was built for another ABI version.
+    AbiMismatch = "abi_mismatch",
+    /// The engine could not load the model.
+    LoadFailed = "load_failed",
+    /// The model file is damaged.
+    ModelCorrupt = "model_corrupt",
+    /// Anything unmapped.
+    Internal = "internal",
+    /// No engine fits; the message lists each candidate with its reason.
+    EngineNotFound = "engine_not_found",
+    /// The model's worker died.
+    EngineCrashed = "engine_crashed",
+    /// No usable GPU, and nobody chose the CPU.
+    GpuNotFound = "gpu_not_found",
+    /// The node is going down.
+    ShuttingDown = "shutting_down",
+    /// The model is still being loaded.
+    ModelLoading = "model_loading",
+    /// A deadline passed.
+    Timeout = "timeout",
+    /// Not enough GPU memory.
+    OomVram = "oom_vram",
+    /// Not enough memory of the host.
+    OomRam = "oom_ram",
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One failure, as it reaches a client: a code, a message that says what was wrong, where, and what
+/// to do, and the request field concerned where there is one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct Fault {
+    /// Which row of the error table.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+    /// The request field that was wrong.
+    pub param: Option<String>,
+    /// Further fields beside the message, as the text of a JSON object.
+    pub details: Option<String>,
+}
+
+impl Fault {
+    /// A fault without field and details.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), param: None, details: None }
+    }
+
+    /// The same fault, naming the request field that was wrong.
+    #[must_use]
+    pub fn param(mut self, name: impl Into<String>) -> Self {
+        self.param = Some(name.into());
+        self
+    }
+
+    /// The same fault with further fields; `details` is the text of a JSON object.
+    #[must_use]
+    pub fn details(mut self, details: impl Into<String>) -> Self {
+        self.details = Some(details.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_serde_agree_on_every_code() {
+        for code in ErrorCode::ALL {
+            assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{code}\""));
+        }
+    }
+}

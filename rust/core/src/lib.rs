@@ -1,0 +1,11 @@
+//! The pure heart of llm-node: what a request is, which sequences take part in the next step, which
+//! token a row of logits gives, what text that makes.
+//!
+//! No files, sockets, threads, clock or environment: time and randomness are passed in.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod engine;
+pub mod error;
+pub mod event;
+pub mod request;

@@ -1,0 +1,1 @@
+//! The parent: registry, models, memory ledger, supervisor. It never opens an engine.

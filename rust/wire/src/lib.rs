@@ -1,0 +1,5 @@
+//! What crosses the border between node and worker, and nothing else.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod message;

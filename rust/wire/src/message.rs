@@ -1,0 +1,251 @@
+//! The messages, as they stand in a frame.
+//!
+//! Node to worker: [`ToWorker`]; back: [`FromWorker`]. Anything not named here does not cross.
+
+use llm_node_core::{
+    error::Fault,
+    event::Event,
+    request::{Chat, Request},
+};
+use serde::{Deserialize, Serialize};
+
+/// Raised whenever a message changes its shape; a worker of another version is refused.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Names a request within one worker.
+pub type RequestId = u64;
+
+/// An engine as the registry found it. All paths are absolute, in the platform's own encoding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineAddress {
+    /// The manifest's `id`, which the binary must repeat.
+    pub id: String,
+    /// The manifest's `version`, which the binary must repeat.
+    pub version: String,
+    /// The manifest's `gpu_backend`.
+    pub gpu_backend: String,
+    /// Folder of the manifest.
+    pub directory: std::path::PathBuf,
+    /// The shared library.
+    pub binary: std::path::PathBuf,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadPlan {
+    /// With which engine.
+    pub engine: EngineAddress,
+    /// File or folder of the model.
+    pub model: std::path::PathBuf,
+    /// What the node calls it.
+    pub model_id: String,
+    /// Longest sequence in tokens; `None`: the model's own, or what the engine can give.
+    pub context_length: Option<u32>,
+    /// Sequences at once; `None`: the worker's default.
+    pub max_sequences: Option<u32>,
+    /// Layers on the devices; negative: all.
+    pub gpu_layers: i32,
+    /// CPU threads; 0: the engine's own choice.
+    pub threads: u32,
+    /// Device memory the engine may take, in bytes; 0: no limit.
+    pub vram_limit_bytes: u64,
+    /// Requests that may wait for admission before new ones are refused.
+    pub queue_limit: u32,
+    /// Settings for the engine, as they stand in the configuration.
+    pub options: Vec<(String, String)>,
+}
+
+/// From the node to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Open the engine, look at it, answer [`FromWorker::Verdict`], and end.
+    Probe(EngineAddress),
+    /// Open the engine, estimate, and wait for [`ToWorker::Proceed`].
+    Load(LoadPlan),
+    /// There is room for the estimate: load.
+    Proceed,
+    /// A new request.
+    Generate {
+        /// Chosen by the node, unique within the worker.
+        id: RequestId,
+        /// What is wanted.
+        request: Request,
+    },
+    /// The client of a request has left.
+    Cancel {
+        /// Unknown ids are ignored.
+        id: RequestId,
+    },
+    /// Something that is not generation.
+    Ask {
+        /// Chosen by the node, in the same series as those of requests.
+        id: RequestId,
+        /// What is asked.
+        question: Question,
+    },
+    /// Refuse new requests, finish those under way, answer [`FromWorker::Drained`].
+    Drain,
+    /// End at once: engine shutdown, then exit.
+    Stop,
+}
+
+/// What can be asked of a loaded model beside generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Question {
+    /// Text to tokens.
+    Tokenize {
+        /// The text.
+        text: String,
+        /// Add BOS and EOS as the model wants them.
+        add_special: bool,
+        /// Read special tokens in the text.
+        parse_special: bool,
+    },
+    /// Tokens to text.
+    Detokenize {
+        /// The tokens.
+        tokens: Vec<i32>,
+    },
+    /// A conversation to the prompt's text.
+    ApplyTemplate(Chat),
+    /// One vector for each text.
+    Embed {
+        /// The texts.
+        inputs: Vec<String>,
+    },
+    /// What the model takes on each device now.
+    MemoryUse,
+}
+
+/// The answers to [`Question`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// To `Tokenize`.
+    Tokens(Vec<i32>),
+    /// To `Detokenize` and `ApplyTemplate`.
+    Text(String),
+    /// To `Embed`: the vectors, not normalised, and the tokens of each input.
+    Embeddings {
+        /// One vector for each input.
+        vectors: Vec<Vec<f32>>,
+        /// Tokens of each input.
+        tokens: Vec<u32>,
+    },
+    /// To `MemoryUse`.
+    MemoryUse(Vec<MemoryUse>),
+}
+
+/// What a model takes on one device, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// The engine's name of the device ("CUDA0"); "host" for plain memory.
+    pub device: String,
+    /// PCI bus id, where the device has one.
+    pub bus_id: Option<String>,
+    /// Is it memory of the host?
+    pub is_host: bool,
+    /// Weights.
+    pub weights: u64,
+    /// KV cache and recurrent state.
+    pub cache: u64,
+    /// Everything else.
+    pub compute: u64,
+    /// What `cache` grows by per token of capacity.
+    pub cache_per_token: u64,
+    /// What `cache` grows by per sequence.
+    pub cache_per_sequence: u64,
+}
+
+impl MemoryUse {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.cache).saturating_add(self.compute)
+    }
+}
+
+/// What a probe found out about a usable engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// The binary's own.
+    pub abi_version: u32,
+    /// Extensions that it offers: `engine.batch/1`, ...
+    pub extensions: Vec<String>,
+}
+
+/// What a worker says of the model that it has loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// "llama", "qwen3", ...
+    pub architecture: String,
+    /// "gguf", "safetensors", ...
+    pub format: String,
+    /// "Q4_K_M", ...
+    pub quantization: Option<String>,
+    /// Number of weights.
+    pub n_parameters: u64,
+    /// Longest sequence in tokens that a request may use.
+    pub context_length: u32,
+    /// Sequences at once.
+    pub max_sequences: u32,
+    /// Width of one embedding; 0: the model gives none.
+    pub n_embedding: u32,
+    /// Can it generate?
+    pub generates: bool,
+    /// Has it a chat template?
+    pub has_chat_template: bool,
+    /// What it takes on each device.
+    pub memory: Vec<MemoryUse>,
+    /// Which way requests take: "batch", "stream" or "tier0".
+    pub source: String,
+}
+
+/// From a worker to the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The first message, before anything else.
+    Hello {
+        /// Must equal the node's [`PROTOCOL_VERSION`].
+        protocol: u32,
+        /// The secret that the node gave this worker at its start.
+        secret: String,
+    },
+    /// The engine call that is about to begin; what the node blames if the worker dies or hangs.
+    Stage(String),
+    /// Answer to `Probe`.
+    Verdict(Result<EngineFacts, EngineRefusal>),
+    /// What the load will take; `None` where the engine cannot say.
+    Estimated(Option<Vec<MemoryUse>>),
+    /// How far the load is, 0 to 1.
+    Progress(f32),
+    /// The model answers requests from now on.
+    Ready(ModelFacts),
+    /// The load failed; the worker ends.
+    LoadFailed(Fault),
+    /// All that one scheduler step brought, in order.
+    Step(Vec<(RequestId, Event)>),
+    /// Answer to `Ask`.
+    Answer {
+        /// Which question.
+        id: RequestId,
+        /// What came of it.
+        answer: Result<Answer, Fault>,
+    },
+    /// A message of the engine, or of the worker.
+    Log {
+        /// 0 debug, 1 info, 2 warning, 3 error.
+        severity: u8,
+        /// One line or more.
+        message: String,
+    },
+    /// Nothing is under way any more.
+    Drained,
+}
+
+/// Why an engine cannot be used: one of the typed load errors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineRefusal {
+    /// `AbiMismatch`, `BinaryNotFound`, `WrongArch`, `LoadFailed`, `MissingSymbol`, `NullInfo`, ...
+    pub kind: String,
+    /// What was wrong, where, and what to do.
+    pub fault: Fault,
+}

@@ -1,0 +1,1 @@
+//! The child: one engine, one model, its scheduler and its sampler.
