@@ -25,8 +25,10 @@ pub struct EngineAddress {
     /// The manifest's `gpu_backend`.
     pub gpu_backend: String,
     /// Folder of the manifest.
+    #[serde(with = "crate::os_path")]
     pub directory: std::path::PathBuf,
     /// The shared library.
+    #[serde(with = "crate::os_path")]
     pub binary: std::path::PathBuf,
 }
 
@@ -36,6 +38,7 @@ pub struct LoadPlan {
     /// With which engine.
     pub engine: EngineAddress,
     /// File or folder of the model.
+    #[serde(with = "crate::os_path")]
     pub model: std::path::PathBuf,
     /// What the node calls it.
     pub model_id: String,

@@ -1,0 +1,372 @@
+//! Every message comes out as it went in, and nothing that is not a message does any harm.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{io, path::PathBuf};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
+    request::{Chat, Prompt, Request, Sampling},
+};
+use llm_node_wire::{
+    frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
+    message::{
+        Answer, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse, ModelFacts,
+        Question, ToWorker,
+    },
+};
+use proptest::{collection::vec, option, prelude::*};
+use serde::{Serialize, de::DeserializeOwned};
+
+fn written<M: Serialize>(message: &M) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    FrameWriter::new(&mut bytes).write(message).unwrap();
+    bytes
+}
+
+fn returns<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &M) {
+    let bytes = written(message);
+    let mut reader = FrameReader::new(&bytes[..]);
+    assert_eq!(&reader.read::<M>().unwrap(), message);
+    assert!(matches!(reader.read::<M>(), Err(FrameError::Closed)));
+}
+
+// NaN differs from itself, so equality could not be seen; its bits are tested apart.
+fn float() -> impl Strategy<Value = f32> {
+    any::<f32>().prop_filter("NaN differs from itself", |x| !x.is_nan())
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), ".{0,40}", "[\\x00-\\x7f]{0,200}"]
+}
+
+fn code() -> impl Strategy<Value = ErrorCode> {
+    proptest::sample::select(ErrorCode::ALL)
+}
+
+prop_compose! {
+    fn fault()(code in code(), message in text(), param in option::of(text()), details in option::of(text())) -> Fault {
+        Fault { code, message, param, details }
+    }
+}
+
+prop_compose! {
+    fn chat()(messages in text(), tools in option::of(text()), variables in option::of(text())) -> Chat {
+        Chat { messages, tools, variables }
+    }
+}
+
+fn prompt() -> impl Strategy<Value = Prompt> {
+    prop_oneof![
+        text().prop_map(Prompt::Text),
+        vec(any::<i32>(), 0..50).prop_map(Prompt::Tokens),
+        chat().prop_map(Prompt::Chat),
+    ]
+}
+
+prop_compose! {
+    fn sampling()(
+        (temperature, top_k, top_p, min_p) in (float(), any::<u32>(), float(), float()),
+        (repeat_penalty, frequency_penalty, presence_penalty) in (float(), float(), float()),
+        seed in any::<Option<u64>>(),
+        bias in vec((any::<i32>(), float()), 0..5),
+    ) -> Sampling {
+        Sampling {
+            temperature, top_k, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, seed, bias,
+        }
+    }
+}
+
+prop_compose! {
+    fn request()(
+        prompt in prompt(),
+        max_tokens in any::<Option<u32>>(),
+        sampling in sampling(),
+        stop in vec(text(), 0..4),
+        ignore_eos in any::<bool>(),
+        logprobs in any::<Option<u32>>(),
+    ) -> Request {
+        Request { prompt, max_tokens, sampling, stop, ignore_eos, logprobs }
+    }
+}
+
+prop_compose! {
+    fn address()(id in text(), version in text(), gpu_backend in text(), directory in text(), binary in text()) -> EngineAddress {
+        EngineAddress { id, version, gpu_backend, directory: directory.into(), binary: binary.into() }
+    }
+}
+
+prop_compose! {
+    fn plan()(
+        engine in address(),
+        model in text(),
+        model_id in text(),
+        (context_length, max_sequences) in (any::<Option<u32>>(), any::<Option<u32>>()),
+        (gpu_layers, threads, vram_limit_bytes, queue_limit) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
+        options in vec((text(), text()), 0..4),
+    ) -> LoadPlan {
+        LoadPlan {
+            engine, model: model.into(), model_id, context_length, max_sequences, gpu_layers, threads,
+            vram_limit_bytes, queue_limit, options,
+        }
+    }
+}
+
+fn question() -> impl Strategy<Value = Question> {
+    prop_oneof![
+        (text(), any::<bool>(), any::<bool>()).prop_map(|(text, add_special, parse_special)| {
+            Question::Tokenize { text, add_special, parse_special }
+        }),
+        vec(any::<i32>(), 0..50).prop_map(|tokens| Question::Detokenize { tokens }),
+        chat().prop_map(Question::ApplyTemplate),
+        vec(text(), 0..4).prop_map(|inputs| Question::Embed { inputs }),
+        Just(Question::MemoryUse),
+    ]
+}
+
+fn to_worker() -> impl Strategy<Value = ToWorker> {
+    prop_oneof![
+        address().prop_map(ToWorker::Probe),
+        plan().prop_map(ToWorker::Load),
+        Just(ToWorker::Proceed),
+        (any::<u64>(), request()).prop_map(|(id, request)| ToWorker::Generate { id, request }),
+        any::<u64>().prop_map(|id| ToWorker::Cancel { id }),
+        (any::<u64>(), question()).prop_map(|(id, question)| ToWorker::Ask { id, question }),
+        Just(ToWorker::Drain),
+        Just(ToWorker::Stop),
+    ]
+}
+
+prop_compose! {
+    fn memory_use()(
+        device in text(), bus_id in option::of(text()), is_host in any::<bool>(),
+        (weights, cache, compute, cache_per_token, cache_per_sequence) in any::<(u64, u64, u64, u64, u64)>(),
+    ) -> MemoryUse {
+        MemoryUse { device, bus_id, is_host, weights, cache, compute, cache_per_token, cache_per_sequence }
+    }
+}
+
+prop_compose! {
+    fn picked()(
+        id in any::<i32>(),
+        logprobs in option::of((vec(any::<u8>(), 0..5), float(), vec((vec(any::<u8>(), 0..5), any::<i32>(), float()), 0..4))),
+    ) -> PickedToken {
+        PickedToken { id, logprobs: logprobs.map(|(bytes, logprob, top)| TokenLogprobs { bytes, logprob, top }) }
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        any::<u32>().prop_map(|prompt_tokens| Event::Started { prompt_tokens }),
+        (text(), vec(picked(), 0..4)).prop_map(|(text, tokens)| Event::Piece(Piece { text, tokens })),
+        (
+            proptest::sample::select(&[Finish::Stop, Finish::Length, Finish::Cancelled][..]),
+            any::<(u32, u32, u32)>()
+        )
+            .prop_map(|(reason, (prompt_tokens, completion_tokens, cached_tokens))| {
+                Event::Finished { reason, usage: Usage { prompt_tokens, completion_tokens, cached_tokens } }
+            }),
+        fault().prop_map(Event::Failed),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        vec(any::<i32>(), 0..50).prop_map(Answer::Tokens),
+        text().prop_map(Answer::Text),
+        (vec(vec(float(), 0..20), 0..4), vec(any::<u32>(), 0..4))
+            .prop_map(|(vectors, tokens)| Answer::Embeddings { vectors, tokens }),
+        vec(memory_use(), 0..3).prop_map(Answer::MemoryUse),
+    ]
+}
+
+prop_compose! {
+    fn model_facts()(
+        (architecture, format, source) in (text(), text(), text()),
+        quantization in option::of(text()),
+        n_parameters in any::<u64>(),
+        (context_length, max_sequences, n_embedding) in any::<(u32, u32, u32)>(),
+        (generates, has_chat_template) in any::<(bool, bool)>(),
+        memory in vec(memory_use(), 0..3),
+    ) -> ModelFacts {
+        ModelFacts {
+            architecture, format, quantization, n_parameters, context_length, max_sequences, n_embedding,
+            generates, has_chat_template, memory, source,
+        }
+    }
+}
+
+fn from_worker() -> impl Strategy<Value = FromWorker> {
+    prop_oneof![
+        (any::<u32>(), text()).prop_map(|(protocol, secret)| FromWorker::Hello { protocol, secret }),
+        text().prop_map(FromWorker::Stage),
+        (any::<u32>(), vec(text(), 0..9)).prop_map(|(abi_version, extensions)| FromWorker::Verdict(Ok(
+            EngineFacts { abi_version, extensions }
+        ))),
+        (text(), fault()).prop_map(|(kind, fault)| FromWorker::Verdict(Err(EngineRefusal { kind, fault }))),
+        option::of(vec(memory_use(), 0..3)).prop_map(FromWorker::Estimated),
+        float().prop_map(FromWorker::Progress),
+        model_facts().prop_map(FromWorker::Ready),
+        fault().prop_map(FromWorker::LoadFailed),
+        vec((any::<u64>(), event()), 0..20).prop_map(FromWorker::Step),
+        (any::<u64>(), prop_oneof![answer().prop_map(Ok), fault().prop_map(Err)])
+            .prop_map(|(id, answer)| FromWorker::Answer { id, answer }),
+        (any::<u8>(), text()).prop_map(|(severity, message)| FromWorker::Log { severity, message }),
+        Just(FromWorker::Drained),
+    ]
+}
+
+/// Gives its bytes a few at a time, as a socket may.
+struct Trickle<'a>(&'a [u8], usize);
+
+impl io::Read for Trickle<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = buffer.len().min(self.1).min(self.0.len());
+        buffer[..n].copy_from_slice(&self.0[..n]);
+        self.0 = &self.0[n..];
+        Ok(n)
+    }
+}
+
+proptest! {
+    #[test]
+    fn messages_to_a_worker_come_out_as_they_went_in(message in to_worker()) {
+        returns(&message);
+    }
+
+    #[test]
+    fn messages_from_a_worker_come_out_as_they_went_in(message in from_worker()) {
+        returns(&message);
+    }
+
+    #[test]
+    fn frames_survive_any_cut_of_the_stream(messages in vec(from_worker(), 1..5), piece in 1usize..9) {
+        let bytes: Vec<u8> = messages.iter().flat_map(written).collect();
+        let mut reader = FrameReader::new(Trickle(&bytes, piece));
+        for message in &messages {
+            prop_assert_eq!(&reader.read::<FromWorker>().unwrap(), message);
+        }
+        prop_assert!(matches!(reader.read::<FromWorker>(), Err(FrameError::Closed)));
+    }
+
+    #[test]
+    fn a_stream_that_ends_within_a_frame_is_truncated(message in to_worker(), at in any::<proptest::sample::Index>()) {
+        let bytes = written(&message);
+        let end = 1 + at.index(bytes.len() - 1);
+        prop_assert!(matches!(
+            FrameReader::new(&bytes[..end]).read::<ToWorker>(),
+            Err(FrameError::Truncated)
+        ));
+    }
+
+    #[test]
+    fn random_bytes_are_an_error_or_a_message(bytes in vec(any::<u8>(), 0..300)) {
+        let _ = decode::<ToWorker>(&bytes);
+        let _ = decode::<FromWorker>(&bytes);
+        let _ = FrameReader::new(&bytes[..]).read::<ToWorker>();
+    }
+
+    // Random bytes seldom get past the first variant; one wrong byte in a real message does.
+    #[test]
+    fn a_damaged_message_is_an_error_or_a_message(
+        message in from_worker(), at in any::<proptest::sample::Index>(), byte in any::<u8>(),
+    ) {
+        let mut bytes = written(&message).split_off(4);
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(other) = decode::<FromWorker>(&bytes) {
+            let mut frame = Vec::new();
+            prop_assert!(FrameWriter::new(&mut frame).write(&other).is_ok());
+        }
+    }
+
+    #[test]
+    fn nothing_may_follow_the_message(message in to_worker(), tail in vec(any::<u8>(), 1..5)) {
+        let mut body = written(&message).split_off(4);
+        body.extend(tail);
+        prop_assert!(matches!(decode::<ToWorker>(&body), Err(FrameError::Malformed(_))));
+    }
+}
+
+#[test]
+fn a_length_over_the_cap_is_refused_before_the_body() {
+    let bytes = u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes();
+    let error = FrameReader::new(&bytes[..]).read::<ToWorker>().unwrap_err();
+    assert!(matches!(error, FrameError::TooLarge { length } if length == MAX_FRAME + 1), "{error}");
+}
+
+#[test]
+fn a_message_over_the_cap_is_not_written() {
+    let mut bytes = Vec::new();
+    let error = FrameWriter::new(&mut bytes).write(&FromWorker::Stage("x".repeat(MAX_FRAME))).unwrap_err();
+    assert!(matches!(error, FrameError::TooLarge { .. }), "{error}");
+    assert!(bytes.is_empty());
+}
+
+#[test]
+fn a_writer_goes_on_after_a_message_over_the_cap() {
+    let mut bytes = Vec::new();
+    let mut writer = FrameWriter::new(&mut bytes);
+    writer.write(&FromWorker::Stage("x".repeat(MAX_FRAME))).unwrap_err();
+    writer.write(&FromWorker::Drained).unwrap();
+    assert_eq!(FrameReader::new(&bytes[..]).read::<FromWorker>().unwrap(), FromWorker::Drained);
+}
+
+/// Counts what a decoder would set aside for a count that no bytes stand behind.
+#[test]
+fn a_count_without_bytes_behind_it_allocates_nothing_of_note() {
+    // Variant 8 is `Step`; then a count of u64::MAX, then nothing.
+    let mut body = vec![8];
+    body.extend([0xff; 9]);
+    body.push(0x01);
+    assert!(matches!(decode::<FromWorker>(&body), Err(FrameError::Malformed(_))));
+    // The same for a text and for tokens.
+    for variant in [1, 9] {
+        body[0] = variant;
+        assert!(matches!(decode::<FromWorker>(&body), Err(FrameError::Malformed(_))));
+    }
+}
+
+#[test]
+fn forbidding_a_token_survives() {
+    let request = Request {
+        prompt: Prompt::Text(String::new()),
+        max_tokens: None,
+        sampling: Sampling { bias: vec![(7, f32::NEG_INFINITY), (8, f32::INFINITY)], ..Sampling::default() },
+        stop: Vec::new(),
+        ignore_eos: false,
+        logprobs: None,
+    };
+    returns(&ToWorker::Generate { id: 1, request });
+}
+
+#[test]
+fn not_a_number_keeps_its_bits() {
+    let bytes = written(&FromWorker::Progress(f32::NAN));
+    let FromWorker::Progress(x) = FrameReader::new(&bytes[..]).read().unwrap() else {
+        panic!("another variant")
+    };
+    assert_eq!(x.to_bits(), f32::NAN.to_bits());
+}
+
+/// A node and a worker of different versions must still understand each other's greeting.
+#[test]
+fn hello_never_changes_its_shape() {
+    let hello = FromWorker::Hello { protocol: 300, secret: "ab".into() };
+    assert_eq!(written(&hello), [6, 0, 0, 0, 0, 0xac, 0x02, 2, b'a', b'b']);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_path_need_not_be_utf_8() {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+
+    let path = PathBuf::from(OsString::from_vec(b"/models/caf\xe9.gguf".to_vec()));
+    returns(&ToWorker::Probe(EngineAddress {
+        id: "a".into(),
+        version: "1".into(),
+        gpu_backend: "cpu".into(),
+        directory: path.clone(),
+        binary: path,
+    }));
+}
