@@ -1,0 +1,84 @@
+# Everything a checkout needs, in a handful of words:
+#   make run    set up, then chat with the demo model over HTTP
+#   make test   set up, lint, run every test
+# Both bring what a package index can bring, and say plainly what you must install yourself.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := .cache/stamps
+BACKEND ?= $(shell $(BIN)/python tools/detect_backend.py 2>/dev/null || echo cpu)
+PORT    ?= 3000
+
+RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
+PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
+
+.PHONY: setup run test lint bench gen engine samples wheel clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '2,4s/^# *//p' $(MAKEFILE_LIST)
+	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | bench | gen | wheel | clean"
+
+## set-up ###########################################################################################
+
+$(STAMPS)/tools: pyproject.toml tools/check_toolchain.py
+	@$(PYTHON) tools/check_toolchain.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group build --group test
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/tools $(RUST_SOURCES) $(PYTHON_SOURCES)
+	rm -rf .cache/wheels
+	$(BIN)/maturin build --release --locked --quiet --out .cache/wheels
+	$(BIN)/python -m pip install --quiet .cache/wheels/*.whl
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .cache/wheels/*.whl
+	@touch $@
+
+# The build script decides whether there is anything to do.
+engine: $(STAMPS)/tools
+	$(BIN)/python tools/build_engine.py $(BACKEND)
+
+samples: $(STAMPS)/tools
+	@$(MAKE) --no-print-directory -C engines/sample_c OUT=$(CURDIR)/engines
+
+setup: $(STAMPS)/wheel
+	@$(MAKE) --no-print-directory engine BACKEND=cpu
+
+wheel: $(STAMPS)/wheel
+
+## use ##############################################################################################
+
+# The Makefile chooses the backend and says which; the program itself never falls back to the CPU.
+run: $(STAMPS)/wheel
+	@$(MAKE) --no-print-directory engine BACKEND=$(BACKEND)
+	@echo "GPU backend: $(BACKEND) (make run BACKEND=... chooses another)"
+	$(BIN)/llm-node --engines-dir engines --gpu-backend $(BACKEND) --port $(PORT)
+
+## checks ###########################################################################################
+
+test: setup lint
+	cargo test --workspace --exclude llm-node-py --locked --quiet
+	$(BIN)/python tools/build_engine.py cpu --test
+	$(BIN)/python -m pytest
+
+lint: $(STAMPS)/wheel
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest llm_node._core
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/lint_c.py
+
+gen: $(STAMPS)/wheel
+	$(BIN)/python tools/generate_docs.py
+
+bench: setup
+	@echo "The benchmark against other servers is not written yet; see CHANGELOG.md." && exit 1
+
+clean:
+	rm -rf $(VENV) .cache target engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \
+	  engines/llama_cpp/metal engines/llama_cpp/vulkan engines/my_engine engines/sample_markov

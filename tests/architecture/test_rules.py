@@ -1,0 +1,167 @@
+"""The rules of docs/architecture.md that neither the compiler nor import-linter enforces."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "python/llm_node"
+
+# crate -> crates of ours that it may depend on
+ARROWS = {
+    "llm-node-abi": set(),
+    "llm-node-core": set(),
+    "llm-node-sdk": {"llm-node-abi"},
+    "llm-node-host": {"llm-node-abi", "llm-node-core"},
+    "llm-node-wire": {"llm-node-core"},
+    "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core"},
+    "llm-node-node": {"llm-node-wire", "llm-node-core"},
+    "llm-node-py": {"llm-node-node", "llm-node-worker", "llm-node-core", "llm-node-wire", "llm-node-abi"},
+}
+ONLY_HERE = {"pyo3": {"llm-node-py"}, "libloading": {"llm-node-host"}}
+MAY_BE_UNSAFE = re.compile(
+    r"rust/(abi|sdk|host)/|rust/worker/src/sandbox\.rs|rust/node/src/platform/|engines/[^/]+/src/[^/]+\.rs"
+)
+
+
+@cache
+def packages() -> dict[str, dict[str, set[str]]]:
+    """name -> dependency kind ("normal", "dev", "build") -> names."""
+    output = subprocess.run(
+        ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found: dict[str, dict[str, set[str]]] = {}
+    for package in json.loads(output)["packages"]:
+        kinds: dict[str, set[str]] = {"normal": set(), "dev": set(), "build": set()}
+        for dependency in package["dependencies"]:
+            kinds[dependency["kind"] or "normal"].add(dependency["name"])
+        found[package["name"]] = kinds
+    return found
+
+
+def rust_files() -> list[Path]:
+    files = [*ROOT.glob("rust/**/*.rs"), *ROOT.glob("engines/*/src/**/*.rs")]
+    return [path for path in files if "/target/" not in str(path)]
+
+
+def without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*", "", text)
+
+
+def without_tests(text: str) -> str:
+    return text.split("#[cfg(test)]")[0]
+
+
+def python_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_crate_is_named() -> None:
+    assert set(packages()) == set(ARROWS)
+
+
+@pytest.mark.parametrize("crate", sorted(ARROWS))
+def test_arrows(crate: str) -> None:
+    ours = {name for name in packages()[crate]["normal"] if name.startswith("llm-node-")}
+    assert ours <= ARROWS[crate]
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_HERE))
+def test_only_home(library: str) -> None:
+    users = {crate for crate, kinds in packages().items() if library in kinds["normal"]}
+    assert users == ONLY_HERE[library]
+
+
+def test_core_is_pure() -> None:
+    banned = re.compile(r"std::(fs|net|thread|process|env|os)\b|std::time::(Instant|SystemTime)|Instant::now")
+    for path in sorted((ROOT / "rust/core/src").rglob("*.rs")):
+        found = banned.search(without_comments(path.read_text()))
+        assert not found, f"{path}: {found.group() if found else ''} in the pure core"
+
+
+def test_unsafe_stays_at_home() -> None:
+    for path in rust_files():
+        name = path.relative_to(ROOT).as_posix()
+        if MAY_BE_UNSAFE.match(name) or "/tests/" in name:
+            continue
+        assert not re.search(
+            r"\bunsafe\b",
+            without_comments(path.read_text())
+            .replace("forbid(unsafe_code)", "")
+            .replace("deny(unsafe_code)", ""),
+        ), name
+
+
+def test_an_engine_has_one_unsafe_file() -> None:
+    for engine in sorted(ROOT.glob("engines/*/Cargo.toml")):
+        homes = [
+            path
+            for path in sorted((engine.parent / "src").rglob("*.rs"))
+            if re.search(r"\bunsafe\b", without_comments(path.read_text()))
+        ]
+        assert len(homes) <= 1, homes
+
+
+def test_no_word_of_an_api_family_in_rust() -> None:
+    for path in rust_files():
+        text = without_comments(without_tests(path.read_text()))
+        assert not re.search(r"\bchoices\b|chat\.completion", text), path
+
+
+def test_environment_is_read_in_settings_alone() -> None:
+    for path in python_files():
+        if path != PACKAGE / "settings.py":
+            assert not re.search(r"os\.(environ|getenv)", path.read_text()), path
+
+
+def test_core_is_imported_by_node_and_worker_alone() -> None:
+    for path in python_files():
+        imports = re.search(r"^\s*(from|import)\s[^\n]*\b_core\b", path.read_text(), re.MULTILINE)
+        if imports:
+            assert path.name in {"node.py", "worker.py"}, f"{path}: {imports.group()}"
+
+
+def test_one_writer_of_data_lines() -> None:
+    for path in python_files():
+        if path != PACKAGE / "api/sse.py":
+            assert not re.search(r"""["']data: ?""", path.read_text()), path
+
+
+def test_one_place_turns_an_error_into_a_status() -> None:
+    table = re.compile(r"\b(abi_mismatch|oom_vram|queue_full|gpu_not_found)\b.*\b(5\d\d|4\d\d)\b")
+    for path in python_files():
+        if path != PACKAGE / "errors.py":
+            assert not table.search(path.read_text()), path
+
+
+def test_one_parser_of_manifests() -> None:
+    homes = [p.relative_to(ROOT).as_posix() for p in rust_files() if "struct EngineManifest" in p.read_text()]
+    assert homes == ["rust/node/src/registry/manifest.rs"]
+    for path in python_files():
+        assert "manifest.json" not in re.sub(r'"""(.|\n)*?"""|#[^\n]*', "", path.read_text()), path
+
+
+def test_importing_the_package_stays_light() -> None:
+    """A worker imports the package too: it must not pay for the HTTP side."""
+    import sys
+
+    code = "import sys, llm_node; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("aiohttp", "pydantic", "click", "pynvml", "asyncio"):
+        assert f"'{heavy}'" not in loaded, heavy
+
+
+def test_folders_and_files_have_telling_names() -> None:
+    vague = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
+    for path in [*rust_files(), *python_files()]:
+        assert not vague & {part.removesuffix(path.suffix) for part in path.relative_to(ROOT).parts}, path

@@ -1,0 +1,92 @@
+"""Fixtures that more than one folder needs. Everything here is real: the wheel, processes, models."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.engines import HEADER_FOLDER  # noqa: E402
+from support.node import RunningNode, running_node  # noqa: E402
+
+LLAMA_CPP = ROOT / "engines/llama_cpp/cpu"
+STORIES = ROOT.parent / "shared/models/stories260K.gguf"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def header_folder() -> Path:
+    return HEADER_FOLDER
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real trained model of 260 K parameters, beside the checkout where the project is developed."""
+    if not STORIES.is_file():
+        pytest.skip(f"needs {STORIES}, which a public clone has not; the demo model carries the same checks")
+    return STORIES
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    import llm_node.demo
+
+    return llm_node.demo.path()
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """The folder of the built llama.cpp engine."""
+    assert (LLAMA_CPP / "manifest.json").is_file(), "no llama.cpp engine: run `make setup`"
+    return LLAMA_CPP
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engines folder with the two C samples, freshly compiled."""
+    folder = tmp_path_factory.mktemp("samples")
+    subprocess.run(
+        ["make", "--no-print-directory", "-C", str(ROOT / "engines/sample_c"), f"OUT={folder}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder: stories260K.gguf where there is one."""
+    folder = tmp_path_factory.mktemp("models")
+    if STORIES.is_file():
+        shutil.copy(STORIES, folder / "stories260K.gguf")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engines(llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engines folder with the llama.cpp engine alone."""
+    folder = tmp_path_factory.mktemp("engines")
+    (folder / "llama_cpp").mkdir()
+    (folder / "llama_cpp/cpu").symlink_to(llama_cpp)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def node(engines: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node on the CPU with the llama.cpp engine, the demo model, and stories260K where there is one."""
+    folder = tmp_path_factory.mktemp("node")
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
+    with running_node(folder, arguments) as running:
+        yield running

@@ -1,0 +1,1 @@
+"""What several test folders share: compiling fakes, running real nodes."""

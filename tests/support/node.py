@@ -1,0 +1,158 @@
+"""Real `llm-node` processes for tests: started, watched, and always ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    """Pids of the process's children, its grandchildren included."""
+    table: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                table.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: list[int] = []
+    open_ends = [pid]
+    while open_ends:
+        for child in table.get(open_ends.pop(), []):
+            found.append(child)
+            open_ends.append(child)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Is it running (a zombie is not)?"""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class RunningNode:
+    """A node that answers on `url`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, timeout: float = 60
+    ) -> Answer:
+        data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
+        request = urllib.request.Request(
+            self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as reply:
+                return Answer(reply.status, dict(reply.headers), reply.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, dict(error.headers), error.read())
+
+    def get(self, path: str, **keywords: Any) -> Answer:
+        return self.request("GET", path, **keywords)
+
+    def post(self, path: str, body: Any = None, **keywords: Any) -> Answer:
+        return self.request("POST", path, body, **keywords)
+
+    def workers(self) -> list[int]:
+        return children_of(self.process.pid)
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+def node_environment(home: Path, **changes: str) -> dict[str, str]:
+    """The environment of a test node: no setting of the person who runs the tests leaks in."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LLM_NODE_")}
+    return {**kept, "HOME": str(home), **changes}
+
+
+@contextlib.contextmanager
+def running_node(
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningNode]:
+    """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = folder / "node.log"
+    command = [str(Path(sys.executable).with_name("llm-node")), "--port", str(port), *arguments]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            cwd=folder,
+            env=node_environment(folder, **(environment or {})),
+        )
+    node = RunningNode(process, f"http://127.0.0.1:{port}", log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if process.poll() is not None:
+                raise AssertionError(f"llm-node ended with {process.returncode}:\n{node.log_text()}")
+            with contextlib.suppress(OSError, urllib.error.URLError):
+                if node.get("/readyz", timeout=2).status == 200:
+                    break
+            if time.monotonic() > deadline:
+                raise AssertionError(f"llm-node was not ready in {START_SECONDS} s:\n{node.log_text()}")
+            time.sleep(0.05)
+        yield node
+    finally:
+        workers = node.workers()
+        node.stop()
+        left = [pid for pid in workers if alive(pid)]
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        assert not left, f"workers outlived their node: {left}\n{node.log_text()}"
