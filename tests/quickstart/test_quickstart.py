@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.engines import compile_library, fake_engine, write_manifest
 from support.gguf import write_gguf
 from support.node import RunningNode, running_node

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from support.node import RunningNode, alive, running_node
 
 STORY = (
