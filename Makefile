@@ -77,7 +77,7 @@ gen: $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py
 
 bench: setup
-	@echo "The benchmark against other servers is not written yet; see CHANGELOG.md." && exit 1
+	$(BIN)/python benches/throughput.py
 
 clean:
 	rm -rf $(VENV) .cache target engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \
