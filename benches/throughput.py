@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import platform
 import sys
@@ -44,7 +45,7 @@ async def one_stream(
                 chunk = json.loads(line[6:])
                 if chunk.get("usage"):
                     tokens = int(chunk["usage"]["completion_tokens"])
-    return times[0] - sent, [b - a for a, b in zip(times, times[1:-1], strict=False)], tokens
+    return times[0] - sent, [b - a for a, b in itertools.pairwise(times[:-1])], tokens
 
 
 def percentile(values: list[float], share: float) -> float:
