@@ -6,6 +6,7 @@
 //!
 //! Needs a C and a C++ compiler: `$CC` and `$CXX`, or `cc` and `c++`.
 #![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
