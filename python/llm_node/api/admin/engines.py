@@ -1,0 +1,18 @@
+"""`GET /api/engines`: every candidate with its verdict."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.api.context import NODE
+from llm_node.node import NodeError
+
+YES = ("1", "true", "yes")
+
+
+async def listing(request: web.Request) -> web.Response:
+    """The route. `?refresh=true` searches the folders anew."""
+    refresh = request.query.get("refresh", "false").lower()
+    if refresh not in (*YES, "0", "false", "no"):
+        raise NodeError("invalid_request", "refresh: expected true or false", "refresh")
+    return web.json_response({"engines": await request.app[NODE].engines(refresh=refresh in YES)})

@@ -1,0 +1,12 @@
+"""`GET /api/system`: devices, memory, versions."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.api.context import NODE
+
+
+async def report(request: web.Request) -> web.Response:
+    """The route."""
+    return web.json_response(await request.app[NODE].system())

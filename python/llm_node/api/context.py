@@ -1,0 +1,14 @@
+"""What a route finds in its application. Set once, in `server/app.py`."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.node import Node
+
+NODE = web.AppKey("NODE", Node)
+KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
+"""Seconds of silence after which a stream gets an SSE comment."""
+
+REQUEST_ID = "request_id"
+"""Key in a request: its id, as in `x-request-id` and the log."""

@@ -1,0 +1,19 @@
+"""OpenAI's API: `/v1/...`. Its words stand here and in `schema/`, and nowhere else."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.api.openai import chat, completions, embeddings, models
+
+
+def routes() -> list[web.RouteDef]:
+    """All routes of the family."""
+    return [
+        web.post("/v1/chat/completions", chat.create),
+        web.post("/v1/completions", completions.create),
+        web.post("/v1/embeddings", embeddings.create),
+        web.get("/v1/models", models.listing),
+        # A model's name may have slashes in it.
+        web.get("/v1/models/{model:.+}", models.one),
+    ]

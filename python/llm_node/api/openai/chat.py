@@ -1,0 +1,102 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from aiohttp import web
+
+from llm_node.api import body, sse
+from llm_node.api.context import NODE
+from llm_node.api.openai import answers, neutral
+from llm_node.node import Event, Node
+from llm_node.schema.chat import ChatCompletionRequest
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """The route."""
+    wanted = await body.read(request, ChatCompletionRequest)
+    node = request.app[NODE]
+    requests = [_neutral(wanted, answer) for answer in range(wanted.n)]
+    if wanted.stream:
+        return await sse.respond(request, _frames(node, wanted, requests))
+    return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
+
+
+def _neutral(wanted: ChatCompletionRequest, answer: int) -> dict[str, Any]:
+    chat = {"messages": sse.dump([message.plain() for message in wanted.messages])}
+    if wanted.chat_template_kwargs:
+        chat["variables"] = sse.dump(wanted.chat_template_kwargs)
+    return neutral.request(
+        wanted,
+        {"chat": chat},
+        answer=answer,
+        max_tokens=wanted.max_tokens
+        if wanted.max_completion_tokens is None
+        else wanted.max_completion_tokens,
+        logprobs=wanted.top_logprobs if wanted.logprobs else None,
+    )
+
+
+async def _whole(node: Node, wanted: ChatCompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    whole = await answers.Whole(len(requests), wanted.n).gather(node, wanted.model, requests)
+    return {
+        **answers.identity("chatcmpl", "chat.completion", wanted.model),
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": answers.chat_logprobs(whole.logprobs[index]) if wanted.logprobs else None,
+                "finish_reason": whole.reasons[index],
+            }
+            for index, text in enumerate(whole.texts)
+        ],
+        "usage": whole.usage.shape(),
+    }
+
+
+async def _frames(
+    node: Node, wanted: ChatCompletionRequest, requests: list[dict[str, Any]]
+) -> AsyncGenerator[bytes, None]:
+    chunks = _Chunks(wanted)
+    async with node.open(wanted.model, requests) as generation:
+        async for batch in generation:
+            data = b"".join([chunks.frame(index, event) for index, event in batch])
+            if data:
+                yield data
+    if wanted.stream_options.include_usage:
+        yield chunks.usage()
+
+
+class _Chunks:
+    """Makes the chunks of one answer. Plain text goes through a template, made once per choice."""
+
+    def __init__(self, wanted: ChatCompletionRequest) -> None:
+        self._wanted = wanted
+        self._same = answers.identity("chatcmpl", "chat.completion.chunk", wanted.model)
+        self._last = {"usage": None} if wanted.stream_options.include_usage else {}
+        self._usage = answers.Usage(wanted.n)
+        self._text = [sse.Template(self._chunk(index, {"content": sse.HOLE})) for index in range(wanted.n)]
+
+    def frame(self, index: int, event: Event) -> bytes:
+        """The chunk for an event; nothing where the event adds nothing."""
+        if event.kind == "piece":
+            if self._wanted.logprobs and event.logprobs:
+                logprobs = answers.chat_logprobs(event.logprobs)
+                return sse.frame(self._chunk(index, {"content": event.text}, logprobs=logprobs))
+            return self._text[index].fill(event.text) if event.text else b""
+        if event.kind == "started":
+            return sse.frame(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
+        self._usage.add(index, event)
+        return sse.frame(self._chunk(index, {}, reason=answers.finish_reason(event)))
+
+    def usage(self) -> bytes:
+        """The last chunk, for those who asked for it."""
+        return sse.frame({**self._same, "choices": [], "usage": self._usage.shape()})
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, logprobs: Any = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._same, "choices": [choice], **self._last}

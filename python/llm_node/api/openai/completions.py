@@ -1,0 +1,115 @@
+"""`POST /v1/completions`: plain text or tokens in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from aiohttp import web
+
+from llm_node.api import body, sse
+from llm_node.api.context import NODE
+from llm_node.api.openai import answers, neutral
+from llm_node.node import Event, Node
+from llm_node.schema.completions import CompletionRequest
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """The route."""
+    wanted = await body.read(request, CompletionRequest)
+    node = request.app[NODE]
+    requests = [_neutral(wanted, prompt, answer) for prompt in wanted.prompt for answer in range(wanted.n)]
+    if wanted.stream:
+        return await sse.respond(request, _frames(node, wanted, requests))
+    return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
+
+
+def _neutral(wanted: CompletionRequest, prompt: str | list[int], answer: int) -> dict[str, Any]:
+    return neutral.request(
+        wanted,
+        {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt},
+        answer=answer,
+        max_tokens=wanted.max_tokens,
+        logprobs=wanted.logprobs,
+    )
+
+
+async def _echoes(node: Node, wanted: CompletionRequest) -> list[str]:
+    """What stands before each answer: its prompt, where the client asked for it."""
+    if not wanted.echo:
+        return [""] * (len(wanted.prompt) * wanted.n)
+    texts = [
+        prompt
+        if isinstance(prompt, str)
+        else str(await node.ask(wanted.model, {"Detokenize": {"tokens": prompt}}))
+        for prompt in wanted.prompt
+    ]
+    return [text for text in texts for _ in range(wanted.n)]
+
+
+async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    echoes = await _echoes(node, wanted)
+    whole = await answers.Whole(len(requests), wanted.n).gather(node, wanted.model, requests)
+    return {
+        **answers.identity("cmpl", "text_completion", wanted.model),
+        "choices": [
+            {
+                "index": index,
+                "text": echoes[index] + text,
+                "logprobs": (
+                    None if wanted.logprobs is None else answers.PlainLogprobs().shape(whole.logprobs[index])
+                ),
+                "finish_reason": whole.reasons[index],
+            }
+            for index, text in enumerate(whole.texts)
+        ],
+        "usage": whole.usage.shape(),
+    }
+
+
+async def _frames(
+    node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]
+) -> AsyncGenerator[bytes, None]:
+    chunks = _Chunks(wanted, await _echoes(node, wanted))
+    async with node.open(wanted.model, requests) as generation:
+        async for batch in generation:
+            data = b"".join([chunks.frame(index, event) for index, event in batch])
+            if data:
+                yield data
+    if wanted.stream_options.include_usage:
+        yield chunks.usage()
+
+
+class _Chunks:
+    """Makes the chunks of one answer. Plain text goes through a template, made once per choice."""
+
+    def __init__(self, wanted: CompletionRequest, echoes: list[str]) -> None:
+        self._wanted = wanted
+        self._echoes = echoes
+        self._same = answers.identity("cmpl", "text_completion", wanted.model)
+        self._last = {"usage": None} if wanted.stream_options.include_usage else {}
+        self._usage = answers.Usage(wanted.n)
+        self._text = [sse.Template(self._chunk(index, sse.HOLE)) for index in range(len(echoes))]
+        self._logprobs = [answers.PlainLogprobs() for _ in echoes]
+
+    def frame(self, index: int, event: Event) -> bytes:
+        """The chunk for an event; nothing where the event adds nothing."""
+        if event.kind == "piece":
+            if self._wanted.logprobs is not None and event.logprobs:
+                logprobs = self._logprobs[index].shape(event.logprobs)
+                return sse.frame(self._chunk(index, event.text, logprobs=logprobs))
+            return self._text[index].fill(event.text) if event.text else b""
+        if event.kind == "started":
+            return self._text[index].fill(self._echoes[index]) if self._echoes[index] else b""
+        self._usage.add(index, event)
+        return sse.frame(self._chunk(index, "", reason=answers.finish_reason(event)))
+
+    def usage(self) -> bytes:
+        """The last chunk, for those who asked for it."""
+        return sse.frame({**self._same, "choices": [], "usage": self._usage.shape()})
+
+    def _chunk(
+        self, index: int, text: str, *, logprobs: Any = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return {**self._same, "choices": [choice], **self._last}

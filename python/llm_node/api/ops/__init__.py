@@ -1,0 +1,12 @@
+"""For those who run the node: is it live, is it ready."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.api.ops import health
+
+
+def routes() -> list[web.RouteDef]:
+    """All routes of the family."""
+    return [web.get("/healthz", health.live), web.get("/readyz", health.ready)]

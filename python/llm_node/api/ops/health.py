@@ -1,0 +1,20 @@
+"""`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from llm_node.api.context import NODE
+from llm_node.node import NodeError
+
+
+async def live(request: web.Request) -> web.Response:
+    """The process answers: do not restart it."""
+    return web.json_response({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Requests may be sent here."""
+    if not request.app[NODE].is_ready:
+        raise NodeError("shutting_down", "The node is going down")
+    return web.json_response({"status": "ready"})

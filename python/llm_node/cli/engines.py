@@ -1,0 +1,45 @@
+"""`llm-node engines`: every engine that was found, with its verdict."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from llm_node.cli import options, table
+from llm_node.node import NodeError
+from llm_node.settings import Settings
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as GET /api/engines answers.")
+@options.settings_options
+@click.pass_context
+def engines(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+    """List the engines that were found, and why some cannot be used."""
+    settings = options.settings(context.obj, given)
+    try:
+        found = asyncio.run(_find(settings))
+    except NodeError as fault:
+        raise click.ClickException(fault.message) from None
+    if as_json:
+        table.show_json({"engines": found})
+        return
+    heading = ["ENGINE", "VERSION", "BACKEND", "STATUS", "ARCHITECTURES, OR WHAT IS WRONG"]
+    table.show([heading, *(_row(engine) for engine in found)])
+    if not found:
+        folders = ", ".join(str(path) for path in settings.engines_dir)
+        click.echo(f"No engine in {folders}; name another folder with --engines-dir", err=True)
+
+
+async def _find(settings: Settings) -> list[dict[str, Any]]:
+    async with options.node(settings, needs_device=False) as node:
+        return await node.engines()
+
+
+def _row(engine: dict[str, Any]) -> list[str]:
+    error = engine.get("error")
+    words = error["message"] if error else ", ".join(engine.get("architectures") or ())
+    cells = [engine.get(key) or "?" for key in ("id", "version", "gpu_backend", "status")]
+    return [*map(str, cells), " ".join(str(words).split())]

@@ -1,0 +1,70 @@
+"""The settings as options of a command: made from `settings.py`, so that none is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from llm_node.node import Node
+from llm_node.settings import ALL, Settings, SettingsError
+
+Given = str | tuple[str, ...] | None
+"""What click hands over for one setting."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def settings_options(function: Command) -> Command:
+    """Add an option for each setting."""
+    for setting in reversed(ALL):
+        function = click.option(
+            setting.flag,
+            setting.name,
+            metavar=setting.metavar,
+            multiple=setting.many,
+            help=f"{setting.help} [{setting.environment}; default: {setting.shown_default}]",
+        )(function)
+    return function
+
+
+def settings(*given: dict[str, Given]) -> Settings:
+    """The settings, of which the last `given` wins. A wrong one ends the command with its reason."""
+    texts: dict[str, tuple[str, ...]] = {}
+    for each in given:
+        for name, value in each.items():
+            if value:
+                texts[name] = (value,) if isinstance(value, str) else value
+    try:
+        return Settings.load(texts)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def node(settings: Settings, *, needs_device: bool) -> Node:
+    """The node of these settings, not started yet."""
+    return Node(
+        engines_dirs=settings.engines_dir,
+        models_dir=settings.models_dir,
+        demo_model=_demo_model() if settings.demo_model else None,
+        gpu_backend=settings.gpu_backend,
+        vram_limit=settings.vram_limit,
+        context_length=settings.context_length,
+        max_sequences=settings.max_sequences,
+        threads=settings.threads,
+        queue_limit=settings.queue_limit,
+        load_timeout=settings.load_timeout,
+        drain_timeout=settings.drain_timeout,
+        monitor_interval=settings.monitor_interval / 1000,
+        log_level=settings.log_level,
+        needs_device=needs_device,
+    )
+
+
+def _demo_model() -> Path | None:
+    from llm_node import demo
+
+    path = demo.path()
+    return path if path.is_file() else None

@@ -1,0 +1,22 @@
+"""A table for people, a JSON text for programs: how a verb answers on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; the first row is the heading, the last column is free."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def show_json(value: Any) -> None:
+    """For programs."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

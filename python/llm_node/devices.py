@@ -1,0 +1,175 @@
+"""What memory this machine has for models: its GPUs through NVML, and the host's RAM.
+
+Only reads. It never creates a GPU context and never decides which model goes where; it refuses to
+fall back from a GPU to the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pynvml
+
+log = logging.getLogger(__name__)
+
+
+class NoGpuError(Exception):
+    """A GPU was needed, and there is none that can be used. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory that models can take."""
+
+    index: int
+    """Its number among those of its kind."""
+    name: str
+    """ "NVIDIA H200", or "host" for plain RAM."""
+    bus_id: str | None
+    """PCI address as CUDA writes it ("0000:3b:00.0"); None for the host."""
+    total_bytes: int
+    free_bytes: int
+    """At the time of reading."""
+    is_host: bool = False
+    driver: str | None = None
+    """Version of the driver."""
+
+
+def resolve_backend(wanted: str) -> str:
+    """The backend that `--gpu-backend WANTED` comes to. Raises `NoGpuError`; never turns to the CPU.
+
+    A backend that somebody named is taken at their word, save that "cuda" needs a device to count.
+    """
+    if wanted == "auto":
+        if sys.platform == "darwin":
+            return "metal"
+        if nvidia_gpus():
+            return "cuda"
+        raise NoGpuError(
+            "No GPU found: NVML knows of none. Install the NVIDIA driver, name another backend "
+            "(--gpu-backend metal or vulkan), or choose the CPU with --gpu-backend cpu"
+        )
+    if wanted == "cuda" and not nvidia_gpus():
+        raise NoGpuError(
+            "No NVIDIA GPU found: NVML knows of none. Install the driver, or choose the CPU "
+            "with --gpu-backend cpu"
+        )
+    return wanted
+
+
+def read(backend: str) -> list[Device]:
+    """The devices whose memory models of this backend take, with what is free now."""
+    if backend == "cpu":
+        return [host()]
+    if backend == "metal":
+        # Unified memory: the GPU's is the host's.
+        memory = host()
+        return [Device(0, "Apple GPU", None, memory.total_bytes, memory.free_bytes)]
+    return nvidia_gpus()
+
+
+def nvidia_gpus() -> list[Device]:
+    """All GPUs that NVML answers for; none where the library or the driver is absent."""
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError):
+        return []
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return [
+            device
+            for index in range(pynvml.nvmlDeviceGetCount())
+            if (device := _nvidia_gpu(index, driver)) is not None
+        ]
+    except pynvml.NVMLError as error:
+        log.warning("NVML does not answer: %s", error)
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _nvidia_gpu(index: int, driver: str) -> Device | None:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = _text(pynvml.nvmlDeviceGetName(handle))
+        bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+    except pynvml.NVMLError as error:
+        log.warning("GPU %d cannot be used: %s", index, error)
+        return None
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = int(memory.total), int(memory.free)
+    except pynvml.NVMLError_NotSupported:
+        # A GPU that shares the host's memory has none of its own to report.
+        unified = host()
+        total, free = unified.total_bytes, unified.free_bytes
+    except pynvml.NVMLError as error:
+        log.warning("the memory of GPU %d (%s) cannot be read: %s", index, name, error)
+        return None
+    return Device(index, name, bus_id, total, free, driver=driver)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _bus_id(text: str) -> str:
+    """NVML writes "00000000:3B:00.0", CUDA "0000:3b:00.0": the latter joins the accounts."""
+    domain, _, rest = text.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}" if rest and domain else text.lower()
+
+
+def host() -> Device:
+    """The machine's RAM."""
+    if sys.platform == "win32":
+        total, available = _windows_memory()
+    else:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        available = _linux_available() or _free_pages() * page or total
+    return Device(0, "host", None, total, min(available, total), is_host=True)
+
+
+def _free_pages() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError):
+        return 0  # macOS does not say
+
+
+def _linux_available() -> int:
+    """MemAvailable counts the page cache that would be given up; free pages do not."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
+
+
+def _windows_memory() -> tuple[int, int]:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_: Sequence[tuple[str, type]] = [  # type: ignore[misc]
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            ("total", ctypes.c_ulonglong),
+            ("available", ctypes.c_ulonglong),
+            ("page_total", ctypes.c_ulonglong),
+            ("page_available", ctypes.c_ulonglong),
+            ("virtual_total", ctypes.c_ulonglong),
+            ("virtual_available", ctypes.c_ulonglong),
+            ("extended", ctypes.c_ulonglong),
+        ]
+
+    status = Status()
+    status.length = ctypes.sizeof(Status)
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return int(status.total), int(status.available)

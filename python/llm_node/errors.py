@@ -1,0 +1,167 @@
+"""THE TABLE: what each error code means in HTTP, and the one body that every error has.
+
+JSON answers and SSE events are both made here, so they cannot disagree. The codes themselves are
+Rust's (`rust/core/src/error.rs`); a test fails when one has no row here. `docs/errors.md` is printed
+from this table. Nothing here knows aiohttp.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Failure(Protocol):
+    """What a `llm_node.NodeError` offers."""
+
+    @property
+    def code(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def param(self) -> str | None: ...
+    @property
+    def details(self) -> Mapping[str, object] | None: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    status: int
+    """Of the HTTP answer."""
+    type: str
+    """`error.type` in the body."""
+    when: str
+    """When it happens; for the documentation."""
+    retry_after: float | None = None
+    """Seconds for `Retry-After`, where trying again helps and nothing better was measured."""
+
+
+_REQUEST = "invalid_request_error"
+_UNSUPPORTED = "unsupported_error"
+_PLUGIN = "plugin_error"
+_RESOURCE = "resource_error"
+_SERVER = "server_error"
+
+TABLE: Mapping[str, Row] = {
+    "invalid_json": Row(400, _REQUEST, "The body is not JSON, or not an object."),
+    "invalid_request": Row(
+        400,
+        _REQUEST,
+        "A field has the wrong type or range; `param` names it, the message says what was expected.",
+    ),
+    "unsupported_parameter": Row(
+        400,
+        _REQUEST,
+        "A parameter that would change the answer cannot be honoured. It is never dropped silently.",
+    ),
+    "context_length_exceeded": Row(
+        400,
+        _REQUEST,
+        "Prompt and answer do not fit the context; both numbers are in the message. Nothing is truncated.",
+    ),
+    "architecture_mismatch": Row(
+        400, _UNSUPPORTED, "The engine's manifest does not name the model's architecture."
+    ),
+    "format_mismatch": Row(400, _UNSUPPORTED, "No engine reads the model's format."),
+    "unsupported_feature": Row(
+        400,
+        _UNSUPPORTED,
+        "The engine or the model lacks what was asked for (embeddings, images, a chat template).",
+    ),
+    "invalid_api_key": Row(401, "authentication_error", "The API key is missing or unknown."),
+    "insufficient_scope": Row(403, "permission_error", "An inference key was used on an admin route."),
+    "model_not_found": Row(404, _REQUEST, "No model of that name; the message lists near names."),
+    "not_found": Row(404, _REQUEST, "No such route."),
+    "method_not_allowed": Row(
+        405, _REQUEST, "The route does not know the method; `Allow` lists those it knows."
+    ),
+    "request_too_large": Row(413, _REQUEST, "The body is larger than `--max-body`."),
+    "queue_full": Row(
+        429,
+        "rate_limit_error",
+        "More requests wait for this model than `--queue-limit` allows.",
+        retry_after=1,
+    ),
+    "cancelled": Row(
+        499,
+        _SERVER,
+        "The client left, or the request was cancelled. Nearly always seen in the access log alone.",
+    ),
+    "abi_mismatch": Row(500, _PLUGIN, "The engine was built for another version of the engine ABI."),
+    "load_failed": Row(
+        500, _PLUGIN, "The engine could not load the model; the message has the engine's own words."
+    ),
+    "model_corrupt": Row(500, _PLUGIN, "The model file is damaged."),
+    "internal": Row(500, _SERVER, "A defect of the node. Its log has the details under the request id."),
+    "engine_not_found": Row(
+        503, _PLUGIN, "No engine can take the model; the message lists every candidate with its reason."
+    ),
+    "engine_crashed": Row(
+        503,
+        _PLUGIN,
+        "The model's worker died; the message has the signal and the last engine call.",
+        retry_after=2,
+    ),
+    "gpu_not_found": Row(503, _RESOURCE, "There is no usable GPU, and nobody chose the CPU."),
+    "shutting_down": Row(503, _SERVER, "The node is going down.", retry_after=5),
+    "model_loading": Row(503, _SERVER, "The model is still being loaded.", retry_after=2),
+    "timeout": Row(504, "timeout_error", "A deadline passed: of a load, or of a request."),
+    "oom_vram": Row(
+        507,
+        _RESOURCE,
+        "The model does not fit the GPU memory that is free and allowed. Nothing was allocated.",
+    ),
+    "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory."),
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An error as it goes out. `status` and `headers` are for an answer that has not begun."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Mapping[str, Any]
+
+
+def reply(failure: Failure) -> Reply:
+    """The row of the table for a failure. A code without a row is a defect, and answered as one."""
+    row = TABLE.get(failure.code)
+    if row is None:
+        log.error("error code %r has no row in the table: %s", failure.code, failure.message)
+        return internal("unknown")
+    return Reply(row.status, _headers(row, failure.details), body(failure))
+
+
+def internal(request_id: str) -> Reply:
+    """For anything unmapped. The caller has logged it under the request id."""
+    row = TABLE["internal"]
+    message = f"Internal error; the node's log has the details under request id {request_id}"
+    return Reply(row.status, {}, _body("internal", row, message, None, None))
+
+
+def body(failure: Failure) -> dict[str, Any]:
+    """`{"error": {"message", "type", "code", "param", ...}}`, the further fields of `details` beside them."""
+    row = TABLE.get(failure.code, TABLE["internal"])
+    return _body(failure.code, row, failure.message, failure.param, failure.details)
+
+
+def _body(
+    code: str, row: Row, message: str, param: str | None, details: Mapping[str, object] | None
+) -> dict[str, Any]:
+    fixed = {"message": message, "type": row.type, "code": code, "param": param}
+    further = {key: value for key, value in (details or {}).items() if key not in fixed}
+    return {"error": {**fixed, **further}}
+
+
+def _headers(row: Row, details: Mapping[str, object] | None) -> dict[str, str]:
+    measured = (details or {}).get("retry_after_seconds")
+    seconds = measured if isinstance(measured, int | float) else row.retry_after
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -1,0 +1,183 @@
+"""Engines and models inside this process, without a node: for notebooks, scripts and tests.
+
+The same scheduler and sampler as in a worker, on a thread. An engine that crashes takes the process
+with it; whoever minds that uses `llm_node.Node`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from llm_node.node import NativeEngine, NativeModel, NodeError
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+class Engine:
+    """An engine, opened from the folder of its manifest. A context manager that closes it."""
+
+    def __init__(self, path: str | os.PathLike[str], *, options: Mapping[str, str] | None = None) -> None:
+        """`path`: folder of a manifest.json. `options`: settings for the engine. Raises `NodeError`."""
+        self._native = NativeEngine(os.fspath(path), json.dumps(dict(options or {})))
+
+    @property
+    def id(self) -> str:
+        """As in the manifest and in the binary."""
+        return self._native.id
+
+    @property
+    def version(self) -> str:
+        """As in the manifest and in the binary."""
+        return self._native.version
+
+    @property
+    def gpu_backend(self) -> str:
+        """ "cpu", "cuda", ..."""
+        return self._native.gpu_backend
+
+    @property
+    def extensions(self) -> list[str]:
+        """What it offers beyond the five functions: "engine.batch/1", ..."""
+        return list(self._native.extensions)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        context_length: int | None = None,
+        max_sequences: int | None = None,
+        gpu_layers: int | None = None,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Model:
+        """Load a model file or folder.
+
+        context_length: longest sequence in tokens; None: the model's own. max_sequences: how many are
+        computed at once. gpu_layers: layers on the device; None: all. threads: of the CPU; None: the
+        engine's choice. options: further settings for the engine. Raises `NodeError`.
+        """
+        wanted = {
+            "context_length": context_length,
+            "max_sequences": max_sequences,
+            "gpu_layers": gpu_layers,
+            "threads": threads,
+            "options": dict(options or {}),
+        }
+        chosen = {key: value for key, value in wanted.items() if value is not None}
+        return Model(self._native.load(os.fspath(path), json.dumps(chosen)))
+
+    def close(self) -> None:
+        """Shut the engine down. Close its models first."""
+        self._native.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Model:
+    """A loaded model; made by `Engine.load`. A context manager that unloads it."""
+
+    def __init__(self, native: NativeModel) -> None:
+        self._native = native
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Architecture, format, context length, memory: `ModelFacts` of `rust/wire/src/message.rs`."""
+        facts: dict[str, Any] = json.loads(self._native.facts())
+        return facts
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        prompt: text, tokens, or a conversation as messages with "role" and "content".
+        max_tokens: None: what is left of the context. temperature 0 is greedy. Equal seeds give equal
+        answers. The answer ends before the first `stop`. Raises `NodeError`. Leaving the iterator
+        early cancels the rest.
+        """
+        request = {
+            "prompt": neutral_prompt(prompt),
+            "max_tokens": max_tokens,
+            "sampling": {
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repeat_penalty": repeat_penalty,
+                "frequency_penalty": frequency_penalty,
+                "presence_penalty": presence_penalty,
+                "seed": seed,
+            },
+            "stop": [stop] if isinstance(stop, str) else list(stop),
+        }
+        return self._pieces(json.dumps(request))
+
+    def _pieces(self, request: str) -> Iterator[str]:
+        stream = self._native.generate(request)
+        try:
+            for event in stream:
+                if event.kind == "piece" and event.text:
+                    yield event.text
+                elif event.kind == "failed":
+                    raise event.fault or NodeError("internal", "the request failed without a reason")
+        finally:
+            stream.cancel()
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Text to tokens: what the model would see of it."""
+        question = {"Tokenize": {"text": text, "add_special": add_special, "parse_special": parse_special}}
+        tokens: list[int] = self._ask(question)
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Tokens to text."""
+        text: str = self._ask({"Detokenize": {"tokens": list(tokens)}})
+        return text
+
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        (value,) = json.loads(self._native.ask(json.dumps(question))).values()
+        return value
+
+    def close(self) -> None:
+        """Unload the model. Iterators that are under way end."""
+        self._native.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
+    """`Prompt` of `rust/core/src/request.rs`."""
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    items = list(prompt)
+    if items and all(isinstance(item, int) for item in items):
+        return {"tokens": items}
+    return {"chat": {"messages": json.dumps(items)}}

@@ -1,0 +1,413 @@
+"""`Node`: the supervisor of `rust/node` as asyncio sees it. The only importer of `_core` beside `worker.py`.
+
+Owns the one wake-up per loop turn that spreads events to those who wait for them, and the rule that
+a load goes on when its client leaves. Knows nothing of HTTP, and of no API family's words: requests
+are those of `rust/core/src/request.rs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from llm_node import devices
+from llm_node._core import (
+    ABI_VERSION,
+    ERROR_CODES,
+    Event,
+    Fault,
+    Supervisor,
+    __version__,
+)
+from llm_node._core import Engine as NativeEngine
+from llm_node._core import Model as NativeModel
+
+__all__ = [
+    "ABI_VERSION",
+    "ERROR_CODES",
+    "Event",
+    "Generation",
+    "NativeEngine",
+    "NativeModel",
+    "Node",
+    "NodeError",
+    "__version__",
+]
+
+log = logging.getLogger(__name__)
+
+NodeError = Fault
+"""The one exception for anything a client or an engine did wrong: `code`, `message`, `param`, `details`."""
+
+Request = Mapping[str, Any]
+"""A request in neutral words; JSON of `rust/core/src/request.rs`."""
+
+T = TypeVar("T")
+
+LOADS_AT_ONCE = 16
+QUESTIONS_AT_ONCE = 8
+START_SECONDS = 30.0
+"""How long a worker process may take until it connects: Python starts, nothing else happens."""
+
+
+class Generation:
+    """One client's answers: a stream of events for each of its requests, in the order they happened.
+
+    Iterating gives lists of `(index of the request, event)`: everything that has happened since the
+    last one, so that a slow reader gets fewer and larger lists. A request that fails ends all of them
+    with its `NodeError`. Made by `Node.open`, which cancels what is unfinished when the client leaves.
+    """
+
+    def __init__(self, streams: int) -> None:
+        self._events: deque[tuple[int, Event]] = deque()
+        self._failed: NodeError | None = None
+        self._unfinished = streams
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, index: int, event: Event) -> None:
+        """Called by the node for each event."""
+        if event.kind == "failed":
+            self.fail(event.fault or NodeError("internal", "a request failed without a reason"))
+            return
+        if event.kind == "finished":
+            self._unfinished -= 1
+        self._events.append((index, event))
+        self._wake()
+
+    def fail(self, fault: NodeError) -> None:
+        """End all answers with an error, after what came before it."""
+        self._failed = self._failed or fault
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> list[tuple[int, Event]]:
+        while not self._events:
+            if self._failed is not None:
+                raise self._failed
+            if self._unfinished == 0:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        batch = list(self._events)
+        self._events.clear()
+        return batch
+
+
+class Node:
+    """One node: its engines, its models, and a worker process for each model that is loaded.
+
+    Use it as `async with Node(...) as node`, or call `start` and `close`. All of it belongs to one
+    event loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        engines_dirs: Sequence[Path | str],
+        models_dir: Path | str,
+        demo_model: Path | str | None = None,
+        gpu_backend: str = "auto",
+        vram_limit: int | None = None,
+        context_length: int | None = None,
+        max_sequences: int | None = None,
+        threads: int = 0,
+        queue_limit: int = 512,
+        load_timeout: float = 600.0,
+        drain_timeout: float = 8.0,
+        monitor_interval: float = 1.0,
+        log_level: str = "info",
+        needs_device: bool = True,
+    ) -> None:
+        """
+        engines_dirs: folders of `<id>/<gpu_backend>/manifest.json`; the first engine of an id wins.
+        models_dir: folder of the models. demo_model: a file that is offered beside them.
+        gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
+            `gpu_not_found` where there is no GPU.
+        vram_limit: bytes on each device. Timeouts and intervals: seconds.
+        needs_device: False for one who only lists engines and models.
+        """
+        self._wanted_backend = gpu_backend
+        self._backend: str | None = None
+        self._engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
+        self._models_dir = str(Path(models_dir).absolute())
+        self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
+        self._vram_limit = vram_limit
+        self._context_length = context_length
+        self._max_sequences = max_sequences
+        self._threads = threads
+        self._queue_limit = queue_limit
+        self._load_timeout = load_timeout
+        self._drain_timeout = drain_timeout
+        self._monitor_interval = monitor_interval
+        self._log_level = log_level
+        self._needs_device = needs_device
+
+        self._core: Supervisor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._monitor: asyncio.Task[None] | None = None
+        self._devices: list[devices.Device] = []
+        self._streams: dict[int, tuple[Generation, int]] = {}
+        self._loads: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._loaders = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
+        self._askers = ThreadPoolExecutor(QUESTIONS_AT_ONCE, thread_name_prefix="ask")
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    @property
+    def gpu_backend(self) -> str | None:
+        """What "auto" came to; None before `start`, and where there is no GPU."""
+        return self._backend
+
+    @property
+    def is_ready(self) -> bool:
+        """Started, and not going down."""
+        return self._core is not None and self._closing is None
+
+    async def start(self) -> None:
+        """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._backend = await asyncio.to_thread(devices.resolve_backend, self._wanted_backend)
+            self._devices = await asyncio.to_thread(devices.read, self._backend)
+        except devices.NoGpuError as error:
+            if self._needs_device:
+                raise NodeError("gpu_not_found", str(error)) from None
+        configuration = json.dumps(self._configuration())
+        self._core = await asyncio.to_thread(Supervisor, configuration)
+        self._core.set_waker(self._wake)
+        self._monitor = asyncio.create_task(self._watch_devices())
+
+    async def close(self, drain_seconds: float | None = None) -> None:
+        """Refuse what is new, let answers under way end for at most so long, end all workers."""
+        if self._closing is None:
+            seconds = self._drain_timeout if drain_seconds is None else drain_seconds
+            self._closing = asyncio.create_task(self._close(seconds))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain_seconds: float) -> None:
+        core = self._core
+        if self._monitor is not None:
+            self._monitor.cancel()
+        if core is not None:
+            await asyncio.to_thread(core.shutdown, drain_seconds)
+            self._spread()
+            core.set_waker(None)
+        for generation, _ in list(self._streams.values()):
+            generation.fail(NodeError("shutting_down", "The node is going down"))
+        self._streams.clear()
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._askers.shutdown(wait=False, cancel_futures=True)
+
+    async def __aenter__(self) -> Node:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close(0 if error else None)
+
+    def _configuration(self) -> dict[str, Any]:
+        """JSON of `rust/node/src/config.rs`."""
+        return {
+            "engines_dirs": self._engines_dirs,
+            "models_dir": self._models_dir,
+            "demo_model": self._demo_model,
+            "gpu_backend": self._backend,
+            "devices": [_device(device) for device in self._devices],
+            "vram_limit_bytes": self._vram_limit,
+            "context_length": self._context_length,
+            "max_sequences": self._max_sequences,
+            "threads": self._threads,
+            "queue_limit": self._queue_limit,
+            "load_timeout_seconds": self._load_timeout,
+            "start_timeout_seconds": START_SECONDS,
+            "worker_command": [sys.executable, "-m", "llm_node.worker"],
+            "log_level": self._log_level,
+        }
+
+    def _running(self) -> Supervisor:
+        if self._core is None:
+            raise NodeError("internal", "the node was used before it was started")
+        if self._closing is not None:
+            raise NodeError("shutting_down", "The node is going down")
+        return self._core
+
+    # ---- engines, models, devices ----------------------------------------------------------------
+
+    async def engines(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """Every candidate with its verdict. Slow the first time: candidates are probed."""
+        text = await self._call(self._askers, self._running().engines, refresh)
+        return _list(text)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model found, with its state."""
+        return _list(await self._call(self._askers, self._running().models))
+
+    async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
+        """Load a model, or join a load under way, and say what it came to.
+
+        `options`: `format`, `engine`, `context_length`, `max_sequences`, `gpu_layers`, `threads`,
+        `options` (text to text, for the engine). The load goes on when the caller is cancelled.
+        """
+        task = asyncio.ensure_future(self._load({"model_id": model_id, **options}))
+        task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
+
+    async def ensure_ready(self, model_id: str) -> dict[str, Any]:
+        """Load a model with the node's defaults unless it is loaded. One load for all who ask.
+
+        A caller that is cancelled stops waiting; the load goes on for the others.
+        """
+        task = self._loads.get(model_id)
+        if task is None:
+            task = asyncio.ensure_future(self._load({"model_id": model_id}))
+            self._loads[model_id] = task
+            task.add_done_callback(_look_at)
+            task.add_done_callback(lambda _: self._loads.pop(model_id, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        text = await self._call(self._loaders, self._running().load, json.dumps(request))
+        loaded: dict[str, Any] = json.loads(text)
+        return loaded
+
+    async def unload(self, model_id: str, *, timeout_seconds: float = 30.0) -> None:
+        """Drain the model's worker for at most so long, end it, wait until it is gone."""
+        await self._call(self._loaders, self._running().unload, model_id, timeout_seconds)
+
+    async def system(self) -> dict[str, Any]:
+        """Devices with what is free now, the ledger, versions."""
+        report: dict[str, Any] = json.loads(await self._call(self._askers, self._running().system))
+        return report
+
+    async def _watch_devices(self) -> None:
+        while self._backend is not None:
+            await asyncio.sleep(self._monitor_interval)
+            self._devices = await asyncio.to_thread(devices.read, self._backend)
+
+    async def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+    # ---- generation ------------------------------------------------------------------------------
+
+    async def ask(self, model_id: str, question: Any) -> Any:
+        """Something that is not generation: `Question` of `rust/wire/src/message.rs` in, the value of
+        its `Answer` out. Loads the model where it is not loaded."""
+        core = self._running()
+        text = json.dumps(question)
+        try:
+            answer = await self._call(self._askers, core.ask, model_id, text)
+        except NodeError as fault:
+            if not _wants_load(fault):
+                raise
+            await self.ensure_ready(model_id)
+            answer = await self._call(self._askers, core.ask, model_id, text)
+        (value,) = json.loads(answer).values()
+        return value
+
+    @contextlib.asynccontextmanager
+    async def open(self, model_id: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+        """The answers to one client's requests. Loads the model where it is not loaded.
+
+        Leaving the block cancels what is unfinished; its sequences are free before the next step.
+        """
+        generation = Generation(len(requests))
+        streams: list[int] = []
+        try:
+            try:
+                self._submit(model_id, requests, generation, streams)
+            except NodeError as fault:
+                if streams or not _wants_load(fault):
+                    raise
+                await self.ensure_ready(model_id)
+                self._submit(model_id, requests, generation, streams)
+            yield generation
+        finally:
+            for stream in streams:
+                # One whose last event has come is no longer known.
+                if self._streams.pop(stream, None) is not None and self._core is not None:
+                    self._core.cancel(stream)
+
+    def _submit(
+        self, model_id: str, requests: Sequence[Request], generation: Generation, streams: list[int]
+    ) -> None:
+        core = self._running()
+        for index, request in enumerate(requests):
+            stream = core.submit(model_id, json.dumps(request))
+            streams.append(stream)
+            # Events are spread by the loop's own thread, so none can come before this line.
+            self._streams[stream] = (generation, index)
+
+    async def generate(self, model_id: str, request: Request) -> AsyncIterator[Event]:
+        """The events of one request. Closing the iterator cancels it."""
+        async with self.open(model_id, [request]) as generation:
+            async for batch in generation:
+                for _, event in batch:
+                    yield event
+
+    def _wake(self) -> None:
+        """From a thread of Rust: events wait. Rust calls once, until they are drained."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read them
+                self._loop.call_soon_threadsafe(self._spread)
+
+    def _spread(self) -> None:
+        if self._core is None:
+            return
+        for event in self._core.drain():
+            stream = event.stream
+            known = self._streams.get(stream)
+            if known is None:
+                continue
+            if event.kind in ("finished", "failed"):
+                del self._streams[stream]
+            generation, index = known
+            generation.put(index, event)
+
+
+def _device(device: devices.Device) -> dict[str, Any]:
+    """`Device` of `rust/node/src/config.rs`."""
+    return {
+        "index": device.index,
+        "name": device.name,
+        "bus_id": device.bus_id,
+        "total_bytes": device.total_bytes,
+        "free_bytes": device.free_bytes,
+        "kind": "host" if device.is_host else "gpu",
+    }
+
+
+def _wants_load(fault: NodeError) -> bool:
+    """Did the model only lack a worker that is ready?"""
+    return fault.code == "model_loading"
+
+
+def _list(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """The outcome of a load that nobody waits for any more is not an unhandled error."""
+    if not task.cancelled():
+        task.exception()

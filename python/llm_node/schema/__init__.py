@@ -1,0 +1,1 @@
+"""Wire shapes: what clients may send, strictly. Pure data; nothing of ours is imported here."""

@@ -1,0 +1,30 @@
+"""`/api/models/*`: the requests."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llm_node.schema.wire import Wire
+
+
+class LoadRequest(Wire):
+    """Load a model. What is left out is the node's choice."""
+
+    model_id: str = Field(min_length=1, max_length=512)
+    format: str | None = Field(default=None, min_length=1, max_length=64)
+    engine: str | None = Field(default=None, min_length=1, max_length=64)
+    context_length: int | None = Field(default=None, ge=1, lt=2**31)
+    max_sequences: int | None = Field(default=None, ge=1, le=4096)
+    gpu_layers: int | None = Field(default=None, ge=-1, lt=2**31)
+    """Layers on the devices; -1: all."""
+    threads: int | None = Field(default=None, ge=0, le=4096)
+    options: dict[str, str] | None = None
+    """Settings for the engine."""
+
+
+class UnloadRequest(Wire):
+    """Unload a model."""
+
+    model_id: str = Field(min_length=1, max_length=512)
+    timeout_seconds: float = Field(default=30.0, ge=0, le=3600)
+    """How long answers under way may go on."""

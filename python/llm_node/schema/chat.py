@@ -1,0 +1,52 @@
+"""`POST /v1/chat/completions`: the request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from llm_node.schema.messages import Messages
+from llm_node.schema.sampling import Generation, only_text
+from llm_node.schema.wire import unsupported
+
+
+def _no_tools(value: Any) -> Any:
+    if value == []:
+        return value
+    raise unsupported("tools are not supported")
+
+
+def _no_choice(value: Any) -> Any:
+    if value in ("none", "auto"):
+        return value
+    raise unsupported("tool_choice is not supported, as tools are not; only 'none' and 'auto' are")
+
+
+def _text_alone(value: list[str]) -> list[str]:
+    if value != ["text"]:
+        raise unsupported("modalities other than 'text' are not supported")
+    return value
+
+
+class ChatCompletionRequest(Generation):
+    """The body."""
+
+    messages: Messages
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables for the model's chat template."""
+
+    # Understood only as far as they say what is done anyway.
+    tools: Annotated[Any, BeforeValidator(_no_tools)] = None
+    tool_choice: Annotated[Any, BeforeValidator(_no_choice)] = None
+    response_format: Annotated[Any, BeforeValidator(only_text)] = None
+    modalities: Annotated[list[str], AfterValidator(_text_alone)] = Field(default_factory=lambda: ["text"])
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self

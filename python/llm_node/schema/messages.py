@@ -1,0 +1,62 @@
+"""A conversation, as OpenAI's clients send it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from llm_node.schema.wire import Wire, feature, unsupported
+
+
+def _joined(value: Any) -> Any:
+    """Text, or a list of text parts: the parts are lines of one text, as templates expect it."""
+    if not isinstance(value, list):
+        return value
+    texts: list[str] = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise ValueError("parts should be objects with a 'type'")
+        if kind not in ("text", "refusal"):
+            raise feature(f"content of type {kind!r} is not supported; models served here read text")
+        text = part.get(kind)
+        if not isinstance(text, str):
+            raise ValueError(f"a part of type {kind!r} should have a string {kind!r}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+Content = Annotated[str, BeforeValidator(_joined)]
+
+
+class Message(Wire):
+    """One message. What a client got from a completion may be sent back as it was."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "reasoning_content"})
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    name: str | None = None
+
+    @field_validator("role")
+    @classmethod
+    def _no_tools(cls, role: str) -> str:
+        if role in ("tool", "function"):
+            raise unsupported(f"messages of role {role!r} are not supported: tools are not")
+        return role
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role!r} needs content")
+        return self
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates see it. They know no "developer"; it is the "system" of older models."""
+        role = "system" if self.role == "developer" else self.role
+        named = {"name": self.name} if self.name is not None else {}
+        return {"role": role, "content": self.content or "", **named}
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]

@@ -1,0 +1,84 @@
+"""The parameters of a generation that chat and plain completions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from llm_node.schema.wire import Wire, unsupported
+
+MAX_ANSWERS = 128
+MAX_STOPS = 16
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopList = Annotated[
+    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
+]
+
+
+class StreamOptions(Wire):
+    """`stream_options`."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+
+    include_usage: bool = False
+
+
+class Generation(Wire):
+    """What both kinds of completion understand."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "parallel_tool_calls",
+        }
+    )
+
+    model: str = Field(min_length=1, max_length=512)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    stop: StopList = Field(default_factory=list)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
+
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, ge=0, le=1)
+    top_k: int = Field(default=0, ge=-1, lt=2**31)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    ignore_eos: bool = False
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float]) -> dict[str, float]:
+        for key in value:
+            if not (key.isascii() and key.isdigit() and int(key[:12]) < 2**31 and len(key) <= 10):
+                raise ValueError(f"keys are token numbers, got {key[:40]!r}")
+        return value
+
+
+def only_text(value: Any) -> Any:
+    """`response_format`: plain text is what there is."""
+    if value == {"type": "text"}:
+        return value
+    if isinstance(value, dict) and isinstance(value.get("type"), str):
+        raise unsupported(f"response_format {value['type']!r} is not supported; only 'text' is")
+    raise ValueError("Input should be an object with a 'type'")

@@ -1,0 +1,43 @@
+"""What every request body has in common.
+
+Strict types; `null` means "not given" for any optional field; a field that nobody knows is refused,
+because it might change the answer; those known to change nothing are dropped, and named in
+`harmless`. A validator that refuses a parameter which is understood but cannot be honoured raises
+`unsupported`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+UNSUPPORTED = "unsupported_parameter"
+FEATURE = "unsupported_feature"
+
+
+class Wire(BaseModel):
+    """A request body, or an object inside one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are taken and dropped: they do not change the answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_says_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None and key not in cls.harmless}
+
+
+def unsupported(message: str) -> PydanticCustomError:
+    """For a validator: the value is understood and cannot be honoured."""
+    return PydanticCustomError(UNSUPPORTED, "{message}", {"message": message})
+
+
+def feature(message: str) -> PydanticCustomError:
+    """For a validator: the value asks for something that the models served here lack."""
+    return PydanticCustomError(FEATURE, "{message}", {"message": message})

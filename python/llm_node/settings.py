@@ -1,0 +1,370 @@
+"""Every setting of the node, each written once: name, flag, variable, default, help.
+
+Command line over environment over file over default; what nobody knows is an error that names its
+neighbours. This is the only reader of the environment, and it knows nothing of the rest of the
+package. `docs/settings.md` and the options of the command line are made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PREFIX = "LLM_NODE_"
+NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
+"""Variables of ours that the node passes to its own children."""
+
+BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, or its value is of no use. The message names where it came from."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: how a setting is called, read and explained."""
+
+    name: str
+    """In the file, and in Python."""
+    flag: str
+    environment: str
+    metavar: str
+    help: str
+    shown_default: str
+    parse: Callable[[str], Any]
+    """From the text of one value; raises ValueError saying what was expected."""
+    many: bool
+    """Several values: a repeated flag, a list in the file, separated as in PATH in the environment."""
+    in_file: bool
+
+
+# ---- how a text becomes a value ------------------------------------------------------------------
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise ValueError("expected a path")
+    return Path(text).expanduser()
+
+
+def _word(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected a name or an address")
+    return text.strip()
+
+
+def _one_of(words: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def _yes_or_no(text: str) -> bool:
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
+    if text.lower() not in words:
+        raise ValueError("expected true or false")
+    return words[text.lower()]
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text.strip()) or not low <= int(text) <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"expected seconds from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "8G", "512M", "1.5 GiB" or "8589934592". Units are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    value = 0
+    if match and len(match[1]) <= 20:
+        value = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    if not 0 < value < 2**63:
+        raise ValueError("expected a size above 0 such as 8G, 512M or a number of bytes")
+    return value
+
+
+# ---- the settings --------------------------------------------------------------------------------
+
+
+def _home() -> Path:
+    return Path.home() / ".llm-node"
+
+
+def _engines() -> tuple[Path, ...]:
+    bundled = Path(__file__).parent / "engines"
+    return (_home() / "engines", *([bundled] if bundled.is_dir() else []))
+
+
+def _setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    text: str,
+    *,
+    metavar: str,
+    flag: str | None = None,
+    environment: str | None = None,
+    shown: str | None = None,
+    many: bool = False,
+    in_file: bool = True,
+) -> Any:
+    metadata = {
+        "parse": parse,
+        "help": text,
+        "metavar": metavar,
+        "flag": flag,
+        "environment": environment,
+        "shown": shown,
+        "many": many,
+        "in_file": in_file,
+    }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one node. `Settings()` has the defaults; `Settings.load()` asks everybody."""
+
+    engines_dir: tuple[Path, ...] = _setting(
+        _engines,
+        _path,
+        "Folder to search for <id>/<gpu_backend>/manifest.json. May be given several times; the first wins.",
+        metavar="DIR",
+        shown="~/.llm-node/engines, and the engines inside the package",
+        many=True,
+    )
+    models_dir: Path = _setting(  # noqa: RUF009
+        lambda: _home() / "models",
+        _path,
+        "Folder of the models: NAME.gguf, or a folder NAME.",
+        metavar="DIR",
+        shown="~/.llm-node/models",
+    )
+    demo_model: bool = _setting(
+        True, _yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
+    )
+    gpu_backend: str = _setting(
+        "auto",
+        _one_of(BACKENDS),
+        "Which engines to use. With auto the node needs a GPU; the CPU is only taken where it is chosen.",
+        metavar="|".join(BACKENDS),
+    )
+    vram_limit: int | None = _setting(
+        None,
+        parse_size,
+        "Most memory that models may take on each device: bytes, or with K, M, G, T (powers of 1024).",
+        metavar="SIZE",
+        shown="what the device has",
+    )
+    host: str = _setting("127.0.0.1", _word, "Address to listen on.", metavar="ADDRESS")
+    port: int = _setting(3000, _integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT")
+    context_length: int | None = _setting(
+        None,
+        _integer(1, 1 << 30),
+        "Longest sequence in tokens, where a load names none.",
+        metavar="TOKENS",
+        shown="the model's own, or what fits",
+    )
+    max_sequences: int | None = _setting(
+        None,
+        _integer(1, 4096),
+        "Sequences that a model computes at once, where a load names none.",
+        metavar="COUNT",
+        shown="the worker's choice",
+    )
+    threads: int = _setting(
+        0, _integer(0, 4096), "CPU threads of an engine; 0 leaves it to the engine.", metavar="COUNT"
+    )
+    queue_limit: int = _setting(
+        512,
+        _integer(1, 1_000_000),
+        "Requests that may wait for one model before new ones get 429.",
+        metavar="COUNT",
+    )
+    load_timeout: float = _setting(600.0, _seconds(0.1, 86_400), "Deadline of a load.", metavar="SECONDS")
+    drain_timeout: float = _setting(
+        8.0, _seconds(0, 3600), "How long answers under way may go on after SIGTERM.", metavar="SECONDS"
+    )
+    keep_alive: float = _setting(
+        15.0, _seconds(0.05, 3600), "A silent stream gets an SSE comment this often.", metavar="SECONDS"
+    )
+    monitor_interval: int = _setting(
+        1000,
+        _integer(50, 3_600_000),
+        "How often the memory of the devices is read.",
+        metavar="MILLISECONDS",
+        environment="LLM_NODE_MONITOR_INTERVAL_MS",
+    )
+    max_body: int = _setting(16 << 20, parse_size, "Largest body of a request.", metavar="SIZE", shown="16M")
+    log_level: str = _setting(
+        "info", _one_of(LOG_LEVELS), "Least severity that is logged to stderr.", metavar="|".join(LOG_LEVELS)
+    )
+    config: Path | None = _setting(  # noqa: RUF009
+        None,
+        _path,
+        "Settings file (TOML): one key for each setting, named like the flag with underscores.",
+        metavar="FILE",
+        shown="~/.llm-node/config.toml, where there is one",
+        in_file=False,
+    )
+
+    @classmethod
+    def load(
+        cls,
+        command_line: Mapping[str, Sequence[str]] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Ask the command line, then the environment, the file and the defaults.
+
+        `command_line`: setting name -> the texts given for it. `environment`: that of the process
+        where it is None. Raises `SettingsError`.
+        """
+        variables = os.environ if environment is None else environment
+        found: dict[str, Any] = {}
+        for name, texts in (command_line or {}).items():
+            setting = BY_NAME[name]
+            if texts:
+                found[name] = _value(setting, texts, setting.flag)
+        for name, value in _from_environment(variables).items():
+            found.setdefault(name, value)
+        for name, value in _from_file(found.get("config")).items():
+            found.setdefault(name, value)
+        return cls(**found)
+
+
+def _describe(field: dataclasses.Field[Any]) -> Setting:
+    metadata = field.metadata
+    dashed = field.name.replace("_", "-")
+    default = field.default
+    shown = metadata["shown"]
+    if shown is None:
+        shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else _plain(default)
+    return Setting(
+        name=field.name,
+        flag=metadata["flag"] or f"--{dashed}",
+        environment=metadata["environment"] or PREFIX + field.name.upper(),
+        metavar=metadata["metavar"],
+        help=metadata["help"],
+        shown_default=shown,
+        parse=metadata["parse"],
+        many=metadata["many"],
+        in_file=metadata["in_file"],
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- where values come from ----------------------------------------------------------------------
+
+
+def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
+    try:
+        if setting.many:
+            return tuple(setting.parse(text) for text in texts)
+        return setting.parse(texts[-1])
+    except ValueError as error:
+        raise SettingsError(f"{source}: {error}, got {', '.join(map(repr, texts))}") from None
+
+
+def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    # Windows knows no case in names.
+    for key in sorted(variables):
+        if not key.upper().startswith(PREFIX) or key.upper() in NOT_SETTINGS:
+            continue
+        setting = BY_ENVIRONMENT.get(key.upper() if sys.platform == "win32" else key)
+        if setting is None:
+            raise SettingsError(f"unknown variable {key}{_near(key, BY_ENVIRONMENT)}")
+        text = variables[key]
+        texts = [part for part in text.split(os.pathsep) if part] if setting.many else [text]
+        if text:  # an empty variable is how many tools write "not set"
+            found[setting.name] = _value(setting, texts, key)
+    return found
+
+
+def _from_file(named: Path | None) -> dict[str, Any]:
+    path = named or _home() / "config.toml"
+    if named is None and not path.is_file():
+        return {}
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        content: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+    in_file = {name: setting for name, setting in BY_NAME.items() if setting.in_file}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        setting = in_file.get(key)
+        if setting is None:
+            raise SettingsError(f"unknown setting {key!r} in {path}{_near(key, in_file)}")
+        values = value if isinstance(value, list) and setting.many else [value]
+        if not values or any(not isinstance(item, str | int | float) for item in values):
+            raise SettingsError(f"{key} in {path}: expected {setting.metavar}")
+        texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
+        found[key] = _value(setting, texts, f"{key} in {path}")
+    return found
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
+
+
+ALL: tuple[Setting, ...] = tuple(_describe(field) for field in dataclasses.fields(Settings))
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in ALL}
+BY_ENVIRONMENT: Mapping[str, Setting] = {setting.environment: setting for setting in ALL}
+
+LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
