@@ -148,6 +148,36 @@ pub trait StepEngine {
     fn cache_free(&self) -> u64;
 }
 
+impl<E: StepEngine + ?Sized> StepEngine for Box<E> {
+    fn limits(&self) -> &Limits {
+        (**self).limits()
+    }
+
+    fn step(&mut self, slices: &[Slice<'_>]) -> Result<Ticket, EngineFault> {
+        (**self).step(slices)
+    }
+
+    fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault> {
+        (**self).collect(ticket, rows)
+    }
+
+    fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {
+        (**self).copy_prefix(from, to, end)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
+        (**self).truncate(sequence, begin)
+    }
+
+    fn range(&self, sequence: SequenceId) -> Result<(u32, u32), EngineFault> {
+        (**self).range(sequence)
+    }
+
+    fn cache_free(&self) -> u64 {
+        (**self).cache_free()
+    }
+}
+
 /// Bits of [`Vocabulary::attributes`], as `ENGINE_ATTR_` in the header.
 pub mod attribute {
     /// Special: never part of the answer's text.

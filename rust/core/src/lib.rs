@@ -9,3 +9,8 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod request;
+pub mod sample;
+pub mod schedule;
+pub mod session;
+pub mod text;
+pub mod vram;

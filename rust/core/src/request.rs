@@ -5,7 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Token;
+use crate::{
+    engine::{Limits, Token, Tokenizer},
+    error::{ErrorCode, Fault},
+    text::template::ChatTemplate,
+};
+
+/// Stop strings per request. Each costs a look at every piece of text.
+pub const MAX_STOP_STRINGS: usize = 64;
+/// Bytes per stop string.
+pub const MAX_STOP_LENGTH: usize = 1024;
+/// Alternatives per token beside its log-probability.
+pub const MAX_LOGPROBS: u32 = 128;
 
 /// One answer wanted from one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,4 +105,222 @@ impl Default for Sampling {
             bias: Vec::new(),
         }
     }
+}
+
+impl Request {
+    /// Checks all that can be checked without the model; [`ValidRequest::new`] does it, too. For
+    /// engines that take text and give text.
+    pub fn check(&self) -> Result<(), Fault> {
+        self.sampling.check()?;
+        if self.stop.len() > MAX_STOP_STRINGS {
+            return Err(invalid("stop", format!("at most {MAX_STOP_STRINGS} stop strings are allowed")));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(invalid("stop", "a stop string must not be empty"));
+        }
+        if self.stop.iter().any(|it| it.len() > MAX_STOP_LENGTH) {
+            return Err(invalid("stop", format!("a stop string has at most {MAX_STOP_LENGTH} bytes")));
+        }
+        if self.logprobs.is_some_and(|it| it > MAX_LOGPROBS) {
+            return Err(invalid("logprobs", format!("logprobs must be at most {MAX_LOGPROBS}")));
+        }
+        let empty = match &self.prompt {
+            Prompt::Text(text) => text.is_empty(),
+            Prompt::Tokens(tokens) => tokens.is_empty(),
+            Prompt::Chat(_) => false,
+        };
+        if empty { Err(invalid(self.prompt.param(), "the prompt must not be empty")) } else { Ok(()) }
+    }
+}
+
+impl Prompt {
+    /// The public name of the field that it came in.
+    fn param(&self) -> &'static str {
+        match self {
+            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+            Prompt::Chat(_) => "messages",
+        }
+    }
+}
+
+impl Sampling {
+    fn check(&self) -> Result<(), Fault> {
+        let rules = [
+            ("temperature", self.temperature, self.temperature >= 0.0, "at least 0"),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
+            ("repeat_penalty", self.repeat_penalty, self.repeat_penalty > 0.0, "above 0"),
+            ("frequency_penalty", self.frequency_penalty, true, "finite"),
+            ("presence_penalty", self.presence_penalty, true, "finite"),
+        ];
+        for (name, value, in_range, expected) in rules {
+            if !value.is_finite() || !in_range {
+                return Err(invalid(name, format!("{name} must be a number {expected}, not {value}")));
+            }
+        }
+        for &(token, bias) in &self.bias {
+            if bias.is_nan() || bias == f32::INFINITY {
+                return Err(invalid("logit_bias", format!("the bias of token {token} is not a number")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A request that was checked against a model: tokens in range, parameters in range, and room for
+/// prompt and answer in the context. It cannot be made in any other way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidRequest {
+    prompt: Vec<Token>,
+    max_tokens: u32,
+    sampling: Sampling,
+    seed: u64,
+    stop: Vec<String>,
+    ignore_eos: bool,
+    logprobs: Option<u32>,
+}
+
+impl ValidRequest {
+    /// Checks a request, renders its conversation and tokenises it.
+    ///
+    /// `template` is the model's, if it has one. `seed` counts where the request has none, and
+    /// `unix_seconds` is the time that a template may ask for.
+    pub fn new(
+        request: Request,
+        tokenizer: &dyn Tokenizer,
+        template: Option<&ChatTemplate>,
+        limits: &Limits,
+        seed: u64,
+        unix_seconds: i64,
+    ) -> Result<Self, Fault> {
+        request.check()?;
+        let Request { prompt, max_tokens, mut sampling, stop, ignore_eos, logprobs } = request;
+        let param = prompt.param();
+        let vocabulary = tokenizer.vocabulary();
+        let n_tokens = if vocabulary.is_empty() { limits.n_vocab as usize } else { vocabulary.len() };
+        let known = |token: Token| usize::try_from(token).is_ok_and(|it| it < n_tokens);
+
+        let given = matches!(prompt, Prompt::Tokens(_));
+        let prompt = match prompt {
+            Prompt::Text(text) => tokenizer.tokenize(&text, true, false)?,
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Chat(chat) => {
+                let template = template.ok_or_else(|| {
+                    let message = "This model has no chat template, so it cannot take messages. \
+                                   Send a prompt to /v1/completions instead.";
+                    Fault::new(ErrorCode::UnsupportedFeature, message).param(param)
+                })?;
+                chat_tokens(&template.render(&chat, unix_seconds)?, tokenizer)?
+            }
+        };
+        if prompt.is_empty() {
+            return Err(invalid(param, "the prompt is empty"));
+        }
+        if let Some(token) = prompt.iter().find(|&&it| !known(it)) {
+            return Err(if given {
+                invalid(param, format!("token {token} is outside the vocabulary of {n_tokens} tokens"))
+            } else {
+                Fault::new(
+                    ErrorCode::Internal,
+                    format!("The engine's tokenizer gave token {token}, of a vocabulary of {n_tokens}."),
+                )
+            });
+        }
+        if let Some((token, _)) = sampling.bias.iter().find(|it| !known(it.0)) {
+            return Err(invalid(
+                "logit_bias",
+                format!("token {token} is outside the vocabulary of {n_tokens} tokens"),
+            ));
+        }
+        sampling.seed = Some(sampling.seed.unwrap_or(seed));
+        let max_tokens = room(prompt.len(), max_tokens, limits).map_err(|fault| fault.param(param))?;
+        Ok(Self {
+            prompt,
+            max_tokens,
+            seed: sampling.seed.unwrap_or(seed),
+            sampling,
+            stop,
+            ignore_eos,
+            logprobs,
+        })
+    }
+
+    /// The tokens of the prompt: at least one.
+    pub fn prompt(&self) -> &[Token] {
+        &self.prompt
+    }
+
+    /// Most tokens to generate. Prompt and answer together fit the context.
+    pub fn max_tokens(&self) -> u32 {
+        self.max_tokens
+    }
+
+    /// How a token is picked; the seed is set.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// What the draws depend on, beside the position.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The answer ends before the first of these; none is empty.
+    pub fn stop(&self) -> &[String] {
+        &self.stop
+    }
+
+    /// Go on after an end-of-generation token?
+    pub fn ignore_eos(&self) -> bool {
+        self.ignore_eos
+    }
+
+    /// How many alternatives are wanted beside each token's log-probability, if that is wanted.
+    pub fn logprobs(&self) -> Option<u32> {
+        self.logprobs
+    }
+}
+
+/// The tokens of a rendered conversation. A template writes its special tokens itself, most of them
+/// BOS as well: it must be there once, if the model wants it.
+fn chat_tokens(text: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
+    let mut tokens = tokenizer.tokenize(text, false, true)?;
+    let vocabulary = tokenizer.vocabulary();
+    if let (true, Some(bos)) = (vocabulary.adds_bos, vocabulary.bos)
+        && tokens.first() != Some(&bos)
+    {
+        tokens.insert(0, bos);
+    }
+    Ok(tokens)
+}
+
+/// How many tokens may be generated: never fewer than asked for.
+fn room(prompt: usize, max_tokens: Option<u32>, limits: &Limits) -> Result<u32, Fault> {
+    let page = u64::from(limits.cache_page.max(1));
+    let cache = limits.cache_tokens / page * page;
+    let context = u64::from(limits.context_length).min(cache);
+    let prompt = prompt as u64;
+    let exceeded = |needed: u64, split: String| {
+        Fault::new(
+            ErrorCode::ContextLengthExceeded,
+            format!(
+                "This model's maximum context length is {context} tokens, but {needed} are needed: {split}."
+            ),
+        )
+    };
+    match max_tokens {
+        Some(max_tokens) if prompt + u64::from(max_tokens) > context => Err(exceeded(
+            prompt + u64::from(max_tokens),
+            format!("{prompt} for the prompt and {max_tokens} for the answer (max_tokens)"),
+        )),
+        Some(max_tokens) => Ok(max_tokens),
+        None if prompt >= context => {
+            Err(exceeded(prompt + 1, format!("{prompt} for the prompt and at least 1 for the answer")))
+        }
+        None => Ok((context - prompt) as u32),
+    }
+}
+
+fn invalid(param: &str, message: impl Into<String>) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, message).param(param)
 }

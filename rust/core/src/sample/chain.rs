@@ -1,0 +1,401 @@
+//! The chain from a row of logits to a token.
+
+use super::{
+    blockmax::{Candidate, RowState, ShapedRow},
+    logprobs::sum_exp,
+    penalties::{self, Occurrences},
+};
+use crate::{
+    engine::{Token, Vocabulary, attribute},
+    request::Sampling,
+};
+
+/// How many candidates are looked at first where no top-k says it.
+const FIRST_LOOK: usize = 256;
+/// Beyond so many candidates, sorting them all at once is cheaper than doubling on.
+const LAST_LOOK: usize = 4096;
+
+/// Why no token could be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PickFault {
+    /// The engine's row holds a NaN or a positive infinity.
+    #[error("the engine returned logits that are not numbers")]
+    NotANumber,
+    /// The engine's row holds nothing but negative infinity.
+    #[error("the engine returned logits that forbid every token")]
+    Empty,
+    /// Bias and mask leave no token.
+    #[error("no token is allowed: bias and mask forbid all of them")]
+    NothingAllowed,
+}
+
+/// The tokens that a model must never generate, as bits of blocks of 64.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forbidden {
+    blocks: Vec<(u32, u64)>,
+}
+
+impl Forbidden {
+    /// The unused tokens of a vocabulary, and what a row of `n_vocab` logits has beyond it.
+    pub fn of(vocabulary: &Vocabulary, n_vocab: usize) -> Self {
+        let mut blocks: Vec<(u32, u64)> = Vec::new();
+        for id in 0..n_vocab {
+            let beyond = !vocabulary.is_empty() && id >= vocabulary.len();
+            if beyond || vocabulary.has(id as Token, attribute::UNUSED) {
+                let (block, bit) = ((id / 64) as u32, 1 << (id % 64));
+                match blocks.last_mut() {
+                    Some((last, bits)) if *last == block => *bits |= bit,
+                    _ => blocks.push((block, bit)),
+                }
+            }
+        }
+        Self { blocks }
+    }
+}
+
+/// What was picked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picked {
+    /// The token.
+    pub token: Token,
+    /// Its log-probability at temperature 1 among the shaped logits, and the likeliest tokens with
+    /// theirs, where these were asked for.
+    pub logprobs: Option<(f32, Vec<(Token, f32)>)>,
+}
+
+/// Picks tokens. Holds only room that is used again from row to row.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    view: ShapedRow,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// Walks the chain: `row` is the engine's, one logit per token of the vocabulary; `occurrences`
+    /// count what the sequence holds; `uniform` lies in `[0, 1)`; `logprobs` says how many of the
+    /// likeliest tokens are wanted beside the picked one's log-probability.
+    pub fn pick(
+        &mut self,
+        row: &[f32],
+        sampling: &Sampling,
+        occurrences: &Occurrences,
+        forbidden: &Forbidden,
+        uniform: f32,
+        logprobs: Option<u32>,
+    ) -> Result<Picked, PickFault> {
+        match self.view.begin(row) {
+            RowState::NotANumber => return Err(PickFault::NotANumber),
+            RowState::Empty => return Err(PickFault::Empty),
+            RowState::Usable => {}
+        }
+        self.shape(row, sampling, occurrences, forbidden);
+        let best = self.view.best(row).ok_or(PickFault::NothingAllowed)?;
+        let id =
+            if sampling.temperature > 0.0 { self.draw(row, best.logit, sampling, uniform) } else { best.id };
+        let logprobs = logprobs.map(|n| self.logprobs(row, id, best.logit, n as usize));
+        Ok(Picked { token: id as Token, logprobs })
+    }
+
+    fn shape(&mut self, row: &[f32], sampling: &Sampling, occurrences: &Occurrences, forbidden: &Forbidden) {
+        if penalties::penalise(sampling) {
+            for (token, count) in occurrences.iter() {
+                if let Ok(id) = usize::try_from(token) {
+                    self.view.change(row, id, |logit| penalties::penalised(logit, count, sampling));
+                }
+            }
+        }
+        for &(token, bias) in &sampling.bias {
+            if let Ok(id) = usize::try_from(token) {
+                // Negative infinity stays itself, and nothing becomes positive infinity.
+                self.view.change(row, id, |logit| (logit + bias).min(f32::MAX));
+            }
+        }
+        for &(block, bits) in &forbidden.blocks {
+            self.view.forbid(row, block as usize, bits);
+        }
+        self.view.settle();
+    }
+
+    /// Every filter leaves a prefix of the candidates, best first, so together they leave the shortest
+    /// of these prefixes.
+    fn draw(&mut self, row: &[f32], max: f32, sampling: &Sampling, uniform: f32) -> u32 {
+        let temperature = f64::from(sampling.temperature);
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / temperature).exp();
+        let top_k = sampling.top_k as usize;
+        let (top_p, min_p) = (f64::from(sampling.top_p), f64::from(sampling.min_p));
+        let total = if top_k > 0 {
+            self.view.top(row, top_k, &mut self.candidates);
+            self.candidates.iter().map(|it| weight(it.logit)).sum()
+        } else if top_p < 1.0 || min_p <= 0.0 {
+            self.view.top(row, FIRST_LOOK, &mut self.candidates);
+            let scale = (1.0 / temperature).min(f64::from(f32::MAX)) as f32;
+            sum_exp(self.view.blocks(row), max, scale)
+        } else {
+            self.view.top(row, FIRST_LOOK, &mut self.candidates);
+            f64::INFINITY // min-p alone does not ask what the whole adds up to
+        };
+        // Without any filter the draw itself says how many candidates have to be looked at.
+        let unfiltered = top_k == 0 && top_p >= 1.0 && min_p <= 0.0;
+        let enough = if unfiltered {
+            f64::from(uniform) * total
+        } else if top_p < 1.0 {
+            top_p * total
+        } else {
+            f64::INFINITY
+        };
+        let (mut kept, mut sum) = (0, 0.0);
+        loop {
+            let mut ended = top_k > 0;
+            while let Some(candidate) = self.candidates.get(kept) {
+                let weight = weight(candidate.logit);
+                // The best one has weight 1.
+                if weight < min_p {
+                    ended = true;
+                    break;
+                }
+                kept += 1;
+                sum += weight;
+                if sum > enough || (!unfiltered && sum >= enough) {
+                    ended = true;
+                    break;
+                }
+            }
+            let looked = self.candidates.len();
+            if ended || kept < looked || looked < FIRST_LOOK || looked >= row.len() {
+                break;
+            }
+            let next = if looked >= LAST_LOOK { row.len() } else { looked * 2 };
+            self.view.top(row, next, &mut self.candidates);
+            if self.candidates.len() == looked {
+                break;
+            }
+        }
+        let kept = &self.candidates[..kept];
+        if unfiltered {
+            return kept.last().map_or(0, |it| it.id);
+        }
+        let target = f64::from(uniform) * sum;
+        let mut cumulated = 0.0;
+        for candidate in kept {
+            cumulated += weight(candidate.logit);
+            if cumulated > target {
+                return candidate.id;
+            }
+        }
+        kept.last().map_or(0, |it| it.id)
+    }
+
+    fn logprobs(&mut self, row: &[f32], id: u32, max: f32, n: usize) -> (f32, Vec<(Token, f32)>) {
+        let log_sum = f64::from(max) + sum_exp(self.view.blocks(row), max, 1.0).ln();
+        let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+        let own = logprob(self.view.logit(row, id as usize));
+        self.view.top(row, n, &mut self.candidates);
+        (own, self.candidates.iter().map(|it| (it.id as Token, logprob(it.logit))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The chain as the header words it, without any regard for speed. Also says how near the nearest
+    /// decision was to going the other way.
+    fn reference(shaped: &[f32], sampling: &Sampling, uniform: f32) -> (Token, f64) {
+        let mut all: Vec<(u32, f64)> = shaped
+            .iter()
+            .enumerate()
+            .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
+            .map(|(id, &logit)| (id as u32, f64::from(logit)))
+            .collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if sampling.temperature == 0.0 {
+            return (all[0].0 as Token, 1.0);
+        }
+        let normalise = |list: &mut Vec<(u32, f64)>| {
+            let sum: f64 = list.iter().map(|it| it.1).sum();
+            list.iter_mut().for_each(|it| it.1 /= sum);
+        };
+        let max = all[0].1;
+        all.iter_mut().for_each(|it| it.1 = ((it.1 - max) / f64::from(sampling.temperature)).exp());
+        normalise(&mut all);
+        let mut margin = 1.0f64;
+        if sampling.top_k > 0 {
+            all.truncate(sampling.top_k as usize);
+            normalise(&mut all);
+        }
+        if sampling.top_p < 1.0 {
+            let mut sum = 0.0;
+            let mut keep = all.len();
+            for (index, it) in all.iter().enumerate() {
+                sum += it.1;
+                margin = margin.min((sum - f64::from(sampling.top_p)).abs());
+                if sum >= f64::from(sampling.top_p) {
+                    keep = index + 1;
+                    break;
+                }
+            }
+            all.truncate(keep);
+            normalise(&mut all);
+        }
+        let least = all[0].1 * f64::from(sampling.min_p);
+        all.retain(|it| {
+            if sampling.min_p > 0.0 {
+                margin = margin.min((it.1 - least).abs() / all_best(least, sampling));
+            }
+            it.1 >= least
+        });
+        normalise(&mut all);
+        let mut sum = 0.0;
+        for it in &all {
+            sum += it.1;
+            margin = margin.min((sum - f64::from(uniform)).abs());
+            if sum > f64::from(uniform) {
+                return (it.0 as Token, margin);
+            }
+        }
+        (all[all.len() - 1].0 as Token, margin)
+    }
+
+    fn all_best(least: f64, sampling: &Sampling) -> f64 {
+        least / f64::from(sampling.min_p)
+    }
+
+    fn vocabulary(attributes: &[u32]) -> Vocabulary {
+        Vocabulary {
+            offsets: vec![0; attributes.len() + 1],
+            attributes: attributes.to_vec(),
+            ..Vocabulary::default()
+        }
+    }
+
+    fn sampling() -> impl Strategy<Value = Sampling> {
+        (
+            (prop_oneof![Just(0.0f32), 0.05f32..3.0], prop_oneof![Just(0u32), 1u32..900]),
+            (prop_oneof![Just(1.0f32), 0.01f32..1.0], prop_oneof![Just(0.0f32), 0.001f32..=1.0]),
+            (prop_oneof![Just(1.0f32), 0.5f32..2.0], -2.0f32..2.0, -2.0f32..2.0, any::<bool>()),
+            prop::collection::vec((0..1000i32, prop_oneof![Just(f32::NEG_INFINITY), -5.0f32..5.0]), 0..6),
+        )
+            .prop_map(
+                |((temperature, top_k), (top_p, min_p), (repeat, frequency, presence, on), bias)| Sampling {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    repeat_penalty: if on { repeat } else { 1.0 },
+                    frequency_penalty: if on { frequency } else { 0.0 },
+                    presence_penalty: if on { presence } else { 0.0 },
+                    seed: None,
+                    bias,
+                },
+            )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equals_the_naive_chain(
+            row in prop::collection::vec(-12.0f32..12.0, 1..1000),
+            unused in prop::collection::vec(0usize..1000, 0..30),
+            history in prop::collection::vec(0i32..1000, 0..50),
+            sampling in sampling(),
+            uniform in 0.0f32..1.0,
+        ) {
+            let mut attributes = vec![0; row.len()];
+            for id in unused {
+                if id > 0 && id < row.len() { attributes[id] = attribute::UNUSED; }
+            }
+            let mut shaped = row.clone();
+            let occurrences = Occurrences::of(&history);
+            if penalties::penalise(&sampling) {
+                for (token, count) in occurrences.iter() {
+                    if let Some(logit) = shaped.get_mut(token as usize) {
+                        *logit = penalties::penalised(*logit, count, &sampling);
+                    }
+                }
+            }
+            for &(token, bias) in &sampling.bias {
+                if let Some(logit) = shaped.get_mut(token as usize) { *logit += bias; }
+            }
+            for (id, &bits) in attributes.iter().enumerate() {
+                if bits != 0 { shaped[id] = f32::NEG_INFINITY; }
+            }
+            let forbidden = Forbidden::of(&vocabulary(&attributes), row.len());
+            let mut sampler = Sampler::default();
+            let picked = sampler.pick(&row, &sampling, &occurrences, &forbidden, uniform, Some(5));
+            if shaped.iter().all(|it| *it == f32::NEG_INFINITY) {
+                prop_assert_eq!(picked, Err(PickFault::NothingAllowed));
+                return Ok(());
+            }
+            let picked = picked.unwrap();
+            let (token, margin) = reference(&shaped, &sampling, uniform);
+            // Two ways of adding up the same numbers may part where a sum meets its limit.
+            if margin > 1e-5 {
+                prop_assert_eq!(picked.token, token);
+            }
+            prop_assert_ne!(shaped[picked.token as usize], f32::NEG_INFINITY);
+
+            let max = shaped.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = shaped.iter().map(|&it| (f64::from(it) - f64::from(max)).exp()).sum();
+            let logprob = |id: Token| f64::from(shaped[id as usize]) - f64::from(max) - sum.ln();
+            let (own, top) = picked.logprobs.unwrap();
+            prop_assert!((f64::from(own) - logprob(picked.token)).abs() < 1e-5);
+            prop_assert!(top.len() <= 5 && top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+            for (id, value) in top {
+                prop_assert!((f64::from(value) - logprob(id)).abs() < 1e-5);
+            }
+        }
+    }
+
+    /// A flat row, where most of the mass lies beyond the first look.
+    #[test]
+    fn flat_rows_are_drawn_evenly() {
+        let row = vec![0.0; 20_000];
+        let mut sampler = Sampler::default();
+        let sampling = Sampling::default();
+        for step in 0u16..100 {
+            let uniform = f32::from(step) / 100.0 + 0.0042;
+            let picked = sampler
+                .pick(&row, &sampling, &Occurrences::default(), &Forbidden::default(), uniform, None)
+                .unwrap();
+            assert!((picked.token as f32 - uniform * 20_000.0).abs() < 3.0, "{} {uniform}", picked.token);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_numbers_are_refused() {
+        let mut sampler = Sampler::default();
+        let mut pick = |row: &[f32]| {
+            let (sampling, none) = (Sampling::default(), Occurrences::default());
+            sampler.pick(row, &sampling, &none, &Forbidden::default(), 0.5, None).map(|it| it.token)
+        };
+        assert_eq!(pick(&[0.0, f32::NAN, 1.0]), Err(PickFault::NotANumber));
+        assert_eq!(pick(&[0.0, f32::INFINITY]), Err(PickFault::NotANumber));
+        assert_eq!(pick(&[f32::NEG_INFINITY; 70]), Err(PickFault::Empty));
+        assert_eq!(pick(&[f32::NEG_INFINITY, -1e30]), Ok(1));
+    }
+
+    #[test]
+    fn a_tiny_temperature_is_greedy() {
+        let row = [1.0, 1.001, 0.5];
+        let sampling = Sampling { temperature: 1e-30, ..Sampling::default() };
+        let picked = Sampler::default()
+            .pick(&row, &sampling, &Occurrences::default(), &Forbidden::default(), 0.999, None)
+            .unwrap();
+        assert_eq!(picked.token, 1);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_vocabulary_is_never_picked() {
+        let forbidden = Forbidden::of(&vocabulary(&[0, attribute::UNUSED, 0]), 70);
+        let mut row = vec![5.0; 70];
+        row[2] = -3.0;
+        row[0] = -4.0;
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let picked =
+            Sampler::default().pick(&row, &greedy, &Occurrences::default(), &forbidden, 0.0, None).unwrap();
+        assert_eq!(picked.token, 2);
+    }
+}

@@ -1,0 +1,151 @@
+//! The plan of one step: all decodes first, then prompts, oldest first, under one budget.
+
+use super::admission::in_pages;
+use crate::engine::SequenceId;
+
+/// What a running sequence wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Its id.
+    pub sequence: SequenceId,
+    /// Order of arrival: lower is older.
+    pub age: u64,
+    /// Tokens that the cache holds of it.
+    pub held: u32,
+    /// Tokens that have to follow: 1 while it decodes, more while its prompt is under way.
+    pub pending: u32,
+}
+
+/// What a step may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Tokens in all.
+    pub tokens: u32,
+    /// Tokens of prompts.
+    pub prefill_tokens: u32,
+    /// Tokens that the cache can still take.
+    pub cache_free: u64,
+    /// Tokens per page of the cache.
+    pub cache_page: u32,
+}
+
+/// What a sequence gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its id.
+    pub sequence: SequenceId,
+    /// Of its pending tokens, the first so many.
+    pub tokens: u32,
+    /// Are these all, so that a row of logits is wanted?
+    pub row: bool,
+}
+
+/// The cache cannot take what must be done now: somebody has to give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShort;
+
+/// Plans a step over all that runs. `running` is in ascending order of ids, and so is the answer. It
+/// is empty only if nothing runs.
+pub fn plan(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShort> {
+    let page = budget.cache_page;
+    let growth = |it: &Demand, tokens: u32| in_pages(it.held + tokens, page) - in_pages(it.held, page);
+    let mut tokens = budget.tokens;
+    let mut free = budget.cache_free;
+    let mut shares = Vec::with_capacity(running.len());
+    for it in running.iter().filter(|it| it.pending == 1) {
+        if tokens == 0 {
+            break;
+        }
+        free = free.checked_sub(growth(it, 1)).ok_or(CacheShort)?;
+        tokens -= 1;
+        shares.push(Share { sequence: it.sequence, tokens: 1, row: true });
+    }
+    let mut prompts: Vec<_> = running.iter().filter(|it| it.pending > 1).collect();
+    prompts.sort_unstable_by_key(|it| it.age);
+    let mut prefill = budget.prefill_tokens.max(1).min(tokens);
+    for it in prompts {
+        // What is left of the page that it has, and whole new ones.
+        let started = in_pages(it.held, page) - u64::from(it.held);
+        let pages = free / u64::from(page.max(1)) * u64::from(page.max(1));
+        let fits = u32::try_from(started.saturating_add(pages)).unwrap_or(u32::MAX);
+        let take = it.pending.min(prefill).min(fits);
+        if take == 0 {
+            break;
+        }
+        free -= growth(it, take);
+        prefill -= take;
+        shares.push(Share { sequence: it.sequence, tokens: take, row: take == it.pending });
+    }
+    if shares.is_empty() && !running.is_empty() {
+        return Err(CacheShort);
+    }
+    shares.sort_unstable_by_key(|it| it.sequence);
+    Ok(shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn budget() -> impl Strategy<Value = Budget> {
+        (8u32..64, 1u32..64, 0u64..200, 1u32..20).prop_map(
+            |(tokens, prefill_tokens, cache_free, cache_page)| Budget {
+                tokens,
+                prefill_tokens,
+                cache_free,
+                cache_page,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_keeps_to_its_budget(
+            wants in prop::collection::vec((0u32..100, prop_oneof![Just(1u32), 1u32..90]), 0..8),
+            ages in Just((0u64..8).collect::<Vec<_>>()).prop_shuffle(),
+            budget in budget(),
+        ) {
+            let running: Vec<_> = wants.iter().zip(&ages).enumerate()
+                .map(|(index, (&(held, pending), &age))| Demand { sequence: index as u32 * 2, age, held, pending })
+                .collect();
+            let decodes = running.iter().filter(|it| it.pending == 1).count();
+            match plan(&running, &budget) {
+                Err(CacheShort) => {
+                    let unbounded = Budget { cache_free: 1 << 40, ..budget };
+                    prop_assert!(!plan(&running, &unbounded).unwrap().is_empty());
+                }
+                Ok(shares) => {
+                    prop_assert!(shares.windows(2).all(|it| it[0].sequence < it[1].sequence));
+                    prop_assert_eq!(shares.is_empty(), running.is_empty());
+                    prop_assert!(shares.iter().map(|it| it.tokens).sum::<u32>() <= budget.tokens);
+                    let (mut growth, mut prefill, mut decoding) = (0, 0, 0);
+                    let mut oldest_waiting = u64::MAX;
+                    let mut youngest_served = 0;
+                    for it in &running {
+                        let share = shares.iter().find(|share| share.sequence == it.sequence);
+                        if let Some(share) = share {
+                            prop_assert!(share.tokens >= 1 && share.tokens <= it.pending);
+                            prop_assert_eq!(share.row, share.tokens == it.pending);
+                            growth += in_pages(it.held + share.tokens, budget.cache_page) - in_pages(it.held, budget.cache_page);
+                        }
+                        if it.pending == 1 {
+                            decoding += usize::from(share.is_some());
+                        } else {
+                            prefill += share.map_or(0, |share| share.tokens);
+                            match share {
+                                Some(_) => youngest_served = youngest_served.max(it.age),
+                                None => oldest_waiting = oldest_waiting.min(it.age),
+                            }
+                        }
+                    }
+                    prop_assert_eq!(decoding, decodes);
+                    prop_assert!(prefill <= budget.prefill_tokens);
+                    prop_assert!(growth <= budget.cache_free);
+                    prop_assert!(prefill == 0 || youngest_served < oldest_waiting);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! One answer under way: its tokens, its text, and what became of it.
+
+use crate::{
+    engine::{Token, Vocabulary, attribute},
+    event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
+    request::ValidRequest,
+    sample::{Forbidden, Occurrences, PickFault, Picked, Sampler, penalise, rng},
+    schedule::admission::ANSWER_SHARE,
+    text::answer::AnswerText,
+};
+
+/// A request from its admission to its end. It outlives the sequence it runs in: after a preemption
+/// it goes on in another.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The caller's name for it.
+    pub id: u64,
+    /// Order of arrival: lower is older.
+    pub age: u64,
+    /// Tokens that the cache holds of it.
+    pub held: u32,
+    /// Has [`Event::Started`] been told?
+    pub started: bool,
+    request: ValidRequest,
+    /// Prompt and answer.
+    tokens: Vec<Token>,
+    occurrences: Occurrences,
+    answer: AnswerText,
+    /// Picked, but not yet part of a piece.
+    unsent: Vec<PickedToken>,
+    /// Tokens of prompt and answer that admission found room for.
+    promised: u32,
+}
+
+impl Generation {
+    /// Nothing is computed yet.
+    pub fn new(id: u64, age: u64, request: ValidRequest) -> Self {
+        let tokens = request.prompt().to_vec();
+        let occurrences =
+            if penalise(request.sampling()) { Occurrences::of(&tokens) } else { Occurrences::default() };
+        let answer = AnswerText::new(request.stop());
+        let mut generation = Self {
+            id,
+            age,
+            held: 0,
+            started: false,
+            request,
+            tokens,
+            occurrences,
+            answer,
+            unsent: Vec::new(),
+            promised: 0,
+        };
+        generation.restart();
+        generation
+    }
+
+    /// Its sequence is gone: everything has to be computed again. What was generated stays.
+    pub fn restart(&mut self) {
+        self.held = 0;
+        self.promised = self.length() + self.remaining().min(ANSWER_SHARE);
+    }
+
+    /// Prompt and answer.
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Their number.
+    pub fn length(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    /// Tokens that the cache does not hold yet: at least 1.
+    pub fn pending(&self) -> u32 {
+        self.length() - self.held
+    }
+
+    /// Tokens that may still be generated.
+    pub fn remaining(&self) -> u32 {
+        self.request.max_tokens().saturating_sub(self.generated())
+    }
+
+    /// Tokens of the cache that are spoken for: what admission promised, and in any case what has to
+    /// follow now.
+    pub fn promised(&self) -> u32 {
+        self.promised.max(self.length())
+    }
+
+    /// What it took so far.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.request.prompt().len() as u32,
+            completion_tokens: self.generated(),
+            cached_tokens: 0,
+        }
+    }
+
+    /// Picks the next token from a row of logits, and tells what that brings. `Some`: the answer is at
+    /// its end, and all of its text has been told.
+    pub fn advance(
+        &mut self,
+        row: &[f32],
+        sampler: &mut Sampler,
+        forbidden: &Forbidden,
+        vocabulary: &Vocabulary,
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Option<Finish>, PickFault> {
+        let uniform = rng::uniform(self.request.seed(), self.tokens.len() as u64);
+        let picked = sampler.pick(
+            row,
+            self.request.sampling(),
+            &self.occurrences,
+            forbidden,
+            uniform,
+            self.request.logprobs(),
+        )?;
+        let token = picked.token;
+        self.tokens.push(token);
+        if penalise(self.request.sampling()) {
+            self.occurrences.add(token);
+        }
+        if vocabulary.has(token, attribute::END_OF_GENERATION) && !self.request.ignore_eos() {
+            self.flush(events);
+            return Ok(Some(Finish::Stop));
+        }
+        self.unsent.push(named(picked, vocabulary));
+        let text = self.answer.push(text_bytes(token, vocabulary));
+        if self.answer.stopped() {
+            self.drop_cut(vocabulary);
+            self.tell(text, true, events);
+            return Ok(Some(Finish::Stop));
+        }
+        self.tell(text, false, events);
+        if self.remaining() == 0 {
+            self.flush(events);
+            return Ok(Some(Finish::Length));
+        }
+        Ok(None)
+    }
+
+    fn generated(&self) -> u32 {
+        (self.tokens.len() - self.request.prompt().len()) as u32
+    }
+
+    /// Tells what was held back.
+    fn flush(&mut self, events: &mut Vec<(u64, Event)>) {
+        let text = self.answer.finish();
+        self.tell(text, true, events);
+    }
+
+    /// A piece goes out when there is text. Tokens without text wait for the next piece; at the end
+    /// they go out alone if their log-probabilities were asked for.
+    fn tell(&mut self, text: String, last: bool, events: &mut Vec<(u64, Event)>) {
+        let tokens_alone = last && self.request.logprobs().is_some() && !self.unsent.is_empty();
+        if !text.is_empty() || tokens_alone {
+            let tokens = std::mem::take(&mut self.unsent);
+            events.push((self.id, Event::Piece(Piece { text, tokens })));
+        }
+    }
+
+    /// Forgets the tokens that lie wholly in the stop string or behind it.
+    fn drop_cut(&mut self, vocabulary: &Vocabulary) {
+        let mut cut = self.answer.cut();
+        while let Some(token) = self.unsent.last() {
+            let length = text_bytes(token.id, vocabulary).len();
+            if length > cut {
+                break;
+            }
+            cut -= length;
+            self.unsent.pop();
+        }
+    }
+}
+
+/// What a token adds to the text.
+fn text_bytes(token: Token, vocabulary: &Vocabulary) -> &[u8] {
+    if vocabulary.has(token, attribute::CONTROL) { &[] } else { vocabulary.token_bytes(token) }
+}
+
+fn named(picked: Picked, vocabulary: &Vocabulary) -> PickedToken {
+    let bytes = |token| vocabulary.token_bytes(token).to_vec();
+    let logprobs = picked.logprobs.map(|(logprob, top)| TokenLogprobs {
+        bytes: bytes(picked.token),
+        logprob,
+        top: top.into_iter().map(|(token, logprob)| (bytes(token), token, logprob)).collect(),
+    });
+    PickedToken { id: picked.token, logprobs }
+}

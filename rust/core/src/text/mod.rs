@@ -1,0 +1,9 @@
+//! Text at both ends of a model: conversations to prompts, tokens' bytes to answers.
+//!
+//! It owns chat templates, decoding across token borders, and stop strings. It refuses to know
+//! tokenizers: those belong to the engine.
+
+pub mod answer;
+pub mod detok;
+pub mod stop;
+pub mod template;

@@ -1,0 +1,434 @@
+//! Chat templates: the Jinja dialect of Hugging Face's `transformers`, compiled once per model.
+//!
+//! It owns the differences between that dialect and the engine, minijinja. Templates come with
+//! models from anywhere, so what they may compute is bounded, and they see nothing but the request.
+
+use std::fmt::Write;
+
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig,
+    value::Kwargs,
+};
+
+use crate::{
+    error::{ErrorCode, Fault},
+    request::Chat,
+};
+
+/// Instructions that a template may execute for one prompt. A conversation of a thousand messages
+/// takes some hundred thousand.
+const FUEL: u64 = 10_000_000;
+const NAME: &str = "chat_template";
+
+/// A model's chat template.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`. `bos` and `eos` are the texts of the model's tokens, empty where it has none.
+    pub fn compile(source: &str, bos: &str, eos: &str) -> Result<Self, Fault> {
+        let mut environment = Environment::new();
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_syntax(whitespace()?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_filter("tojson", to_json);
+        environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(|error| {
+            Fault::new(
+                ErrorCode::UnsupportedFeature,
+                format!("The model's chat template cannot be read: {}", describe(&error)),
+            )
+        })?;
+        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// The prompt for a conversation, up to where the model's answer begins. `unix_seconds` is the
+    /// time that `strftime_now` tells, in UTC.
+    pub fn render(&self, chat: &Chat, unix_seconds: i64) -> Result<String, Fault> {
+        let messages = json(&chat.messages, "messages")?;
+        if messages.kind() != minijinja::value::ValueKind::Seq {
+            return Err(invalid("messages must be an array of messages", "messages"));
+        }
+        let tools = match &chat.tools {
+            Some(tools) => json(tools, "tools")?,
+            None => Value::from(()),
+        };
+        let variables = match &chat.variables {
+            Some(variables) => json(variables, "chat_template_kwargs")?,
+            None => context! {},
+        };
+        if variables.kind() != minijinja::value::ValueKind::Map {
+            return Err(invalid("chat_template_kwargs must be an object", "chat_template_kwargs"));
+        }
+        let given = context! {
+            messages,
+            tools,
+            documents => Value::from(()),
+            strftime_now => Value::from_function(move |format: String| strftime(unix_seconds, &format)),
+        };
+        let defaults = context! {
+            bos_token => &self.bos,
+            eos_token => &self.eos,
+            add_generation_prompt => true,
+        };
+        // Of two variables with one name the first counts.
+        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
+        template.render(context! { ..given, ..variables, ..defaults }).map_err(|error| failed(&error))
+    }
+}
+
+/// As `transformers` sets up Jinja.
+fn whitespace() -> Result<SyntaxConfig, Fault> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|error| {
+        Fault::new(ErrorCode::Internal, format!("The template engine is misconfigured: {error}"))
+    })
+}
+
+/// What a template says when a conversation is not to its liking ("roles must alternate"): a private
+/// mark tells its words from minijinja's.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+}
+
+fn failed(error: &Error) -> Fault {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return invalid(
+                format!("The model's chat template refuses this conversation: {message}"),
+                "messages",
+            );
+        }
+        source = cause.source();
+    }
+    invalid(
+        format!("The model's chat template cannot render this conversation: {}", describe(error)),
+        "messages",
+    )
+}
+
+fn describe(error: &Error) -> String {
+    match error.line() {
+        Some(line) => {
+            format!("line {line}: {}", error.detail().map_or_else(|| error.kind().to_string(), str::to_owned))
+        }
+        None => error.to_string(),
+    }
+}
+
+fn invalid(message: impl Into<String>, param: &str) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, message).param(param)
+}
+
+fn json(text: &str, param: &str) -> Result<Value, Fault> {
+    serde_json::from_str(text).map_err(|error| invalid(format!("{param} is not JSON: {error}"), param))
+}
+
+/// `datetime.now().strftime(format)`, in UTC.
+fn strftime(unix_seconds: i64, format: &str) -> Result<String, Error> {
+    let bad = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {what}"));
+    let now =
+        chrono::DateTime::from_timestamp(unix_seconds, 0).ok_or_else(|| bad("the time is out of range"))?;
+    let mut text = String::new();
+    write!(text, "{}", now.format(format)).map_err(|_| bad("the format is unknown"))?;
+    Ok(text)
+}
+
+/// `tojson` as `transformers` defines it: Python's `json.dumps` with `ensure_ascii=False`, and no
+/// escaping for HTML.
+fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => kwargs.get::<Option<Value>>("indent")?,
+    };
+    let indent = match indent {
+        Some(value) if !value.is_none() => {
+            Some(" ".repeat(usize::try_from(value.clone()).map_or(0, |it| it.min(16))))
+        }
+        _ => None,
+    };
+    let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    let separators = kwargs.get::<Option<Vec<String>>>("separators")?;
+    kwargs.assert_all_used()?;
+    let (item, key) = match separators.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are two texts")),
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        None => (", ".to_owned(), ": ".to_owned()),
+    };
+    let style = PythonStyle { indent, item, key, ensure_ascii, depth: 0, filled: false };
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, style);
+    let outcome = if sort_keys {
+        // serde_json keeps the keys of its own maps sorted.
+        serde_json::to_value(value).and_then(|sorted| serde::Serialize::serialize(&sorted, &mut serializer))
+    } else {
+        serde::Serialize::serialize(value, &mut serializer)
+    };
+    outcome.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+/// Python's layout of JSON.
+struct PythonStyle {
+    indent: Option<String>,
+    item: String,
+    key: String,
+    ensure_ascii: bool,
+    depth: usize,
+    filled: bool,
+}
+
+impl PythonStyle {
+    fn open<W: std::io::Write + ?Sized>(&mut self, out: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth += 1;
+        self.filled = false;
+        out.write_all(bracket)
+    }
+
+    fn close<W: std::io::Write + ?Sized>(&mut self, out: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth -= 1;
+        if self.filled {
+            self.line(out)?;
+        }
+        self.filled = true;
+        out.write_all(bracket)
+    }
+
+    fn element<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if !first {
+            out.write_all(self.item.as_bytes())?;
+        }
+        self.line(out)
+    }
+
+    fn line<W: std::io::Write + ?Sized>(&self, out: &mut W) -> std::io::Result<()> {
+        if let Some(indent) = &self.indent {
+            out.write_all(b"\n")?;
+            for _ in 0..self.depth {
+                out.write_all(indent.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl serde_json::ser::Formatter for PythonStyle {
+    fn begin_array<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.open(out, b"[")
+    }
+
+    fn end_array<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.close(out, b"]")
+    }
+
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        self.element(out, first)
+    }
+
+    fn end_array_value<W: std::io::Write + ?Sized>(&mut self, _: &mut W) -> std::io::Result<()> {
+        self.filled = true;
+        Ok(())
+    }
+
+    fn begin_object<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.open(out, b"{")
+    }
+
+    fn end_object<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.close(out, b"}")
+    }
+
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        self.element(out, first)
+    }
+
+    fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(self.key.as_bytes())
+    }
+
+    fn end_object_value<W: std::io::Write + ?Sized>(&mut self, _: &mut W) -> std::io::Result<()> {
+        self.filled = true;
+        Ok(())
+    }
+
+    fn write_string_fragment<W: std::io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> std::io::Result<()> {
+        if !self.ensure_ascii {
+            return out.write_all(text.as_bytes());
+        }
+        for character in text.chars() {
+            if character.is_ascii() {
+                out.write_all(&[character as u8])?;
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `{% generation %}` marks the model's own words for training; here it means nothing. It becomes a
+/// condition that is always true, which keeps its whitespace control.
+fn without_generation_blocks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(begin) = rest.find("{%") {
+        let (before, tag) = rest.split_at(begin + 2);
+        out.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let inner = &tag[..end];
+        let word = inner.trim_matches(|it: char| it.is_whitespace() || it == '-' || it == '+');
+        let replacement = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        out.push_str(&inner.replacen(word, replacement, 1));
+        rest = &tag[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(messages: &str) -> Chat {
+        Chat { messages: messages.to_owned(), tools: None, variables: None }
+    }
+
+    fn render(source: &str, messages: &str) -> Result<String, Fault> {
+        ChatTemplate::compile(source, "<s>", "</s>")?.render(&chat(messages), 1_700_000_000)
+    }
+
+    #[test]
+    fn chatml() {
+        let source = "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n{% endfor %}\n{% if add_generation_prompt %}\n{{ '<|im_start|>assistant\\n' }}\n{% endif %}\n";
+        let text = render(source, r#"[{"role":"user","content":"<Hi> & \"you\""}]"#).unwrap();
+        // As in Python: a block's line feed goes, an expression's stays.
+        assert_eq!(text, "<|im_start|>user\n<Hi> & \"you\"<|im_end|>\n\n<|im_start|>assistant\n\n");
+    }
+
+    #[test]
+    fn python_methods_and_loop_controls() {
+        let source = "{%- set ns = namespace(n=0) -%}
+{%- for m in messages -%}
+{%- if m.role == 'skip' -%}{%- continue -%}{%- endif -%}
+{%- set ns.n = ns.n + 1 -%}
+{{ m['content'].strip().split('|')[-1].upper() }}{{ ',' if not loop.last }}
+{%- if m.content.startswith('x') and m.get('name', 'none') == 'none' -%}!{%- endif -%}
+{%- for key, value in m.items() -%}{{ key[0] }}{%- endfor -%}
+{%- endfor -%}={{ ns.n }}{{ bos_token }}{{ eos_token }}{{ messages[0]['missing'] }}{{ messages[0].role is string }}";
+        let messages = r#"[{"role":"user","content":" a|b "},{"role":"skip","content":"-"},{"role":"user","content":"xc"}]"#;
+        assert_eq!(render(source, messages).unwrap(), "B,rcXC!rc=2<s></s>True");
+    }
+
+    #[test]
+    fn raise_exception_is_the_client_s_fault() {
+        let source =
+            "{% if messages[0].role != 'user' %}{{ raise_exception('Roles must alternate!') }}{% endif %}";
+        let fault = render(source, r#"[{"role":"assistant","content":""}]"#).unwrap_err();
+        assert_eq!(fault.code, ErrorCode::InvalidRequest);
+        assert_eq!(fault.param.as_deref(), Some("messages"));
+        assert!(fault.message.ends_with("refuses this conversation: Roles must alternate!"), "{fault}");
+    }
+
+    #[test]
+    fn tojson_is_python_s() {
+        let messages = r#"[{"b": [1, 2.5, null, true, {}], "a": "<é'\">"}]"#;
+        assert_eq!(
+            render("{{ messages[0] | tojson }}", messages).unwrap(),
+            r#"{"b": [1, 2.5, null, true, {}], "a": "<é'\">"}"#
+        );
+        assert_eq!(
+            render("{{ messages[0] | tojson(indent=2) }}", messages).unwrap(),
+            "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    true,\n    {}\n  ],\n  \"a\": \"<é'\\\">\"\n}"
+        );
+        assert_eq!(
+            render("{{ messages[0].a | tojson(ensure_ascii=true) }}", messages).unwrap(),
+            r#""<\u00e9'\">""#
+        );
+        assert_eq!(
+            render("{{ messages[0] | tojson(separators=(',', ':')) }}", messages).unwrap(),
+            r#"{"b":[1,2.5,null,true,{}],"a":"<é'\">"}"#
+        );
+    }
+
+    #[test]
+    fn the_time_is_the_caller_s() {
+        let source = "{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}";
+        assert_eq!(render(source, "[]").unwrap(), "14 Nov 2023");
+        assert!(render("{{ strftime_now('%Q') }}", "[]").is_err());
+    }
+
+    #[test]
+    fn tools_and_variables() {
+        let template = ChatTemplate::compile(
+            "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ enable_thinking }}{{ add_generation_prompt }}{{ messages | length }}",
+            "",
+            "",
+        )
+        .unwrap();
+        let chat = Chat {
+            messages: "[]".into(),
+            tools: Some(r#"[{"function":{"name":"add"}}]"#.into()),
+            variables: Some(
+                r#"{"enable_thinking":false,"add_generation_prompt":false,"messages":[1,2]}"#.into(),
+            ),
+        };
+        assert_eq!(template.render(&chat, 0).unwrap(), "addFalseFalse0");
+    }
+
+    #[test]
+    fn generation_blocks_are_transparent() {
+        let source = "a {%- generation -%} b {%- endgeneration %} c {% if true %}d{% endif %}";
+        assert_eq!(render(source, "[]").unwrap(), "ab c d");
+    }
+
+    #[test]
+    fn bad_input_is_a_fault() {
+        assert_eq!(
+            ChatTemplate::compile("{% for %}", "", "").unwrap_err().code,
+            ErrorCode::UnsupportedFeature
+        );
+        assert_eq!(
+            ChatTemplate::compile("{% frobnicate %}", "", "").unwrap_err().code,
+            ErrorCode::UnsupportedFeature
+        );
+        for messages in ["", "{}", "[", "1"] {
+            let fault = render("", messages).unwrap_err();
+            assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("messages")));
+        }
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
+        assert_eq!(render(endless, "[]").unwrap_err().code, ErrorCode::InvalidRequest);
+        let deep = "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}";
+        assert_eq!(render(deep, "[]").unwrap_err().code, ErrorCode::InvalidRequest);
+    }
+}
