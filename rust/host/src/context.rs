@@ -1,0 +1,508 @@
+//! `engine.batch/1`: a KV cache and the forward passes on it, behind the port [`StepEngine`].
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem::{align_of, size_of};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::{bf16, f16};
+use llm_node_abi::{
+    ENGINE_BF16, ENGINE_CONTEXT_ASYNC, ENGINE_CONTEXT_CHAIN, ENGINE_CONTEXT_LATE_MASK,
+    ENGINE_CONTEXT_MIX_ADAPTER, ENGINE_CONTEXT_SHARE, ENGINE_F16, ENGINE_F32, ENGINE_STAGE_LOGITS,
+    ENGINE_TOKEN_NONE, EngineBatch, EngineBatching, EngineContext, EngineContextInfo, EngineContextParams,
+    EngineRow, EngineSlice, Growing,
+};
+use llm_node_core::engine::{EngineFault, Limits, Row, SequenceId, Slice, StepEngine, Ticket};
+
+use crate::callbacks::checked;
+use crate::error::EngineError;
+use crate::model::Model;
+use crate::parameters::Options;
+use crate::readable;
+
+/// No engine captures more graphs.
+const MOST_DECODE_SIZES: usize = 4096;
+
+/// What a context should be able to take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContextParams {
+    /// Sequences at once.
+    pub max_sequences: u32,
+    /// Tokens of the longest sequence; 0: the model's own.
+    pub context_length: u32,
+    /// Most tokens in one step; 0: the engine's choice.
+    pub max_batch_tokens: u32,
+    /// Most rows in one step; 0: `max_sequences`.
+    pub max_rows: u32,
+    /// Tokens that `truncate` should be able to take back, where that costs memory.
+    pub rollback: u32,
+    /// KV cache for all sequences together, in tokens; 0: `max_sequences * context_length`.
+    pub cache_tokens: u64,
+    /// Settings for the engine: key and value.
+    pub options: Vec<(String, String)>,
+}
+
+impl ContextParams {
+    pub(crate) fn with_abi<R>(
+        &self,
+        call: &'static str,
+        function: impl FnOnce(&EngineContextParams) -> Result<R, EngineError>,
+    ) -> Result<R, EngineError> {
+        let options = Options::new(&self.options)
+            .ok_or_else(|| EngineError::invalid(call, "an option contains a zero byte"))?;
+        function(&EngineContextParams {
+            struct_size: EngineContextParams::SIZE,
+            max_sequences: self.max_sequences,
+            context_length: self.context_length,
+            max_batch_tokens: self.max_batch_tokens,
+            max_rows: self.max_rows,
+            rollback: self.rollback,
+            cache_tokens: self.cache_tokens,
+            options: options.as_ptr(),
+            n_options: options.len(),
+        })
+    }
+}
+
+/// What was made of the parameters. What the scheduler needs of it is [`Limits`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContextInfo {
+    /// `step` returns before the device is done.
+    pub is_async: bool,
+    /// A step may go on from a token that the host has not yet seen.
+    pub chains: bool,
+    /// Masks that come with `collect` are applied on the device.
+    pub takes_late_masks: bool,
+    /// Slices of one step may differ in their adapter.
+    pub mixes_adapters: bool,
+    /// Steps under way at once.
+    pub max_in_flight: u32,
+    /// Of the stage TOP; 0: that stage is never reached.
+    pub max_candidates: u32,
+    /// Numbers of one-token slices for which a graph is captured.
+    pub decode_sizes: Vec<u32>,
+}
+
+/// The handle, shared with those who may cancel; `None` once it is destroyed.
+#[derive(Debug)]
+struct Handle(Mutex<Option<NonNull<EngineContext>>>);
+
+// SAFETY: the header lets a context be used from any thread; the pointer is used under the lock, or by
+// the one owner of the `Context`.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+/// Asks the step that is running to end. Any thread, at any time, even after the context is gone.
+#[derive(Clone, Debug)]
+pub struct Canceller {
+    handle: Arc<Handle>,
+    table: EngineBatching,
+}
+
+impl Canceller {
+    /// The step ends with `Cancelled`, or later as if nothing had happened: at best this takes effect
+    /// between two kernels, and an engine need not offer it.
+    pub fn cancel(&self) {
+        let handle = self.handle.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(context), Some(cancel)) = (*handle, self.table.cancel) {
+            // SAFETY: [any]; the lock keeps the context from being destroyed meanwhile.
+            unsafe { cancel(context.as_ptr()) };
+        }
+    }
+}
+
+/// A KV cache and what is needed to run a model on it. Dropping it destroys it.
+///
+/// It can be moved to another thread, but not shared: all its functions are `[step]`.
+pub struct Context {
+    model: Arc<Model>,
+    table: EngineBatching,
+    handle: NonNull<EngineContext>,
+    shared: Arc<Handle>,
+    info: ContextInfo,
+    limits: Limits,
+    /// Tickets whose rows are still valid, oldest first, and how many rows they have.
+    in_flight: VecDeque<(u64, usize)>,
+    /// Scratch of `step` and `collect`; holds nothing between calls.
+    slices: Vec<EngineSlice>,
+    rows: Vec<EngineRow>,
+}
+
+// SAFETY: [step]: "the OS thread may change from call to call". The pointers in `slices` and `rows` are
+// not looked at between calls.
+unsafe impl Send for Context {}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("model", &self.model)
+            .field("info", &self.info)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Makes a context for a model, which it keeps loaded.
+    pub fn create(model: &Arc<Model>, params: &ContextParams) -> Result<Self, EngineError> {
+        const CALL: &str = "batch.create";
+        let engine = model.engine();
+        let table = engine.tables().batch.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let create = table.create.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let mut handle = std::ptr::null_mut();
+        params.with_abi(CALL, |params| {
+            let _one_at_a_time = engine.load_lock();
+            engine.announce(CALL);
+            // SAFETY: [load]: the lock is held. The parameters outlive the call.
+            checked(CALL, || unsafe { create(model.as_ptr(), &raw const *params, &raw mut handle) })
+        })?;
+        let handle = NonNull::new(handle)
+            .ok_or_else(|| EngineError::misbehaved(CALL, "it succeeded, but *context is NULL"))?;
+        // Owns the handle from here on, so that an error below destroys it.
+        let mut context = Self {
+            model: Arc::clone(model),
+            table,
+            handle,
+            shared: Arc::new(Handle(Mutex::new(Some(handle)))),
+            info: ContextInfo {
+                is_async: false,
+                chains: false,
+                takes_late_masks: false,
+                mixes_adapters: false,
+                max_in_flight: 1,
+                max_candidates: 0,
+                decode_sizes: Vec::new(),
+            },
+            limits: Limits {
+                max_sequences: 0,
+                context_length: 0,
+                max_batch_tokens: 0,
+                max_rows: 0,
+                cache_tokens: 0,
+                cache_page: 1,
+                max_rollback: 0,
+                shares_prefixes: false,
+                n_vocab: model.info().n_vocab,
+            },
+            in_flight: VecDeque::new(),
+            slices: Vec::new(),
+            rows: Vec::new(),
+        };
+        context.read_info()?;
+        Ok(context)
+    }
+
+    /// The model that it runs.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// What was made of the parameters.
+    pub fn info(&self) -> &ContextInfo {
+        &self.info
+    }
+
+    /// For other threads, to cancel a step with.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { handle: Arc::clone(&self.shared), table: self.table }
+    }
+
+    /// The whole row of logits of a step whose rows are still valid. `Unsupported` where the engine has
+    /// no use for this.
+    pub fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineError> {
+        const CALL: &str = "batch.fetch";
+        let fetch = self.table.fetch.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let rows = self.rows_of(CALL, ticket)?;
+        if row >= rows {
+            return Err(EngineError::invalid(CALL, format!("row {row} of {rows}")));
+        }
+        let mut out = UNWRITTEN;
+        // SAFETY: [step]: `&mut self`. `out` is a local.
+        checked(CALL, || unsafe { fetch(self.handle.as_ptr(), ticket.0, row, &raw mut out) })?;
+        // SAFETY: the engine has just described the row; it stays valid until the next step, for which
+        // `self` must be borrowed again.
+        unsafe { logits(CALL, row, &out, self.limits.n_vocab) }
+    }
+
+    fn rows_of(&self, call: &'static str, ticket: Ticket) -> Result<usize, EngineError> {
+        self.in_flight
+            .iter()
+            .find(|(known, _)| *known == ticket.0)
+            .map(|(_, rows)| *rows)
+            .ok_or_else(|| EngineError::invalid(call, format!("the rows of ticket {} are gone", ticket.0)))
+    }
+
+    fn read_info(&mut self) -> Result<(), EngineError> {
+        const CALL: &str = "batch.info";
+        let function = self.table.info.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let mut info = EngineContextInfo {
+            struct_size: EngineContextInfo::SIZE,
+            flags: 0,
+            max_sequences: 0,
+            context_length: 0,
+            max_batch_tokens: 0,
+            max_rows: 0,
+            max_in_flight: 0,
+            max_rollback: 0,
+            max_candidates: 0,
+            cache_page: 0,
+            n_decode_sizes: 0,
+            reserved: 0,
+            cache_tokens: 0,
+            decode_sizes: std::ptr::null(),
+        };
+        // SAFETY: [any]; `info` is a local of the size that it says.
+        checked(CALL, || unsafe { function(self.handle.as_ptr(), &raw mut info) })?;
+        for (what, number) in [
+            ("max_sequences", u64::from(info.max_sequences)),
+            ("context_length", u64::from(info.context_length)),
+            ("max_batch_tokens", u64::from(info.max_batch_tokens)),
+            ("max_rows", u64::from(info.max_rows)),
+            ("max_in_flight", u64::from(info.max_in_flight)),
+            ("cache_page", u64::from(info.cache_page)),
+            ("cache_tokens", info.cache_tokens),
+        ] {
+            if number == 0 {
+                return Err(EngineError::misbehaved(CALL, format!("{what} is 0")));
+            }
+        }
+        let n_decode_sizes = info.n_decode_sizes as usize;
+        if n_decode_sizes > MOST_DECODE_SIZES {
+            return Err(EngineError::misbehaved(CALL, format!("{n_decode_sizes} decode sizes")));
+        }
+        let decode_sizes = if n_decode_sizes == 0 {
+            Vec::new()
+        } else {
+            // SAFETY: valid until the context is destroyed, the header says.
+            unsafe { readable::values(info.decode_sizes, n_decode_sizes) }
+                .map_err(|problem| EngineError::misbehaved(CALL, format!("decode_sizes {problem}")))?
+        };
+        self.info = ContextInfo {
+            is_async: info.flags & ENGINE_CONTEXT_ASYNC != 0,
+            chains: info.flags & ENGINE_CONTEXT_CHAIN != 0,
+            takes_late_masks: info.flags & ENGINE_CONTEXT_LATE_MASK != 0,
+            mixes_adapters: info.flags & ENGINE_CONTEXT_MIX_ADAPTER != 0,
+            max_in_flight: info.max_in_flight,
+            max_candidates: info.max_candidates,
+            decode_sizes,
+        };
+        self.limits = Limits {
+            max_sequences: info.max_sequences,
+            context_length: info.context_length,
+            max_batch_tokens: info.max_batch_tokens,
+            max_rows: info.max_rows,
+            cache_tokens: info.cache_tokens,
+            cache_page: info.cache_page,
+            max_rollback: info.max_rollback,
+            shares_prefixes: info.flags & ENGINE_CONTEXT_SHARE != 0,
+            n_vocab: self.model.info().n_vocab,
+        };
+        Ok(())
+    }
+}
+
+impl StepEngine for Context {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, slices: &[Slice<'_>]) -> Result<Ticket, EngineFault> {
+        const CALL: &str = "batch.step";
+        let step = self.table.step.ok_or_else(|| EngineError::unsupported(CALL))?;
+        self.slices.clear();
+        self.slices.extend(slices.iter().map(|slice| EngineSlice {
+            sequence: slice.sequence,
+            position: slice.position,
+            n_tokens: slice.tokens.len() as u32,
+            n_rows: slice.rows,
+            tokens: slice.tokens.as_ptr(),
+            pick: std::ptr::null(),
+            adapter: std::ptr::null_mut(),
+            adapter_scale: 0.0,
+            reserved: 0,
+        }));
+        let batch = EngineBatch {
+            struct_size: EngineBatch::SIZE,
+            n_slices: slices.len() as u32,
+            slice_stride: size_of::<EngineSlice>(),
+            slices: self.slices.as_ptr(),
+        };
+        let mut ticket = 0;
+        // SAFETY: [step]: `&mut self`. The batch and the tokens outlive the call, in which the engine
+        // copies what it needs.
+        let result =
+            checked(CALL, || unsafe { step(self.handle.as_ptr(), &raw const batch, &raw mut ticket) });
+        self.slices.clear();
+        result?;
+        if let Some((last, _)) = self.in_flight.back()
+            && ticket != last.wrapping_add(1)
+        {
+            return Err(EngineError::misbehaved(CALL, format!("ticket {ticket} after {last}")).into());
+        }
+        if self.in_flight.len() >= self.info.max_in_flight as usize {
+            self.in_flight.pop_front();
+        }
+        self.in_flight.push_back((ticket, slices.iter().map(|slice| slice.rows as usize).sum()));
+        Ok(Ticket(ticket))
+    }
+
+    fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault> {
+        const CALL: &str = "batch.collect";
+        let collect = self.table.collect.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let expected = self.rows_of(CALL, ticket)?;
+        if rows != expected {
+            return Err(
+                EngineError::invalid(CALL, format!("{rows} rows of a step that has {expected}")).into()
+            );
+        }
+        self.rows.clear();
+        self.rows.resize(rows, UNWRITTEN);
+        checked(CALL, || {
+            // SAFETY: [step]: `&mut self`. There is room for `rows` rows, one after the other.
+            unsafe {
+                collect(
+                    self.handle.as_ptr(),
+                    ticket.0,
+                    std::ptr::null(),
+                    self.rows.as_mut_ptr(),
+                    rows,
+                    size_of::<EngineRow>(),
+                )
+            }
+        })?;
+        let n_vocab = self.limits.n_vocab;
+        self.rows
+            .iter()
+            .enumerate()
+            .map(|(index, row)| {
+                // SAFETY: the engine has just described the row; it stays valid until further steps,
+                // for which `self` must be borrowed again.
+                unsafe { logits(CALL, index, row, n_vocab) }.map_err(EngineFault::from)
+            })
+            .collect()
+    }
+
+    fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {
+        const CALL: &str = "batch.seq_copy";
+        let function = self.table.seq_copy.ok_or_else(|| EngineError::unsupported(CALL))?;
+        // SAFETY: [step]: `&mut self`.
+        Ok(checked(CALL, || unsafe { function(self.handle.as_ptr(), from, to, end) })?)
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
+        const CALL: &str = "batch.seq_remove";
+        let function = self.table.seq_remove.ok_or_else(|| EngineError::unsupported(CALL))?;
+        // SAFETY: [step]: `&mut self`.
+        Ok(checked(CALL, || unsafe { function(self.handle.as_ptr(), sequence, begin) })?)
+    }
+
+    fn range(&self, sequence: SequenceId) -> Result<(u32, u32), EngineFault> {
+        const CALL: &str = "batch.seq_range";
+        let function = self.table.seq_range.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let (mut begin, mut end) = (u32::MAX, 0);
+        checked(CALL, || {
+            // SAFETY: [step]: a `Context` is not Sync, so no other thread is in a call of it.
+            unsafe { function(self.handle.as_ptr(), sequence, &raw mut begin, &raw mut end) }
+        })?;
+        if begin > end || end > self.limits.context_length {
+            return Err(EngineError::misbehaved(
+                CALL,
+                format!("positions {begin}..{end} of at most {}", self.limits.context_length),
+            )
+            .into());
+        }
+        Ok((begin, end))
+    }
+
+    fn cache_free(&self) -> u64 {
+        let Some(function) = self.table.cache_free else { return 0 };
+        // SAFETY: as for `range`.
+        let free = unsafe { function(self.handle.as_ptr()) };
+        free.min(self.limits.cache_tokens)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Whoever cancels from now on finds nothing to cancel.
+        *self.shared.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let Some(destroy) = self.table.destroy else { return };
+        let engine = self.model.engine();
+        let _one_at_a_time = engine.load_lock();
+        engine.announce("batch.destroy");
+        // SAFETY: [load]: the lock is held. `&mut self`: no call on the context is running.
+        unsafe { destroy(self.handle.as_ptr()) };
+    }
+}
+
+/// Shows what an engine did not write: no engine answers this stage.
+const UNWRITTEN: EngineRow = EngineRow {
+    stage: u32::MAX,
+    dtype: u32::MAX,
+    n: 0,
+    token: ENGINE_TOKEN_NONE,
+    logprob: f32::NAN,
+    log_sum: f32::NAN,
+    log_sum_t: f32::NAN,
+    reserved: 0,
+    ids: std::ptr::null(),
+    logits: std::ptr::null(),
+};
+
+/// A row of logits, in place where it is `f32`.
+///
+/// NaN and infinity are not looked for: that would read every row twice. Who picks a token sees them.
+///
+/// # Safety
+///
+/// The engine has described `row`, and keeps its memory as it is for `'a`.
+unsafe fn logits<'a>(
+    call: &'static str,
+    index: usize,
+    row: &EngineRow,
+    n_vocab: u32,
+) -> Result<Row<'a>, EngineError> {
+    let wrong = |what: String| EngineError::misbehaved(call, format!("row {index}: {what}"));
+    if row.stage == u32::MAX {
+        return Err(wrong("it was not written".to_owned()));
+    }
+    // No pick was given, and an engine never goes further than it is asked to.
+    if row.stage != ENGINE_STAGE_LOGITS {
+        return Err(wrong(format!("stage {}, where logits were wanted", row.stage)));
+    }
+    if row.n != n_vocab {
+        return Err(wrong(format!("{} logits, but the vocabulary has {n_vocab} tokens", row.n)));
+    }
+    if !row.ids.is_null() {
+        return Err(wrong("logits of the whole vocabulary, but in an order of their own".to_owned()));
+    }
+    if row.logits.is_null() {
+        return Err(wrong("logits are NULL".to_owned()));
+    }
+    let alignment = if row.dtype == ENGINE_F32 { align_of::<f32>() } else { align_of::<u16>() };
+    if row.logits.addr() % alignment != 0 {
+        return Err(wrong("logits are not aligned".to_owned()));
+    }
+    let count = n_vocab as usize;
+    match row.dtype {
+        // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the caller
+        // says.
+        ENGINE_F32 => {
+            Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(row.logits.cast::<f32>(), count) }))
+        }
+        ENGINE_F16 => {
+            // SAFETY: as above; f16 is a u16 by layout.
+            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f16>(), count) };
+            Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+        }
+        ENGINE_BF16 => {
+            // SAFETY: as above; bf16 is a u16 by layout.
+            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<bf16>(), count) };
+            Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+        }
+        dtype => Err(wrong(format!("unknown number format {dtype}"))),
+    }
+}
