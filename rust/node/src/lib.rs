@@ -1,1 +1,12 @@
-//! The parent: registry, models, memory ledger, supervisor. It never opens an engine.
+//! The parent: registry, models, memory ledger, supervisor. It never opens an engine, and never
+//! touches a GPU: workers do, and die of it alone.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod choose;
+pub mod config;
+pub mod devices;
+pub mod models;
+pub mod platform;
+pub mod registry;
+pub mod supervise;

@@ -1,0 +1,240 @@
+//! The models there are: local files, each with the format and architecture that stand in it.
+//!
+//! Owns names: which model a client means. Refuses to look anywhere but in the models folder, so no
+//! name can lead out of it, and refuses to fetch anything.
+
+pub mod gguf;
+pub mod quantization;
+mod scan;
+mod snapshot;
+
+use std::path::{Path, PathBuf};
+
+use llm_node_core::error::{ErrorCode, Fault};
+use serde::Serialize;
+
+use crate::config::DEMO_MODEL;
+
+/// A model on disk.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Model {
+    /// What clients call it: `NAME`, or `NAME:QUANT` where a folder holds several.
+    pub id: String,
+    /// "gguf", "safetensors", or the extension of the file.
+    pub format: String,
+    /// As the file says; unknown in formats that only an engine can read.
+    pub architecture: Option<String>,
+    /// What its maker calls it.
+    pub name: Option<String>,
+    /// "Q4_K_M", ...
+    pub quantization: Option<String>,
+    /// Of all its files together.
+    pub size_bytes: u64,
+    /// Longest sequence it was trained for, in tokens.
+    pub context_length: Option<u64>,
+    /// What an engine is given: a file (the first of several), or a folder.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    #[serde(skip)]
+    pub problem: Option<Fault>,
+    /// Folder that it shares, and its name in there.
+    #[serde(skip)]
+    pub(crate) folder: Option<String>,
+    /// See `folder`.
+    #[serde(skip)]
+    pub(crate) variant: Option<String>,
+}
+
+/// The models folder, and the demo model.
+#[derive(Debug)]
+pub struct Catalog {
+    models_dir: PathBuf,
+    demo_model: Option<PathBuf>,
+    headers: scan::Headers,
+}
+
+impl Catalog {
+    /// Over this folder. `demo_model` is always offered beside it.
+    pub fn new(models_dir: PathBuf, demo_model: Option<PathBuf>) -> Self {
+        Self { models_dir, demo_model, headers: scan::Headers::default() }
+    }
+
+    /// All models, sorted by name, the demo model first. `formats`: see the manifests' field.
+    pub fn models(&self, formats: &[String]) -> Vec<Model> {
+        let mut models = Vec::new();
+        if let Some(path) = self.demo_model.as_deref().filter(|path| path.exists()) {
+            models.push(scan::one(DEMO_MODEL, path, &self.headers));
+        }
+        let found = scan::scan(&self.models_dir, formats, &self.headers);
+        models.extend(found.into_iter().filter(|model| model.id != DEMO_MODEL || self.demo_model.is_none()));
+        models
+    }
+
+    /// The model that a client means.
+    pub fn find(&self, id: &str, formats: &[String]) -> Result<Model, Fault> {
+        let mut models = self.models(formats);
+        if let Some(position) = models.iter().position(|model| names(model, id)) {
+            return Ok(models.swap_remove(position));
+        }
+        let of_folder: Vec<String> = models
+            .iter()
+            .filter(|model| model.folder.as_deref() == Some(id))
+            .map(|model| format!("'{}'", model.id))
+            .collect();
+        if !of_folder.is_empty() {
+            return Err(not_found(format!(
+                "Model '{id}' has several files; name one of them: {}",
+                of_folder.join(", ")
+            )));
+        }
+        if is_plain(id)
+            && let Some(model) = scan::unclaimed(&self.models_dir, id)
+        {
+            return Ok(model);
+        }
+        Err(not_found(format!("Model '{id}' not found{}", hint(id, &models, &self.models_dir))))
+    }
+}
+
+fn names(model: &Model, id: &str) -> bool {
+    if model.id == id {
+        return true;
+    }
+    let Some((name, variant)) = id.split_once(':') else { return false };
+    let is_variant = |own: Option<&str>| own.is_some_and(|own| own.eq_ignore_ascii_case(variant));
+    if model.folder.as_deref() == Some(name) {
+        return is_variant(model.variant.as_deref());
+    }
+    // A file beside others: `NAME:Q4_K_M` means NAME-Q4_K_M.gguf, or NAME.gguf that is of this kind.
+    let bare = [Some(name.to_owned()), Some(format!("{name}-{variant}")), Some(format!("{name}.{variant}"))];
+    is_variant(model.quantization.as_deref())
+        && bare.iter().flatten().any(|bare| bare.eq_ignore_ascii_case(&model.id))
+}
+
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && !id.starts_with('.') && !id.contains(['/', '\\', '\0'])
+}
+
+fn not_found(message: String) -> Fault {
+    Fault::new(ErrorCode::ModelNotFound, message).param("model")
+}
+
+fn hint(id: &str, models: &[Model], models_dir: &Path) -> String {
+    let mut near: Vec<(f64, &str)> = models
+        .iter()
+        .map(|model| {
+            let likeness = strsim::jaro_winkler(&id.to_lowercase(), &model.id.to_lowercase());
+            (likeness, model.id.as_str())
+        })
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let near: Vec<String> = near.into_iter().take(3).map(|(_, id)| format!("'{id}'")).collect();
+    if !near.is_empty() {
+        format!("; did you mean {}?", near.join(" or "))
+    } else if models.is_empty() {
+        format!("; there are no models in {}", models_dir.display())
+    } else {
+        String::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn gguf(architecture: &str) -> Vec<u8> {
+        let mut bytes = b"GGUF\x03\x00\x00\x00".to_vec();
+        bytes.extend(0_u64.to_le_bytes());
+        bytes.extend(1_u64.to_le_bytes());
+        bytes.extend(20_u64.to_le_bytes());
+        bytes.extend(b"general.architecture");
+        bytes.extend(8_u32.to_le_bytes());
+        bytes.extend((architecture.len() as u64).to_le_bytes());
+        bytes.extend(architecture.as_bytes());
+        bytes
+    }
+
+    fn catalog() -> (tempfile::TempDir, Catalog) {
+        let root = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        put("stories.gguf", &gguf("llama"));
+        put("single-Q8_0.gguf", &gguf("llama"));
+        put("llama-7b/llama-7b-Q4_K_M.gguf", &gguf("llama"));
+        put("llama-7b/llama-7b-Q8_0.gguf", &gguf("llama"));
+        put("one/one-Q4_0.gguf", &gguf("qwen3"));
+        put("big/big-00001-of-00002.gguf", &gguf("llama"));
+        put("hf/config.json", br#"{"model_type": "qwen3", "max_position_embeddings": 4096}"#);
+        put("hf/model.safetensors", &[0; 16]);
+        put("markov.toy", b"toy");
+        put("stories.toy", b"toy");
+        put("README.md", b"read me");
+        put("bad.gguf", b"");
+        let catalog = Catalog::new(root.path().to_path_buf(), None);
+        (root, catalog)
+    }
+
+    #[test]
+    fn every_kind_of_model_is_found() {
+        let (_root, catalog) = catalog();
+        let models = catalog.models(&["gguf".into(), "toy".into()]);
+        let seen: Vec<_> = models.iter().map(|model| (model.id.as_str(), model.format.as_str())).collect();
+        assert_eq!(
+            seen,
+            [
+                ("bad", "gguf"),
+                ("big", "gguf"),
+                ("hf", "safetensors"),
+                ("llama-7b:Q4_K_M", "gguf"),
+                ("llama-7b:Q8_0", "gguf"),
+                ("markov", "toy"),
+                ("one", "gguf"),
+                ("single-Q8_0", "gguf"),
+                ("stories", "gguf"),
+                ("stories.toy", "toy"),
+            ]
+        );
+        let problem = |id: &str| models.iter().find(|model| model.id == id).unwrap().problem.clone();
+        assert!(problem("bad").unwrap().message.ends_with("bad.gguf: damaged at byte 0: the file is empty"));
+        assert!(problem("big").unwrap().message.ends_with("part 2 of 2 is missing"));
+        assert!(problem("stories").is_none());
+    }
+
+    #[test]
+    fn names_lead_to_models() {
+        let (_root, catalog) = catalog();
+        let find = |id: &str| catalog.find(id, &["toy".into()]).map(|model| model.id).map_err(|f| f.message);
+        assert_eq!(find("one").unwrap(), "one");
+        assert_eq!(find("one:q4_0").unwrap(), "one");
+        assert_eq!(find("llama-7b:Q8_0").unwrap(), "llama-7b:Q8_0");
+        assert_eq!(find("single:Q8_0").unwrap(), "single-Q8_0");
+        assert_eq!(
+            find("llama-7b").unwrap_err(),
+            "Model 'llama-7b' has several files; name one of them: 'llama-7b:Q4_K_M', 'llama-7b:Q8_0'"
+        );
+        assert_eq!(
+            find("storys").unwrap_err(),
+            "Model 'storys' not found; did you mean 'stories' or 'stories.toy'?"
+        );
+        assert_eq!(find("hf").unwrap(), "hf");
+        // A format that no engine reads is a model all the same, so that the error can say so.
+        assert_eq!(catalog.find("README", &[]).unwrap().format, "md");
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        let (root, catalog) = catalog();
+        fs::write(root.path().parent().unwrap().join("outside-of-it.gguf"), gguf("llama")).unwrap();
+        for id in ["../outside-of-it", "/etc/passwd", "..", ".", "", "hf/../stories", "a\\b", "one/one-Q4_0"]
+        {
+            assert_eq!(catalog.find(id, &[]).unwrap_err().code, ErrorCode::ModelNotFound, "{id}");
+        }
+        fs::remove_file(root.path().parent().unwrap().join("outside-of-it.gguf")).unwrap();
+    }
+}

@@ -1,0 +1,273 @@
+//! From a folder to the models in it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use llm_node_core::error::{ErrorCode, Fault};
+use parking_lot::Mutex;
+
+use super::{
+    Model,
+    gguf::{self, Header},
+    quantization, snapshot,
+};
+
+/// Headers read before: a vocabulary of 150 000 texts need not be walked again for each listing.
+#[derive(Debug, Default)]
+pub(super) struct Headers {
+    known: Mutex<HashMap<(PathBuf, Option<SystemTime>, u64), Result<Header, Fault>>>,
+}
+
+impl Headers {
+    fn read(&self, path: &Path) -> (u64, Result<Header, Fault>) {
+        let metadata = fs::metadata(path).ok();
+        let length = metadata.as_ref().map_or(0, fs::Metadata::len);
+        let key = (path.to_path_buf(), metadata.and_then(|metadata| metadata.modified().ok()), length);
+        if let Some(known) = self.known.lock().get(&key) {
+            return (length, known.clone());
+        }
+        let read = gguf::read(path)
+            .map_err(|error| Fault::new(ErrorCode::ModelCorrupt, format!("{}: {error}", path.display())));
+        let mut known = self.known.lock();
+        known.retain(|(path, ..), _| *path != key.0);
+        known.insert(key, read.clone());
+        (length, read)
+    }
+}
+
+/// One GGUF model: a file, or the first of several that belong together.
+struct Group {
+    first: PathBuf,
+    /// File name without extension and part number.
+    stem: String,
+    size_bytes: u64,
+    problem: Option<Fault>,
+}
+
+/// All models of a folder, sorted by name. `formats`: what engines read beside the formats known here;
+/// a file with such an extension is a model, any other (a README, a half download) is not.
+pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> Vec<Model> {
+    let mut models = BTreeMap::new();
+    let (files, folders) = entries(models_dir);
+    for group in groups(&files) {
+        let model = gguf_model(group.stem.clone(), group, headers);
+        models.entry(model.id.clone()).or_insert(model);
+    }
+    for folder in folders {
+        let Some(name) = folder.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
+        let (files, _) = entries(&folder);
+        let groups = groups(&files);
+        if groups.is_empty() {
+            if snapshot::is_snapshot(&folder, &files) {
+                let model = snapshot_model(name, folder, &files);
+                models.entry(model.id.clone()).or_insert(model);
+            }
+            continue;
+        }
+        let alone = groups.len() == 1;
+        let mut of_folder: Vec<Model> = groups
+            .into_iter()
+            .map(|group| {
+                let stem = group.stem.clone();
+                let mut model = gguf_model(name.clone(), group, headers);
+                model.variant = Some(model.quantization.clone().unwrap_or(stem));
+                model
+            })
+            .collect();
+        tell_apart(&mut of_folder);
+        for mut model in of_folder {
+            model.folder = Some(name.clone());
+            if !alone {
+                model.id = format!("{name}:{}", model.variant.as_deref().unwrap_or_default());
+            }
+            models.entry(model.id.clone()).or_insert(model);
+        }
+    }
+    for file in files {
+        let Some(format) = extension(&file) else { continue };
+        if format == "gguf" || format == "safetensors" || !formats.contains(&format) {
+            continue;
+        }
+        let stem = file_stem(&file);
+        // GGUF keeps the bare name; another format of the same name goes by its whole file name.
+        let id = if models.contains_key(&stem) { format!("{stem}.{format}") } else { stem };
+        models.entry(id.clone()).or_insert_with(|| other_model(id, file, format));
+    }
+    models.into_values().collect()
+}
+
+/// One file given by its path.
+pub(super) fn one(id: &str, path: &Path, headers: &Headers) -> Model {
+    if path.is_dir() {
+        let (files, _) = entries(path);
+        return snapshot_model(id.to_owned(), path.to_path_buf(), &files);
+    }
+    match extension(path) {
+        Some(format) if format != "gguf" => other_model(id.to_owned(), path.to_path_buf(), format),
+        _ => gguf_model(
+            id.to_owned(),
+            Group {
+                first: path.to_path_buf(),
+                stem: file_stem(path),
+                size_bytes: fs::metadata(path).map_or(0, |metadata| metadata.len()),
+                problem: None,
+            },
+            headers,
+        ),
+    }
+}
+
+/// A file of this name whose format no engine's manifest mentions: better named than called missing.
+pub(super) fn unclaimed(models_dir: &Path, name: &str) -> Option<Model> {
+    let (files, _) = entries(models_dir);
+    let file = files.into_iter().find(|file| {
+        file_stem(file) == name || file.file_name().is_some_and(|whole| whole.to_string_lossy() == name)
+    })?;
+    let format = extension(&file)?;
+    Some(other_model(name.to_owned(), file, format))
+}
+
+fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
+    let (_, header) = headers.read(&group.first);
+    let named = quantization::from_file_name(&group.stem);
+    let mut model = Model {
+        id,
+        format: "gguf".to_owned(),
+        path: group.first,
+        size_bytes: group.size_bytes,
+        problem: group.problem,
+        quantization: named,
+        ..Model::default()
+    };
+    match header {
+        Ok(header) => {
+            let told = header.file_type.and_then(quantization::from_file_type).map(str::to_owned);
+            model.quantization = model.quantization.take().or(told);
+            model.architecture = Some(header.architecture);
+            model.name = header.name;
+            model.context_length = header.context_length;
+        }
+        Err(fault) => model.problem = Some(fault),
+    }
+    model
+}
+
+fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
+    let mut model = Model { id, format: "safetensors".to_owned(), path: folder, ..Model::default() };
+    match snapshot::read(&model.path, files) {
+        Ok(snapshot) => {
+            model.architecture = snapshot.architecture;
+            model.context_length = snapshot.context_length;
+            model.size_bytes = snapshot.size_bytes;
+        }
+        Err(message) => model.problem = Some(Fault::new(ErrorCode::ModelCorrupt, message)),
+    }
+    model
+}
+
+fn other_model(id: String, path: PathBuf, format: String) -> Model {
+    let size_bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    Model { id, format, path, size_bytes, ..Model::default() }
+}
+
+/// Variants of one folder with equal names go by their file names instead.
+fn tell_apart(models: &mut [Model]) {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for model in models.iter() {
+        *seen.entry(model.variant.clone().unwrap_or_default()).or_default() += 1;
+    }
+    for model in models {
+        if seen.get(model.variant.as_deref().unwrap_or_default()).is_some_and(|count| *count > 1) {
+            model.variant = Some(file_stem(&model.path));
+        }
+    }
+}
+
+/// The GGUF files, parts of one model put together. Projectors (`mmproj-`) are not models.
+fn groups(files: &[PathBuf]) -> Vec<Group> {
+    let mut groups: BTreeMap<String, (u32, BTreeMap<u32, PathBuf>)> = BTreeMap::new();
+    for file in files.iter().filter(|file| extension(file).as_deref() == Some("gguf")) {
+        let stem = file_stem(file);
+        if stem.starts_with("mmproj") {
+            continue;
+        }
+        let (stem, part, parts) = split_name(&stem).unwrap_or((stem.as_str(), 1, 1));
+        let group = groups.entry(stem.to_owned()).or_insert((parts, BTreeMap::new()));
+        group.0 = group.0.max(parts);
+        group.1.insert(part, file.clone());
+    }
+    groups
+        .into_iter()
+        .filter_map(|(stem, (parts, files))| {
+            let first = files.values().next()?.clone();
+            let size_bytes = files
+                .values()
+                .map(|file| fs::metadata(file).map_or(0, |metadata| metadata.len()))
+                .fold(0, u64::saturating_add);
+            let missing = (1..=parts).find(|part| !files.contains_key(part));
+            let problem = missing.map(|part| {
+                Fault::new(
+                    ErrorCode::ModelCorrupt,
+                    format!("{}: part {part} of {parts} is missing", first.display()),
+                )
+            });
+            Some(Group { first, stem, size_bytes, problem })
+        })
+        .collect()
+}
+
+/// `name-00002-of-00005` → (`name`, 2, 5)
+fn split_name(stem: &str) -> Option<(&str, u32, u32)> {
+    let (rest, parts) = stem.rsplit_once("-of-")?;
+    let (name, part) = rest.rsplit_once('-')?;
+    if part.len() != 5 || parts.len() != 5 {
+        return None;
+    }
+    let (part, parts) = (part.parse().ok()?, parts.parse().ok()?);
+    (part >= 1 && part <= parts).then_some((name, part, parts))
+}
+
+/// Files and folders, sorted by name; hidden ones and what cannot be read left out. Links are followed:
+/// download caches consist of them.
+fn entries(directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut files, mut folders) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
+        let path = std::path::absolute(&path).unwrap_or(path);
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => folders.push(path),
+            Ok(metadata) if metadata.is_file() => files.push(path),
+            _ => {}
+        }
+    }
+    files.sort();
+    folders.sort();
+    (files, folders)
+}
+
+fn extension(path: &Path) -> Option<String> {
+    path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase())
+}
+
+fn file_stem(path: &Path) -> String {
+    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_told_from_names() {
+        assert_eq!(split_name("big-Q4_0-00002-of-00005"), Some(("big-Q4_0", 2, 5)));
+        assert_eq!(split_name("big-00006-of-00005"), None);
+        assert_eq!(split_name("one-of-a-kind"), None);
+    }
+}

@@ -1,0 +1,40 @@
+//! What differs between operating systems: how a process ends, and who may write a file.
+
+#[cfg(unix)]
+mod unix;
+#[cfg(unix)]
+pub use unix::{detach_from_terminal, ending, writable_by_others};
+
+#[cfg(not(unix))]
+mod windows;
+#[cfg(not(unix))]
+pub use windows::{detach_from_terminal, ending, writable_by_others};
+
+use std::fmt;
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By a signal, or by what takes a signal's place.
+    Signal {
+        /// Its number.
+        number: i64,
+        /// Its name, where it has one.
+        name: Option<&'static str>,
+    },
+    /// By itself.
+    Code(i32),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Signal { number, name: Some(name) } => write!(f, "signal {number} ({name})"),
+            Ending::Signal { number, name: None } => write!(f, "signal {number}"),
+            Ending::Code(code) => write!(f, "exit code {code}"),
+            Ending::Unknown => f.write_str("an unknown ending"),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Linux, macOS and their kin.
+
+use std::{
+    fs::Metadata,
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
+    process::{Command, ExitStatus},
+};
+
+use super::Ending;
+
+/// Keeps Ctrl-C, which a terminal sends to its whole foreground group, away from the child: the node
+/// drains before it ends its workers.
+pub fn detach_from_terminal(command: &mut Command) {
+    command.process_group(0);
+}
+
+/// How the process ended.
+pub fn ending(status: ExitStatus) -> Ending {
+    match (status.signal(), status.code()) {
+        (Some(number), _) => Ending::Signal { number: i64::from(number), name: name(number) },
+        (None, Some(code)) => Ending::Code(code),
+        (None, None) => Ending::Unknown,
+    }
+}
+
+/// May anybody write it?
+pub fn writable_by_others(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & 0o002 != 0
+}
+
+/// Numbers that Linux and macOS share; others stay numbers.
+fn name(number: i32) -> Option<&'static str> {
+    Some(match number {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 if cfg!(target_os = "linux") => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 if cfg!(target_os = "macos") => "SIGBUS",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 if cfg!(target_os = "linux") => "SIGSYS",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_has_its_name_and_a_code_its_number() {
+        let by = |script: &str| ending(Command::new("sh").args(["-c", script]).status().unwrap());
+        assert_eq!(by("kill -SEGV $$").to_string(), "signal 11 (SIGSEGV)");
+        assert_eq!(by("exit 3").to_string(), "exit code 3");
+    }
+}

@@ -1,0 +1,37 @@
+//! Windows. Compiled, not tested: see the README for what is tested where.
+
+use std::{
+    fs::Metadata,
+    os::windows::process::CommandExt,
+    process::{Command, ExitStatus},
+};
+
+use super::Ending;
+
+const CREATE_NEW_PROCESS_GROUP: u32 = 0x0000_0200;
+const CREATE_NO_WINDOW: u32 = 0x0800_0000;
+
+/// Keeps Ctrl-C away from the child: the node drains before it ends its workers.
+pub fn detach_from_terminal(command: &mut Command) {
+    command.creation_flags(CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW);
+}
+
+/// How the process ended. An uncaught exception's NTSTATUS takes a signal's place.
+pub fn ending(status: ExitStatus) -> Ending {
+    let Some(code) = status.code() else { return Ending::Unknown };
+    let name = match code as u32 {
+        0xC000_0005 => "access violation",
+        0xC000_001D => "illegal instruction",
+        0xC000_0094 => "integer division by zero",
+        0xC000_00FD => "stack overflow",
+        0xC000_0135 => "DLL not found",
+        0xC000_0409 => "fast fail",
+        _ => return Ending::Code(code),
+    };
+    Ending::Signal { number: i64::from(code as u32), name: Some(name) }
+}
+
+/// Access lists are not read: a folder inherits its own from where the user put it.
+pub fn writable_by_others(_metadata: &Metadata) -> bool {
+    false
+}

@@ -1,0 +1,244 @@
+//! `manifest.json`: what an engine says of itself before any of its code runs.
+//!
+//! Owns the parsing and its rules, and is the only place that parses one. Unknown fields are ignored.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use llm_node_abi::ENGINE_ABI_VERSION;
+use serde_json::{Map, Value};
+
+use super::verdict::{AbiPlace, Refusal};
+use crate::platform;
+
+/// A manifest is a few hundred bytes; nothing honest comes near this.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// A checked manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Names the engine.
+    pub id: String,
+    /// The engine's own version.
+    pub version: String,
+    /// As text, as it stands there.
+    pub abi_version: String,
+    /// "cuda", "metal", "vulkan", "cpu", ...
+    pub gpu_backend: String,
+    /// Model architectures it runs; `*`: any.
+    pub architectures: Vec<String>,
+    /// Model formats it reads.
+    pub formats: Vec<String>,
+    /// File name of the shared library, in the manifest's folder.
+    pub binary: String,
+}
+
+/// Reads a manifest. The second value is why its engine may not be opened although the manifest
+/// could be read: then both are there, so that the engine can be listed under its name.
+pub fn read(path: &Path) -> Result<(Manifest, Option<Refusal>), Refusal> {
+    let unreadable = |reason: String| Refusal::ManifestUnreadable { path: path.to_path_buf(), reason };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    for place in [directory, path] {
+        let metadata = fs::metadata(place).map_err(|error| unreadable(error.to_string()))?;
+        if platform::writable_by_others(&metadata) {
+            return Err(Refusal::WritableByOthers { path: place.to_path_buf() });
+        }
+    }
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|error| unreadable(error.to_string()))?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(unreadable(format!("it is longer than {MAX_BYTES} bytes")));
+    }
+    let manifest = parse(&text).map_err(|problem| match problem {
+        Problem::NotJson(reason) => unreadable(reason),
+        Problem::Field { field, reason } => {
+            Refusal::ManifestInvalid { path: path.to_path_buf(), field, reason }
+        }
+    })?;
+    let refusal = check(path, directory, &manifest);
+    Ok((manifest, refusal))
+}
+
+fn check(path: &Path, directory: &Path, manifest: &Manifest) -> Option<Refusal> {
+    match manifest.abi_version.parse::<u32>() {
+        Ok(version) if version == ENGINE_ABI_VERSION => {}
+        Ok(got) => {
+            return Some(Refusal::AbiMismatch {
+                expected: ENGINE_ABI_VERSION,
+                got,
+                place: AbiPlace::Manifest,
+                path: path.to_path_buf(),
+            });
+        }
+        Err(_) => {
+            return Some(Refusal::ManifestInvalid {
+                path: path.to_path_buf(),
+                field: "abi_version".to_owned(),
+                reason: format!("is {:?}, not a whole number in quotes", manifest.abi_version),
+            });
+        }
+    }
+    let binary: PathBuf = directory.join(&manifest.binary);
+    match fs::metadata(&binary) {
+        Ok(metadata) if !metadata.is_file() => Some(Refusal::BinaryNotFound { path: binary }),
+        Ok(metadata) if platform::writable_by_others(&metadata) => {
+            Some(Refusal::WritableByOthers { path: binary })
+        }
+        Ok(_) => None,
+        Err(_) => Some(Refusal::BinaryNotFound { path: binary }),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Problem {
+    NotJson(String),
+    Field { field: String, reason: String },
+}
+
+fn parse(text: &[u8]) -> Result<Manifest, Problem> {
+    let value: Value =
+        serde_json::from_slice(text).map_err(|error| Problem::NotJson(format!("not JSON: {error}")))?;
+    let Value::Object(fields) = value else {
+        return Err(Problem::NotJson("not a JSON object".to_owned()));
+    };
+    let manifest = Manifest {
+        id: text_field(&fields, "id")?,
+        version: text_field(&fields, "version")?,
+        abi_version: text_field(&fields, "abi_version")?,
+        gpu_backend: text_field(&fields, "gpu_backend")?,
+        architectures: list_field(&fields, "architectures")?,
+        formats: list_field(&fields, "formats")?,
+        binary: text_field(&fields, "binary")?,
+    };
+    if !is_id(&manifest.id) {
+        return Err(invalid("id", "must match [a-z0-9][a-z0-9._-]{0,63}"));
+    }
+    if !is_id(&manifest.gpu_backend) {
+        return Err(invalid("gpu_backend", "must be a word like \"cuda\""));
+    }
+    if !is_plain_file_name(&manifest.binary) {
+        return Err(invalid("binary", "must be a plain file name in the manifest's own folder"));
+    }
+    Ok(manifest)
+}
+
+fn invalid(field: &str, reason: &str) -> Problem {
+    Problem::Field { field: field.to_owned(), reason: reason.to_owned() }
+}
+
+fn text_field(fields: &Map<String, Value>, field: &str) -> Result<String, Problem> {
+    match fields.get(field) {
+        None => Err(invalid(field, "is missing")),
+        Some(Value::String(text)) if text.is_empty() => Err(invalid(field, "is empty")),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(invalid(field, &format!("must be text in quotes, not {}", kind(other)))),
+    }
+}
+
+fn list_field(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, Problem> {
+    let items = match fields.get(field) {
+        None => return Err(invalid(field, "is missing")),
+        Some(Value::Array(items)) if items.is_empty() => return Err(invalid(field, "is empty")),
+        Some(Value::Array(items)) => items,
+        Some(other) => {
+            return Err(invalid(field, &format!("must be a list of texts, not {}", kind(other))));
+        }
+    };
+    items
+        .iter()
+        .map(|item| match item {
+            Value::String(text) if !text.is_empty() => Ok(text.clone()),
+            other => Err(invalid(field, &format!("must be a list of texts, but holds {}", kind(other)))),
+        })
+        .collect()
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "an empty text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    let first = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.len() <= 64
+        && bytes.first().is_some_and(|&c| first(c))
+        && bytes.iter().all(|&c| first(c) || matches!(c, b'.' | b'_' | b'-'))
+}
+
+/// Both kinds of separator and a drive's colon are refused everywhere: a manifest means the same on
+/// every system.
+fn is_plain_file_name(text: &str) -> bool {
+    !matches!(text, "." | "..") && !text.contains(['/', '\\', ':', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = r#"{"id": "my_engine", "version": "1.0.0", "abi_version": "1", "gpu_backend": "cpu",
+        "architectures": ["llama"], "formats": ["gguf"], "binary": "libmy_engine.so", "license": 7}"#;
+
+    fn with(field: &str, value: &str) -> Result<Manifest, Problem> {
+        let mut fields: Map<String, Value> = serde_json::from_str(GOOD).unwrap();
+        if value.is_empty() {
+            fields.remove(field);
+        } else {
+            fields.insert(field.to_owned(), serde_json::from_str(value).unwrap());
+        }
+        parse(serde_json::to_string(&fields).unwrap().as_bytes())
+    }
+
+    #[test]
+    fn a_good_one_is_read_and_unknown_fields_are_ignored() {
+        let manifest = parse(GOOD.as_bytes()).unwrap();
+        assert_eq!(manifest.id, "my_engine");
+        assert_eq!(manifest.formats, ["gguf"]);
+    }
+
+    #[test]
+    fn a_missing_or_wrong_field_is_named() {
+        for field in ["id", "version", "abi_version", "gpu_backend", "architectures", "formats", "binary"] {
+            for value in ["", "1", "null", "{}", "\"\"", "[]", "[1]", "[\"\"]"] {
+                match with(field, value) {
+                    Err(Problem::Field { field: named, .. }) => assert_eq!(named, field, "{value}"),
+                    other => panic!("{field} = {value}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_binary_elsewhere_is_refused() {
+        for name in ["\"../x.so\"", "\"/usr/lib/x.so\"", "\"a\\\\b.dll\"", "\"..\"", "\"c:x.dll\""] {
+            assert!(matches!(with("binary", name), Err(Problem::Field { field, .. }) if field == "binary"));
+        }
+    }
+
+    #[test]
+    fn ids_keep_to_the_rule() {
+        for id in ["\"A\"", "\"-a\"", "\"a b\"", "\"\u{e9}\"", &format!("\"{}\"", "a".repeat(65))] {
+            assert!(matches!(with("id", id), Err(Problem::Field { field, .. }) if field == "id"), "{id}");
+        }
+        assert!(with("id", &format!("\"{}\"", "a".repeat(64))).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Where candidates lie: `<engines dir>/<id>/<gpu_backend>/manifest.json`, sorted, the first of an
+//! id and backend wins.
+//!
+//! Runs no foreign code: what it finds is still to be probed.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use llm_node_wire::message::EngineAddress;
+
+use super::{
+    manifest::{self, Manifest},
+    verdict::Refusal,
+};
+
+/// Folder names that promise an engine even where the manifest is missing. Others (`src`, `target`)
+/// are an engine's source, and nobody's business.
+const BACKENDS: [&str; 4] = ["cpu", "cuda", "metal", "vulkan"];
+
+/// A folder found, before its engine is opened.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The manifest's id, or the folder's name.
+    pub id: String,
+    /// The manifest's backend, or the folder's name.
+    pub gpu_backend: String,
+    /// Folder of the manifest, absolute where the system says so.
+    pub directory: PathBuf,
+    /// What could be read.
+    pub manifest: Option<Manifest>,
+    /// Set where the engine must not be opened.
+    pub refusal: Option<Refusal>,
+}
+
+impl Found {
+    /// For the process that opens it.
+    pub fn address(&self) -> Option<EngineAddress> {
+        self.manifest.as_ref().map(|manifest| EngineAddress {
+            id: manifest.id.clone(),
+            version: manifest.version.clone(),
+            gpu_backend: manifest.gpu_backend.clone(),
+            directory: self.directory.clone(),
+            binary: self.directory.join(&manifest.binary),
+        })
+    }
+}
+
+/// All candidates below these folders, in order of preference.
+pub fn search(engines_dirs: &[PathBuf]) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut kept: HashMap<(String, String), PathBuf> = HashMap::new();
+    for engines_dir in engines_dirs {
+        for engine in folders(engines_dir) {
+            for directory in folders(&engine) {
+                let Some(mut candidate) = look(&engine, &directory) else { continue };
+                if candidate.manifest.is_some() {
+                    let key = (candidate.id.clone(), candidate.gpu_backend.clone());
+                    match kept.get(&key) {
+                        // The same folder may be reached twice; that is one engine.
+                        Some(first) if *first == candidate.directory => continue,
+                        Some(first) => {
+                            candidate.refusal = Some(Refusal::DuplicateEngine {
+                                id: candidate.id.clone(),
+                                kept: first.clone(),
+                                refused: candidate.directory.clone(),
+                            });
+                        }
+                        None => {
+                            kept.insert(key, candidate.directory.clone());
+                        }
+                    }
+                }
+                found.push(candidate);
+            }
+        }
+    }
+    found
+}
+
+fn look(engine: &Path, directory: &Path) -> Option<Found> {
+    let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
+    let path = directory.join("manifest.json");
+    let folder =
+        |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (id, gpu_backend) = (folder(engine), folder(&directory));
+    if fs::symlink_metadata(&path).is_err() && !BACKENDS.contains(&gpu_backend.as_str()) {
+        return None;
+    }
+    Some(match manifest::read(&path) {
+        Ok((manifest, refusal)) => Found {
+            id: manifest.id.clone(),
+            gpu_backend: manifest.gpu_backend.clone(),
+            directory,
+            manifest: Some(manifest),
+            refusal,
+        },
+        Err(refusal) => Found { id, gpu_backend, directory, manifest: None, refusal: Some(refusal) },
+    })
+}
+
+/// Sub-folders, sorted by name; none where the folder cannot be read.
+fn folders(directory: &Path) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = match fs::read_dir(directory) {
+        Ok(entries) => {
+            entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        }
+        Err(error) => {
+            log::warn!("{}: {error}", directory.display());
+            Vec::new()
+        }
+    };
+    folders.sort();
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(root: &Path, folder: &str, id: &str, binary: bool, abi: &str) -> PathBuf {
+        let directory = root.join(folder);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(
+            directory.join("manifest.json"),
+            format!(
+                r#"{{"id": "{id}", "version": "1", "abi_version": "{abi}", "gpu_backend": "cpu",
+                "architectures": ["llama"], "formats": ["gguf"], "binary": "lib.so"}}"#
+            ),
+        )
+        .unwrap();
+        if binary {
+            fs::write(directory.join("lib.so"), "").unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn sorted_first_wins_and_a_later_one_is_listed() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, two) = (root.path().join("1"), root.path().join("2"));
+        engine(&one, "b/cpu", "same", true, "1");
+        engine(&one, "a/cpu", "other", true, "1");
+        engine(&two, "a/cpu", "same", true, "1");
+        fs::create_dir_all(one.join("b/src")).unwrap();
+        let found = search(&[one, two, root.path().join("none")]);
+        let seen: Vec<_> = found
+            .iter()
+            .map(|found| (found.id.as_str(), found.refusal.as_ref().map(Refusal::kind)))
+            .collect();
+        assert_eq!(seen, [("other", None), ("same", None), ("same", Some("DuplicateEngine"))]);
+    }
+
+    #[test]
+    fn each_flaw_has_its_refusal() {
+        let root = tempfile::tempdir().unwrap();
+        engine(root.path(), "abi/cpu", "abi", true, "2");
+        engine(root.path(), "binary/cpu", "binary", false, "1");
+        engine(root.path(), "abitext/cpu", "abitext", false, "one");
+        fs::create_dir_all(root.path().join("missing/cpu")).unwrap();
+        let json = engine(root.path(), "json/cpu", "json", true, "1");
+        fs::write(json.join("manifest.json"), "{").unwrap();
+        let found = search(&[root.path().to_path_buf()]);
+        let refusal =
+            |id: &str| found.iter().find(|found| found.id == id).and_then(|found| found.refusal.clone());
+        let abi = refusal("abi").unwrap();
+        assert_eq!(abi.to_string(), "ABI version mismatch: expected 1, got 2");
+        assert_eq!(abi.code().as_str(), "abi_mismatch");
+        assert_eq!(refusal("binary").unwrap().kind(), "BinaryNotFound");
+        assert_eq!(refusal("abitext").unwrap().kind(), "ManifestInvalid");
+        assert_eq!(refusal("missing").unwrap().kind(), "ManifestUnreadable");
+        assert_eq!(refusal("json").unwrap().kind(), "ManifestUnreadable");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_anybody_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        for (place, id) in [("", "folder"), ("manifest.json", "manifest"), ("lib.so", "library")] {
+            let root = tempfile::tempdir().unwrap();
+            let directory = engine(root.path(), &format!("{id}/cpu"), id, true, "1");
+            let place = if place.is_empty() { directory } else { directory.join(place) };
+            let mut permissions = fs::metadata(&place).unwrap().permissions();
+            permissions.set_mode(permissions.mode() | 0o002);
+            fs::set_permissions(&place, permissions).unwrap();
+            let found = search(&[root.path().to_path_buf()]);
+            assert_eq!(found[0].refusal.as_ref().map(Refusal::kind), Some("WritableByOthers"), "{id}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! How a model comes to be served: choose, spawn, estimate, reserve, proceed, ready.
+//!
+//! And how an engine is looked at: the same beginning, in a process that is thrown away.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_wire::message::{
+    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, ToWorker,
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Inner,
+    process::{Control, Death, Launch, Process, shutting_down},
+    slot::{Loaded, Running, Slot},
+};
+use crate::{
+    choose::{Wish, choose},
+    config::OptionValue,
+    devices::Room,
+    models::Model,
+    registry::{
+        Probe,
+        verdict::{Candidate, Refusal},
+    },
+};
+
+/// How long a worker may take to end after it has said its last word.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// What a client may say of a load.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadRequest {
+    /// Which model.
+    pub model_id: String,
+    /// The format that the client expects.
+    #[serde(default)]
+    pub format: Option<String>,
+    /// Id of an engine; `None`: the first that fits.
+    #[serde(default)]
+    pub engine: Option<String>,
+    /// Longest sequence in tokens.
+    #[serde(default)]
+    pub context_length: Option<u32>,
+    /// Sequences at once.
+    #[serde(default)]
+    pub max_sequences: Option<u32>,
+    /// Layers on the devices; negative or absent: all.
+    #[serde(default)]
+    pub gpu_layers: Option<i32>,
+    /// CPU threads; 0: the engine's own choice.
+    #[serde(default)]
+    pub threads: Option<u32>,
+    /// Settings for the engine, over those of the configuration.
+    #[serde(default)]
+    pub options: Option<BTreeMap<String, OptionValue>>,
+}
+
+/// Why a load came to nothing, and whether the engine died of it.
+type Failure = (Fault, bool);
+
+fn plainly(fault: Fault) -> Failure {
+    (fault, false)
+}
+
+pub(super) fn load(
+    inner: &Arc<Inner>,
+    slot: &Arc<Slot>,
+    model: &Model,
+    request: &LoadRequest,
+) -> Result<Arc<Running>, Failure> {
+    let begun = Instant::now();
+    let candidates = inner.candidates(false);
+    let wish = Wish {
+        model,
+        gpu_backend: inner.config.gpu_backend.as_deref(),
+        engine: request.engine.as_deref(),
+        format: request.format.as_deref(),
+    };
+    let candidate = choose(wish, &candidates).map_err(plainly)?;
+    if let Some(problem) = &model.problem {
+        return Err(plainly(problem.clone()));
+    }
+    let plan = plan(inner, model, candidate, request).map_err(plainly)?;
+    log::info!("loading '{}' with {} {}", model.id, plan.engine.id, plan.engine.version);
+    let dying = Arc::downgrade(slot);
+    let number = Arc::new(Mutex::new(0));
+    let own = Arc::clone(&number);
+    let started = inner.processes.start(
+        Launch {
+            command: &inner.config.worker_command,
+            start_timeout: inner.config.start_timeout(),
+            label: plan.engine.id.clone(),
+            on_death: Box::new(move |death| match dying.upgrade() {
+                Some(slot) => slot.worker_died(*own.lock(), death),
+                None => shutting_down(),
+            }),
+        },
+        &inner.traffic,
+    );
+    let (process, controls) = started.map_err(plainly)?;
+    *number.lock() = process.link.worker;
+    let flight = Flight { inner, slot, process: &process, controls: &controls, plan: &plan };
+    if !slot.loading(&process) {
+        process.kill();
+        return Err(plainly(flight.given_up()));
+    }
+    let result = flight.fly(model);
+    match result {
+        Ok((facts, mut room)) => {
+            room.settle(&facts.memory, &model.id);
+            inner.traffic.open(process.link.worker);
+            let loaded = loaded(model, candidate, facts, begun.elapsed());
+            log::info!("'{}' is loaded, in {} ms", model.id, loaded.load_ms);
+            Ok(Arc::new(Running {
+                process,
+                loaded,
+                room: Mutex::new(Some(room)),
+                controls: Mutex::new(controls),
+                since: Instant::now(),
+            }))
+        }
+        Err(failure) => {
+            // The model's memory is free only when the process is gone.
+            process.stop(Instant::now() + FAREWELL);
+            Err(failure)
+        }
+    }
+}
+
+/// One load, once its process runs.
+struct Flight<'a> {
+    inner: &'a Inner,
+    slot: &'a Slot,
+    process: &'a Process,
+    controls: &'a mpsc::Receiver<Control>,
+    plan: &'a LoadPlan,
+}
+
+impl Flight<'_> {
+    fn fly(&self, model: &Model) -> Result<(ModelFacts, Room), Failure> {
+        let timeout = self.inner.config.load_timeout();
+        let deadline = Instant::now() + timeout;
+        self.process.link.send(ToWorker::Load(self.plan.clone()));
+        let mut room: Option<Room> = None;
+        loop {
+            match self.controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Control::Message(FromWorker::Estimated(uses))) if room.is_none() => {
+                    room = Some(self.reserve(model, uses).map_err(plainly)?);
+                    self.process.link.send(ToWorker::Proceed);
+                }
+                Ok(Control::Message(FromWorker::Ready(facts))) => {
+                    return match room {
+                        Some(room) => Ok((facts, room)),
+                        None => Err(plainly(Fault::new(
+                            ErrorCode::Internal,
+                            "The worker loaded the model before there was room for it",
+                        ))),
+                    };
+                }
+                Ok(Control::Message(FromWorker::LoadFailed(fault))) => return Err(plainly(fault)),
+                Ok(Control::Message(_)) => {}
+                Ok(Control::Died(death)) => return Err(self.died(&death)),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(plainly(Fault::new(ErrorCode::Internal, "The worker's thread is gone")));
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.process.kill();
+                    let message = timed_out(&self.process.stage(), timeout);
+                    return Err(plainly(Fault::new(
+                        ErrorCode::Timeout,
+                        format!("Model '{}' with engine '{}': {message}", model.id, self.plan.engine.id),
+                    )));
+                }
+            }
+        }
+    }
+
+    fn reserve(&self, model: &Model, uses: Option<Vec<MemoryUse>>) -> Result<Room, Fault> {
+        let uses = uses
+            .filter(|uses| uses.iter().any(|use_| use_.total() > 0))
+            .unwrap_or_else(|| vec![self.inner.devices.weights(model.size_bytes)]);
+        self.inner.devices.reserve(&uses, &model.id)
+    }
+
+    fn died(&self, death: &Death) -> Failure {
+        if self.slot.is_given_up() {
+            return plainly(self.given_up());
+        }
+        if self.inner.processes.is_closed() {
+            return plainly(shutting_down());
+        }
+        let fault = Fault::new(
+            ErrorCode::EngineCrashed,
+            format!(
+                "Engine '{}' crashed while it loaded model '{}': {}",
+                self.plan.engine.id,
+                self.plan.model_id,
+                death.describe()
+            ),
+        );
+        (fault, true)
+    }
+
+    fn given_up(&self) -> Fault {
+        Fault::new(
+            ErrorCode::Cancelled,
+            format!("The load of model '{}' was given up: it was unloaded", self.plan.model_id),
+        )
+    }
+}
+
+fn plan(
+    inner: &Inner,
+    model: &Model,
+    candidate: &Candidate,
+    request: &LoadRequest,
+) -> Result<LoadPlan, Fault> {
+    let config = &inner.config;
+    let mut options = config.engine_options.clone();
+    options.extend(request.options.clone().unwrap_or_default());
+    Ok(LoadPlan {
+        engine: address(candidate)?,
+        model: model.path.clone(),
+        model_id: model.id.clone(),
+        context_length: request.context_length.or(config.context_length),
+        max_sequences: request.max_sequences.or(config.max_sequences),
+        gpu_layers: request.gpu_layers.unwrap_or(-1),
+        threads: request.threads.unwrap_or(config.threads),
+        vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
+        queue_limit: config.queue_limit,
+        options: options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect(),
+    })
+}
+
+fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
+    let manifest = candidate.manifest.as_ref().ok_or_else(|| {
+        Fault::new(ErrorCode::Internal, format!("engine '{}' was chosen without a manifest", candidate.id))
+    })?;
+    Ok(EngineAddress {
+        id: manifest.id.clone(),
+        version: manifest.version.clone(),
+        gpu_backend: manifest.gpu_backend.clone(),
+        directory: candidate.directory.clone(),
+        binary: candidate.directory.join(&manifest.binary),
+    })
+}
+
+fn loaded(model: &Model, candidate: &Candidate, facts: ModelFacts, took: Duration) -> Loaded {
+    let memory: Vec<Value> = facts
+        .memory
+        .iter()
+        .map(|use_| {
+            json!({
+                "device": use_.device,
+                "bus_id": use_.bus_id,
+                "is_host": use_.is_host,
+                "weights_bytes": use_.weights,
+                "cache_bytes": use_.cache,
+                "compute_bytes": use_.compute,
+                "total_bytes": use_.total(),
+            })
+        })
+        .collect();
+    Loaded {
+        model_id: model.id.clone(),
+        status: "loaded",
+        engine: candidate.id.clone(),
+        engine_version: candidate
+            .manifest
+            .as_ref()
+            .map(|manifest| manifest.version.clone())
+            .unwrap_or_default(),
+        gpu_backend: candidate.gpu_backend.clone(),
+        devices: facts.memory.iter().map(|use_| use_.device.clone()).collect(),
+        memory,
+        load_ms: took.as_millis() as u64,
+        facts,
+    }
+}
+
+fn timed_out(stage: &str, timeout: Duration) -> String {
+    let stage = if stage.is_empty() { "the worker" } else { stage };
+    format!("{stage} did not return within {} s", timeout.as_secs_f64())
+}
+
+/// Looks at engines in worker processes.
+pub(super) struct ProcessProbe<'a>(pub(super) &'a Inner);
+
+impl Probe for ProcessProbe<'_> {
+    fn probe(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
+        let inner = self.0;
+        let (process, controls) = inner
+            .processes
+            .start(
+                Launch {
+                    command: &inner.config.worker_command,
+                    start_timeout: inner.config.start_timeout(),
+                    label: address.id.clone(),
+                    on_death: Box::new(|_| shutting_down()),
+                },
+                &inner.traffic,
+            )
+            .map_err(Refusal::NotProbed)?;
+        let timeout = inner.config.probe_timeout();
+        let deadline = Instant::now() + timeout;
+        process.link.send(ToWorker::Probe(address.clone()));
+        loop {
+            match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Control::Message(FromWorker::Verdict(verdict))) => {
+                    // It ends by itself; one that hangs at its end does not get in the way.
+                    process.stop(Instant::now() + FAREWELL);
+                    return verdict.map_err(Refusal::Probed);
+                }
+                Ok(Control::Message(_)) => {}
+                Ok(Control::Died(_)) if inner.processes.is_closed() => {
+                    return Err(Refusal::NotProbed(shutting_down()));
+                }
+                Ok(Control::Died(death)) => {
+                    return Err(Refusal::Crashed {
+                        path: address.binary.clone(),
+                        signal: death.ending,
+                        during: if death.stage.is_empty() { "its start".to_owned() } else { death.stage },
+                    });
+                }
+                Err(_) => {
+                    process.kill();
+                    let stage = process.stage();
+                    return Err(Refusal::TimedOut {
+                        path: address.binary.clone(),
+                        during: if stage.is_empty() { "its start".to_owned() } else { stage },
+                        seconds: timeout.as_secs_f64(),
+                    });
+                }
+            }
+        }
+    }
+}
