@@ -127,7 +127,7 @@ impl Devices {
             .map_err(|shortage| self.refusal(&state, &needs, shortage))?;
         // The limit is kept; now what is really there.
         for (name, &required) in &needs {
-            let available = state.available(name).saturating_add(required);
+            let available = state.available_beside(name, required);
             if required > available {
                 drop(reservation);
                 let account = account(&state.ledger, name);
@@ -212,8 +212,13 @@ impl Devices {
 impl State {
     /// What the device itself still has, after all that was promised since it was measured.
     fn available(&self, name: &str) -> u64 {
+        self.available_beside(name, 0)
+    }
+
+    /// The same, leaving out so many of the bytes that are reserved.
+    fn available_beside(&self, name: &str, own: u64) -> u64 {
         let Some(entry) = self.devices.get(name) else { return 0 };
-        let reserved = reserved(&self.ledger, name);
+        let reserved = reserved(&self.ledger, name).saturating_sub(own);
         entry.device.free_bytes.saturating_add(entry.taken_when_measured).saturating_sub(reserved)
     }
 }
