@@ -56,7 +56,10 @@ class Setting:
 def _path(text: str) -> Path:
     if not text.strip():
         raise ValueError("expected a path")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("expected a path in a home folder that exists") from None
 
 
 def _word(text: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from llm_node.node import NodeError
-from llm_node.schema.wire import FEATURE, UNSUPPORTED, Wire
+from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, Wire
 
 Shape = TypeVar("Shape", bound=Wire)
 
@@ -40,8 +40,9 @@ def _fault(errors: Sequence[ErrorDetails], content: Mapping[str, Any]) -> NodeEr
     param = _path(first, content)
     if first["type"] == "extra_forbidden":
         return NodeError("unsupported_parameter", f"{param} is not a parameter of this route", param)
-    if first["type"] in (UNSUPPORTED, FEATURE):
-        return NodeError(first["type"], first["msg"], param)
+    if first["type"] in (INVALID, UNSUPPORTED, FEATURE):
+        inner = str(first.get("ctx", {}).get("param", ""))
+        return NodeError(first["type"], first["msg"], ".".join(filter(None, (param, inner))) or None)
     # A field that may have several types has an error for each of them.
     words = dict.fromkeys(_words(error) for error in errors if _path(error, content) == param)
     message = "; or ".join(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from aiohttp import web
 
 from llm_node.node import Node
@@ -10,5 +12,5 @@ NODE = web.AppKey("NODE", Node)
 KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 """Seconds of silence after which a stream gets an SSE comment."""
 
-REQUEST_ID = "request_id"
-"""Key in a request: its id, as in `x-request-id` and the log."""
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")
+"""The id of the request that this task answers, as in `x-request-id` and the log."""

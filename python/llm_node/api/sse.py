@@ -117,7 +117,7 @@ class _Stream:
         except ConnectionError:
             raise  # the client left
         except Exception:
-            request_id = str(self.request.get(REQUEST_ID, "unknown"))
+            request_id = REQUEST_ID.get()
             log.exception("defect while streaming request %s", request_id)
             await self._write(frame(errors.internal(request_id).body))
         await self._write(DONE)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llm_node.schema.messages import Messages
 from llm_node.schema.sampling import Generation, only_text
-from llm_node.schema.wire import unsupported
+from llm_node.schema.wire import invalid, unsupported
 
 
 def _no_tools(value: Any) -> Any:
@@ -48,5 +48,5 @@ class ChatCompletionRequest(Generation):
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise invalid("top_logprobs: needs logprobs to be true", "top_logprobs")
         return self

@@ -14,6 +14,8 @@ def _texts(value: Any) -> Any:
         return [value]
     if isinstance(value, list) and value and isinstance(value[0], int | list):
         raise unsupported("input as tokens is not supported; send text")
+    if not isinstance(value, list):
+        raise ValueError("Input should be a string or a list of strings")
     return value
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llm_node.schema.wire import Wire, feature, unsupported
+from llm_node.schema.wire import Wire, feature, invalid, unsupported
 
 
 def _joined(value: Any) -> Any:
@@ -49,7 +49,7 @@ class Message(Wire):
     @model_validator(mode="after")
     def _says_something(self) -> Message:
         if self.content is None and self.role != "assistant":
-            raise ValueError(f"a message of role {self.role!r} needs content")
+            raise invalid(f"content: a message of role {self.role!r} needs it", "content")
         return self
 
     def plain(self) -> dict[str, str]:

@@ -15,6 +15,8 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _as_list(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError("Input should be a string or a list of strings")
     return [value] if isinstance(value, str) else value
 
 

@@ -2,8 +2,7 @@
 
 Strict types; `null` means "not given" for any optional field; a field that nobody knows is refused,
 because it might change the answer; those known to change nothing are dropped, and named in
-`harmless`. A validator that refuses a parameter which is understood but cannot be honoured raises
-`unsupported`.
+`harmless`. A validator raises `invalid`, `unsupported` or `feature`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+INVALID = "invalid_request"
 UNSUPPORTED = "unsupported_parameter"
 FEATURE = "unsupported_feature"
 
@@ -33,11 +33,20 @@ class Wire(BaseModel):
         return {key: value for key, value in data.items() if value is not None and key not in cls.harmless}
 
 
-def unsupported(message: str) -> PydanticCustomError:
+def invalid(message: str, param: str | None = None) -> PydanticCustomError:
+    """For a validator: the value is of no use. `param` where the validator sees several fields."""
+    return _refusal(INVALID, message, param)
+
+
+def unsupported(message: str, param: str | None = None) -> PydanticCustomError:
     """For a validator: the value is understood and cannot be honoured."""
-    return PydanticCustomError(UNSUPPORTED, "{message}", {"message": message})
+    return _refusal(UNSUPPORTED, message, param)
 
 
-def feature(message: str) -> PydanticCustomError:
+def feature(message: str, param: str | None = None) -> PydanticCustomError:
     """For a validator: the value asks for something that the models served here lack."""
-    return PydanticCustomError(FEATURE, "{message}", {"message": message})
+    return _refusal(FEATURE, message, param)
+
+
+def _refusal(code: str, message: str, param: str | None) -> PydanticCustomError:
+    return PydanticCustomError(code, "{message}", {"message": message, "param": param or ""})

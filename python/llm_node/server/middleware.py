@@ -31,7 +31,8 @@ OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_larg
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id (the client's own, where it sent a plain one), and log how it ended."""
     sent = request.headers.get(HEADER, "")
-    request[REQUEST_ID] = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    REQUEST_ID.set(request_id)
     began = time.monotonic()
     status = 499  # the client left
     try:
@@ -45,7 +46,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
             request.rel_url.raw_path,
             status,
             time.monotonic() - began,
-            request[REQUEST_ID],
+            request_id,
         )
 
 
@@ -63,8 +64,8 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
-        log.exception("defect while answering request %s", request[REQUEST_ID])
-        return _answer(errors.internal(request[REQUEST_ID]))
+        log.exception("defect while answering request %s", REQUEST_ID.get())
+        return _answer(errors.internal(REQUEST_ID.get()))
 
 
 def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
@@ -85,7 +86,7 @@ def _answer(reply: errors.Reply) -> web.Response:
 
 async def name_the_request(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer carries the id of its request, streams too."""
-    response.headers[HEADER] = str(request.get(REQUEST_ID, ""))
+    response.headers[HEADER] = REQUEST_ID.get()
 
 
 ALL = (identify, explain)

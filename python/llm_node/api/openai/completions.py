@@ -18,7 +18,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, CompletionRequest)
     node = request.app[NODE]
-    requests = [_neutral(wanted, prompt, answer) for prompt in wanted.prompt for answer in range(wanted.n)]
+    requests = [_neutral(wanted, prompt, answer) for prompt in wanted.prompts for answer in range(wanted.n)]
     if wanted.stream:
         return await sse.respond(request, _frames(node, wanted, requests))
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
@@ -37,12 +37,12 @@ def _neutral(wanted: CompletionRequest, prompt: str | list[int], answer: int) ->
 async def _echoes(node: Node, wanted: CompletionRequest) -> list[str]:
     """What stands before each answer: its prompt, where the client asked for it."""
     if not wanted.echo:
-        return [""] * (len(wanted.prompt) * wanted.n)
+        return [""] * (len(wanted.prompts) * wanted.n)
     texts = [
         prompt
         if isinstance(prompt, str)
         else str(await node.ask(wanted.model, {"Detokenize": {"tokens": prompt}}))
-        for prompt in wanted.prompt
+        for prompt in wanted.prompts
     ]
     return [text for text in texts for _ in range(wanted.n)]
 

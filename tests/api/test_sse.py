@@ -1,0 +1,170 @@
+"""The form of a stream: frames, templates, comments while silent, errors after the first frame."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_node.api import sse
+from llm_node.api.context import KEEP_ALIVE
+from llm_node.node import NodeError
+from llm_node.server import middleware
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
+Frames = Callable[[], AsyncGenerator[bytes, None]]
+
+
+def content_of(frame: bytes) -> object:
+    assert frame.startswith(b"data: ")
+    assert frame.endswith(b"\n\n")
+    assert frame.count(b"\n") == 2
+    return json.loads(frame[6:])
+
+
+@given(TEXT, TEXT)
+def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
+    template = sse.Template({"model": name, "choices": [{"text": sse.HOLE, "end": None}]})
+    wanted = {"model": name, "choices": [{"text": text, "end": None}]}
+    assert template.fill(text) == sse.frame(wanted)
+    assert content_of(template.fill(text)) == wanted
+
+
+@asynccontextmanager
+async def serving(
+    frames: Frames, keep_alive: float = 30
+) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await sse.respond(request, frames())
+
+    app = web.Application(middlewares=middleware.ALL)
+    app[KEEP_ALIVE] = keep_alive
+    app.add_routes([web.get("/", handler)])
+    async with TestClient(TestServer(app, handler_cancellation=True)) as client:
+        yield client
+
+
+async def body_of(frames: Frames, keep_alive: float = 30) -> tuple[int, bytes]:
+    async with serving(frames, keep_alive) as client:
+        reply = await client.get("/")
+        return reply.status, await reply.read()
+
+
+async def test_frames_then_done() -> None:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield sse.frame({"a": 1})
+        yield sse.frame({"a": 2})
+
+    status, body = await body_of(frames)
+    assert status == 200
+    assert body == b'data: {"a":1}\n\ndata: {"a":2}\n\ndata: [DONE]\n\n'
+
+
+async def test_an_error_before_the_first_frame_has_its_status() -> None:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        raise NodeError("queue_full", "later")
+        yield b""
+
+    status, body = await body_of(frames)
+    assert status == 429
+    assert json.loads(body)["error"]["code"] == "queue_full"
+
+
+async def test_an_error_after_it_is_an_event_and_done_follows() -> None:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield sse.frame({"a": 1})
+        raise NodeError("engine_crashed", "gone")
+
+    status, body = await body_of(frames)
+    assert status == 200
+    first, error, done, rest = body.split(b"\n\n")
+    assert content_of(first + b"\n\n") == {"a": 1}
+    assert content_of(error + b"\n\n") == {
+        "error": {"message": "gone", "type": "plugin_error", "code": "engine_crashed", "param": None}
+    }
+    assert (done, rest) == (b"data: [DONE]", b"")
+
+
+async def test_a_defect_after_it_is_an_event_without_its_inside() -> None:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield sse.frame({"a": 1})
+        raise RuntimeError("secret inside")
+
+    _, body = await body_of(frames)
+    assert b'"code":"internal"' in body
+    assert b"secret" not in body
+    assert body.endswith(sse.DONE)
+
+
+async def test_comments_while_silent_and_an_error_after_them() -> None:
+    go_on = asyncio.Event()
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        await go_on.wait()
+        raise NodeError("timeout", "too slow")
+        yield b""
+
+    async with serving(frames, keep_alive=0.02) as client:
+        reply = await client.get("/")
+        assert reply.status == 200
+        assert await reply.content.readuntil(b"\n\n") == sse.COMMENT
+        assert await reply.content.readuntil(b"\n\n") == sse.COMMENT
+        go_on.set()
+        rest = await reply.read()
+    events = [event for event in rest.split(b"\n\n") if event and not event.startswith(b":")]
+    assert len(events) == 2
+    assert b'"code":"timeout"' in events[0]
+    assert events[1] == b"data: [DONE]"
+
+
+async def test_a_client_that_leaves_closes_the_source() -> None:
+    closed = asyncio.Event()
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            yield sse.frame({"a": 1})
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async with serving(frames) as client:
+        reply = await client.get("/")
+        await reply.content.readuntil(b"\n\n")
+        reply.close()
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_a_client_that_leaves_before_the_first_frame_closes_the_source() -> None:
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            closed.set()
+
+    async with serving(frames) as client:
+        asking = asyncio.ensure_future(client.get("/"))
+        await begun.wait()
+        asking.cancel()
+        await asyncio.wait({asking})
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_headers() -> None:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        yield sse.frame({})
+
+    async with serving(frames) as client:
+        reply: aiohttp.ClientResponse = await client.get("/")
+        assert reply.content_type == "text/event-stream"
+        assert reply.headers["Cache-Control"] == "no-cache"

@@ -1,0 +1,87 @@
+"""The error table: a row for every code, and one body for every error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llm_node import errors
+from llm_node.node import ERROR_CODES, NodeError
+
+
+def test_every_code_has_a_row_and_no_row_is_without_code() -> None:
+    assert list(errors.TABLE) == ERROR_CODES
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("invalid_json", 400, "invalid_request_error"),
+        ("unsupported_parameter", 400, "invalid_request_error"),
+        ("context_length_exceeded", 400, "invalid_request_error"),
+        ("architecture_mismatch", 400, "unsupported_error"),
+        ("unsupported_feature", 400, "unsupported_error"),
+        ("invalid_api_key", 401, "authentication_error"),
+        ("insufficient_scope", 403, "permission_error"),
+        ("model_not_found", 404, "invalid_request_error"),
+        ("method_not_allowed", 405, "invalid_request_error"),
+        ("request_too_large", 413, "invalid_request_error"),
+        ("queue_full", 429, "rate_limit_error"),
+        ("abi_mismatch", 500, "plugin_error"),
+        ("model_corrupt", 500, "plugin_error"),
+        ("internal", 500, "server_error"),
+        ("engine_not_found", 503, "plugin_error"),
+        ("engine_crashed", 503, "plugin_error"),
+        ("gpu_not_found", 503, "resource_error"),
+        ("shutting_down", 503, "server_error"),
+        ("timeout", 504, "timeout_error"),
+        ("oom_vram", 507, "resource_error"),
+        ("oom_ram", 507, "resource_error"),
+    ],
+)
+def test_rows(code: str, status: int, kind: str) -> None:
+    reply = errors.reply(NodeError(code, "why"))
+    assert reply.status == status
+    assert reply.body == {"error": {"message": "why", "type": kind, "code": code, "param": None}}
+
+
+def test_body_of_the_specification_to_the_letter() -> None:
+    fault = NodeError("oom_vram", "Insufficient VRAM: required 16GB, available 8GB")
+    assert json.dumps(errors.body(fault)) == (
+        '{"error": {"message": "Insufficient VRAM: required 16GB, available 8GB", '
+        '"type": "resource_error", "code": "oom_vram", "param": null}}'
+    )
+
+
+def test_details_stand_beside_and_replace_nothing() -> None:
+    details: dict[str, Any] = {"required_bytes": 16, "message": "no", "type": "no", "param": "no"}
+    body = errors.body(NodeError("oom_vram", "why", None, details))["error"]
+    assert body == {
+        "message": "why",
+        "type": "resource_error",
+        "code": "oom_vram",
+        "param": None,
+        "required_bytes": 16,
+    }
+
+
+@pytest.mark.parametrize("code", ["queue_full", "engine_crashed", "shutting_down", "model_loading"])
+def test_retry_after(code: str) -> None:
+    assert int(errors.reply(NodeError(code, "why")).headers["Retry-After"]) >= 1
+    measured = errors.reply(NodeError(code, "why", None, {"retry_after_seconds": 7.2}))
+    assert measured.headers["Retry-After"] == "8"
+
+
+def test_no_retry_after_where_it_does_not_help() -> None:
+    assert errors.reply(NodeError("invalid_request", "why")).headers == {}
+
+
+def test_a_code_without_a_row_is_a_defect(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        code, message, param, details = "never_heard", "why", None, None
+
+    assert errors.reply(Odd()).status == 500
+    assert errors.reply(Odd()).body["error"]["code"] == "internal"
+    assert "never_heard" in caplog.text

@@ -1,0 +1,222 @@
+"""Bodies as clients send them: what is understood, what is refused, and under which name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_node.api.body import parse
+from llm_node.node import NodeError
+from llm_node.schema.admin import LoadRequest
+from llm_node.schema.chat import ChatCompletionRequest
+from llm_node.schema.completions import CompletionRequest
+from llm_node.schema.embeddings import EmbeddingRequest
+from llm_node.schema.wire import Wire
+
+SHAPES: tuple[type[Wire], ...] = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, LoadRequest)
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return parse(json.dumps(body).encode(), ChatCompletionRequest)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return parse(json.dumps({"model": "m", "prompt": "hi", **fields}).encode(), CompletionRequest)
+
+
+def test_the_least_there_is() -> None:
+    found = chat()
+    assert (found.n, found.temperature, found.max_tokens, found.stop) == (1, 1.0, None, [])
+
+
+@pytest.mark.parametrize("field", sorted(ChatCompletionRequest.model_fields))
+def test_null_means_not_given(field: str) -> None:
+    if field in ("model", "messages"):
+        with pytest.raises(NodeError) as caught:
+            chat(**{field: None})
+        assert caught.value.param == field
+    else:
+        assert chat(**{field: None}) == chat()
+
+
+@pytest.mark.parametrize("field", sorted(ChatCompletionRequest.harmless))
+def test_what_changes_nothing_is_dropped(field: str) -> None:
+    assert chat(**{field: {"anything": [1]}}) == chat()
+
+
+def test_content_as_text_or_parts() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    (message,) = chat(messages=[{"role": "user", "content": parts}]).messages
+    assert message.plain() == {"role": "user", "content": "one\ntwo"}
+
+
+def test_an_answer_may_be_sent_back_as_it_came() -> None:
+    answer = {
+        "role": "assistant",
+        "content": "Hello",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    messages = chat(messages=[{"role": "developer", "content": "Be kind."}, answer]).messages
+    assert [message.plain() for message in messages] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "assistant", "content": "Hello"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("hi", ["hi"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        (["a", [1]], ["a", [1]]),
+    ],
+)
+def test_prompts(prompt: Any, wanted: Any) -> None:
+    assert completion(prompt=prompt).prompts == wanted
+
+
+@pytest.mark.parametrize("stop", ["x", ["x"]])
+def test_stop_as_text_or_list(stop: Any) -> None:
+    assert chat(stop=stop).stop == ["x"]
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"temperature": "hot"}, "invalid_request", "temperature"),
+    ({"temperature": 2.5}, "invalid_request", "temperature"),
+    ({"temperature": True}, "invalid_request", "temperature"),
+    ({"top_p": -0.1}, "invalid_request", "top_p"),
+    ({"n": 0}, "invalid_request", "n"),
+    ({"n": 1.5}, "invalid_request", "n"),
+    ({"n": "1"}, "invalid_request", "n"),
+    ({"max_tokens": 0}, "invalid_request", "max_tokens"),
+    ({"max_completion_tokens": -5}, "invalid_request", "max_completion_tokens"),
+    ({"seed": 1.5}, "invalid_request", "seed"),
+    ({"seed": 2**64}, "invalid_request", "seed"),
+    ({"stop": 5}, "invalid_request", "stop"),
+    ({"stop": [1]}, "invalid_request", "stop.0"),
+    ({"stop": [""]}, "invalid_request", "stop.0"),
+    ({"stream": "yes"}, "invalid_request", "stream"),
+    ({"stream_options": {"include_usage": "yes"}}, "invalid_request", "stream_options.include_usage"),
+    ({"stream_options": {"other": 1}}, "unsupported_parameter", "stream_options.other"),
+    ({"logit_bias": {"a": 1}}, "invalid_request", "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "invalid_request", "logit_bias.1"),
+    ({"top_logprobs": 3}, "invalid_request", "top_logprobs"),
+    ({"top_logprobs": 21, "logprobs": True}, "invalid_request", "top_logprobs"),
+    ({"messages": []}, "invalid_request", "messages"),
+    ({"messages": "hi"}, "invalid_request", "messages"),
+    ({"messages": ["hi"]}, "invalid_request", "messages.0"),
+    ({"messages": [{"content": "hi"}]}, "invalid_request", "messages.0.role"),
+    ({"messages": [{"role": "king", "content": "hi"}]}, "invalid_request", "messages.0.role"),
+    ({"messages": [{"role": "user"}]}, "invalid_request", "messages.0.content"),
+    ({"messages": [{"role": "user", "content": 5}]}, "invalid_request", "messages.0.content"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, "invalid_request", "messages.0.content"),
+    ({"messages": [{"role": "user", "content": "x", "zip": 1}]}, "unsupported_parameter", "messages.0.zip"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "unsupported_parameter", "messages.0.role"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "unsupported_parameter",
+        "messages.0.tool_calls",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "unsupported_feature",
+        "messages.0.content",
+    ),
+    ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+    ({"tool_choice": {"type": "function"}}, "unsupported_parameter", "tool_choice"),
+    ({"functions": []}, "unsupported_parameter", "functions"),
+    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "unsupported_parameter", "response_format"),
+    ({"response_format": "json"}, "invalid_request", "response_format"),
+    ({"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
+    ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
+    ({"tempreature": 0}, "unsupported_parameter", "tempreature"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "param"), REFUSED)
+def test_refused_in_chat(fields: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(NodeError) as caught:
+        chat(**fields)
+    assert (caught.value.code, caught.value.param) == (code, param)
+    assert caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"prompt": ""}, "invalid_request", "prompt"),
+        ({"prompt": []}, "invalid_request", "prompt"),
+        ({"prompt": 5}, "invalid_request", "prompt"),
+        ({"prompt": [1, -5]}, "invalid_request", "prompt.1"),
+        ({"prompt": ["a", ""]}, "invalid_request", "prompt.1"),
+        ({"prompt": ["a", True]}, "invalid_request", "prompt.1"),
+        ({"best_of": 3}, "unsupported_parameter", "best_of"),
+        ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+        ({"echo": True, "logprobs": 1}, "unsupported_parameter", "echo"),
+        ({"logprobs": True}, "invalid_request", "logprobs"),
+    ],
+)
+def test_refused_in_completions(fields: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(NodeError) as caught:
+        completion(**fields)
+    assert caught.value.code == code
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b'{"model": "\\ud800"}',
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b'{"model": "m"} trailing',
+    ],
+)
+def test_not_json(data: bytes) -> None:
+    with pytest.raises(NodeError) as caught:
+        parse(data, ChatCompletionRequest)
+    assert caught.value.code == "invalid_json"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    for shape in SHAPES:
+        with pytest.raises(NodeError) as caught:
+            parse(data, shape)
+        assert caught.value.code in ("invalid_json", "invalid_request", "unsupported_parameter")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(field=st.sampled_from(sorted(ChatCompletionRequest.model_fields)), value=JSON)
+def test_any_value_of_any_field_is_read_or_refused_by_name(field: str, value: Any) -> None:
+    try:
+        chat(**{field: value})
+    except NodeError as fault:
+        assert fault.code in ("invalid_request", "unsupported_parameter", "unsupported_feature")
+        assert str(fault.param).split(".")[0] in (field, "top_logprobs")
+        assert fault.message

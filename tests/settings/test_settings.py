@@ -1,0 +1,183 @@
+"""Settings: who wins, what is refused, and that no one else knows one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_node import settings
+from llm_node.settings import Settings, SettingsError, parse_size
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_command_line_over_environment_over_file_over_default(home: Path) -> None:
+    assert Settings.load({}, {}).port == 3000
+    write(home / ".llm-node/config.toml", "port = 1\n")
+    assert Settings.load({}, {}).port == 1
+    assert Settings.load({}, {"LLM_NODE_PORT": "2"}).port == 2
+    assert Settings.load({"port": ["3"]}, {"LLM_NODE_PORT": "2"}).port == 3
+
+
+def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
+    samples = {
+        "engines_dir": "/e",
+        "models_dir": "/m",
+        "demo_model": "no",
+        "gpu_backend": "vulkan",
+        "vram_limit": "8G",
+        "host": "0.0.0.0",
+        "log_level": "debug",
+        "max_body": "1M",
+    }
+    for setting in settings.ALL:
+        if not setting.in_file:
+            continue
+        text = samples.get(setting.name, "77")
+        wanted = setting.parse(text)
+        wanted = (wanted,) if setting.many else wanted
+        assert wanted != getattr(Settings(), setting.name), "the sample is the default: it shows nothing"
+        file = write(tmp_path / f"{setting.name}.toml", f'{setting.name} = "{text}"\n')
+        for found in (
+            Settings.load({setting.name: [text]}, {}),
+            Settings.load({}, {setting.environment: text}),
+            Settings.load({}, {"LLM_NODE_CONFIG": str(file)}),
+        ):
+            assert getattr(found, setting.name) == wanted
+
+
+def test_names_of_the_specification() -> None:
+    named = {setting.flag: setting.environment for setting in settings.ALL}
+    assert named["--engines-dir"] == "LLM_NODE_ENGINES_DIR"
+    assert named["--vram-limit"] == "LLM_NODE_VRAM_LIMIT"
+    assert named["--monitor-interval"] == "LLM_NODE_MONITOR_INTERVAL_MS"
+    assert named["--models-dir"] == "LLM_NODE_MODELS_DIR"
+    assert named["--gpu-backend"] == "LLM_NODE_GPU_BACKEND"
+
+
+def test_flags_and_variables_are_unique() -> None:
+    assert len({setting.flag for setting in settings.ALL}) == len(settings.ALL)
+    assert len({setting.environment for setting in settings.ALL}) == len(settings.ALL)
+
+
+def test_several_folders() -> None:
+    both = (Path("/a"), Path("/b"))
+    assert Settings.load({"engines_dir": ["/a", "/b"]}, {}).engines_dir == both
+    joined = os.pathsep.join(("/a", "/b"))
+    assert Settings.load({}, {"LLM_NODE_ENGINES_DIR": joined}).engines_dir == both
+
+
+def test_a_list_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "some.toml", 'engines_dir = ["/a", "/b"]\ndemo_model = false\nkeep_alive = 2.5\n')
+    found = Settings.load({"config": [str(file)]}, {})
+    assert found.engines_dir == (Path("/a"), Path("/b"))
+    assert found.demo_model is False
+    assert found.keep_alive == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", ["prot", "did you mean port?"]),
+        ("[server]\nport = 1", ["server"]),
+        ("port = [1, 2]", ["port"]),
+        ("port = 1979-05-27", ["port"]),
+        ("port = ", ["not TOML"]),
+        ("port = -1", ["port in", "0 to 65535"]),
+        ('config = "other.toml"', ["config"]),
+    ],
+)
+def test_a_bad_file_is_an_error(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = write(tmp_path / "bad.toml", text)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"config": [str(file)]}, {})
+    for word in [*words, str(file)]:
+        assert word in str(caught.value)
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read"):
+        Settings.load({"config": [str(tmp_path / "absent.toml")]}, {})
+
+
+def test_an_unknown_variable_names_its_neighbours() -> None:
+    with pytest.raises(SettingsError, match="LLM_NODE_VRAM_LIMT; did you mean LLM_NODE_VRAM_LIMIT"):
+        Settings.load({}, {"LLM_NODE_VRAM_LIMT": "8G"})
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    Settings.load({}, {"LLM_NODE_WORKER_SECRET": "x", "LLM": "x", "NODE_PORT": "x", "LLM_NODE_PORT": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "x"),
+        ("port", "٣"),
+        ("gpu_backend", "tpu"),
+        ("vram_limit", "8X"),
+        ("vram_limit", "0"),
+        ("vram_limit", "-1G"),
+        ("load_timeout", "nan"),
+        ("load_timeout", "inf"),
+        ("demo_model", "maybe"),
+        ("models_dir", " "),
+        ("monitor_interval", "0"),
+    ],
+)
+def test_a_bad_value_names_its_source(name: str, text: str) -> None:
+    setting = settings.BY_NAME[name]
+    with pytest.raises(SettingsError, match=f"{setting.flag}: expected"):
+        Settings.load({name: [text]}, {})
+    with pytest.raises(SettingsError, match=f"{setting.environment}: expected"):
+        Settings.load({}, {setting.environment: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8G", 8 << 30),
+        ("8g", 8 << 30),
+        ("8GiB", 8 << 30),
+        ("8 GB", 8 << 30),
+        ("512M", 512 << 20),
+        ("1.5K", 1536),
+        ("2T", 2 << 40),
+        ("8589934592", 8 << 30),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@given(st.integers(min_value=1, max_value=2**53 - 1))
+def test_a_number_of_bytes_is_itself(size: int) -> None:
+    assert parse_size(str(size)) == size
+
+
+@pytest.mark.parametrize("parse", [setting.parse for setting in settings.ALL])
+def test_any_text_is_read_or_refused(parse: Callable[[str], object]) -> None:
+    @given(st.text(max_size=40))
+    def check(text: str) -> None:
+        try:
+            parse(text)
+        except ValueError as error:
+            assert "expected" in str(error) or "null" in str(error)
+
+    check()

@@ -1,0 +1,101 @@
+"""Write the pages of docs/ that are printed from tables: errors.md and settings.md.
+
+`python tools/generate_docs.py` writes them, `--check` only says whether they are current.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llm_node import errors, settings
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def errors_page() -> str:
+    head = """\
+# Errors
+
+<!-- Printed from python/llm_node/errors.py by `make gen`; changes made here are lost. -->
+
+Every error, whatever the route, has one body:
+
+```json
+{"error": {"message": "...", "type": "...", "code": "...", "param": null}}
+```
+
+`param` names the field of the request that was wrong, where there is one. Some errors have further fields
+beside these four. Once a stream has begun its status is spent: the same body comes as one SSE event, then
+`data: [DONE]`, then the stream ends.
+
+"""
+    rows = [("`code`", "HTTP", "`type`", "`Retry-After`", "when"), ("---",) * 5]
+    for code, row in errors.TABLE.items():
+        retry = "" if row.retry_after is None else f"{row.retry_after:g}, or as measured"
+        rows.append((f"`{code}`", str(row.status), f"`{row.type}`", retry, row.when))
+    return head + table(rows)
+
+
+def settings_page() -> str:
+    head = """\
+# Settings
+
+<!-- Printed from python/llm_node/settings.py by `make gen`; changes made here are lost. -->
+
+Each setting can be given on the command line, in the environment, or in the settings file. The command
+line wins over the environment, that over the file, and the file over the default. A setting that nobody
+knows, in the file or as a variable `LLM_NODE_...`, is an error that names its neighbours.
+
+The file is TOML, `~/.llm-node/config.toml` unless `--config` names another:
+
+```toml
+engines_dir = ["/opt/engines"]
+vram_limit = "8G"
+port = 8080
+```
+
+Several folders: repeat the flag, write a list in the file, or separate them as in `PATH` in the
+environment. Sizes take `K`, `M`, `G`, `T` as powers of 1024.
+
+"""
+    rows = [("flag", "variable", "key in the file", "value", "default", ""), ("---",) * 6]
+    for setting in settings.ALL:
+        rows.append(
+            (
+                f"`{setting.flag}`",
+                f"`{setting.environment}`",
+                f"`{setting.name}`" if setting.in_file else "",
+                setting.metavar,
+                setting.shown_default,
+                setting.help.replace("<", "&lt;"),
+            )
+        )
+    return head + table(rows)
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+PAGES = {"errors.md": errors_page, "settings.md": settings_page}
+
+
+def main() -> int:
+    stale = []
+    for name, page in PAGES.items():
+        path = DOCS / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != page():
+            stale.append(name)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(page(), encoding="utf-8")
+    if "--check" in sys.argv[1:] and stale:
+        sys.stderr.write(f"not current: {', '.join(stale)}; run `make gen`\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
