@@ -483,15 +483,16 @@ unsafe fn logits<'a>(
         return Err(wrong("logits are NULL".to_owned()));
     }
     let alignment = if row.dtype == ENGINE_F32 { align_of::<f32>() } else { align_of::<u16>() };
-    if row.logits.addr() % alignment != 0 {
+    if !row.logits.addr().is_multiple_of(alignment) {
         return Err(wrong("logits are not aligned".to_owned()));
     }
     let count = n_vocab as usize;
     match row.dtype {
-        // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the caller
-        // says.
         ENGINE_F32 => {
-            Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(row.logits.cast::<f32>(), count) }))
+            // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the
+            // caller says.
+            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f32>(), count) };
+            Ok(Cow::Borrowed(numbers))
         }
         ENGINE_F16 => {
             // SAFETY: as above; f16 is a u16 by layout.

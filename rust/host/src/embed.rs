@@ -40,7 +40,7 @@ impl Model {
         if width == 0 {
             return Err(EngineError::unsupported(CALL));
         }
-        let pointers: Vec<*const EngineToken> = inputs.iter().map(|input| input.as_ptr()).collect();
+        let pointers: Vec<*const EngineToken> = inputs.iter().map(Vec::as_ptr).collect();
         let lengths: Vec<usize> = inputs.iter().map(Vec::len).collect();
         let params = EngineEmbedParams {
             struct_size: EngineEmbedParams::SIZE,

@@ -63,7 +63,7 @@ pub(crate) unsafe fn values<T: AnyBits>(address: *const T, count: usize) -> Resu
     }
     let bytes = count
         .checked_mul(size_of::<T>())
-        .filter(|bytes| *bytes <= isize::MAX as usize)
+        .filter(|bytes| isize::try_from(*bytes).is_ok())
         .ok_or(Problem::Unreadable)?;
     let mut copy = Vec::<T>::new();
     copy.try_reserve_exact(count).map_err(|_| Problem::Unreadable)?;
