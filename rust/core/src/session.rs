@@ -86,7 +86,7 @@ impl<E: StepEngine> Session<E> {
             forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
             sampler: Sampler::default(),
             queue: Queue::new(options.queue_limit, options.queue_tokens),
-            running: Slots::new(at_once as usize),
+            running: Slots::new(at_once.max(1) as usize),
             arrivals: 0,
             preemptions: 0,
             ended: None,

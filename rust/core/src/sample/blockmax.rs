@@ -22,6 +22,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// Best first; equal logits by lower id.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "sorting passes references")]
     pub(super) fn order(a: &Candidate, b: &Candidate) -> Ordering {
         b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
     }
@@ -110,6 +111,7 @@ impl ShapedRow {
     }
 
     /// The best token; the lowest id among equals. `None` if all are forbidden.
+    #[expect(clippy::float_cmp, reason = "the maximum is one of those it is compared with")]
     pub(super) fn best(&self, row: &[f32]) -> Option<Candidate> {
         let max = self.max();
         if max == f32::NEG_INFINITY {
@@ -206,6 +208,7 @@ fn scan(block: &[f32]) -> (f32, bool) {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "equal by construction")]
 mod tests {
     use proptest::prelude::*;
 

@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn nothing_comes_of_what_is_forbidden() {
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
-        assert_eq!(exp(0.0), 1.0);
+        assert!((exp(0.0) - 1.0).abs() < 1e-7);
     }
 }

@@ -33,6 +33,7 @@ impl Occurrences {
 }
 
 /// Does a request use any penalty at all? If not, nobody needs to count.
+#[expect(clippy::float_cmp, reason = "exactly the neutral values mean off")]
 pub fn penalise(sampling: &Sampling) -> bool {
     sampling.repeat_penalty != 1.0 || sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0
 }
@@ -49,6 +50,7 @@ pub(super) fn penalised(logit: f32, count: u32, sampling: &Sampling) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "equal by construction")]
 mod tests {
     use super::*;
 

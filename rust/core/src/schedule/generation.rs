@@ -127,11 +127,14 @@ impl Generation {
         self.unsent.push(named(picked, vocabulary));
         let text = self.answer.push(text_bytes(token, vocabulary));
         if self.answer.stopped() {
-            self.drop_cut(vocabulary);
-            self.tell(text, true, events);
+            // Tokens that lie wholly in the stop string or behind it are no part of the answer.
+            self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
+            self.tell(text, self.unsent.len(), events);
             return Ok(Some(Finish::Stop));
         }
-        self.tell(text, false, events);
+        if !text.is_empty() {
+            self.tell(text, self.without_last(self.answer.held(), vocabulary), events);
+        }
         if self.remaining() == 0 {
             self.flush(events);
             return Ok(Some(Finish::Length));
@@ -146,30 +149,31 @@ impl Generation {
     /// Tells what was held back.
     fn flush(&mut self, events: &mut Vec<(u64, Event)>) {
         let text = self.answer.finish();
-        self.tell(text, true, events);
+        self.tell(text, self.unsent.len(), events);
     }
 
-    /// A piece goes out when there is text. Tokens without text wait for the next piece; at the end
-    /// they go out alone if their log-probabilities were asked for.
-    fn tell(&mut self, text: String, last: bool, events: &mut Vec<(u64, Event)>) {
-        let tokens_alone = last && self.request.logprobs().is_some() && !self.unsent.is_empty();
+    /// A piece with the first `tokens` that wait. Without text there is none, unless log-probabilities
+    /// were asked for and would be lost.
+    fn tell(&mut self, text: String, tokens: usize, events: &mut Vec<(u64, Event)>) {
+        let tokens_alone = self.request.logprobs().is_some() && tokens > 0;
         if !text.is_empty() || tokens_alone {
-            let tokens = std::mem::take(&mut self.unsent);
+            let tokens = self.unsent.drain(..tokens).collect();
             events.push((self.id, Event::Piece(Piece { text, tokens })));
         }
     }
 
-    /// Forgets the tokens that lie wholly in the stop string or behind it.
-    fn drop_cut(&mut self, vocabulary: &Vocabulary) {
-        let mut cut = self.answer.cut();
-        while let Some(token) = self.unsent.last() {
-            let length = text_bytes(token.id, vocabulary).len();
-            if length > cut {
+    /// How many of the tokens that wait begin before the last `bytes` bytes.
+    fn without_last(&self, mut bytes: usize, vocabulary: &Vocabulary) -> usize {
+        let mut count = self.unsent.len();
+        while bytes > 0 && count > 0 {
+            let length = text_bytes(self.unsent[count - 1].id, vocabulary).len();
+            if length > bytes {
                 break;
             }
-            cut -= length;
-            self.unsent.pop();
+            bytes -= length;
+            count -= 1;
         }
+        count
     }
 }
 

@@ -33,6 +33,11 @@ impl AnswerText {
         self.stop.cut()
     }
 
+    /// Bytes that wait: of an incomplete character, or of what may become a stop string.
+    pub fn held(&self) -> usize {
+        self.decoder.incomplete().len() + self.stop.held()
+    }
+
     /// The rest, at the end of the answer; an incomplete character becomes U+FFFD. That may complete
     /// a stop string, so look at [`Self::stopped`] afterwards if it matters.
     pub fn finish(&mut self) -> String {

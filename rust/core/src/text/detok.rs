@@ -23,6 +23,11 @@ impl Utf8Decoder {
         }
     }
 
+    /// The bytes of the character that is not complete yet.
+    pub fn incomplete(&self) -> &[u8] {
+        &self.incomplete
+    }
+
     /// Ends the text: an incomplete character becomes U+FFFD.
     pub fn finish(&mut self, out: &mut String) {
         if !self.incomplete.is_empty() {

@@ -29,6 +29,11 @@ impl StopStrings {
         self.cut
     }
 
+    /// Bytes of text that are held back.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Takes text, and gives the text that is safe to send.
     pub fn push(&mut self, text: &str) -> String {
         if self.stopped {

@@ -146,6 +146,7 @@ fn strftime(unix_seconds: i64, format: &str) -> Result<String, Error> {
 
 /// `tojson` as `transformers` defines it: Python's `json.dumps` with `ensure_ascii=False`, and no
 /// escaping for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a filter")]
 fn to_json(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),

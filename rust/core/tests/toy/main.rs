@@ -1,0 +1,8 @@
+//! The whole core on a toy engine: requests in, events out.
+
+#[cfg(test)]
+mod request;
+#[cfg(test)]
+mod session;
+#[cfg(test)]
+mod toy_engine;

@@ -1,0 +1,122 @@
+//! What a request must be like, and what is said of one that is not.
+
+use crate::toy_engine::{BOS, TURN, ToyTokenizer, limits};
+use llm_node_core::{
+    engine::{Limits, Token},
+    error::{ErrorCode, Fault},
+    request::{Chat, Prompt, Request, Sampling, ValidRequest},
+    text::template::ChatTemplate,
+};
+
+fn request(prompt: Prompt) -> Request {
+    Request {
+        prompt,
+        max_tokens: None,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        ignore_eos: false,
+        logprobs: None,
+    }
+}
+
+fn check(request: Request, template: Option<&ChatTemplate>, limits: &Limits) -> Result<ValidRequest, Fault> {
+    ValidRequest::new(request, &ToyTokenizer::new(), template, limits, 42, 0)
+}
+
+fn refusal(change: impl FnOnce(&mut Request)) -> (ErrorCode, String, String) {
+    let mut request = request(Prompt::Text("abc".into()));
+    change(&mut request);
+    let fault = check(request, None, &limits()).unwrap_err();
+    (fault.code, fault.param.unwrap_or_default(), fault.message)
+}
+
+#[test]
+fn ranges_are_checked_and_named_in_public_words() {
+    type Change = fn(&mut Request);
+    let changes: [(&str, Change); 21] = [
+        ("temperature", |it| it.sampling.temperature = -0.1),
+        ("temperature", |it| it.sampling.temperature = f32::NAN),
+        ("temperature", |it| it.sampling.temperature = f32::INFINITY),
+        ("top_p", |it| it.sampling.top_p = 0.0),
+        ("top_p", |it| it.sampling.top_p = 1.01),
+        ("min_p", |it| it.sampling.min_p = -0.01),
+        ("min_p", |it| it.sampling.min_p = f32::NAN),
+        ("repeat_penalty", |it| it.sampling.repeat_penalty = 0.0),
+        ("frequency_penalty", |it| it.sampling.frequency_penalty = f32::INFINITY),
+        ("presence_penalty", |it| it.sampling.presence_penalty = f32::NAN),
+        ("logit_bias", |it| it.sampling.bias = vec![(263, 1.0)]),
+        ("logit_bias", |it| it.sampling.bias = vec![(-1, 1.0)]),
+        ("logit_bias", |it| it.sampling.bias = vec![(1, f32::INFINITY)]),
+        ("stop", |it| it.stop = vec![String::new()]),
+        ("stop", |it| it.stop = vec!["a".into(); 65]),
+        ("stop", |it| it.stop = vec!["a".repeat(1025)]),
+        ("logprobs", |it| it.logprobs = Some(129)),
+        ("prompt", |it| it.prompt = Prompt::Text(String::new())),
+        ("prompt", |it| it.prompt = Prompt::Tokens(Vec::new())),
+        ("prompt", |it| it.prompt = Prompt::Tokens(vec![0, 263])),
+        ("prompt", |it| it.prompt = Prompt::Tokens(vec![-1])),
+    ];
+    for (name, change) in changes {
+        let (code, param, message) = refusal(change);
+        assert_eq!((code, param.as_str()), (ErrorCode::InvalidRequest, name), "{message}");
+    }
+}
+
+#[test]
+fn nothing_is_ever_truncated() {
+    let tokens = |n: usize, max_tokens| Request { max_tokens, ..request(Prompt::Tokens(vec![1; n])) };
+    let limits = limits();
+    let room = |n, max| check(tokens(n, max), None, &limits).map(|it| it.max_tokens());
+    assert_eq!(room(200, Some(56)), Ok(56));
+    assert_eq!(room(200, None), Ok(56));
+    assert_eq!(room(255, None), Ok(1));
+    assert_eq!(room(256, Some(0)), Ok(0));
+    for (n, max, needed) in
+        [(200, Some(57), 257), (256, None, 257), (300, Some(0), 300), (9, Some(u32::MAX), 4_294_967_304_u64)]
+    {
+        let fault = room(n, max).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("prompt")));
+        assert!(fault.message.contains("256") && fault.message.contains(&needed.to_string()), "{fault}");
+    }
+    // What can never fit the cache is refused here, and pages count whole.
+    let small = Limits { cache_tokens: 100, cache_page: 32, ..limits };
+    assert_eq!(check(tokens(50, None), None, &small).unwrap().max_tokens(), 46);
+    assert!(check(tokens(50, Some(47)), None, &small).is_err());
+}
+
+#[test]
+fn special_tokens_in_plain_text_are_letters() {
+    let it = check(request(Prompt::Text("<s>".into())), None, &limits()).unwrap();
+    assert_eq!(it.prompt(), [BOS, 0x3c, 0x73, 0x3e]);
+}
+
+#[test]
+fn a_chat_has_bos_once() {
+    let chat = || {
+        Prompt::Chat(Chat {
+            messages: r#"[{"role":"user","content":"a"}]"#.into(),
+            tools: None,
+            variables: None,
+        })
+    };
+    let expected: [Token; 3] = [BOS, TURN, 0x61];
+    for source in ["{{ bos_token }}<|turn|>{{ messages[0].content }}", "<|turn|>{{ messages[0].content }}"] {
+        let template = ChatTemplate::compile(source, "<s>", "</s>").unwrap();
+        assert_eq!(check(request(chat()), Some(&template), &limits()).unwrap().prompt(), expected);
+    }
+    let fault = check(request(chat()), None, &limits()).unwrap_err();
+    assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
+    assert!(fault.message.contains("/v1/completions"));
+    let template = ChatTemplate::compile("{{ messages[0].content }}", "<s>", "").unwrap();
+    let short = Limits { context_length: 2, ..limits() };
+    let fault = check(request(chat()), Some(&template), &short).unwrap_err();
+    assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("messages")));
+}
+
+#[test]
+fn the_request_s_seed_comes_first() {
+    let mut wanted = request(Prompt::Text("a".into()));
+    assert_eq!(check(wanted.clone(), None, &limits()).unwrap().seed(), 42);
+    wanted.sampling.seed = Some(7);
+    assert_eq!(check(wanted, None, &limits()).unwrap().seed(), 7);
+}

@@ -1,0 +1,243 @@
+//! An engine whose logits hash the whole prefix, so that any mistake in what a sequence holds changes
+//! every token after it. It holds the session to the contract: whatever breaks it panics.
+
+use llm_node_core::engine::{
+    EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Tokenizer,
+    Vocabulary, attribute,
+};
+
+pub(crate) const BOS: Token = 256;
+pub(crate) const EOS: Token = 257;
+pub(crate) const TURN: Token = 258;
+/// Tokens 259 to 262 are unused, and 263 and 264 lie beyond the vocabulary.
+pub(crate) const UNUSED: Token = 259;
+pub(crate) const N_TOKENS: usize = 263;
+pub(crate) const N_VOCAB: u32 = 265;
+
+/// In a prompt, makes the engine return NaN at the end of it.
+pub(crate) const POISON: Token = 0xff;
+
+pub(crate) fn limits() -> Limits {
+    Limits {
+        max_sequences: 64,
+        context_length: 256,
+        max_batch_tokens: 4096,
+        max_rows: 64,
+        cache_tokens: 1 << 20,
+        cache_page: 1,
+        max_rollback: u32::MAX,
+        shares_prefixes: false,
+        n_vocab: N_VOCAB,
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ToyEngine {
+    limits: Limits,
+    sequences: Vec<Vec<Token>>,
+    rows: Vec<Vec<f32>>,
+    ticket: u64,
+    /// `cache_free` says so much more than there is.
+    pub(crate) boast: u64,
+    /// What the next step or collect answers instead.
+    pub(crate) fail_step: Option<EngineFaultKind>,
+    pub(crate) fail_collect: Option<EngineFaultKind>,
+    pub(crate) forget_a_row: bool,
+    /// Per step, the slices: id, tokens, rows.
+    pub(crate) steps: Vec<Vec<(SequenceId, usize, u32)>>,
+}
+
+impl ToyEngine {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            sequences: vec![Vec::new(); limits.max_sequences as usize],
+            limits,
+            rows: Vec::new(),
+            ticket: 0,
+            boast: 0,
+            fail_step: None,
+            fail_collect: None,
+            forget_a_row: false,
+            steps: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sequences.iter().all(Vec::is_empty)
+    }
+
+    fn pages(&self, tokens: usize) -> u64 {
+        let page = u64::from(self.limits.cache_page);
+        (tokens as u64).div_ceil(page) * page
+    }
+
+    fn free(&self) -> u64 {
+        let used: u64 = self.sequences.iter().map(|it| self.pages(it.len())).sum();
+        let page = u64::from(self.limits.cache_page);
+        self.limits.cache_tokens / page * page - used
+    }
+}
+
+fn fault(kind: EngineFaultKind, call: &'static str) -> EngineFault {
+    EngineFault { kind, message: format!("{kind:?}"), call }
+}
+
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+fn logits(prefix: &[Token]) -> Vec<f32> {
+    if prefix.last() == Some(&POISON) {
+        return vec![f32::NAN; N_VOCAB as usize];
+    }
+    let hash = prefix.iter().fold(1, |hash: u64, &token| mix(hash.wrapping_add(token as u64 + 1)));
+    (0..u64::from(N_VOCAB))
+        .map(|id| {
+            let noise = (mix(hash ^ (id << 32)) >> 40) as f32 / 16_777_216.0;
+            match id as Token {
+                // Letters are likelier than other bytes, so that stop strings do occur.
+                0x61..=0x66 => noise * 10.0,
+                EOS => noise * 8.5,
+                // What must never be picked would always be.
+                UNUSED.. => 50.0,
+                POISON => -30.0,
+                _ => noise * 8.0,
+            }
+        })
+        .collect()
+}
+
+impl StepEngine for ToyEngine {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, slices: &[Slice<'_>]) -> Result<Ticket, EngineFault> {
+        assert!(!slices.is_empty());
+        assert!(slices.windows(2).all(|it| it[0].sequence < it[1].sequence), "ids ascend");
+        let tokens: usize = slices.iter().map(|it| it.tokens.len()).sum();
+        assert!(tokens <= self.limits.max_batch_tokens as usize);
+        assert!(slices.iter().map(|it| it.rows).sum::<u32>() <= self.limits.max_rows);
+        let mut growth = 0;
+        for it in slices {
+            let held = &self.sequences[it.sequence as usize];
+            assert!(!it.tokens.is_empty() && it.rows as usize <= it.tokens.len());
+            assert_eq!(it.position as usize, held.len());
+            assert!(held.len() + it.tokens.len() <= self.limits.context_length as usize);
+            assert!(it.tokens.iter().all(|token| (0..N_TOKENS as Token).contains(token)));
+            growth += self.pages(held.len() + it.tokens.len()) - self.pages(held.len());
+        }
+        if growth > self.free() {
+            return Err(fault(EngineFaultKind::CacheFull, "step"));
+        }
+        if let Some(kind) = self.fail_step.take() {
+            return Err(fault(kind, "step"));
+        }
+        self.rows.clear();
+        for it in slices {
+            let sequence = &mut self.sequences[it.sequence as usize];
+            for (index, &token) in it.tokens.iter().enumerate() {
+                sequence.push(token);
+                if index + it.rows as usize >= it.tokens.len() {
+                    self.rows.push(logits(sequence));
+                }
+            }
+        }
+        self.steps.push(slices.iter().map(|it| (it.sequence, it.tokens.len(), it.rows)).collect());
+        self.ticket += 1;
+        Ok(Ticket(self.ticket))
+    }
+
+    fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault> {
+        assert_eq!(ticket, Ticket(self.ticket));
+        assert_eq!(rows, self.rows.len());
+        if let Some(kind) = self.fail_collect.take() {
+            return Err(fault(kind, "collect"));
+        }
+        if self.forget_a_row {
+            self.rows.pop();
+        }
+        Ok(self.rows.iter().map(|it| Row::Borrowed(it.as_slice())).collect())
+    }
+
+    fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {
+        assert!(self.sequences[to as usize].is_empty());
+        self.sequences[to as usize] = self.sequences[from as usize][..end as usize].to_vec();
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
+        self.sequences[sequence as usize].truncate(begin as usize);
+        Ok(())
+    }
+
+    fn range(&self, sequence: SequenceId) -> Result<(u32, u32), EngineFault> {
+        Ok((0, self.sequences[sequence as usize].len() as u32))
+    }
+
+    fn cache_free(&self) -> u64 {
+        self.free() + self.boast
+    }
+}
+
+/// One token per byte, and a few special ones.
+#[derive(Debug)]
+pub(crate) struct ToyTokenizer {
+    vocabulary: Vocabulary,
+}
+
+impl ToyTokenizer {
+    pub(crate) fn new() -> Self {
+        let mut texts: Vec<(Vec<u8>, u32)> = (0..=255).map(|byte| (vec![byte], attribute::BYTE)).collect();
+        texts.push((b"<s>".to_vec(), attribute::CONTROL));
+        texts.push((b"</s>".to_vec(), attribute::CONTROL | attribute::END_OF_GENERATION));
+        texts.push((b"<|turn|>".to_vec(), attribute::CONTROL));
+        texts.resize(N_TOKENS, (b"unused".to_vec(), attribute::UNUSED));
+        let mut vocabulary =
+            Vocabulary { bos: Some(BOS), eos: Some(EOS), adds_bos: true, ..Vocabulary::default() };
+        vocabulary.offsets.push(0);
+        for (bytes, attributes) in texts {
+            vocabulary.bytes.extend(bytes);
+            vocabulary.offsets.push(vocabulary.bytes.len() as u32);
+            vocabulary.attributes.push(attributes);
+        }
+        Self { vocabulary }
+    }
+}
+
+impl Tokenizer for ToyTokenizer {
+    fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    fn tokenize(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<Token>, EngineFault> {
+        let mut tokens = Vec::new();
+        if add_special {
+            tokens.push(BOS);
+        }
+        let mut rest = text.as_bytes();
+        while let Some(&byte) = rest.first() {
+            let special = [BOS, EOS, TURN]
+                .into_iter()
+                .find(|&it| parse_special && rest.starts_with(self.vocabulary.token_bytes(it)));
+            tokens.push(special.unwrap_or(Token::from(byte)));
+            rest = &rest[special.map_or(1, |it| self.vocabulary.token_bytes(it).len())..];
+        }
+        Ok(tokens)
+    }
+
+    fn detokenize(&self, tokens: &[Token]) -> Result<Vec<u8>, EngineFault> {
+        Ok(tokens.iter().flat_map(|&it| self.vocabulary.token_bytes(it)).copied().collect())
+    }
+
+    fn chat_template(&self) -> Option<&str> {
+        None
+    }
+}
