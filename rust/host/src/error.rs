@@ -131,24 +131,24 @@ pub enum LoadErrorKind {
 }
 
 impl LoadErrorKind {
-    /// The verdict as one word, for machines.
+    /// The verdict as one word, for machines. A file that is no library of this platform at all is a
+    /// `WrongArch` as well: the two cannot always be told apart.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::AbiMismatch { .. } => "abi_mismatch",
-            Self::BinaryNotFound => "binary_not_found",
-            Self::BinaryUnreadable { .. } => "binary_unreadable",
-            Self::NotALibrary { .. } => "not_a_library",
-            Self::WrongArch { .. } => "wrong_arch",
-            Self::LoadFailed { .. } => "load_failed",
-            Self::MissingSymbol { .. } => "missing_symbol",
-            Self::NullInfo => "null_info",
-            Self::InfoUnreadable { .. } => "info_unreadable",
-            Self::IdMismatch { .. } => "id_mismatch",
-            Self::VersionMismatch { .. } => "version_mismatch",
-            Self::ExtensionBroken { .. } => "extension_broken",
-            Self::AlreadyRunning => "already_running",
-            Self::InitFailed { .. } => "init_failed",
-            Self::UnusableSetting { .. } => "unusable_setting",
+            Self::AbiMismatch { .. } => "AbiMismatch",
+            Self::BinaryNotFound => "BinaryNotFound",
+            Self::BinaryUnreadable { .. } => "BinaryUnreadable",
+            Self::NotALibrary { .. } | Self::WrongArch { .. } => "WrongArch",
+            Self::LoadFailed { .. } => "LoadFailed",
+            Self::MissingSymbol { .. } => "MissingSymbol",
+            Self::NullInfo => "NullInfo",
+            Self::InfoUnreadable { .. } => "InfoUnreadable",
+            Self::IdMismatch { .. } => "IdMismatch",
+            Self::VersionMismatch { .. } => "VersionMismatch",
+            Self::ExtensionBroken { .. } => "ExtensionBroken",
+            Self::AlreadyRunning => "AlreadyRunning",
+            Self::InitFailed { .. } => "InitFailed",
+            Self::UnusableSetting { .. } => "UnusableSetting",
         }
     }
 }
