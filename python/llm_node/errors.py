@@ -144,24 +144,24 @@ def internal(request_id: str) -> Reply:
     """For anything unmapped. The caller has logged it under the request id."""
     row = TABLE["internal"]
     message = f"Internal error; the node's log has the details under request id {request_id}"
-    return Reply(row.status, {}, _body("internal", row, message, None, None))
+    return Reply(row.status, {}, {"error": fields("internal", message)})
 
 
 def body(failure: Failure) -> dict[str, Any]:
     """`{"error": {"message", "type", "code", "param", ...}}`, the further fields of `details` beside them."""
-    row = TABLE.get(failure.code, TABLE["internal"])
-    return _body(failure.code, row, failure.message, failure.param, failure.details)
+    return {"error": fields(failure.code, failure.message, failure.param, failure.details)}
 
 
-def _body(
-    code: str, row: Row, message: str, param: str | None, details: Mapping[str, object] | None
+def fields(
+    code: str, message: str, param: str | None = None, details: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
+    """The error object alone; also for errors that are part of a report, such as a rejected engine's."""
+    row = TABLE.get(code, TABLE["internal"])
     fixed = {"message": message, "type": row.type, "code": code, "param": param}
-    further = {key: value for key, value in (details or {}).items() if key not in fixed}
-    return {"error": {**fixed, **further}}
+    return {**fixed, **{key: value for key, value in (details or {}).items() if key not in fixed}}
 
 
 def _headers(row: Row, details: Mapping[str, object] | None) -> dict[str, str]:
-    measured = (details or {}).get("retry_after_seconds")
+    measured = (details or {}).get("retry_after")
     seconds = measured if isinstance(measured, int | float) else row.retry_after
     return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

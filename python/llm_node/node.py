@@ -130,6 +130,7 @@ class Node:
         max_sequences: int | None = None,
         threads: int = 0,
         queue_limit: int = 512,
+        engine_options: Mapping[str, str] | None = None,
         load_timeout: float = 600.0,
         drain_timeout: float = 8.0,
         monitor_interval: float = 1.0,
@@ -154,6 +155,7 @@ class Node:
         self._max_sequences = max_sequences
         self._threads = threads
         self._queue_limit = queue_limit
+        self._engine_options = dict(engine_options or {})
         self._load_timeout = load_timeout
         self._drain_timeout = drain_timeout
         self._monitor_interval = monitor_interval
@@ -237,6 +239,7 @@ class Node:
             "vram_limit_bytes": self._vram_limit,
             "context_length": self._context_length,
             "max_sequences": self._max_sequences,
+            "engine_options": self._engine_options,
             "threads": self._threads,
             "queue_limit": self._queue_limit,
             "load_timeout_seconds": self._load_timeout,
@@ -261,7 +264,8 @@ class Node:
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
-        return _list(await self._call(self._askers, self._running().models))
+        rows = _list(await self._call(self._askers, self._running().models))
+        return [_model(row) for row in rows]
 
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.
@@ -303,7 +307,12 @@ class Node:
     async def _watch_devices(self) -> None:
         while self._backend is not None:
             await asyncio.sleep(self._monitor_interval)
-            self._devices = await asyncio.to_thread(devices.read, self._backend)
+            try:
+                found = await asyncio.to_thread(devices.read, self._backend)
+                text = json.dumps([_device(device) for device in found])
+                await asyncio.to_thread(self._running().update_devices, text)
+            except Exception:
+                log.exception("the devices cannot be read; their last figures stand")
 
     async def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
@@ -395,6 +404,11 @@ def _device(device: devices.Device) -> dict[str, Any]:
         "free_bytes": device.free_bytes,
         "kind": "host" if device.is_host else "gpu",
     }
+
+
+def _model(row: dict[str, Any]) -> dict[str, Any]:
+    """A model under the names that `load` and `unload` have for it."""
+    return {"model_id": row.pop("id"), **row, "requests": row.pop("streams", 0)}
 
 
 def _wants_load(fault: NodeError) -> bool:

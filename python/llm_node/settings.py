@@ -68,6 +68,13 @@ def _word(text: str) -> str:
     return text.strip()
 
 
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ValueError("expected KEY=VALUE")
+    return key.strip(), value.strip()
+
+
 def _one_of(words: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -175,7 +182,7 @@ class Settings:
     engines_dir: tuple[Path, ...] = _setting(
         _engines,
         _path,
-        "Folder to search for <id>/<gpu_backend>/manifest.json. May be given several times; the first wins.",
+        "Folder of engines, each in <id>/<gpu_backend>. May be given several times; the first of an id wins.",
         metavar="DIR",
         shown="~/.llm-node/engines, and the engines inside the package",
         many=True,
@@ -227,6 +234,14 @@ class Settings:
         _integer(1, 1_000_000),
         "Requests that may wait for one model before new ones get 429.",
         metavar="COUNT",
+    )
+    engine_option: tuple[tuple[str, str], ...] = _setting(
+        (),
+        _key_and_value,
+        "A setting for the engines. May be given several times. Each engine's page lists what it knows.",
+        metavar="KEY=VALUE",
+        shown="none",
+        many=True,
     )
     load_timeout: float = _setting(600.0, _seconds(0.1, 86_400), "Deadline of a load.", metavar="SECONDS")
     drain_timeout: float = _setting(

@@ -70,7 +70,7 @@ def test_details_stand_beside_and_replace_nothing() -> None:
 @pytest.mark.parametrize("code", ["queue_full", "engine_crashed", "shutting_down", "model_loading"])
 def test_retry_after(code: str) -> None:
     assert int(errors.reply(NodeError(code, "why")).headers["Retry-After"]) >= 1
-    measured = errors.reply(NodeError(code, "why", None, {"retry_after_seconds": 7.2}))
+    measured = errors.reply(NodeError(code, "why", None, {"retry_after": 7.2}))
     assert measured.headers["Retry-After"] == "8"
 
 

@@ -42,6 +42,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "gpu_backend": "vulkan",
         "vram_limit": "8G",
         "host": "0.0.0.0",
+        "engine_option": "a=b",
         "log_level": "debug",
         "max_body": "1M",
     }

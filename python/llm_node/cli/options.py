@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from llm_node import demo
 from llm_node.node import Node
 from llm_node.settings import ALL, Settings, SettingsError
 
@@ -55,6 +56,7 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         max_sequences=settings.max_sequences,
         threads=settings.threads,
         queue_limit=settings.queue_limit,
+        engine_options=dict(settings.engine_option),
         load_timeout=settings.load_timeout,
         drain_timeout=settings.drain_timeout,
         monitor_interval=settings.monitor_interval / 1000,
@@ -64,7 +66,5 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
 
 
 def _demo_model() -> Path | None:
-    from llm_node import demo
-
     path = demo.path()
     return path if path.is_file() else None

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from aiohttp import web
 
+from llm_node import demo
 from llm_node.cli import options
 from llm_node.node import Node, NodeError, __version__
 from llm_node.server.app import make_app, make_runner
@@ -100,7 +101,7 @@ async def _greet(node: Node, url: str) -> None:
     if not models:
         return
     names = [str(model["model_id"]) for model in models]
-    name = "llm-node-demo" if "llm-node-demo" in names else names[0]
+    name = demo.NAME if demo.NAME in names else names[0]
     _say("")
     _say("Ask it something:")
     _say(f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\")

@@ -18,7 +18,7 @@ class LoadRequest(Wire):
     gpu_layers: int | None = Field(default=None, ge=-1, lt=2**31)
     """Layers on the devices; -1: all."""
     threads: int | None = Field(default=None, ge=0, le=4096)
-    options: dict[str, str] | None = None
+    options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from aiohttp import web
 
 from llm_node.api import body
+from llm_node.api.admin.report import with_error
 from llm_node.api.context import NODE
 from llm_node.schema.admin import LoadRequest, UnloadRequest
 
 
 async def listing(request: web.Request) -> web.Response:
     """Every model with its state."""
-    return web.json_response({"models": await request.app[NODE].models()})
+    models = await request.app[NODE].models()
+    return web.json_response({"models": [with_error(model) for model in models]})
 
 
 async def load(request: web.Request) -> web.Response:

@@ -1,0 +1,122 @@
+"""`llm_node.Engine` and `llm_node.Model`: an engine inside this process."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llm_node
+
+STORY = (
+    ", there was a little girl named Lily. She loved to play outside in the park. "
+    "One day, she saw a big, red ball."
+)
+
+
+@pytest.fixture(scope="module")
+def engine(llama_cpp: Path) -> Iterator[llm_node.Engine]:
+    with llm_node.Engine(llama_cpp) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def model(engine: llm_node.Engine, demo_model: Path) -> Iterator[llm_node.Model]:
+    with engine.load(demo_model) as model:
+        yield model
+
+
+def test_the_engine_says_what_it_is(engine: llm_node.Engine) -> None:
+    assert engine.id == "llama_cpp"
+    assert engine.gpu_backend == "cpu"
+    assert engine.version
+    assert "engine.batch/1" in engine.extensions
+
+
+def test_the_model_says_what_it_is(model: llm_node.Model) -> None:
+    facts = model.facts
+    assert facts["architecture"] == "llama"
+    assert facts["format"] == "gguf"
+    assert facts["context_length"] > 0
+
+
+def test_the_story(engine: llm_node.Engine, stories: Path) -> None:
+    with engine.load(stories) as model:
+        text = "".join(model.generate("Once upon a time", temperature=0, max_tokens=80))
+    assert text.startswith(STORY)
+
+
+def test_pieces_make_the_answer(model: llm_node.Model) -> None:
+    messages = [{"role": "user", "content": "What is an engine?"}]
+    pieces = list(model.generate(messages, temperature=0))
+    assert len(pieces) > 4
+    assert "shared library" in "".join(pieces)
+
+
+def test_text_and_tokens_are_the_same_prompt(model: llm_node.Model) -> None:
+    tokens = model.tokenize("An engine is")
+    assert "".join(model.generate(tokens, temperature=0, max_tokens=8)) == "".join(
+        model.generate("An engine is", temperature=0, max_tokens=8)
+    )
+    assert model.detokenize(model.tokenize("An engine is", add_special=False)).strip() == "An engine is"
+
+
+def test_equal_seeds_give_equal_answers(model: llm_node.Model) -> None:
+    def ask(seed: int) -> str:
+        return "".join(model.generate("The node", temperature=1.5, seed=seed, max_tokens=24))
+
+    assert ask(1) == ask(1)
+    assert len({ask(seed) for seed in range(4)}) > 1
+
+
+def test_leaving_early_cancels_and_the_next_one_works(model: llm_node.Model) -> None:
+    for _ in range(20):
+        pieces = iter(model.generate("The", max_tokens=400))
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert "".join(model.generate("The", temperature=0, max_tokens=4))
+
+
+def test_two_at_once(model: llm_node.Model) -> None:
+    prompts = ("The node", "An engine")
+    alone = ["".join(model.generate(prompt, temperature=0, max_tokens=12)) for prompt in prompts]
+    streams = [model.generate(prompt, temperature=0, max_tokens=12) for prompt in prompts]
+    texts = ["", ""]
+    for pieces in itertools.zip_longest(*streams, fillvalue=""):
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    assert texts == alone
+
+
+def test_errors_are_typed(engine: llm_node.Engine, model: llm_node.Model, tmp_path: Path) -> None:
+    with pytest.raises(llm_node.NodeError) as caught:
+        llm_node.Engine(tmp_path)
+    assert caught.value.code in ("engine_not_found", "load_failed")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    with pytest.raises(llm_node.NodeError) as caught:
+        engine.load(tmp_path / "bad.gguf")
+    assert caught.value.code in ("model_corrupt", "load_failed")
+    with pytest.raises(llm_node.NodeError) as caught:
+        list(model.generate("engine " * 50_000))
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_the_snippet_of_the_documentation(llama_cpp: Path, demo_model: Path) -> None:
+    """In a process of its own: it must also end cleanly."""
+    code = (
+        "import sys, llm_node\n"
+        "with llm_node.Engine(sys.argv[1]) as e, e.load(sys.argv[2]) as m:\n"
+        "    for piece in m.generate('Once upon a time', max_tokens=8): print(piece, end='')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(llama_cpp), str(demo_model)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
