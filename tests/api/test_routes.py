@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
+import aiohttp
 import pytest
 
 from support.node import RunningNode
@@ -56,6 +58,26 @@ def test_a_request_loads_what_is_not_loaded(node: RunningNode) -> None:
     answer = node.post("/v1/completions", {"model": MODEL, "prompt": "The", "max_tokens": 2})
     assert answer.status == 200, answer.body
     assert entry(node)["status"] == "loaded"
+
+
+async def test_one_load_for_all_who_ask(node: RunningNode) -> None:
+    """Eight ask at once for what is not loaded, and one of them leaves: one worker, seven answers."""
+    node.post("/api/models/unload", {"model_id": MODEL})
+    body = {"model": MODEL, "prompt": "The", "max_tokens": 2}
+
+    async def ask(client: aiohttp.ClientSession, seconds: float) -> int:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with client.post(f"{node.url}/v1/completions", json=body, timeout=timeout) as reply:
+            return reply.status
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        outcomes = await asyncio.gather(
+            ask(client, 0.02), *(ask(client, 60) for _ in range(7)), return_exceptions=True
+        )
+    assert isinstance(outcomes[0], asyncio.TimeoutError)
+    assert outcomes[1:] == [200] * 7
+    workers = node.get("/api/system").json()["workers"]
+    assert [worker["model_id"] for worker in workers].count(MODEL) == 1
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,6 @@ def serve(settings: Settings) -> None:
         asyncio.run(_serve(settings))
     except NodeError as fault:
         raise click.ClickException(f"{fault.code}: {fault.message}") from None
-    except OSError as error:
-        raise click.ClickException(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
 
 
 async def _serve(settings: Settings) -> None:
@@ -45,8 +41,7 @@ async def _serve(settings: Settings) -> None:
     runner = make_runner(make_app(node, settings))
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
+        await _listen(runner, settings)
         greeting = asyncio.create_task(_greet(node, _address(runner, settings)))
         await stop.wait()
         greeting.cancel()
@@ -55,6 +50,14 @@ async def _serve(settings: Settings) -> None:
         await node.close()
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {reason}") from None
 
 
 def _on_signals(stop: asyncio.Event) -> None:
@@ -83,8 +86,8 @@ def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -
 def _address(runner: web.AppRunner, settings: Settings) -> str:
     """The URL, with the port that 0 came to."""
     port = next((address[1] for address in runner.addresses if isinstance(address, tuple)), settings.port)
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://{host}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _greet(node: Node, url: str) -> None:
