@@ -130,29 +130,6 @@ pub enum LoadErrorKind {
     },
 }
 
-impl LoadErrorKind {
-    /// The verdict as one word, for machines. A file that is no library of this platform at all is a
-    /// `WrongArch` as well: the two cannot always be told apart.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::AbiMismatch { .. } => "AbiMismatch",
-            Self::BinaryNotFound => "BinaryNotFound",
-            Self::BinaryUnreadable { .. } => "BinaryUnreadable",
-            Self::NotALibrary { .. } | Self::WrongArch { .. } => "WrongArch",
-            Self::LoadFailed { .. } => "LoadFailed",
-            Self::MissingSymbol { .. } => "MissingSymbol",
-            Self::NullInfo => "NullInfo",
-            Self::InfoUnreadable { .. } => "InfoUnreadable",
-            Self::IdMismatch { .. } => "IdMismatch",
-            Self::VersionMismatch { .. } => "VersionMismatch",
-            Self::ExtensionBroken { .. } => "ExtensionBroken",
-            Self::AlreadyRunning => "AlreadyRunning",
-            Self::InitFailed { .. } => "InitFailed",
-            Self::UnusableSetting { .. } => "UnusableSetting",
-        }
-    }
-}
-
 impl From<LoadError> for Fault {
     fn from(error: LoadError) -> Self {
         let code = match &error.kind {
