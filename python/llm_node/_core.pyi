@@ -75,10 +75,14 @@ class Supervisor:
     def system(self) -> str:
         """JSON object: devices, ledger, versions."""
 
+    def update_devices(self, devices: str) -> None:
+        """`devices`: JSON array as in the configuration, measured anew. Host memory needs none of this."""
+
     def submit(self, model_id: str, request: str) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
 
-        Never blocks. Raises `Fault` at once where no worker is ready; all that follows comes as events.
+        Never blocks. Raises `Fault` at once where no worker is ready (`model_loading` where a `load` would
+        help); all that follows comes as events.
         """
 
     def cancel(self, stream: int) -> None:

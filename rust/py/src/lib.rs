@@ -1,1 +1,26 @@
 //! The only pyo3: translates, decides nothing.
+//!
+//! What Python sees is written down in `python/llm_node/_core.pyi`. Every call that may wait gives the
+//! GIL back first.
+#![forbid(unsafe_code)]
+
+mod event;
+mod fault;
+mod logging;
+mod supervisor;
+mod worker;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("ABI_VERSION", llm_node_abi::ENGINE_ABI_VERSION)?;
+    let codes: Vec<&str> = llm_node_core::error::ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    module.add("ERROR_CODES", codes)?;
+    module.add("Fault", fault::class(py)?)?;
+    module.add_class::<event::PyEvent>()?;
+    module.add_class::<supervisor::PySupervisor>()?;
+    module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
+}

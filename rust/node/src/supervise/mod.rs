@@ -29,7 +29,7 @@ use self::{
     inflight::Traffic,
     load::ProcessProbe,
     process::{Control, Process, Processes, shutting_down},
-    slot::{Begin, Running, Slot},
+    slot::{Begin, Running, Slot, to_be_loaded},
 };
 pub use self::{inflight::Waker, load::LoadRequest, slot::Loaded};
 use crate::{
@@ -266,8 +266,7 @@ impl Supervisor {
         }
         match self.inner.known_slot(model_id) {
             Some(slot) => slot.ready(),
-            None => Err(Fault::new(ErrorCode::ModelNotFound, format!("Model '{model_id}' is not loaded"))
-                .param("model")),
+            None => Err(to_be_loaded(model_id)),
         }
     }
 

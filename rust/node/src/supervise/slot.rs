@@ -267,8 +267,8 @@ impl Slot {
             State::Backoff { until, fault } => {
                 Err(retry_after(fault.clone(), until.saturating_duration_since(Instant::now())))
             }
-            State::Failed(fault) => Err(fault.clone()),
-            State::Idle => Err(not_loaded(&self.model_id)),
+            // Whoever asks for it loads it, also when the last load failed.
+            State::Failed(_) | State::Idle => Err(to_be_loaded(&self.model_id)),
         }
     }
 
@@ -387,6 +387,11 @@ fn whole_seconds(pause: Duration) -> u64 {
 
 fn retry_after(fault: Fault, pause: Duration) -> Fault {
     fault.details(json!({ "retry_after": whole_seconds(pause) }).to_string())
+}
+
+/// What a request is told that should have been a load before.
+pub(super) fn to_be_loaded(model_id: &str) -> Fault {
+    Fault::new(ErrorCode::ModelLoading, format!("Model '{model_id}' is not loaded"))
 }
 
 fn not_loaded(model_id: &str) -> Fault {

@@ -1,0 +1,92 @@
+//! `Event`: what happened to a stream, as Python sees it.
+
+use llm_node_core::event::{Event, Piece};
+use pyo3::prelude::*;
+
+use crate::fault;
+
+type Alternative = (Vec<u8>, i32, f32);
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Event", module = "llm_node._core")]
+pub(crate) struct PyEvent {
+    #[pyo3(get)]
+    stream: u64,
+    #[pyo3(get)]
+    kind: &'static str,
+    piece: Option<Piece>,
+    #[pyo3(get)]
+    prompt_tokens: u32,
+    #[pyo3(get)]
+    completion_tokens: u32,
+    #[pyo3(get)]
+    cached_tokens: u32,
+    #[pyo3(get)]
+    finish: Option<&'static str>,
+    #[pyo3(get)]
+    fault: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl PyEvent {
+    #[getter]
+    fn text(&self) -> &str {
+        self.piece.as_ref().map_or("", |piece| &piece.text)
+    }
+
+    #[getter]
+    fn tokens(&self) -> Vec<i32> {
+        self.piece.iter().flat_map(|piece| &piece.tokens).map(|token| token.id).collect()
+    }
+
+    #[getter]
+    fn logprobs(&self) -> Option<Vec<(Vec<u8>, i32, f32, Vec<Alternative>)>> {
+        let piece = self.piece.as_ref()?;
+        if !piece.tokens.iter().any(|token| token.logprobs.is_some()) {
+            return None;
+        }
+        let of_tokens = piece.tokens.iter().filter_map(|token| {
+            let logprobs = token.logprobs.as_ref()?;
+            Some((logprobs.bytes.clone(), token.id, logprobs.logprob, logprobs.top.clone()))
+        });
+        Some(of_tokens.collect())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Event {} of stream {}>", self.kind, self.stream)
+    }
+}
+
+impl PyEvent {
+    pub(crate) fn new(py: Python<'_>, stream: u64, event: Event) -> PyResult<Self> {
+        let mut this = Self {
+            stream,
+            kind: "started",
+            piece: None,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            cached_tokens: 0,
+            finish: None,
+            fault: None,
+        };
+        match event {
+            Event::Started { prompt_tokens } => this.prompt_tokens = prompt_tokens,
+            Event::Piece(piece) => {
+                this.kind = "piece";
+                this.piece = Some(piece);
+            }
+            Event::Finished { reason, usage } => {
+                this.kind = "finished";
+                this.finish = Some(reason.as_str());
+                this.prompt_tokens = usage.prompt_tokens;
+                this.completion_tokens = usage.completion_tokens;
+                this.cached_tokens = usage.cached_tokens;
+            }
+            Event::Failed(fault) => {
+                this.kind = "failed";
+                this.fault = Some(fault::instance(py, &fault)?.unbind());
+            }
+        }
+        Ok(this)
+    }
+}

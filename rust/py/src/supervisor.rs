@@ -1,0 +1,138 @@
+//! `Supervisor`: `llm_node_node::supervise::Supervisor`, in JSON.
+
+use std::{sync::Arc, time::Duration};
+
+use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_node::{
+    config::{Device, NodeConfig},
+    supervise::{LoadRequest, Supervisor, Waker},
+};
+use pyo3::prelude::*;
+use serde::Serialize;
+
+use crate::{
+    event::PyEvent,
+    fault::{malformed, raised},
+    logging,
+};
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Supervisor", module = "llm_node._core")]
+pub(crate) struct PySupervisor {
+    inner: Supervisor,
+}
+
+#[pymethods]
+impl PySupervisor {
+    #[new]
+    fn new(py: Python<'_>, config: &str) -> PyResult<Self> {
+        let config = NodeConfig::parse(config).map_err(|fault| raised(py, &fault))?;
+        logging::start(&config.log_level);
+        Ok(Self { inner: py.detach(|| Supervisor::new(config)) })
+    }
+
+    #[pyo3(signature = (refresh=false))]
+    fn engines(&self, py: Python<'_>, refresh: bool) -> PyResult<String> {
+        self.call(py, || Ok(self.inner.engines(refresh)))
+    }
+
+    fn models(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, || Ok(self.inner.models()))
+    }
+
+    fn load(&self, py: Python<'_>, request: &str) -> PyResult<String> {
+        self.call(py, || {
+            let request: LoadRequest =
+                serde_json::from_str(request).map_err(|error| malformed("the request to load", &error))?;
+            self.inner.load(&request)
+        })
+    }
+
+    fn unload(&self, py: Python<'_>, model_id: &str, timeout_seconds: f64) -> PyResult<()> {
+        let timeout = duration(timeout_seconds);
+        py.detach(|| self.inner.unload(model_id, timeout)).map_err(|fault| raised(py, &fault))
+    }
+
+    fn system(&self, py: Python<'_>) -> PyResult<String> {
+        self.call(py, || Ok(self.inner.system()))
+    }
+
+    fn update_devices(&self, py: Python<'_>, devices: &str) -> PyResult<()> {
+        let devices: Vec<Device> =
+            serde_json::from_str(devices).map_err(|error| raised(py, &malformed("the devices", &error)))?;
+        py.detach(|| self.inner.update_devices(&devices));
+        Ok(())
+    }
+
+    fn submit(&self, py: Python<'_>, model_id: &str, request: &str) -> PyResult<u64> {
+        py.detach(|| {
+            let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
+            self.inner.submit(model_id, request)
+        })
+        .map_err(|fault| raised(py, &fault))
+    }
+
+    fn cancel(&self, py: Python<'_>, stream: u64) {
+        py.detach(|| self.inner.cancel(stream));
+    }
+
+    fn ask(&self, py: Python<'_>, model_id: &str, question: &str) -> PyResult<String> {
+        self.call(py, || {
+            let question =
+                serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
+            self.inner.ask(model_id, question)
+        })
+    }
+
+    fn set_waker(&self, py: Python<'_>, waker: Option<Py<PyAny>>) {
+        let waker = waker.map(|callable| -> Waker {
+            Arc::new(move || {
+                // No interpreter any more: nobody is left to be woken.
+                Python::try_attach(|py| {
+                    if let Err(error) = callable.call0(py) {
+                        error.write_unraisable(py, None);
+                    }
+                });
+            })
+        });
+        py.detach(|| self.inner.set_waker(waker));
+    }
+
+    fn drain(&self, py: Python<'_>) -> PyResult<Vec<PyEvent>> {
+        let events = py.detach(|| self.inner.drain());
+        events.into_iter().map(|(stream, event)| PyEvent::new(py, stream, event)).collect()
+    }
+
+    fn shutdown(&self, py: Python<'_>, drain_seconds: f64) {
+        let limit = duration(drain_seconds);
+        py.detach(|| {
+            self.inner.shutdown(limit);
+            logging::flush();
+        });
+    }
+}
+
+impl PySupervisor {
+    /// Runs without the GIL; gives JSON.
+    fn call<T: Serialize>(
+        &self,
+        py: Python<'_>,
+        body: impl FnOnce() -> Result<T, Fault> + Send,
+    ) -> PyResult<String> {
+        py.detach(|| body().and_then(|value| json(&value))).map_err(|fault| raised(py, &fault))
+    }
+}
+
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<String, Fault> {
+    serde_json::to_string(value)
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("an answer cannot be written: {error}")))
+}
+
+/// Seconds from Python: what is negative or no number means at once, what is too much means for ever.
+fn duration(seconds: f64) -> Duration {
+    if seconds > 0.0 {
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(86_400))
+    } else {
+        Duration::ZERO
+    }
+}
