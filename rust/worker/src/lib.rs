@@ -1,1 +1,28 @@
-//! The child: one engine, one model, its scheduler and its sampler.
+//! One engine, one model, its scheduler and its sampler.
+//!
+//! Used in two ways. As the child process of a node ([`serve::run_worker`]), and within a program:
+//!
+//! ```text
+//! Engine::open(address, settings, unobserved())?      engine.rs   dlopen, engine_init
+//!     .load(plan, progress)?                          engine.rs   model, tokenizer, context
+//!     .start(queue_limit, Reporter::new(...))?        model.rs    threads; from here on it answers
+//!     .submit(id, request)                            model.rs    events come to the reporter
+//! ```
+//!
+//! Who loads an engine in the own process accepts that it may crash it. The sandbox belongs to the
+//! child alone.
+#![deny(unsafe_code)]
+
+pub mod engine;
+pub mod model;
+mod outbox;
+pub mod report;
+#[expect(unsafe_code, reason = "ending a process without destructors has no safe way")]
+pub mod sandbox;
+pub mod serve;
+mod shape;
+mod source;
+
+pub use engine::{Engine, EngineSettings, Observer, unobserved};
+pub use model::{LoadedModel, RunningModel};
+pub use report::{Report, Reporter};

@@ -1,0 +1,340 @@
+//! An engine from its address to a loaded model: opening, estimating, loading, and the size of the
+//! context.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use llm_node_core::{
+    engine::{EngineFaultKind, StepEngine, Tokenizer},
+    error::{ErrorCode, Fault},
+    text::template::ChatTemplate,
+};
+use llm_node_host::{
+    Context, ContextParams, DeviceKind, ENGINE_ABI_VERSION, EngineError, InitConfig, LoadError,
+    LoadErrorKind, LoadedEngine, Model, ModelParams, ModelTokenizer, OpenedEngine,
+};
+pub use llm_node_host::{Observer, unobserved};
+use llm_node_wire::message::{EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts};
+
+use crate::{
+    model::{LoadedModel, Parts, Voice},
+    shape::{Shape, Wanted, length_of},
+};
+
+/// What an engine is told when it starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// CPU threads; 0: the engine's own choice.
+    pub threads: u32,
+    /// Device memory, in bytes; 0: no limit.
+    pub vram_limit_bytes: u64,
+    /// Longest sequence in tokens, for engines that are told at their start or never.
+    pub context_length: Option<u32>,
+    /// Settings for the engine, as they stand in the configuration.
+    pub options: Vec<(String, String)>,
+}
+
+impl From<&LoadPlan> for EngineSettings {
+    fn from(plan: &LoadPlan) -> Self {
+        Self {
+            threads: plan.threads,
+            vram_limit_bytes: plan.vram_limit_bytes,
+            context_length: plan.context_length,
+            options: plan.options.clone(),
+        }
+    }
+}
+
+/// An engine that runs in this process. It shuts down when it and all its models are dropped.
+#[derive(Debug)]
+pub struct Engine {
+    home: Home,
+    /// The last estimate, which the load that follows it needs again.
+    figures: Mutex<Option<(LoadPlan, Figures)>>,
+}
+
+#[derive(Debug)]
+enum Home {
+    /// Models are handles; any number.
+    Shared(Arc<LoadedEngine>),
+    /// Tier 0: one model, and one call at a time.
+    Alone(Arc<Mutex<LoadedEngine>>),
+}
+
+/// What an engine says of a model that is not loaded.
+#[derive(Clone, Debug)]
+struct Figures {
+    /// For one sequence of the model's own length.
+    one: Vec<MemoryUse>,
+}
+
+impl Engine {
+    /// Opens an engine and looks at it. Its library stays mapped, and nothing of it was started.
+    pub fn inspect(address: &EngineAddress, observer: Observer) -> Result<EngineFacts, EngineRefusal> {
+        let opened = open(address, observer).map_err(refusal)?;
+        Ok(facts(opened.extensions()))
+    }
+
+    /// Opens an engine and starts it. `observer` is told each call that may take long, before it is
+    /// made; the engine's log goes to the `log` crate, under `engine::ID`.
+    pub fn open(
+        address: &EngineAddress,
+        settings: &EngineSettings,
+        observer: Observer,
+    ) -> Result<Self, EngineRefusal> {
+        let opened = open(address, observer).map_err(refusal)?;
+        let config = InitConfig {
+            n_threads: settings.threads,
+            engine_dir: address.directory.clone(),
+            gpu_backend: address.gpu_backend.clone(),
+            vram_limit_bytes: settings.vram_limit_bytes,
+            ram_limit_bytes: 0,
+            context_length: settings.context_length.unwrap_or(0),
+            max_tokens: 0,
+            options: settings.options.clone(),
+        };
+        let loaded = opened.init(&config).map_err(refusal)?;
+        let handles = loaded.offers("engine.models/1")
+            && (generates_in_steps(&loaded)
+                || loaded.offers("engine.stream/1")
+                || loaded.offers("engine.embed/1"));
+        let home =
+            if handles { Home::Shared(Arc::new(loaded)) } else { Home::Alone(Arc::new(Mutex::new(loaded))) };
+        Ok(Self { home, figures: Mutex::default() })
+    }
+
+    /// What the engine offers.
+    pub fn facts(&self) -> EngineFacts {
+        match &self.home {
+            Home::Shared(loaded) => facts(loaded.extensions()),
+            Home::Alone(loaded) => facts(loaded.lock().unwrap_or_else(PoisonError::into_inner).extensions()),
+        }
+    }
+
+    /// What the model would take, with the context that it would get. `None`: the engine cannot say.
+    /// Only the model's headers are read.
+    pub fn estimate(&self, plan: &LoadPlan) -> Result<Option<Vec<MemoryUse>>, Fault> {
+        let Home::Shared(engine) = &self.home else { return Ok(None) };
+        let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
+        let length = if plan.context_length.is_some() { 0 } else { length_of(&figures.one) };
+        let shape = Shape::choose(wanted(plan), length, &figures.one)?;
+        let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
+        Ok(Some(named(engine, uses)))
+    }
+
+    /// Loads a model and makes its context. `progress` is told how far it is, from 0 to 1.
+    pub fn load(&self, plan: &LoadPlan, progress: &mut dyn FnMut(f32)) -> Result<LoadedModel, Fault> {
+        match &self.home {
+            Home::Shared(engine) => self.load_handle(engine, plan, progress),
+            Home::Alone(engine) => load_tier0(engine, plan),
+        }
+    }
+
+    fn load_handle(
+        &self,
+        engine: &Arc<LoadedEngine>,
+        plan: &LoadPlan,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<LoadedModel, Fault> {
+        let figures = self.figures(engine, plan)?;
+        let model = Model::load(
+            engine,
+            &model_params(plan),
+            Some(&mut |fraction| {
+                progress(fraction);
+                ControlFlow::Continue(())
+            }),
+        )?;
+        let tokenizer =
+            engine.offers("engine.tokenizer/1").then(|| ModelTokenizer::new(&model)).transpose()?;
+        let tokenizer = tokenizer.map(Arc::new);
+        let template = tokenizer.as_deref().and_then(chat_template);
+        let info = model.info();
+        let uses = figures.map(|figures| figures.one).unwrap_or_default();
+        let shape = Shape::choose(wanted(plan), info.n_context, &uses)?;
+        let on_device = uses.iter().any(|one| !one.is_host && one.weights > 0);
+
+        let (voice, context_length, max_sequences) = if info.generates && generates_in_steps(engine) {
+            let context = Context::create(&model, &context_params(plan, shape))?;
+            let limits = context.limits();
+            let sizes = (limits.context_length, limits.max_sequences);
+            (Voice::Batch { context: Box::new(context), on_device }, sizes.0, sizes.1)
+        } else if info.generates && engine.offers("engine.stream/1") {
+            (Voice::Stream, info.n_context, 1)
+        } else {
+            (Voice::Mute, info.n_context, 1)
+        };
+        let facts = ModelFacts {
+            architecture: info.architecture.clone(),
+            format: info.format.clone(),
+            quantization: info.quantization.clone(),
+            n_parameters: info.n_parameters,
+            context_length,
+            max_sequences,
+            n_embedding: if engine.offers("engine.embed/1") { info.n_embedding } else { 0 },
+            generates: !matches!(voice, Voice::Mute),
+            has_chat_template: matches!(template, Some(Ok(_))),
+            memory: model.memory_use().map(|uses| named(engine, uses)).unwrap_or_default(),
+            source: voice.name().to_owned(),
+        };
+        Ok(LoadedModel::new(facts, Parts { voice, model: Some(model), tokenizer, template }))
+    }
+
+    /// From the last estimate, if it was of the same load. `None`: the engine cannot say.
+    fn figures(&self, engine: &LoadedEngine, plan: &LoadPlan) -> Result<Option<Figures>, Fault> {
+        let mut last = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, figures)) = &*last
+            && of == plan
+        {
+            return Ok(Some(figures.clone()));
+        }
+        let own_length = Shape { context_length: 0, max_sequences: 1 };
+        let uses = match engine.estimate(&model_params(plan), Some(&context_params(plan, own_length))) {
+            Ok(uses) => uses,
+            Err(error) if error.kind() == EngineFaultKind::Unsupported => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let figures = Figures { one: named(engine, uses) };
+        *last = Some((plan.clone(), figures.clone()));
+        Ok(Some(figures))
+    }
+}
+
+fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<LoadedModel, Fault> {
+    // Each tier-0 model holds the engine, which can hold but one model.
+    if Arc::strong_count(engine) > 1 {
+        let message = "the engine holds one model at a time; close the one before first";
+        return Err(Fault::new(ErrorCode::LoadFailed, message));
+    }
+    engine.lock().unwrap_or_else(PoisonError::into_inner).tier0_load(&plan.model)?;
+    let voice = Voice::Tier0(Arc::clone(engine));
+    let facts = ModelFacts {
+        // Tier 0 says nothing of its model.
+        architecture: String::new(),
+        format: String::new(),
+        quantization: None,
+        n_parameters: 0,
+        context_length: plan.context_length.unwrap_or(0),
+        max_sequences: 1,
+        n_embedding: 0,
+        generates: true,
+        has_chat_template: false,
+        memory: Vec::new(),
+        source: voice.name().to_owned(),
+    };
+    Ok(LoadedModel::new(facts, Parts { voice, model: None, tokenizer: None, template: None }))
+}
+
+fn generates_in_steps(engine: &LoadedEngine) -> bool {
+    engine.offers("engine.batch/1") && engine.offers("engine.tokenizer/1")
+}
+
+fn open(address: &EngineAddress, observer: Observer) -> Result<OpenedEngine, LoadError> {
+    OpenedEngine::open(&address.binary, &address.id, &address.version, observer)
+}
+
+fn facts(extensions: &[&'static str]) -> EngineFacts {
+    EngineFacts {
+        abi_version: ENGINE_ABI_VERSION,
+        extensions: extensions.iter().map(|&id| id.to_owned()).collect(),
+    }
+}
+
+/// A template that cannot be compiled costs the model its chat, not its life.
+fn chat_template(tokenizer: &ModelTokenizer) -> Option<Result<ChatTemplate, Fault>> {
+    let vocabulary = tokenizer.vocabulary();
+    let text = |token: Option<_>| {
+        String::from_utf8_lossy(token.map_or(&[][..], |token| vocabulary.token_bytes(token))).into_owned()
+    };
+    let source = tokenizer.chat_template()?;
+    let template = ChatTemplate::compile(source, &text(vocabulary.bos), &text(vocabulary.eos));
+    if let Err(fault) = &template {
+        log::warn!("{fault}");
+    }
+    Some(template)
+}
+
+fn wanted(plan: &LoadPlan) -> Wanted {
+    Wanted {
+        context_length: plan.context_length,
+        max_sequences: plan.max_sequences,
+        memory_limit: plan.vram_limit_bytes,
+    }
+}
+
+fn model_params(plan: &LoadPlan) -> ModelParams {
+    ModelParams {
+        path: plan.model.clone(),
+        gpu_layers: plan.gpu_layers,
+        devices: Vec::new(),
+        options: plan.options.clone(),
+    }
+}
+
+fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
+    ContextParams {
+        max_sequences: shape.max_sequences,
+        context_length: shape.context_length,
+        options: plan.options.clone(),
+        ..ContextParams::default()
+    }
+}
+
+/// The engine's figures with the names of its devices.
+pub(crate) fn named(engine: &LoadedEngine, uses: Vec<llm_node_host::MemoryUse>) -> Vec<MemoryUse> {
+    let devices = engine.devices().unwrap_or_default();
+    let named = |one: llm_node_host::MemoryUse| {
+        let device = one.device.and_then(|index| devices.iter().find(|device| device.index == index));
+        MemoryUse {
+            device: match (one.device, device) {
+                (None, _) => "host".to_owned(),
+                (Some(_), Some(device)) => device.name.clone(),
+                (Some(index), None) => format!("device {index}"),
+            },
+            bus_id: device.and_then(|device| device.bus_id.clone()),
+            is_host: one.device.is_none() || device.is_some_and(|device| device.kind == DeviceKind::Cpu),
+            weights: one.weights,
+            cache: one.cache,
+            compute: one.compute,
+            cache_per_token: one.cache_per_token,
+            cache_per_sequence: one.cache_per_sequence,
+        }
+    };
+    uses.into_iter().map(named).collect()
+}
+
+/// The verdict under the name that the catalogue of load errors gives it.
+fn refusal(error: LoadError) -> EngineRefusal {
+    let kind = match &error.kind {
+        LoadErrorKind::AbiMismatch { .. } => "AbiMismatch",
+        LoadErrorKind::BinaryNotFound => "BinaryNotFound",
+        LoadErrorKind::BinaryUnreadable { .. } => "BinaryUnreadable",
+        // No library, or one of another machine: either way not one that can run here.
+        LoadErrorKind::NotALibrary { .. } | LoadErrorKind::WrongArch { .. } => "WrongArch",
+        LoadErrorKind::LoadFailed { .. } => "LoadFailed",
+        LoadErrorKind::MissingSymbol { .. } => "MissingSymbol",
+        LoadErrorKind::NullInfo => "NullInfo",
+        LoadErrorKind::InfoUnreadable { .. } => "InfoUnreadable",
+        LoadErrorKind::IdMismatch { .. } => "IdMismatch",
+        LoadErrorKind::VersionMismatch { .. } => "VersionMismatch",
+        LoadErrorKind::ExtensionBroken { .. } => "ExtensionBroken",
+        LoadErrorKind::AlreadyRunning => "AlreadyRunning",
+        LoadErrorKind::InitFailed { .. } => "InitFailed",
+        LoadErrorKind::UnusableSetting { .. } => "UnusableSetting",
+    };
+    let fault = match &error.kind {
+        // Clients know this message to the letter, without a path before it.
+        mismatch @ LoadErrorKind::AbiMismatch { .. } => {
+            Fault::new(ErrorCode::AbiMismatch, mismatch.to_string())
+        }
+        _ => Fault::from(error),
+    };
+    EngineRefusal { kind: kind.to_owned(), fault }
+}
+
+/// What a client is told of a call that failed.
+pub(crate) fn fault(error: EngineError) -> Fault {
+    Fault::from(error)
+}

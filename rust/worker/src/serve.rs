@@ -1,0 +1,303 @@
+//! The child process: a greeting, then a verdict, or a model until the node says stop.
+//!
+//! Four threads. The reader owns the receiving side of the socket from the very start and does
+//! nothing else, so that the worker ends the moment its node is gone, even while the engine hangs.
+//! The outbox writes. This one, the control thread, opens the engine, checks and tokenises requests.
+//! The scheduler steps.
+//!
+//! Whoever starts a worker sets `GGML_NO_BACKTRACE=1` in its environment: engines built on ggml then
+//! neither install a terminate handler nor fork a debugger. It cannot be set here, where threads may
+//! run already.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+};
+
+use interprocess::{
+    TryClone,
+    local_socket::{Stream, traits::Stream as _},
+};
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    event::Event,
+};
+use llm_node_wire::{
+    endpoint,
+    frame::{FrameError, FrameReader},
+    message::{EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, ToWorker},
+};
+
+use crate::{
+    engine::{Engine, EngineSettings},
+    model::RunningModel,
+    outbox::Outbox,
+    report::{Report, Reporter},
+    sandbox::{self, Sandbox, leave},
+};
+
+/// Exit codes of a worker.
+pub mod exit {
+    /// All went well: the verdict is given, or the node said stop.
+    pub const DONE: i32 = 0;
+    /// The model could not be loaded; the node has been told why.
+    pub const LOAD_FAILED: i32 = 10;
+    /// There is no node at the endpoint.
+    pub const NO_NODE: i32 = 11;
+    /// The node is gone.
+    pub const ORPHANED: i32 = 12;
+    /// The node sent what is not a message, or stopped reading.
+    pub const PROTOCOL: i32 = 13;
+    /// The engine is of no more use: device lost, or contract broken.
+    pub const ENGINE_LOST: i32 = 14;
+}
+
+/// Log severities of the ABI.
+const DEBUG: u8 = 0;
+const INFO: u8 = 1;
+const WARNING: u8 = 2;
+const ERROR: u8 = 3;
+
+enum Input {
+    Message(Box<ToWorker>),
+    Garbled(FrameError),
+    Lost(Fault),
+}
+
+/// Be a worker: connects to the node at `endpoint`, greets it with `secret`, and serves until it is
+/// done. Gives the exit code, one of [`exit`]; the process should end with it at once, without
+/// running destructors of an engine that may still be mapped. When the node disappears the process
+/// ends from within.
+pub fn run_worker(endpoint: &str, secret: String) -> i32 {
+    let sandbox = sandbox::apply();
+    let Ok(name) = endpoint::name(endpoint) else { return exit::NO_NODE };
+    let Ok(socket) = Stream::connect(name) else { return exit::NO_NODE };
+    let Ok(receiving) = socket.try_clone() else { return exit::NO_NODE };
+    let (sender, inputs) = mpsc::channel();
+    let reading = sender.clone();
+    let reader = thread::Builder::new().name("reader".into()).spawn(move || read(receiving, &reading));
+    let Ok(outbox) = Outbox::start(socket, || leave(exit::PROTOCOL)) else { return exit::NO_NODE };
+    if reader.is_err() {
+        return exit::NO_NODE;
+    }
+    outbox.send(FromWorker::Hello { protocol: PROTOCOL_VERSION, secret });
+    // There is one only if somebody embeds a worker in a program of their own; then it is theirs.
+    if log::set_boxed_logger(Box::new(LogToNode(outbox.clone()))).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+    match sandbox {
+        Ok(Sandbox::Applied) => log(&outbox, DEBUG, "the engine has no network"),
+        Ok(Sandbox::Unsupported) => log(&outbox, DEBUG, "no sandbox here: the engine may use the network"),
+        Err(error) => log(&outbox, WARNING, &error),
+    }
+    let worker = Worker { outbox, sender, inputs };
+    let code = worker.work();
+    worker.outbox.flush();
+    code
+}
+
+/// The reader thread.
+fn read(socket: Stream, inputs: &Sender<Input>) {
+    let mut reader = FrameReader::new(socket);
+    loop {
+        let input = match reader.read() {
+            Ok(message) => Input::Message(Box::new(message)),
+            Err(error @ (FrameError::Malformed(_) | FrameError::TooLarge { .. })) => Input::Garbled(error),
+            Err(_) => leave(exit::ORPHANED),
+        };
+        // Once garbled there is nothing more to say, but the end must still be seen.
+        let _ = inputs.send(input);
+    }
+}
+
+fn log(outbox: &Outbox, severity: u8, message: &(impl ToString + ?Sized)) {
+    outbox.send(FromWorker::Log { severity, message: message.to_string() });
+}
+
+struct Worker {
+    outbox: Outbox,
+    sender: Sender<Input>,
+    inputs: Receiver<Input>,
+}
+
+impl Worker {
+    fn work(&self) -> i32 {
+        loop {
+            match self.next() {
+                Ok(ToWorker::Probe(address)) => return self.probe(&address),
+                Ok(ToWorker::Load(plan)) => return self.load(&plan),
+                Ok(ToWorker::Stop) => return exit::DONE,
+                Ok(other) => self.too_early(&other),
+                Err(code) => return code,
+            }
+        }
+    }
+
+    /// The next message; or the exit code, where there is none.
+    fn next(&self) -> Result<ToWorker, i32> {
+        match self.inputs.recv() {
+            Ok(Input::Message(message)) => Ok(*message),
+            Ok(Input::Garbled(error)) => {
+                log(&self.outbox, ERROR, &format!("the node sent what is not a message: {error}"));
+                Err(exit::PROTOCOL)
+            }
+            Ok(Input::Lost(fault)) => {
+                log(&self.outbox, ERROR, &fault);
+                self.outbox.flush();
+                // No shutdown: it would call into an engine that is known to be broken.
+                leave(exit::ENGINE_LOST)
+            }
+            Err(mpsc::RecvError) => Err(exit::ORPHANED),
+        }
+    }
+
+    fn probe(&self, address: &EngineAddress) -> i32 {
+        let stages = Arc::new(Stages::new(self.outbox.clone()));
+        let verdict = Engine::inspect(address, Arc::new(move |call| stages.begin(call)));
+        self.outbox.send(FromWorker::Verdict(verdict));
+        exit::DONE
+    }
+
+    fn load(&self, plan: &LoadPlan) -> i32 {
+        match self.load_and_serve(plan) {
+            Ok(code) => code,
+            Err(fault) => {
+                self.outbox.send(FromWorker::LoadFailed(fault));
+                exit::LOAD_FAILED
+            }
+        }
+    }
+
+    fn load_and_serve(&self, plan: &LoadPlan) -> Result<i32, Fault> {
+        let stages = Arc::new(Stages::new(self.outbox.clone()));
+        let observer = Arc::clone(&stages);
+        let observer = Arc::new(move |call| observer.begin(call));
+        let engine = Engine::open(&plan.engine, &EngineSettings::from(plan), observer)
+            .map_err(|refusal| refusal.fault)?;
+        self.outbox.send(FromWorker::Estimated(engine.estimate(plan)?));
+        loop {
+            match self.next() {
+                Ok(ToWorker::Proceed) => break,
+                Ok(ToWorker::Stop) => return Ok(exit::DONE),
+                Ok(other) => self.too_early(&other),
+                Err(code) => return Ok(code),
+            }
+        }
+        let mut percent = None;
+        let model = engine.load(plan, &mut |fraction| {
+            // A load may report a thousand times; nobody looks that closely.
+            let now = (fraction.clamp(0.0, 1.0) * 100.0) as u8;
+            if percent.replace(now) != Some(now) {
+                self.outbox.send(FromWorker::Progress(fraction));
+            }
+        })?;
+        let facts = model.facts().clone();
+        stages.begin(model.serving_stage());
+        stages.serving(true);
+        let running = model
+            .start(plan.queue_limit, self.reporter())
+            .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
+        self.outbox.send(FromWorker::Ready(facts));
+        let code = self.serve(&running);
+        stages.serving(false);
+        running.stop();
+        drop(running);
+        drop(engine);
+        Ok(code)
+    }
+
+    fn serve(&self, model: &RunningModel) -> i32 {
+        loop {
+            match self.next() {
+                Ok(ToWorker::Generate { id, request }) => model.submit(id, request),
+                Ok(ToWorker::Cancel { id }) => model.cancel(id),
+                Ok(ToWorker::Ask { id, question }) => {
+                    let outbox = self.outbox.clone();
+                    model.ask(question, move |answer| outbox.send(FromWorker::Answer { id, answer }));
+                }
+                Ok(ToWorker::Drain) => model.drain(),
+                Ok(ToWorker::Stop) => return exit::DONE,
+                Ok(ToWorker::Probe(_) | ToWorker::Load(_) | ToWorker::Proceed) => {
+                    log(&self.outbox, WARNING, "a worker loads one model, once");
+                }
+                Err(code) => return code,
+            }
+        }
+    }
+
+    fn reporter(&self) -> Reporter {
+        let outbox = self.outbox.clone();
+        let sender = self.sender.clone();
+        Reporter::new(move |report| match report {
+            Report::Events(events) => outbox.send(FromWorker::Step(events)),
+            Report::Drained => outbox.send(FromWorker::Drained),
+            // The control thread is there as long as the process is.
+            Report::Lost(fault) => drop(sender.send(Input::Lost(fault))),
+        })
+    }
+
+    fn too_early(&self, message: &ToWorker) {
+        let fault = || Fault::new(ErrorCode::ModelLoading, "the model is still being loaded");
+        match message {
+            &ToWorker::Generate { id, .. } => {
+                self.outbox.send(FromWorker::Step(vec![(id, Event::Failed(fault()))]));
+            }
+            &ToWorker::Ask { id, .. } => {
+                self.outbox.send(FromWorker::Answer { id, answer: Err(fault()) });
+            }
+            ToWorker::Drain => self.outbox.send(FromWorker::Drained),
+            _ => {}
+        }
+    }
+}
+
+/// Which engine call is under way, for the node to blame.
+struct Stages {
+    outbox: Outbox,
+    /// While requests are served one stage stands for all: a frame for each call would cost more than
+    /// the call.
+    serving: AtomicBool,
+}
+
+impl Stages {
+    fn new(outbox: Outbox) -> Self {
+        Self { outbox, serving: AtomicBool::new(false) }
+    }
+
+    fn serving(&self, serving: bool) {
+        self.serving.store(serving, Ordering::Relaxed);
+    }
+
+    fn begin(&self, call: &str) {
+        if !self.serving.load(Ordering::Relaxed) {
+            self.outbox.send(FromWorker::Stage(call.to_owned()));
+            // The call may crash or hang: by then the node must know which it was.
+            self.outbox.flush();
+        }
+    }
+}
+
+/// What engines and this crate log, on its way to the node.
+struct LogToNode(Outbox);
+
+impl log::Log for LogToNode {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let severity = match record.level() {
+            log::Level::Error => ERROR,
+            log::Level::Warn => WARNING,
+            log::Level::Info => INFO,
+            log::Level::Debug | log::Level::Trace => DEBUG,
+        };
+        log(&self.0, severity, record.args());
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,177 @@
+//! How long and how many: the size of a context, where nobody has fixed it.
+//!
+//! Pure. The rule, in this order:
+//! 1. What was asked for is kept, or refused where the model cannot do it; it is never changed.
+//! 2. Otherwise: the model's own length, but at most 8192 tokens, and 64 sequences.
+//! 3. While the cache does not fit its budget, what was not asked for is halved: sequences down to 8,
+//!    then the length down to 2048, then sequences down to 1.
+//!
+//! The budget is 1 GiB in memory of the host, 4 GiB in memory of devices, and never more than the
+//! memory limit leaves beside weights and everything else. Where the engine gives no figures, 512 Ki
+//! tokens in all.
+
+use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_wire::message::MemoryUse;
+
+const LENGTH: u32 = 8192;
+const SHORT_LENGTH: u32 = 2048;
+const SEQUENCES: u32 = 64;
+const FEW_SEQUENCES: u32 = 8;
+const HOST_BUDGET: u64 = 1 << 30;
+const DEVICE_BUDGET: u64 = 4 << 30;
+const TOKENS_WITHOUT_FIGURES: u64 = 512 * 1024;
+
+/// What a load leaves open or fixes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) context_length: Option<u32>,
+    pub(crate) max_sequences: Option<u32>,
+    /// Bytes; 0: no limit.
+    pub(crate) memory_limit: u64,
+}
+
+/// The size of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) context_length: u32,
+    pub(crate) max_sequences: u32,
+}
+
+impl Shape {
+    /// Chooses. `model_length`: the longest sequence that the model was trained for; 0: not known.
+    /// `uses`: what the engine says that model and context take; empty: nothing.
+    pub(crate) fn choose(wanted: Wanted, model_length: u32, uses: &[MemoryUse]) -> Result<Self, Fault> {
+        if let Some(asked) = wanted.context_length
+            && (asked == 0 || (model_length > 0 && asked > model_length))
+        {
+            let message =
+                format!("a context of {asked} tokens was asked for; the model takes 1 to {model_length}");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message).param("context_length"));
+        }
+        if wanted.max_sequences == Some(0) {
+            let message = "at least one sequence is needed";
+            return Err(Fault::new(ErrorCode::InvalidRequest, message).param("max_sequences"));
+        }
+        let own = if model_length > 0 { model_length } else { LENGTH };
+        let mut shape = Self {
+            context_length: wanted.context_length.unwrap_or(own.min(LENGTH)),
+            max_sequences: wanted.max_sequences.unwrap_or(SEQUENCES),
+        };
+        let fits = |shape: Self| cache(shape, uses) <= budget(wanted.memory_limit, uses);
+        if wanted.max_sequences.is_none() {
+            while !fits(shape) && shape.max_sequences > FEW_SEQUENCES {
+                shape.max_sequences /= 2;
+            }
+        }
+        if wanted.context_length.is_none() {
+            while !fits(shape) && shape.context_length / 2 >= SHORT_LENGTH {
+                shape.context_length /= 2;
+            }
+        }
+        if wanted.max_sequences.is_none() {
+            while !fits(shape) && shape.max_sequences > 1 {
+                shape.max_sequences /= 2;
+            }
+        }
+        Ok(shape)
+    }
+}
+
+/// Bytes, or tokens where the engine gives no figures.
+fn cache(shape: Shape, uses: &[MemoryUse]) -> u64 {
+    let per_token = sum(uses, |u| u.cache_per_token);
+    let per_sequence = sum(uses, |u| u.cache_per_sequence);
+    let length = u64::from(shape.context_length);
+    let one = if per_token == 0 && per_sequence == 0 {
+        length
+    } else {
+        length.saturating_mul(per_token).saturating_add(per_sequence)
+    };
+    one.saturating_mul(u64::from(shape.max_sequences))
+}
+
+fn budget(memory_limit: u64, uses: &[MemoryUse]) -> u64 {
+    if uses.iter().all(|u| u.cache_per_token == 0 && u.cache_per_sequence == 0) {
+        return TOKENS_WITHOUT_FIGURES;
+    }
+    let on_device = uses.iter().any(|u| !u.is_host && u.cache_per_token > 0);
+    let usual = if on_device { DEVICE_BUDGET } else { HOST_BUDGET };
+    if memory_limit == 0 {
+        return usual;
+    }
+    let beside = sum(uses, |u| u.weights.saturating_add(u.compute));
+    usual.min(memory_limit.saturating_sub(beside))
+}
+
+/// The model's own length, from an estimate for one sequence of it. 0: cannot be told.
+pub(crate) fn length_of(uses: &[MemoryUse]) -> u32 {
+    let per_token = sum(uses, |u| u.cache_per_token);
+    let cache = sum(uses, |u| u.cache).saturating_sub(sum(uses, |u| u.cache_per_sequence));
+    u32::try_from(cache.checked_div(per_token).unwrap_or(0)).unwrap_or(u32::MAX)
+}
+
+fn sum(uses: &[MemoryUse], of: impl Fn(&MemoryUse) -> u64) -> u64 {
+    uses.iter().fold(0, |total, one| total.saturating_add(of(one)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn uses(is_host: bool, weights: u64, cache_per_token: u64) -> Vec<MemoryUse> {
+        vec![MemoryUse { is_host, weights, cache_per_token, ..MemoryUse::default() }]
+    }
+
+    #[test]
+    fn a_tiny_model_serves_64_at_its_own_length() {
+        // 5 layers, 8 heads, 4 of them for keys and values, width 64, half precision.
+        let shape = Shape::choose(Wanted::default(), 512, &uses(true, 1 << 20, 640)).unwrap();
+        assert_eq!(shape, Shape { context_length: 512, max_sequences: 64 });
+    }
+
+    #[test]
+    fn a_large_model_on_a_device_gets_few_long_sequences() {
+        // Llama 3 8B: 128 KiB per token.
+        let shape = Shape::choose(Wanted::default(), 131_072, &uses(false, 8 << 30, 128 << 10)).unwrap();
+        assert_eq!(shape, Shape { context_length: 4096, max_sequences: 8 });
+    }
+
+    #[test]
+    fn what_is_asked_for_is_kept() {
+        let wanted = Wanted { context_length: Some(32_768), max_sequences: Some(4), memory_limit: 1 << 30 };
+        let shape = Shape::choose(wanted, 131_072, &uses(false, 8 << 30, 128 << 10)).unwrap();
+        assert_eq!(shape, Shape { context_length: 32_768, max_sequences: 4 });
+    }
+
+    #[test]
+    fn more_than_the_model_was_trained_for_is_refused() {
+        let wanted = Wanted { context_length: Some(513), ..Wanted::default() };
+        let fault = Shape::choose(wanted, 512, &[]).unwrap_err();
+        assert_eq!(fault.param.as_deref(), Some("context_length"));
+        assert!(fault.message.contains("513") && fault.message.contains("512"));
+    }
+
+    #[test]
+    fn the_length_comes_back_out_of_an_estimate() {
+        let mut uses = uses(true, 1, 640);
+        uses[0].cache_per_sequence = 100;
+        uses[0].cache = 640 * 2048 + 100;
+        assert_eq!(length_of(&uses), 2048);
+        assert_eq!(length_of(&[]), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_shape_is_never_empty_and_never_beyond_the_model(
+            model_length in 0u32..1_000_000, weights: u64, per_token in 0u64..1 << 40, memory_limit: u64, is_host: bool,
+        ) {
+            let wanted = Wanted { memory_limit, ..Wanted::default() };
+            let shape = Shape::choose(wanted, model_length, &uses(is_host, weights, per_token)).unwrap();
+            prop_assert!(shape.context_length >= 1 && shape.max_sequences >= 1);
+            prop_assert!(model_length == 0 || shape.context_length <= model_length);
+            prop_assert!(shape.context_length <= LENGTH && shape.max_sequences <= SEQUENCES);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The scheduler's thread: takes what has come, runs one step, tells what it brought. It sleeps when
+//! there is nothing to do.
+
+use std::{
+    collections::HashSet,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, Receiver, Sender, TryRecvError},
+    },
+    thread::{self, JoinHandle},
+};
+
+use llm_node_core::{
+    engine::StepEngine,
+    error::{ErrorCode, Fault},
+    event::Event,
+    request::ValidRequest,
+    session::Session,
+};
+use llm_node_wire::message::RequestId;
+
+use super::{lost, stopped};
+use crate::report::{Report, Reporter};
+
+pub(crate) struct BatchSource {
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Command {
+    Submit(RequestId, Box<ValidRequest>),
+    Cancel(RequestId),
+    /// For engine calls that must not run during a step.
+    Between(Box<dyn FnOnce() + Send>),
+    Drain,
+    Stop,
+}
+
+impl BatchSource {
+    pub(crate) fn start<E>(session: Session<E>, report: Reporter) -> io::Result<Self>
+    where
+        E: StepEngine + Send + 'static,
+    {
+        let (commands, inbox) = mpsc::channel();
+        let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
+            let mut scheduler =
+                Scheduler { session, live: HashSet::new(), draining: false, drained: false, report };
+            scheduler.run(&inbox);
+            scheduler.stop_listening(&inbox);
+        })?;
+        Ok(Self { commands, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(crate) fn submit(&self, id: RequestId, request: ValidRequest, report: &Reporter) {
+        if self.commands.send(Command::Submit(id, Box::new(request))).is_err() {
+            report.event(id, Event::Failed(stopped()));
+        }
+    }
+
+    pub(crate) fn cancel(&self, id: RequestId) {
+        // A thread that has ended has ended the request as well.
+        let _ = self.commands.send(Command::Cancel(id));
+    }
+
+    /// Runs `work` on the scheduler's thread between two steps; drops it if there are no more steps.
+    pub(crate) fn between(&self, work: Box<dyn FnOnce() + Send>) {
+        let _ = self.commands.send(Command::Between(work));
+    }
+
+    pub(crate) fn drain(&self) {
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Ends all requests after the step under way, and waits for that.
+    pub(crate) fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The thread catches its panics; there is nothing else to learn from it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for BatchSource {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Scheduler<E: StepEngine> {
+    session: Session<E>,
+    /// Requests that have not had their ending.
+    live: HashSet<RequestId>,
+    draining: bool,
+    drained: bool,
+    report: Reporter,
+}
+
+impl<E: StepEngine> Scheduler<E> {
+    fn run(&mut self, inbox: &Receiver<Command>) {
+        let looped = catch_unwind(AssertUnwindSafe(|| self.step_until_stopped(inbox)));
+        let fault = match looped {
+            Ok(None) => return self.end_all(&stopped()),
+            Ok(Some(fault)) => fault,
+            Err(_) => Fault::new(ErrorCode::Internal, "the scheduler panicked; this is a defect of llm-node"),
+        };
+        self.end_all(&fault);
+        self.report.tell(Report::Lost(fault));
+    }
+
+    /// Gives the fault after which the engine is of no more use; `None`: it was told to stop.
+    fn step_until_stopped(&mut self, inbox: &Receiver<Command>) -> Option<Fault> {
+        let mut events = Vec::new();
+        loop {
+            if self.session.is_idle() {
+                if self.draining && !self.drained {
+                    self.drained = true;
+                    self.report.tell(Report::Drained);
+                }
+                match inbox.recv() {
+                    Ok(Command::Stop) | Err(_) => return None,
+                    Ok(command) => self.take(command, &mut events),
+                }
+            }
+            loop {
+                match inbox.try_recv() {
+                    Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
+                        self.tell(&mut events);
+                        return None;
+                    }
+                    Ok(command) => self.take(command, &mut events),
+                    Err(TryRecvError::Empty) => break,
+                }
+            }
+            let stepped = if self.session.is_idle() { Ok(()) } else { self.session.step(&mut events) };
+            self.tell(&mut events);
+            if let Err(fault) = stepped {
+                return Some(lost(fault));
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command, events: &mut Vec<(RequestId, Event)>) {
+        match command {
+            Command::Submit(id, _) if self.draining => events.push((id, Event::Failed(stopped()))),
+            Command::Submit(id, request) => match self.session.submit(id, *request) {
+                Ok(()) => {
+                    self.live.insert(id);
+                }
+                Err(fault) => events.push((id, Event::Failed(fault))),
+            },
+            Command::Cancel(id) => self.session.cancel(id, events),
+            Command::Between(work) => work(),
+            Command::Drain => self.draining = true,
+            // The callers have looked for it.
+            Command::Stop => {}
+        }
+    }
+
+    fn tell(&mut self, events: &mut Vec<(RequestId, Event)>) {
+        for (id, event) in &*events {
+            if matches!(event, Event::Finished { .. } | Event::Failed(_)) {
+                self.live.remove(id);
+            }
+        }
+        self.report.events(std::mem::take(events));
+    }
+
+    fn end_all(&mut self, fault: &Fault) {
+        let failed = |id| (id, Event::Failed(fault.clone()));
+        let mut events: Vec<_> = self.live.drain().map(failed).collect();
+        events.sort_by_key(|(id, _)| *id);
+        self.report.events(events);
+    }
+
+    /// What was sent before the channel closed gets its ending too.
+    fn stop_listening(self, inbox: &Receiver<Command>) {
+        let late = inbox.try_iter().filter_map(|command| match command {
+            Command::Submit(id, _) => Some((id, Event::Failed(stopped()))),
+            _ => None,
+        });
+        self.report.events(late.collect());
+    }
+}

@@ -1,0 +1,301 @@
+//! Requests to engines that run the loop by themselves: a call blocks until its request is done.
+//!
+//! Owns the queue, the threads (one for each call that may run at once) and the making of events.
+//! Tokens come from a [`Generator`]: `stream.rs` gets them one by one, `tier0.rs` all at the end.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use llm_node_core::{
+    engine::{EngineFault, EngineFaultKind, Token},
+    error::{ErrorCode, Fault},
+    event::{Event, Finish, PickedToken, Piece, Usage},
+    text::answer::AnswerText,
+};
+use llm_node_wire::message::RequestId;
+
+use super::{Prepared, fatal, stopped};
+use crate::report::{Report, Reporter};
+
+/// A way to run one request to its end.
+pub(crate) trait Generator: Send + Sync + 'static {
+    /// Blocks until the request is done. Each token goes to `on_token`; once that gives false, the
+    /// request is to end as soon as can be, with any result.
+    fn generate(&self, request: &Prepared, on_token: &mut OnToken<'_>) -> Result<Finish, EngineFault>;
+
+    /// Tokens that arrive singly are sent singly; a finished array goes in larger pieces.
+    fn events_at_once(&self) -> usize;
+}
+
+/// Takes a token's bytes and number (-1: not known); false: no more of them.
+pub(crate) type OnToken<'a> = dyn FnMut(&[u8], Token) -> bool + 'a;
+
+pub(crate) struct BlockingSource {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    generator: Box<dyn Generator>,
+    report: Reporter,
+    queue_limit: usize,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<(RequestId, Prepared)>,
+    /// The flag is set when the client has left.
+    running: HashMap<RequestId, Arc<AtomicBool>>,
+    draining: bool,
+    stopping: bool,
+    lost: bool,
+}
+
+impl BlockingSource {
+    pub(crate) fn start(
+        generator: Box<dyn Generator>,
+        threads: u32,
+        queue_limit: u32,
+        report: Reporter,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            generator,
+            report,
+            queue_limit: queue_limit as usize,
+        });
+        let threads = (0..threads.max(1))
+            .map(|n| {
+                let shared = Arc::clone(&shared);
+                thread::Builder::new().name(format!("generate-{n}")).spawn(move || shared.work())
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { shared, threads: Mutex::new(threads) })
+    }
+
+    pub(crate) fn submit(&self, id: RequestId, request: Prepared) {
+        let mut state = self.shared.lock();
+        let refusal = if state.draining || state.stopping || state.lost {
+            Some(stopped())
+        } else if state.waiting.len() >= self.shared.queue_limit {
+            let message = format!("{} requests wait already; try again later", state.waiting.len());
+            Some(Fault::new(ErrorCode::QueueFull, message))
+        } else {
+            None
+        };
+        if let Some(fault) = refusal {
+            drop(state);
+            self.shared.report.event(id, Event::Failed(fault));
+            return;
+        }
+        state.waiting.push_back((id, request));
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
+    pub(crate) fn cancel(&self, id: RequestId) {
+        let mut state = self.shared.lock();
+        if let Some(flag) = state.running.get(&id) {
+            flag.store(true, Ordering::Relaxed);
+        } else if let Some(at) = state.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            state.waiting.remove(at);
+            drop(state);
+            let finished = Event::Finished { reason: Finish::Cancelled, usage: Usage::default() };
+            self.shared.report.event(id, finished);
+        }
+    }
+
+    /// Refuses what comes, finishes what is here.
+    pub(crate) fn drain(&self) {
+        let mut state = self.shared.lock();
+        state.draining = true;
+        let done = state.waiting.is_empty() && state.running.is_empty();
+        drop(state);
+        if done {
+            self.shared.report.tell(Report::Drained);
+        }
+    }
+
+    /// Ends all requests and waits for the calls under way; calls that cannot be cancelled take
+    /// their time.
+    pub(crate) fn stop(&self) {
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        for flag in state.running.values() {
+            flag.store(true, Ordering::Relaxed);
+        }
+        let left = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.shared.report.events(left.into_iter().map(|(id, _)| (id, Event::Failed(stopped()))).collect());
+        self.shared.changed.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A thread catches its panics; there is nothing else to learn from it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for BlockingSource {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            let Some((id, request)) = state.waiting.pop_front() else {
+                if state.stopping || state.lost {
+                    return;
+                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let cancelled = Arc::new(AtomicBool::new(false));
+            state.running.insert(id, Arc::clone(&cancelled));
+            drop(state);
+            let lost = self.run(id, &request, &cancelled);
+            state = self.lock();
+            state.running.remove(&id);
+            if let Some(fault) = lost
+                && !state.lost
+            {
+                state.lost = true;
+                let left = std::mem::take(&mut state.waiting);
+                drop(state);
+                let failed = |(id, _)| (id, Event::Failed(fault.clone()));
+                self.report.events(left.into_iter().map(failed).collect());
+                self.report.tell(Report::Lost(fault));
+                self.changed.notify_all();
+                return;
+            }
+            if state.draining && state.waiting.is_empty() && state.running.is_empty() {
+                drop(state);
+                self.report.tell(Report::Drained);
+                state = self.lock();
+            }
+        }
+    }
+
+    /// Runs one request to its ending. Gives the fault after which the engine is of no more use.
+    fn run(&self, id: RequestId, request: &Prepared, cancelled: &AtomicBool) -> Option<Fault> {
+        let mut answer = Answer::new(id, request);
+        let result = if request.max_tokens == Some(0) {
+            Ok(Finish::Length)
+        } else {
+            let at_once = self.generator.events_at_once();
+            let mut on_token = |bytes: &[u8], token: Token| {
+                if cancelled.load(Ordering::Relaxed) {
+                    answer.finish = Some(Finish::Cancelled);
+                    return false;
+                }
+                let more = answer.push(bytes, token);
+                if answer.events.len() >= at_once {
+                    self.report.events(std::mem::take(&mut answer.events));
+                }
+                more
+            };
+            // The generator's own code must not take the queue down with it.
+            catch_unwind(AssertUnwindSafe(|| self.generator.generate(request, &mut on_token))).unwrap_or_else(
+                |_| {
+                    Err(EngineFault {
+                        kind: EngineFaultKind::Internal,
+                        message: "the host panicked; this is a defect of llm-node".into(),
+                        call: "generate",
+                    })
+                },
+            )
+        };
+        if cancelled.load(Ordering::Relaxed) {
+            answer.finish.get_or_insert(Finish::Cancelled);
+        }
+        let lost = match &result {
+            Err(fault) if fatal(fault.kind) => Some(super::lost(fault.clone())),
+            _ => None,
+        };
+        let ending = match (result, answer.finish) {
+            (Err(fault), _) if fatal(fault.kind) => Err(super::lost(fault)),
+            (Ok(_) | Err(_), Some(finish)) | (Ok(finish), None) => Ok(finish),
+            (Err(fault), None) => Err(Fault::from(fault)),
+        };
+        self.report.events(answer.end(ending));
+        lost
+    }
+}
+
+/// From tokens to events.
+struct Answer {
+    id: RequestId,
+    text: AnswerText,
+    usage: Usage,
+    max_tokens: Option<u32>,
+    /// Why we, not the engine, ended it.
+    finish: Option<Finish>,
+    events: Vec<(RequestId, Event)>,
+}
+
+impl Answer {
+    fn new(id: RequestId, request: &Prepared) -> Self {
+        let prompt_tokens = request.prompt_tokens;
+        Self {
+            id,
+            text: AnswerText::new(&request.stop),
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            max_tokens: request.max_tokens,
+            finish: None,
+            events: vec![(id, Event::Started { prompt_tokens })],
+        }
+    }
+
+    /// false: that was the last one.
+    fn push(&mut self, bytes: &[u8], token: Token) -> bool {
+        // An engine that goes on after being told to end adds nothing.
+        if self.finish.is_some() {
+            return false;
+        }
+        self.usage.completion_tokens += 1;
+        let text = self.text.push(bytes);
+        let tokens = vec![PickedToken { id: token, logprobs: None }];
+        self.events.push((self.id, Event::Piece(Piece { text, tokens })));
+        if self.text.stopped() {
+            self.finish = Some(Finish::Stop);
+        } else if self.max_tokens.is_some_and(|most| self.usage.completion_tokens >= most) {
+            self.finish = Some(Finish::Length);
+        }
+        self.finish.is_none()
+    }
+
+    fn end(mut self, ending: Result<Finish, Fault>) -> Vec<(RequestId, Event)> {
+        let last = match ending {
+            Ok(reason) => {
+                let text = self.text.finish();
+                if !text.is_empty() {
+                    self.events.push((self.id, Event::Piece(Piece { text, tokens: Vec::new() })));
+                }
+                // The last incomplete character may have completed a stop string.
+                let reason = if self.text.stopped() { Finish::Stop } else { reason };
+                Event::Finished { reason, usage: self.usage }
+            }
+            Err(fault) => Event::Failed(fault),
+        };
+        self.events.push((self.id, last));
+        self.events
+    }
+}

@@ -1,0 +1,429 @@
+//! A worker as the node sees it: a process at the other end of a socket.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use llm_node_core::{
+    error::ErrorCode,
+    event::{Event, Finish},
+    request::{Prompt, Request, Sampling},
+};
+use llm_node_wire::message::{Answer, EngineAddress, FromWorker, LoadPlan, Question, ToWorker};
+use llm_node_worker::serve::exit;
+use support::{Outcome, Worker, compile, fake, greedy, plan, root, toy_model};
+use tempfile::{TempDir, tempdir};
+
+struct Toy {
+    folder: TempDir,
+    engine: EngineAddress,
+}
+
+impl Toy {
+    fn new(flags: &[&str]) -> Self {
+        let folder = tempdir().unwrap();
+        let engine = fake(folder.path(), flags);
+        Self { folder, engine }
+    }
+
+    fn plan(&self) -> LoadPlan {
+        plan(self.engine.clone(), toy_model(self.folder.path()))
+    }
+
+    fn load(&self) -> Worker {
+        Worker::load(self.plan()).0
+    }
+}
+
+/// Twenty steps a second: 2048 tokens take longer than any test.
+fn slow(mut plan: LoadPlan) -> LoadPlan {
+    plan.options = vec![("step_us".into(), "50000".into())];
+    plan
+}
+
+fn endless() -> Request {
+    let mut request = greedy("hello", 0);
+    request.max_tokens = None;
+    request.ignore_eos = true;
+    request
+}
+
+#[test]
+fn a_probe_gives_a_verdict_and_the_worker_ends() {
+    let toy = Toy::new(&[]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Probe(toy.engine.clone()));
+    let FromWorker::Verdict(Ok(facts)) = worker.next().unwrap() else { panic!("no verdict") };
+    assert_eq!(facts.abi_version, 1);
+    assert!(facts.extensions.iter().any(|id| id == "engine.batch/1"), "{facts:?}");
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+    assert!(!worker.stages.is_empty());
+}
+
+#[test]
+fn a_refusal_names_its_kind_and_keeps_the_words() {
+    let toy = Toy::new(&["-DFAKE_ABI_VERSION=2"]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Probe(toy.engine.clone()));
+    let FromWorker::Verdict(Err(refusal)) = worker.next().unwrap() else { panic!("no refusal") };
+    assert_eq!(refusal.kind, "AbiMismatch");
+    assert_eq!(refusal.fault.code, ErrorCode::AbiMismatch);
+    assert_eq!(refusal.fault.message, "ABI version mismatch: expected 1, got 2");
+}
+
+#[test]
+fn a_crash_in_a_constructor_is_blamed_on_dlopen() {
+    let toy = Toy::new(&["-DFAKE_CRASH_IN_CONSTRUCTOR"]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Probe(toy.engine.clone()));
+    worker.next().unwrap_err();
+    assert_eq!(worker.ended().code(), None);
+    assert!(worker.stages.last().unwrap().contains("dlopen"), "{:?}", worker.stages);
+}
+
+#[test]
+fn a_model_answers_and_stops_when_told() {
+    let toy = Toy::new(&[]);
+    let (mut worker, facts) = Worker::load(toy.plan());
+    assert_eq!(facts.source, "batch");
+    assert!(facts.generates && facts.max_sequences >= 64 && facts.context_length > 0, "{facts:?}");
+    worker.generate(7, greedy("hello", 5));
+    let outcome = worker.outcome(7);
+    assert!(outcome.started);
+    let (_, usage) = outcome.finished();
+    assert_eq!(outcome.tokens.len() as u32, usage.completion_tokens);
+    assert!(usage.prompt_tokens > 0 && (1..=5).contains(&usage.completion_tokens), "{usage:?}");
+    worker.send(&ToWorker::Stop);
+    assert!(worker.next().is_err());
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+    assert!(worker.stages.iter().any(|stage| stage.contains("engine_init")), "{:?}", worker.stages);
+    assert!(worker.stages.last().unwrap().contains("engine_shutdown"), "{:?}", worker.stages);
+}
+
+#[test]
+fn sixteen_at_once_answer_as_each_alone() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    let prompts: Vec<String> = (0..16).map(|n| format!("prompt {n} {}", "x".repeat(n))).collect();
+    let alone: Vec<Outcome> = (0..16u64)
+        .map(|n| {
+            worker.generate(n, greedy(&prompts[n as usize], 24));
+            worker.outcome(n)
+        })
+        .collect();
+    let ids: Vec<u64> = (100..116).collect();
+    for &id in &ids {
+        worker.generate(id, greedy(&prompts[id as usize - 100], 24));
+    }
+    let together = worker.outcomes(&ids);
+    for (n, alone) in alone.iter().enumerate() {
+        let other = &together[&(100 + n as u64)];
+        assert_eq!(other.tokens, alone.tokens, "prompt {n}");
+        assert_eq!(other.text, alone.text, "prompt {n}");
+        assert_eq!(other.finished().0, alone.finished().0, "prompt {n}");
+    }
+    assert!(alone.iter().any(|outcome| outcome.text != alone[0].text), "all answers are the same");
+}
+
+#[test]
+fn a_cancelled_request_ends_and_frees_its_place() {
+    let toy = Toy::new(&[]);
+    let mut wanted = toy.plan();
+    wanted.max_sequences = Some(1);
+    let mut worker = Worker::load(slow(wanted)).0;
+    worker.generate(1, endless());
+    worker.generate(2, greedy("hello", 3));
+    worker.send(&ToWorker::Cancel { id: 1 });
+    worker.send(&ToWorker::Cancel { id: 99 });
+    let outcomes = worker.outcomes(&[1, 2]);
+    assert_eq!(outcomes[&1].finished().0, Finish::Cancelled);
+    assert_ne!(outcomes[&2].finished().0, Finish::Cancelled);
+}
+
+#[test]
+fn bad_requests_fail_one_by_one() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    let mut forbidden = greedy("hello", 3);
+    forbidden.prompt = Prompt::Tokens(vec![1, -5, i32::MAX]);
+    worker.generate(1, forbidden);
+    worker.generate(2, greedy(&"long ".repeat(20_000), 3));
+    let mut temperature = greedy("hello", 3);
+    temperature.sampling.temperature = f32::NAN;
+    worker.generate(3, temperature);
+    worker.generate(4, greedy("hello", 3));
+    let outcomes = worker.outcomes(&[1, 2, 3, 4]);
+    for (id, code) in [
+        (1, ErrorCode::InvalidRequest),
+        (2, ErrorCode::ContextLengthExceeded),
+        (3, ErrorCode::InvalidRequest),
+    ] {
+        let Some(Event::Failed(fault)) = &outcomes[&id].ending else { panic!("{:?}", outcomes[&id]) };
+        assert_eq!(fault.code, code, "{fault:?}");
+    }
+    outcomes[&4].finished();
+}
+
+#[test]
+fn equal_seeds_give_equal_answers() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    let mut request = greedy("hello", 24);
+    request.sampling = Sampling { temperature: 1.0, seed: Some(7), ..Sampling::default() };
+    worker.generate(1, request.clone());
+    worker.generate(2, request);
+    let outcomes = worker.outcomes(&[1, 2]);
+    assert_eq!(outcomes[&1].tokens, outcomes[&2].tokens);
+}
+
+#[test]
+fn drain_refuses_the_new_and_finishes_the_old() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    worker.generate(1, greedy("hello", 10));
+    worker.send(&ToWorker::Drain);
+    worker.generate(2, greedy("hello", 10));
+    let mut outcomes = [Outcome::default(), Outcome::default()];
+    let mut drained = false;
+    while !drained || outcomes.iter().any(|outcome| outcome.ending.is_none()) {
+        match worker.next().unwrap() {
+            FromWorker::Step(events) => {
+                for (id, event) in events {
+                    outcomes[id as usize - 1].take(event);
+                }
+            }
+            FromWorker::Drained => {
+                assert!(outcomes[0].ending.is_some(), "drained, but not done");
+                drained = true;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    outcomes[0].finished();
+    let Some(Event::Failed(fault)) = &outcomes[1].ending else { panic!("{:?}", outcomes[1]) };
+    assert_eq!(fault.code, ErrorCode::ShuttingDown);
+    worker.send(&ToWorker::Stop);
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+}
+
+#[test]
+fn stop_ends_what_is_under_way() {
+    let toy = Toy::new(&[]);
+    let mut worker = Worker::load(slow(toy.plan())).0;
+    worker.generate(1, endless());
+    worker.generate(2, endless());
+    worker.send(&ToWorker::Stop);
+    for outcome in worker.outcomes(&[1, 2]).values() {
+        let Some(Event::Failed(fault)) = &outcome.ending else { panic!("{outcome:?}") };
+        assert_eq!(fault.code, ErrorCode::ShuttingDown);
+    }
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+}
+
+#[test]
+fn questions_are_answered() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    let question = Question::Tokenize { text: "hello".into(), add_special: false, parse_special: false };
+    worker.send(&ToWorker::Ask { id: 1, question });
+    let FromWorker::Answer { id: 1, answer: Ok(Answer::Tokens(tokens)) } = worker.next().unwrap() else {
+        panic!("no tokens")
+    };
+    worker.send(&ToWorker::Ask { id: 2, question: Question::Detokenize { tokens } });
+    let answer = FromWorker::Answer { id: 2, answer: Ok(Answer::Text("hello".into())) };
+    assert_eq!(worker.next().unwrap(), answer);
+    worker.send(&ToWorker::Ask { id: 3, question: Question::Detokenize { tokens: vec![-3] } });
+    let FromWorker::Answer { id: 3, answer: Err(_) } = worker.next().unwrap() else { panic!("no error") };
+}
+
+#[test]
+fn a_worker_ends_with_its_node() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    worker.generate(1, greedy("hello", 3));
+    assert_eq!(worker.abandon().ended().code(), Some(exit::ORPHANED));
+}
+
+#[test]
+fn a_worker_ends_with_its_node_while_engine_init_hangs() {
+    let toy = Toy::new(&["-DFAKE_HANG_IN_INIT"]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(toy.plan()));
+    worker.wait_for_stage("engine_init");
+    assert_eq!(worker.abandon().ended().code(), Some(exit::ORPHANED));
+}
+
+#[test]
+fn a_worker_ends_with_its_node_while_a_step_hangs() {
+    let toy = Toy::new(&["-DFAKE_HANG_IN_STEP"]);
+    let mut worker = toy.load();
+    assert!(worker.stages.last().unwrap().contains("engine.batch/1 step"), "{:?}", worker.stages);
+    worker.generate(1, greedy("hello", 3));
+    // Nothing comes of it, which cannot be waited for; the request is at least with the worker.
+    worker.send(&ToWorker::Ask { id: 2, question: Question::MemoryUse });
+    loop {
+        if let FromWorker::Answer { id: 2, .. } = worker.next().unwrap() {
+            break;
+        }
+    }
+    assert_eq!(worker.abandon().ended().code(), Some(exit::ORPHANED));
+}
+
+#[test]
+fn a_crash_in_a_step_ends_the_connection() {
+    let toy = Toy::new(&["-DFAKE_CRASH_IN_STEP"]);
+    let mut worker = toy.load();
+    worker.generate(1, greedy("hello", 3));
+    while worker.next().is_ok() {}
+    assert_eq!(worker.ended().code(), None);
+    assert!(worker.stages.last().unwrap().contains("engine.batch/1 step"), "{:?}", worker.stages);
+}
+
+#[test]
+fn a_model_that_is_none_is_a_failed_load() {
+    let toy = Toy::new(&[]);
+    let path = toy.folder.path().join("bad.toy");
+    std::fs::write(&path, "something else").unwrap();
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(plan(toy.engine.clone(), path)));
+    loop {
+        match worker.next().unwrap() {
+            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed),
+            FromWorker::LoadFailed(fault) => {
+                assert!(matches!(fault.code, ErrorCode::ModelCorrupt | ErrorCode::LoadFailed), "{fault:?}");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(worker.ended().code(), Some(exit::LOAD_FAILED));
+}
+
+#[test]
+fn a_worker_can_be_stopped_between_estimate_and_load() {
+    let toy = Toy::new(&[]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(toy.plan()));
+    let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
+    worker.generate(1, greedy("hello", 3));
+    let Some(Event::Failed(fault)) = worker.outcome(1).ending else { panic!("not refused") };
+    assert_eq!(fault.code, ErrorCode::ModelLoading);
+    worker.send(&ToWorker::Stop);
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+}
+
+fn network(flags: &[&str]) -> (TempDir, EngineAddress) {
+    let folder = tempdir().unwrap();
+    let source = root().join("rust/worker/tests/engines/network.c");
+    let engine = compile(folder.path(), &source, "network", flags);
+    (folder, engine)
+}
+
+#[test]
+fn an_engine_has_no_network() {
+    let (folder, engine) = network(&[]);
+    let mut worker = Worker::load(plan(engine, toy_model(folder.path()))).0;
+    worker.generate(1, greedy("hello", 10));
+    assert_eq!(worker.outcome(1).text, "refused refused open refused");
+}
+
+#[test]
+fn an_engine_has_no_network_while_it_is_probed() {
+    let (_folder, engine) = network(&["-DIN_CONSTRUCTOR"]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Probe(engine));
+    let FromWorker::Verdict(Ok(facts)) = worker.next().unwrap() else { panic!("no verdict") };
+    assert_eq!(facts.extensions, Vec::<String>::new());
+}
+
+#[test]
+fn a_tier_0_engine_answers_in_order_as_a_stream() {
+    let (folder, engine) = network(&[]);
+    let (mut worker, facts) = Worker::load(plan(engine, toy_model(folder.path())));
+    assert_eq!(facts.source, "tier0");
+    worker.generate(1, greedy("hello", 2));
+    let mut stopping = greedy("hello", 10);
+    stopping.stop = vec!["d open".into()];
+    worker.generate(2, stopping);
+    let mut warm = greedy("hello", 10);
+    warm.sampling.temperature = 0.7;
+    worker.generate(3, warm);
+    let outcomes = worker.outcomes(&[1, 2, 3]);
+    assert_eq!(outcomes[&1].text, "refused refused ");
+    assert_eq!(outcomes[&1].pieces, 2);
+    assert_eq!(outcomes[&1].finished().0, Finish::Length);
+    assert_eq!(outcomes[&2].text, "refused refuse");
+    assert_eq!(outcomes[&2].finished().0, Finish::Stop);
+    let Some(Event::Failed(fault)) = &outcomes[&3].ending else { panic!("{:?}", outcomes[&3]) };
+    assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedParameter, Some("temperature")));
+}
+
+#[test]
+fn an_engine_that_streams_is_served_one_request_after_another() {
+    let toy = Toy::new(&["-DFAKE_NO_BATCH"]);
+    let (mut worker, facts) = Worker::load(toy.plan());
+    assert_eq!(facts.source, "stream");
+    for id in 1..=3 {
+        worker.generate(id, greedy("hello", 20));
+    }
+    let mut biased = greedy("hello", 3);
+    biased.sampling.bias = vec![(1, 1.0)];
+    worker.generate(4, biased);
+    let outcomes = worker.outcomes(&[1, 2, 3, 4]);
+    let (_, usage) = outcomes[&1].finished();
+    assert!(usage.prompt_tokens > 0 && usage.completion_tokens > 0);
+    for id in 2..=3 {
+        assert_eq!(outcomes[&id], outcomes[&1]);
+    }
+    let Some(Event::Failed(fault)) = &outcomes[&4].ending else { panic!("{:?}", outcomes[&4]) };
+    assert_eq!(fault.param.as_deref(), Some("logit_bias"));
+    let batched = Toy::new(&[]);
+    let mut other = batched.load();
+    other.generate(1, greedy("hello", 20));
+    assert_eq!(other.outcome(1).text, outcomes[&1].text);
+}
+
+#[test]
+fn a_stream_can_be_cancelled_and_stopped() {
+    let toy = Toy::new(&["-DFAKE_NO_BATCH", "-DFAKE_STEP_US=50000", "-DFAKE_EOG_EVERY=0"]);
+    let mut worker = toy.load();
+    let mut long = greedy("hello", 0);
+    long.max_tokens = None;
+    for id in 1..=4 {
+        worker.generate(id, long.clone());
+    }
+    worker.send(&ToWorker::Cancel { id: 3 });
+    worker.send(&ToWorker::Cancel { id: 1 });
+    let outcomes = worker.outcomes(&[1, 3]);
+    assert_eq!(outcomes[&1].finished().0, Finish::Cancelled);
+    assert_eq!(outcomes[&3].finished().0, Finish::Cancelled);
+    assert!(!outcomes[&3].started);
+    worker.send(&ToWorker::Stop);
+    while worker.next().is_ok() {}
+    assert_eq!(worker.ended().code(), Some(exit::DONE));
+}
+
+#[test]
+fn rows_that_lie_end_the_worker_after_its_requests() {
+    let toy = Toy::new(&["-DFAKE_ROW_TOO_NARROW"]);
+    let mut worker = toy.load();
+    worker.generate(1, greedy("hello", 3));
+    let Some(Event::Failed(_)) = worker.outcome(1).ending else { panic!("it did not fail") };
+    while worker.next().is_ok() {}
+    assert_eq!(worker.ended().code(), Some(exit::ENGINE_LOST));
+}
+
+#[test]
+fn texts_become_vectors() {
+    let toy = Toy::new(&[]);
+    let mut worker = toy.load();
+    let question = Question::Embed { inputs: vec!["one".into(), "three".into()] };
+    worker.send(&ToWorker::Ask { id: 1, question });
+    match worker.next().unwrap() {
+        FromWorker::Answer { id: 1, answer: Ok(Answer::Embeddings { vectors, tokens }) } => {
+            assert_eq!(vectors.len(), 2);
+            assert!(tokens[1] > tokens[0]);
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,153 @@
+//! A model within the own program, without process or socket.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::{collections::HashMap, sync::mpsc};
+
+use llm_node_core::event::{Event, Finish};
+use llm_node_wire::message::{Answer, Question};
+use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
+use support::{Outcome, fake, greedy, plan, toy_model};
+use tempfile::{TempDir, tempdir};
+
+struct Running {
+    model: RunningModel,
+    reports: mpsc::Receiver<Report>,
+    engine: Engine,
+    _folder: TempDir,
+}
+
+impl Running {
+    fn new(flags: &[&str]) -> Self {
+        let folder = tempdir().unwrap();
+        let address = fake(folder.path(), flags);
+        let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
+        let plan = plan(address, toy_model(folder.path()));
+        let (sender, reports) = mpsc::channel();
+        let reporter = Reporter::new(move |report| drop(sender.send(report)));
+        let model = engine.load(&plan, &mut |_| ()).unwrap().start(256, reporter).unwrap();
+        Self { model, reports, engine, _folder: folder }
+    }
+
+    fn outcomes(&self, ids: &[u64]) -> HashMap<u64, Outcome> {
+        let mut outcomes: HashMap<u64, Outcome> = HashMap::new();
+        while !ids.iter().all(|id| outcomes.get(id).is_some_and(|o| o.ending.is_some())) {
+            match self.reports.recv().unwrap() {
+                Report::Events(events) => {
+                    for (id, event) in events {
+                        outcomes.entry(id).or_default().take(event);
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        outcomes
+    }
+}
+
+#[test]
+fn sixty_four_at_once_are_neither_lost_nor_mixed_up() {
+    let running = Running::new(&[]);
+    assert!(running.model.facts().max_sequences >= 64);
+    let prompt = |id: u64| format!("story number {}", id % 64);
+    for id in 0..64 {
+        running.model.submit(id, greedy(&prompt(id), 30));
+    }
+    let together = running.outcomes(&(0..64).collect::<Vec<_>>());
+    for id in [0, 17, 63] {
+        running.model.submit(64 + id, greedy(&prompt(id), 30));
+        let alone = running.outcomes(&[64 + id]).remove(&(64 + id)).unwrap();
+        assert_eq!(alone.tokens, together[&id].tokens);
+        assert_eq!(alone.text, together[&id].text);
+    }
+    assert_eq!(together.len(), 64);
+}
+
+#[test]
+fn many_threads_may_submit_and_cancel() {
+    let running = Running::new(&["-DFAKE_EOG_EVERY=0"]);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let model = &running.model;
+            scope.spawn(move || {
+                for n in 0..8 {
+                    let id = thread * 8 + n;
+                    model.submit(id, greedy("hello", 1000));
+                    if n % 2 == 0 {
+                        model.cancel(id);
+                    }
+                }
+            });
+        }
+    });
+    let outcomes = running.outcomes(&(0..32).collect::<Vec<_>>());
+    for (id, outcome) in &outcomes {
+        let (finish, usage) = outcome.finished();
+        assert_eq!(outcome.tokens.len() as u32, usage.completion_tokens);
+        if id % 2 == 1 {
+            assert_eq!((finish, usage.completion_tokens), (Finish::Length, 1000));
+        }
+    }
+}
+
+#[test]
+fn a_question_gets_its_answer_even_after_the_stop() {
+    let running = Running::new(&[]);
+    let ask = |question| {
+        let (sender, answer) = mpsc::channel();
+        running.model.ask(question, move |answer| drop(sender.send(answer)));
+        answer.recv().unwrap()
+    };
+    let embed = Question::Embed { inputs: vec!["hello".into()] };
+    assert!(matches!(ask(embed.clone()), Ok(Answer::Embeddings { .. })));
+    assert!(matches!(ask(Question::MemoryUse), Ok(Answer::MemoryUse(_))));
+    running.model.stop();
+    assert!(ask(embed).is_err());
+    running.model.submit(1, greedy("hello", 3));
+    let Some(Event::Failed(_)) = running.outcomes(&[1])[&1].ending.clone() else { panic!("not refused") };
+}
+
+#[test]
+fn an_engine_takes_one_model_after_another_and_two_at_once() {
+    let running = Running::new(&[]);
+    let folder = tempdir().unwrap();
+    let address = fake(folder.path(), &[]);
+    let second = plan(address, toy_model(folder.path()));
+    let (sender, reports) = mpsc::channel();
+    let reporter = Reporter::new(move |report| drop(sender.send(report)));
+    let other = running.engine.load(&second, &mut |_| ()).unwrap().start(4, reporter).unwrap();
+    running.model.submit(1, greedy("hello", 3));
+    running.outcomes(&[1]);
+    other.submit(1, greedy("hello", 3));
+    assert!(matches!(reports.recv().unwrap(), Report::Events(_)));
+    drop(other);
+    running.model.submit(2, greedy("hello", 3));
+    running.outcomes(&[2]);
+}
+
+#[test]
+fn tier_0_holds_one_model_at_a_time() {
+    let folder = tempdir().unwrap();
+    let address = fake(folder.path(), &["-DFAKE_NO_EXTENSIONS"]);
+    let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
+    let plan = plan(address, toy_model(folder.path()));
+    let first = engine.load(&plan, &mut |_| ()).unwrap();
+    assert_eq!(first.facts().source, "tier0");
+    engine.load(&plan, &mut |_| ()).unwrap_err();
+    drop(first);
+    engine.load(&plan, &mut |_| ()).unwrap();
+}
+
+#[test]
+fn an_engine_can_be_opened_again_after_its_end() {
+    let folder = tempdir().unwrap();
+    let address = fake(folder.path(), &[]);
+    for _ in 0..2 {
+        let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
+        let refusal = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap_err();
+        assert_eq!(refusal.kind, "AlreadyRunning");
+        drop(engine);
+    }
+}
