@@ -412,8 +412,8 @@ def _model(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wants_load(fault: NodeError) -> bool:
-    """Did the model only lack a worker that is ready?"""
-    return fault.code == "model_loading"
+    """Did the model only lack a worker that is ready? After a crash, `load` knows whether the pause is over."""
+    return fault.code in ("model_loading", "engine_crashed")
 
 
 def _list(text: str) -> list[dict[str, Any]]:

@@ -82,8 +82,9 @@ class _Chunks:
     def frame(self, index: int, event: Event) -> bytes:
         """The chunk for an event; nothing where the event adds nothing."""
         if event.kind == "piece":
-            if self._wanted.logprobs and event.logprobs:
-                logprobs = answers.chat_logprobs(event.logprobs)
+            found = event.logprobs if self._wanted.logprobs else None
+            if found:
+                logprobs = answers.chat_logprobs(found)
                 return sse.frame(self._chunk(index, {"content": event.text}, logprobs=logprobs))
             return self._text[index].fill(event.text) if event.text else b""
         if event.kind == "started":

@@ -95,8 +95,9 @@ class _Chunks:
     def frame(self, index: int, event: Event) -> bytes:
         """The chunk for an event; nothing where the event adds nothing."""
         if event.kind == "piece":
-            if self._wanted.logprobs is not None and event.logprobs:
-                logprobs = self._logprobs[index].shape(event.logprobs)
+            found = None if self._wanted.logprobs is None else event.logprobs
+            if found:
+                logprobs = self._logprobs[index].shape(found)
                 return sse.frame(self._chunk(index, event.text, logprobs=logprobs))
             return self._text[index].fill(event.text) if event.text else b""
         if event.kind == "started":
