@@ -5,7 +5,10 @@ use pyo3::prelude::*;
 
 use crate::fault;
 
+/// Bytes, number, log-probability.
 type Alternative = (Vec<u8>, i32, f32);
+/// The same of the picked token, and its alternatives.
+type Picked = (Vec<u8>, i32, f32, Vec<Alternative>);
 
 /// See `_core.pyi`.
 #[pyclass(frozen, name = "Event", module = "llm_node._core")]
@@ -40,7 +43,7 @@ impl PyEvent {
     }
 
     #[getter]
-    fn logprobs(&self) -> Option<Vec<(Vec<u8>, i32, f32, Vec<Alternative>)>> {
+    fn logprobs(&self) -> Option<Vec<Picked>> {
         let piece = self.piece.as_ref()?;
         if !piece.tokens.iter().any(|token| token.logprobs.is_some()) {
             return None;

@@ -4,6 +4,7 @@
 //! GIL back first.
 #![forbid(unsafe_code)]
 
+mod engine;
 mod event;
 mod fault;
 mod logging;
@@ -22,5 +23,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Fault", fault::class(py)?)?;
     module.add_class::<event::PyEvent>()?;
     module.add_class::<supervisor::PySupervisor>()?;
+    module.add_class::<engine::PyEngine>()?;
+    module.add_class::<engine::PyModel>()?;
+    module.add_class::<engine::PyStream>()?;
     module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
 }

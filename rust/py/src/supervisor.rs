@@ -33,15 +33,15 @@ impl PySupervisor {
 
     #[pyo3(signature = (refresh=false))]
     fn engines(&self, py: Python<'_>, refresh: bool) -> PyResult<String> {
-        self.call(py, || Ok(self.inner.engines(refresh)))
+        call(py, || Ok(self.inner.engines(refresh)))
     }
 
     fn models(&self, py: Python<'_>) -> PyResult<String> {
-        self.call(py, || Ok(self.inner.models()))
+        call(py, || Ok(self.inner.models()))
     }
 
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<String> {
-        self.call(py, || {
+        call(py, || {
             let request: LoadRequest =
                 serde_json::from_str(request).map_err(|error| malformed("the request to load", &error))?;
             self.inner.load(&request)
@@ -54,7 +54,7 @@ impl PySupervisor {
     }
 
     fn system(&self, py: Python<'_>) -> PyResult<String> {
-        self.call(py, || Ok(self.inner.system()))
+        call(py, || Ok(self.inner.system()))
     }
 
     fn update_devices(&self, py: Python<'_>, devices: &str) -> PyResult<()> {
@@ -77,7 +77,7 @@ impl PySupervisor {
     }
 
     fn ask(&self, py: Python<'_>, model_id: &str, question: &str) -> PyResult<String> {
-        self.call(py, || {
+        call(py, || {
             let question =
                 serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
             self.inner.ask(model_id, question)
@@ -112,15 +112,9 @@ impl PySupervisor {
     }
 }
 
-impl PySupervisor {
-    /// Runs without the GIL; gives JSON.
-    fn call<T: Serialize>(
-        &self,
-        py: Python<'_>,
-        body: impl FnOnce() -> Result<T, Fault> + Send,
-    ) -> PyResult<String> {
-        py.detach(|| body().and_then(|value| json(&value))).map_err(|fault| raised(py, &fault))
-    }
+/// Runs without the GIL; gives JSON.
+fn call<T: Serialize>(py: Python<'_>, body: impl FnOnce() -> Result<T, Fault> + Send) -> PyResult<String> {
+    py.detach(|| body().and_then(|value| json(&value))).map_err(|fault| raised(py, &fault))
 }
 
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<String, Fault> {
@@ -131,7 +125,7 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Result<String, Fault> {
 /// Seconds from Python: what is negative or no number means at once, what is too much means for ever.
 fn duration(seconds: f64) -> Duration {
     if seconds > 0.0 {
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(86_400))
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_hours(24))
     } else {
         Duration::ZERO
     }

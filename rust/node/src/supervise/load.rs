@@ -151,15 +151,17 @@ impl Flight<'_> {
         let deadline = Instant::now() + timeout;
         self.process.link.send(ToWorker::Load(self.plan.clone()));
         let mut room: Option<Room> = None;
+        let mut estimate = Vec::new();
         loop {
             match self.controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Control::Message(FromWorker::Estimated(uses))) if room.is_none() => {
-                    room = Some(self.reserve(model, uses).map_err(plainly)?);
+                    estimate = self.estimate(model, uses);
+                    room = Some(self.inner.devices.reserve(&estimate, &model.id).map_err(plainly)?);
                     self.process.link.send(ToWorker::Proceed);
                 }
                 Ok(Control::Message(FromWorker::Ready(facts))) => {
                     return match room {
-                        Some(room) => Ok((facts, room)),
+                        Some(room) => Ok((complete(facts, model, estimate), room)),
                         None => Err(plainly(Fault::new(
                             ErrorCode::Internal,
                             "The worker loaded the model before there was room for it",
@@ -184,11 +186,9 @@ impl Flight<'_> {
         }
     }
 
-    fn reserve(&self, model: &Model, uses: Option<Vec<MemoryUse>>) -> Result<Room, Fault> {
-        let uses = uses
-            .filter(|uses| uses.iter().any(|use_| use_.total() > 0))
-            .unwrap_or_else(|| vec![self.inner.devices.weights(model.size_bytes)]);
-        self.inner.devices.reserve(&uses, &model.id)
+    fn estimate(&self, model: &Model, uses: Option<Vec<MemoryUse>>) -> Vec<MemoryUse> {
+        uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0))
+            .unwrap_or_else(|| vec![self.inner.devices.weights(model.size_bytes)])
     }
 
     fn died(&self, death: &Death) -> Failure {
@@ -285,6 +285,21 @@ fn loaded(model: &Model, candidate: &Candidate, facts: ModelFacts, took: Duratio
         load_ms: took.as_millis() as u64,
         facts,
     }
+}
+
+/// What an engine does not say of its model, as far as it is known without it.
+fn complete(mut facts: ModelFacts, model: &Model, estimate: Vec<MemoryUse>) -> ModelFacts {
+    if facts.architecture.is_empty() {
+        facts.architecture = model.architecture.clone().unwrap_or_default();
+    }
+    if facts.format.is_empty() {
+        facts.format.clone_from(&model.format);
+    }
+    if facts.memory.iter().all(|use_| use_.total() == 0) {
+        facts.memory = estimate;
+    }
+    facts.quantization = facts.quantization.or_else(|| model.quantization.clone());
+    facts
 }
 
 fn timed_out(stage: &str, timeout: Duration) -> String {

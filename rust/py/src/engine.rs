@@ -1,0 +1,310 @@
+//! `Engine`, `Model` and `Stream`: an engine in this process, without a node.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    event::Event,
+};
+use llm_node_node::{
+    config::OptionValue,
+    registry::{manifest, verdict::Refusal},
+};
+use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId};
+use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
+use pyo3::prelude::*;
+use serde::Deserialize;
+
+use crate::{
+    event::PyEvent,
+    fault::{malformed, raised},
+    logging,
+    supervisor::json,
+};
+
+/// Requests that may wait for admission. One program's own requests: a mistake, if there are more.
+const QUEUE_LIMIT: u32 = 4096;
+/// Between two looks at whether the user has pressed Ctrl-C.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Engine", module = "llm_node._core")]
+pub(crate) struct PyEngine {
+    engine: Mutex<Option<Arc<Engine>>>,
+    address: EngineAddress,
+    settings: EngineSettings,
+    #[pyo3(get)]
+    extensions: Vec<String>,
+}
+
+#[pymethods]
+impl PyEngine {
+    #[new]
+    #[pyo3(signature = (path, options="{}"))]
+    fn new(py: Python<'_>, path: &str, options: &str) -> PyResult<Self> {
+        logging::start("warning");
+        py.detach(|| Self::open(Path::new(path), options)).map_err(|fault| raised(py, &fault))
+    }
+
+    #[getter]
+    fn id(&self) -> &str {
+        &self.address.id
+    }
+
+    #[getter]
+    fn version(&self) -> &str {
+        &self.address.version
+    }
+
+    #[getter]
+    fn gpu_backend(&self) -> &str {
+        &self.address.gpu_backend
+    }
+
+    #[pyo3(signature = (path, options="{}"))]
+    fn load(&self, py: Python<'_>, path: &str, options: &str) -> PyResult<PyModel> {
+        py.detach(|| self.load_model(Path::new(path), options)).map_err(|fault| raised(py, &fault))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(lock(&self.engine).take()));
+    }
+}
+
+impl PyEngine {
+    fn open(path: &Path, options: &str) -> Result<Self, Fault> {
+        let options: BTreeMap<String, OptionValue> =
+            serde_json::from_str(options).map_err(|error| malformed("the engine's options", &error))?;
+        let directory = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let refused = |refusal: Refusal| Fault::new(refusal.code(), refusal.to_string());
+        let (manifest, refusal) = manifest::read(&directory.join("manifest.json")).map_err(refused)?;
+        if let Some(refusal) = refusal {
+            return Err(refused(refusal));
+        }
+        let address = EngineAddress {
+            binary: directory.join(&manifest.binary),
+            id: manifest.id,
+            version: manifest.version,
+            gpu_backend: manifest.gpu_backend,
+            directory,
+        };
+        let settings = EngineSettings { options: texts(&options), ..EngineSettings::default() };
+        let engine = Engine::open(&address, &settings, unobserved()).map_err(|refusal| refusal.fault)?;
+        let extensions = engine.facts().extensions;
+        Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), address, settings, extensions })
+    }
+
+    fn load_model(&self, path: &Path, options: &str) -> Result<PyModel, Fault> {
+        let engine = lock(&self.engine).clone().ok_or_else(|| closed("engine"))?;
+        let options: LoadOptions =
+            serde_json::from_str(options).map_err(|error| malformed("the options of the load", &error))?;
+        let mut settings = self.settings.options.clone();
+        settings.extend(texts(&options.options));
+        let plan = LoadPlan {
+            engine: self.address.clone(),
+            model: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+            model_id: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+            context_length: options.context_length,
+            max_sequences: options.max_sequences,
+            gpu_layers: options.gpu_layers.unwrap_or(-1),
+            threads: options.threads.unwrap_or(0),
+            vram_limit_bytes: 0,
+            queue_limit: QUEUE_LIMIT,
+            options: settings,
+        };
+        let model = engine.load(&plan, &mut |_| {})?;
+        let streams = Arc::new(Streams::default());
+        let reports = Arc::clone(&streams);
+        let running = model
+            .start(QUEUE_LIMIT, Reporter::new(move |report| reports.report(report)))
+            .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
+        Ok(PyModel { running: Mutex::new(Some(Arc::new(running))), streams, next: AtomicU64::new(0) })
+    }
+}
+
+/// What may be said of a load in this process.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadOptions {
+    #[serde(default)]
+    context_length: Option<u32>,
+    #[serde(default)]
+    max_sequences: Option<u32>,
+    #[serde(default)]
+    gpu_layers: Option<i32>,
+    #[serde(default)]
+    threads: Option<u32>,
+    #[serde(default)]
+    options: BTreeMap<String, OptionValue>,
+}
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Model", module = "llm_node._core")]
+pub(crate) struct PyModel {
+    running: Mutex<Option<Arc<RunningModel>>>,
+    streams: Arc<Streams>,
+    next: AtomicU64,
+}
+
+#[pymethods]
+impl PyModel {
+    fn facts(&self, py: Python<'_>) -> PyResult<String> {
+        self.running().and_then(|running| json(running.facts())).map_err(|fault| raised(py, &fault))
+    }
+
+    fn generate(&self, py: Python<'_>, request: &str) -> PyResult<PyStream> {
+        py.detach(|| {
+            let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
+            let running = self.running()?;
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            let events = self.streams.open(id);
+            running.submit(id, request);
+            let model = Arc::downgrade(&running);
+            Ok(PyStream { id, model, events: Mutex::new(Some(events)) })
+        })
+        .map_err(|fault| raised(py, &fault))
+    }
+
+    fn ask(&self, py: Python<'_>, question: &str) -> PyResult<String> {
+        py.detach(|| {
+            let question =
+                serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
+            let (sender, answers) = mpsc::channel();
+            self.running()?.ask(question, move |answer| {
+                let _ = sender.send(answer);
+            });
+            // The model answers exactly once, also when it stops.
+            let answer = answers.recv().unwrap_or_else(|_| Err(closed("model")))?;
+            json(&answer)
+        })
+        .map_err(|fault| raised(py, &fault))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| {
+            if let Some(running) = lock(&self.running).take() {
+                running.stop();
+            }
+        });
+    }
+}
+
+impl PyModel {
+    fn running(&self) -> Result<Arc<RunningModel>, Fault> {
+        lock(&self.running).clone().ok_or_else(|| closed("model"))
+    }
+}
+
+/// Where the events of each request go.
+#[derive(Default)]
+struct Streams {
+    open: Mutex<HashMap<RequestId, mpsc::Sender<Event>>>,
+}
+
+impl Streams {
+    fn open(&self, id: RequestId) -> mpsc::Receiver<Event> {
+        let (sender, events) = mpsc::channel();
+        lock(&self.open).insert(id, sender);
+        events
+    }
+
+    fn report(&self, report: Report) {
+        match report {
+            Report::Events(events) => {
+                let mut open = lock(&self.open);
+                for (id, event) in events {
+                    let last = matches!(event, Event::Finished { .. } | Event::Failed(_));
+                    if let Some(sender) = open.get(&id) {
+                        // Nobody listens: the stream was thrown away, and cancelled with that.
+                        let _ = sender.send(event);
+                    }
+                    if last {
+                        open.remove(&id);
+                    }
+                }
+            }
+            Report::Lost(fault) => log::error!("{fault}"),
+            Report::Drained => {}
+        }
+    }
+}
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Stream", module = "llm_node._core")]
+pub(crate) struct PyStream {
+    id: RequestId,
+    model: Weak<RunningModel>,
+    /// `None` after the last event.
+    events: Mutex<Option<mpsc::Receiver<Event>>>,
+}
+
+#[pymethods]
+impl PyStream {
+    fn __iter__(this: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        this
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<PyEvent>> {
+        loop {
+            let next = py.detach(|| {
+                let mut events = lock(&self.events);
+                let Some(receiver) = events.as_ref() else { return Ok(None) };
+                let next = receiver.recv_timeout(PATIENCE);
+                match &next {
+                    Ok(Event::Finished { .. } | Event::Failed(_))
+                    | Err(mpsc::RecvTimeoutError::Disconnected) => *events = None,
+                    _ => {}
+                }
+                next.map(Some)
+            });
+            match next {
+                Ok(Some(event)) => return PyEvent::new(py, self.id, event).map(Some),
+                Ok(None) | Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
+            }
+        }
+    }
+
+    fn cancel(&self, py: Python<'_>) {
+        py.detach(|| self.leave());
+    }
+}
+
+impl PyStream {
+    fn leave(&self) {
+        if let Some(model) = self.model.upgrade() {
+            model.cancel(self.id);
+        }
+    }
+}
+
+impl Drop for PyStream {
+    fn drop(&mut self) {
+        let unfinished = self.events.get_mut().is_ok_and(|events| events.is_some());
+        if unfinished {
+            self.leave();
+        }
+    }
+}
+
+fn texts(options: &BTreeMap<String, OptionValue>) -> Vec<(String, String)> {
+    options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect()
+}
+
+fn closed(what: &str) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, format!("the {what} is closed"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is locked here is replaced in one step; a panic elsewhere leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
