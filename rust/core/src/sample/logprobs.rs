@@ -4,7 +4,7 @@
 /// Relative error below 1e-6.
 pub(super) fn sum_exp<'a>(blocks: impl Iterator<Item = &'a [f32]>, max: f32, scale: f32) -> f64 {
     const LANES: usize = 16;
-    let mut total = 0.0;
+    let mut totals = [0f64; LANES];
     for block in blocks {
         let mut sums = [0f32; LANES];
         let (lanes, rest) = block.as_chunks::<LANES>();
@@ -16,9 +16,11 @@ pub(super) fn sum_exp<'a>(blocks: impl Iterator<Item = &'a [f32]>, max: f32, sca
         for (lane, &logit) in rest.iter().enumerate() {
             sums[lane] += exp((logit - max) * scale);
         }
-        total += sums.into_iter().map(f64::from).sum::<f64>();
+        for lane in 0..LANES {
+            totals[lane] += f64::from(sums[lane]);
+        }
     }
-    total
+    totals.into_iter().sum()
 }
 
 /// `exp` of a number that is not positive. Below -87 it is that of -87 (1.6e-38), which no sum over a
@@ -28,7 +30,7 @@ pub(super) fn sum_exp<'a>(blocks: impl Iterator<Item = &'a [f32]>, max: f32, sca
 /// the nearest integer and leaves it in the low bits, where a cast to `i32` would keep the compiler
 /// from using vectors.
 #[inline]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;

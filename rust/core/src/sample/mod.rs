@@ -9,6 +9,7 @@
 
 mod blockmax;
 mod chain;
+mod deep;
 mod logprobs;
 mod penalties;
 pub mod rng;
