@@ -412,7 +412,7 @@ def _model(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wants_load(fault: NodeError) -> bool:
-    """Did the model only lack a worker that is ready? After a crash, `load` knows whether the pause is over."""
+    """Did the model only lack a ready worker? After a crash, `load` knows whether the pause is over."""
     return fault.code in ("model_loading", "engine_crashed")
 
 
