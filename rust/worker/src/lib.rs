@@ -17,7 +17,7 @@ pub mod engine;
 pub mod model;
 mod outbox;
 pub mod report;
-#[expect(unsafe_code, reason = "ending a process without destructors has no safe way")]
+#[cfg_attr(unix, expect(unsafe_code, reason = "ending a process without destructors has no safe way"))]
 pub mod sandbox;
 pub mod serve;
 mod shape;

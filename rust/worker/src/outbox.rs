@@ -24,8 +24,8 @@ const MERGE_EVENTS: usize = 4096;
 /// Log messages that may wait.
 const LOG_BACKLOG: usize = 1000;
 
-/// Events that may wait: some minutes of all that a large GPU can generate.
-const EVENT_BACKLOG: usize = 4_000_000;
+/// Events that may wait: a minute of all that a large GPU can generate.
+const EVENT_BACKLOG: usize = 1_000_000;
 
 /// Cloned freely; all clones feed the same queue.
 #[derive(Clone)]

@@ -163,21 +163,22 @@ impl Worker {
     }
 
     fn load(&self, plan: &LoadPlan) -> i32 {
-        match self.load_and_serve(plan) {
-            Ok(code) => code,
-            Err(fault) => {
-                self.outbox.send(FromWorker::LoadFailed(fault));
-                exit::LOAD_FAILED
-            }
-        }
-    }
-
-    fn load_and_serve(&self, plan: &LoadPlan) -> Result<i32, Fault> {
         let stages = Arc::new(Stages::new(self.outbox.clone()));
         let observer = Arc::clone(&stages);
         let observer = Arc::new(move |call| observer.begin(call));
-        let engine = Engine::open(&plan.engine, &EngineSettings::from(plan), observer)
-            .map_err(|refusal| refusal.fault)?;
+        let opened = Engine::open(&plan.engine, &EngineSettings::from(plan), observer);
+        // The engine goes last, after the node has heard: a shutdown may hang.
+        match &opened {
+            Ok(engine) => self.load_and_serve(engine, plan, &stages),
+            Err(refusal) => Err(refusal.fault.clone()),
+        }
+        .unwrap_or_else(|fault| {
+            self.outbox.send(FromWorker::LoadFailed(fault));
+            exit::LOAD_FAILED
+        })
+    }
+
+    fn load_and_serve(&self, engine: &Engine, plan: &LoadPlan, stages: &Stages) -> Result<i32, Fault> {
         self.outbox.send(FromWorker::Estimated(engine.estimate(plan)?));
         loop {
             match self.next() {
@@ -205,8 +206,6 @@ impl Worker {
         let code = self.serve(&running);
         stages.serving(false);
         running.stop();
-        drop(running);
-        drop(engine);
         Ok(code)
     }
 

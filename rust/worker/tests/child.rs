@@ -6,7 +6,7 @@ mod support;
 
 use llm_node_core::{
     error::ErrorCode,
-    event::{Event, Finish},
+    event::{Event, Finish, Usage},
     request::{Prompt, Request, Sampling},
 };
 use llm_node_wire::message::{Answer, EngineAddress, FromWorker, LoadPlan, Question, ToWorker};
@@ -300,6 +300,40 @@ fn a_model_that_is_none_is_a_failed_load() {
 }
 
 #[test]
+fn the_reason_of_a_failed_load_is_told_before_the_engine_can_hang() {
+    let toy = Toy::new(&["-DFAKE_LOAD_CODE=9", "-DFAKE_HANG_IN_SHUTDOWN"]);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(toy.plan()));
+    let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
+    worker.send(&ToWorker::Proceed);
+    let FromWorker::LoadFailed(fault) = worker.next().unwrap() else { panic!("no failure") };
+    assert_eq!(fault.code, ErrorCode::LoadFailed);
+    assert!(fault.message.contains("the toy would not load"), "{fault:?}");
+    worker.wait_for_stage("engine_shutdown");
+    assert_eq!(worker.abandon().ended().code(), Some(exit::ORPHANED));
+}
+
+#[test]
+fn a_context_longer_than_the_model_is_refused_by_name() {
+    let toy = Toy::new(&[]);
+    let mut plan = toy.plan();
+    plan.context_length = Some(1 << 20);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(plan));
+    loop {
+        match worker.next().unwrap() {
+            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed),
+            FromWorker::LoadFailed(fault) => {
+                assert_eq!(fault.code, ErrorCode::InvalidRequest);
+                assert_eq!(fault.param.as_deref(), Some("context_length"));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_worker_can_be_stopped_between_estimate_and_load() {
     let toy = Toy::new(&[]);
     let mut worker = Worker::start();
@@ -425,5 +459,37 @@ fn texts_become_vectors() {
             assert!(tokens[1] > tokens[0]);
         }
         other => panic!("{other:?}"),
+    }
+}
+
+fn sample(folder: &TempDir, name: &str) -> EngineAddress {
+    let source = root().join("engines/sample_c").join(format!("{name}.c"));
+    compile(folder.path(), &source, name, &[])
+}
+
+#[test]
+fn the_smallest_engine_answers_nothing_and_that_properly() {
+    let folder = tempdir().unwrap();
+    let mut worker = Worker::load(plan(sample(&folder, "my_engine"), toy_model(folder.path()))).0;
+    worker.generate(1, greedy("hello", 3));
+    let outcome = worker.outcome(1);
+    assert!(outcome.started);
+    assert_eq!((outcome.finished(), outcome.text.as_str()), ((Finish::Stop, Usage::default()), ""));
+}
+
+#[test]
+fn the_sample_that_answers_takes_one_request_after_another() {
+    let folder = tempdir().unwrap();
+    let model = folder.path().join("model.txt");
+    std::fs::write(&model, "once upon a time there was a cat and a dog").unwrap();
+    let mut worker = Worker::load(plan(sample(&folder, "sample_markov"), model)).0;
+    let ids: Vec<u64> = (1..=4).collect();
+    for &id in &ids {
+        worker.generate(id, greedy("once upon a time", 2));
+    }
+    for (id, outcome) in worker.outcomes(&ids) {
+        let (finish, usage) = outcome.finished();
+        assert_eq!((finish, usage.completion_tokens, outcome.pieces), (Finish::Length, 2, 2), "request {id}");
+        assert_eq!(outcome.text, " there was");
     }
 }

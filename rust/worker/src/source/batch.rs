@@ -135,7 +135,9 @@ impl<E: StepEngine> Scheduler<E> {
                     Err(TryRecvError::Empty) => break,
                 }
             }
-            let stepped = if self.session.is_idle() { Ok(()) } else { self.session.step(&mut events) };
+            // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
+            // and it is the step that says so.
+            let stepped = self.session.step(&mut events);
             self.tell(&mut events);
             if let Err(fault) = stepped {
                 return Some(lost(fault));
