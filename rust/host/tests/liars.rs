@@ -1,0 +1,157 @@
+//! Engines that start well and then break the contract: each lie is a typed error that names the call.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use llm_node_core::engine::{EngineFaultKind, StepEngine, Tokenizer};
+use llm_node_host::{
+    Context, EngineError, Model, ModelParams, ModelTokenizer, Pooling, Prompt, Sampling, StreamRequest,
+};
+use support::*;
+
+fn assert_misbehaved<T: std::fmt::Debug>(result: Result<T, EngineError>, call: &str, words: &str) {
+    match result {
+        Err(EngineError::Misbehaved { call: actual, what }) => {
+            assert_eq!(actual, call);
+            assert!(what.contains(words), "{what:?} does not say {words:?}");
+        }
+        other => panic!("{call}: {other:?}"),
+    }
+}
+
+#[test]
+fn results_without_end() {
+    let mut engine = loaded("no_end", &["NO_END_MARKER"]);
+    engine.tier0_load(&toy_model("no_end", "")).unwrap();
+    assert_misbehaved(engine.tier0_generate("once"), "engine_generate", "no end within 65536");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_point_into_nothing() {
+    for switch in ["GARBAGE_RESULTS", "GARBAGE_TEXT"] {
+        let mut engine = loaded(switch, &[switch]);
+        engine.tier0_load(&toy_model(switch, "eog_every=0\n")).unwrap();
+        assert_misbehaved(engine.tier0_generate("once"), "engine_generate", "unreadable memory");
+    }
+}
+
+#[test]
+fn models_that_are_none() {
+    for (switch, call, words) in [
+        ("NULL_MODEL", "models.load", "NULL"),
+        ("NULL_ARCHITECTURE", "models.info", "architecture is NULL"),
+        ("HUGE_VOCAB", "models.info", "4294967295"),
+    ] {
+        let engine = Arc::new(loaded(switch, &[switch]));
+        assert_misbehaved(Model::load(&engine, &ModelParams::new(toy_model(switch, "")), None), call, words);
+    }
+}
+
+#[test]
+fn a_code_that_nobody_knows_is_internal() {
+    let engine = Arc::new(loaded("code_4711", &["LOAD_CODE=4711"]));
+    let error = Model::load(&engine, &ModelParams::new(toy_model("code_4711", "")), None).unwrap_err();
+    assert_eq!(error.to_string(), "models.load failed with unknown code 4711: the toy would not load");
+    assert_eq!(error.kind(), EngineFaultKind::Internal);
+}
+
+#[test]
+fn vocabularies_that_cannot_be() {
+    for (switch, words) in [
+        ("OFFSETS_FALL", "do not rise"),
+        ("VOCAB_TOO_SHORT", "256 tokens, but rows of logits are 258 wide"),
+        ("SPECIAL_OUT_OF_RANGE", "eos is token 258"),
+    ] {
+        assert_misbehaved(ModelTokenizer::new(&model(switch, &[switch])), "tokenizer.vocab", words);
+    }
+}
+
+#[test]
+fn tokens_that_do_not_exist() {
+    for (switch, words) in
+        [("TOKENS_OUT_OF_RANGE", "token 258 is outside the vocabulary"), ("COUNT_TOO_LARGE", "into room for")]
+    {
+        let tokenizer = ModelTokenizer::new(&model(switch, &[switch])).unwrap();
+        let fault = tokenizer.tokenize("once", true, false).unwrap_err();
+        assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "tokenizer.tokenize"));
+        assert!(fault.message.contains(words), "{fault}");
+    }
+}
+
+#[test]
+fn contexts_that_are_none() {
+    for (switch, call, words) in
+        [("NULL_CONTEXT", "batch.create", "NULL"), ("ZERO_LIMITS", "batch.info", "max_batch_tokens is 0")]
+    {
+        assert_misbehaved(Context::create(&model(switch, &[switch]), &params()), call, words);
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_used() {
+    for (switch, words) in [
+        ("NULL_LOGITS", "NULL"),
+        ("CROOKED_LOGITS", "not aligned"),
+        ("ROW_TOO_NARROW", "257 logits"),
+        ("ROWS_UNWRITTEN", "not written"),
+        ("STAGE_TOO_FAR", "stage 2"),
+        ("UNKNOWN_DTYPE", "number format 77"),
+    ] {
+        let mut context = context(switch, &[switch], &params());
+        let ticket = context.step(&[slice(0, 0, &[1, 2, 3], 1)]).unwrap();
+        let fault = context.collect(ticket, 1).unwrap_err();
+        assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.collect"), "{switch}");
+        assert!(fault.message.contains(words), "{fault}");
+    }
+}
+
+/// Whoever picks a token reads every number anyway; the host hands NaN on.
+#[test]
+fn nan_is_handed_on() {
+    let mut context = context("nan", &["NAN_LOGITS"], &params());
+    let ticket = context.step(&[slice(0, 0, &[1], 1)]).unwrap();
+    assert!(context.collect(ticket, 1).unwrap()[0].iter().all(|logit| logit.is_nan()));
+}
+
+#[test]
+fn tickets_that_jump() {
+    let mut context = context("tickets", &["TICKETS_JUMP"], &params());
+    context.step(&[slice(0, 0, &[1], 0)]).unwrap();
+    let fault = context.step(&[slice(0, 1, &[1], 0)]).unwrap_err();
+    assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.step"));
+}
+
+#[test]
+fn a_range_that_runs_backwards() {
+    let context = context("backwards", &["RANGE_BACKWARDS"], &params());
+    let fault = context.range(0).unwrap_err();
+    assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.seq_range"));
+}
+
+#[test]
+fn streams_that_end_wrongly() {
+    for (switch, words) in
+        [("NO_END_ELEMENT", "without an ending element"), ("TOKEN_AFTER_END", "a token after the end")]
+    {
+        let request = StreamRequest {
+            prompt: Prompt::Tokens(&[1, 2, 3]),
+            max_tokens: 4,
+            sampling: Sampling::default(),
+            seed: 0,
+            stop: &[],
+        };
+        let result = model(switch, &[switch]).generate(&request, &mut |_| ControlFlow::Continue(()));
+        assert_misbehaved(result, "stream.generate", words);
+    }
+}
+
+#[test]
+fn vectors_that_are_too_short() {
+    let result = model("short", &["SHORT_VECTORS"]).embed(&[vec![1, 2, 3]], Pooling::Model);
+    assert_misbehaved(result, "embed.embed", "not finite");
+}
