@@ -124,7 +124,7 @@ impl Devices {
         let reservation = state
             .ledger
             .reserve_all(&list, model_id)
-            .map_err(|shortage| self.refusal(&state, &needs, shortage))?;
+            .map_err(|shortage| self.refusal(&state, &needs, &shortage))?;
         // The limit is kept; now what is really there.
         for (name, &required) in &needs {
             let available = state.available_beside(name, required);
@@ -132,7 +132,7 @@ impl Devices {
                 drop(reservation);
                 let account = account(&state.ledger, name);
                 let account = DeviceAccount { limit: available, reserved: 0, ..account };
-                return Err(self.refusal(&state, &needs, Shortage { required, account }));
+                return Err(self.refusal(&state, &needs, &Shortage { required, account }));
             }
         }
         for (name, bytes) in &needs {
@@ -183,7 +183,7 @@ impl Devices {
         rows
     }
 
-    fn refusal(&self, state: &State, needs: &BTreeMap<String, u64>, shortage: Shortage) -> Fault {
+    fn refusal(&self, state: &State, needs: &BTreeMap<String, u64>, shortage: &Shortage) -> Fault {
         let host = shortage.account.device == HOST;
         // With a limit the host's memory plays the part of a GPU's; without one it is only memory.
         let limited = self.on_cpu && self.vram_limit == Some(shortage.account.limit);
@@ -242,7 +242,7 @@ impl Room {
         match reservation.replace(&list) {
             Ok(()) => self.needs = needs,
             Err(shortage) => {
-                log::warn!("model '{model_id}' takes more than its engine estimated: {shortage}")
+                log::warn!("model '{model_id}' takes more than its engine estimated: {shortage}");
             }
         }
     }

@@ -91,11 +91,11 @@ pub fn parse<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header
             ("general.file_type", Value::Integer(number)) => header.file_type = Some(number),
             ("general.alignment", Value::Integer(number)) => alignment = number,
             ("split.count", Value::Integer(number)) => header.split_count = Some(number),
-            (key, Value::Integer(number)) if key.ends_with(".context_length") => {
-                // One model has one; an absurd file must not make us keep thousands.
-                if context_lengths.len() < 16 {
-                    context_lengths.push((key.to_owned(), number));
-                }
+            // One model has one; an absurd file must not make us keep thousands.
+            (key, Value::Integer(number))
+                if key.ends_with(".context_length") && context_lengths.len() < 16 =>
+            {
+                context_lengths.push((key.to_owned(), number));
             }
             _ => {}
         }

@@ -16,10 +16,13 @@ use super::{
     quantization, snapshot,
 };
 
+/// A file as it was when its header was read.
+type Stamp = (PathBuf, Option<SystemTime>, u64);
+
 /// Headers read before: a vocabulary of 150 000 texts need not be walked again for each listing.
 #[derive(Debug, Default)]
 pub(super) struct Headers {
-    known: Mutex<HashMap<(PathBuf, Option<SystemTime>, u64), Result<Header, Fault>>>,
+    known: Mutex<HashMap<Stamp, Result<Header, Fault>>>,
 }
 
 impl Headers {
@@ -171,7 +174,7 @@ fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
 
 fn other_model(id: String, path: PathBuf, format: String) -> Model {
     let size_bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    Model { id, format, path, size_bytes, ..Model::default() }
+    Model { id, format, size_bytes, path, ..Model::default() }
 }
 
 /// Variants of one folder with equal names go by their file names instead.

@@ -53,11 +53,10 @@ pub fn read(path: &Path) -> Result<(Manifest, Option<Refusal>), Refusal> {
     if text.len() as u64 > MAX_BYTES {
         return Err(unreadable(format!("it is longer than {MAX_BYTES} bytes")));
     }
-    let manifest = parse(&text).map_err(|problem| match problem {
-        Problem::NotJson(reason) => unreadable(reason),
-        Problem::Field { field, reason } => {
-            Refusal::ManifestInvalid { path: path.to_path_buf(), field, reason }
-        }
+    let manifest = parse(&text).map_err(|Problem { field, reason }| Refusal::ManifestInvalid {
+        path: path.to_path_buf(),
+        field,
+        reason,
     })?;
     let refusal = check(path, directory, &manifest);
     Ok((manifest, refusal))
@@ -94,16 +93,17 @@ fn check(path: &Path, directory: &Path, manifest: &Manifest) -> Option<Refusal> 
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Problem {
-    NotJson(String),
-    Field { field: String, reason: String },
+struct Problem {
+    /// Empty: the whole file.
+    field: String,
+    reason: String,
 }
 
 fn parse(text: &[u8]) -> Result<Manifest, Problem> {
     let value: Value =
-        serde_json::from_slice(text).map_err(|error| Problem::NotJson(format!("not JSON: {error}")))?;
+        serde_json::from_slice(text).map_err(|error| invalid("", &format!("is not JSON: {error}")))?;
     let Value::Object(fields) = value else {
-        return Err(Problem::NotJson("not a JSON object".to_owned()));
+        return Err(invalid("", "is not a JSON object"));
     };
     let manifest = Manifest {
         id: text_field(&fields, "id")?,
@@ -127,7 +127,7 @@ fn parse(text: &[u8]) -> Result<Manifest, Problem> {
 }
 
 fn invalid(field: &str, reason: &str) -> Problem {
-    Problem::Field { field: field.to_owned(), reason: reason.to_owned() }
+    Problem { field: field.to_owned(), reason: reason.to_owned() }
 }
 
 fn text_field(fields: &Map<String, Value>, field: &str) -> Result<String, Problem> {
@@ -213,7 +213,7 @@ mod tests {
         for field in ["id", "version", "abi_version", "gpu_backend", "architectures", "formats", "binary"] {
             for value in ["", "1", "null", "{}", "\"\"", "[]", "[1]", "[\"\"]"] {
                 match with(field, value) {
-                    Err(Problem::Field { field: named, .. }) => assert_eq!(named, field, "{value}"),
+                    Err(Problem { field: named, .. }) => assert_eq!(named, field, "{value}"),
                     other => panic!("{field} = {value}: {other:?}"),
                 }
             }
@@ -223,14 +223,14 @@ mod tests {
     #[test]
     fn a_binary_elsewhere_is_refused() {
         for name in ["\"../x.so\"", "\"/usr/lib/x.so\"", "\"a\\\\b.dll\"", "\"..\"", "\"c:x.dll\""] {
-            assert!(matches!(with("binary", name), Err(Problem::Field { field, .. }) if field == "binary"));
+            assert!(matches!(with("binary", name), Err(Problem { field, .. }) if field == "binary"));
         }
     }
 
     #[test]
     fn ids_keep_to_the_rule() {
         for id in ["\"A\"", "\"-a\"", "\"a b\"", "\"\u{e9}\"", &format!("\"{}\"", "a".repeat(65))] {
-            assert!(matches!(with("id", id), Err(Problem::Field { field, .. }) if field == "id"), "{id}");
+            assert!(matches!(with("id", id), Err(Problem { field, .. }) if field == "id"), "{id}");
         }
         assert!(with("id", &format!("\"{}\"", "a".repeat(64))).is_ok());
     }

@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(refusal("binary").unwrap().kind(), "BinaryNotFound");
         assert_eq!(refusal("abitext").unwrap().kind(), "ManifestInvalid");
         assert_eq!(refusal("missing").unwrap().kind(), "ManifestUnreadable");
-        assert_eq!(refusal("json").unwrap().kind(), "ManifestUnreadable");
+        assert_eq!(refusal("json").unwrap().kind(), "ManifestInvalid");
     }
 
     #[cfg(unix)]

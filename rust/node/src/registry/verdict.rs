@@ -21,7 +21,7 @@ pub enum AbiPlace {
 /// Why a candidate cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// The file cannot be read, or is not a JSON object.
+    /// The file is not there, or cannot be read.
     #[error("{}: cannot be read: {reason}", path.display())]
     ManifestUnreadable {
         /// The manifest.
@@ -29,12 +29,12 @@ pub enum Refusal {
         /// Why not.
         reason: String,
     },
-    /// A field is missing or wrong.
-    #[error("{}: `{field}` {reason}", path.display())]
+    /// A field is missing or wrong, or it is no JSON object.
+    #[error("{}:{} {reason}", path.display(), quoted(field))]
     ManifestInvalid {
         /// The manifest.
         path: PathBuf,
-        /// Which field.
+        /// Which field; empty: the whole file.
         field: String,
         /// What is wrong with it.
         reason: String,
@@ -100,6 +100,10 @@ pub enum Refusal {
     /// Nothing can be said of the engine: the process that was to look at it could not be started.
     #[error("the engine could not be looked at: {0}")]
     NotProbed(Fault),
+}
+
+fn quoted(field: &str) -> String {
+    if field.is_empty() { String::new() } else { format!(" `{field}`") }
 }
 
 impl Refusal {

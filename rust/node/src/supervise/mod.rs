@@ -47,7 +47,7 @@ use crate::{
 pub type StreamId = u64;
 
 /// How long an answer to a question may take: embeddings of a large batch on a slow machine.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(600);
+const ANSWER_DEADLINE: Duration = Duration::from_mins(10);
 /// Of a shutdown's time, this much is kept for workers that do not stop by themselves.
 const LAST_RESORT: Duration = Duration::from_secs(2);
 
@@ -154,8 +154,8 @@ impl Supervisor {
         let model = inner.find(&request.model_id)?;
         let slot = inner.slot(&request.model_id, &model.id);
         match slot.begin(inner.patience()) {
-            Begin::Done(Ok(loaded)) => match &request.engine {
-                Some(engine) if *engine != loaded.engine => Err(Fault::new(
+            Begin::Done(result) => match ((*result)?, &request.engine) {
+                (loaded, Some(engine)) if *engine != loaded.engine => Err(Fault::new(
                     ErrorCode::InvalidRequest,
                     format!(
                         "Model '{}' is loaded with engine '{}'; unload it before it can be loaded with '{engine}'",
@@ -163,9 +163,8 @@ impl Supervisor {
                     ),
                 )
                 .param("engine")),
-                _ => Ok(loaded),
+                (loaded, _) => Ok(loaded),
             },
-            Begin::Done(Err(fault)) => Err(fault),
             Begin::Load => {
                 let guard = LoadGuard(&slot);
                 let result = load::load(inner, &slot, &model, request);
@@ -291,12 +290,9 @@ impl Supervisor {
         let drained = begun + limit.saturating_sub(LAST_RESORT.min(limit / 2));
         let mut loaded: Vec<(Arc<Slot>, Arc<Running>)> = Vec::new();
         for slot in slots {
-            match slot.begin_unload() {
-                Ok(Some(running)) => {
-                    running.process.link.send(ToWorker::Drain);
-                    loaded.push((slot, running));
-                }
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(running)) = slot.begin_unload() {
+                running.process.link.send(ToWorker::Drain);
+                loaded.push((slot, running));
             }
         }
         // Probes and loads under way have nothing to drain.
@@ -373,7 +369,7 @@ impl Inner {
         let once = config.start_timeout() + config.probe_timeout();
         let whole =
             once.saturating_mul(20).saturating_add(config.load_timeout()).saturating_add(LAST_RESORT * 10);
-        Instant::now() + whole.min(Duration::from_secs(24 * 3600))
+        Instant::now() + whole.min(Duration::from_hours(24))
     }
 
     fn notice_early_death(&self, slot: &Slot, running: &Running) {
@@ -401,13 +397,13 @@ fn drain(running: &Running, deadline: Instant) {
     let controls = running.controls.lock();
     loop {
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Control::Message(FromWorker::Drained) | Control::Died(_)) => return,
+            Ok(Control::Message(FromWorker::Drained) | Control::Died(_))
+            | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Ok(Control::Message(_)) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 log::warn!("'{}': requests were still under way at the deadline", running.loaded.model_id);
                 return;
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
     }
 }

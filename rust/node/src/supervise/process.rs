@@ -539,7 +539,7 @@ impl Meeting {
 fn random_text() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(u128::from_ne_bytes(bytes).to_string())
 }
 
 fn did_not_start(timeout: Duration) -> Fault {

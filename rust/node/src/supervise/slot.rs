@@ -23,9 +23,9 @@ use crate::devices::Room;
 /// After the first crash; doubled by each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// Never longer than this.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 /// A worker that lived so long was well; the count of crashes begins anew.
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 
 /// What a load came to, as clients see it.
 #[derive(Clone, Debug, Serialize)]
@@ -100,7 +100,11 @@ pub(super) enum Begin {
     /// The caller loads, and calls `end_load`.
     Load,
     /// It is there already, or a load under way has ended.
-    Done(Result<Loaded, Fault>),
+    Done(Box<Result<Loaded, Fault>>),
+}
+
+fn done(result: Result<Loaded, Fault>) -> Begin {
+    Begin::Done(Box::new(result))
 }
 
 impl fmt::Debug for Slot {
@@ -130,11 +134,11 @@ impl Slot {
                     inner.outcome = None;
                     return Begin::Load;
                 }
-                State::Ready(running) => return Begin::Done(Ok(running.loaded.clone())),
+                State::Ready(running) => return done(Ok(running.loaded.clone())),
                 State::Backoff { until, fault } => {
                     let now = Instant::now();
                     if now < *until {
-                        return Begin::Done(Err(retry_after(fault.clone(), *until - now)));
+                        return done(Err(retry_after(fault.clone(), *until - now)));
                     }
                     inner.state = State::Idle;
                 }
@@ -142,18 +146,18 @@ impl Slot {
                     let attempt = inner.attempt;
                     while inner.attempt == attempt && inner.outcome.is_none() {
                         if self.changed.wait_until(&mut inner, limit).timed_out() {
-                            return Begin::Done(Err(self.too_long()));
+                            return done(Err(self.too_long()));
                         }
                     }
                     if inner.attempt == attempt
                         && let Some(outcome) = &inner.outcome
                     {
-                        return Begin::Done(outcome.clone());
+                        return done(outcome.clone());
                     }
                 }
                 State::Draining(_) => {
                     if self.changed.wait_until(&mut inner, limit).timed_out() {
-                        return Begin::Done(Err(self.too_long()));
+                        return done(Err(self.too_long()));
                     }
                 }
             }
@@ -439,11 +443,12 @@ mod tests {
         assert!(matches!(slot.begin(limit), Begin::Load));
         let _ = slot.end_load(Err((Fault::new(ErrorCode::EngineCrashed, "bang"), true)));
         match slot.begin(limit) {
-            Begin::Done(Err(fault)) => {
+            Begin::Done(result) => {
+                let fault = result.unwrap_err();
                 assert_eq!(fault.code, ErrorCode::EngineCrashed);
                 assert_eq!(fault.details.as_deref(), Some(r#"{"retry_after":1}"#));
             }
-            _ => panic!("no back-off"),
+            Begin::Load => panic!("no back-off"),
         }
         slot.begin_unload().unwrap();
         assert!(matches!(slot.begin(limit), Begin::Load), "an unload forgets the crash");
