@@ -1,0 +1,394 @@
+//! `engine.batch/1`: one forward pass over what the host scheduled.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llm_node_sdk::{
+    Batch, Batching, ContextInfo, ContextParams, Failure, Masks, MemoryUse, Row, Rows, Slice, abi,
+};
+
+use crate::cells::Cells;
+use crate::llama::{self, Context, Decoded, Entry};
+use crate::memory::{described, only_weights, unsupported};
+use crate::model::LlamaModel;
+use crate::options::ContextOptions;
+use crate::plan::{Plan, plan};
+use crate::{LlamaEngine, internal};
+
+/// A context and what the host may ask of it.
+pub(crate) struct LlamaContext {
+    context: Context,
+    cells: Cells,
+    plan: Plan,
+    max_batch_tokens: u32,
+    n_vocab: usize,
+    max_rollback: u32,
+    /// Width of the attention window where old positions slide out of the cache; 0: they stay.
+    window: u32,
+    recurrent: bool,
+    cancel: Arc<AtomicBool>,
+    /// Slices of the step under way by ascending sequence; kept to spare allocations.
+    order: Vec<usize>,
+    /// Rows of the last step, in the order of its slices: where each lies in llama.cpp's buffer.
+    rows: Vec<usize>,
+    /// llama.cpp's buffer has been put in order.
+    settled: bool,
+    /// An assertion failed: llama.cpp's state is not to be trusted any more.
+    broken: Option<String>,
+    _booked: Booked,
+}
+
+/// What something living takes, in its model's books until it is dropped.
+pub(crate) struct Booked {
+    books: Arc<Mutex<Vec<(u64, Vec<MemoryUse>)>>>,
+    number: u64,
+}
+
+impl Booked {
+    pub(crate) fn open(model: &LlamaModel, uses: Vec<MemoryUse>) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let books = Arc::clone(&model.contexts);
+        books.lock().unwrap_or_else(PoisonError::into_inner).push((number, uses));
+        Self { books, number }
+    }
+}
+
+impl Drop for Booked {
+    fn drop(&mut self) {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        books.retain(|(number, _)| *number != self.number);
+    }
+}
+
+fn cache_full(needed: u64, free: u64) -> Failure {
+    Failure::new(
+        abi::ERR_CACHE_FULL,
+        format!("the step needs {needed} tokens, and the cache has {free} free"),
+    )
+}
+
+impl LlamaContext {
+    /// Everything that llama.cpp would assert or half do, found before anything is touched.
+    fn check(&mut self, batch: &Batch<'_>) -> Result<u64, Failure> {
+        if let Some(why) = &self.broken {
+            return Err(Failure::internal(format!("this context failed before: {why}")));
+        }
+        let (mut tokens, mut rows) = (0_u64, 0_u64);
+        for (index, slice) in batch.iter().enumerate() {
+            let wrong = |text: String| Failure::invalid(format!("slice {index}: {text}"));
+            let end = self.cells.len(slice.sequence);
+            if slice.position != end {
+                return Err(wrong(format!(
+                    "position {} is not where the sequence ends, {end}",
+                    slice.position
+                )));
+            }
+            let length = u64::from(slice.position) + slice.tokens.len() as u64;
+            if length > u64::from(self.plan.context_length) {
+                return Err(wrong(format!(
+                    "the sequence would be {length} tokens long, and the context is {}",
+                    self.plan.context_length
+                )));
+            }
+            if let Some(token) = slice
+                .tokens
+                .iter()
+                .find(|token| usize::try_from(**token).map_or(true, |id| id >= self.n_vocab))
+            {
+                return Err(wrong(format!("token {token} is not in the vocabulary of {}", self.n_vocab)));
+            }
+            tokens += slice.tokens.len() as u64;
+            rows += u64::from(slice.rows);
+        }
+        if tokens > u64::from(self.max_batch_tokens) {
+            return Err(Failure::invalid(format!(
+                "{tokens} tokens in one step, and at most {} fit",
+                self.max_batch_tokens
+            )));
+        }
+        if rows > u64::from(self.plan.max_rows) {
+            return Err(Failure::invalid(format!(
+                "{rows} rows in one step, and at most {} fit",
+                self.plan.max_rows
+            )));
+        }
+        Ok(tokens)
+    }
+
+    /// Takes over what llama.cpp holds after a step that failed on its way.
+    fn resynchronise(&mut self, batch: &Batch<'_>) {
+        for slice in batch.iter() {
+            let end = self.context.positions(slice.sequence).map_or(0, |(_, last)| last + 1);
+            self.cells.resize(slice.sequence, end);
+        }
+    }
+
+    /// A failure after which this context refuses to go on.
+    fn fault(&mut self, fault: llama::Fault) -> Failure {
+        if fault.kind == llama::FaultKind::Assertion {
+            self.broken = Some(fault.message.clone());
+        }
+        internal(fault)
+    }
+
+    /// May the sequence be cut to `end` without what follows missing positions that slid away?
+    fn window_holds(&self, sequence: u32, end: u32) -> bool {
+        self.window == 0
+            || self
+                .context
+                .positions(sequence)
+                .is_some_and(|(first, _)| first <= end.saturating_sub(self.window))
+    }
+}
+
+impl Batching for LlamaEngine {
+    type Context = LlamaContext;
+    const CANCELS: bool = true;
+
+    fn create(
+        &self,
+        model: &Arc<LlamaModel>,
+        params: &ContextParams,
+    ) -> Result<(LlamaContext, ContextInfo), Failure> {
+        if !model.generates() {
+            return Err(Failure::unsupported("the model does not generate text token by token"));
+        }
+        let options = ContextOptions::parse(&self.options, &params.options)?;
+        let plan = plan(model.facts(), params, &options, self.threads)?;
+        let context = Context::create(&model.raw, &plan.settings)
+            .map_err(|fault| create_failure(model, &plan, fault))?;
+        if !context.has_memory() {
+            return Err(Failure::unsupported("the model has no memory of a sequence"));
+        }
+
+        let mut uses = described(&context, &plan)?;
+        let _ = model.weights.set(only_weights(&context.memory().map_err(internal)?));
+        let facts = model.facts();
+        let cells = u64::from(context.n_ctx().max(1));
+        for memory in &mut uses {
+            memory.weights = 0;
+            if facts.recurrent {
+                memory.cache_per_sequence = memory.cache / u64::from(plan.settings.n_seq_max);
+            } else {
+                memory.cache_per_token = memory.cache / cells;
+            }
+        }
+        let asynchronous = uses.iter().any(|memory| memory.device.is_some());
+
+        let window = if plan.settings.swa_full { 0 } else { facts.attention_window };
+        let max_rollback = if facts.recurrent {
+            context.n_rs_seq()
+        } else if window > 0 {
+            0
+        } else {
+            u32::MAX
+        };
+        let info = ContextInfo {
+            shares_prefixes: plan.settings.kv_unified,
+            asynchronous,
+            max_sequences: plan.settings.n_seq_max,
+            context_length: plan.context_length.min(context.n_ctx_seq()),
+            max_batch_tokens: context.n_batch(),
+            max_rows: plan.max_rows.min(context.n_batch()),
+            max_in_flight: 1,
+            max_rollback,
+            cache_page: 1,
+            cache_tokens: u64::from(context.n_ctx()),
+            ..ContextInfo::default()
+        };
+        let made = LlamaContext {
+            cells: Cells::new(plan.settings.n_seq_max, context.n_ctx(), plan.settings.kv_unified),
+            max_batch_tokens: info.max_batch_tokens,
+            n_vocab: model.raw.n_vocab(),
+            max_rollback,
+            window,
+            recurrent: facts.recurrent,
+            cancel: context.abort_flag(),
+            order: Vec::new(),
+            rows: Vec::new(),
+            settled: true,
+            broken: None,
+            _booked: Booked::open(model, uses),
+            plan: Plan { context_length: info.context_length, max_rows: info.max_rows, ..plan },
+            context,
+        };
+        Ok((made, info))
+    }
+
+    fn canceller(context: &LlamaContext) -> Box<dyn Fn() + Send + Sync> {
+        let cancel = Arc::clone(&context.cancel);
+        Box::new(move || cancel.store(true, Ordering::Relaxed))
+    }
+
+    fn step(context: &mut LlamaContext, batch: &Batch<'_>, _ticket: u64) -> Result<(), Failure> {
+        let tokens = context.check(batch)?;
+
+        // Holes and reverse order cost llama.cpp a pass each, so the order is its own, not the host's.
+        context.order.clear();
+        context.order.extend(0..batch.len());
+        let sequence = |index: &usize| batch.get(*index).map_or(u32::MAX, |slice| slice.sequence);
+        context.order.sort_by_key(sequence);
+        if context.order.windows(2).any(|pair| sequence(&pair[0]) == sequence(&pair[1])) {
+            return Err(Failure::invalid("a sequence takes part twice"));
+        }
+        let growth = batch.iter().map(|slice| (slice.sequence, slice.tokens.len() as u32));
+        if !context.cells.fits(growth) {
+            return Err(cache_full(tokens, context.cells.free()));
+        }
+        if !context.settled {
+            // A step that finds no room leaves the rows before it alone, but not their order.
+            context.context.logits().map_err(internal)?;
+            context.settled = true;
+        }
+
+        context.cancel.store(false, Ordering::Relaxed);
+        let slices: Vec<Slice<'_>> = context.order.iter().filter_map(|&index| batch.get(index)).collect();
+        let decoded = context.context.decode(slices.iter().map(|slice| Entry {
+            sequence: slice.sequence,
+            position: slice.position,
+            tokens: slice.tokens,
+            rows: slice.rows,
+        }));
+        let failure = match decoded {
+            Ok(Decoded::Done) => {
+                for slice in &slices {
+                    context.cells.resize(slice.sequence, slice.position + slice.tokens.len() as u32);
+                }
+                locate(&mut context.rows, &context.order, batch);
+                context.settled = context.rows.is_empty();
+                return Ok(());
+            }
+            Ok(Decoded::NoSlot) => return Err(cache_full(tokens, context.cells.free())),
+            Ok(Decoded::Invalid) => return Err(Failure::invalid("llama.cpp finds the batch inconsistent")),
+            Ok(Decoded::Aborted) => Failure::new(abi::ERR_CANCELLED, "the step was cancelled"),
+            Ok(Decoded::Failed(code)) => Failure::internal(format!("llama_decode failed with {code}")),
+            Err(fault) => context.fault(fault),
+        };
+        context.rows.clear();
+        context.settled = true;
+        if context.broken.is_none() {
+            context.resynchronise(batch);
+        }
+        Err(failure)
+    }
+
+    fn collect<'a>(
+        context: &'a mut LlamaContext,
+        _ticket: u64,
+        _late_masks: Option<Masks<'_>>,
+        rows: &mut Rows<'a>,
+    ) -> Result<(), Failure> {
+        if context.rows.is_empty() {
+            return Ok(());
+        }
+        context.settled = true;
+        let n_vocab = context.n_vocab;
+        let logits = context.context.logits().map_err(internal)?;
+        for &row in &context.rows {
+            let row = logits
+                .get(row * n_vocab..(row + 1) * n_vocab)
+                .ok_or_else(|| Failure::internal("llama.cpp gave fewer rows than it was asked for"))?;
+            rows.push(Row::logits(row))?;
+        }
+        Ok(())
+    }
+
+    fn copy(context: &mut LlamaContext, from: u32, to: u32, end: u32) -> Result<(), Failure> {
+        let length = context.cells.len(from);
+        if context.cells.len(to) > 0 {
+            return Err(Failure::invalid(format!("sequence {to} is not empty")));
+        }
+        if end > length {
+            return Err(Failure::invalid(format!("sequence {from} has {length} tokens, not {end}")));
+        }
+        if end == 0 {
+            return Ok(());
+        }
+        if end < length && (context.recurrent || !context.window_holds(from, end)) {
+            return Err(Failure::unsupported("only the whole of this sequence can be copied"));
+        }
+        let unified = context.plan.settings.kv_unified;
+        let part = (unified && end < length).then_some(end);
+        let copied = context.context.copy(from, to, part);
+        copied.map_err(|fault| context.fault(fault))?;
+        // A split cache copies the whole of a sequence's part, so the rest is cut off.
+        if !unified && end < length {
+            let removed = context.context.remove(to, end);
+            if !removed.map_err(|fault| context.fault(fault))? {
+                let _ = context.context.remove(to, 0);
+                return Err(Failure::unsupported("only the whole of this sequence can be copied"));
+            }
+        }
+        context.cells.copy(from, to, end);
+        Ok(())
+    }
+
+    fn remove(context: &mut LlamaContext, sequence: u32, begin: u32) -> Result<(), Failure> {
+        let length = context.cells.len(sequence);
+        if begin >= length {
+            return Ok(());
+        }
+        if begin > 0 {
+            if context.recurrent && length - begin > context.max_rollback {
+                return Err(Failure::unsupported(format!(
+                    "the state can be taken back by {} tokens, not {}",
+                    context.max_rollback,
+                    length - begin
+                )));
+            }
+            if !context.window_holds(sequence, begin) {
+                return Err(Failure::unsupported("positions before that slid out of the attention window"));
+            }
+        }
+        let removed = context.context.remove(sequence, begin);
+        if !removed.map_err(|fault| context.fault(fault))? {
+            return Err(Failure::unsupported("the model's state cannot be taken back to that position"));
+        }
+        context.cells.resize(sequence, begin);
+        Ok(())
+    }
+
+    fn range(context: &LlamaContext, sequence: u32) -> Result<(u32, u32), Failure> {
+        let end = context.cells.len(sequence);
+        let begin = if context.window > 0 {
+            context.context.positions(sequence).map_or(0, |(first, _)| first.min(end))
+        } else {
+            0
+        };
+        Ok((begin, end))
+    }
+
+    fn cache_free(context: &LlamaContext) -> u64 {
+        context.cells.free()
+    }
+}
+
+/// Where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them in
+/// the order of its slices.
+fn locate(rows: &mut Vec<usize>, order: &[usize], batch: &Batch<'_>) {
+    let mut begins = vec![0_usize; order.len()];
+    let mut next = 0;
+    for &index in order {
+        begins[index] = next;
+        next += batch.get(index).map_or(0, |slice| slice.rows as usize);
+    }
+    rows.clear();
+    for (slice, begin) in batch.iter().zip(begins) {
+        rows.extend(begin..begin + slice.rows as usize);
+    }
+}
+
+/// Why a context could not be made. Where it can be made without memory being allocated, memory is
+/// what was missing.
+fn create_failure(model: &LlamaModel, plan: &Plan, fault: llama::Fault) -> Failure {
+    if fault.kind != llama::FaultKind::Refused {
+        return internal(fault);
+    }
+    let dry = model.source.load_dry().and_then(|dry| Context::create(&Arc::new(dry), &plan.settings));
+    match dry {
+        Err(_) => unsupported(fault),
+        Ok(_) if model.source.gpu_layers != 0 => Failure::new(abi::ERR_OOM_VRAM, fault.message),
+        Ok(_) => Failure::new(abi::ERR_OOM_RAM, fault.message),
+    }
+}

@@ -1,0 +1,357 @@
+//! `engine.models/1` and `engine.tokenizer/1`: loading a GGUF file, and what is in it.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use llm_node_sdk::{
+    Failure, MemoryUse, ModelInfo, ModelParams, Models, Pooling, Tokenizer, Vocabulary, abi, attribute,
+};
+
+use crate::embedding::EmbeddingContext;
+use crate::llama::{self, DeviceKind, FaultKind, Header, LoadMode, ModelSettings};
+use crate::plan::Facts;
+use crate::{ARCHITECTURES, LlamaEngine, internal, options};
+
+/// Where a model came from and where it went: enough to load it again without memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) gpu_layers: i32,
+    pub(crate) devices: Option<Vec<u32>>,
+    pub(crate) load_mode: LoadMode,
+}
+
+impl Source {
+    /// The model without its weights: for estimates, and to find out why something failed.
+    pub(crate) fn load_dry(&self) -> Result<llama::Model, llama::Fault> {
+        self.load(true, &mut |_| true)
+    }
+
+    fn load(
+        &self,
+        no_alloc: bool,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<llama::Model, llama::Fault> {
+        llama::Model::load(
+            &ModelSettings {
+                path: &self.path,
+                gpu_layers: self.gpu_layers,
+                devices: self.devices.as_deref(),
+                load_mode: self.load_mode,
+                no_alloc,
+            },
+            progress,
+        )
+    }
+}
+
+/// A loaded model.
+pub(crate) struct LlamaModel {
+    pub(crate) raw: Arc<llama::Model>,
+    pub(crate) source: Source,
+    architecture: String,
+    metadata: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What the file says of embeddings.
+    pub(crate) pooling: Option<Pooling>,
+    /// Weights by device, once known.
+    pub(crate) weights: OnceLock<Vec<MemoryUse>>,
+    /// What living contexts take, by their number.
+    pub(crate) contexts: Arc<Mutex<Vec<(u64, Vec<MemoryUse>)>>>,
+    /// Made with the first embedding.
+    pub(crate) embedding: Mutex<Option<EmbeddingContext>>,
+}
+
+impl LlamaModel {
+    /// What plans depend on.
+    pub(crate) fn facts(&self) -> Facts {
+        facts(&self.raw)
+    }
+
+    /// Does it generate token by token?
+    pub(crate) fn generates(&self) -> bool {
+        self.raw.has_decoder()
+            && !self.raw.has_encoder()
+            && !self.raw.is_diffusion()
+            && self.pooling != Some(Pooling::Rank)
+    }
+
+    /// Width of an embedding, or of a rank result where the model ranks.
+    pub(crate) fn embedding_width(&self) -> u32 {
+        if self.pooling == Some(Pooling::Rank) { self.raw.n_classes() } else { self.raw.n_embedding() }
+    }
+
+    fn metadata_text(&self, key: &str) -> Option<String> {
+        let (_, value) = self.metadata.iter().find(|(name, _)| name == key.as_bytes())?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+}
+
+/// What plans depend on.
+pub(crate) fn facts(model: &llama::Model) -> Facts {
+    Facts {
+        n_context_train: model.n_context_train(),
+        attention_window: model.attention_window(),
+        recurrent: model.is_recurrent(),
+    }
+}
+
+impl LlamaEngine {
+    /// Checks the file and decides where the model goes.
+    pub(crate) fn source(&self, params: &ModelParams) -> Result<Source, Failure> {
+        let path = file(&params.path)?;
+        let load_mode = options::load_mode(&self.options, &params.options)?;
+        let gpu_layers = if self.cpu_only { 0 } else { params.gpu_layers };
+        let devices = if self.cpu_only { None } else { params.devices.clone() };
+        if gpu_layers != 0
+            && !llama::devices()
+                .iter()
+                .any(|device| matches!(device.kind, DeviceKind::Gpu | DeviceKind::Integrated))
+        {
+            return Err(Failure::new(
+                abi::ERR_LOAD_FAILED,
+                "layers are to go to a GPU, and llama.cpp finds none: is its driver installed?",
+            ));
+        }
+        inspect(&path)?;
+        Ok(Source { path, gpu_layers, devices, load_mode })
+    }
+}
+
+/// The file that a path means: itself, or the one model in a directory.
+fn file(path: &Path) -> Result<PathBuf, Failure> {
+    let failed = |error: std::io::Error| {
+        let code = if error.kind() == std::io::ErrorKind::NotFound {
+            abi::ERR_NOT_FOUND
+        } else {
+            abi::ERR_LOAD_FAILED
+        };
+        Failure::new(code, format!("{}: {error}", path.display()))
+    };
+    if !std::fs::metadata(path).map_err(failed)?.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let found = entry.map_err(failed)?.path();
+        if found.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            files.push(found);
+        }
+    }
+    files.sort();
+    // A model in several files is named by its first; llama.cpp finds the others.
+    let later = |path: &Path| {
+        path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| {
+            stem.rsplit_once("-of-").and_then(|(front, _)| front.rsplit_once('-')).is_some_and(
+                |(_, number)| number.len() == 5 && number != "00001" && number.parse::<u32>().is_ok(),
+            )
+        })
+    };
+    files.retain(|path| !later(path));
+    match files.len() {
+        1 => Ok(files.swap_remove(0)),
+        0 => Err(Failure::not_found(format!("{}: there is no GGUF file in it", path.display()))),
+        count => {
+            Err(Failure::invalid(format!("{}: there are {count} models in it, name one", path.display())))
+        }
+    }
+}
+
+/// Reads the header, so that a damaged file and a strange architecture have codes of their own.
+fn inspect(path: &Path) -> Result<(), Failure> {
+    let corrupt =
+        |message: &str| Failure::new(abi::ERR_MODEL_CORRUPT, format!("{}: {message}", path.display()));
+    let header = Header::open(path).map_err(|fault| match fault.kind {
+        FaultKind::NoMemory => internal(fault),
+        FaultKind::Assertion | FaultKind::Refused => corrupt(&fault.message),
+    })?;
+    let architecture = header
+        .text("general.architecture")
+        .ok_or_else(|| corrupt("the header does not say which architecture it is"))?;
+    if !ARCHITECTURES.contains(&architecture.as_str()) {
+        return Err(Failure::unsupported(format!(
+            "{}: llama.cpp does not know the architecture {architecture}",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+impl Models for LlamaEngine {
+    type Model = LlamaModel;
+
+    fn load(
+        &self,
+        params: &ModelParams,
+        progress: &mut dyn FnMut(f32) -> bool,
+    ) -> Result<LlamaModel, Failure> {
+        let source = self.source(params)?;
+        let mut cancelled = false;
+        let loaded = source.load(false, &mut |fraction| {
+            cancelled = !progress(fraction);
+            !cancelled
+        });
+        let raw = match loaded {
+            Ok(raw) => raw,
+            Err(_) if cancelled => {
+                return Err(Failure::new(abi::ERR_CANCELLED, "loading was cancelled"));
+            }
+            Err(fault) => return Err(load_failure(&source, fault)),
+        };
+        let metadata = raw.metadata();
+        let mut model = LlamaModel {
+            raw: Arc::new(raw),
+            source,
+            architecture: String::new(),
+            metadata,
+            pooling: None,
+            weights: OnceLock::new(),
+            contexts: Arc::default(),
+            embedding: Mutex::default(),
+        };
+        model.architecture = model.metadata_text("general.architecture").unwrap_or_default();
+        let pooling = model.metadata_text(&format!("{}.pooling_type", model.architecture));
+        model.pooling = match pooling.as_deref() {
+            Some("1") => Some(Pooling::Mean),
+            Some("2") => Some(Pooling::Cls),
+            Some("3") => Some(Pooling::Last),
+            Some("4") => Some(Pooling::Rank),
+            _ => None,
+        };
+        Ok(model)
+    }
+
+    fn info(model: &LlamaModel) -> ModelInfo {
+        let text = |text: String| CString::new(text.replace('\0', "")).unwrap_or_default();
+        ModelInfo {
+            generates: model.generates(),
+            embeds: model.pooling.is_some_and(|pooling| pooling != Pooling::Rank),
+            ranks: model.pooling == Some(Pooling::Rank),
+            recurrent: model.raw.is_recurrent(),
+            architecture: text(model.architecture.clone()),
+            format: c"gguf".to_owned(),
+            quantization: model.raw.file_type().map(|name| text(quantization(&name))),
+            n_parameters: model.raw.n_parameters(),
+            size_bytes: model.raw.size_bytes(),
+            n_vocab: model.raw.n_vocab() as u32,
+            n_context: model.raw.n_context_train(),
+            n_embedding: model.embedding_width(),
+        }
+    }
+
+    fn metadata(model: &LlamaModel) -> Vec<(Vec<u8>, Vec<u8>)> {
+        model.metadata.clone()
+    }
+}
+
+/// Why loading failed. Where the same file loads without memory being allocated, its contents are in
+/// order and memory is what was missing.
+fn load_failure(source: &Source, fault: llama::Fault) -> Failure {
+    let message = format!("{}: {}", source.path.display(), fault.message);
+    let code = match fault.kind {
+        FaultKind::NoMemory => abi::ERR_OOM_RAM,
+        FaultKind::Assertion => abi::ERR_MODEL_CORRUPT,
+        FaultKind::Refused if source.load_dry().is_err() => abi::ERR_MODEL_CORRUPT,
+        FaultKind::Refused if source.gpu_layers != 0 => abi::ERR_OOM_VRAM,
+        FaultKind::Refused => abi::ERR_OOM_RAM,
+    };
+    Failure::new(code, message)
+}
+
+/// llama.cpp's "Q4_K - Medium" as file names have it: "Q4_K_M".
+fn quantization(name: &str) -> String {
+    let name = name.strip_prefix("(guessed) ").unwrap_or(name);
+    let (kind, rest) = name.split_once(" - ").unwrap_or((name, ""));
+    match (kind, rest) {
+        ("all F32", _) => "F32".to_owned(),
+        (_, "Small") => format!("{kind}_S"),
+        (_, "Medium") => format!("{kind}_M"),
+        (_, "Large") => format!("{kind}_L"),
+        ("IQ3_S mix", _) => "IQ3_M".to_owned(),
+        ("MXFP4 MoE", _) => "MXFP4_MOE".to_owned(),
+        _ => kind.to_owned(),
+    }
+}
+
+impl Tokenizer for LlamaEngine {
+    fn vocabulary(model: &LlamaModel) -> Result<Vocabulary, Failure> {
+        let mut vocabulary = Vocabulary::default();
+        let mut piece = Vec::new();
+        for token in 0..model.raw.n_vocab() as i32 {
+            model.raw.piece(token, &mut piece).map_err(internal)?;
+            let flags = model.raw.flags(token);
+            let bits = [
+                (flags.control, attribute::CONTROL),
+                (flags.end_of_generation, attribute::END_OF_GENERATION),
+                (flags.byte, attribute::BYTE),
+                (flags.unused, attribute::UNUSED),
+            ];
+            vocabulary.push(&piece, bits.iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum());
+        }
+        let specials = model.raw.specials();
+        let some = |token: i32| (token >= 0).then_some(token);
+        vocabulary.bos = some(specials.bos);
+        vocabulary.eos = some(specials.eos);
+        vocabulary.eot = some(specials.eot);
+        vocabulary.pad = some(specials.pad);
+        vocabulary.sep = some(specials.sep);
+        vocabulary.mask = some(specials.mask);
+        vocabulary.adds_bos = specials.adds_bos;
+        vocabulary.adds_eos = specials.adds_eos;
+        Ok(vocabulary)
+    }
+
+    fn tokenize(
+        model: &LlamaModel,
+        text: &[u8],
+        add_special: bool,
+        parse_special: bool,
+    ) -> Result<Vec<i32>, Failure> {
+        model.raw.tokenize(text, add_special, parse_special).map_err(|fault| match fault.kind {
+            FaultKind::Refused => Failure::invalid(fault.message),
+            FaultKind::Assertion | FaultKind::NoMemory => internal(fault),
+        })
+    }
+
+    fn chat_template(model: &LlamaModel, name: Option<&str>) -> Option<String> {
+        let key = match name {
+            None => "tokenizer.chat_template".to_owned(),
+            Some(name) => format!("tokenizer.chat_template.{name}"),
+        };
+        model.metadata_text(&key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantizations_are_named_as_files_are() {
+        for (from, to) in [
+            ("Q4_K - Medium", "Q4_K_M"),
+            ("Q3_K - Large", "Q3_K_L"),
+            ("all F32", "F32"),
+            ("BF16", "BF16"),
+            ("(guessed) Q8_0", "Q8_0"),
+            ("IQ2_XXS - 2.0625 bpw", "IQ2_XXS"),
+            ("IQ3_S mix - 3.66 bpw", "IQ3_M"),
+        ] {
+            assert_eq!(quantization(from), to);
+        }
+    }
+
+    #[test]
+    fn a_directory_means_the_one_model_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let touch = |name: &str| std::fs::write(directory.path().join(name), b"").unwrap();
+        assert_eq!(file(directory.path()).unwrap_err().code, abi::ERR_NOT_FOUND);
+        touch("big-00001-of-00002.gguf");
+        touch("big-00002-of-00002.gguf");
+        assert!(file(directory.path()).unwrap().ends_with("big-00001-of-00002.gguf"));
+        touch("other.gguf");
+        assert_eq!(file(directory.path()).unwrap_err().code, abi::ERR_INVALID_ARGUMENT);
+        let missing = directory.path().join("nothing.gguf");
+        assert_eq!(file(&missing).unwrap_err().code, abi::ERR_NOT_FOUND);
+    }
+}

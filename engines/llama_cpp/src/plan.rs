@@ -1,0 +1,161 @@
+//! From the host's parameters to llama.cpp's: how large a context becomes, and how its sequences share
+//! the cache. Pure.
+
+use llm_node_sdk::{ContextParams, Failure};
+
+use crate::llama::ContextSettings;
+use crate::options::{CacheMode, ContextOptions};
+
+/// llama.cpp's own limit (LLAMA_MAX_SEQ).
+const MOST_SEQUENCES: u32 = 256;
+/// llama.cpp rounds caches up to this many cells.
+const CELLS: u32 = 256;
+/// Tokens per step where the host leaves it open.
+const BATCH: u32 = 2048;
+/// Tokens per physical pass: llama.cpp's own default.
+const PASS: u32 = 512;
+/// Up to here a unified cache costs less than it gives: one fused pass, shared prefixes.
+const FEW_SEQUENCES: u32 = 4;
+
+/// What of a model a plan depends on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub(crate) n_context_train: u32,
+    pub(crate) attention_window: u32,
+    pub(crate) recurrent: bool,
+}
+
+/// A context to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) settings: ContextSettings,
+    pub(crate) context_length: u32,
+    pub(crate) max_rows: u32,
+}
+
+fn padded(cells: u64) -> u64 {
+    cells.div_ceil(u64::from(CELLS)) * u64::from(CELLS)
+}
+
+/// Decides. Unless the options say otherwise, the cache is split when there are more than four
+/// sequences *and* the host pays for the full length of each: then masks stay small and every sequence
+/// can grow to its end. In any other case it is unified: a pool that is smaller than the sum of its
+/// sequences can only be shared.
+pub(crate) fn plan(
+    facts: Facts,
+    params: &ContextParams,
+    options: &ContextOptions,
+    threads: u32,
+) -> Result<Plan, Failure> {
+    let sequences = params.max_sequences.max(1);
+    if sequences > MOST_SEQUENCES {
+        return Err(Failure::invalid(format!(
+            "max_sequences is {sequences}; llama.cpp takes at most {MOST_SEQUENCES}"
+        )));
+    }
+    let length = if params.context_length == 0 { facts.n_context_train } else { params.context_length };
+    if length == 0 {
+        return Err(Failure::invalid("context_length is 0, and the model does not say how long its own is"));
+    }
+    let full = u64::from(sequences) * u64::from(length);
+    let wanted = if params.cache_tokens == 0 { full } else { params.cache_tokens };
+    let unified = match options.cache_mode {
+        CacheMode::Unified => true,
+        CacheMode::Split => false,
+        CacheMode::Auto => sequences <= FEW_SEQUENCES || wanted < full,
+    };
+    let (cells, per_sequence) = if unified {
+        let cells = padded(wanted);
+        (cells, cells)
+    } else {
+        let per_sequence = padded((wanted / u64::from(sequences)).max(1));
+        (per_sequence * u64::from(sequences), per_sequence)
+    };
+    let n_ctx = u32::try_from(cells).ok().filter(|cells| *cells <= i32::MAX as u32).ok_or_else(|| {
+        Failure::invalid(format!("a cache of {cells} tokens is more than llama.cpp can count"))
+    })?;
+
+    // A step must be able to hold one token of each sequence.
+    let asked = if params.max_batch_tokens == 0 { BATCH } else { params.max_batch_tokens };
+    let n_batch = asked.max(sequences).min(n_ctx);
+    let n_ubatch = options.n_ubatch.unwrap_or(PASS).max(sequences).min(n_batch);
+    let max_rows = (if params.max_rows == 0 { sequences } else { params.max_rows }).min(n_batch);
+
+    Ok(Plan {
+        context_length: length.min(u32::try_from(per_sequence).unwrap_or(u32::MAX)),
+        max_rows,
+        settings: ContextSettings {
+            n_ctx,
+            n_batch,
+            n_ubatch,
+            n_seq_max: sequences,
+            // llama.cpp asserts that there is room for a row of each sequence.
+            n_outputs_max: max_rows.max(sequences),
+            n_rs_seq: if facts.recurrent { params.rollback } else { 0 },
+            n_threads: options.threads.unwrap_or(threads),
+            kv_unified: unified,
+            // Positions that slid out of the window cannot be taken back unless they are kept.
+            swa_full: options.swa_full || (facts.attention_window > 0 && params.rollback > 0),
+            cache_type_k: options.cache_type_k,
+            cache_type_v: options.cache_type_v,
+            flash_attention: options.flash_attention,
+            pooling: None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts = Facts { n_context_train: 4096, attention_window: 0, recurrent: false };
+
+    fn made(params: &ContextParams, options: ContextOptions) -> Plan {
+        plan(FACTS, params, &options, 2).unwrap()
+    }
+
+    #[test]
+    fn a_pool_that_is_too_small_for_all_is_shared() {
+        let params = ContextParams {
+            max_sequences: 16,
+            context_length: 1024,
+            cache_tokens: 4096,
+            ..ContextParams::default()
+        };
+        let plan = made(&params, ContextOptions::default());
+        assert!(plan.settings.kv_unified);
+        assert_eq!((plan.settings.n_ctx, plan.context_length), (4096, 1024));
+    }
+
+    #[test]
+    fn many_sequences_with_room_for_each_are_split() {
+        let params = ContextParams { max_sequences: 16, context_length: 1000, ..ContextParams::default() };
+        let plan = made(&params, ContextOptions::default());
+        assert!(!plan.settings.kv_unified);
+        assert_eq!((plan.settings.n_ctx, plan.context_length), (16 * 1024, 1000));
+        assert!(plan.settings.n_outputs_max >= 16 && plan.settings.n_batch >= 16);
+    }
+
+    #[test]
+    fn a_split_that_is_too_small_shortens_the_sequences() {
+        let params = ContextParams {
+            max_sequences: 4,
+            context_length: 4096,
+            cache_tokens: 2048,
+            ..ContextParams::default()
+        };
+        let options = ContextOptions { cache_mode: CacheMode::Split, ..ContextOptions::default() };
+        assert_eq!(made(&params, options).context_length, 512);
+    }
+
+    #[test]
+    fn what_llama_cpp_would_assert_is_refused_or_raised() {
+        let too_many = ContextParams { max_sequences: 257, ..ContextParams::default() };
+        assert!(plan(FACTS, &too_many, &ContextOptions::default(), 2).is_err());
+        let huge = ContextParams { cache_tokens: 1 << 40, ..ContextParams::default() };
+        assert!(plan(FACTS, &huge, &ContextOptions::default(), 2).is_err());
+        let small = ContextParams { max_sequences: 8, max_batch_tokens: 1, ..ContextParams::default() };
+        let plan = made(&small, ContextOptions { n_ubatch: Some(1), ..ContextOptions::default() });
+        assert_eq!((plan.settings.n_batch, plan.settings.n_ubatch), (8, 8));
+    }
+}

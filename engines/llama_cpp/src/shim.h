@@ -1,0 +1,75 @@
+// What the engine calls instead of llama.h wherever a C++ exception or a failed assertion could come
+// out: every function here catches both and reports them in a shim_fault. It also wraps the one thing
+// that only the C++ staging header llama-ext.h offers, the memory breakdown.
+#pragma once
+
+#include "ggml-backend.h"
+#include "gguf.h"
+#include "llama.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum shim_code {
+    SHIM_OK        = 0,
+    SHIM_ASSERTION = 1, // GGML_ASSERT or GGML_ABORT failed on the calling thread
+    SHIM_NO_MEMORY = 2, // std::bad_alloc
+    SHIM_EXCEPTION = 3, // any other exception
+};
+
+typedef struct shim_fault {
+    int32_t code; // shim_code
+    char    message[1020];
+} shim_fault;
+
+typedef struct shim_use {
+    ggml_backend_dev_t device; // NULL: plain memory of the host
+    uint64_t           model;
+    uint64_t           context;
+    uint64_t           compute;
+} shim_use;
+
+// Makes ggml_abort() throw while a function of this file runs on the same thread, and tell `report`
+// otherwise. The process still dies in the second case: ggml_abort() never returns.
+void shim_install(void (*report)(const char * message));
+
+void shim_load_backends(const char * directory, shim_fault * fault);
+
+struct gguf_context * shim_gguf_open(const char * path, shim_fault * fault);
+
+struct llama_model * shim_model_load(const char * path, const struct llama_model_params * params,
+                                     shim_fault * fault);
+void shim_model_free(struct llama_model * model, shim_fault * fault);
+
+struct llama_context * shim_context_create(struct llama_model * model,
+                                           const struct llama_context_params * params,
+                                           shim_fault * fault);
+void shim_context_free(struct llama_context * context, shim_fault * fault);
+
+int32_t shim_decode(struct llama_context * context, const struct llama_batch * batch, shim_fault * fault);
+float * shim_logits(struct llama_context * context, shim_fault * fault);
+float * shim_embedding(struct llama_context * context, llama_seq_id sequence, shim_fault * fault);
+
+int32_t shim_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len,
+                      llama_token * tokens, int32_t capacity, bool add_special, bool parse_special,
+                      shim_fault * fault);
+int32_t shim_piece(const struct llama_vocab * vocab, llama_token token, char * buffer, int32_t capacity,
+                   shim_fault * fault);
+
+bool shim_sequence_remove(struct llama_context * context, llama_seq_id sequence, llama_pos begin,
+                          shim_fault * fault);
+void shim_sequence_copy(struct llama_context * context, llama_seq_id from, llama_seq_id to, llama_pos end,
+                        shim_fault * fault);
+void shim_memory_clear(struct llama_context * context, shim_fault * fault);
+
+// Writes at most `capacity` uses and returns how many there are.
+size_t shim_memory(const struct llama_context * context, shim_use * uses, size_t capacity,
+                   shim_fault * fault);
+
+#ifdef __cplusplus
+}
+#endif
