@@ -250,12 +250,12 @@ mod tests {
         if !kernel::answers() {
             return;
         }
-        let nowhere = std::ptr::without_provenance::<u8>(0x10);
+        let nowhere = std::ptr::without_provenance::<u32>(0x10);
         // SAFETY: the kernel is asked.
         unsafe {
             assert_eq!(text(nowhere.cast(), 10), Err(Problem::Unreadable));
             assert_eq!(values(nowhere, 4), Err(Problem::Unreadable));
-            assert_eq!(values(nowhere.cast::<u32>(), usize::MAX), Err(Problem::Unreadable));
+            assert_eq!(values(nowhere, usize::MAX), Err(Problem::Unreadable));
         }
     }
 }

@@ -22,7 +22,7 @@ const JOURNAL: &str = "HOST_TEST_JOURNAL";
 const STORY: &str = "HOST_TEST_STORY";
 
 /// Nothing is expected to take this long; it only ends a test that hangs.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Not a test: what the children do.
 #[test]

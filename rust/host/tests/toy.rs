@@ -561,7 +561,7 @@ fn embeddings() {
     assert_eq!(together.len(), 3);
     for (input, vector) in inputs.iter().zip(&together) {
         assert_eq!(vector.len(), 8);
-        assert_eq!(model.embed(std::slice::from_ref(input), Pooling::Mean).unwrap(), [vector.clone()]);
+        assert_eq!(&model.embed(std::slice::from_ref(input), Pooling::Mean).unwrap()[0], vector);
     }
     assert_ne!(together[0], together[1]);
     assert!(model.embed(&[], Pooling::Model).unwrap().is_empty());

@@ -86,7 +86,7 @@ fn a_library_that_needs_what_is_not_there() {
     compile(&source, &library, &[]);
     match verdict(&library) {
         LoadErrorKind::LoadFailed { dlerror } => {
-            assert!(dlerror.contains("nowhere_to_be_found"), "{dlerror}")
+            assert!(dlerror.contains("nowhere_to_be_found"), "{dlerror}");
         }
         other => panic!("{other:?}"),
     }
