@@ -408,7 +408,8 @@ def _device(device: devices.Device) -> dict[str, Any]:
 
 def _model(row: dict[str, Any]) -> dict[str, Any]:
     """A model under the names that `load` and `unload` have for it."""
-    return {"model_id": row.pop("id"), **row, "requests": row.pop("streams", 0)}
+    named = {"model_id": row.pop("id"), "requests": row.pop("streams", 0)}
+    return {**named, **row}
 
 
 def _wants_load(fault: NodeError) -> bool:

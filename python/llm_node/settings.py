@@ -144,8 +144,8 @@ def _home() -> Path:
 
 
 def _engines() -> tuple[Path, ...]:
-    bundled = Path(__file__).parent / "engines"
-    return (_home() / "engines", *([bundled] if bundled.is_dir() else []))
+    own, bundled = _home() / "engines", Path(__file__).parent / "engines"
+    return tuple(path for path in (own, bundled) if path.is_dir()) or (own,)
 
 
 def _setting(

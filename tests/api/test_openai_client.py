@@ -173,10 +173,11 @@ def test_max_tokens_by_both_names(client: openai.OpenAI) -> None:
 
 
 def test_logit_bias_forbids_and_forces(client: openai.OpenAI, node: RunningNode) -> None:
+    def tokens(text: str) -> list[int]:
+        return list(node.post("/tokenize", {"model": MODEL, "text": text}).json()["tokens"])
+
     first = client.completions.create(**{**PLAIN, "max_tokens": 1}).choices[0].text
-    (token,) = node.post("/tokenize", {"model": MODEL, "text": first, "add_special": False}).json()["tokens"][
-        :1
-    ]
+    token = tokens(PLAIN["prompt"] + first)[len(tokens(PLAIN["prompt"]))]
     other = client.completions.create(**{**PLAIN, "max_tokens": 1}, logit_bias={str(token): -100})
     forced = client.completions.create(**PLAIN, logit_bias={str(token): 100})
     assert other.choices[0].text != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,12 @@ async def listing(request: web.Request) -> web.Response:
 async def one(request: web.Request) -> web.Response:
     """One model."""
     wanted = request.match_info["model"]
-    for model in await request.app[NODE].models():
-        if model["model_id"] == wanted:
-            return web.json_response(_shape(model))
-    raise NodeError("model_not_found", f"Model '{wanted}' not found", "model")
+    models = {str(model["model_id"]): model for model in await request.app[NODE].models()}
+    if wanted in models:
+        return web.json_response(_shape(models[wanted]))
+    near = " or ".join(f"'{name}'" for name in difflib.get_close_matches(wanted, models))
+    hint = f"; did you mean {near}?" if near else ""
+    raise NodeError("model_not_found", f"Model '{wanted}' not found{hint}", "model")
 
 
 def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
