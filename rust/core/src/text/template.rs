@@ -6,8 +6,9 @@
 use std::fmt::Write;
 
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig,
-    value::Kwargs,
+    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, from_args},
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 
 /// Instructions that a template may execute for one prompt. A conversation of a thousand messages
 /// takes some hundred thousand.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 3_000_000;
 const NAME: &str = "chat_template";
 
 /// A model's chat template.
@@ -36,7 +37,7 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_syntax(whitespace()?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
         environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(|error| {
@@ -88,6 +89,27 @@ fn whitespace() -> Result<SyntaxConfig, Fault> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|error| {
         Fault::new(ErrorCode::Internal, format!("The template engine is misconfigured: {error}"))
     })
+}
+
+/// The methods of Python's values: those of `pycompat`, and what it lacks.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    if let (Some(text), "rsplit", [_, ..]) = (value.as_str(), method, args) {
+        let (separator, most): (&str, Option<i64>) = from_args(args)?;
+        if separator.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidOperation, "rsplit: empty separator"));
+        }
+        let parts =
+            most.and_then(|it| usize::try_from(it).ok()).map_or(usize::MAX, |it| it.saturating_add(1));
+        let mut parts: Vec<_> = text.rsplitn(parts, separator).map(Value::from).collect();
+        parts.reverse();
+        return Ok(Value::from(parts));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// What a template says when a conversation is not to its liking ("roles must alternate"): a private
@@ -349,6 +371,13 @@ mod tests {
 {%- endfor -%}={{ ns.n }}{{ bos_token }}{{ eos_token }}{{ messages[0]['missing'] }}{{ messages[0].role is string }}";
         let messages = r#"[{"role":"user","content":" a|b "},{"role":"skip","content":"-"},{"role":"user","content":"xc"}]"#;
         assert_eq!(render(source, messages).unwrap(), "B,rcXC!rc=2<s></s>True");
+    }
+
+    #[test]
+    fn rsplit_is_python_s() {
+        let source = "{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a-b-c'.rsplit('-') }}{{ 'abc'.rsplit('-', 2) }}";
+        assert_eq!(render(source, "[]").unwrap(), "['a-b', 'c']['a', 'b', 'c']['abc']");
+        assert!(render("{{ 'abc'.rsplit('') }}", "[]").is_err());
     }
 
     #[test]

@@ -5,4 +5,6 @@ mod request;
 #[cfg(test)]
 mod session;
 #[cfg(test)]
+mod template;
+#[cfg(test)]
 mod toy_engine;
