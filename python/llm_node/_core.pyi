@@ -3,6 +3,19 @@
 from collections.abc import Callable, Iterator
 from typing import Literal, final
 
+__all__ = [
+    "ABI_VERSION",
+    "ERROR_CODES",
+    "Engine",
+    "Event",
+    "Fault",
+    "Model",
+    "Stream",
+    "Supervisor",
+    "__version__",
+    "run_worker",
+]
+
 __version__: str
 ABI_VERSION: int
 
@@ -53,7 +66,7 @@ class Event:
 class Supervisor:
     """Registry, models, memory ledger and workers of one node. Every call is thread-safe."""
 
-    def __init__(self, config: str) -> None:
+    def __new__(cls, config: str) -> Supervisor:
         """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
 
     def engines(self, refresh: bool = False) -> str:
@@ -104,7 +117,7 @@ class Supervisor:
 class Engine:
     """An engine opened in this process."""
 
-    def __init__(self, path: str, options: str = "{}") -> None:
+    def __new__(cls, path: str, options: str = "{}") -> Engine:
         """`path`: folder of a manifest.json. Raises `Fault`."""
 
     id: str

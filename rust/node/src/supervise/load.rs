@@ -22,7 +22,7 @@ use super::{
     slot::{Loaded, Running, Slot},
 };
 use crate::{
-    choose::{Wish, choose},
+    choose::choose,
     config::OptionValue,
     devices::Room,
     models::Model,
@@ -79,13 +79,7 @@ pub(super) fn load(
 ) -> Result<Arc<Running>, Failure> {
     let begun = Instant::now();
     let candidates = inner.candidates(false);
-    let wish = Wish {
-        model,
-        gpu_backend: inner.config.gpu_backend.as_deref(),
-        engine: request.engine.as_deref(),
-        format: request.format.as_deref(),
-    };
-    let candidate = choose(wish, &candidates).map_err(plainly)?;
+    let candidate = choose(inner.wish(model, request), &candidates).map_err(plainly)?;
     if let Some(problem) = &model.problem {
         return Err(plainly(problem.clone()));
     }

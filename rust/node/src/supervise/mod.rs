@@ -152,6 +152,10 @@ impl Supervisor {
             return Err(shutting_down());
         }
         let model = inner.find(&request.model_id)?;
+        if request.engine.is_some() || request.format.is_some() {
+            // What cannot be had is said, also where the model is loaded in another way already.
+            choose(inner.wish(&model, request), &inner.candidates(false))?;
+        }
         let slot = inner.slot(&request.model_id, &model.id);
         match slot.begin(inner.patience()) {
             Begin::Done(result) => match ((*result)?, &request.engine) {
@@ -342,6 +346,15 @@ impl Inner {
                 Err(choose(wish, &[]).err().unwrap_or(fault))
             }
             found => found,
+        }
+    }
+
+    fn wish<'a>(&'a self, model: &'a Model, request: &'a LoadRequest) -> Wish<'a> {
+        Wish {
+            model,
+            gpu_backend: self.config.gpu_backend.as_deref(),
+            engine: request.engine.as_deref(),
+            format: request.format.as_deref(),
         }
     }
 
