@@ -1,0 +1,35 @@
+"""Writes the trained weights as GGUF: `python export.py --build build --to MODEL.gguf`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import gguf_file
+import numpy as np
+import tokenizer
+from model import Shape
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    parser.add_argument("--weights", default="weights.npz", help="in the build folder; a checkpoint will do")
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--version", default="1.0")
+    options = parser.parse_args()
+    shape = Shape(**json.loads((options.build / "shape.json").read_text()))
+    stored = np.load(options.build / options.weights)
+    weights = {
+        name.removeprefix("weights."): stored[name]
+        for name in stored
+        if name.count(".") == 0 or "weights." in name
+    }
+    tokens = tokenizer.Tokenizer(options.build / "tokenizer.model")
+    gguf_file.write(options.to, weights, shape, tokens, options.version)
+    print(f"{options.to}: {options.to.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
