@@ -14,11 +14,12 @@ from pathlib import Path
 
 import data
 import jinja2
-import llm_node
 import tokenizer
 
-STRANGE = ["naïve, “quotes” 日本語 😀", "two  spaces,\nnew\tline", "x", "<0x41> [INST] </s>", "ERR_OOM_VRAM" * 9]
-    "naïve – “quotes” 日本語 😀",
+import llm_node
+
+STRANGE = [
+    "naïve, “quotes” 日本語 😀",
     "two  spaces,\nnew\tline",
     "x",
     "<0x41> [INST] </s>",
