@@ -108,7 +108,7 @@ fn folders(directory: &Path) -> Vec<PathBuf> {
             entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
         }
         Err(error) => {
-            log::warn!("{}: {error}", directory.display());
+            log::debug!("{}: {error}", directory.display());
             Vec::new()
         }
     };

@@ -189,9 +189,6 @@ impl Flight<'_> {
         if self.slot.is_given_up() {
             return plainly(self.given_up());
         }
-        if self.inner.processes.is_closed() {
-            return plainly(shutting_down());
-        }
         let fault = Fault::new(
             ErrorCode::EngineCrashed,
             format!(

@@ -78,6 +78,11 @@ struct Slots {
 impl Supervisor {
     /// Starts nothing yet: engines are probed when somebody asks.
     pub fn new(config: NodeConfig) -> Self {
+        for folder in config.engines_dirs.iter().chain([&config.models_dir]) {
+            if !folder.is_dir() {
+                log::info!("{}: no such folder, so nothing is found there", folder.display());
+            }
+        }
         Self {
             inner: Arc::new(Inner {
                 registry: Registry::new(config.engines_dirs.clone()),
@@ -171,7 +176,10 @@ impl Supervisor {
             },
             Begin::Load => {
                 let guard = LoadGuard(&slot);
-                let result = load::load(inner, &slot, &model, request);
+                let result = load::load(inner, &slot, &model, request).map_err(|failure| {
+                    // Whatever else it looks like, the shutdown is why it failed.
+                    if inner.processes.is_closed() { (shutting_down(), false) } else { failure }
+                });
                 std::mem::forget(guard);
                 let loaded = slot.end_load(result);
                 if let Ok(running) = slot.ready() {

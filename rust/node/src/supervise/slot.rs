@@ -195,6 +195,7 @@ impl Slot {
                 inner.state = State::Ready(running);
                 Ok(loaded)
             }
+            // Not a failure of the model's: the next request begins anew.
             Err((fault, _)) if given_up => {
                 inner.state = State::Idle;
                 Err(fault)

@@ -1,0 +1,320 @@
+"""The supervisor with real worker processes and a toy engine that misbehaves on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_node._core import Event, Fault, Supervisor
+from support.engines import fake_engine
+from support.node import alive, children_of
+
+MEBIBYTE = 1 << 20
+GIB = 1 << 30
+GPU = {
+    "index": 0,
+    "name": "GPU",
+    "bus_id": "00000000:01:00.0",
+    "total_bytes": 24 * GIB,
+    "free_bytes": 20 * GIB,
+    "kind": "gpu",
+}
+
+
+class House:
+    """One supervisor over a folder of its own, and what its tests ask of it."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.engines, self.models = root / "engines", root / "models"
+        self.models.mkdir(parents=True, exist_ok=True)
+        self.woken = threading.Event()
+        configuration = {
+            "engines_dirs": [str(self.engines)],
+            "models_dir": str(self.models),
+            "gpu_backend": "cpu",
+            "worker_command": [sys.executable, "-m", "llm_node.worker"],
+            "probe_timeout_seconds": 20,
+            "load_timeout_seconds": 60,
+            "start_timeout_seconds": 60,
+            "queue_limit": 64,
+            **settings,
+        }
+        self.core = Supervisor(json.dumps(configuration))
+        self.core.set_waker(self.woken.set)
+
+    def add(self, name: str, *, size: int = 4, **defines: Any) -> str:
+        """A model NAME that only the fake engine of that name reads."""
+        fake_engine(self.engines, name, defines=defines, manifest={"formats": [name]})
+        (self.models / f"{name}.{name}").write_bytes(b"TOY1".ljust(size, b"\0"))
+        return name
+
+    def load(self, model_id: str, **more: Any) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(self.core.load(json.dumps({"model_id": model_id, **more})))
+        return loaded
+
+    def fault(self, call: Callable[[], Any]) -> Fault:
+        with pytest.raises(Fault) as caught:
+            call()
+        return caught.value
+
+    def submit(self, model_id: str, *, max_tokens: int = 8, text: str = "Hello") -> int:
+        request = {"prompt": {"text": text}, "max_tokens": max_tokens, "ignore_eos": True}
+        return self.core.submit(model_id, json.dumps(request))
+
+    def events(self, streams: set[int], seconds: float = 60) -> dict[int, list[Event]]:
+        """All events of these streams, until each has ended."""
+        found: dict[int, list[Event]] = {stream: [] for stream in streams}
+        deadline = time.monotonic() + seconds
+        while not all(events and events[-1].kind in ("finished", "failed") for events in found.values()):
+            assert self.woken.wait(max(0.0, deadline - time.monotonic())), f"no end: {found}"
+            self.woken.clear()
+            for event in self.core.drain():
+                found[event.stream].append(event)
+        return found
+
+    def state(self, model_id: str) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = json.loads(self.core.models())
+        (row,) = [row for row in rows if row["id"] == model_id]
+        return row
+
+    def reserved(self) -> int:
+        return sum(device["reserved_bytes"] for device in json.loads(self.core.system())["devices"])
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path)
+    yield house
+    house.core.shutdown(0)
+    assert_childless()
+
+
+def assert_childless() -> None:
+    left = [pid for pid in children_of(os.getpid()) if alive(pid) and b"llm_node.worker" in command(pid)]
+    assert not left
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_many_loads_are_one(house: House) -> None:
+    model = house.add("toy")
+    results: list[dict[str, Any]] = []
+    threads = [threading.Thread(target=lambda: results.append(house.load(model))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({json.dumps(result) for result in results}) == 1
+    assert len(results) == 6
+    assert results[0]["status"] == "loaded"
+    assert house.state(model)["status"] == "loaded"
+
+
+def test_streams_end_once_each(house: House) -> None:
+    model = house.add("toy")
+    house.load(model)
+    streams = {house.submit(model, text=f"Hello {n}") for n in range(12)}
+    events = house.events(streams)
+    for events_of_one in events.values():
+        assert [event.kind for event in events_of_one].count("finished") == 1
+        assert events_of_one[0].kind == "started"
+        assert events_of_one[-1].completion_tokens == 8
+    house.core.cancel(max(streams))  # unknown by now
+    assert house.state(model)["streams"] == 0
+
+
+def test_a_cancelled_stream_ends(house: House) -> None:
+    model = house.add("toy", FAKE_STEP_US=2000)
+    house.load(model)
+    stream = house.submit(model, max_tokens=1000)
+    house.core.cancel(stream)
+    assert house.events({stream})[stream][-1].finish == "cancelled"
+
+
+def test_what_is_not_loaded_wants_a_load(house: House) -> None:
+    model = house.add("toy")
+    assert house.fault(lambda: house.submit(model)).code == "model_loading"
+    assert house.fault(lambda: house.load("toys")).code == "model_not_found"
+    assert "'toy'" in house.fault(lambda: house.load("toys")).message
+    assert house.fault(lambda: house.core.unload(model, 1)).code == "model_not_found"
+    house.load(model)
+    other = house.add("other")
+    fault = house.fault(lambda: house.load(model, engine=other))
+    assert fault.code == "format_mismatch"
+
+
+def test_a_crash_ends_its_streams_and_costs_patience(house: House) -> None:
+    bad, good = house.add("bad", FAKE_CRASH_AFTER_STEPS=3), house.add("good")
+    house.load(bad)
+    house.load(good)
+    streams = {house.submit(bad, max_tokens=100) for _ in range(3)}
+    well = house.submit(good)
+    events = house.events(streams | {well})
+    assert events[well][-1].kind == "finished"
+    for stream in streams:
+        last = events[stream][-1]
+        assert last.fault is not None
+        assert last.fault.code == "engine_crashed"
+        assert "signal 11 (SIGSEGV) during engine.batch" in last.fault.message
+        assert last.fault.details == {"retry_after": 1}
+    again = house.fault(lambda: house.load(bad))
+    assert (again.code, again.details) == ("engine_crashed", {"retry_after": 1})
+    assert house.fault(lambda: house.submit(bad)).code == "engine_crashed"
+    state = house.state(bad)
+    assert (state["status"], state["error"]["code"]) == ("failed", "engine_crashed")
+    time.sleep(1.1)
+    house.load(bad)
+    stream = house.submit(bad, max_tokens=100)
+    fault = house.events({stream})[stream][-1].fault
+    assert fault is not None
+    assert fault.details == {"retry_after": 2}
+    house.core.unload(bad, 1)
+    assert house.state(bad)["status"] == "available"
+
+
+def test_a_killed_worker_is_noticed(house: House) -> None:
+    model = house.add("toy", FAKE_STEP_US=5000)
+    house.load(model)
+    stream = house.submit(model, max_tokens=1000)
+    os.kill(house.state(model)["pid"], signal.SIGKILL)
+    fault = house.events({stream})[stream][-1].fault
+    assert fault is not None
+    assert "signal 9 (SIGKILL)" in fault.message
+    assert house.reserved() == 0
+
+
+def test_a_hang_has_a_deadline_and_a_name(tmp_path: Path) -> None:
+    house = House(tmp_path, load_timeout_seconds=2, probe_timeout_seconds=2)
+    in_init = house.add("init", FAKE_HANG_IN_INIT=None)
+    house.add("constructor", FAKE_HANG_IN_CONSTRUCTOR=None)
+    fault = house.fault(lambda: house.load(in_init))
+    assert fault.code == "timeout"
+    assert "engine_init did not return within 2 s" in fault.message
+    verdicts = {engine["id"]: engine for engine in json.loads(house.core.engines())}
+    assert verdicts["init"]["status"] == "loaded"
+    assert verdicts["constructor"]["error"]["kind"] == "TimedOut"
+    assert "dlopen did not return within 2 s" in verdicts["constructor"]["error"]["message"]
+    house.core.shutdown(0)
+    assert_childless()
+
+
+def test_unload_lets_answers_end(house: House) -> None:
+    model = house.add("toy", FAKE_STEP_US=5000)
+    house.load(model)
+    assert house.reserved() > 0
+    stream = house.submit(model, max_tokens=40)
+    house.core.unload(model, 30)
+    assert house.events({stream})[stream][-1].finish == "length"
+    assert house.state(model)["status"] == "available"
+    assert house.reserved() == 0
+    assert house.load(model)["status"] == "loaded"
+
+
+def test_unload_waits_no_longer_than_said(house: House) -> None:
+    model = house.add("toy", FAKE_HANG_ON_BYTE=ord("!"))
+    house.load(model)
+    stream = house.submit(model, text="stop here!")
+    house.core.unload(model, 0.5)
+    fault = house.events({stream})[stream][-1].fault
+    assert fault is not None
+    assert fault.code == "shutting_down"
+    assert house.state(model)["status"] == "available"
+
+
+def test_an_unload_gives_a_load_up(house: House) -> None:
+    model = house.add("toy", FAKE_HANG_IN_LOAD=None)
+    faults: list[Fault] = []
+    thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(model))))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while "load" not in (house.state(model).get("stage") or ""):
+        assert time.monotonic() < deadline, house.state(model)
+        time.sleep(0.05)
+    house.core.unload(model, 5)
+    thread.join()
+    assert faults[0].code == "cancelled"
+    assert house.state(model)["status"] == "available"
+
+
+def test_shutdown_ends_what_hangs(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    hanging, loading = house.add("toy", FAKE_HANG_ON_BYTE=ord("!")), house.add("slow", FAKE_HANG_IN_LOAD=None)
+    house.load(hanging)
+    stream = house.submit(hanging, text="stop here!")
+    faults: list[Fault] = []
+    thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(loading))))
+    thread.start()
+    time.sleep(1)
+    began = time.monotonic()
+    house.core.shutdown(2)
+    assert time.monotonic() - began < 8
+    assert_childless()
+    thread.join()
+    assert faults[0].code == "shutting_down"
+    assert house.events({stream})[stream][-1].kind == "failed"
+    assert house.fault(lambda: house.load(hanging)).code == "shutting_down"
+
+
+def test_memory_that_is_not_there(tmp_path: Path) -> None:
+    house = House(tmp_path, vram_limit_bytes=8 * GIB, devices=[GPU], gpu_backend="cpu")
+    model = house.add("giant", FAKE_NO_MEMORY=None)
+    # 16 GiB without a byte of them on the disk; the engine cannot say, so the file's size counts.
+    os.truncate(house.models / "giant.giant", 16 * GIB)
+    fault = house.fault(lambda: house.load(model))
+    assert (fault.code, fault.message) == ("oom_vram", "Insufficient VRAM: required 16GB, available 8GB")
+    assert fault.details is not None
+    (device,) = fault.details["devices"]  # type: ignore[misc]
+    assert device["required_bytes"] == 16 * GIB
+    assert device["limit_bytes"] == 8 * GIB
+    assert house.state(model)["status"] == "failed"
+    house.core.shutdown(0)
+
+    house = House(tmp_path / "plain")
+    model = house.add("giant", FAKE_NO_MEMORY=None)
+    os.truncate(house.models / "giant.giant", 1 << 43)
+    fault = house.fault(lambda: house.load(model))
+    assert fault.code == "oom_ram"
+    assert fault.message.startswith("Insufficient RAM: required 8192GB, available ")
+    house.core.shutdown(0)
+
+
+def test_without_a_gpu_every_load_says_so(tmp_path: Path) -> None:
+    house = House(tmp_path, gpu_backend=None)
+    model = house.add("toy")
+    for wanted in (model, "unknown"):
+        assert house.fault(lambda wanted=wanted: house.load(wanted)).code == "gpu_not_found"  # type: ignore[misc]
+    house.core.shutdown(0)
+
+
+def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
+    for command_line, words in [
+        (["/does/not/exist"], "/does/not/exist"),
+        ([sys.executable, "-c", "print('no worker'); raise SystemExit(3)"], "exit code 3"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "did not start within 1 s"),
+    ]:
+        house = House(tmp_path, worker_command=command_line, start_timeout_seconds=1)
+        house.add("toy")
+        (engine,) = json.loads(house.core.engines())
+        assert (engine["status"], engine["error"]["kind"]) == ("rejected", "NotProbed")
+        assert words in engine["error"]["message"]
+        house.core.shutdown(0)
+        assert_childless()
+
+
+def test_a_configuration_with_an_unknown_field(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="unknown field `vram`"):
+        House(tmp_path, vram=8)
