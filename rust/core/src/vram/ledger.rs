@@ -60,14 +60,20 @@ pub struct DeviceAccount {
 
 /// There is not enough room on a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Insufficient VRAM: required {}, available {}", format_up(*.required), format_down(*.available))]
+#[error("Insufficient VRAM: required {}, available {}", format_up(*.required), format_down(self.available()))]
 pub struct Shortage {
     /// Bytes that were asked for.
     pub required: u64,
-    /// Bytes that could be had; what the asker already holds counts as free.
-    pub available: u64,
-    /// The device's account as it stands; limit 0 for a device that the ledger does not know.
+    /// The device's account, where `reserved` leaves out what the asker has already; limit 0 for a
+    /// device that the ledger does not know.
     pub account: DeviceAccount,
+}
+
+impl Shortage {
+    /// Bytes that could be had.
+    pub fn available(&self) -> u64 {
+        self.account.limit.saturating_sub(self.account.reserved)
+    }
 }
 
 impl From<Shortage> for Fault {
@@ -82,7 +88,7 @@ impl From<Shortage> for Fault {
             "devices": [{
                 "device": shortage.account.device,
                 "required": shortage.required,
-                "free": shortage.available,
+                "free": shortage.available(),
                 "limit": shortage.account.limit,
                 "holders": holders,
             }],
@@ -139,9 +145,11 @@ fn set(accounts: &mut Accounts, key: u64, needs: &[(String, u64)], holder: &str)
     let unknown = Device::default();
     for (&name, &required) in &sums {
         let device = accounts.devices.get(name).unwrap_or(&unknown);
-        let available = device.room(key);
-        if required > available {
-            return Err(Shortage { required, available, account: account(name, device) });
+        if required > device.room(key) {
+            // What the holder has already is no obstacle to its wish for another amount.
+            let mut account = account(name, device);
+            account.reserved -= device.held.get(&key).map_or(0, |it| it.bytes);
+            return Err(Shortage { required, account });
         }
     }
     for (name, device) in &mut accounts.devices {
@@ -234,7 +242,7 @@ mod tests {
         let mut one = ledger.reserve("a", 80, "one").unwrap();
         assert!(ledger.reserve("a", 30, "two").is_err());
         one.replace(&[("a".into(), 90), ("b".into(), 10)]).unwrap();
-        assert_eq!(one.replace(&[("a".into(), 101)]).unwrap_err().available, 100);
+        assert_eq!(one.replace(&[("a".into(), 101)]).unwrap_err().available(), 100);
         assert_eq!(ledger.devices()[0].reserved, 90);
         assert_eq!(ledger.devices()[1].holders, [("one".to_owned(), 10)]);
         drop(one);
