@@ -51,11 +51,10 @@ fn check_headers<'data>(data: impl ReadRef<'data>, length: u64) -> Result<(), Lo
         return Ok(());
     }
     let object = object::File::parse(data).map_err(|error| not_a_library(error.to_string()))?;
-    if object.format() != BinaryFormat::native_object() {
+    if object.format() != LIBRARY_FORMAT {
         return Err(not_a_library(format!(
-            "its format is {:?}, this platform's is {:?}",
-            object.format(),
-            BinaryFormat::native_object()
+            "its format is {:?}, this platform's is {LIBRARY_FORMAT:?}",
+            object.format()
         )));
     }
     if let Some(expected) = this_machine()
@@ -66,7 +65,8 @@ fn check_headers<'data>(data: impl ReadRef<'data>, length: u64) -> Result<(), Lo
             got: format!("{:?}", object.architecture()),
         });
     }
-    if object.kind() != ObjectKind::Dynamic {
+    // Not "anything but Dynamic": a Mach-O bundle is loaded like a library and has no kind here.
+    if matches!(object.kind(), ObjectKind::Relocatable | ObjectKind::Executable | ObjectKind::Core) {
         return Err(not_a_library(format!("it is an object of kind {:?}", object.kind())));
     }
     // Mapping a segment that reaches beyond the file works; touching it is a bus error.
@@ -78,6 +78,15 @@ fn check_headers<'data>(data: impl ReadRef<'data>, length: u64) -> Result<(), Lo
     }
     Ok(())
 }
+
+/// What shared libraries are on this platform.
+const LIBRARY_FORMAT: BinaryFormat = if cfg!(windows) {
+    BinaryFormat::Pe
+} else if cfg!(target_vendor = "apple") {
+    BinaryFormat::MachO
+} else {
+    BinaryFormat::Elf
+};
 
 /// `None` where the name of the processor says too little to refuse a library by.
 fn this_machine() -> Option<Architecture> {
