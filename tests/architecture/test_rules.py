@@ -21,7 +21,7 @@ ARROWS = {
     "llm-node-host": {"llm-node-abi", "llm-node-core"},
     "llm-node-wire": {"llm-node-core"},
     "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core"},
-    "llm-node-node": {"llm-node-wire", "llm-node-core"},
+    "llm-node-node": {"llm-node-wire", "llm-node-core", "llm-node-abi"},  # of the last, the version alone
     "llm-node-py": {"llm-node-node", "llm-node-worker", "llm-node-core", "llm-node-wire", "llm-node-abi"},
 }
 ONLY_HERE = {"pyo3": {"llm-node-py"}, "libloading": {"llm-node-host"}}

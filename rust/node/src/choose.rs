@@ -7,7 +7,7 @@ use llm_node_core::error::{ErrorCode, Fault};
 use crate::{
     models::Model,
     registry::{
-        manifest::Manifest,
+        manifest::EngineManifest,
         verdict::{Candidate, Refusal},
     },
 };
@@ -98,7 +98,7 @@ fn reads(candidate: &Candidate, format: &str) -> bool {
 }
 
 fn runs(candidate: &Candidate, model: &Model) -> bool {
-    let Some(Manifest { architectures, .. }) = &candidate.manifest else { return false };
+    let Some(EngineManifest { architectures, .. }) = &candidate.manifest else { return false };
     model
         .architecture
         .as_ref()
@@ -160,7 +160,7 @@ mod tests {
             id: id.into(),
             gpu_backend: backend.into(),
             directory: "/engines".into(),
-            manifest: Some(Manifest {
+            manifest: Some(EngineManifest {
                 id: id.into(),
                 version: "1".into(),
                 abi_version: "1".into(),

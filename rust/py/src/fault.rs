@@ -17,8 +17,10 @@ pub(crate) fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
     CLASS
         .get_or_try_init(py, || {
             let source = std::ffi::CString::new(include_str!("fault.py"))?;
-            let module = PyModule::from_code(py, &source, c"fault.py", c"llm_node._core")?;
-            Ok(module.getattr("Fault")?.cast_into::<PyType>()?.unbind())
+            let names = PyDict::new(py);
+            names.set_item("__name__", "llm_node._core")?;
+            py.run(&source, Some(&names), None)?;
+            Ok(names.as_any().get_item("Fault")?.cast_into::<PyType>()?.unbind())
         })
         .map(|class| class.bind(py))
 }

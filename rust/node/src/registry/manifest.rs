@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// A checked manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manifest {
+pub struct EngineManifest {
     /// Names the engine.
     pub id: String,
     /// The engine's own version.
@@ -38,7 +38,7 @@ pub struct Manifest {
 
 /// Reads a manifest. The second value is why its engine may not be opened although the manifest
 /// could be read: then both are there, so that the engine can be listed under its name.
-pub fn read(path: &Path) -> Result<(Manifest, Option<Refusal>), Refusal> {
+pub fn read(path: &Path) -> Result<(EngineManifest, Option<Refusal>), Refusal> {
     let unreadable = |reason: String| Refusal::ManifestUnreadable { path: path.to_path_buf(), reason };
     let directory = path.parent().unwrap_or(Path::new("."));
     for place in [directory, path] {
@@ -62,7 +62,7 @@ pub fn read(path: &Path) -> Result<(Manifest, Option<Refusal>), Refusal> {
     Ok((manifest, refusal))
 }
 
-fn check(path: &Path, directory: &Path, manifest: &Manifest) -> Option<Refusal> {
+fn check(path: &Path, directory: &Path, manifest: &EngineManifest) -> Option<Refusal> {
     match manifest.abi_version.parse::<u32>() {
         Ok(version) if version == ENGINE_ABI_VERSION => {}
         Ok(got) => {
@@ -99,13 +99,13 @@ struct Problem {
     reason: String,
 }
 
-fn parse(text: &[u8]) -> Result<Manifest, Problem> {
+fn parse(text: &[u8]) -> Result<EngineManifest, Problem> {
     let value: Value =
         serde_json::from_slice(text).map_err(|error| invalid("", &format!("is not JSON: {error}")))?;
     let Value::Object(fields) = value else {
         return Err(invalid("", "is not a JSON object"));
     };
-    let manifest = Manifest {
+    let manifest = EngineManifest {
         id: text_field(&fields, "id")?,
         version: text_field(&fields, "version")?,
         abi_version: text_field(&fields, "abi_version")?,
@@ -191,7 +191,7 @@ mod tests {
     const GOOD: &str = r#"{"id": "my_engine", "version": "1.0.0", "abi_version": "1", "gpu_backend": "cpu",
         "architectures": ["llama"], "formats": ["gguf"], "binary": "libmy_engine.so", "license": 7}"#;
 
-    fn with(field: &str, value: &str) -> Result<Manifest, Problem> {
+    fn with(field: &str, value: &str) -> Result<EngineManifest, Problem> {
         let mut fields: Map<String, Value> = serde_json::from_str(GOOD).unwrap();
         if value.is_empty() {
             fields.remove(field);

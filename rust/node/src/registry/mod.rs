@@ -19,7 +19,7 @@ use llm_node_wire::message::{EngineAddress, EngineFacts};
 use parking_lot::Mutex;
 
 use self::{
-    manifest::Manifest,
+    manifest::EngineManifest,
     search::Found,
     verdict::{Candidate, Refusal},
 };
@@ -140,7 +140,7 @@ fn stamp(found: &Found) -> Stamp {
     };
     let manifest = of(&found.directory.join("manifest.json"));
     match &found.manifest {
-        Some(Manifest { binary, .. }) => vec![manifest, of(&found.directory.join(binary))],
+        Some(EngineManifest { binary, .. }) => vec![manifest, of(&found.directory.join(binary))],
         None => vec![manifest],
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use llm_node_wire::message::EngineAddress;
 
 use super::{
-    manifest::{self, Manifest},
+    manifest::{self, EngineManifest},
     verdict::Refusal,
 };
 
@@ -30,7 +30,7 @@ pub struct Found {
     /// Folder of the manifest, absolute where the system says so.
     pub directory: PathBuf,
     /// What could be read.
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<EngineManifest>,
     /// Set where the engine must not be opened.
     pub refusal: Option<Refusal>,
 }

@@ -6,7 +6,7 @@ use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{EngineFacts, EngineRefusal};
 use serde::Serialize;
 
-use super::manifest::Manifest;
+use super::manifest::EngineManifest;
 use crate::platform::Ending;
 
 /// Where a wrong ABI version was found.
@@ -156,7 +156,7 @@ pub struct Candidate {
     /// Folder of the manifest.
     pub directory: PathBuf,
     /// What it says, where it can be read.
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<EngineManifest>,
     /// What became of it.
     pub verdict: Result<EngineFacts, Refusal>,
 }

@@ -191,6 +191,12 @@ impl Processes {
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
         let mut command = Command::new(program);
+        // Settings, API keys among them, are the node's: an engine has no use for them.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LLM_NODE_") {
+                command.env_remove(name);
+            }
+        }
         command
             .args(arguments)
             .arg(&meeting.endpoint)
