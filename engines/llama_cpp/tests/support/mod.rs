@@ -62,8 +62,12 @@ pub(crate) struct Engine {
     pub(crate) embed: abi::EngineEmbedding,
 }
 
+/// The library that cargo has just built, or, with `LLAMA_ENGINE_DIR`, an installed one.
 fn library() -> PathBuf {
     let name = format!("{}llama_engine{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    if let Ok(directory) = std::env::var("LLAMA_ENGINE_DIR") {
+        return Path::new(&directory).join(name);
+    }
     let test = std::env::current_exe().unwrap();
     test.ancestors().map(|folder| folder.join(&name)).find(|path| path.is_file()).unwrap()
 }
@@ -91,7 +95,9 @@ impl Engine {
     }
 
     pub(crate) fn start(&self) -> abi::Code {
-        let directory = CString::new(env!("LLAMA_ENGINE_BACKENDS")).unwrap();
+        let directory = std::env::var("LLAMA_ENGINE_DIR");
+        let directory = directory.unwrap_or_else(|_| env!("LLAMA_ENGINE_BACKENDS").to_owned());
+        let directory = CString::new(directory).unwrap();
         let mut config = abi::EngineConfig {
             struct_size: size_of::<abi::EngineConfig>() as u32,
             // One: threads of a small model wait for each other, and longest on a busy machine.
