@@ -11,12 +11,16 @@ import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node.api import sse
 from llm_node.api.context import KEEP_ALIVE
 from llm_node.node import NodeError
 from llm_node.server import middleware
+
+unhurried = hypothesis_settings(deadline=None)
+
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 Frames = Callable[[], AsyncGenerator[bytes, None]]
@@ -29,6 +33,7 @@ def content_of(frame: bytes) -> object:
     return json.loads(frame[6:])
 
 
+@unhurried
 @given(TEXT, TEXT)
 def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
     template = sse.Template({"model": name, "choices": [{"text": sse.HOLE, "end": None}]})

@@ -26,7 +26,7 @@ def engine(llama_cpp: Path) -> Iterator[llm_node.Engine]:
 
 @pytest.fixture(scope="module")
 def model(engine: llm_node.Engine, demo_model: Path) -> Iterator[llm_node.Model]:
-    with engine.load(demo_model) as model:
+    with engine.load(demo_model, threads=1) as model:
         yield model
 
 
@@ -45,7 +45,7 @@ def test_the_model_says_what_it_is(model: llm_node.Model) -> None:
 
 
 def test_the_story(engine: llm_node.Engine, stories: Path) -> None:
-    with engine.load(stories) as model:
+    with engine.load(stories, threads=1) as model:
         text = "".join(model.generate("Once upon a time", temperature=0, max_tokens=80))
     assert text.startswith(STORY)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node.api.body import parse
@@ -16,6 +17,9 @@ from llm_node.schema.chat import ChatCompletionRequest
 from llm_node.schema.completions import CompletionRequest
 from llm_node.schema.embeddings import EmbeddingRequest
 from llm_node.schema.wire import Wire
+
+unhurried = hypothesis_settings(deadline=None)
+
 
 SHAPES: tuple[type[Wire], ...] = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, LoadRequest)
 
@@ -197,6 +201,7 @@ def test_not_json(data: bytes) -> None:
     assert caught.value.code == "invalid_json"
 
 
+@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for shape in SHAPES:
@@ -212,6 +217,7 @@ JSON = st.recursive(
 )
 
 
+@unhurried
 @given(field=st.sampled_from(sorted(ChatCompletionRequest.model_fields)), value=JSON)
 def test_any_value_of_any_field_is_read_or_refused_by_name(field: str, value: Any) -> None:
     try:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node import settings
 from llm_node.settings import Settings, SettingsError, parse_size
+
+unhurried = hypothesis_settings(deadline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +170,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
+@unhurried
 @given(st.integers(min_value=1, max_value=2**53 - 1))
 def test_a_number_of_bytes_is_itself(size: int) -> None:
     assert parse_size(str(size)) == size
@@ -174,6 +178,7 @@ def test_a_number_of_bytes_is_itself(size: int) -> None:
 
 @pytest.mark.parametrize("parse", [setting.parse for setting in settings.ALL])
 def test_any_text_is_read_or_refused(parse: Callable[[str], object]) -> None:
+    @unhurried
     @given(st.text(max_size=40))
     def check(text: str) -> None:
         try:
