@@ -78,11 +78,12 @@ pub(super) fn load(
     request: &LoadRequest,
 ) -> Result<Arc<Running>, Failure> {
     let begun = Instant::now();
-    let candidates = inner.candidates(false);
-    let candidate = choose(inner.wish(model, request), &candidates).map_err(plainly)?;
-    if let Some(problem) = &model.problem {
+    if let (Some(problem), Some(_)) = (&model.problem, &inner.config.gpu_backend) {
+        // Known before any engine is asked.
         return Err(plainly(problem.clone()));
     }
+    let candidates = inner.candidates(false);
+    let candidate = choose(inner.wish(model, request), &candidates).map_err(plainly)?;
     let plan = plan(inner, model, candidate, request).map_err(plainly)?;
     log::info!("loading '{}' with {} {}", model.id, plan.engine.id, plan.engine.version);
     let dying = Arc::downgrade(slot);
