@@ -230,12 +230,10 @@ extern "C" fn on_abort(message: *const c_char) {
 /// Routes the log, and assertions, before anything else of llama.cpp runs. The first `log` stays.
 pub(crate) fn start(log: fn(Level, &str)) {
     let _ = LOG.set(log);
-    // SAFETY: both callbacks are valid for the life of the process and need no user data;
-    // llama_backend_init has no preconditions and may be called again.
+    // SAFETY: both callbacks are valid for the life of the process and need no user data.
     unsafe {
         sys::llama_log_set(Some(on_log), ptr::null_mut());
         shim_install(on_abort);
-        sys::llama_backend_init();
     }
 }
 
@@ -251,7 +249,13 @@ pub(crate) fn load_backends(directory: &Path) -> Result<bool, Fault> {
         })
         .clone()?;
     // SAFETY: a query without preconditions.
-    Ok(!unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) }.is_null())
+    let has_cpu = !unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) }.is_null();
+    if has_cpu {
+        // Only now: without backends it would search the current directory and where it was built.
+        // SAFETY: it has no preconditions and may be called again.
+        unsafe { sys::llama_backend_init() };
+    }
+    Ok(has_cpu)
 }
 
 /// What kind of device it is.
