@@ -25,7 +25,7 @@
 //    ENGINE_ID="fake"  ENGINE_VERSION="1.0.0"  ABI_VERSION=1
 //    STEP_US=0  TOKEN_US=0        defaults of the options
 //    EOG_EVERY=64                 default of the key
-//    ESTIMATE_BYTES=N             what estimate and usage say for the weights of every model
+//    ESTIMATE_BYTES=N             what estimate and usage say for every model, all in all
 //    DEVICE_BYTES=8589934592ULL   memory of the one device
 //    INIT_CODE=N                  engine_init returns N, saying "the toy would not start"
 //    LOAD_CODE=N                  loading a model returns N, saying "the toy would not load"
@@ -394,9 +394,6 @@ static int model_open(const char *path, EngineModel **result) {
    model->n_context      = (uint32_t)metadata_number(model, "n_context", 2048);
    model->eog_every      = metadata_number(model, "eog_every", FAKE_EOG_EVERY);
    model->estimate_bytes = metadata_number(model, "estimate_bytes", model->file_bytes);
-#ifdef FAKE_ESTIMATE_BYTES
-   model->estimate_bytes = FAKE_ESTIMATE_BYTES;
-#endif
    *result = model;
    return ERR_OK;
 }
@@ -507,6 +504,9 @@ static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryU
    use->weights         = model->estimate_bytes;
    use->cache           = cache_bytes;
    use->compute         = 4096;
+#ifdef FAKE_ESTIMATE_BYTES
+   use->weights = FAKE_ESTIMATE_BYTES - use->cache - use->compute;
+#endif
    use->cache_per_token = CACHE_BYTES_PER_TOKEN;
 }
 

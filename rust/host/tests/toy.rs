@@ -212,7 +212,8 @@ fn devices_and_memory() {
 fn an_estimate_can_be_set() {
     let engine = Arc::new(loaded("giant", &["ESTIMATE_BYTES=17179869184ULL"]));
     let uses = engine.estimate(&ModelParams::new(toy_model("giant", "")), None).unwrap();
-    assert_eq!((uses[0].weights, uses[0].device), (16 << 30, None));
+    let all = uses[0].weights + uses[0].cache + uses[0].compute;
+    assert_eq!((all, uses[0].device), (16 << 30, None));
 }
 
 #[test]
