@@ -51,7 +51,7 @@ impl PyEngine {
     #[new]
     #[pyo3(signature = (path, options="{}"))]
     fn new(py: Python<'_>, path: &str, options: &str) -> PyResult<Self> {
-        logging::start("warning");
+        logging::start(&logging::wanted(py)?);
         py.detach(|| Self::open(Path::new(path), options)).map_err(|fault| raised(py, &fault))
     }
 

@@ -10,6 +10,9 @@ use std::{
 use log::{Level, LevelFilter, Metadata, Record};
 use pyo3::prelude::*;
 
+/// Where an engine in this process logs to: `engine::ID`.
+const ENGINE: &str = "engine::";
+
 enum Entry {
     Line { level: Level, name: String, message: String },
     Flush(mpsc::Sender<()>),
@@ -42,6 +45,18 @@ pub(crate) fn start(level: &str) {
     let _ = log::set_logger(forward);
 }
 
+/// What a program without a node wants to see: as much as its own logging shows, or only errors where
+/// it has set none up, since a script's output is no place for an engine's remarks.
+pub(crate) fn wanted(py: Python<'_>) -> PyResult<String> {
+    let logging = py.import("logging")?;
+    let logger = logging.call_method1("getLogger", ("llm_node",))?;
+    if !logger.call_method0("hasHandlers")?.extract::<bool>()? {
+        return Ok("error".to_owned());
+    }
+    let level = logger.call_method0("getEffectiveLevel")?;
+    logging.call_method1("getLevelName", (level,))?.extract()
+}
+
 /// Waits, shortly, until all that was logged is with Python. Not to be called with the GIL held.
 pub(crate) fn flush() {
     if let Some(forward) = FORWARD.get() {
@@ -55,12 +70,16 @@ pub(crate) fn flush() {
 impl log::Log for Forward {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries' own chatter is not the node's.
-        metadata.target().starts_with("llm_node")
+        metadata.target().starts_with("llm_node") || metadata.target().starts_with(ENGINE)
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let name = record.target().replacen("llm_node_", "llm_node.", 1).replace("::", ".");
+            let target = record.target().replace("::", ".");
+            let name = match target.strip_prefix("llm_node_") {
+                Some(own) => format!("llm_node.{own}"),
+                None => format!("llm_node.{target}"),
+            };
             let message = record.args().to_string();
             let _ = self.lines.send(Entry::Line { level: record.level(), name, message });
         }

@@ -48,6 +48,8 @@ pub type StreamId = u64;
 
 /// How long an answer to a question may take: embeddings of a large batch on a slow machine.
 const ANSWER_DEADLINE: Duration = Duration::from_mins(10);
+/// How long an engine may take to shut down once its requests have ended.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Of a shutdown's time, this much is kept for workers that do not stop by themselves.
 const LAST_RESORT: Duration = Duration::from_secs(2);
 
@@ -202,10 +204,10 @@ impl Supervisor {
         let deadline = Instant::now() + timeout;
         if let Some(running) = slot.begin_unload()? {
             drain(&running, deadline);
-            end(&running, deadline.max(Instant::now()) + LAST_RESORT);
+            end(&running, Instant::now() + FAREWELL);
             slot.end_unload();
             log::info!("'{}' is unloaded", slot.model_id);
-        } else if !slot.wait_until_gone(deadline + LAST_RESORT * 4) {
+        } else if !slot.wait_until_gone(deadline + FAREWELL * 2) {
             return Err(Fault::new(
                 ErrorCode::Timeout,
                 format!("Model '{}' was not unloaded in time", slot.model_id),
