@@ -27,9 +27,8 @@ fn main() {
 
     let names = architectures(&source.join("src").join("llama-arch.cpp"));
     let out = PathBuf::from(variable("OUT_DIR")).join("architectures.rs");
-    let list: String = names.iter().map(|name| format!("    {name:?},\n")).collect();
-    // Also a JSON array but for its first character: the manifest is made from this file.
-    write(&out, &format!("&[\n{list}]\n"));
+    // The engine includes this file, and the manifest is made from it.
+    write(&out, &format!("&{names:#?}\n"));
 
     // For the tests: the processor's libraries before they are installed beside the engine.
     println!("cargo:rustc-env=LLAMA_ENGINE_BACKENDS={}", installed.join("backends").display());

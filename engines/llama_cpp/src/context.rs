@@ -38,9 +38,12 @@ pub(crate) struct LlamaContext {
     _booked: Booked,
 }
 
+/// What living contexts take, by their number.
+pub(crate) type Books = Vec<(u64, Vec<MemoryUse>)>;
+
 /// What something living takes, in its model's books until it is dropped.
 pub(crate) struct Booked {
-    books: Arc<Mutex<Vec<(u64, Vec<MemoryUse>)>>>,
+    books: Arc<Mutex<Books>>,
     number: u64,
 }
 

@@ -8,6 +8,7 @@ use llm_node_sdk::{
     Failure, MemoryUse, ModelInfo, ModelParams, Models, Pooling, Tokenizer, Vocabulary, abi, attribute,
 };
 
+use crate::context::Books;
 use crate::embedding::EmbeddingContext;
 use crate::llama::{self, DeviceKind, FaultKind, Header, LoadMode, ModelSettings};
 use crate::plan::Facts;
@@ -56,8 +57,7 @@ pub(crate) struct LlamaModel {
     pub(crate) pooling: Option<Pooling>,
     /// Weights by device, once known.
     pub(crate) weights: OnceLock<Vec<MemoryUse>>,
-    /// What living contexts take, by their number.
-    pub(crate) contexts: Arc<Mutex<Vec<(u64, Vec<MemoryUse>)>>>,
+    pub(crate) contexts: Arc<Mutex<Books>>,
     /// Made with the first embedding.
     pub(crate) embedding: Mutex<Option<EmbeddingContext>>,
 }
@@ -196,7 +196,7 @@ impl Models for LlamaEngine {
             Err(_) if cancelled => {
                 return Err(Failure::new(abi::ERR_CANCELLED, "loading was cancelled"));
             }
-            Err(fault) => return Err(load_failure(&source, fault)),
+            Err(fault) => return Err(load_failure(&source, &fault)),
         };
         let metadata = raw.metadata();
         let mut model = LlamaModel {
@@ -246,14 +246,13 @@ impl Models for LlamaEngine {
 
 /// Why loading failed. Where the same file loads without memory being allocated, its contents are in
 /// order and memory is what was missing.
-fn load_failure(source: &Source, fault: llama::Fault) -> Failure {
+fn load_failure(source: &Source, fault: &llama::Fault) -> Failure {
     let message = format!("{}: {}", source.path.display(), fault.message);
     let code = match fault.kind {
-        FaultKind::NoMemory => abi::ERR_OOM_RAM,
         FaultKind::Assertion => abi::ERR_MODEL_CORRUPT,
         FaultKind::Refused if source.load_dry().is_err() => abi::ERR_MODEL_CORRUPT,
         FaultKind::Refused if source.gpu_layers != 0 => abi::ERR_OOM_VRAM,
-        FaultKind::Refused => abi::ERR_OOM_RAM,
+        FaultKind::NoMemory | FaultKind::Refused => abi::ERR_OOM_RAM,
     };
     Failure::new(code, message)
 }

@@ -71,7 +71,7 @@ pub(crate) fn plan(
         let per_sequence = padded((wanted / u64::from(sequences)).max(1));
         (per_sequence * u64::from(sequences), per_sequence)
     };
-    let n_ctx = u32::try_from(cells).ok().filter(|cells| *cells <= i32::MAX as u32).ok_or_else(|| {
+    let n_ctx = u32::try_from(cells).ok().filter(|cells| i32::try_from(*cells).is_ok()).ok_or_else(|| {
         Failure::invalid(format!("a cache of {cells} tokens is more than llama.cpp can count"))
     })?;
 

@@ -22,7 +22,16 @@ thread_local int guarded_depth = 0;
 
 void (*report_abort)(const char *) = nullptr;
 
+// Without the folder in which llama.cpp was built.
+const char * without_folder(const char * message) {
+    const char * const llama = std::strstr(message, "/llama.cpp/src/");
+    const char * const ggml = std::strstr(message, "/llama.cpp/ggml/");
+    const char * const found = llama != nullptr ? llama : ggml;
+    return found != nullptr ? found + 1 : message;
+}
+
 void on_abort(const char * message) {
+    message = without_folder(message);
     if (guarded_depth > 0) {
         throw assertion{message};
     }
