@@ -206,6 +206,11 @@ impl Processes {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // libgomp reads it when an engine brings it in. Its threads would spin for milliseconds at each
+        // barrier, which a busy machine pays for many times over; so they sleep after a microsecond or two.
+        if std::env::var_os("GOMP_SPINCOUNT").is_none() && std::env::var_os("OMP_WAIT_POLICY").is_none() {
+            command.env("GOMP_SPINCOUNT", "1000");
+        }
         platform::detach_from_terminal(&mut command);
         command.spawn()
     }
