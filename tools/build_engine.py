@@ -177,7 +177,7 @@ def compose_toolkit(root: Path) -> None:
         versioned = next((root / "lib").glob(f"lib{library}.so.*"))
         (root / "lib" / f"lib{library}.so").symlink_to(versioned.name)
     # libcuda.so belongs to the driver. To link, its name and its functions suffice.
-    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\s*\()", (root / "include" / "cuda.h").read_text())))
+    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+", (root / "include" / "cuda.h").read_text())))
     stubs = root / "lib" / "stubs"
     stubs.mkdir()
     source = stubs / "cuda.c"
@@ -291,6 +291,10 @@ def libraries(built: Built) -> Iterator[tuple[Path, bool]]:
                 if link.resolve() not in seen:
                     seen.add(link.resolve())
                     yield link, True
+        if SYSTEM == "Linux":
+            # Small systems have no OpenMP runtime, and the compiler that built the engine has one.
+            compiler = os.environ.get("CC") or "cc"
+            yield Path(run([compiler, "-print-file-name=libgomp.so.1"]).strip()), True
     for path in sorted((built.llama / "backends").iterdir()):
         if path.suffix in (".so", ".dylib", ".dll"):
             yield path, False
