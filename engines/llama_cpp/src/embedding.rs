@@ -68,8 +68,8 @@ fn create(
 fn pooling_of(model: &LlamaModel, pooling: Pooling) -> Result<llama::Pooling, Failure> {
     let ranks = model.pooling == Some(Pooling::Rank);
     match (pooling, model.pooling) {
-        (Pooling::Model, None | Some(Pooling::Model)) => Err(Failure::invalid(
-            "the model's file names no pooling: ask for the mean, the first or the last token",
+        (Pooling::Model, None | Some(Pooling::Model)) => Err(Failure::unsupported(
+            "the model's file names no pooling: it is not made for embeddings",
         )),
         (Pooling::Model | Pooling::Mean, Some(Pooling::Mean)) => Ok(llama::Pooling::Mean),
         (Pooling::Model | Pooling::Cls, Some(Pooling::Cls)) => Ok(llama::Pooling::Cls),
