@@ -68,9 +68,9 @@ fn create(
 fn pooling_of(model: &LlamaModel, pooling: Pooling) -> Result<llama::Pooling, Failure> {
     let ranks = model.pooling == Some(Pooling::Rank);
     match (pooling, model.pooling) {
-        (Pooling::Model, None | Some(Pooling::Model)) => Err(Failure::unsupported(
-            "the model's file names no pooling: it is not made for embeddings",
-        )),
+        (Pooling::Model, None | Some(Pooling::Model)) => {
+            Err(Failure::unsupported("the model's file names no pooling: it is not made for embeddings"))
+        }
         (Pooling::Model | Pooling::Mean, Some(Pooling::Mean)) => Ok(llama::Pooling::Mean),
         (Pooling::Model | Pooling::Cls, Some(Pooling::Cls)) => Ok(llama::Pooling::Cls),
         (Pooling::Model | Pooling::Last, Some(Pooling::Last)) => Ok(llama::Pooling::Last),
