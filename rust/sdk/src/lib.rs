@@ -3,11 +3,41 @@
 //! An engine implements [`Engine`] and one trait per extension that it offers, and names both to
 //! [`export_engine!`]:
 //!
-//! ```ignore
+//! ```
+//! use std::ffi::CStr;
+//!
+//! use llm_node_sdk::{Config, Engine, Failure, ModelInfo, ModelParams, Models, export_engine};
+//!
 //! struct MyEngine;
-//! impl llm_node_sdk::Engine for MyEngine { /* ID, VERSION, init */ }
-//! impl llm_node_sdk::Models for MyEngine { /* load, info */ }
-//! llm_node_sdk::export_engine!(MyEngine: models);
+//!
+//! impl Engine for MyEngine {
+//!     const ID: &'static CStr = c"my_engine";
+//!     const VERSION: &'static CStr = c"1.0.0";
+//!
+//!     fn init(_config: &Config) -> Result<Self, Failure> {
+//!         Ok(Self)
+//!     }
+//! }
+//!
+//! impl Models for MyEngine {
+//!     type Model = Vec<u8>;
+//!
+//!     fn load(
+//!         &self,
+//!         params: &ModelParams,
+//!         progress: &mut dyn FnMut(f32) -> bool,
+//!     ) -> Result<Vec<u8>, Failure> {
+//!         progress(0.0);
+//!         std::fs::read(&params.path).map_err(|error| Failure::not_found(error.to_string()))
+//!     }
+//!
+//!     fn info(model: &Vec<u8>) -> ModelInfo {
+//!         ModelInfo { size_bytes: model.len() as u64, ..ModelInfo::default() }
+//!     }
+//! }
+//!
+//! export_engine!(MyEngine: models);
+//! # fn main() {}
 //! ```
 //!
 //! What the crate does for it, at every entry:
