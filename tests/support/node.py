@@ -26,14 +26,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def children_of(pid: int) -> list[int]:
-    """Pids of the process's children, its grandchildren included."""
+def family() -> dict[int, list[int]]:
+    """Pids of each process's children."""
     table: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
                 table.setdefault(int(fields[1]), []).append(int(entry.name))
+    return table
+
+
+def children_of(pid: int) -> list[int]:
+    return family().get(pid, [])
+
+
+def descendants_of(pid: int) -> list[int]:
+    table = family()
     found: list[int] = []
     open_ends = [pid]
     while open_ends:
@@ -92,7 +101,7 @@ class RunningNode:
         return self.request("POST", path, body, **keywords)
 
     def workers(self) -> list[int]:
-        return children_of(self.process.pid)
+        return descendants_of(self.process.pid)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
