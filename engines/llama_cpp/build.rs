@@ -12,8 +12,11 @@ fn main() {
     let installed = installed();
     let source = source_of_llama_cpp(&installed);
 
-    cc::Build::new()
-        .cpp(true)
+    let mut shim = cc::Build::new();
+    if variable("CARGO_CFG_TARGET_OS") == "linux" {
+        shim.define("SHIM_OPENMP", None);
+    }
+    shim.cpp(true)
         .std("c++17")
         .warnings(true)
         .extra_warnings(true)

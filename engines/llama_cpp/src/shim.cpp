@@ -8,6 +8,10 @@
 #include <new>
 #include <string>
 
+#ifdef SHIM_OPENMP
+extern "C" int omp_pause_resource_all(int kind); // omp.h comes with the compiler, not always
+#endif
+
 namespace {
 
 // A failed assertion of ggml, turned into something that can be caught. Not derived from
@@ -111,6 +115,10 @@ llama_context * shim_context_create(llama_model * model, const llama_context_par
 void shim_context_free(llama_context * context, shim_fault * fault) {
     guarded(fault, 0, [&] {
         llama_free(context);
+#ifdef SHIM_OPENMP
+        // Else the idle threads live on until the thread that calls this ends. 2: omp_pause_hard.
+        omp_pause_resource_all(2);
+#endif
         return 0;
     });
 }

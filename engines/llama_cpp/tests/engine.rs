@@ -256,6 +256,40 @@ fn wrong_arguments_are_refused_and_change_nothing() {
     assert_eq!(model.try_context(many).err(), Some(abi::ERR_INVALID_ARGUMENT));
 }
 
+/// Threads of this process that carry the calling thread's name, as those do that it started.
+#[cfg(target_os = "linux")]
+fn namesakes() -> usize {
+    let own = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter(|task| {
+            let comm = task.as_ref().unwrap().path().join("comm");
+            std::fs::read_to_string(comm).is_ok_and(|name| name == own)
+        })
+        .count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_end_with_their_context() {
+    let Some(path) = stories() else { return };
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&path).unwrap();
+    let before = namesakes();
+    let mut context = model.context(Params { options: &[("threads", "3")], ..unified(1) });
+    context.run(&[(0, &[1, 2, 3])]);
+    assert_eq!(namesakes(), before + 2);
+    drop(context);
+    // A thread is listed for a moment after it was joined.
+    for _ in 0..1000 {
+        if namesakes() == before {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("{} threads are left", namesakes() - before);
+}
+
 #[test]
 fn options_reach_llama_cpp() {
     let Some(path) = stories() else { return };
