@@ -188,7 +188,7 @@ impl Batching for LlamaEngine {
             u32::MAX
         };
         let info = ContextInfo {
-            shares_prefixes: plan.settings.kv_unified,
+            shares_prefixes: plan.settings.kv_unified && window == 0,
             asynchronous,
             max_sequences: plan.settings.n_seq_max,
             context_length: plan.context_length.min(context.n_ctx_seq()),
@@ -308,10 +308,17 @@ impl Batching for LlamaEngine {
         if end == 0 {
             return Ok(());
         }
+        let unified = context.plan.settings.kv_unified;
+        if unified && context.window > 0 {
+            // llama.cpp does not reuse what slid out of the window while two sequences share it: soon
+            // neither would find room.
+            return Err(Failure::unsupported(
+                "a pool with a sliding window does not share: set swa_full, or split the cache",
+            ));
+        }
         if end < length && (context.recurrent || !context.window_holds(from, end)) {
             return Err(Failure::unsupported("only the whole of this sequence can be copied"));
         }
-        let unified = context.plan.settings.kv_unified;
         let part = (unified && end < length).then_some(end);
         let copied = context.context.copy(from, to, part);
         copied.map_err(|fault| context.fault(fault))?;

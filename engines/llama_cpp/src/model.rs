@@ -70,7 +70,11 @@ impl LlamaModel {
 
     /// Does it generate token by token?
     pub(crate) fn generates(&self) -> bool {
+        // llama.cpp counts encoders as decoders, but for those that have both. Their attention looks
+        // both ways, and the file says so.
+        let both_ways = self.metadata_text(&format!("{}.attention.causal", self.architecture));
         self.raw.has_decoder()
+            && both_ways.as_deref() != Some("false")
             && !self.raw.has_encoder()
             && !self.raw.is_diffusion()
             && self.pooling != Some(Pooling::Rank)

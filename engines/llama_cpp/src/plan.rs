@@ -37,10 +37,10 @@ fn padded(cells: u64) -> u64 {
     cells.div_ceil(u64::from(CELLS)) * u64::from(CELLS)
 }
 
-/// Decides. Unless the options say otherwise, the cache is split when there are more than four
-/// sequences *and* the host pays for the full length of each: then masks stay small and every sequence
-/// can grow to its end. In any other case it is unified: a pool that is smaller than the sum of its
-/// sequences can only be shared.
+/// Decides. Unless the options say otherwise, the cache is split when the host pays for the full length
+/// of each sequence, *and* there are more than four of them (masks stay small) or the model has a
+/// sliding window (a pool could not share prefixes). In any other case it is unified: a pool that is
+/// smaller than the sum of its sequences can only be shared.
 pub(crate) fn plan(
     facts: Facts,
     params: &ContextParams,
@@ -59,10 +59,13 @@ pub(crate) fn plan(
     }
     let full = u64::from(sequences) * u64::from(length);
     let wanted = if params.cache_tokens == 0 { full } else { params.cache_tokens };
+    // Positions that slid out of the window cannot be taken back unless they are kept.
+    let swa_full = options.swa_full || (facts.attention_window > 0 && params.rollback > 0);
+    let slides = facts.attention_window > 0 && !swa_full;
     let unified = match options.cache_mode {
         CacheMode::Unified => true,
         CacheMode::Split => false,
-        CacheMode::Auto => sequences <= FEW_SEQUENCES || wanted < full,
+        CacheMode::Auto => wanted < full || (sequences <= FEW_SEQUENCES && !slides),
     };
     let (cells, per_sequence) = if unified {
         let cells = padded(wanted);
@@ -94,8 +97,7 @@ pub(crate) fn plan(
             n_rs_seq: if facts.recurrent { params.rollback } else { 0 },
             n_threads: options.threads.unwrap_or(threads),
             kv_unified: unified,
-            // Positions that slid out of the window cannot be taken back unless they are kept.
-            swa_full: options.swa_full || (facts.attention_window > 0 && params.rollback > 0),
+            swa_full,
             cache_type_k: options.cache_type_k,
             cache_type_v: options.cache_type_v,
             flash_attention: options.flash_attention,
@@ -146,6 +148,17 @@ mod tests {
         };
         let options = ContextOptions { cache_mode: CacheMode::Split, ..ContextOptions::default() };
         assert_eq!(made(&params, options).context_length, 512);
+    }
+
+    #[test]
+    fn a_sliding_window_is_split_unless_all_is_kept() {
+        let facts = Facts { attention_window: 512, ..FACTS };
+        let few = ContextParams { max_sequences: 2, ..ContextParams::default() };
+        let made =
+            |params: &ContextParams| plan(facts, params, &ContextOptions::default(), 2).unwrap().settings;
+        assert!(!made(&few).kv_unified && !made(&few).swa_full);
+        let back = ContextParams { rollback: 8, ..few };
+        assert!(made(&back).kv_unified && made(&back).swa_full);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing call fails the test")]
 
+pub(crate) mod gguf;
+
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -388,13 +390,17 @@ impl Context<'_> {
         self.collect(ticket, slices.len()).unwrap()
     }
 
-    pub(crate) fn end(&self, sequence: u32) -> u32 {
+    pub(crate) fn range(&self, sequence: u32) -> (u32, u32) {
         let (mut begin, mut end) = (9, 9);
         // SAFETY: as the header says.
         let code =
             unsafe { self.table().seq_range.unwrap()(self.raw, sequence, &raw mut begin, &raw mut end) };
-        assert_eq!((code, begin), (abi::ERR_OK, 0));
-        end
+        assert_eq!(code, abi::ERR_OK);
+        (begin, end)
+    }
+
+    pub(crate) fn end(&self, sequence: u32) -> u32 {
+        self.range(sequence).1
     }
 
     pub(crate) fn copy(&self, from: u32, to: u32, end: u32) -> abi::Code {

@@ -1,0 +1,127 @@
+//! Writes tiny models of random weights, to have one of each shape that the engine must tell apart.
+
+use std::path::Path;
+
+pub(crate) enum Value {
+    Number(u32),
+    Float(f32),
+    Flag(bool),
+    Text(&'static str),
+}
+
+/// Three specials and a token for each byte.
+pub(crate) const N_VOCAB: u32 = 259;
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.u64(text.len() as u64);
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn array(&mut self, key: &str, kind: u32) {
+        self.text(key);
+        self.u32(9);
+        self.u32(kind);
+        self.u64(u64::from(N_VOCAB));
+    }
+}
+
+/// A model of `architecture`; keys without a dot in front belong to it, tensors are (name, shape).
+pub(crate) fn write(
+    path: &Path,
+    architecture: &str,
+    values: &[(&str, Value)],
+    tensors: &[(String, Vec<u64>)],
+) {
+    let mut writer = Writer(b"GGUF\x03\0\0\0".to_vec());
+    writer.u64(tensors.len() as u64);
+    writer.u64(values.len() as u64 + 5);
+    writer.text("general.architecture");
+    writer.u32(8);
+    writer.text(architecture);
+    for (key, value) in values {
+        match key.strip_prefix('.') {
+            Some(whole) => writer.text(whole),
+            None => writer.text(&format!("{architecture}.{key}")),
+        }
+        match value {
+            Value::Number(number) => {
+                writer.u32(4);
+                writer.u32(*number);
+            }
+            Value::Float(float) => {
+                writer.u32(6);
+                writer.u32(float.to_bits());
+            }
+            Value::Flag(flag) => {
+                writer.u32(7);
+                writer.0.push(u8::from(*flag));
+            }
+            Value::Text(text) => {
+                writer.u32(8);
+                writer.text(text);
+            }
+        }
+    }
+    writer.text("tokenizer.ggml.model");
+    writer.u32(8);
+    writer.text("llama");
+    writer.array("tokenizer.ggml.tokens", 8);
+    for name in ["<unk>", "<s>", "</s>"] {
+        writer.text(name);
+    }
+    for byte in 0..=255_u8 {
+        writer.text(&format!("<0x{byte:02X}>"));
+    }
+    writer.array("tokenizer.ggml.scores", 6);
+    for _ in 0..N_VOCAB {
+        writer.u32(0);
+    }
+    writer.array("tokenizer.ggml.token_type", 5);
+    for token in 0..N_VOCAB {
+        writer.u32(match token {
+            0 => 2,
+            1 | 2 => 3,
+            _ => 6,
+        });
+    }
+
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        writer.text(name);
+        writer.u32(shape.len() as u32);
+        for length in shape {
+            writer.u64(*length);
+        }
+        writer.u32(0);
+        writer.u64(offset);
+        offset += (shape.iter().product::<u64>() * 4).next_multiple_of(32);
+    }
+    let mut state = 1_u64;
+    for (name, shape) in tensors {
+        writer.0.resize(writer.0.len().next_multiple_of(32), 0);
+        for _ in 0..shape.iter().product::<u64>() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let random = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
+            // Norms around one keep the numbers in range; the decay of a state must be negative.
+            let value = match name.as_str() {
+                name if name.contains("norm.weight") => 1.0 + random * 0.2,
+                name if name.ends_with("ssm_a") => -1.0 - random,
+                _ => random * 0.5,
+            };
+            writer.u32(value.to_bits());
+        }
+    }
+    writer.0.resize(writer.0.len().next_multiple_of(32), 0);
+    std::fs::write(path, writer.0).unwrap();
+}
