@@ -6,6 +6,7 @@ worker must not pay for the HTTP side.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from llm_node._core import run_worker
@@ -19,4 +20,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: an engine's static destructors would run, beside threads that it may have left.
+    os._exit(main())
