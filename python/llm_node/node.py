@@ -130,6 +130,7 @@ class Node:
         max_sequences: int | None = None,
         threads: int = 0,
         queue_limit: int = 512,
+        step_timeout: int = 600,
         engine_options: Mapping[str, str] | None = None,
         load_timeout: float = 600.0,
         drain_timeout: float = 8.0,
@@ -155,6 +156,7 @@ class Node:
         self._max_sequences = max_sequences
         self._threads = threads
         self._queue_limit = queue_limit
+        self._step_timeout = step_timeout
         self._engine_options = dict(engine_options or {})
         self._load_timeout = load_timeout
         self._drain_timeout = drain_timeout
@@ -242,6 +244,7 @@ class Node:
             "engine_options": self._engine_options,
             "threads": self._threads,
             "queue_limit": self._queue_limit,
+            "step_timeout_seconds": self._step_timeout,
             "load_timeout_seconds": self._load_timeout,
             "start_timeout_seconds": START_SECONDS,
             "worker_command": [sys.executable, "-m", "llm_node.worker"],

@@ -235,6 +235,12 @@ class Settings:
         "Requests that may wait for one model before new ones get 429.",
         metavar="COUNT",
     )
+    step_timeout: int = _setting(
+        600,
+        _integer(0, 86_400),
+        "One step of an engine may take so long before its worker is ended; 0 waits for ever.",
+        metavar="SECONDS",
+    )
     engine_option: tuple[tuple[str, str], ...] = _setting(
         (),
         _key_and_value,

@@ -167,6 +167,27 @@ def test_misbehaviour_at_load(tmp_path: Path, misbehaviour: str) -> None:
         assert fine.status == 200, fine.body
 
 
+def test_a_step_that_hangs_costs_its_model_alone(tmp_path: Path) -> None:
+    engines, models = tmp_path / "engines", tmp_path / "models"
+    models.mkdir()
+    (models / "bad.toy").write_bytes(b"TOY1")
+    (models / "fine.fine").write_bytes(b"TOY1")
+    fake_engine(engines, "bad", defines={"FAKE_HANG_ON_BYTE": ord("!")})
+    fake_engine(engines, "fine", manifest={"formats": ["fine"]})
+    arguments = [
+        *("--engines-dir", str(engines), "--models-dir", str(models)),
+        *("--gpu-backend", "cpu", "--step-timeout", "1"),
+    ]
+    with running_node(tmp_path / "node", arguments) as node:
+        hung = node.post("/v1/completions", {"model": "bad", "prompt": "Hello!", "max_tokens": 4})
+        assert hung.status == 503, hung.body
+        error = hung.json()["error"]
+        assert error["code"] == "engine_crashed"
+        assert "step did not return within 1 s" in error["message"], error
+        fine = node.post("/v1/completions", {"model": "fine", "prompt": "Hello!", "max_tokens": 4})
+        assert fine.status == 200, fine.body
+
+
 AT_WORK = {
     "FAKE_CRASH_IN_STEP": "engine_crashed",
     "FAKE_NAN_LOGITS": "internal",

@@ -56,6 +56,7 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         max_sequences=settings.max_sequences,
         threads=settings.threads,
         queue_limit=settings.queue_limit,
+        step_timeout=settings.step_timeout,
         engine_options=dict(settings.engine_option),
         load_timeout=settings.load_timeout,
         drain_timeout=settings.drain_timeout,

@@ -38,6 +38,9 @@ pub struct NodeConfig {
     pub start_timeout_seconds: f64,
     /// Requests that may wait for admission, per model.
     pub queue_limit: u32,
+    /// How long one step of an engine may take, in whole seconds; 0: any time.
+    #[serde(default)]
+    pub step_timeout_seconds: u32,
     /// CPU threads of an engine; 0: the engine's own choice.
     #[serde(default)]
     pub threads: u32,

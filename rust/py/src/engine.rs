@@ -119,6 +119,8 @@ impl PyEngine {
             threads: options.threads.unwrap_or(0),
             vram_limit_bytes: 0,
             queue_limit: QUEUE_LIMIT,
+            // Nobody could end this process but its owner.
+            step_timeout_seconds: 0,
             options: settings,
         };
         let model = engine.load(&plan, &mut |_| {})?;

@@ -54,6 +54,8 @@ pub struct LoadPlan {
     pub vram_limit_bytes: u64,
     /// Requests that may wait for admission before new ones are refused.
     pub queue_limit: u32,
+    /// Seconds that one step of the engine may take before the worker gives the engine up; 0: any.
+    pub step_timeout_seconds: u32,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
 }

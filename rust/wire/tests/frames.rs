@@ -102,12 +102,12 @@ prop_compose! {
         model in text(),
         model_id in text(),
         (context_length, max_sequences) in (any::<Option<u32>>(), any::<Option<u32>>()),
-        (gpu_layers, threads, vram_limit_bytes, queue_limit) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
+        (gpu_layers, threads, vram_limit_bytes, queue_limit, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<u32>()),
         options in vec((text(), text()), 0..4),
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, context_length, max_sequences, gpu_layers, threads,
-            vram_limit_bytes, queue_limit, options,
+            vram_limit_bytes, queue_limit, step_timeout_seconds, options,
         }
     }
 }

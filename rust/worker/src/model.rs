@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use llm_node_core::{
@@ -173,6 +173,14 @@ impl RunningModel {
         };
         if let Err(fault) = submitted {
             self.reporter.event(id, Event::Failed(fault));
+        }
+    }
+
+    /// For how long the engine's step under way has been running, where the host does the stepping.
+    pub fn stepping_for(&self) -> Option<Duration> {
+        match &self.source {
+            Source::Batch { source, .. } => source.stepping_for(),
+            Source::Stream(_) | Source::Tier0(_) | Source::None => None,
         }
     }
 

@@ -13,9 +13,10 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
+    time::Duration,
 };
 
 use interprocess::{
@@ -61,6 +62,9 @@ const DEBUG: u8 = 0;
 const INFO: u8 = 1;
 const WARNING: u8 = 2;
 const ERROR: u8 = 3;
+
+/// How often a model that serves is looked at.
+const GLANCE: Duration = Duration::from_secs(1);
 
 enum Input {
     Message(Box<ToWorker>),
@@ -139,20 +143,25 @@ impl Worker {
 
     /// The next message; or the exit code, where there is none.
     fn next(&self) -> Result<ToWorker, i32> {
-        match self.inputs.recv() {
-            Ok(Input::Message(message)) => Ok(*message),
-            Ok(Input::Garbled(error)) => {
+        self.inputs.recv().map_or(Err(exit::ORPHANED), |input| self.message(input))
+    }
+
+    fn message(&self, input: Input) -> Result<ToWorker, i32> {
+        match input {
+            Input::Message(message) => Ok(*message),
+            Input::Garbled(error) => {
                 log(&self.outbox, ERROR, &format!("the node sent what is not a message: {error}"));
                 Err(exit::PROTOCOL)
             }
-            Ok(Input::Lost(fault)) => {
-                log(&self.outbox, ERROR, &fault);
-                self.outbox.flush();
-                // No shutdown: it would call into an engine that is known to be broken.
-                leave(exit::ENGINE_LOST)
-            }
-            Err(mpsc::RecvError) => Err(exit::ORPHANED),
+            Input::Lost(fault) => self.give_up(&fault),
         }
+    }
+
+    /// Ends the process. No shutdown: it would call into an engine that is known to be broken.
+    fn give_up(&self, fault: &Fault) -> ! {
+        log(&self.outbox, ERROR, fault);
+        self.outbox.flush();
+        leave(exit::ENGINE_LOST)
     }
 
     fn probe(&self, address: &EngineAddress) -> i32 {
@@ -203,15 +212,26 @@ impl Worker {
             .start(plan.queue_limit, self.reporter())
             .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
         self.outbox.send(FromWorker::Ready(facts));
-        let code = self.serve(&running);
+        let code = self.serve(&running, plan.step_timeout_seconds);
         stages.serving(false);
         running.stop();
         Ok(code)
     }
 
-    fn serve(&self, model: &RunningModel) -> i32 {
+    fn serve(&self, model: &RunningModel, step_timeout_seconds: u32) -> i32 {
+        let patience = Duration::from_secs(step_timeout_seconds.into());
         loop {
-            match self.next() {
+            if step_timeout_seconds > 0 && model.stepping_for().is_some_and(|time| time > patience) {
+                // A hung call cannot be cancelled, only left behind with its process.
+                let message = format!("a step did not return within {step_timeout_seconds} s");
+                self.give_up(&Fault::new(ErrorCode::Timeout, message));
+            }
+            let input = match self.inputs.recv_timeout(GLANCE) {
+                Ok(input) => self.message(input),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => Err(exit::ORPHANED),
+            };
+            match input {
                 Ok(ToWorker::Generate { id, request }) => model.submit(id, request),
                 Ok(ToWorker::Cancel { id }) => model.cancel(id),
                 Ok(ToWorker::Ask { id, question }) => {

@@ -229,6 +229,7 @@ fn plan(
         threads: request.threads.unwrap_or(config.threads),
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
         queue_limit: config.queue_limit,
+        step_timeout_seconds: config.step_timeout_seconds,
         options: options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect(),
     })
 }

@@ -6,10 +6,11 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use llm_node_core::{
@@ -26,6 +27,8 @@ use crate::report::{Report, Reporter};
 
 pub(crate) struct BatchSource {
     commands: Sender<Command>,
+    /// When the step under way began.
+    step: Arc<Mutex<Option<Instant>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -44,13 +47,27 @@ impl BatchSource {
         E: StepEngine + Send + 'static,
     {
         let (commands, inbox) = mpsc::channel();
+        let step = Arc::new(Mutex::new(None));
+        let own = Arc::clone(&step);
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
-            let mut scheduler =
-                Scheduler { session, live: HashSet::new(), draining: false, drained: false, report };
+            let mut scheduler = Scheduler {
+                session,
+                step: own,
+                live: HashSet::new(),
+                draining: false,
+                drained: false,
+                report,
+            };
             scheduler.run(&inbox);
             scheduler.stop_listening(&inbox);
         })?;
-        Ok(Self { commands, thread: Mutex::new(Some(thread)) })
+        Ok(Self { commands, step, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// For how long the step under way has been running.
+    pub(crate) fn stepping_for(&self) -> Option<Duration> {
+        let began = *self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map(|began| began.elapsed())
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: ValidRequest, report: &Reporter) {
@@ -92,6 +109,7 @@ impl Drop for BatchSource {
 
 struct Scheduler<E: StepEngine> {
     session: Session<E>,
+    step: Arc<Mutex<Option<Instant>>>,
     /// Requests that have not had their ending.
     live: HashSet<RequestId>,
     draining: bool,
@@ -137,12 +155,18 @@ impl<E: StepEngine> Scheduler<E> {
             }
             // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
             // and it is the step that says so.
+            self.mark(Some(Instant::now()));
             let stepped = self.session.step(&mut events);
+            self.mark(None);
             self.tell(&mut events);
             if let Err(fault) = stepped {
                 return Some(lost(fault));
             }
         }
+    }
+
+    fn mark(&self, began: Option<Instant>) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = began;
     }
 
     fn take(&mut self, command: Command, events: &mut Vec<(RequestId, Event)>) {

@@ -82,6 +82,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         threads: 1,
         vram_limit_bytes: 0,
         queue_limit: 256,
+        step_timeout_seconds: 0,
         options: Vec::new(),
     }
 }
