@@ -165,7 +165,22 @@ def elsewhere(rng: random.Random, held_out: bool = False) -> str:
     prefix = "held-out " if held_out else ""
     frame = rng.choice(parts(rng.choice(ELSEWHERE[prefix + "frames"])))
     words = {name: rng.choice(ELSEWHERE[prefix + name]) for name in ("thing", "place", "person")}
+    if not held_out and rng.random() < 0.4:  # what is not a word of this project is a word of another
+        words = {name: invented(rng) for name in words}
     return frame.format(**words, a=rng.randrange(2, 1000), b=rng.randrange(2, 100))
+
+
+def invented(rng: random.Random) -> str:
+    """A word or two that nobody knows."""
+    starts = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl gr pl pr sh sl st th tr".split()
+    vowels = "a e i o u ai ea ee ia io oo ou".split()
+    ends = ["", "", "", "n", "r", "s", "l", "t", "m", "ck", "nd", "ng", "rt", "st", "th", "x"]
+
+    def word() -> str:
+        syllables = rng.choice((1, 2, 2, 3))
+        return "".join(rng.choice(starts) + rng.choice(vowels) for _ in range(syllables)) + rng.choice(ends)
+
+    return " ".join(word() for _ in range(rng.choice((1, 1, 1, 2))))
 
 
 def base_wordings(fact: Fact) -> tuple[list[str], list[str], list[str]]:
@@ -218,6 +233,8 @@ class Corpus:
                     # "why" alone is one thing, after an answer another; both are trained.
                     assert wording, (key, target)
         self.keys = [key for key, fact in self.facts.items() if fact.weight > 0]
+        self.key_of = {fact.answer: key for key, fact in self.facts.items()}
+        assert len(self.key_of) == len(self.facts), "two facts have one answer"
         self.weights = [self.facts[key].weight for key in self.keys]
         self.more = self.facts["nothing-more"].questions
 
@@ -236,18 +253,18 @@ class Corpus:
         for _ in range(turns):
             chance = rng.random()
             fact = self.facts[last] if last else None
-            if fact and chance < 0.35 and (fact.follow_ups or fact.more):
+            if fact and chance < 0.5 and (fact.follow_ups or fact.more):
                 targets = [*fact.follow_ups, *([fact.more] if fact.more else [])]
                 key = rng.choice(targets)
                 wordings = list(fact.follow_ups.get(key, []))
                 if key == fact.more and (not wordings or rng.random() < 0.5):
                     wordings = self.more
                 asked = decorate(rng.choice(wordings), rng, short=True)
-            elif fact and chance < 0.42:
+            elif fact and chance < 0.55:
                 key = fact.more or "nothing-more"
                 asked = decorate(rng.choice(self.more), rng, short=True)
             else:
-                key = "elsewhere" if rng.random() < 0.09 else rng.choices(self.keys, self.weights)[0]
+                key = "elsewhere" if rng.random() < 0.12 else rng.choices(self.keys, self.weights)[0]
                 asked = self.question(rng, key)
                 if self.clashes(fact, asked, key):
                     key = "elsewhere"
@@ -301,9 +318,9 @@ def dress(text: str, rng: random.Random) -> str:
         text = text[0].upper() + text[1:] if not IDENTIFIER.search(text.split(" ")[0]) else text
         for plain, proper in PROPER.items():
             text = re.sub(rf"(?<![\w/\-.]){plain}(?![\w/\-.]\w)", proper, text)
-    elif case < 0.59:
+    elif case < 0.615:
         text = text.upper()
-    elif case < 0.67:
+    elif case < 0.69:
         text = text.lower()
     if text[-1] not in "?!.":
         mark = rng.random()

@@ -1,6 +1,6 @@
 """How often the model's greedy answer is exactly the right one, on wordings that it was never trained on.
 
-`python evaluate.py --build build MODEL.gguf` reads the quantised weights of the file itself. The greedy
+`python evaluate.py MODEL.gguf` reads the quantised weights of the file itself. The greedy
 answer is the right one if and only if each of its tokens is the likeliest after those before it, so one
 forward pass over question and answer decides, and no token is generated. "sampled" is the mean chance
 that drawing at temperature 0.7 gives exactly that answer.
@@ -37,7 +37,7 @@ class Judge:
     def __init__(self, path: Path, tokens: tokenizer.Tokenizer) -> None:
         weights, self.shape, pieces = gguf_file.read(path)
         ours = [tokens.pieces.id_to_piece(token) for token in range(tokens.pieces.get_piece_size())]
-        assert pieces == ours, "the tokenizer in the build folder is not that of the model"
+        assert pieces == ours, "tokenizer.model is not that of the model"
         self.weights = {name: jnp.asarray(value) for name, value in weights.items()}
         self.tokens = tokens
         self.forward = jax.jit(lambda weights, ids: logits(weights, self.shape, ids, jnp.zeros_like(ids)))
@@ -95,12 +95,11 @@ def conversations(corpus: data.Corpus, rng: random.Random) -> dict[str, list[lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--build", type=Path, default=Path("build"), help="folder with tokenizer.model")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--show", type=int, default=0, help="how many failures of each set to print")
     options = parser.parse_args()
     corpus = data.Corpus()
-    judge = Judge(options.model, tokenizer.Tokenizer(options.build / "tokenizer.model"))
+    judge = Judge(options.model, tokenizer.Tokenizer())
     for name, items in conversations(corpus, random.Random(options.seed)).items():
         verdicts = judge.judge(items)
         exact = sum(ok for ok, _ in verdicts) / len(verdicts)

@@ -26,7 +26,7 @@ def main() -> None:
         for name in stored
         if name.count(".") == 0 or "weights." in name
     }
-    tokens = tokenizer.Tokenizer(options.build / "tokenizer.model")
+    tokens = tokenizer.Tokenizer()
     gguf_file.write(options.to, weights, shape, tokens, options.version)
     print(f"{options.to}: {options.to.stat().st_size / 1e6:.2f} MB")
 

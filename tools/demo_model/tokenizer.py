@@ -14,6 +14,8 @@ import sentencepiece
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 
+MODEL = Path(__file__).with_name("tokenizer.model")
+
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
@@ -30,8 +32,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(prefix: Path, vocab: int, seed: int) -> None:
-    """Writes PREFIX.model."""
+def train(folder: Path, vocab: int, seed: int) -> None:
+    """Writes tokenizer.model. It is committed, so that a new fact does not make a new tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = folder / "tokenizer"
     lines = prefix.with_suffix(".txt")
     lines.write_text("\n".join(data.sample_text(random.Random(seed), 6000)), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
@@ -57,7 +61,7 @@ def train(prefix: Path, vocab: int, seed: int) -> None:
 class Tokenizer:
     """Text to tokens and back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path = MODEL) -> None:
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.begin = self.pieces.bos_id()
         self.end = self.pieces.eos_id()
@@ -79,3 +83,7 @@ class Tokenizer:
         for role, text in messages:
             tokens += [getattr(self, role), *self.encode(text.strip()), self.end]
         return [*tokens, self.assistant]
+
+
+if __name__ == "__main__":
+    train(Path("build"), 1536, 7)

@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,72 +26,95 @@ from model import Shape, Weights, initial_weights, logits
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-TURNS = (1, 1, 1, 1, 2, 2, 3, 4, 6)
-MANY_TURNS = (1, 1, 1, 2, 3, 6, 12, 24)
+# How many turns a conversation has, by the length of the rows. Rows of 128 hold single questions,
+# most of them with the beginning of the answer only: what is hard is which answer, and that is decided there.
+TURNS = {128: (1,), 256: (1, 1, 1, 2, 2, 3, 4, 6), 1024: (1, 1, 1, 2, 3, 6, 12, 24)}
+BEGINNING = 10
+
+
+@dataclass
+class Example:
+    """A conversation in tokens."""
+
+    ids: list[int] = field(default_factory=list)
+    learn: list[float] = field(default_factory=list)
+    """How much each token counts: what the user says, nothing."""
+    answers: list[tuple[int, str]] = field(default_factory=list)
+    """Where the answer to which fact begins."""
+
+    def add(self, more: list[int], weight: float = 0.0) -> None:
+        self.ids += more
+        self.learn += [weight] * len(more)
+
+    def add_answer(self, more: list[int], key: str, cut: bool = False) -> None:
+        self.answers.append((len(self.ids), key))
+        self.add(more[:BEGINNING], 1.0)
+        if not cut:
+            self.add(more[BEGINNING:], 0.4)
 
 
 def conversation(
-    corpus: data.Corpus, tokens: tokenizer.Tokenizer, rng: random.Random, turns: tuple[int, ...]
-) -> tuple[list[int], list[float]]:
-    """Tokens, and for each whether the model is to learn to say it."""
-    ids: list[int] = []
-    learn: list[float] = []
-
-    def add(more: list[int], weight: float) -> None:
-        ids.extend(more)
-        learn.extend([weight] * len(more))
+    corpus: data.Corpus, tokens: tokenizer.Tokenizer, rng: random.Random, length: int
+) -> Example:
+    example = Example()
 
     def ask(text: str) -> list[int]:
         return tokens.encode(text, dropout=0.1 if rng.random() < 0.25 else 0.0)
 
     if rng.random() < 0.1:  # some hosts put it there
-        add([tokens.begin], 0)
+        example.add([tokens.begin])
     form = rng.random()
-    if form < 0.08:  # no chat: a question continued by its answer
+    if form < 0.06:  # no chat: a question continued by its answer
         asked, answer = corpus.draw(rng, 1)[0]
-        add(ask(asked if asked[-1] in "?.!" else asked + "?"), 0)
-        add([*tokens.encode(" " + answer), tokens.end], 1)
-        return ids, learn
-    if form < 0.10:  # no chat: a text that goes on
+        example.add(ask(asked if asked[-1] in "?.!" else asked + "?"))
+        example.add_answer([*tokens.encode(" " + answer), tokens.end], corpus.key_of[answer])
+        return example
+    if form < 0.07:  # no chat: a text that goes on
         _, answer = corpus.draw(rng, 1)[0]
-        add([*tokens.encode(answer), tokens.end], 1)
-        learn[:4] = [0] * len(learn[:4])
-        return ids, learn
-    if rng.random() < 0.15:
-        add([tokens.system, *tokens.encode(rng.choice(data.SYSTEM)), tokens.end], 0)
-    for asked, answer in corpus.draw(rng, rng.choice(turns)):
-        add([tokens.user, *ask(asked), tokens.end, tokens.assistant], 0)
-        add([*tokens.encode(answer), tokens.end], 1)
-    return ids, learn
+        begun = tokens.encode(answer)
+        example.add(begun[:4])
+        example.add([*begun[4:], tokens.end], 0.4)
+        return example
+    if rng.random() < 0.12:
+        example.add([tokens.system, *tokens.encode(rng.choice(data.SYSTEM)), tokens.end])
+    for asked, answer in corpus.draw(rng, rng.choice(TURNS[length])):
+        example.add([tokens.user, *ask(asked), tokens.end, tokens.assistant])
+        cut = length == 128 and rng.random() < 0.8
+        example.add_answer([*tokens.encode(answer), tokens.end], corpus.key_of[answer], cut)
+    return example
 
 
 def batch(
     corpus: data.Corpus, tokens: tokenizer.Tokenizer, rng: random.Random, rows: int, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows filled with whole conversations, the last one cut: tokens, segments, weights."""
-    ids = np.zeros((rows, length), np.int32)
-    segments = np.zeros((rows, length), np.int32)
-    learn = np.zeros((rows, length), np.float32)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int, str]]]:
+    """Rows filled with conversations, the last one cut: tokens, segments, weights; (row, place, fact)."""
+    ids = np.zeros((rows, length + 1), np.int32)
+    segments = np.zeros((rows, length + 1), np.int32)
+    learn = np.zeros((rows, length + 1), np.float32)
+    answers: list[tuple[int, int, str]] = []
     for row in range(rows):
         at, segment = 0, 0
-        while at < length:
-            more, weights = conversation(corpus, tokens, rng, TURNS if length < 512 else MANY_TURNS)
-            end = min(length, at + len(more))
-            ids[row, at:end] = more[: end - at]
-            learn[row, at:end] = weights[: end - at]
+        while at <= length:
+            example = conversation(corpus, tokens, rng, length)
+            end = min(length + 1, at + len(example.ids))
+            ids[row, at:end] = example.ids[: end - at]
+            learn[row, at:end] = example.learn[: end - at]
             segments[row, at:end] = segment
+            answers += [
+                (row, at + place, key) for place, key in example.answers if at + place + BEGINNING <= end
+            ]
             at, segment = end, segment + 1
-    return ids, segments, learn
+    return ids, segments, learn, answers
 
 
 def loss_of(
     weights: Weights, shape: Shape, ids: jax.Array, segments: jax.Array, learn: jax.Array
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     output = logits(weights, shape, ids[:, :-1], segments[:, :-1])
     right = jnp.take_along_axis(output, ids[:, 1:, None], axis=-1)[..., 0]
     cost = jax.nn.logsumexp(output, axis=-1) - right
     counted = learn[:, 1:] * (segments[:, 1:] == segments[:, :-1])
-    return jnp.sum(cost * counted) / jnp.sum(counted)
+    return jnp.sum(cost * counted) / jnp.sum(counted), cost
 
 
 def orthogonalise(matrix: jax.Array) -> jax.Array:
@@ -109,8 +132,8 @@ def orthogonalise(matrix: jax.Array) -> jax.Array:
 def step(
     weights: Weights, shape: Shape, state: dict[str, Weights], number: jax.Array, rate: jax.Array,
     ids: jax.Array, segments: jax.Array, learn: jax.Array,
-) -> tuple[Weights, dict[str, Weights], jax.Array]:  # fmt: skip
-    loss, gradients = jax.value_and_grad(loss_of)(weights, shape, ids, segments, learn)
+) -> tuple[Weights, dict[str, Weights], jax.Array, jax.Array]:  # fmt: skip
+    (loss, cost), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, shape, ids, segments, learn)
     new: Weights = {}
     first, second = dict(state["first"]), dict(state["second"])
     for name, value in weights.items():
@@ -128,11 +151,30 @@ def step(
             mean = first[name] / (1 - 0.9 ** (number + 1))
             spread = jnp.sqrt(second[name] / (1 - 0.98 ** (number + 1))) + 1e-10
             new[name] = value - 0.004 * rate * mean / spread
-    return new, {"first": first, "second": second}, loss
+    return new, {"first": first, "second": second}, loss, cost
 
 
-def rate_at(number: int, steps: int, falling: int) -> float:
-    return min(1.0, (number + 1) / 30, max(0.0, (steps - number) / falling))
+def rate_at(done: int, number: int, steps: int, falling: int) -> float:
+    return min(1.0, (done + 1) / 30, max(0.0, (steps - number) / falling))
+
+
+class Attention:
+    """Asks more often what is not yet known, by a running mean of what the beginning of an answer costs."""
+
+    def __init__(self, corpus: data.Corpus) -> None:
+        self.corpus = corpus
+        self.base = list(corpus.weights)
+        self.cost = dict.fromkeys(corpus.keys, 1.0)
+
+    def learn(self, answers: list[tuple[int, int, str]], cost: np.ndarray) -> None:
+        for row, place, key in answers:
+            if key in self.cost:
+                # cost[i] is that of token i + 1
+                now = float(cost[row, place - 1 : place - 1 + BEGINNING].sum())
+                self.cost[key] += 0.15 * (min(now, 4.0) - self.cost[key])
+        self.corpus.weights = [
+            base * (0.25 + self.cost[key]) for base, key in zip(self.base, self.corpus.keys, strict=True)
+        ]
 
 
 def save(path: Path, weights: Weights, state: dict[str, Weights], number: int) -> None:
@@ -144,20 +186,16 @@ def save(path: Path, weights: Weights, state: dict[str, Weights], number: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument(
-        "--falling", type=int, default=300, help="steps over which the learning rate falls to zero"
+        "--falling", type=int, default=2000, help="steps over which the learning rate falls to zero"
     )
-    parser.add_argument("--vocab", type=int, default=1536)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--resume", type=Path, help="a checkpoint")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
-    model = options.out / "tokenizer.model"
-    if not model.exists():
-        tokenizer.train(model.with_suffix(""), options.vocab, options.seed)
-    tokens = tokenizer.Tokenizer(model)
+    tokens = tokenizer.Tokenizer()
     shape = Shape(vocab=tokens.pieces.get_piece_size())
     (options.out / "shape.json").write_text(json.dumps(asdict(shape)))
     weights = initial_weights(shape, options.seed)
@@ -173,24 +211,26 @@ def main() -> None:
     print(f"{sum(value.size for value in weights.values()) / 1e6:.2f} M parameters", flush=True)
 
     corpus = data.Corpus()
+    attention = Attention(corpus)
     started, seen, smooth = time.time(), 0, 0.0
     for number in range(begin, options.steps):
         rng = random.Random(f"{options.seed}/{number}")
         sentencepiece.set_random_generator_seed(options.seed * 1_000_000 + number)
-        # While the rate falls, each fourth step has rows as long as the context.
-        long = number >= options.steps - options.falling and number % 4 == 0
-        rows, length = (2, shape.context) if long else (8, 256)
-        ids, segments, learn = batch(corpus, tokens, rng, rows, length + 1)
-        rate = rate_at(number, options.steps, options.falling)
-        weights, state, loss = step(
+        length = 128 if number % 2 else 1024 if number % 8 == 0 else 256
+        rows = 2048 // length
+        ids, segments, learn, answers = batch(corpus, tokens, rng, rows, length)
+        rate = rate_at(number - begin, number, options.steps, options.falling)
+        weights, state, loss, cost = step(
             weights, shape, state, jnp.float32(number), jnp.float32(rate), ids, segments, learn
         )
+        attention.learn(answers, np.asarray(cost))
         seen += rows * length
         smooth = float(loss) if number == begin else 0.95 * smooth + 0.05 * float(loss)
         if number % 20 == 19 or number == options.steps - 1:
             spent = time.time() - started
             print(
                 f"step {number + 1} loss {smooth:.4f} rate {rate:.2f}"
+                f" choice {sum(attention.cost.values()) / len(attention.cost):.3f}"
                 f" {seen / spent:.0f} tokens/s {spent:.0f} s",
                 flush=True,
             )

@@ -1,6 +1,6 @@
 """Does the engine do with the model what training did? Tokens, chat template and greedy answers are compared.
 
-`python verify.py --build build --engine ../../engines/llama_cpp/cpu MODEL.gguf`, in an environment that has
+`python verify.py --engine ../../engines/llama_cpp/cpu MODEL.gguf`, in an environment that has
 llm_node beside the requirements of training. Exits with 1 where something differs.
 """
 
@@ -30,10 +30,9 @@ STRANGE = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--build", type=Path, default=Path("build"), help="folder with tokenizer.model")
     parser.add_argument("--engine", type=Path, required=True, help="folder of an engine's manifest.json")
     options = parser.parse_args()
-    tokens = tokenizer.Tokenizer(options.build / "tokenizer.model")
+    tokens = tokenizer.Tokenizer()
     corpus, rng = data.Corpus(), random.Random(5)
     template = jinja2.Environment(autoescape=False).from_string(tokenizer.CHAT_TEMPLATE)  # noqa: S701
     wrong = 0
