@@ -67,10 +67,10 @@ def test_text_and_tokens_are_the_same_prompt(model: llm_node.Model) -> None:
 
 def test_equal_seeds_give_equal_answers(model: llm_node.Model) -> None:
     def ask(seed: int) -> str:
-        return "".join(model.generate("The node", temperature=1.5, seed=seed, max_tokens=24))
+        return "".join(model.generate("The", temperature=2.0, seed=seed, max_tokens=24))
 
     assert ask(1) == ask(1)
-    assert len({ask(seed) for seed in range(4)}) > 1
+    assert len({ask(seed) for seed in range(8)}) > 2
 
 
 def test_leaving_early_cancels_and_the_next_one_works(model: llm_node.Model) -> None:
