@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from llm_node.cli import options, table
-from llm_node.node import NodeError
-from llm_node.settings import Settings
+from llm_node.node import Node
 
 
 @click.command()
@@ -19,10 +17,7 @@ from llm_node.settings import Settings
 def engines(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
     """List the engines that were found, and why some cannot be used."""
     settings = options.settings(context.obj, given)
-    try:
-        found = asyncio.run(_find(settings))
-    except NodeError as fault:
-        raise click.ClickException(fault.message) from None
+    found = options.look_up(settings, Node.engines)
     if as_json:
         table.show_json({"engines": found})
         return
@@ -31,11 +26,6 @@ def engines(context: click.Context, /, as_json: bool, **given: options.Given) ->
     if not found:
         folders = ", ".join(str(path) for path in settings.engines_dir)
         click.echo(f"No engine in {folders}; name another folder with --engines-dir", err=True)
-
-
-async def _find(settings: Settings) -> list[dict[str, Any]]:
-    async with options.node(settings, needs_device=False) as node:
-        return await node.engines()
 
 
 def _row(engine: dict[str, Any]) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from llm_node.cli import options, table
-from llm_node.node import NodeError
-from llm_node.settings import Settings
+from llm_node.node import Node
 
 
 @click.command()
@@ -19,21 +17,13 @@ from llm_node.settings import Settings
 def models(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
     """List the models that were found."""
     settings = options.settings(context.obj, given)
-    try:
-        found = asyncio.run(_find(settings))
-    except NodeError as fault:
-        raise click.ClickException(fault.message) from None
+    found = options.look_up(settings, Node.models)
     if as_json:
         table.show_json({"models": found})
         return
     table.show([["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "STATUS"], *(_row(model) for model in found)])
     if not found:
         click.echo(f"No model in {settings.models_dir}; name another folder with --models-dir", err=True)
-
-
-async def _find(settings: Settings) -> list[dict[str, Any]]:
-    async with options.node(settings, needs_device=False) as node:
-        return await node.models()
 
 
 def _row(model: dict[str, Any]) -> list[str]:
@@ -44,5 +34,5 @@ def _row(model: dict[str, Any]) -> list[str]:
         str(model.get("architecture") or "?"),
         str(model.get("format") or "?"),
         shown,
-        str(model.get("status") or model.get("state") or "?"),
+        str(model.get("status") or "?"),
     ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from llm_node import demo
-from llm_node.node import Node
+from llm_node.node import Node, NodeError
 from llm_node.settings import ALL, Settings, SettingsError
 
 Given = str | tuple[str, ...] | None
@@ -64,6 +65,21 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         log_level=settings.log_level,
         needs_device=needs_device,
     )
+
+
+def look_up(
+    settings: Settings, question: Callable[[Node], Awaitable[list[dict[str, Any]]]]
+) -> list[dict[str, Any]]:
+    """What a node of these settings answers. It needs no device, and lives for the question alone."""
+
+    async def ask() -> list[dict[str, Any]]:
+        async with node(settings, needs_device=False) as started:
+            return await question(started)
+
+    try:
+        return asyncio.run(ask())
+    except NodeError as fault:
+        raise click.ClickException(fault.message) from None
 
 
 def _demo_model() -> Path | None:

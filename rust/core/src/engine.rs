@@ -56,6 +56,14 @@ pub enum EngineFaultKind {
     Internal,
 }
 
+impl EngineFaultKind {
+    /// After these an engine cannot be used any more: its device is gone, or it has broken the
+    /// contract, and what it holds cannot be relied upon.
+    pub const fn ends_engine(self) -> bool {
+        matches!(self, EngineFaultKind::DeviceLost | EngineFaultKind::Misbehaved)
+    }
+}
+
 impl From<EngineFault> for Fault {
     fn from(fault: EngineFault) -> Self {
         let code = match fault.kind {

@@ -327,7 +327,7 @@ impl<E: StepEngine> Session<E> {
         fault: EngineFault,
         events: &mut Vec<(u64, Event)>,
     ) -> Result<Outcome, EngineFault> {
-        if matches!(fault.kind, EngineFaultKind::DeviceLost | EngineFaultKind::Misbehaved) {
+        if fault.kind.ends_engine() {
             return Err(fault);
         }
         self.fail(shares.iter().map(|it| it.sequence), &fault.into(), events)?;

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Protocol
 
 from llm_node.node import Event, Node, NodeError, Request
+from llm_node.schema.sampling import Generation
 
 TokenLogprobs = tuple[bytes, int, float, list[tuple[bytes, int, float]]]
 """(bytes, id, logprob, alternatives best first), as `_core.Event` has it."""
@@ -75,6 +76,29 @@ class Whole:
                         self.usage.add(index, event)
         self.texts = ["".join(each) for each in pieces]
         return self
+
+
+class Chunks(Protocol):
+    """What a family makes of events."""
+
+    def frame(self, index: int, event: Event) -> bytes:
+        """The chunk for an event of request number `index`; nothing where the event adds nothing."""
+
+    def usage(self) -> bytes:
+        """The last chunk, for those who asked for it."""
+
+
+async def frames(
+    node: Node, wanted: Generation, requests: Sequence[Request], chunks: Chunks
+) -> AsyncGenerator[bytes, None]:
+    """The answers of one client as they come, for those who stream."""
+    async with node.open(wanted.model, requests) as generation:
+        async for batch in generation:
+            data = b"".join([chunks.frame(index, event) for index, event in batch])
+            if data:
+                yield data
+    if wanted.stream_options.include_usage:
+        yield chunks.usage()
 
 
 def finish_reason(event: Event) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +19,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     requests = [_neutral(wanted, answer) for answer in range(wanted.n)]
     if wanted.stream:
-        return await sse.respond(request, _frames(node, wanted, requests))
+        return await sse.respond(request, answers.frames(node, wanted, requests, _Chunks(wanted)))
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
@@ -54,19 +53,6 @@ async def _whole(node: Node, wanted: ChatCompletionRequest, requests: list[dict[
         ],
         "usage": whole.usage.shape(),
     }
-
-
-async def _frames(
-    node: Node, wanted: ChatCompletionRequest, requests: list[dict[str, Any]]
-) -> AsyncGenerator[bytes, None]:
-    chunks = _Chunks(wanted)
-    async with node.open(wanted.model, requests) as generation:
-        async for batch in generation:
-            data = b"".join([chunks.frame(index, event) for index, event in batch])
-            if data:
-                yield data
-    if wanted.stream_options.include_usage:
-        yield chunks.usage()
 
 
 class _Chunks:

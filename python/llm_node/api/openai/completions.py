@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -71,13 +72,10 @@ async def _frames(
     node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]
 ) -> AsyncGenerator[bytes, None]:
     chunks = _Chunks(wanted, await _echoes(node, wanted))
-    async with node.open(wanted.model, requests) as generation:
-        async for batch in generation:
-            data = b"".join([chunks.frame(index, event) for index, event in batch])
-            if data:
-                yield data
-    if wanted.stream_options.include_usage:
-        yield chunks.usage()
+    # Closed with this one, so that a client that leaves frees its sequences at once.
+    async with contextlib.aclosing(answers.frames(node, wanted, requests, chunks)) as frames:
+        async for data in frames:
+            yield data
 
 
 class _Chunks:

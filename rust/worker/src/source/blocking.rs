@@ -22,7 +22,7 @@ use llm_node_core::{
 };
 use llm_node_wire::message::RequestId;
 
-use super::{Prepared, fatal, stopped};
+use super::{Prepared, stopped};
 use crate::report::{Report, Reporter};
 
 /// A way to run one request to its end.
@@ -227,11 +227,11 @@ impl Shared {
             answer.finish.get_or_insert(Finish::Cancelled);
         }
         let lost = match &result {
-            Err(fault) if fatal(fault.kind) => Some(super::lost(fault.clone())),
+            Err(fault) if fault.kind.ends_engine() => Some(super::lost(fault.clone())),
             _ => None,
         };
         let ending = match (result, answer.finish) {
-            (Err(fault), _) if fatal(fault.kind) => Err(super::lost(fault)),
+            (Err(fault), _) if fault.kind.ends_engine() => Err(super::lost(fault)),
             (Ok(_) | Err(_), Some(finish)) | (Ok(finish), None) => Ok(finish),
             (Err(fault), None) => Err(Fault::from(fault)),
         };

@@ -58,12 +58,6 @@ fn finish(finish: llm_node_host::Finish) -> Finish {
     }
 }
 
-/// After these an engine cannot be used any more: its device is gone, or it has broken the contract,
-/// and what it holds cannot be relied upon.
-pub(crate) fn fatal(kind: EngineFaultKind) -> bool {
-    matches!(kind, EngineFaultKind::DeviceLost | EngineFaultKind::Misbehaved)
-}
-
 /// What requests are told when such a fault has ended their engine.
 pub(crate) fn lost(fault: EngineFault) -> Fault {
     match fault.kind {
