@@ -104,6 +104,8 @@ pub struct Limits {
     pub max_rollback: u32,
     /// `seq_copy` shares memory.
     pub shares_prefixes: bool,
+    /// [`StepEngine::save`] and [`StepEngine::restore`] are offered.
+    pub saves: bool,
     /// Width of a row of logits.
     pub n_vocab: u32,
 }
@@ -154,6 +156,38 @@ pub trait StepEngine {
 
     /// Tokens that the cache can still take, whole pages counted as full.
     fn cache_free(&self) -> u64;
+
+    /// What the cache holds of a sequence, as bytes that [`restore`](Self::restore) takes. The sequence
+    /// stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where [`Limits::saves`] is false, `InvalidArgument` for an empty sequence, `OomRam`.
+    fn save(&mut self, sequence: SequenceId) -> Result<Vec<u8>, EngineFault> {
+        let _ = sequence;
+        Err(not_offered("batch.seq_save"))
+    }
+
+    /// Makes the empty sequence what was saved, on this context or one made alike: its range is again
+    /// what it was, and it goes on as the saved one would have.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where [`Limits::saves`] is false, `CacheFull` where it does not fit now, and
+    /// `InvalidArgument` where the sequence is not empty or the bytes are not of such a context: then
+    /// nothing was changed. After any other failure the sequence is empty.
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
+        let _ = (sequence, state);
+        Err(not_offered("batch.seq_restore"))
+    }
+}
+
+fn not_offered(call: &'static str) -> EngineFault {
+    EngineFault {
+        kind: EngineFaultKind::Unsupported,
+        message: "the engine does not save sequences".to_owned(),
+        call,
+    }
 }
 
 impl<E: StepEngine + ?Sized> StepEngine for Box<E> {
@@ -183,6 +217,14 @@ impl<E: StepEngine + ?Sized> StepEngine for Box<E> {
 
     fn cache_free(&self) -> u64 {
         (**self).cache_free()
+    }
+
+    fn save(&mut self, sequence: SequenceId) -> Result<Vec<u8>, EngineFault> {
+        (**self).save(sequence)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
+        (**self).restore(sequence, state)
     }
 }
 

@@ -185,6 +185,7 @@ impl Context {
                 cache_page: 1,
                 max_rollback: 0,
                 shares_prefixes: false,
+                saves: false,
                 n_vocab: model.info().n_vocab,
             },
             in_flight: VecDeque::new(),
@@ -298,6 +299,7 @@ impl Context {
             cache_page: info.cache_page,
             max_rollback: info.max_rollback,
             shares_prefixes: info.flags & ENGINE_CONTEXT_SHARE != 0,
+            saves: false,
             n_vocab: self.model.info().n_vocab,
         };
         Ok(())

@@ -250,6 +250,7 @@ impl RunningModel {
             cache_page: 1,
             max_rollback: 0,
             shares_prefixes: false,
+            saves: false,
             n_vocab: info.n_vocab,
         };
         self.valid(request, &limits).map(Prepared::from)

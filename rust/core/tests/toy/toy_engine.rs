@@ -27,6 +27,7 @@ pub(crate) fn limits() -> Limits {
         cache_page: 1,
         max_rollback: u32::MAX,
         shares_prefixes: false,
+        saves: false,
         n_vocab: N_VOCAB,
     }
 }
