@@ -12,5 +12,6 @@ pub mod request;
 pub mod sample;
 pub mod schedule;
 pub mod session;
+pub mod speculate;
 pub mod text;
 pub mod vram;
