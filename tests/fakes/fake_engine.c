@@ -37,6 +37,7 @@
 // -DFAKE_..., fewer features
 //    NO_EXTENSIONS   tier 0 alone        NO_GET_EXTENSION   nor the symbol
 //    NO_BATCH  NO_TOKENIZER  NO_MEMORY  NO_ESTIMATE  NO_CHAT_TEMPLATE  NO_CANCEL  NO_SHARE
+//    NO_SAVE
 //    ROWS_F16  ROWS_BF16   logits in half the width
 //
 // -DFAKE_..., lies and accidents
@@ -49,6 +50,7 @@
 //    the tokenizer  OFFSETS_FALL  VOCAB_TOO_SHORT  SPECIAL_OUT_OF_RANGE  TOKENS_OUT_OF_RANGE  COUNT_TOO_LARGE
 //    the batch      NULL_CONTEXT  ZERO_LIMITS  CRASH_IN_STEP  HANG_IN_STEP  TICKETS_JUMP  NAN_LOGITS  NULL_LOGITS
 //                   CROOKED_LOGITS  ROW_TOO_NARROW  ROWS_UNWRITTEN  STAGE_TOO_FAR  UNKNOWN_DTYPE  RANGE_BACKWARDS
+//                   SAVE_NEEDS_NOTHING  SAVE_NEEDS_ALL  SAVE_NEEDS_MORE  SAVE_WROTE_MORE  RESTORE_NOTHING
 //    the stream     TOKEN_AFTER_END  NO_END_ELEMENT
 //    embed          SHORT_VECTORS
 //    at the end     CRASH_IN_SHUTDOWN  HANG_IN_SHUTDOWN  THREAD_LEFT
@@ -1077,6 +1079,75 @@ static MAYBE_UNUSED uint64_t batch_cache_free(const EngineContext *context) {
    return context->n_free;
 }
 
+// A state: a mark, the number of hashes, and the hashes.
+#define STATE_MARK  0x4554415453594F54ULL // "TOYSTATE"
+#define STATE_WORDS 2
+
+static MAYBE_UNUSED int batch_seq_save(EngineContext *context, uint32_t sequence, void *data,
+                                       size_t capacity, size_t *size) {
+   if (sequence >= context->max_sequences || context->sequences[sequence].length == 0) {
+      return fail(ERR_INVALID_ARGUMENT, "no such sequence, or an empty one");
+   }
+   const Sequence *one    = &context->sequences[sequence];
+   size_t          needed = (STATE_WORDS + one->length) * sizeof(uint64_t);
+#ifdef FAKE_SAVE_NEEDS_NOTHING
+   *size = 0;
+   return ERR_OK;
+#endif
+#ifdef FAKE_SAVE_NEEDS_ALL
+   *size = SIZE_MAX / 2;
+   return fail(ERR_BUFFER_TOO_SMALL, "all the memory there is");
+#endif
+   if (capacity < needed) {
+      *size = needed;
+      return fail(ERR_BUFFER_TOO_SMALL, "no room for the toy's state");
+   }
+#ifdef FAKE_SAVE_NEEDS_MORE
+   *size = needed + 1;
+   return fail(ERR_BUFFER_TOO_SMALL, "a byte more");
+#endif
+   uint64_t word = STATE_MARK;
+   memcpy(data, &word, sizeof word);
+   word = one->length;
+   memcpy((char *)data + sizeof word, &word, sizeof word);
+   for (uint32_t i = 0; i < one->length; i++) {
+      memcpy((char *)data + (STATE_WORDS + i) * sizeof word, &context->cells[one->cells[i]].hash, sizeof word);
+   }
+   *size = needed;
+#ifdef FAKE_SAVE_WROTE_MORE
+   *size = needed + 1;
+#endif
+   return ERR_OK;
+}
+
+static MAYBE_UNUSED int batch_seq_restore(EngineContext *context, uint32_t sequence, const void *data,
+                                          size_t size) {
+   uint64_t head[STATE_WORDS] = {0};
+   if (size >= sizeof head) {
+      memcpy(head, data, sizeof head);
+   }
+   if (sequence >= context->max_sequences || context->sequences[sequence].length != 0 ||
+       head[0] != STATE_MARK || head[1] == 0 || head[1] > context->context_length ||
+       size != (STATE_WORDS + head[1]) * sizeof(uint64_t)) {
+      return fail(ERR_INVALID_ARGUMENT, "no such sequence, one that is not empty, or no state of the toy's");
+   }
+   if (head[1] > context->n_free) {
+      return fail(ERR_CACHE_FULL, "the toy's cache is full");
+   }
+#ifdef FAKE_RESTORE_NOTHING
+   return ERR_OK;
+#endif
+   Sequence *one = &context->sequences[sequence];
+   for (uint32_t i = 0; i < head[1]; i++) {
+      uint32_t cell = take_cell(context);
+      memcpy(&context->cells[cell].hash, (const char *)data + (STATE_WORDS + i) * sizeof(uint64_t),
+             sizeof(uint64_t));
+      one->cells[i] = cell;
+   }
+   one->length = (uint32_t)head[1];
+   return ERR_OK;
+}
+
 
 ///////////////////////
 // Stream and tier 0 //
@@ -1309,7 +1380,12 @@ const void *engine_get_extension(const char *id) {
                                         batch_cancel,
 #        endif
                                         batch_seq_copy, batch_seq_remove, batch_seq_range,
-                                        batch_cache_free};
+                                        batch_cache_free,
+#        ifdef FAKE_NO_SAVE
+                                        NULL, NULL};
+#        else
+                                        batch_seq_save, batch_seq_restore};
+#        endif
    if (strcmp(id, ENGINE_EXT_BATCH) == 0) {
       return &batch;
    }

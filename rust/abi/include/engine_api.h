@@ -649,6 +649,23 @@ typedef struct EngineBatching {
                     uint32_t *end);
    // Tokens that the cache can still take, whole pages counted as full.
    uint64_t (*cache_free)(const EngineContext *context);
+
+   // Both or neither may be NULL. With them the host lets a sequence wait in its own memory. They
+   // happen in order, as the cache operations above. [step]
+   //
+   // Writes all that the cache holds of a sequence, which stays as it is. The bytes are opaque, and
+   // good for every context of the same model that an engine of the same build made with the same
+   // parameters. *size is how many there are; with ERR_BUFFER_TOO_SMALL, how many are needed, never
+   // 0, and `data` is untouched: capacity 0 asks for that, and takes next to no time.
+   // ERR_INVALID_ARGUMENT for an empty sequence, ERR_UNSUPPORTED for a model that cannot.
+   int (*seq_save)(EngineContext *context, uint32_t sequence, void *data, size_t capacity,
+                   size_t *size);
+   // Makes the sequence, which must be empty, what was saved of this or another one. seq_range is
+   // what it was at the save, except that *begin may be higher, by positions that no later token
+   // looks at. With a max_rollback other than UINT32_MAX, what was restored cannot be cut back.
+   // ERR_CACHE_FULL, and ERR_INVALID_ARGUMENT for bytes that are no such state: nothing was changed.
+   // Any other failure: the sequence is empty.
+   int (*seq_restore)(EngineContext *context, uint32_t sequence, const void *data, size_t size);
 } EngineBatching;
 
 

@@ -218,6 +218,25 @@ pub struct EngineBatching {
     >,
     /// `[step]`
     pub cache_free: Option<unsafe extern "C" fn(context: *const EngineContext) -> u64>,
+    /// `[step]`
+    pub seq_save: Option<
+        unsafe extern "C" fn(
+            context: *mut EngineContext,
+            sequence: u32,
+            data: *mut c_void,
+            capacity: usize,
+            size: *mut usize,
+        ) -> Code,
+    >,
+    /// `[step]`
+    pub seq_restore: Option<
+        unsafe extern "C" fn(
+            context: *mut EngineContext,
+            sequence: u32,
+            data: *const c_void,
+            size: usize,
+        ) -> Code,
+    >,
 }
 
 crate::growing!(EngineContextParams, EngineContextInfo, EngineBatch);

@@ -107,6 +107,7 @@ structs! {
     EngineRow { stage, dtype, n, token, logprob, log_sum, log_sum_t, reserved, ids, logits }
     EngineBatching {
         struct_size, create, destroy, info, step, collect, fetch, cancel, seq_copy, seq_remove, seq_range, cache_free,
+        seq_save, seq_restore,
     }
     EngineRequest {
         struct_size, max_tokens, tokens, n_tokens, text, text_len, pick, seed, stop, n_stop, adapter, adapter_scale,

@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use llm_node_abi::{
     ENGINE_BF16, ENGINE_CONTEXT_ASYNC, ENGINE_CONTEXT_CHAIN, ENGINE_CONTEXT_LATE_MASK,
     ENGINE_CONTEXT_MIX_ADAPTER, ENGINE_CONTEXT_SHARE, ENGINE_F16, ENGINE_F32, ENGINE_STAGE_LOGITS,
-    ENGINE_TOKEN_NONE, EngineBatch, EngineBatching, EngineContext, EngineContextInfo, EngineContextParams,
-    EngineRow, EngineSlice, Growing,
+    ENGINE_TOKEN_NONE, ERR_BUFFER_TOO_SMALL, ERR_OOM_RAM, EngineBatch, EngineBatching, EngineContext,
+    EngineContextInfo, EngineContextParams, EngineRow, EngineSlice, Growing,
 };
 use llm_node_core::engine::{EngineFault, Limits, Row, SequenceId, Slice, StepEngine, Ticket};
 
@@ -299,7 +299,7 @@ impl Context {
             cache_page: info.cache_page,
             max_rollback: info.max_rollback,
             shares_prefixes: info.flags & ENGINE_CONTEXT_SHARE != 0,
-            saves: false,
+            saves: self.table.seq_save.is_some() && self.table.seq_restore.is_some(),
             n_vocab: self.model.info().n_vocab,
         };
         Ok(())
@@ -425,6 +425,64 @@ impl StepEngine for Context {
         let free = unsafe { function(self.handle.as_ptr()) };
         free.min(self.limits.cache_tokens)
     }
+
+    fn save(&mut self, sequence: SequenceId) -> Result<Vec<u8>, EngineFault> {
+        const CALL: &str = "batch.seq_save";
+        let function = self.table.seq_save.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let tokens = self.range(sequence)?.1;
+        let mut needed = 0;
+        let asked = checked(CALL, || {
+            // SAFETY: [step]: `&mut self`. There is no room, so that nothing is written but the size.
+            unsafe { function(self.handle.as_ptr(), sequence, std::ptr::null_mut(), 0, &raw mut needed) }
+        });
+        match asked {
+            Err(EngineError::Failed { code, .. }) if code == ERR_BUFFER_TOO_SMALL => {}
+            Ok(()) => return Err(EngineError::misbehaved(CALL, "a state that needs no room").into()),
+            Err(error) => return Err(error.into()),
+        }
+        if needed == 0 || needed as u64 > most_state(tokens) {
+            let what = format!("it asks for {needed} bytes for {tokens} tokens");
+            return Err(EngineError::misbehaved(CALL, what).into());
+        }
+        let mut state = zeroed(needed).ok_or_else(|| EngineError::Failed {
+            code: ERR_OOM_RAM,
+            message: Some(format!("no memory for {needed} bytes")),
+            call: CALL,
+        })?;
+        let mut size = 0;
+        let saved = checked(CALL, || {
+            // SAFETY: as above; there is room for `needed` bytes.
+            unsafe {
+                function(self.handle.as_ptr(), sequence, state.as_mut_ptr().cast(), needed, &raw mut size)
+            }
+        });
+        match saved {
+            Err(EngineError::Failed { code, .. }) if code == ERR_BUFFER_TOO_SMALL => {
+                let what = format!("{needed} bytes do not do, which it had asked for");
+                return Err(EngineError::misbehaved(CALL, what).into());
+            }
+            other => other?,
+        }
+        if size == 0 || size > needed {
+            let what = format!("it wrote {size} bytes into room for {needed}");
+            return Err(EngineError::misbehaved(CALL, what).into());
+        }
+        state.truncate(size);
+        Ok(state)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
+        const CALL: &str = "batch.seq_restore";
+        let function = self.table.seq_restore.ok_or_else(|| EngineError::unsupported(CALL))?;
+        checked(CALL, || {
+            // SAFETY: [step]: `&mut self`. The bytes outlive the call.
+            unsafe { function(self.handle.as_ptr(), sequence, state.as_ptr().cast(), state.len()) }
+        })?;
+        if self.range(sequence)?.1 == 0 {
+            return Err(EngineError::misbehaved(CALL, "the restored sequence is empty").into());
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Context {
@@ -438,6 +496,21 @@ impl Drop for Context {
         // SAFETY: [load]: the lock is held. `&mut self`: no call on the context is running.
         unsafe { destroy(self.handle.as_ptr()) };
     }
+}
+
+/// The largest state of a sequence that is believed. The widest models without grouped heads keep some
+/// 5 MiB per token in 32 bits, and recurrent ones some 100 MiB whatever the length.
+fn most_state(tokens: u32) -> u64 {
+    (4 << 30) + u64::from(tokens) * (8 << 20)
+}
+
+/// Bytes that the system hands out as zeros, without writing them twice; `None`: there is no memory.
+fn zeroed(size: usize) -> Option<Vec<u8>> {
+    let layout = std::alloc::Layout::array::<u8>(size).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout is not empty.
+    let bytes = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+    // SAFETY: of the global allocator, with the layout of a Vec of that capacity, and all initialised.
+    Some(unsafe { Vec::from_raw_parts(bytes.as_ptr(), size, size) })
 }
 
 /// Shows what an engine did not write: no engine answers this stage.

@@ -134,6 +134,31 @@ fn a_range_that_runs_backwards() {
 }
 
 #[test]
+fn states_of_a_size_that_cannot_be() {
+    for (switch, words) in [
+        ("SAVE_NEEDS_NOTHING", "needs no room"),
+        ("SAVE_NEEDS_ALL", "bytes for 3 tokens"),
+        ("SAVE_NEEDS_MORE", "40 bytes do not do"),
+        ("SAVE_WROTE_MORE", "41 bytes into room for 40"),
+    ] {
+        let mut context = context(switch, &[switch], &params());
+        context.step(&[slice(0, 0, &[1, 2, 3], 0)]).unwrap();
+        let fault = context.save(0).unwrap_err();
+        assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.seq_save"), "{switch}");
+        assert!(fault.message.contains(words), "{fault}");
+    }
+}
+
+#[test]
+fn a_restored_sequence_that_is_empty() {
+    let mut context = context("nothing", &["RESTORE_NOTHING"], &params());
+    context.step(&[slice(0, 0, &[1, 2, 3], 0)]).unwrap();
+    let state = context.save(0).unwrap();
+    let fault = context.restore(1, &state).unwrap_err();
+    assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.seq_restore"));
+}
+
+#[test]
 fn streams_that_end_wrongly() {
     for (switch, words) in
         [("NO_END_ELEMENT", "without an ending element"), ("TOKEN_AFTER_END", "a token after the end")]

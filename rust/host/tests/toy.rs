@@ -384,6 +384,51 @@ fn a_prefix_is_shared_and_outlives_its_source() {
 }
 
 #[test]
+fn a_saved_sequence_goes_on_in_another_place() {
+    let params = ContextParams { cache_tokens: 20, ..params() };
+    let mut context = context("saved", &[], &params);
+    assert!(context.limits().saves);
+    let prompt = bytes("once upon a");
+    let expected = continued(&mut context, 0, &prompt, 5);
+    context.truncate(0, 0).unwrap();
+
+    advance(&mut context, &[slice(0, 0, &prompt, 1)]);
+    let state = context.save(0).unwrap();
+    assert_eq!(context.range(0).unwrap(), (0, 11));
+    // There is no room for both, and a refusal changes nothing.
+    let fault = context.restore(3, &state).unwrap_err();
+    assert_eq!((fault.kind, context.range(3).unwrap()), (EngineFaultKind::CacheFull, (0, 0)));
+    context.truncate(0, 0).unwrap();
+    advance(&mut context, &[slice(1, 0, &bytes("others"), 1)]);
+    context.restore(3, &state).unwrap();
+    assert_eq!((context.range(3).unwrap(), context.cache_free()), ((0, 11), 3));
+    assert_eq!(advance(&mut context, &[slice(3, 11, &expected[..1], 1)]), expected[1..2]);
+
+    // What is none, and where there is something already.
+    context.truncate(1, 0).unwrap();
+    for (sequence, bytes) in [(3, &state[..]), (1, &state[1..]), (1, &[0; 16]), (1, &[]), (8, &state[..])] {
+        let fault = context.restore(sequence, bytes).unwrap_err();
+        assert_eq!(fault.kind, EngineFaultKind::InvalidArgument);
+    }
+    assert_eq!((context.range(1).unwrap(), context.range(3).unwrap()), ((0, 0), (0, 12)));
+    assert_eq!(context.save(1).unwrap_err().kind, EngineFaultKind::InvalidArgument);
+    assert_eq!(context.save(8).unwrap_err().kind, EngineFaultKind::InvalidArgument);
+}
+
+/// An engine that does not offer it, and one whose header did not know of it.
+#[test]
+fn not_every_engine_saves() {
+    let older = format!("TABLE_SIZE={}", std::mem::offset_of!(llm_node_abi::EngineBatching, seq_save));
+    for (name, switch) in [("no_save", "NO_SAVE"), ("older", &older)] {
+        let mut context = context(name, &[switch], &params());
+        assert!(!context.limits().saves);
+        advance(&mut context, &[slice(0, 0, &bytes("once"), 1)]);
+        assert_eq!(context.save(0).unwrap_err().kind, EngineFaultKind::Unsupported);
+        assert_eq!(context.restore(1, &[1]).unwrap_err().kind, EngineFaultKind::Unsupported);
+    }
+}
+
+#[test]
 fn rollback_goes_on_as_if_nothing_had_been() {
     let mut context = context("rollback", &[], &params());
     let prompt = bytes("once");

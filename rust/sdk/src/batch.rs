@@ -376,6 +376,8 @@ pub trait Batching: Models {
     const CANCELS: bool = false;
     /// Set to true where [`Batching::fetch`] is offered.
     const FETCHES: bool = false;
+    /// Set to true where [`Batching::saved_size`], [`Batching::save`] and [`Batching::restore`] are.
+    const SAVES: bool = false;
 
     /// Makes a context and says what it can take.
     fn create(
@@ -418,6 +420,27 @@ pub trait Batching: Models {
 
     /// Tokens that the cache can still take.
     fn cache_free(context: &Self::Context) -> u64;
+
+    /// Bytes that [`Batching::save`] needs for a sequence as it is now; cheap, and not 0. A
+    /// sequence that is not empty.
+    fn saved_size(context: &mut Self::Context, sequence: u32) -> Result<usize, Failure> {
+        let _ = (context, sequence);
+        Err(Failure::unsupported("this engine does not save sequences"))
+    }
+
+    /// Writes all that the cache holds of a sequence, and says how many bytes that was. There is room
+    /// for [`Batching::saved_size`]; what is in it before has no meaning.
+    fn save(context: &mut Self::Context, sequence: u32, data: &mut [u8]) -> Result<usize, Failure> {
+        let _ = (context, sequence, data);
+        Err(Failure::unsupported("this engine does not save sequences"))
+    }
+
+    /// Makes the empty sequence what was saved. The bytes come from outside: they must be recognised
+    /// as what [`Batching::save`] wrote on a context like this one before they are relied upon.
+    fn restore(context: &mut Self::Context, sequence: u32, data: &[u8]) -> Result<(), Failure> {
+        let _ = (context, sequence, data);
+        Err(Failure::unsupported("this engine does not save sequences"))
+    }
 }
 
 /// What stands behind an `EngineContext *`.
@@ -456,6 +479,10 @@ impl<E: Exported + Batching> ContextHandle<E> {
         Ok(())
     }
 
+    fn is_empty(context: &E::Context, sequence: u32) -> Result<bool, Failure> {
+        Ok(E::range(context, sequence)?.1 == 0)
+    }
+
     fn check_sequence(&self, sequence: u32) -> Result<(), Failure> {
         if sequence >= self.info.max_sequences {
             return Err(Failure::invalid(format!(
@@ -482,6 +509,8 @@ pub const fn table<E: Exported + Batching>() -> abi::EngineBatching {
         seq_remove: Some(seq_remove::<E>),
         seq_range: Some(seq_range::<E>),
         cache_free: Some(cache_free::<E>),
+        seq_save: if E::SAVES { Some(seq_save::<E>) } else { None },
+        seq_restore: if E::SAVES { Some(seq_restore::<E>) } else { None },
     }
 }
 
@@ -716,5 +745,68 @@ unsafe extern "C" fn cache_free<E: Exported + Batching>(context: *const abi::Eng
         // SAFETY: the host passes a handle of ours.
         let handle = unsafe { ContextHandle::<E>::from_raw(context) }?;
         Ok(E::cache_free(&handle.state().context))
+    })
+}
+
+unsafe extern "C" fn seq_save<E: Exported + Batching>(
+    context: *mut abi::EngineContext,
+    sequence: u32,
+    data: *mut c_void,
+    capacity: usize,
+    size: *mut usize,
+) -> abi::Code {
+    guard::code("seq_save", || {
+        // SAFETY: the host passes a handle of ours.
+        let handle = unsafe { ContextHandle::<E>::from_raw(context) }?;
+        handle.check_sequence(sequence)?;
+        if size.is_null() || (data.is_null() && capacity > 0) {
+            return Err(Failure::invalid("data or size is NULL"));
+        }
+        let mut state = handle.state();
+        if ContextHandle::<E>::is_empty(&state.context, sequence)? {
+            return Err(Failure::invalid(format!("sequence {sequence} is empty")));
+        }
+        let needed = E::saved_size(&mut state.context, sequence)?;
+        if needed == 0 {
+            return Err(Failure::internal("a state of 0 bytes"));
+        }
+        if capacity < needed {
+            // SAFETY: checked above.
+            unsafe { size.write(needed) };
+            return Err(Failure::new(
+                abi::ERR_BUFFER_TOO_SMALL,
+                format!("the state has {needed} bytes, and there is room for {capacity}"),
+            ));
+        }
+        // SAFETY: the host passes room for more than 0 bytes, which any value may be in.
+        let data = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), needed) };
+        let written = E::save(&mut state.context, sequence, data)?;
+        if written == 0 || written > needed {
+            return Err(Failure::internal(format!("{written} bytes saved, and {needed} announced")));
+        }
+        // SAFETY: checked above.
+        unsafe { size.write(written) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn seq_restore<E: Exported + Batching>(
+    context: *mut abi::EngineContext,
+    sequence: u32,
+    data: *const c_void,
+    size: usize,
+) -> abi::Code {
+    guard::code("seq_restore", || {
+        // SAFETY: the host passes a handle of ours and that many bytes.
+        let (handle, data) = unsafe {
+            let handle = ContextHandle::<E>::from_raw(context)?;
+            (handle, read::slice(data.cast::<u8>(), size, "data")?)
+        };
+        handle.check_sequence(sequence)?;
+        let mut state = handle.state();
+        if !ContextHandle::<E>::is_empty(&state.context, sequence)? {
+            return Err(Failure::invalid(format!("sequence {sequence} is not empty")));
+        }
+        E::restore(&mut state.context, sequence, data)
     })
 }

@@ -182,6 +182,7 @@ impl Tokenizer for Toy {
 impl Batching for Toy {
     type Context = ToyContext;
     const CANCELS: bool = true;
+    const SAVES: bool = true;
 
     fn create(
         &self,
@@ -261,6 +262,25 @@ impl Batching for Toy {
 
     fn cache_free(context: &ToyContext) -> u64 {
         1000 - context.lengths.iter().map(|length| u64::from(*length)).sum::<u64>()
+    }
+
+    fn saved_size(_context: &mut ToyContext, _sequence: u32) -> Result<usize, Failure> {
+        Ok(6)
+    }
+
+    fn save(context: &mut ToyContext, sequence: u32, data: &mut [u8]) -> Result<usize, Failure> {
+        assert_eq!(data.len(), 6);
+        let length = context.lengths[sequence as usize];
+        assert_ne!(length, 13, "asked to panic");
+        data[..4].copy_from_slice(&length.to_le_bytes());
+        // One that says more than it announced.
+        Ok(if length == 12 { 7 } else { 4 })
+    }
+
+    fn restore(context: &mut ToyContext, sequence: u32, data: &[u8]) -> Result<(), Failure> {
+        let length = data.try_into().map_err(|_| Failure::invalid("no state of the toy's"))?;
+        context.lengths[sequence as usize] = u32::from_le_bytes(length);
+        Ok(())
     }
 }
 
@@ -758,6 +778,51 @@ fn steps_and_rows_go_through() {
         assert_eq!(batching.cache_free.unwrap()(context), 1000 - 6);
         batching.cancel.unwrap()(context);
         assert_eq!(step(context, &[slice(1, 1, &[1], 1)]), Err(abi::ERR_CANCELLED));
+    }
+}
+
+#[test]
+fn a_sequence_is_saved_and_restored() {
+    let _running = running();
+    let model = load(c"good").unwrap();
+    let context = context(model);
+    let batching = table::<abi::EngineBatching>();
+    let (save, restore) = (batching.seq_save.unwrap(), batching.seq_restore.unwrap());
+    let mut data = [9_u8; 8];
+    let mut size = 77;
+    let pointer = data.as_mut_ptr().cast::<c_void>();
+    step(context, &[slice(0, 0, &[1, 2, 3], 0), slice(1, 0, &[1; 12], 0), slice(2, 0, &[1; 13], 0)]).unwrap();
+    // SAFETY: as the header says.
+    unsafe {
+        assert_eq!(save(context, 0, ptr::null_mut(), 0, &raw mut size), abi::ERR_BUFFER_TOO_SMALL);
+        assert_eq!(size, 6);
+        size = 77;
+        assert_eq!(save(context, 0, pointer, 5, &raw mut size), abi::ERR_BUFFER_TOO_SMALL);
+        assert_eq!((size, data), (6, [9; 8]));
+        assert_eq!(save(context, 0, pointer, 8, &raw mut size), abi::ERR_OK);
+        assert_eq!((size, data), (4, [3, 0, 0, 0, 9, 9, 9, 9]));
+
+        size = 77;
+        for sequence in [3, 4] {
+            assert_eq!(save(context, sequence, pointer, 8, &raw mut size), abi::ERR_INVALID_ARGUMENT);
+        }
+        assert_eq!(save(context, 0, ptr::null_mut(), 8, &raw mut size), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(save(context, 0, pointer, 8, ptr::null_mut()), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(save(context, 1, pointer, 8, &raw mut size), abi::ERR_INTERNAL);
+        assert_eq!(save(context, 2, pointer, 8, &raw mut size), abi::ERR_INTERNAL);
+        assert_eq!(size, 77, "untouched on failure");
+
+        let state = [5_u8, 0, 0, 0];
+        let pointer = state.as_ptr().cast::<c_void>();
+        assert_eq!(restore(context, 0, pointer, 4), abi::ERR_INVALID_ARGUMENT);
+        assert!(error().contains("not empty"));
+        assert_eq!(restore(context, 4, pointer, 4), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(restore(context, 3, ptr::null(), 4), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(restore(context, 3, ptr::null(), 0), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(restore(context, 3, pointer, 4), abi::ERR_OK);
+        let (mut begin, mut end) = (9, 9);
+        assert_eq!(batching.seq_range.unwrap()(context, 3, &raw mut begin, &raw mut end), abi::ERR_OK);
+        assert_eq!((begin, end), (0, 5));
     }
 }
 
