@@ -7,9 +7,11 @@
 //! Nothing here verifies: that is the session's.
 
 mod lookup;
+mod model;
 mod policy;
 
 pub use lookup::Lookup;
+pub use model::DraftModel;
 pub use policy::Pays;
 
 use std::fmt;

@@ -5,6 +5,8 @@ mod request;
 #[cfg(test)]
 mod session;
 #[cfg(test)]
+mod speculate;
+#[cfg(test)]
 mod template;
 #[cfg(test)]
 mod toy_engine;
