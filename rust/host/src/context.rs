@@ -509,8 +509,9 @@ fn zeroed(size: usize) -> Option<Vec<u8>> {
     let layout = std::alloc::Layout::array::<u8>(size).ok().filter(|layout| layout.size() > 0)?;
     // SAFETY: the layout is not empty.
     let bytes = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
-    // SAFETY: of the global allocator, with the layout of a Vec of that capacity, and all initialised.
-    Some(unsafe { Vec::from_raw_parts(bytes.as_ptr(), size, size) })
+    // SAFETY: of the global allocator, with the layout of a boxed slice of that length, and initialised.
+    let bytes = unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(bytes.as_ptr(), size)) };
+    Some(bytes.into_vec())
 }
 
 /// Shows what an engine did not write: no engine answers this stage.
