@@ -1,4 +1,4 @@
-"""The typed boundary between Python and Rust. Imported by `node.py` and `worker.py` alone."""
+"""The typed boundary between Python and Rust. Imported by `node.py`, `worker.py` and `load.py` alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, final
@@ -13,6 +13,7 @@ __all__ = [
     "Stream",
     "Supervisor",
     "__version__",
+    "run_load",
     "run_worker",
 ]
 
@@ -42,6 +43,15 @@ def run_worker(endpoint: str) -> int:
     """Be a worker: connect to the node at `endpoint`, serve until it says stop. Gives the exit code.
 
     The secret comes from the environment variable LLM_NODE_WORKER_SECRET, set by the node.
+    """
+
+def run_load(plan: str, progress: Callable[[float, int, int, int], None]) -> str:
+    """Put load on a server and measure it. Blocks until the run is over.
+
+    `plan`: JSON of `rust/load/src/plan.rs`; a wrong one raises `Fault`. Gives JSON of
+    `rust/load/src/report.rs`. `progress` is called a few times a second, and after a signal, with the
+    seconds since the beginning and the requests completed, requests failed and events with text so far.
+    What it raises ends the run, and is raised here.
     """
 
 @final

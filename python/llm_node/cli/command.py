@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_node.cli import engine, engines, models, options, serve
+from llm_node.cli import bench, engine, engines, models, options, serve
 from llm_node.node import ABI_VERSION, __version__
 
 
@@ -26,3 +26,4 @@ def command(context: click.Context, /, **given: options.Given) -> None:
 command.add_command(engines.engines)
 command.add_command(models.models)
 command.add_command(engine.engine)
+command.add_command(bench.bench)

@@ -4,6 +4,7 @@
 //! GIL back first.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod engine;
 mod event;
 mod fault;
@@ -26,5 +27,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<engine::PyModel>()?;
     module.add_class::<engine::PyStream>()?;
+    module.add_function(wrap_pyfunction!(bench::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
 }
