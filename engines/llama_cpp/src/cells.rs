@@ -36,6 +36,11 @@ impl Cells {
         self.free.len() as u64
     }
 
+    /// Is there a token of any sequence?
+    pub(crate) fn in_use(&self) -> bool {
+        self.free.len() < self.owners.len()
+    }
+
     /// Do so many more tokens per sequence fit, all together?
     pub(crate) fn fits(&self, growth: impl Iterator<Item = (u32, u32)>) -> bool {
         let mut total = 0_u64;

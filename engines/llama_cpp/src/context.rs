@@ -13,7 +13,7 @@ use crate::memory::{described, only_weights, unsupported};
 use crate::model::LlamaModel;
 use crate::options::ContextOptions;
 use crate::plan::{Plan, plan};
-use crate::{LlamaEngine, internal};
+use crate::{LlamaEngine, internal, state};
 
 /// A context and what the host may ask of it.
 pub(crate) struct LlamaContext {
@@ -26,6 +26,11 @@ pub(crate) struct LlamaContext {
     /// Width of the attention window where old positions slide out of the cache; 0: they stay.
     window: u32,
     recurrent: bool,
+    /// Per sequence of a recurrent model, the length that it was restored with: llama.cpp's snapshots of
+    /// the state before that stayed behind.
+    restored: Vec<u32>,
+    /// What a saved state must have been made with.
+    fingerprint: u64,
     cancel: Arc<AtomicBool>,
     /// Slices of the step under way by ascending sequence; kept to spare allocations.
     order: Vec<usize>,
@@ -65,18 +70,20 @@ impl Drop for Booked {
 }
 
 fn cache_full(needed: u64, free: u64) -> Failure {
-    Failure::new(
-        abi::ERR_CACHE_FULL,
-        format!("the step needs {needed} tokens, and the cache has {free} free"),
-    )
+    Failure::new(abi::ERR_CACHE_FULL, format!("{needed} tokens are needed, and the cache has {free} free"))
 }
 
 impl LlamaContext {
+    fn usable(&self) -> Result<(), Failure> {
+        match &self.broken {
+            Some(why) => Err(Failure::internal(format!("this context failed before: {why}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Everything that llama.cpp would assert or half do, found before anything is touched.
     fn check(&mut self, batch: &Batch<'_>) -> Result<u64, Failure> {
-        if let Some(why) = &self.broken {
-            return Err(Failure::internal(format!("this context failed before: {why}")));
-        }
+        self.usable()?;
         let (mut tokens, mut rows) = (0_u64, 0_u64);
         for (index, slice) in batch.iter().enumerate() {
             let wrong = |text: String| Failure::invalid(format!("slice {index}: {text}"));
@@ -148,6 +155,7 @@ impl LlamaContext {
 impl Batching for LlamaEngine {
     type Context = LlamaContext;
     const CANCELS: bool = true;
+    const SAVES: bool = true;
 
     fn create(
         &self,
@@ -207,6 +215,8 @@ impl Batching for LlamaEngine {
             max_rollback,
             window,
             recurrent: facts.recurrent,
+            restored: vec![0; plan.settings.n_seq_max as usize],
+            fingerprint: fingerprint(model, &plan),
             cancel: context.abort_flag(),
             order: Vec::new(),
             rows: Vec::new(),
@@ -319,9 +329,15 @@ impl Batching for LlamaEngine {
         if end < length && (context.recurrent || !context.window_holds(from, end)) {
             return Err(Failure::unsupported("only the whole of this sequence can be copied"));
         }
-        let part = (unified && end < length).then_some(end);
-        let copied = context.context.copy(from, to, part);
-        copied.map_err(|fault| context.fault(fault))?;
+        // What is outside of the window is not among the cells that are copied one by one, but what comes
+        // before an earlier end may look at it.
+        let by_cells = !unified && !context.recurrent && (context.window == 0 || end == length);
+        let copied = if by_cells { context.context.copy_cells(from, to) } else { Ok(false) };
+        if !copied.map_err(|fault| context.fault(fault))? {
+            let part = (unified && end < length).then_some(end);
+            let copied = context.context.copy(from, to, part);
+            copied.map_err(|fault| context.fault(fault))?;
+        }
         // A split cache copies the whole of a sequence's part, so the rest is cut off.
         if !unified && end < length {
             let removed = context.context.remove(to, end);
@@ -331,6 +347,7 @@ impl Batching for LlamaEngine {
             }
         }
         context.cells.copy(from, to, end);
+        context.restored[to as usize] = context.restored[from as usize];
         Ok(())
     }
 
@@ -340,6 +357,9 @@ impl Batching for LlamaEngine {
             return Ok(());
         }
         if begin > 0 {
+            if context.recurrent && begin < context.restored[sequence as usize] {
+                return Err(Failure::unsupported("a restored state cannot be taken back"));
+            }
             if context.recurrent && length - begin > context.max_rollback {
                 return Err(Failure::unsupported(format!(
                     "the state can be taken back by {} tokens, not {}",
@@ -356,6 +376,9 @@ impl Batching for LlamaEngine {
             return Err(Failure::unsupported("the model's state cannot be taken back to that position"));
         }
         context.cells.resize(sequence, begin);
+        if begin == 0 {
+            context.restored[sequence as usize] = 0;
+        }
         Ok(())
     }
 
@@ -372,6 +395,59 @@ impl Batching for LlamaEngine {
     fn cache_free(context: &LlamaContext) -> u64 {
         context.cells.free()
     }
+
+    fn saved_size(context: &mut LlamaContext, sequence: u32) -> Result<usize, Failure> {
+        context.usable()?;
+        let size = context.context.state_size(sequence);
+        Ok(size.map_err(|fault| context.fault(fault))? + state::HEAD)
+    }
+
+    fn save(context: &mut LlamaContext, sequence: u32, data: &mut [u8]) -> Result<usize, Failure> {
+        let size = context.context.save(sequence, &mut data[state::HEAD..]);
+        let size = size.map_err(|fault| context.fault(fault))? + state::HEAD;
+        state::seal(&mut data[..size], context.fingerprint, context.cells.len(sequence));
+        Ok(size)
+    }
+
+    fn restore(context: &mut LlamaContext, sequence: u32, data: &[u8]) -> Result<(), Failure> {
+        context.usable()?;
+        let (tokens, state) = state::open(data, context.fingerprint).map_err(Failure::invalid)?;
+        if !context.cells.fits(std::iter::once((sequence, tokens))) {
+            return Err(cache_full(u64::from(tokens), context.cells.free()));
+        }
+        let restored = context.context.restore(sequence, state).and_then(|()| {
+            match context.context.positions(sequence) {
+                Some((_, last)) if last + 1 == tokens => Ok(()),
+                found => Err(llama::Fault::refused(format!("positions {found:?} of {tokens} tokens"))),
+            }
+        });
+        if let Err(fault) = restored {
+            let is_refused = fault.kind == llama::FaultKind::Refused;
+            let failure = context.fault(fault);
+            if context.broken.is_none() {
+                // Of several caches one may have taken its part.
+                let removed = context.context.remove(sequence, 0);
+                removed.map_err(|fault| context.fault(fault))?;
+            }
+            // The bytes are good, so what they lack is room: in the cells of a window, which llama.cpp
+            // counts by itself. With the whole cache to itself that cannot be.
+            if is_refused && context.cells.in_use() {
+                return Err(cache_full(u64::from(tokens), context.cells.free()));
+            }
+            return Err(failure);
+        }
+        context.cells.resize(sequence, tokens);
+        if context.recurrent {
+            context.restored[sequence as usize] = tokens;
+        }
+        Ok(())
+    }
+}
+
+/// What a state depends on: the engine, the model as its file describes it, and the context's settings.
+fn fingerprint(model: &LlamaModel, plan: &Plan) -> u64 {
+    let settings = format!("{} {:?}", env!("CARGO_PKG_VERSION"), plan.settings);
+    state::fingerprint(model.metadata().chain([settings.as_bytes()]))
 }
 
 /// Where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them in

@@ -37,7 +37,7 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    fn refused(message: impl Into<String>) -> Self {
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
         Self { kind: FaultKind::Refused, message: message.into() }
     }
 }
@@ -120,7 +120,28 @@ unsafe extern "C" {
         end: i32,
         fault: *mut RawFault,
     );
+    fn shim_sequence_copy_cells(
+        context: *mut sys::llama_context,
+        from: i32,
+        to: i32,
+        fault: *mut RawFault,
+    ) -> bool;
     fn shim_memory_clear(context: *mut sys::llama_context, fault: *mut RawFault);
+    fn shim_state_size(context: *mut sys::llama_context, sequence: i32, fault: *mut RawFault) -> usize;
+    fn shim_state_save(
+        context: *mut sys::llama_context,
+        sequence: i32,
+        data: *mut u8,
+        size: usize,
+        fault: *mut RawFault,
+    ) -> usize;
+    fn shim_state_restore(
+        context: *mut sys::llama_context,
+        sequence: i32,
+        data: *const u8,
+        size: usize,
+        fault: *mut RawFault,
+    ) -> usize;
     fn shim_memory(
         context: *const sys::llama_context,
         uses: *mut RawUse,
@@ -153,13 +174,20 @@ fn pointer<T>((result, fault, lines): (*mut T, Option<Fault>, Vec<String>)) -> R
     if let Some(fault) = fault {
         return Err(fault);
     }
-    NonNull::new(result).ok_or_else(|| {
-        Fault::refused(if lines.is_empty() {
-            "llama.cpp gave no reason".to_owned()
-        } else {
-            lines.join("; ")
-        })
-    })
+    NonNull::new(result).ok_or_else(|| refused(&lines))
+}
+
+fn refused(lines: &[String]) -> Fault {
+    Fault::refused(if lines.is_empty() { "llama.cpp gave no reason".to_owned() } else { lines.join("; ") })
+}
+
+/// A size, of which 0 means that it was refused.
+fn some((size, fault, lines): (usize, Option<Fault>, Vec<String>)) -> Result<usize, Fault> {
+    match fault {
+        Some(fault) => Err(fault),
+        None if size == 0 => Err(refused(&lines)),
+        None => Ok(size),
+    }
 }
 
 fn value<T>((result, fault, _): (T, Option<Fault>, Vec<String>)) -> Result<T, Fault> {
@@ -1026,6 +1054,42 @@ impl Context {
         value(guarded(|fault| unsafe {
             shim_sequence_copy(self.raw.as_ptr(), from as i32, to as i32, end, fault);
         }))
+    }
+
+    /// Copies the whole of a sequence into an empty one of a split cache, held cells only. False: it lies
+    /// on a device, and nothing was done.
+    pub(crate) fn copy_cells(&mut self, from: u32, to: u32) -> Result<bool, Fault> {
+        // SAFETY: as above.
+        value(guarded(|fault| unsafe {
+            shim_sequence_copy_cells(self.raw.as_ptr(), from as i32, to as i32, fault)
+        }))
+    }
+
+    /// Bytes of a sequence's state.
+    pub(crate) fn state_size(&mut self, sequence: u32) -> Result<usize, Fault> {
+        // SAFETY: as above.
+        some(guarded(|fault| unsafe { shim_state_size(self.raw.as_ptr(), sequence as i32, fault) }))
+    }
+
+    /// Writes a sequence's state, and says how long it is.
+    pub(crate) fn save(&mut self, sequence: u32, data: &mut [u8]) -> Result<usize, Fault> {
+        // SAFETY: as above; the buffer is as long as stated.
+        some(guarded(|fault| unsafe {
+            shim_state_save(self.raw.as_ptr(), sequence as i32, data.as_mut_ptr(), data.len(), fault)
+        }))
+    }
+
+    /// Puts a state into a sequence; after a failure it may hold part of it. What is not as
+    /// [`Self::save`] wrote it must not come here: llama.cpp believes the positions in it.
+    pub(crate) fn restore(&mut self, sequence: u32, data: &[u8]) -> Result<(), Fault> {
+        // SAFETY: as above; llama.cpp reads no byte beyond the length.
+        let read = some(guarded(|fault| unsafe {
+            shim_state_restore(self.raw.as_ptr(), sequence as i32, data.as_ptr(), data.len(), fault)
+        }))?;
+        if read != data.len() {
+            return Err(Fault::refused(format!("llama.cpp read {read} of {} bytes", data.len())));
+        }
+        Ok(())
     }
 
     /// Forgets all sequences.

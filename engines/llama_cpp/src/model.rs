@@ -85,6 +85,11 @@ impl LlamaModel {
         if self.pooling == Some(Pooling::Rank) { self.raw.n_classes() } else { self.raw.n_embedding() }
     }
 
+    /// All of the file's metadata that is not an array, as bytes.
+    pub(crate) fn metadata(&self) -> impl Iterator<Item = &[u8]> {
+        self.metadata.iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()])
+    }
+
     fn metadata_text(&self, key: &str) -> Option<String> {
         let (_, value) = self.metadata.iter().find(|(name, _)| name == key.as_bytes())?;
         Some(String::from_utf8_lossy(value).into_owned())

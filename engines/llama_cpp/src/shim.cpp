@@ -1,12 +1,17 @@
 #include "shim.h"
 
 #include "llama-ext.h"
+#include "llama-io.h"
+#include "llama-memory.h"
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <map>
 #include <new>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #ifdef SHIM_OPENMP
 extern "C" int omp_pause_resource_all(int kind); // omp.h comes with the compiler, not always
@@ -74,6 +79,85 @@ Result guarded(shim_fault * fault, Result otherwise, Call && call) noexcept {
         say(fault, SHIM_EXCEPTION, "an exception of unknown type");
     }
     return otherwise;
+}
+
+// Part of a tensor that llama.cpp would write to a state, or read from one.
+struct piece {
+    char * data; // NULL: not in the host's memory
+    size_t size;
+
+    piece(const ggml_tensor * tensor, size_t offset, size_t size)
+        : data(ggml_backend_buffer_is_host(tensor->buffer) ? static_cast<char *>(tensor->data) + offset : nullptr),
+          size(size) {}
+};
+
+// Takes a state apart: what describes the cells is kept, what is in them is only pointed at.
+class state_source final : public llama_io_write_i {
+public:
+    void write(const void * src, size_t size) override {
+        const auto * const bytes = static_cast<const char *>(src);
+        description.insert(description.end(), bytes, bytes + size);
+    }
+
+    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        pieces.emplace_back(tensor, offset, size);
+    }
+
+    size_t n_bytes() override { return description.size(); }
+
+    std::vector<char>  description;
+    std::vector<piece> pieces;
+};
+
+// Gives the description back, and takes note of where the contents of the cells are to go.
+class state_target final : public llama_io_read_i {
+public:
+    explicit state_target(const std::vector<char> & description) : description(description) {}
+
+    void read(void * dst, size_t size) override {
+        if (size > description.size() - n_read) {
+            throw std::runtime_error("the state of a sequence ends too soon");
+        }
+        std::memcpy(dst, description.data() + n_read, size);
+        n_read += size;
+    }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
+        pieces.emplace_back(tensor, offset, size);
+    }
+
+    size_t n_bytes() override { return n_read; }
+
+    std::vector<piece> pieces;
+
+private:
+    const std::vector<char> & description;
+    size_t                    n_read = 0;
+};
+
+bool on_host(const std::vector<piece> & pieces) {
+    return std::all_of(pieces.begin(), pieces.end(), [](const piece & one) { return one.data != nullptr; });
+}
+
+// Both list the same bytes in the same order, but cut where the cells of each happen to lie.
+void copy_pieces(std::vector<piece> from, std::vector<piece> to) {
+    auto source = from.begin();
+    for (piece & target : to) {
+        while (target.size > 0) {
+            if (source == from.end()) {
+                throw std::runtime_error("the copy of a sequence is larger than the sequence");
+            }
+            const size_t size = std::min(source->size, target.size);
+            std::memcpy(target.data, source->data, size);
+            target.data += size;
+            target.size -= size;
+            source->data += size;
+            source->size -= size;
+            if (source->size == 0) {
+                ++source;
+            }
+        }
+    }
 }
 
 } // namespace
@@ -158,9 +242,48 @@ bool shim_sequence_remove(llama_context * context, llama_seq_id sequence, llama_
 void shim_sequence_copy(llama_context * context, llama_seq_id from, llama_seq_id to, llama_pos end,
                         shim_fault * fault) {
     guarded(fault, 0, [&] {
-        llama_memory_seq_cp(llama_get_memory(context), from, to, end < 0 ? -1 : 0, end);
+        const llama_memory_t memory = llama_get_memory(context);
+        llama_memory_seq_cp(memory, from, to, end < 0 ? -1 : 0, end);
+        const llama_memory_context_ptr update = memory->init_update(context, /*optimize =*/false);
+        if (llama_memory_status_is_fail(update->get_status()) ||
+            (update->get_status() == LLAMA_MEMORY_STATUS_SUCCESS && !update->apply())) {
+            throw std::runtime_error("the copy of a sequence could not be made");
+        }
         return 0;
     });
+}
+
+bool shim_sequence_copy_cells(llama_context * context, llama_seq_id from, llama_seq_id to,
+                              shim_fault * fault) {
+    return guarded(fault, false, [&] {
+        const llama_memory_t memory = llama_get_memory(context);
+        llama_synchronize(context);
+        state_source source;
+        memory->state_write(source, from);
+        if (!on_host(source.pieces)) {
+            return false;
+        }
+        state_target target(source.description);
+        memory->state_read(target, to);
+        copy_pieces(std::move(source.pieces), std::move(target.pieces));
+        return true;
+    });
+}
+
+size_t shim_state_size(llama_context * context, llama_seq_id sequence, shim_fault * fault) {
+    return guarded<size_t>(fault, 0, [&] { return llama_state_seq_get_size_ext(context, sequence, 0); });
+}
+
+size_t shim_state_save(llama_context * context, llama_seq_id sequence, uint8_t * data, size_t size,
+                       shim_fault * fault) {
+    return guarded<size_t>(
+        fault, 0, [&] { return llama_state_seq_get_data_ext(context, data, size, sequence, 0); });
+}
+
+size_t shim_state_restore(llama_context * context, llama_seq_id sequence, const uint8_t * data, size_t size,
+                          shim_fault * fault) {
+    return guarded<size_t>(
+        fault, 0, [&] { return llama_state_seq_set_data_ext(context, data, size, sequence, 0); });
 }
 
 void shim_memory_clear(llama_context * context, shim_fault * fault) {

@@ -1,6 +1,6 @@
 // What the engine calls instead of llama.h wherever a C++ exception or a failed assertion could come
-// out: every function here catches both and reports them in a shim_fault. It also wraps the one thing
-// that only the C++ staging header llama-ext.h offers, the memory breakdown.
+// out: every function here catches both and reports them in a shim_fault. It also wraps what only C++
+// headers of llama.cpp offer: the memory breakdown, and access to what a sequence holds.
 #pragma once
 
 #include "ggml-backend.h"
@@ -62,9 +62,23 @@ int32_t shim_piece(const struct llama_vocab * vocab, llama_token token, char * b
 
 bool shim_sequence_remove(struct llama_context * context, llama_seq_id sequence, llama_pos begin,
                           shim_fault * fault);
+// Positions up to `end`, or all of them if it is negative. Done when it returns: llama.cpp itself puts
+// the copy between parts of a split cache off until the next pass, and what is saved from the copy or
+// restored into the source until then would be wrong.
 void shim_sequence_copy(struct llama_context * context, llama_seq_id from, llama_seq_id to, llama_pos end,
                         shim_fault * fault);
+// The same for the whole of a sequence in a split cache, cell by cell: llama.cpp copies the whole part,
+// the empty cells too. `to` must be empty. False, and nothing was done, where cells lie on a device.
+bool shim_sequence_copy_cells(struct llama_context * context, llama_seq_id from, llama_seq_id to,
+                              shim_fault * fault);
 void shim_memory_clear(struct llama_context * context, shim_fault * fault);
+
+// State of a sequence as llama_state_seq_*_ext have it. 0: llama.cpp refused, and said why in its log.
+size_t shim_state_size(struct llama_context * context, llama_seq_id sequence, shim_fault * fault);
+size_t shim_state_save(struct llama_context * context, llama_seq_id sequence, uint8_t * data, size_t size,
+                       shim_fault * fault);
+size_t shim_state_restore(struct llama_context * context, llama_seq_id sequence, const uint8_t * data,
+                          size_t size, shim_fault * fault);
 
 // Writes at most `capacity` uses and returns how many there are.
 size_t shim_memory(const struct llama_context * context, shim_use * uses, size_t capacity,

@@ -200,6 +200,83 @@ fn a_recurrent_state_is_taken_back_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_recurrent_state_is_saved_and_restored() {
+    let folder = folder();
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&recurrent(&folder)).unwrap();
+    for options in [&[("cache_mode", "unified")], &[("cache_mode", "split")]] {
+        let params = Params { sequences: 3, length: 256, options, ..Params::default() };
+        let tokens = prompt(30);
+        let expected = scratch(&model, params, &tokens);
+        let mut context = model.context(params);
+        context.run(&[(0, &tokens[..15]), (1, &tokens[..20])]);
+        // Two sequences with one state, until either goes on.
+        assert_eq!(context.copy(0, 2, 15), abi::ERR_OK);
+        let state = context.save(2).unwrap();
+        assert!(context.remove(0, 0).is_ok());
+        assert_eq!(context.restore(0, &state), abi::ERR_OK);
+        assert_eq!(context.restore(2, &state), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!((context.range(0), context.range(2)), ((0, 15), (0, 15)));
+        assert_eq!(context.remove(0, 10), abi::ERR_UNSUPPORTED);
+        let rows =
+            context.run(&[(0, &tokens[15..]), (1, &tokens[20..]), (2, &[9, 9, 9, 9, 9, 9, 9, 9, 9, 9])]);
+        close(&rows[0], &expected);
+        close(&rows[1], &expected);
+        // With its place full, and in the place of one that is gone.
+        for sequence in [2, 0, 1] {
+            assert!(context.remove(sequence, 0).is_ok());
+            assert_eq!(context.restore(sequence, &state), abi::ERR_OK);
+        }
+        for row in context.run(&[(0, &tokens[15..]), (1, &tokens[15..]), (2, &tokens[15..])]) {
+            close(&row, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_window_is_copied_saved_and_restored() {
+    let folder = folder();
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&sliding(&folder)).unwrap();
+    let kinds: [&'static [(&str, &str)]; 3] = [
+        &[("cache_mode", "unified"), ("n_ubatch", "32")],
+        &[("cache_mode", "split"), ("n_ubatch", "32")],
+        &[("cache_mode", "unified"), ("n_ubatch", "32"), ("swa_full", "on")],
+    ];
+    for options in kinds {
+        let params = Params { sequences: 3, length: 768, options, ..Params::default() };
+        let tokens = prompt(640);
+        let expected = scratch(&model, params, &tokens);
+        let mut context = model.context(params);
+        context.run(&[(0, &tokens[..600]), (1, &tokens[..500])]);
+        let (begin, end) = context.range(0);
+        let state = context.save(0).unwrap();
+        assert!(context.remove(0, 0).is_ok());
+        let free = context.free();
+        assert_eq!(context.restore(2, &state), abi::ERR_OK);
+        let (restored, restored_end) = context.range(2);
+        // The next token looks at itself and the 31 before it.
+        assert!(
+            begin <= restored && restored <= 600 - 31 && restored_end == end,
+            "{begin}..{end} {restored}..{restored_end} {options:?}"
+        );
+        assert_eq!(context.free(), free - 600);
+        if options.contains(&("cache_mode", "split")) {
+            assert_eq!(context.copy(2, 0, 600), abi::ERR_OK);
+            let rows = context.run(&[(0, &tokens[600..]), (1, &tokens[500..]), (2, &tokens[600..])]);
+            for row in &rows {
+                close(row, &expected);
+            }
+        } else {
+            let rows = context.run(&[(1, &tokens[500..]), (2, &tokens[600..])]);
+            for row in &rows {
+                close(row, &expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn chat_templates_are_found_by_name() {
     let folder = folder();
     let (engine, _turn) = engine();

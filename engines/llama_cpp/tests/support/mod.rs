@@ -56,6 +56,11 @@ pub(crate) fn stories() -> Option<PathBuf> {
     None
 }
 
+/// The model that comes with the node.
+pub(crate) fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python/llm_node/demo/llm-node-demo.gguf")
+}
+
 /// The opened engine.
 pub(crate) struct Engine {
     library: libloading::Library,
@@ -411,6 +416,28 @@ impl Context<'_> {
     pub(crate) fn remove(&self, sequence: u32, begin: u32) -> abi::Code {
         // SAFETY: as the header says.
         unsafe { self.table().seq_remove.unwrap()(self.raw, sequence, begin) }
+    }
+
+    /// A sequence's state, which takes as much room as was announced.
+    pub(crate) fn save(&self, sequence: u32) -> Result<Vec<u8>, abi::Code> {
+        let function = self.table().seq_save.unwrap();
+        let mut size = 0;
+        // SAFETY: as the header says.
+        let code = unsafe { function(self.raw, sequence, ptr::null_mut(), 0, &raw mut size) };
+        if code != abi::ERR_BUFFER_TOO_SMALL {
+            return Err(code);
+        }
+        let mut state = vec![0; size];
+        // SAFETY: as the header says.
+        let code =
+            unsafe { function(self.raw, sequence, state.as_mut_ptr().cast(), state.len(), &raw mut size) };
+        assert_eq!(size, state.len());
+        if code.is_ok() { Ok(state) } else { Err(code) }
+    }
+
+    pub(crate) fn restore(&self, sequence: u32, state: &[u8]) -> abi::Code {
+        // SAFETY: as the header says.
+        unsafe { self.table().seq_restore.unwrap()(self.raw, sequence, state.as_ptr().cast(), state.len()) }
     }
 
     pub(crate) fn free(&self) -> u64 {
