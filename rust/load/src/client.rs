@@ -63,7 +63,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -
             break;
         }
         let mut until = next_progress;
-        until = load.schedule.next(load.under_way).map_or(until, |due| until.min(due));
+        until = load.schedule.next(now, load.under_way).map_or(until, |due| until.min(due));
         until = load.next_deadline().map_or(until, |deadline| until.min(deadline));
         let interrupted = match poll.poll(&mut events, Some(until.saturating_duration_since(Instant::now())))
         {

@@ -65,11 +65,13 @@ impl Schedule {
     }
 
     /// When to look again, if nothing ends before.
-    pub(crate) fn next(&self, under_way: usize) -> Option<Instant> {
-        if self.left == 0 || self.is_full(under_way) {
+    pub(crate) fn next(&self, now: Instant, under_way: usize) -> Option<Instant> {
+        if self.is_over(now) {
             return None;
         }
-        self.due.peek().map(|Reverse(due)| *due)
+        // At the closing time at the latest: where nothing is under way, the run is over then.
+        let due = self.due.peek().filter(|_| !self.is_full(under_way)).map(|Reverse(due)| *due);
+        due.into_iter().chain(self.closing).min()
     }
 
     /// A request is to be sent now, and its times count from there; nothing where none is due.
@@ -135,10 +137,10 @@ mod tests {
         assert_eq!(begun(&mut schedule, start), 1);
         schedule.ended(start, true, 2);
         assert_eq!(begun(&mut schedule, start), 0);
-        assert_eq!(schedule.next(2), Some(start + PAUSE_AFTER_FAILURE));
+        assert_eq!(schedule.next(start, 2), Some(start + PAUSE_AFTER_FAILURE));
         assert_eq!(begun(&mut schedule, start + PAUSE_AFTER_FAILURE), 1);
         assert!(schedule.is_over(start));
-        assert_eq!(schedule.next(0), None);
+        assert_eq!(schedule.next(start, 0), None);
     }
 
     #[test]
@@ -150,9 +152,12 @@ mod tests {
         assert_eq!(begun(&mut schedule, start), 0);
         schedule.ended(start, false, 0);
         assert_eq!(begun(&mut schedule, start), 2);
+        let closing = start + Duration::from_secs(1);
+        assert_eq!(schedule.next(start, 2), Some(closing));
         schedule.ended(start, false, 0);
-        assert_eq!(begun(&mut schedule, start + Duration::from_secs(1)), 0);
-        assert!(schedule.is_over(start + Duration::from_secs(1)));
+        assert_eq!(begun(&mut schedule, closing), 0);
+        assert!(schedule.is_over(closing));
+        assert_eq!(schedule.next(closing, 0), None);
     }
 
     #[test]
@@ -170,7 +175,7 @@ mod tests {
             schedule(r#"{"poisson": {"per_second": 100, "concurrency": 2}}"#, r#"{"requests": 9}"#, start);
         let late = start + Duration::from_secs(99);
         assert_eq!(capped.take(late, 2), None);
-        assert_eq!(capped.next(2), None);
+        assert_eq!(capped.next(late, 2), None);
         assert_eq!(capped.take(late, 1), Some(Clock::Due(start)));
     }
 }

@@ -1,0 +1,129 @@
+"""`llm-node bench` against a real node: counts, both routes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.node import RunningNode, free_port, node_environment
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+MODEL = "llm-node-demo"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("llm-node")), "bench", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            cwd=tmp_path,
+            env=node_environment(tmp_path),
+        )
+
+    return run
+
+
+def report(result: subprocess.CompletedProcess[str]) -> Any:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    "kind", [["--route", "completions"], ["--route", "chat"], ["--prompt-ids", "--vocab-size", "500"]]
+)
+def test_lengths_are_kept_on_every_route(run: Run, node: RunningNode, kind: list[str]) -> None:
+    lengths = ["--prompt-tokens", "60", "--output-tokens", "12", "--ignore-eos", "--temperature", "0"]
+    load = ["--requests", "6", "--concurrency", "3", "--per-request", "--ttft-goal", "60000"]
+    found = report(run(node.url, "--json", "--model", MODEL, *kind, *lengths, *load))
+    assert (found["requests"], found["completed"], found["failed"], found["errors"]) == (6, 6, 0, [])
+    assert found["prompt_tokens"] == 6 * 60
+    assert found["output_tokens"] == 6 * 12
+    assert 0 < found["events"] <= found["output_tokens"]
+    assert found["tokens_per_event"] == found["output_tokens"] / found["events"]
+    assert found["goodput"] == 1.0
+    assert found["client_cpu_s"] > 0
+    assert [request["tokens"] for request in found["per_request"]] == [12] * 6
+    for times in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"):
+        assert 0 <= found[times]["p50"] <= found[times]["p90"] <= found[times]["p99"] <= found[times]["max"]
+    assert found["ttft_ms"]["max"] <= found["e2e_ms"]["max"]
+
+
+def test_a_shared_beginning_and_answers_that_end_early(run: Run, node: RunningNode) -> None:
+    lengths = ["--prompt-tokens", "60", "--prefix-tokens", "40", "--shared-prefix-seed", "5"]
+    early = ["--output-tokens", "9", "--short-output-tokens", "3", "--short-every", "2", "--ignore-eos"]
+    load = ["--burst", "--requests", "4", "--concurrency", "2", "--seed", "1", "--per-request"]
+    found = report(run(node.url, "--json", "--model", MODEL, *lengths, *early, *load))
+    assert found["prompt_tokens"] == 4 * 60
+    assert [request["tokens"] for request in found["per_request"]] == [9, 3, 9, 3]
+
+
+def test_a_table_for_people_and_the_first_model(run: Run, node: RunningNode) -> None:
+    result = run(
+        node.url + "/v1", "--rate", "50", "--duration", "0.2", "--output-tokens", "4", "--ignore-eos"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "0 failed" in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines() if line][-4:] == [
+        "first",
+        "between",
+        "per",
+        "whole",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--requests", "1", "--duration", "1"], "--requests and --duration exclude each other"),
+        (["--rate", "1", "--burst"], "--rate and --burst exclude each other"),
+        (["--prompt-ids", "--route", "chat"], "--prompt-ids"),
+        (["--prefix-tokens", "129"], "--prefix-tokens is more than --prompt-tokens"),
+        (["--short-every", "2"], "need each other"),
+        (["--concurrency", "0"], "--concurrency"),
+    ],
+)
+def test_options_that_make_no_sense(run: Run, arguments: list[str], words: str) -> None:
+    result = run("http://127.0.0.1:1", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_nobody_listens(run: Run) -> None:
+    result = run(f"http://127.0.0.1:{free_port()}")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "Connection refused" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:1", "ftp://127.0.0.1"])
+def test_other_schemes_are_refused(run: Run, url: str) -> None:
+    result = run(url)
+    assert result.returncode == 1
+    assert "only http://" in result.stderr
+
+
+def test_a_refusal_before_the_run_has_the_servers_words(run: Run, node: RunningNode) -> None:
+    result = run(node.url, "--model", "no-such-model")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no-such-model" in result.stderr
+    assert "HTTP 404" in result.stderr
+
+
+def test_when_every_request_fails_the_report_says_why(run: Run, node: RunningNode) -> None:
+    result = run(node.url, "--json", "--model", MODEL, "--requests", "2", "--output-tokens", "99999999")
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert (found["completed"], found["failed"]) == (0, 2)
+    assert found["errors"][0]["message"].startswith("HTTP 400: ")
+    assert found["ttft_ms"] == dict.fromkeys(("p50", "p90", "p99", "mean", "max"))
