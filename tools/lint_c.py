@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "rust/abi/include"
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{INCLUDE}", "-fsyntax-only"]
+FOLDERS = ("engines/sample_c", "tests/fakes", "benches/null_engine")
 SPARED = {"my_engine.c": ["-Wno-unused-parameter"]}
 
 
@@ -34,7 +35,7 @@ def main() -> int:
         for standard in ("c99", "c11"):
             ok &= compile_file([cc, f"-std={standard}", *STRICT], probe)
         ok &= compile_file([cxx, "-std=c++17", "-x", "c++", *STRICT], probe)
-    for source in sorted([*ROOT.glob("engines/sample_c/*.c"), *ROOT.glob("tests/fakes/*.c")]):
+    for source in sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.c")):
         ok &= compile_file([cc, "-std=gnu11", *STRICT, *SPARED.get(source.name, [])], source)
     return 0 if ok else 1
 

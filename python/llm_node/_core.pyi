@@ -1,6 +1,6 @@
 """The typed boundary between Python and Rust. Imported by `node.py`, `worker.py` and `load.py` alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, final
 
 __all__ = [
@@ -101,11 +101,17 @@ class Supervisor:
     def update_devices(self, devices: str) -> None:
         """`devices`: JSON array as in the configuration, measured anew. Host memory needs none of this."""
 
-    def submit(self, model_id: str, request: str) -> int:
+    def submit(
+        self, model_id: str, request: str, client: int, template: tuple[bytes, bytes, bool] | None = None
+    ) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
 
+        `client`: the caller's name for the one who gets it, who may have several streams. `template`: what
+        stands before and behind the JSON string of each piece of text, and whether to wrap what is written
+        at once in HTTP's chunked coding; the text then comes as bytes, and not as events.
+
         Never blocks. Raises `Fault` at once where no worker is ready (`model_loading` where a `load` would
-        help); all that follows comes as events.
+        help); all that follows comes from `drain`.
         """
 
     def cancel(self, stream: int) -> None:
@@ -114,11 +120,21 @@ class Supervisor:
     def ask(self, model_id: str, question: str) -> str:
         """`question`: JSON of `rust/wire/src/message.rs` `Question`; gives JSON of `Answer`. Blocks."""
 
-    def set_waker(self, waker: Callable[[], None] | None) -> None:
-        """`waker` is called from a thread of Rust, once, when events wait for `drain`; it must not block."""
+    def wake_socket(self) -> int:
+        """A new socket, the caller's to close: it gets a byte, once, when something waits for `drain`."""
 
-    def drain(self) -> list[Event]:
-        """All events since the last call, in order. Arms the waker again."""
+    def drain(self) -> list[tuple[int, bytes | Event | None]]:
+        """All that came since the last call, in order, each with its client. Arms the socket again.
+
+        bytes: for the client's connection, as they are. None: the client was held, and more waits for it
+        than it may let wait; its text is dropped from here on.
+        """
+
+    def hold(self, client: int, unsent: int) -> None:
+        """The client's connection has so many bytes that it cannot send now: its text is collected."""
+
+    def release(self, client: int) -> None:
+        """The client's connection has sent all: what was collected comes, one piece for each stream."""
 
     def shutdown(self, drain_seconds: float) -> None:
         """Refuse new streams, drain every worker for at most so long, end all workers. Blocks."""

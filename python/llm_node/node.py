@@ -1,23 +1,25 @@
 """`Node`: the supervisor of `rust/node` as asyncio sees it. The only importer of `_core` beside `worker.py`.
 
-Owns the one wake-up per loop turn that spreads events to those who wait for them, and the rule that
-a load goes on when its client leaves. Knows nothing of HTTP, and of no API family's words: requests
-are those of `rust/core/src/request.rs`.
+Owns the one wake-up per loop turn that spreads what has come to those it is for, and the rule that a
+load goes on when its client leaves. Knows nothing of HTTP, and of no API family's words: requests are
+those of `rust/core/src/request.rs`, and bytes for a connection pass through as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
+import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from llm_node import devices
 from llm_node._core import (
@@ -34,12 +36,15 @@ from llm_node._core import Model as NativeModel
 __all__ = [
     "ABI_VERSION",
     "ERROR_CODES",
+    "Client",
+    "Connection",
     "Event",
     "Generation",
     "NativeEngine",
     "NativeModel",
     "Node",
     "NodeError",
+    "Receiver",
     "__version__",
 ]
 
@@ -59,33 +64,116 @@ START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
 
 
+Template = tuple[bytes, bytes, bool]
+"""What stands before and behind the JSON string of each piece of text; whether HTTP's chunked coding goes
+around what is written at once."""
+
+
+class Receiver(Protocol):
+    """Takes what happens to one client's requests, in the loop's own turn: nothing in it may wait."""
+
+    def event(self, index: int, event: Event) -> None:
+        """Something happened to request number `index`. Raising ends all of them."""
+
+    def end(self, error: Exception | None) -> None:
+        """The last call: each request has had its ending, or one of them has failed."""
+
+
+class Connection(Protocol):
+    """Takes the text of one client's requests as bytes that are ready to be sent."""
+
+    def pass_on(self, data: bytes) -> None:
+        """Send it behind what was sent before."""
+
+    def overflow(self) -> None:
+        """More waits for it than may: its text is dropped from here on."""
+
+
+class Client:
+    """One client's requests under way, and where what they bring goes to."""
+
+    def __init__(
+        self, core: Supervisor, number: int, receiver: Receiver, connection: Connection | None
+    ) -> None:
+        self._core = core
+        self.number = number
+        self.streams: dict[int, int] = {}
+        """Stream to index of its request, of those that have not ended."""
+        self._receiver = receiver
+        self._connection = connection
+        self.has_ended = False
+
+    def hold(self, unsent: int) -> None:
+        """So many bytes wait in its connection's buffer: collect its text, and count it with them."""
+        self._core.hold(self.number, unsent)
+
+    def release(self) -> None:
+        """Its connection has sent everything: what was collected comes as one piece, and the next ones
+        as they happen."""
+        self._core.release(self.number)
+
+    def cancel(self, stream: int) -> None:
+        """Nobody waits for this stream any more."""
+        self._core.cancel(stream)
+
+    def take(self, item: bytes | Event | None) -> None:
+        """Called by the node for whatever comes."""
+        try:
+            if self.has_ended:
+                return
+            if isinstance(item, Event):
+                self._event(item)
+            elif self._connection is None:
+                return  # nobody asked for bytes
+            elif item is None:
+                self._connection.overflow()
+            else:
+                self._connection.pass_on(item)
+        except Exception as error:  # one client's defect is no other client's
+            self.end(error)
+
+    def _event(self, event: Event) -> None:
+        if event.kind in ("finished", "failed"):
+            index = self.streams.pop(event.stream)
+        else:
+            index = self.streams[event.stream]
+        if event.kind == "failed":
+            self.end(event.fault or NodeError("internal", "a request failed without a reason"))
+            return
+        self._receiver.event(index, event)
+        if not self.streams:
+            self.end(None)
+
+    def end(self, error: Exception | None) -> None:
+        """Nothing more goes to the client."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._receiver.end(error)
+
+
 class Generation:
-    """One client's answers: a stream of events for each of its requests, in the order they happened.
+    """One client's answers, for who wants to wait for them: the events of its requests, in order.
 
     Iterating gives lists of `(index of the request, event)`: everything that has happened since the
     last one, so that a slow reader gets fewer and larger lists. A request that fails ends all of them
-    with its `NodeError`. Made by `Node.open`, which cancels what is unfinished when the client leaves.
+    with its error. Made by `Node.open`.
     """
 
-    def __init__(self, streams: int) -> None:
+    def __init__(self) -> None:
         self._events: deque[tuple[int, Event]] = deque()
-        self._failed: NodeError | None = None
-        self._unfinished = streams
+        self._ended = False
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, index: int, event: Event) -> None:
-        """Called by the node for each event."""
-        if event.kind == "failed":
-            self.fail(event.fault or NodeError("internal", "a request failed without a reason"))
-            return
-        if event.kind == "finished":
-            self._unfinished -= 1
+    def event(self, index: int, event: Event) -> None:
+        """See `Receiver`."""
         self._events.append((index, event))
         self._wake()
 
-    def fail(self, fault: NodeError) -> None:
-        """End all answers with an error, after what came before it."""
-        self._failed = self._failed or fault
+    def end(self, error: Exception | None) -> None:
+        """See `Receiver`."""
+        self._ended = True
+        self._error = error
         self._wake()
 
     def _wake(self) -> None:
@@ -97,9 +185,9 @@ class Generation:
 
     async def __anext__(self) -> list[tuple[int, Event]]:
         while not self._events:
-            if self._failed is not None:
-                raise self._failed
-            if self._unfinished == 0:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -109,6 +197,20 @@ class Generation:
         batch = list(self._events)
         self._events.clear()
         return batch
+
+
+class _Wakening(asyncio.BufferedProtocol):
+    """The reading end of the supervisor's socket. However many bytes are in it, it is one wake-up."""
+
+    def __init__(self, spread: Callable[[], None]) -> None:
+        self._spread = spread
+        self._buffer = bytearray(64)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._spread()
 
 
 class Node:
@@ -165,11 +267,12 @@ class Node:
         self._needs_device = needs_device
 
         self._core: Supervisor | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wakening: asyncio.BaseTransport | None = None
         self._closing: asyncio.Task[None] | None = None
         self._monitor: asyncio.Task[None] | None = None
         self._devices: list[devices.Device] = []
-        self._streams: dict[int, tuple[Generation, int]] = {}
+        self._clients: dict[int, Client] = {}
+        self._numbers = itertools.count()
         self._loads: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._loaders = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
         self._askers = ThreadPoolExecutor(QUESTIONS_AT_ONCE, thread_name_prefix="ask")
@@ -188,7 +291,6 @@ class Node:
 
     async def start(self) -> None:
         """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
-        self._loop = asyncio.get_running_loop()
         try:
             self._backend = await asyncio.to_thread(devices.resolve_backend, self._wanted_backend)
             self._devices = await asyncio.to_thread(devices.read, self._backend)
@@ -197,7 +299,9 @@ class Node:
                 raise NodeError("gpu_not_found", str(error)) from None
         configuration = json.dumps(self._configuration())
         self._core = await asyncio.to_thread(Supervisor, configuration)
-        self._core.set_waker(self._wake)
+        self._wakening, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _Wakening(self._spread), sock=socket.socket(fileno=self._core.wake_socket())
+        )
         self._monitor = asyncio.create_task(self._watch_devices())
 
     async def close(self, drain_seconds: float | None = None) -> None:
@@ -214,10 +318,10 @@ class Node:
         if core is not None:
             await asyncio.to_thread(core.shutdown, drain_seconds)
             self._spread()
-            core.set_waker(None)
-        for generation, _ in list(self._streams.values()):
-            generation.fail(NodeError("shutting_down", "The node is going down"))
-        self._streams.clear()
+        if self._wakening is not None:
+            self._wakening.close()
+        for client in list(self._clients.values()):
+            client.end(NodeError("shutting_down", "The node is going down"))
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._askers.shutdown(wait=False, cancel_futures=True)
 
@@ -338,37 +442,58 @@ class Node:
         return value
 
     @contextlib.asynccontextmanager
-    async def open(self, model_id: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
-        """The answers to one client's requests. Loads the model where it is not loaded.
+    async def deliver(
+        self,
+        model_id: str,
+        requests: Sequence[Request],
+        receiver: Receiver,
+        *,
+        connection: Connection | None = None,
+        templates: Sequence[Template] | None = None,
+    ) -> AsyncIterator[Client]:
+        """Run one client's requests, and give what comes of them to `receiver`. Loads the model where it
+        is not loaded.
 
-        Leaving the block cancels what is unfinished; its sequences are free before the next step.
+        With `templates`, one for each request, text goes to `connection` as bytes instead, in order with
+        the events. Leaving the block cancels what is unfinished; its sequences are free before the next
+        step.
         """
-        generation = Generation(len(requests))
-        streams: list[int] = []
+        client = Client(self._running(), next(self._numbers), receiver, connection)
+        self._clients[client.number] = client
         try:
             try:
-                self._submit(model_id, requests, generation, streams)
+                self._submit(client, model_id, requests, templates)
             except NodeError as fault:
-                if streams or not _wants_load(fault):
+                if client.streams or not _wants_load(fault):
                     raise
                 await self.ensure_ready(model_id)
-                self._submit(model_id, requests, generation, streams)
-            yield generation
+                self._submit(client, model_id, requests, templates)
+            yield client
         finally:
-            for stream in streams:
-                # One whose last event has come is no longer known.
-                if self._streams.pop(stream, None) is not None and self._core is not None:
-                    self._core.cancel(stream)
+            del self._clients[client.number]
+            for stream in client.streams:
+                client.cancel(stream)
 
     def _submit(
-        self, model_id: str, requests: Sequence[Request], generation: Generation, streams: list[int]
+        self,
+        client: Client,
+        model_id: str,
+        requests: Sequence[Request],
+        templates: Sequence[Template] | None,
     ) -> None:
         core = self._running()
         for index, request in enumerate(requests):
-            stream = core.submit(model_id, json.dumps(request))
-            streams.append(stream)
-            # Events are spread by the loop's own thread, so none can come before this line.
-            self._streams[stream] = (generation, index)
+            template = None if templates is None else templates[index]
+            stream = core.submit(model_id, json.dumps(request), client.number, template)
+            # What comes is spread by the loop's own thread, so nothing can come before this line.
+            client.streams[stream] = index
+
+    @contextlib.asynccontextmanager
+    async def open(self, model_id: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+        """As `deliver`, for who wants to wait for the events."""
+        generation = Generation()
+        async with self.deliver(model_id, requests, generation):
+            yield generation
 
     async def generate(self, model_id: str, request: Request) -> AsyncIterator[Event]:
         """The events of one request. Closing the iterator cancels it."""
@@ -377,24 +502,15 @@ class Node:
                 for _, event in batch:
                     yield event
 
-    def _wake(self) -> None:
-        """From a thread of Rust: events wait. Rust calls once, until they are drained."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to read them
-                self._loop.call_soon_threadsafe(self._spread)
-
     def _spread(self) -> None:
+        """Something waits. Rust says so once, until it is drained."""
         if self._core is None:
             return
-        for event in self._core.drain():
-            stream = event.stream
-            known = self._streams.get(stream)
-            if known is None:
-                continue
-            if event.kind in ("finished", "failed"):
-                del self._streams[stream]
-            generation, index = known
-            generation.put(index, event)
+        clients = self._clients
+        for number, item in self._core.drain():
+            client = clients.get(number)
+            if client is not None:
+                client.take(item)
 
 
 def _device(device: devices.Device) -> dict[str, Any]:

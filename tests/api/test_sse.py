@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -23,7 +23,6 @@ unhurried = hypothesis_settings(deadline=None)
 
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
-Frames = Callable[[], AsyncGenerator[bytes, None]]
 
 
 def content_of(frame: bytes) -> object:
@@ -44,10 +43,10 @@ def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
 
 @asynccontextmanager
 async def serving(
-    frames: Frames, keep_alive: float = 30
+    source: sse.Source, keep_alive: float = 30
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await sse.respond(request, frames())
+        return await sse.respond(request, source)
 
     app = web.Application(middlewares=middleware.ALL)
     app[KEEP_ALIVE] = keep_alive
@@ -56,38 +55,37 @@ async def serving(
         yield client
 
 
-async def body_of(frames: Frames, keep_alive: float = 30) -> tuple[int, bytes]:
-    async with serving(frames, keep_alive) as client:
+async def body_of(source: sse.Source, keep_alive: float = 30) -> tuple[int, bytes]:
+    async with serving(source, keep_alive) as client:
         reply = await client.get("/")
         return reply.status, await reply.read()
 
 
 async def test_frames_then_done() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        yield sse.frame({"a": 1})
-        yield sse.frame({"a": 2})
+    async def source(out: sse.Stream) -> None:
+        out.send(sse.frame({"a": 1}))
+        out.send(sse.frame({"a": 2}))
 
-    status, body = await body_of(frames)
+    status, body = await body_of(source)
     assert status == 200
     assert body == b'data: {"a":1}\n\ndata: {"a":2}\n\ndata: [DONE]\n\n'
 
 
 async def test_an_error_before_the_first_frame_has_its_status() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
+    async def source(out: sse.Stream) -> None:
         raise NodeError("queue_full", "later")
-        yield b""
 
-    status, body = await body_of(frames)
+    status, body = await body_of(source)
     assert status == 429
     assert json.loads(body)["error"]["code"] == "queue_full"
 
 
 async def test_an_error_after_it_is_an_event_and_done_follows() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        yield sse.frame({"a": 1})
+    async def source(out: sse.Stream) -> None:
+        out.send(sse.frame({"a": 1}))
         raise NodeError("engine_crashed", "gone")
 
-    status, body = await body_of(frames)
+    status, body = await body_of(source)
     assert status == 200
     first, error, done, rest = body.split(b"\n\n")
     assert content_of(first + b"\n\n") == {"a": 1}
@@ -98,11 +96,11 @@ async def test_an_error_after_it_is_an_event_and_done_follows() -> None:
 
 
 async def test_a_defect_after_it_is_an_event_without_its_inside() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        yield sse.frame({"a": 1})
+    async def source(out: sse.Stream) -> None:
+        out.send(sse.frame({"a": 1}))
         raise RuntimeError("secret inside")
 
-    _, body = await body_of(frames)
+    _, body = await body_of(source)
     assert b'"code":"internal"' in body
     assert b"secret" not in body
     assert body.endswith(sse.DONE)
@@ -111,12 +109,11 @@ async def test_a_defect_after_it_is_an_event_without_its_inside() -> None:
 async def test_comments_while_silent_and_an_error_after_them() -> None:
     go_on = asyncio.Event()
 
-    async def frames() -> AsyncGenerator[bytes, None]:
+    async def source(out: sse.Stream) -> None:
         await go_on.wait()
         raise NodeError("timeout", "too slow")
-        yield b""
 
-    async with serving(frames, keep_alive=0.02) as client:
+    async with serving(source, keep_alive=0.02) as client:
         reply = await client.get("/")
         assert reply.status == 200
         assert await reply.content.readuntil(b"\n\n") == sse.COMMENT
@@ -129,47 +126,46 @@ async def test_comments_while_silent_and_an_error_after_them() -> None:
     assert events[1] == b"data: [DONE]"
 
 
-async def test_a_client_that_leaves_closes_the_source() -> None:
-    closed = asyncio.Event()
+async def test_a_client_that_leaves_ends_the_source() -> None:
+    ended = asyncio.Event()
 
-    async def frames() -> AsyncGenerator[bytes, None]:
+    async def source(out: sse.Stream) -> None:
         try:
-            yield sse.frame({"a": 1})
+            out.send(sse.frame({"a": 1}))
             await asyncio.Event().wait()
         finally:
-            closed.set()
+            ended.set()
 
-    async with serving(frames) as client:
+    async with serving(source) as client:
         reply = await client.get("/")
         await reply.content.readuntil(b"\n\n")
         reply.close()
-        await asyncio.wait_for(closed.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_a_client_that_leaves_before_the_first_frame_closes_the_source() -> None:
-    begun, closed = asyncio.Event(), asyncio.Event()
+async def test_a_client_that_leaves_before_the_first_frame_ends_the_source() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def frames() -> AsyncGenerator[bytes, None]:
+    async def source(out: sse.Stream) -> None:
         try:
             begun.set()
             await asyncio.Event().wait()
-            yield b""
         finally:
-            closed.set()
+            ended.set()
 
-    async with serving(frames) as client:
+    async with serving(source) as client:
         asking = asyncio.ensure_future(client.get("/"))
         await begun.wait()
         asking.cancel()
         await asyncio.wait({asking})
-        await asyncio.wait_for(closed.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 10)
 
 
 async def test_headers() -> None:
-    async def frames() -> AsyncGenerator[bytes, None]:
-        yield sse.frame({})
+    async def source(out: sse.Stream) -> None:
+        out.send(sse.frame({}))
 
-    async with serving(frames) as client:
+    async with serving(source) as client:
         reply: aiohttp.ClientResponse = await client.get("/")
         assert reply.content_type == "text/event-stream"
         assert reply.headers["Cache-Control"] == "no-cache"

@@ -1,68 +1,105 @@
-"""`Generation`: events of several requests, gathered without loss, ended by an error or an ending each."""
+"""`Generation` and `Client`: what happens to several requests, without loss, ended by an error or an ending
+each."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from llm_node.node import Generation, NodeError
+from llm_node.node import Client, Generation, NodeError
 
 
 @dataclass
 class Happening:
-    """What `Generation` looks at in an event."""
+    """What `Client` looks at in an event."""
 
     kind: str
+    stream: int = 0
     text: str = ""
     fault: NodeError | None = None
 
 
+def of_requests(count: int) -> tuple[Client, Generation]:
+    """A client with so many streams, numbered as its requests are."""
+    generation = Generation()
+    client = Client(None, 7, generation, None)  # type: ignore[arg-type]  # nothing here asks the core
+    client.streams = {index: index for index in range(count)}
+    return client, generation
+
+
+def take(client: Client, happening: Happening) -> None:
+    client._event(happening)  # type: ignore[arg-type]
+
+
 async def test_what_happened_in_between_comes_at_once() -> None:
-    generation = Generation(1)
+    client, generation = of_requests(1)
     for text in "abc":
-        generation.put(0, Happening("piece", text))
+        take(client, Happening("piece", text=text))
     assert [event.text for _, event in await anext(generation)] == ["a", "b", "c"]
 
 
 async def test_it_ends_when_every_request_has_ended() -> None:
-    generation = Generation(2)
-    generation.put(1, Happening("finished"))
+    client, generation = of_requests(2)
+    take(client, Happening("finished", 1))
     waiting = asyncio.ensure_future(anext(generation))
     assert [index for index, _ in await waiting] == [1]
     waiting = asyncio.ensure_future(anext(generation))
     await asyncio.sleep(0)
     assert not waiting.done()
-    generation.put(0, Happening("finished"))
+    take(client, Happening("finished", 0))
     assert [index for index, _ in await waiting] == [0]
     with pytest.raises(StopAsyncIteration):
         await anext(generation)
 
 
 async def test_an_error_comes_after_what_came_before_it() -> None:
-    generation = Generation(1)
-    generation.put(0, Happening("piece", "a"))
-    generation.put(0, Happening("failed", fault=NodeError("engine_crashed", "gone")))
+    client, generation = of_requests(2)
+    take(client, Happening("piece", text="a"))
+    take(client, Happening("failed", fault=NodeError("engine_crashed", "gone")))
+    client.take(b"nothing more is taken")
     assert [event.text for _, event in await anext(generation)] == ["a"]
     with pytest.raises(NodeError, match="gone"):
         await anext(generation)
 
 
 async def test_a_waiting_reader_sees_the_error() -> None:
-    generation = Generation(1)
+    client, generation = of_requests(1)
     waiting = asyncio.ensure_future(anext(generation))
     await asyncio.sleep(0)
-    generation.fail(NodeError("shutting_down", "going"))
+    client.end(NodeError("shutting_down", "going"))
     with pytest.raises(NodeError, match="going"):
         await waiting
 
 
 async def test_a_cancelled_wait_loses_nothing() -> None:
-    generation = Generation(1)
+    client, generation = of_requests(1)
     waiting = asyncio.ensure_future(anext(generation))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait({waiting})
-    generation.put(0, Happening("piece", "a"))
+    take(client, Happening("piece", text="a"))
     assert [event.text for _, event in await anext(generation)] == ["a"]
+
+
+def test_a_defect_of_a_receiver_ends_its_client_and_goes_no_further() -> None:
+    class Broken:
+        error: Exception | None = None
+
+        def pass_on(self, data: bytes) -> None:
+            raise RuntimeError("broken")
+
+        def overflow(self) -> None: ...
+
+        def event(self, index: int, event: Any) -> None: ...
+
+        def end(self, error: Exception | None) -> None:
+            self.error = error
+
+    broken = Broken()
+    client = Client(None, 7, broken, broken)  # type: ignore[arg-type]
+    client.take(b"data")
+    assert isinstance(broken.error, RuntimeError)
+    assert client.has_ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from llm_node._core import Event, Fault, Supervisor
 from support.engines import fake_engine
 from support.node import alive, children_of
 
+CLIENT = 7
 MEBIBYTE = 1 << 20
 GIB = 1 << 30
 GPU = {
@@ -36,7 +38,6 @@ class House:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.engines, self.models = root / "engines", root / "models"
         self.models.mkdir(parents=True, exist_ok=True)
-        self.woken = threading.Event()
         configuration = {
             "engines_dirs": [str(self.engines)],
             "models_dir": str(self.models),
@@ -49,7 +50,7 @@ class House:
             **settings,
         }
         self.core = Supervisor(json.dumps(configuration))
-        self.core.set_waker(self.woken.set)
+        self.wakening = socket.socket(fileno=self.core.wake_socket())
 
     def add(self, name: str, *, size: int = 4, **defines: Any) -> str:
         """A model NAME that only the fake engine of that name reads."""
@@ -68,16 +69,18 @@ class House:
 
     def submit(self, model_id: str, *, max_tokens: int = 8, text: str = "Hello") -> int:
         request = {"prompt": {"text": text}, "max_tokens": max_tokens, "ignore_eos": True}
-        return self.core.submit(model_id, json.dumps(request))
+        return self.core.submit(model_id, json.dumps(request), CLIENT)
 
     def events(self, streams: set[int], seconds: float = 60) -> dict[int, list[Event]]:
         """All events of these streams, until each has ended."""
         found: dict[int, list[Event]] = {stream: [] for stream in streams}
         deadline = time.monotonic() + seconds
         while not all(events and events[-1].kind in ("finished", "failed") for events in found.values()):
-            assert self.woken.wait(max(0.0, deadline - time.monotonic())), f"no end: {found}"
-            self.woken.clear()
-            for event in self.core.drain():
+            self.wakening.settimeout(max(0.001, deadline - time.monotonic()))
+            assert self.wakening.recv(64), f"no end: {found}"
+            for client, event in self.core.drain():
+                assert client == CLIENT
+                assert isinstance(event, Event)
                 found[event.stream].append(event)
         return found
 
@@ -85,6 +88,10 @@ class House:
         rows: list[dict[str, Any]] = json.loads(self.core.models())
         (row,) = [row for row in rows if row["id"] == model_id]
         return row
+
+    def shutdown(self) -> None:
+        self.core.shutdown(0)
+        self.wakening.close()
 
     def reserved(self) -> int:
         return sum(device["reserved_bytes"] for device in json.loads(self.core.system())["devices"])
@@ -94,7 +101,7 @@ class House:
 def house(tmp_path: Path) -> Iterator[House]:
     house = House(tmp_path)
     yield house
-    house.core.shutdown(0)
+    house.shutdown()
     assert_childless()
 
 
@@ -208,7 +215,7 @@ def test_a_hang_has_a_deadline_and_a_name(tmp_path: Path) -> None:
     assert verdicts["init"]["status"] == "loaded"
     assert verdicts["constructor"]["error"]["kind"] == "TimedOut"
     assert "dlopen did not return within 2 s" in verdicts["constructor"]["error"]["message"]
-    house.core.shutdown(0)
+    house.shutdown()
     assert_childless()
 
 
@@ -266,6 +273,7 @@ def test_shutdown_ends_what_hangs(tmp_path: Path) -> None:
     thread.join()
     assert faults[0].code == "shutting_down"
     assert house.events({stream})[stream][-1].kind == "failed"
+    house.shutdown()
     assert house.fault(lambda: house.load(hanging)).code == "shutting_down"
 
 
@@ -281,7 +289,7 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
     assert device["required_bytes"] == 16 * GIB
     assert device["limit_bytes"] == 8 * GIB
     assert house.state(model)["status"] == "failed"
-    house.core.shutdown(0)
+    house.shutdown()
 
     house = House(tmp_path / "plain")
     model = house.add("giant", FAKE_NO_MEMORY=None)
@@ -289,7 +297,7 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
     fault = house.fault(lambda: house.load(model))
     assert fault.code == "oom_ram"
     assert fault.message.startswith("Insufficient RAM: required 8192GB, available ")
-    house.core.shutdown(0)
+    house.shutdown()
 
 
 def test_without_a_gpu_every_load_says_so(tmp_path: Path) -> None:
@@ -297,7 +305,7 @@ def test_without_a_gpu_every_load_says_so(tmp_path: Path) -> None:
     model = house.add("toy")
     for wanted in (model, "unknown"):
         assert house.fault(lambda wanted=wanted: house.load(wanted)).code == "gpu_not_found"  # type: ignore[misc]
-    house.core.shutdown(0)
+    house.shutdown()
 
 
 def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
@@ -311,7 +319,7 @@ def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
         (engine,) = json.loads(house.core.engines())
         assert (engine["status"], engine["error"]["kind"]) == ("rejected", "NotProbed")
         assert words in engine["error"]["message"]
-        house.core.shutdown(0)
+        house.shutdown()
         assert_childless()
 
 

@@ -1,7 +1,11 @@
 """Server-sent events: the only writer of "data:".
 
-Owns the form of a stream: its headers, its frames, comments while it is silent, and its ending, which
-is always `[DONE]`. Knows no family's words; a family hands it frames made by `frame` or a `Template`.
+Owns the form of a stream: its headers, its frames, comments while it is silent, its ending, which is
+always `[DONE]`, and what becomes of a client that does not read. Knows no family's words; a family hands
+it frames made by `frame` or a `Template`.
+
+Tokens pass through here as bytes that Rust has made of a `Template`. They go to the connection's transport
+at once, in the loop turn that they come in: no task is woken for them, and nothing is awaited.
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
+import struct
+import sys
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
 from llm_node.api.context import KEEP_ALIVE, REQUEST_ID
-from llm_node.node import NodeError
+from llm_node.node import Client, NodeError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +37,12 @@ HEADERS = {
 }
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
+
+MAX_UNSENT = 256 * 1024
+"""Most bytes of events that may wait for a client, where Rust does not count them: those made here."""
+
+NO_LINGERING = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+"""`struct linger`: a connection that is closed is gone at once."""
 
 HOLE = uuid.uuid4().hex
 """Stands in a template for the text to come. Drawn anew by each process: nobody can send it."""
@@ -50,91 +64,155 @@ class Template:
     def __init__(self, content: Mapping[str, Any]) -> None:
         """`content` has `HOLE` as a value where the text goes."""
         head, tail = dump(content).split(f'"{HOLE}"')
-        self._head = f"data: {head}"
-        self._tail = f"{tail}\n\n"
+        self.head = f"data: {head}".encode()
+        self.tail = f"{tail}\n\n".encode()
 
     def fill(self, text: str) -> bytes:
         """The event with this text."""
-        return f"{self._head}{dump(text)}{self._tail}".encode()
+        return b"".join((self.head, dump(text).encode(), self.tail))
 
 
-async def respond(request: web.Request, frames: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Answer with a stream of frames.
+Source = Callable[["Stream"], Coroutine[Any, Any, None]]
+"""Sends a stream's events, and returns after the last. Raises `NodeError` where it cannot go on."""
 
-    An error before the first frame is raised, so that it has its status. The status is spent with the
-    first frame, or with the first comment where the stream is silent for long; from then on an error
-    is an event, and `[DONE]` follows.
+
+async def respond(request: web.Request, source: Source) -> web.StreamResponse:
+    """Answer with a stream.
+
+    An error before the first event is raised, so that it has its status. The status is spent with the
+    first event, or with the first comment where the stream is silent for long; from then on an error is
+    an event, and `[DONE]` follows.
     """
-    first = asyncio.ensure_future(_first(frames))
+    stream = Stream(request)
+    running = asyncio.create_task(source(stream))
     try:
-        await asyncio.wait({first}, timeout=request.app[KEEP_ALIVE])
-        if first.done():
-            first.result()
-        stream = _Stream(request)
-        await stream.begin(silent=not first.done())
+        patience = request.app[KEEP_ALIVE]
+        await asyncio.wait({running, stream.first}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if running.done() and not stream.first.done():
+            running.result()
+        await stream.begin(patience)
         try:
-            await stream.write_all(first, frames)
-        finally:
-            stream.comments.cancel()
-        return await stream.end()
-    finally:
-        first.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await first
-        await frames.aclose()
-
-
-async def _first(frames: AsyncGenerator[bytes, None]) -> bytes:
-    async for each in frames:
-        return each
-    return b""
-
-
-class _Stream:
-    """A stream whose headers are out."""
-
-    def __init__(self, request: web.Request) -> None:
-        self.request = request
-        self.response = web.StreamResponse(headers=HEADERS)
-        self.comments: asyncio.Future[None]
-        self._writes = 0
-
-    async def begin(self, *, silent: bool) -> None:
-        await self.response.prepare(self.request)
-        self.comments = asyncio.ensure_future(self._comment(self.request.app[KEEP_ALIVE], silent=silent))
-
-    async def end(self) -> web.StreamResponse:
-        await self.response.write_eof()
-        return self.response
-
-    async def write_all(self, first: asyncio.Future[bytes], frames: AsyncGenerator[bytes, None]) -> None:
-        try:
-            await self._write(await first)
-            async for each in frames:
-                await self._write(each)
+            await running
         except NodeError as fault:
-            await self._write(frame(errors.body(fault)))
+            stream.send(frame(errors.body(fault)))
         except ConnectionError:
             raise  # the client left
         except Exception:
             request_id = REQUEST_ID.get()
             log.exception("defect while streaming request %s", request_id)
-            await self._write(frame(errors.internal(request_id).body))
-        await self._write(DONE)
+            stream.send(frame(errors.internal(request_id).body))
+        return await stream.end()
+    finally:
+        stream.close()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await running
 
-    async def _write(self, data: bytes) -> None:
+
+class Stream:
+    """One answer on its way to one client; `Connection` of `node.py`."""
+
+    def __init__(self, request: web.Request) -> None:
+        self.client: Client | None = None
+        """Who makes its bytes, and is to be told when they cannot be sent."""
+        self.chunked = request.version >= HttpVersion11
+        self.first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when there is something to send."""
+        self._request = request
+        self._request_id = REQUEST_ID.get()
+        self._response = web.StreamResponse(headers=HEADERS)
+        self._writer: AbstractStreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._early: list[bytes] = []
+        self._writes = 0
+        self._silence: asyncio.TimerHandle | None = None
+        self._catching_up: asyncio.Task[None] | None = None
+
+    def send(self, data: bytes) -> None:
+        """Whole events that were made here."""
+        self.pass_on(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
+
+    def pass_on(self, data: bytes) -> None:
+        """Whole events as bytes of the connection, which are written at once, in the order of the calls."""
+        transport = self._transport
+        if transport is None:
+            self._early.append(data)
+            if not self.first.done():
+                self.first.set_result(None)
+            return
+        transport.write(data)
         self._writes += 1
-        if data:
-            await self.response.write(data)
+        unsent = transport.get_write_buffer_size()
+        if unsent:
+            self._lag(unsent)
 
-    async def _comment(self, seconds: float, *, silent: bool) -> None:
+    def overflow(self) -> None:
+        """The client does not read: close its connection, which ends its request as if it had left."""
+        log.warning(
+            "request %s: more than %d KiB wait for a client that does not read; its connection is closed",
+            self._request_id,
+            MAX_UNSENT // 1024,
+        )
+        if self._transport is not None:
+            # What the kernel still has for it is dropped as well.
+            self._transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGERING
+            )
+            self._transport.abort()
+
+    async def begin(self, patience: float) -> None:
+        """Send the headers, and what came before them."""
+        if not self.first.done():
+            self.send(COMMENT)
+        self._writer = await self._response.prepare(self._request)
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left")
+        # Anything that it does not take at once is to be seen: `drain` waits until all is sent.
+        transport.set_write_buffer_limits(high=0)
+        self._transport = transport
+        early, self._early = self._early, []
+        if early:
+            self.pass_on(b"".join(early))
+        self._expect(patience)
+
+    async def end(self) -> web.StreamResponse:
+        """Send the ending."""
+        self.close()
+        await self._response.write_eof(DONE)
+        return self._response
+
+    def close(self) -> None:
+        """Nothing more is sent but the ending."""
+        self.client = None
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits()
+
+    def _lag(self, unsent: int) -> None:
+        if self._catching_up is None and self._writer is not None:
+            if self.client is not None:
+                self.client.hold(unsent)
+            self._catching_up = asyncio.create_task(self._catch_up(self._writer))
+        elif unsent > MAX_UNSENT:
+            self.overflow()
+
+    async def _catch_up(self, writer: AbstractStreamWriter) -> None:
+        # Never cancelled: all who wait for a connection share one future. It ends with the connection.
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+            self._catching_up = None
+            if self.client is not None:
+                self.client.release()
+
+    def _expect(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._silence = loop.call_later(seconds, self._break_silence, seconds, self._writes)
+
+    def _break_silence(self, seconds: float, writes: int) -> None:
         """A comment whenever nothing was written for so long. One write is whole events, so a comment
         never lands inside one."""
-        with contextlib.suppress(ConnectionError):
-            if silent:
-                await self.response.write(COMMENT)
-            while True:
-                before = self._writes
-                await asyncio.sleep(seconds)
-                if self._writes == before:
-                    await self.response.write(COMMENT)
+        if self._writes == writes and self._catching_up is None:
+            self.send(COMMENT)
+        self._expect(seconds)

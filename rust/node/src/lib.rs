@@ -9,4 +9,5 @@ pub mod devices;
 pub mod models;
 pub mod platform;
 pub mod registry;
+pub mod sse;
 pub mod supervise;

@@ -1,13 +1,19 @@
 //! `Supervisor`: `llm_node_node::supervise::Supervisor`, in JSON.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_node::{
     config::{Device, NodeConfig},
-    supervise::{LoadRequest, Supervisor, Waker},
+    platform::wake_pair,
+    sse::Template,
+    supervise::{Delivery, LoadRequest, Supervisor, Waker, What},
 };
-use pyo3::prelude::*;
+use pyo3::{prelude::*, types::PyBytes};
 use serde::Serialize;
 
 use crate::{
@@ -64,10 +70,19 @@ impl PySupervisor {
         Ok(())
     }
 
-    fn submit(&self, py: Python<'_>, model_id: &str, request: &str) -> PyResult<u64> {
+    #[pyo3(signature = (model_id, request, client, template=None))]
+    fn submit(
+        &self,
+        py: Python<'_>,
+        model_id: &str,
+        request: &str,
+        client: u64,
+        template: Option<(&[u8], &[u8], bool)>,
+    ) -> PyResult<u64> {
+        let template = template.map(|(head, tail, chunked)| Template::new(head.into(), tail.into(), chunked));
         py.detach(|| {
             let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
-            self.inner.submit(model_id, request)
+            self.inner.submit(model_id, request, client, template)
         })
         .map_err(|fault| raised(py, &fault))
     }
@@ -84,23 +99,37 @@ impl PySupervisor {
         })
     }
 
-    fn set_waker(&self, py: Python<'_>, waker: Option<Py<PyAny>>) {
-        let waker = waker.map(|callable| -> Waker {
-            Arc::new(move || {
-                // No interpreter any more: nobody is left to be woken.
-                Python::try_attach(|py| {
-                    if let Err(error) = callable.call0(py) {
-                        error.write_unraisable(py, None);
-                    }
-                });
-            })
+    fn wake_socket(&self, py: Python<'_>) -> PyResult<i64> {
+        let (writing, number) = wake_pair()?;
+        let writing = Mutex::new(writing);
+        // A full socket has bytes that nobody has read yet; a broken one has nobody left to be woken.
+        let wake: Waker = Arc::new(move || {
+            let _ = writing.lock().unwrap_or_else(PoisonError::into_inner).write(&[1]);
         });
-        py.detach(|| self.inner.set_waker(waker));
+        py.detach(|| self.inner.set_waker(Some(wake)));
+        Ok(number)
     }
 
-    fn drain(&self, py: Python<'_>) -> PyResult<Vec<PyEvent>> {
-        let events = py.detach(|| self.inner.drain());
-        events.into_iter().map(|(stream, event)| PyEvent::new(py, stream, event)).collect()
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Vec<(u64, Bound<'py, PyAny>)>> {
+        let deliveries = py.detach(|| self.inner.drain());
+        let mut items = Vec::with_capacity(deliveries.len());
+        for Delivery { client, what } in deliveries {
+            let item = match what {
+                What::Bytes(mut bytes) => PyBytes::new(py, bytes.frame()).into_any(),
+                What::Event(stream, event) => Bound::new(py, PyEvent::new(py, stream, event)?)?.into_any(),
+                What::Overflow => py.None().into_bound(py),
+            };
+            items.push((client, item));
+        }
+        Ok(items)
+    }
+
+    fn hold(&self, py: Python<'_>, client: u64, unsent: usize) {
+        py.detach(|| self.inner.hold(client, unsent));
+    }
+
+    fn release(&self, py: Python<'_>, client: u64) {
+        py.detach(|| self.inner.release(client));
     }
 
     fn shutdown(&self, py: Python<'_>, drain_seconds: f64) {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from llm_node.api import sse
 from llm_node.node import Event, Node, NodeError, Request
 from llm_node.schema.sampling import Generation
 
@@ -81,6 +83,10 @@ class Whole:
 class Chunks(Protocol):
     """What a family makes of events."""
 
+    @property
+    def templates(self) -> list[sse.Template] | None:
+        """The chunk for a piece of text, for each request; None where it takes more than text."""
+
     def frame(self, index: int, event: Event) -> bytes:
         """The chunk for an event of request number `index`; nothing where the event adds nothing."""
 
@@ -88,17 +94,43 @@ class Chunks(Protocol):
         """The last chunk, for those who asked for it."""
 
 
-async def frames(
-    node: Node, wanted: Generation, requests: Sequence[Request], chunks: Chunks
-) -> AsyncGenerator[bytes, None]:
+async def stream(
+    node: Node, wanted: Generation, requests: Sequence[Request], chunks: Chunks, out: sse.Stream
+) -> None:
     """The answers of one client as they come, for those who stream."""
-    async with node.open(wanted.model, requests) as generation:
-        async for batch in generation:
-            data = b"".join([chunks.frame(index, event) for index, event in batch])
-            if data:
-                yield data
+    sender = _Sender(chunks, out)
+    templates = None
+    if chunks.templates is not None:
+        templates = [(each.head, each.tail, out.chunked) for each in chunks.templates]
+    async with node.deliver(
+        wanted.model, requests, sender, connection=out, templates=templates
+    ) as out.client:
+        await sender.ended
     if wanted.stream_options.include_usage:
-        yield chunks.usage()
+        out.send(chunks.usage())
+
+
+class _Sender:
+    """`Receiver` of `node.py`: sends the chunk for each event in the loop turn that it comes in, so that
+    it stands in its place among the bytes that pass by here."""
+
+    def __init__(self, chunks: Chunks, out: sse.Stream) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._chunks = chunks
+        self._out = out
+
+    def event(self, index: int, event: Event) -> None:
+        data = self._chunks.frame(index, event)
+        if data:
+            self._out.send(data)
+
+    def end(self, error: Exception | None) -> None:
+        if self.ended.done():
+            return  # cancelled: the client left
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
 
 
 def finish_reason(event: Event) -> str:

@@ -19,7 +19,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     requests = [_neutral(wanted, answer) for answer in range(wanted.n)]
     if wanted.stream:
-        return await sse.respond(request, answers.frames(node, wanted, requests, _Chunks(wanted)))
+        chunks = _Chunks(wanted)
+        return await sse.respond(request, lambda out: answers.stream(node, wanted, requests, chunks, out))
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
@@ -64,6 +65,7 @@ class _Chunks:
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
         self._text = [sse.Template(self._chunk(index, {"content": sse.HOLE})) for index in range(wanted.n)]
+        self.templates = None if wanted.logprobs else self._text
 
     def frame(self, index: int, event: Event) -> bytes:
         """The chunk for an event; nothing where the event adds nothing."""

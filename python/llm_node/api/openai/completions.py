@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
@@ -21,7 +19,12 @@ async def create(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     requests = [_neutral(wanted, prompt, answer) for prompt in wanted.prompts for answer in range(wanted.n)]
     if wanted.stream:
-        return await sse.respond(request, _frames(node, wanted, requests))
+
+        async def source(out: sse.Stream) -> None:
+            chunks = _Chunks(wanted, await _echoes(node, wanted))
+            await answers.stream(node, wanted, requests, chunks, out)
+
+        return await sse.respond(request, source)
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
@@ -68,16 +71,6 @@ async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str,
     }
 
 
-async def _frames(
-    node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]
-) -> AsyncGenerator[bytes, None]:
-    chunks = _Chunks(wanted, await _echoes(node, wanted))
-    # Closed with this one, so that a client that leaves frees its sequences at once.
-    async with contextlib.aclosing(answers.frames(node, wanted, requests, chunks)) as frames:
-        async for data in frames:
-            yield data
-
-
 class _Chunks:
     """Makes the chunks of one answer. Plain text goes through a template, made once per choice."""
 
@@ -88,6 +81,7 @@ class _Chunks:
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
         self._text = [sse.Template(self._chunk(index, sse.HOLE)) for index in range(len(echoes))]
+        self.templates = self._text if wanted.logprobs is None else None
         self._logprobs = [answers.PlainLogprobs() for _ in echoes]
 
     def frame(self, index: int, event: Event) -> bytes:

@@ -2,9 +2,14 @@
 
 use std::{
     fs::Metadata,
-    os::unix::{
-        fs::PermissionsExt,
-        process::{CommandExt, ExitStatusExt},
+    io::{self, Write},
+    os::{
+        fd::IntoRawFd,
+        unix::{
+            fs::PermissionsExt,
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     process::{Command, ExitStatus},
 };
@@ -15,6 +20,14 @@ use super::Ending;
 /// drains before it ends its workers.
 pub fn detach_from_terminal(command: &mut Command) {
     command.process_group(0);
+}
+
+/// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which
+/// is the caller's to close.
+pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {
+    let (writing, reading) = UnixStream::pair()?;
+    writing.set_nonblocking(true)?;
+    Ok((writing, reading.into_raw_fd().into()))
 }
 
 /// How the process ended.

@@ -2,7 +2,9 @@
 
 use std::{
     fs::Metadata,
-    os::windows::process::CommandExt,
+    io::{self, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::windows::{io::IntoRawSocket, process::CommandExt},
     process::{Command, ExitStatus},
 };
 
@@ -14,6 +16,21 @@ const CREATE_NO_WINDOW: u32 = 0x0800_0000;
 /// Keeps Ctrl-C away from the child: the node drains before it ends its workers.
 pub fn detach_from_terminal(command: &mut Command) {
     command.creation_flags(CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW);
+}
+
+/// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which
+/// is the caller's to close.
+pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let writing = TcpStream::connect(listener.local_addr()?)?;
+    let (reading, peer) = listener.accept()?;
+    if peer != writing.local_addr()? {
+        return Err(io::Error::other("somebody else connected"));
+    }
+    writing.set_nonblocking(true)?;
+    writing.set_nodelay(true)?;
+    let number = i64::try_from(reading.into_raw_socket()).map_err(io::Error::other)?;
+    Ok((writing, number))
 }
 
 /// How the process ended. An uncaught exception's NTSTATUS takes a signal's place.

@@ -1,7 +1,7 @@
-//! Everything under way: which streams and questions belong to which worker, and the one queue of
-//! events that the node drains.
+//! Everything under way: which streams and questions belong to which worker and which client.
 //!
-//! Owns the rule that each stream gets exactly one ending, whatever becomes of its worker.
+//! Owns the rule that each stream gets exactly one ending, whatever becomes of its worker. What waits
+//! for the node is in `outlets`.
 
 use std::{
     collections::HashMap,
@@ -19,6 +19,9 @@ use llm_node_core::{
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
+
+use super::outlets::{ClientId, Delivery, Outlets};
+use crate::sse::Template;
 
 /// Called, from any thread, when events wait. It must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -50,24 +53,24 @@ impl Link {
 pub(super) struct Traffic {
     next: AtomicU64,
     under_way: Mutex<UnderWay>,
-    events: Mutex<Events>,
     waker: Mutex<Option<Waker>>,
 }
 
 #[derive(Default)]
 struct UnderWay {
-    streams: HashMap<RequestId, Link>,
+    streams: HashMap<RequestId, Stream>,
     questions: HashMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
     /// Workers that may have streams. Death takes a worker out before its streams end, so that none
     /// is added behind it.
     workers: HashMap<u64, usize>,
+    outlets: Outlets,
 }
 
-#[derive(Default)]
-struct Events {
-    waiting: Vec<(RequestId, Event)>,
-    /// The waker was called, and nobody has drained since.
-    woken: bool,
+struct Stream {
+    link: Link,
+    client: ClientId,
+    /// Writes its pieces; `None`: they are told as events.
+    template: Option<Arc<Template>>,
 }
 
 impl fmt::Debug for Traffic {
@@ -88,12 +91,15 @@ impl Traffic {
     pub(super) fn submit(
         &self,
         link: &Link,
+        client: ClientId,
+        template: Option<Template>,
         message: impl FnOnce(RequestId) -> ToWorker,
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
         *under_way.workers.get_mut(&link.worker)? += 1;
-        under_way.streams.insert(id, link.clone());
+        under_way.outlets.open(client);
+        under_way.streams.insert(id, Stream { link: link.clone(), client, template: template.map(Arc::new) });
         // Under the lock: what is sent first arrives first, and a cancel never overtakes its stream.
         link.send(message(id));
         Some(id)
@@ -121,8 +127,8 @@ impl Traffic {
 
     /// The client has left; the stream's ending still comes.
     pub(super) fn cancel(&self, id: RequestId) {
-        if let Some(link) = self.under_way.lock().streams.get(&id) {
-            link.send(ToWorker::Cancel { id });
+        if let Some(stream) = self.under_way.lock().streams.get(&id) {
+            stream.link.send(ToWorker::Cancel { id });
         }
     }
 
@@ -132,22 +138,12 @@ impl Traffic {
     }
 
     /// All that one step of a worker brought.
-    pub(super) fn step(&self, worker: u64, mut events: Vec<(RequestId, Event)>) {
-        {
-            let mut under_way = self.under_way.lock();
-            // A worker speaks for its own streams alone, and not after their ending.
-            events.retain(|(id, event)| {
-                let own = under_way.streams.get(id).is_some_and(|link| link.worker == worker);
-                if own && matches!(event, Event::Finished { .. } | Event::Failed(_)) {
-                    under_way.streams.remove(id);
-                    if let Some(count) = under_way.workers.get_mut(&worker) {
-                        *count = count.saturating_sub(1);
-                    }
-                }
-                own
-            });
-        }
-        self.push(events);
+    pub(super) fn step(&self, worker: u64, events: Vec<(RequestId, Event)>) {
+        self.change(|under_way| {
+            for (id, event) in events {
+                under_way.event(worker, id, event);
+            }
+        });
     }
 
     /// A worker's answer.
@@ -168,17 +164,15 @@ impl Traffic {
 
     /// The worker is gone: all that it owed ends with this fault.
     pub(super) fn end_of_worker(&self, worker: u64, fault: &Fault) {
-        let mut ended: Vec<RequestId> = Vec::new();
-        {
-            let mut under_way = self.under_way.lock();
+        self.change(|under_way| {
             under_way.workers.remove(&worker);
-            under_way.streams.retain(|id, link| {
-                let dead = link.worker == worker;
-                if dead {
-                    ended.push(*id);
-                }
-                !dead
-            });
+            let of_worker =
+                |(id, stream): (&RequestId, &Stream)| (stream.link.worker == worker).then_some(*id);
+            let mut ended: Vec<RequestId> = under_way.streams.iter().filter_map(of_worker).collect();
+            ended.sort_unstable();
+            for id in ended {
+                under_way.event(worker, id, Event::Failed(fault.clone()));
+            }
             under_way.questions.retain(|_, (own, sender)| {
                 let dead = *own == worker;
                 if dead {
@@ -186,21 +180,27 @@ impl Traffic {
                 }
                 !dead
             });
-        }
-        ended.sort_unstable();
-        self.push(ended.into_iter().map(|id| (id, Event::Failed(fault.clone()))).collect());
+        });
     }
 
-    fn push(&self, events: Vec<(RequestId, Event)>) {
-        if events.is_empty() {
-            return;
-        }
-        let wake = {
-            let mut queue = self.events.lock();
-            queue.waiting.extend(events);
-            !std::mem::replace(&mut queue.woken, true)
+    /// The client's connection has so many bytes that it cannot send now: its text is collected.
+    pub(super) fn hold(&self, client: ClientId, unsent: usize) {
+        self.under_way.lock().outlets.hold(client, unsent);
+    }
+
+    /// The client's connection has sent everything.
+    pub(super) fn release(&self, client: ClientId) {
+        self.change(|under_way| under_way.outlets.release(client));
+    }
+
+    /// Whatever is done, the node hears of what it brought.
+    fn change(&self, change: impl FnOnce(&mut UnderWay)) {
+        let wants_waking = {
+            let mut under_way = self.under_way.lock();
+            change(&mut under_way);
+            under_way.outlets.wants_waking()
         };
-        if wake {
+        if wants_waking {
             self.wake();
         }
     }
@@ -212,24 +212,37 @@ impl Traffic {
         }
     }
 
-    /// Whom to call when events wait. Called at once where some wait already.
+    /// Whom to call when something waits. Called at once where it does already.
     pub(super) fn set_waker(&self, waker: Option<Waker>) {
         *self.waker.lock() = waker;
-        let waiting = {
-            let mut events = self.events.lock();
-            events.woken = !events.waiting.is_empty();
-            events.woken
-        };
-        if waiting {
-            self.wake();
-        }
+        self.change(|under_way| under_way.outlets.forget_waking());
     }
 
-    /// All events since the last call, in order.
-    pub(super) fn drain(&self) -> Vec<(RequestId, Event)> {
-        let mut events = self.events.lock();
-        events.woken = false;
-        std::mem::take(&mut events.waiting)
+    /// Everything since the last call, in order.
+    pub(super) fn drain(&self) -> Vec<Delivery> {
+        self.under_way.lock().outlets.take()
+    }
+}
+
+impl UnderWay {
+    /// A worker speaks for its own streams alone, and not after their ending.
+    fn event(&mut self, worker: u64, id: RequestId, event: Event) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.link.worker == worker) else {
+            return;
+        };
+        let client = stream.client;
+        match (event, &stream.template) {
+            (Event::Piece(piece), Some(template)) => self.outlets.text(client, id, template, &piece.text),
+            (event @ (Event::Finished { .. } | Event::Failed(_)), _) => {
+                self.streams.remove(&id);
+                if let Some(count) = self.workers.get_mut(&worker) {
+                    *count = count.saturating_sub(1);
+                }
+                self.outlets.event(client, id, event);
+                self.outlets.close(client);
+            }
+            (event, _) => self.outlets.event(client, id, event),
+        }
     }
 }
 
@@ -245,6 +258,7 @@ mod tests {
     use llm_node_core::event::{Finish, Usage};
 
     use super::*;
+    use crate::supervise::What;
 
     fn link(worker: u64) -> (Link, mpsc::Receiver<Outgoing>) {
         let (outbox, receiver) = mpsc::channel();
@@ -259,17 +273,25 @@ mod tests {
     fn each_stream_ends_once() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        assert!(traffic.submit(&link, |_| ToWorker::Drain).is_none(), "a worker that is not open");
+        assert!(traffic.submit(&link, 0, None, |_| ToWorker::Drain).is_none(), "a worker that is not open");
         traffic.open(1);
-        let ids: Vec<_> = (0..3).map(|_| traffic.submit(&link, |_| ToWorker::Drain).unwrap()).collect();
+        let ids: Vec<_> =
+            (0..3).map(|_| traffic.submit(&link, 0, None, |_| ToWorker::Drain).unwrap()).collect();
         traffic.step(2, vec![(ids[0], finished())]); // not its stream
         traffic.step(1, vec![(ids[0], finished())]);
         traffic.step(1, vec![(ids[0], finished())]);
         assert_eq!(traffic.streams_of(1), 2);
         traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         traffic.step(1, vec![(ids[1], finished())]);
-        assert!(traffic.submit(&link, |_| ToWorker::Drain).is_none());
-        let ended: Vec<_> = traffic.drain().into_iter().map(|(id, _)| id).collect();
+        assert!(traffic.submit(&link, 0, None, |_| ToWorker::Drain).is_none());
+        let ended: Vec<_> = traffic
+            .drain()
+            .into_iter()
+            .filter_map(|delivery| match delivery.what {
+                What::Event(id, _) => Some(id),
+                _ => None,
+            })
+            .collect();
         assert_eq!(ended, ids);
     }
 
@@ -280,7 +302,7 @@ mod tests {
         traffic.open(1);
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let id = traffic.submit(&link, |_| ToWorker::Drain).unwrap();
+        let id = traffic.submit(&link, 0, None, |_| ToWorker::Drain).unwrap();
         let started = || vec![(id, Event::Started { prompt_tokens: 1 })];
         traffic.step(1, started());
         traffic.set_waker(Some(Arc::new(move || {

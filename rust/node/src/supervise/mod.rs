@@ -6,6 +6,7 @@
 
 mod inflight;
 mod load;
+mod outlets;
 mod process;
 mod slot;
 
@@ -18,7 +19,6 @@ use std::{
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::Event,
     request::Request,
 };
 use llm_node_wire::message::{Answer, FromWorker, PROTOCOL_VERSION, Question, ToWorker};
@@ -31,7 +31,12 @@ use self::{
     process::{Control, Process, Processes, shutting_down},
     slot::{Begin, Running, Slot, to_be_loaded},
 };
-pub use self::{inflight::Waker, load::LoadRequest, slot::Loaded};
+pub use self::{
+    inflight::Waker,
+    load::LoadRequest,
+    outlets::{ClientId, Delivery, MAX_UNSENT, What},
+    slot::Loaded,
+};
 use crate::{
     choose::{Wish, choose},
     config::{Device, NodeConfig},
@@ -41,6 +46,7 @@ use crate::{
         Registry,
         verdict::{Candidate, EngineRow},
     },
+    sse::Template,
 };
 
 /// Names a stream within the node.
@@ -247,10 +253,31 @@ impl Supervisor {
     }
 
     /// A new stream on a model that is ready. Never blocks.
-    pub fn submit(&self, model_id: &str, request: Request) -> Result<StreamId, Fault> {
+    ///
+    /// `client` is the caller's name for the one who gets it, and may have several streams. With a
+    /// `template` its text comes as bytes; else, and for all that is not text, as events.
+    pub fn submit(
+        &self,
+        model_id: &str,
+        request: Request,
+        client: ClientId,
+        template: Option<Template>,
+    ) -> Result<StreamId, Fault> {
         let running = self.ready(model_id)?;
         let send = |id| ToWorker::Generate { id, request };
-        self.inner.traffic.submit(&running.process.link, send).ok_or_else(|| died(model_id))
+        let traffic = &self.inner.traffic;
+        traffic.submit(&running.process.link, client, template, send).ok_or_else(|| died(model_id))
+    }
+
+    /// The client's connection has so many bytes that it cannot send now. Its text is collected until
+    /// [`Self::release`]; with more than [`MAX_UNSENT`] it comes to [`What::Overflow`].
+    pub fn hold(&self, client: ClientId, unsent: usize) {
+        self.inner.traffic.hold(client, unsent);
+    }
+
+    /// The client's connection has sent everything.
+    pub fn release(&self, client: ClientId) {
+        self.inner.traffic.release(client);
     }
 
     /// The client of a stream has left. Its ending still comes.
@@ -283,14 +310,14 @@ impl Supervisor {
         }
     }
 
-    /// Whom to call when events wait for [`Supervisor::drain`]. Called once per drain, from a thread of
-    /// the supervisor; it must not block.
+    /// Whom to call when something waits for [`Supervisor::drain`]. Called once per drain, from any
+    /// thread; it must not block.
     pub fn set_waker(&self, waker: Option<Waker>) {
         self.inner.traffic.set_waker(waker);
     }
 
-    /// All events since the last call, in order.
-    pub fn drain(&self) -> Vec<(StreamId, Event)> {
+    /// Everything since the last call, in order.
+    pub fn drain(&self) -> Vec<Delivery> {
         self.inner.traffic.drain()
     }
 

@@ -1,0 +1,138 @@
+//! A stream's events as the bytes of its connection.
+//!
+//! Owns the two things that have to be done for each token: JSON's escapes, and the frames of HTTP/1.1's
+//! chunked coding. Knows no API family's words, and not even those of server-sent events: what stands
+//! around the text is the family's, made once per stream, and only filled in here.
+
+use std::io::Write as _;
+
+/// An event that is always the same but for one text: bytes, a JSON string, bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    chunked: bool,
+}
+
+impl Template {
+    /// `head` and `tail` stand around the JSON string, its quotes not included. `chunked`: does the
+    /// connection take HTTP/1.1's chunked coding?
+    pub fn new(head: Vec<u8>, tail: Vec<u8>, chunked: bool) -> Self {
+        Self { head, tail, chunked }
+    }
+
+    /// Room for events of this template.
+    pub fn bytes(&self) -> Bytes {
+        let mut buffer = Vec::with_capacity(FRAME + self.head.len() + self.tail.len() + 32);
+        buffer.extend_from_slice(&[0; FRAME]);
+        Bytes { buffer, chunked: self.chunked }
+    }
+
+    /// Appends the event with this text. Equal, byte for byte, to what Python's `json.dumps` writes
+    /// with `ensure_ascii=False`.
+    pub fn fill(&self, text: &str, into: &mut Bytes) {
+        into.buffer.extend_from_slice(&self.head);
+        // Writing to memory does not fail, and neither does a text.
+        let _ = serde_json::to_writer(&mut into.buffer, text);
+        into.buffer.extend_from_slice(&self.tail);
+    }
+}
+
+/// Before the body: at most eight hexadecimal digits and a line feed with its carriage return.
+const FRAME: usize = 10;
+
+/// Whole events on their way to one connection, written at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bytes {
+    /// `FRAME` bytes of room, then the body.
+    buffer: Vec<u8>,
+    chunked: bool,
+}
+
+impl Bytes {
+    /// Bytes of the body so far.
+    pub fn len(&self) -> usize {
+        self.buffer.len() - FRAME
+    }
+
+    /// Is there no event yet?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What to write to the connection: one chunk where it takes chunks. An empty one would end the
+    /// answer, so there is nothing to write where there is no event.
+    pub fn frame(&mut self) -> &[u8] {
+        if !self.chunked || self.is_empty() {
+            return self.buffer.get(FRAME..).unwrap_or_default();
+        }
+        let mut size = [0; FRAME];
+        let mut room = &mut size[..];
+        // Eight digits hold all that can wait: see the caps of `supervise::outlets`.
+        let _ = write!(room, "{:x}\r\n", self.len());
+        let unused = room.len();
+        let size = &size[..FRAME - unused];
+        self.buffer[unused..FRAME].copy_from_slice(size);
+        self.buffer.extend_from_slice(b"\r\n");
+        &self.buffer[unused..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn template(chunked: bool) -> Template {
+        Template::new(b"data: {\"text\":".to_vec(), b"}\n\n".to_vec(), chunked)
+    }
+
+    #[test]
+    fn a_chunk_has_its_size_before_it() {
+        let template = template(true);
+        let mut bytes = template.bytes();
+        template.fill("a", &mut bytes);
+        assert_eq!(bytes.frame(), b"14\r\ndata: {\"text\":\"a\"}\n\n\r\n");
+    }
+
+    #[test]
+    fn nothing_is_no_chunk() {
+        assert_eq!(template(true).bytes().frame(), b"");
+        assert_eq!(template(false).bytes().frame(), b"");
+    }
+
+    #[test]
+    fn only_what_json_forbids_is_escaped() {
+        let template = Template::new(Vec::new(), Vec::new(), false);
+        let mut bytes = template.bytes();
+        template.fill("\"\\/\u{8}\u{c}\n\r\t\0\u{1f}\u{7f}\u{2028}é語🦙", &mut bytes);
+        let wanted = "\"\\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f\u{7f}\u{2028}é語🦙\"";
+        assert_eq!(bytes.frame(), wanted.as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn any_texts_come_back(texts in prop::collection::vec(any::<String>(), 1..8), chunked: bool) {
+            let template = template(chunked);
+            let mut bytes = template.bytes();
+            for text in &texts {
+                template.fill(text, &mut bytes);
+            }
+            let mut framed = std::str::from_utf8(bytes.frame()).unwrap();
+            if chunked {
+                let (size, rest) = framed.split_once("\r\n").unwrap();
+                framed = rest.strip_suffix("\r\n").unwrap();
+                prop_assert_eq!(usize::from_str_radix(size, 16).unwrap(), framed.len());
+            }
+            // No line feed inside: one line is one event.
+            let events: Vec<&str> = framed.split_terminator("\n\n").collect();
+            prop_assert_eq!(events.len(), texts.len());
+            for (event, text) in events.iter().zip(&texts) {
+                prop_assert!(!event.contains('\n'));
+                let value: serde_json::Value = serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+                prop_assert_eq!(value["text"].as_str(), Some(text.as_str()));
+            }
+        }
+    }
+}
