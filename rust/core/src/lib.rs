@@ -8,6 +8,7 @@
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod prefix;
 pub mod request;
 pub mod sample;
 pub mod schedule;
