@@ -76,8 +76,10 @@ lint: $(STAMPS)/wheel
 gen: $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py
 
+# Against llama-server, which it builds first; see docs/benchmarks.md. ROWS=decode-8,burst-32 for some only.
 bench: setup
-	$(BIN)/python benches/throughput.py
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benches --output benches/results $(if $(ROWS),--rows $(ROWS) --merge)
 
 clean:
 	rm -rf $(VENV) .cache target engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \

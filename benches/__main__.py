@@ -1,0 +1,135 @@
+"""Measures llm-node against llama-server on the same libllama; docs/benchmarks.md explains.
+
+python -m benches                        every row
+python -m benches --rows decode-8,burst-32 --quick
+python -m benches --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benches import ROOT, build, client, machine, report
+from benches.client import LoadError
+from benches.ratio import Arena, Options
+from benches.rows import ROWS, Outcome, Row, Unavailable
+from benches.servers import ServerError
+
+RESULTS = ROOT / "benches" / "results"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", help="keys, separated by commas; a key's beginning names all of them")
+    parser.add_argument("--list", action="store_true", help="print the keys and leave")
+    parser.add_argument("--quick", action="store_true", help="2 pairs of short blocks: to find faults only")
+    parser.add_argument("--pairs", type=int, help="pairs of blocks of each row (8)")
+    parser.add_argument("--block", type=float, help="seconds of a block, about (5)")
+    parser.add_argument("--threads", type=int, default=machine.CPUS, help="of both engines (all cores)")
+    parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")
+    parser.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="for the node's engine"
+    )
+    parser.add_argument("--client", help="the load generator (llm-node bench)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "local", help="folder of the results")
+    parser.add_argument("--merge", action="store_true", help="keep the rows in OUTPUT that are not measured")
+    return parser.parse_args()
+
+
+def selected(keys: str | None) -> list[Row]:
+    if keys is None:
+        return ROWS
+    wanted = keys.split(",")
+    chosen = []
+    for key in wanted:
+        found = [row for row in ROWS if row.key == key] or [row for row in ROWS if row.key.startswith(key)]
+        if not found:
+            raise SystemExit(f"no row {key}: {', '.join(row.key for row in ROWS)}")
+        chosen += found
+    return chosen
+
+
+def versions(tools: build.Tools) -> dict[str, str]:
+    def said(*command: str) -> str:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return {
+        "llm-node": importlib.metadata.version("llm-node"),
+        "commit": said("git", "describe", "--always", "--dirty"),
+        "libllama": tools.crate,
+        "llama-server": f"llama.cpp {tools.release}",
+        "rustc": said("rustc", "--version"),
+        "compiler": (said("cc", "--version").splitlines() or [""])[0],
+    }
+
+
+def measure(row: Row, arena: Arena) -> Outcome | str:
+    try:
+        return row.measure(arena)
+    except Unavailable as reason:
+        return str(reason)
+    except (LoadError, ServerError) as error:
+        return f"error: {error}"
+
+
+def main() -> int:
+    chosen = arguments()
+    if chosen.list:
+        for row in ROWS:
+            print(f"{row.key:20} {row.title}")
+        return 0
+    rows = selected(chosen.rows)
+    options = Options(
+        pairs=chosen.pairs or (2 if chosen.quick else 8),
+        block_seconds=chosen.block or (1.0 if chosen.quick else 5.0),
+        threads=chosen.threads,
+        engines=chosen.engines_dir,
+        client=shlex.split(chosen.client) if chosen.client else client.default_command(),
+        node_options=dict(pair.split("=", 1) for pair in chosen.engine_option),
+        quick=chosen.quick,
+    )
+    tools = build.build()
+    arena = Arena(tools, options)
+    document: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "versions": versions(tools),
+        "options": {
+            "pairs": options.pairs,
+            "block_seconds": options.block_seconds,
+            "threads": options.threads,
+            "engine_options": options.node_options,
+        },
+        "rows": [],
+    }
+    earlier = {}
+    if chosen.merge and (chosen.output / "bench.json").is_file():
+        earlier = {one["key"]: one for one in json.loads((chosen.output / "bench.json").read_text())["rows"]}
+    for row in rows:
+        print(f"{row.key}: {row.title} ", end="", flush=True, file=sys.stderr)
+        began = time.monotonic()
+        record = report.result(row, measure(row, arena))
+        print(f" {record['text']}  ({time.monotonic() - began:.0f} s)", file=sys.stderr)
+        print(report.detail(record), end="", file=sys.stderr)
+        earlier[row.key] = record
+        document["rows"] = [earlier[one.key] for one in ROWS if one.key in earlier]
+        report.write(chosen.output, document)  # after each row: a long run may be interrupted
+    print(report.table(document["rows"]))
+    print(f"\n{report.conditions(document)}\nresults: {chosen.output}")
+    return int(any(one["text"].startswith("error:") for one in document["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""One comparison: both servers up, blocks in ABBA order, and what was measured of each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benches import stats
+from benches.build import Tools
+from benches.client import Client, Load, LoadError, Report
+from benches.machine import Reading, cpu_seconds
+from benches.servers import (
+    SPLIT,
+    UNIFIED,
+    Flavour,
+    Server,
+    Setup,
+    start_llama_server,
+    start_node,
+)
+
+NODE, LLAMA_SERVER = "A", "B"
+FLAVOURS = (Flavour(SPLIT), Flavour(UNIFIED))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person at the terminal chose."""
+
+    pairs: int
+    block_seconds: float
+    threads: int
+    engines: Path
+    client: list[str]
+    node_options: dict[str, str]
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one server did in one block."""
+
+    reports: list[Report]
+    front_cpu: float
+    worker_cpu: float
+
+    @property
+    def main(self) -> Report:
+        return self.reports[0]
+
+    @property
+    def cpu_per_token(self) -> float:
+        """Microseconds of the server's processes per token that came."""
+        tokens = sum(report.tokens for report in self.reports)
+        return 1e6 * (self.front_cpu + self.worker_cpu) / tokens if tokens else float("nan")
+
+    @property
+    def front_per_token(self) -> float:
+        tokens = sum(report.tokens for report in self.reports)
+        return 1e6 * self.front_cpu / tokens if tokens else float("nan")
+
+
+Play = Callable[[Client, Server, Load], list[Report]]
+"""Loads a server; the first report is the one that is compared."""
+
+
+def play_once(client: Client, server: Server, load: Load) -> list[Report]:
+    return [client.run(server, load)]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """llama-batched-bench: the same work with no server around it."""
+
+    tokens_per_second: float
+    engine_us_per_token: float
+    """Processor time of the engine, prefill's share included; exact with one thread only."""
+
+
+@dataclass
+class Comparison:
+    """The pairs of one row and what else was measured in the same run."""
+
+    pairs: list[stats.Pair[Block]]
+    load: Load
+    setup: Setup
+    flavour: Flavour
+    trials: dict[str, float] = field(default_factory=dict)
+    ceilings: list[Ceiling] = field(default_factory=list)
+    cache_mode: str = ""
+
+    def ratios(self, metric: Callable[[Block], float]) -> list[float]:
+        return [metric(pair.a) / metric(pair.b) for pair in self.pairs]
+
+    def of_node(self, metric: Callable[[Block], float]) -> list[float]:
+        return [metric(pair.a) for pair in self.pairs]
+
+    def of_llama_server(self, metric: Callable[[Block], float]) -> list[float]:
+        return [metric(pair.b) for pair in self.pairs]
+
+    @property
+    def spoiled(self) -> int:
+        return sum(pair.spoiled for pair in self.pairs)
+
+    @property
+    def ceiling(self) -> float | None:
+        return stats.median([one.tokens_per_second for one in self.ceilings]) if self.ceilings else None
+
+
+class Arena:
+    """Keeps the servers of a comparison, and measures."""
+
+    def __init__(self, tools: Tools, options: Options) -> None:
+        self.tools = tools
+        self.options = options
+        self.client = Client(options.client)
+        self._done: dict[str, Comparison] = {}
+
+    def once(self, key: str, measure: Callable[[], Comparison]) -> Comparison:
+        """For rows that look at the same comparison from several sides."""
+        if key not in self._done:
+            self._done[key] = measure()
+        return self._done[key]
+
+    @contextlib.contextmanager
+    def node(self, setup: Setup, **keywords: Any) -> Iterator[Server]:
+        server = start_node(setup, self.options.engines, self.options.node_options, **keywords)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    @contextlib.contextmanager
+    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Server]:
+        server = start_llama_server(self.tools, setup, flavour)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    ## blocks #######################################################################################
+
+    def block(
+        self, server: Server, others: Sequence[Server], load: Load, play: Play, helpers: Sequence[int] = ()
+    ) -> tuple[Block, float]:
+        """Measure one block, and what share of the machine others took meanwhile."""
+        # Wakes the server's threads and its pages; not measured.
+        self.client.run(server, Load(1, 1, 8, 4, seed=load.seed + 500_000_000))
+        pids = [pid for other in (*others, server) for pid in other.pids]
+        began = Reading.now()
+        watched, own, (front, worker) = cpu_seconds([*pids, *helpers]), sum(os.times()[:2]), server.cpu()
+        reports = play(self.client, server, load)
+        front_after, worker_after = server.cpu()
+        ended = Reading.now()
+        ours = cpu_seconds([*pids, *helpers]) - watched + sum(os.times()[:2]) - own
+        ours += sum(report.cpu for report in reports)
+        block = Block(reports, front_after - front, worker_after - worker)
+        return block, ended.foreign_since(began, ours)
+
+    def rounds(self, server: Server, load: Load, play: Play) -> int:
+        """How often the load is to be repeated to fill a block."""
+        seconds = float(play(self.client, server, load)[0]["wall_s"])
+        return max(1, round(self.options.block_seconds / max(seconds, 1e-3)))
+
+    def ceiling(self, setup: Setup, load: Load) -> Ceiling:
+        sequences = min(load.concurrency, setup.slots)
+        best: Ceiling | None = None
+        for unified in (False, True) if sequences > 1 else (False,):
+            measured = self._batched_bench(setup, load, sequences, unified)
+            if best is None or measured.tokens_per_second > best.tokens_per_second:
+                best = measured
+        assert best is not None
+        return best
+
+    def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> Ceiling:
+        cells = sequences * max(256, -(-(load.prompt + load.output) // 256) * 256)
+        command = [str(self.tools.batched_bench), "-m", str(setup.model.path), "-c", str(cells)]
+        command += ["-t", str(setup.threads), "-tb", str(setup.threads), "-b", "2048", "-ub", "512"]
+        command += ["-npp", str(load.prompt), "-ntg", str(load.output), "-npl", f"{sequences},1"]
+        command += ["--output-format", "jsonl", *(["--kv-unified"] if unified else ["--no-kv-unified"])]
+        # One more line for a single sequence: the program may end before its last line is written.
+        if setup.backend != "cpu":
+            command += ["-ngl", "999"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for line in done.stdout.splitlines():
+            if line.startswith("{"):
+                result = json.loads(line)
+                seconds = float(result["t_pp"]) + float(result["t_tg"])
+                tokens = sequences * load.output
+                return Ceiling(tokens / seconds, 1e6 * seconds * setup.threads / tokens)
+        raise LoadError(f"llama-batched-bench: {done.stderr[-1000:]}")
+
+    ## comparisons ##################################################################################
+
+    def choose_flavour(
+        self,
+        setup: Setup,
+        load: Load,
+        play: Play,
+        metric: Callable[[Block], float],
+        larger_is_better: bool,
+        flavours: Sequence[Flavour],
+    ) -> tuple[Flavour, dict[str, float]]:
+        """The way to run llama-server that does best at this load, by a short trial of each."""
+        if len(flavours) == 1:
+            return flavours[0], {}
+        found: dict[str, float] = {}
+        for number, flavour in enumerate(flavours):
+            with self.llama_server(setup, flavour) as server:
+                values = [
+                    metric(self.block(server, [], load.with_seed(900_000 + 10 * number + turn), play)[0])
+                    for turn in range(1 if self.options.quick else 2)
+                ]
+                found[str(flavour)] = max(values) if larger_is_better else min(values)
+        best = max if larger_is_better else min
+        chosen = best(flavours, key=lambda flavour: found[str(flavour)])
+        return chosen, found
+
+    def compare(
+        self,
+        setup: Setup,
+        load: Load,
+        metric: Callable[[Block], float],
+        *,
+        larger_is_better: bool = True,
+        play: Play = play_once,
+        flavours: Sequence[Flavour] = FLAVOURS,
+        repeat: bool = True,
+        ceiling_every: int = 0,
+        helpers: Sequence[int] = (),
+        fresh_llama_server: bool = False,
+        pairs: int | None = None,
+    ) -> Comparison:
+        """Measure pairs of blocks. `repeat` fills a block with rounds of the load; `ceiling_every` says
+        after how many pairs the ceiling is measured; `fresh_llama_server` starts it anew for each block.
+        """
+        if setup.slots == 1:
+            flavours = flavours[:1]  # one sequence has nothing to share
+        flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
+        ceilings: list[Ceiling] = []
+        with contextlib.ExitStack() as stack:
+            node = stack.enter_context(self.node(setup))
+            other = stack.enter_context(self.llama_server(setup, flavour))
+            whole = load.times(self.rounds(other, load.with_seed(800_000), play)) if repeat else load
+
+            def measure(side: str, index: int) -> tuple[Block, float]:
+                # The same prompts for both, new ones for each pair: no cache has seen them.
+                seeded = whole.with_seed(1_000 * (index + 1))
+                if side == NODE:
+                    return self.block(node, [other], seeded, play, helpers)
+                if not fresh_llama_server:
+                    return self.block(other, [node], seeded, play, helpers)
+                with self.llama_server(setup, flavour) as fresh:
+                    return self.block(fresh, [node, other], seeded, play, helpers)
+
+            def after(index: int) -> None:
+                print(".", end="", flush=True, file=sys.stderr)
+                if ceiling_every and index % ceiling_every == 0:
+                    ceilings.append(self.ceiling(setup, load))
+
+            measured = stats.collect(pairs or self.options.pairs, measure, after)
+        for pair in measured:
+            check_equal_prompts(pair.a, pair.b)
+        return Comparison(measured, whole, setup, flavour, trials, ceilings)
+
+
+def check_equal_prompts(a: Block, b: Block) -> None:
+    """Servers that were given prompts of different lengths cannot be compared."""
+    for ours, theirs in zip(a.reports, b.reports, strict=True):
+        if ours.load.may_fail:
+            continue
+        if ours["prompt_tokens"] != theirs["prompt_tokens"]:
+            raise LoadError(
+                f"unequal prompts: {ours['prompt_tokens']} tokens for llm-node, "
+                f"{theirs['prompt_tokens']} for llama-server"
+            )

@@ -1,0 +1,209 @@
+"""What the rows found: a table for the screen, one for a page, JSON, and a chart."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+from benches.rows import RATIO, Goal, Measured, Outcome, Row
+
+HEADINGS = ("row", "must", "aim", "measured", "met")
+
+
+def number(value: float) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def with_unit(text: str, unit: str) -> str:
+    return f"{text} {unit}".strip()
+
+
+def measured(figure: Measured) -> str:
+    text = with_unit(number(figure.value), figure.unit)
+    return text if figure.low == figure.high else f"{text} [{number(figure.low)}, {number(figure.high)}]"
+
+
+def goals(wanted: Sequence[Goal], figures: dict[str, Measured] | None, own: str | None) -> str:
+    """Limits in words; the name of a figure is left out where it is the row's own."""
+    words = []
+    for goal in wanted:
+        unit = figures[goal.figure].unit if figures and goal.figure in figures else ""
+        if not figures and goal.figure.startswith("ratio"):
+            unit = RATIO
+        name = "" if goal.figure in (own, "ratio") else goal.figure
+        limit = with_unit(f"{goal.limit:g}", unit)
+        words.append(" ".join(filter(None, [name, "≥" if goal.at_least else "≤", limit])))
+    return ", ".join(words)
+
+
+def verdict(row: Row, outcome: Outcome) -> str:
+    if not all(goal.met(outcome.figures) for goal in row.must):
+        return "no"
+    return "aim" if all(goal.met(outcome.figures) for goal in row.aim) else "yes"
+
+
+def result(row: Row, outcome: Outcome | str) -> dict[str, Any]:
+    """A row as JSON. Where it was not measured, `outcome` is the reason."""
+    record: dict[str, Any] = {
+        "key": row.key,
+        "row": row.title,
+        "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    if isinstance(outcome, str):
+        return {
+            **record,
+            "must": goals(row.must, None, row.must[0].figure),
+            "aim": goals(row.aim, None, row.must[0].figure),
+            "text": outcome.splitlines()[0],
+            "reason": outcome,
+            "met": "-",
+        }
+    own = next(iter(outcome.figures))
+    named = dict.fromkeys([own, *(goal.figure for goal in (*row.must, *row.aim))])
+    text = ", ".join(
+        measured(outcome.figures[name]) if name == own else f"{name} {measured(outcome.figures[name])}"
+        for name in named
+    )
+    return {
+        **record,
+        "must": goals(row.must, outcome.figures, own),
+        "aim": goals(row.aim, outcome.figures, own),
+        "text": text,
+        "met": verdict(row, outcome),
+        "figures": {name: vars(figure) for name, figure in outcome.figures.items()},
+        "goals": {
+            "must": [vars(goal) for goal in row.must],
+            "aim": [vars(goal) for goal in row.aim],
+        },
+        "notes": outcome.notes,
+        "facts": outcome.facts,
+    }
+
+
+def lines(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(one["row"], one["must"], one["aim"], one["text"], one["met"]) for one in results]
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """For a terminal."""
+    rows = [HEADINGS, *lines(results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """For a page."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rows = [line(HEADINGS), "|" + "---|" * len(HEADINGS), *map(line, lines(document["rows"]))]
+    return "\n".join([*rows, "", conditions(document), ""])
+
+
+def conditions(document: dict[str, Any]) -> str:
+    machine, versions, options = document["machine"], document["versions"], document["options"]
+    return (
+        f"{document['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['gpu'] or 'no GPU'}; llm-node {versions['llm-node']}; both servers on the libllama of "
+        f"{versions['libllama']}, llama-server of {versions['llama-server']}; medians over "
+        f"{options['pairs']} or more pairs of blocks of about {options['block_seconds']:g} s, "
+        "95 % intervals in brackets."
+    )
+
+
+def detail(record: dict[str, Any]) -> str:
+    """Everything that one row found."""
+    figures = [
+        f"    {name}: {measured(Measured(**figure))}" for name, figure in record.get("figures", {}).items()
+    ]
+    notes = [*record.get("reason", "").splitlines()[1:], *record.get("notes", [])]
+    return "".join(f"{line}\n" for line in [*figures, *(f"    {note}" for note in notes)])
+
+
+## the chart ########################################################################################
+
+WIDTH, LEFT, RIGHT, ROW, TOP = 960, 430, 70, 26, 64
+
+
+def chart(document: dict[str, Any]) -> str:
+    """How many times better than llama-server, on a logarithmic axis: a bar for each row that is a ratio."""
+    bars = []
+    for record in document["rows"]:
+        figure = record.get("figures", {}).get("ratio")
+        if figure is None:
+            continue
+        limits = {
+            kind: next((g for g in record["goals"][kind] if g["figure"] == "ratio"), None)
+            for kind in ("must", "aim")
+        }
+        larger = all(limit["at_least"] for limit in limits.values() if limit)
+        power = 1 if larger else -1
+        low, high = sorted((figure["low"] ** power, figure["high"] ** power))
+        marks = {kind: limit["limit"] ** power for kind, limit in limits.items() if limit}
+        bars.append((record["row"], figure["value"] ** power, low, high, marks, record["met"]))
+    values = [value for bar in bars for value in (bar[1], bar[2], bar[3], *bar[4].values())] + [1.0]
+    first, last = math.log(min(0.8, *values)), math.log(max(1.25, *values))
+
+    def x(value: float) -> float:
+        return LEFT + (math.log(value) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    height = TOP + ROW * len(bars) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="system-ui, sans-serif" font-size="13">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        '<text x="12" y="24" font-size="16" font-weight="600">llm-node against llama-server, '
+        "on the same libllama: times better</text>",
+        f'<text x="12" y="44" fill="#555" font-size="11">{escape(conditions(document))}</text>',
+    ]
+    for tick in (0.5, 1, 2, 3, 5, 8, 12, 20):
+        if first <= math.log(tick) <= last:
+            parts.append(
+                f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP - 8}" y2="{height - 34}" '
+                f'stroke="{"#666" if tick == 1 else "#ddd"}"/>'
+                f'<text x="{x(tick):.1f}" y="{height - 18}" text-anchor="middle" fill="#555">'
+                f"{tick:g}{RATIO}</text>"
+            )
+    for index, (title, value, low, high, marks, met) in enumerate(bars):
+        middle = TOP + ROW * index + ROW / 2
+        start, end = sorted((x(1), x(value)))
+        colour = {"aim": "#1b7f4b", "yes": "#4fae7b"}.get(met, "#c9832b")
+        parts.append(f'<text x="{LEFT - 12}" y="{middle + 4:.1f}" text-anchor="end">{escape(title)}</text>')
+        parts.append(
+            f'<rect x="{start:.1f}" y="{middle - 7:.1f}" width="{end - start:.1f}" height="14" '
+            f'fill="{colour}"/>'
+        )
+        parts.append(
+            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="#000"/>'
+        )
+        for kind, mark in marks.items():
+            dashes = ' stroke-dasharray="2 2"' if kind == "aim" else ""
+            parts.append(
+                f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{middle - 11:.1f}" y2="{middle + 11:.1f}" '
+                f'stroke="#a00" stroke-width="1.5"{dashes}/>'
+            )
+        parts.append(f'<text x="{max(x(high), x(1)) + 8:.1f}" y="{middle + 4:.1f}">{value:.2f}</text>')
+    parts.append(
+        f'<text x="{WIDTH - 12}" y="{height - 4}" text-anchor="end" fill="#a00" font-size="11">'
+        "red: must; dashed: aim; black: 95 % interval</text></svg>"
+    )
+    return "\n".join(parts) + "\n"
+
+
+def write(folder: Path, document: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    (folder / "bench.md").write_text(markdown(document))
+    (folder / "bench.svg").write_text(chart(document))

@@ -1,0 +1,584 @@
+"""The rows of the benchmark: what is loaded how, what is compared, and what has to come out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benches import CACHE, ROOT, machine, models, stats
+from benches.client import Client, Load, LoadError, Report
+from benches.ratio import Arena, Block, Comparison, play_once
+from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup
+
+MODELS = CACHE / "models"
+RATIO = "\u00d7"
+
+
+class Unavailable(Exception):
+    """This machine, or this tree, cannot measure the row; the reason is the message."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+
+    @classmethod
+    def of(cls, values: Sequence[float], unit: str) -> Measured:
+        return cls(stats.median(values), *stats.bootstrap(values), unit)
+
+    @classmethod
+    def exact(cls, value: float, unit: str) -> Measured:
+        return cls(value, value, value, unit)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit of one of the row's figures."""
+
+    figure: str
+    limit: float
+    at_least: bool = True
+
+    def met(self, figures: dict[str, Measured]) -> bool:
+        value = figures[self.figure].value
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+@dataclass
+class Outcome:
+    """What a row found. The first figure is the row's own."""
+
+    figures: dict[str, Measured]
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    title: str
+    must: tuple[Goal, ...]
+    aim: tuple[Goal, ...]
+    measure: Callable[[Arena], Outcome]
+
+
+def faster(must: float, aim: float) -> dict[str, tuple[Goal, ...]]:
+    return {"must": (Goal("ratio", must),), "aim": (Goal("ratio", aim),)}
+
+
+def at_most(figure: str, must: float, aim: float) -> dict[str, tuple[Goal, ...]]:
+    return {"must": (Goal(figure, must, False),), "aim": (Goal(figure, aim, False),)}
+
+
+## what all comparisons say ##########################################################################
+
+
+def throughput(block: Block) -> float:
+    return block.main.tokens_per_second
+
+
+def milliseconds(name: str, which: str) -> Callable[[Block], float]:
+    return lambda block: block.main.milliseconds(name, which)
+
+
+def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) -> Outcome:
+    """The ratio first, then both servers' own figures."""
+    figures = {
+        "ratio": Measured.of(comparison.ratios(metric), RATIO),
+        "llm-node": Measured.of(comparison.of_node(metric), unit),
+        "llama-server": Measured.of(comparison.of_llama_server(metric), unit),
+    }
+    if comparison.load.route == "completions":  # else the load generator has words counted meanwhile
+        for name, values in (
+            ("llm-node CPU", comparison.of_node(lambda block: block.cpu_per_token)),
+            ("llm-node front CPU", comparison.of_node(lambda block: block.front_per_token)),
+            ("llama-server CPU", comparison.of_llama_server(lambda block: block.cpu_per_token)),
+        ):
+            figures[name] = Measured.of(values, "µs/token")
+    notes = [f"llama-server: {comparison.flavour}"]
+    if comparison.ceiling is not None:
+        share = [value / comparison.ceiling for value in comparison.of_node(throughput)]
+        figures["of the ceiling"] = Measured.of(share, "")
+        figures["llama-server, of the ceiling"] = Measured.of(
+            [value / comparison.ceiling for value in comparison.of_llama_server(throughput)], ""
+        )
+    if comparison.spoiled:
+        notes.append(f"{comparison.spoiled} of {len(comparison.pairs)} pairs were disturbed by other load")
+    if comparison.setup.model.note:
+        notes.append(comparison.setup.model.note)
+    facts = {
+        "model": comparison.setup.model.name,
+        "threads": comparison.setup.threads,
+        "slots": comparison.setup.slots,
+        "context": comparison.setup.context,
+        "load": vars(comparison.load),
+        "llama-server": str(comparison.flavour),
+        "trials of llama-server": comparison.trials,
+        "ceiling, tokens/s": comparison.ceiling,
+        "ratios": comparison.ratios(metric),
+        "foreign load": [pair.foreign for pair in comparison.pairs],
+    }
+    return Outcome(figures, notes, facts)
+
+
+## decoding #########################################################################################
+
+
+def decode(concurrency: int) -> Callable[[Arena], Outcome]:
+    def measure(arena: Arena) -> Outcome:
+        setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, concurrency, 256)
+        load = Load(concurrency, concurrency, prompt=32, output=128)
+        return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
+
+    return measure
+
+
+def fragmented(arena: Arena) -> Outcome:
+    """32 streams start, every second one ends after four tokens; the others' time between tokens."""
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 32, 256)
+    load = Load(32, 32, prompt=16, output=64, short_output=4, short_every=2, burst=True)
+    gap = milliseconds("itl", "p50")
+    comparison = arena.compare(
+        setup,
+        load,
+        gap,
+        larger_is_better=False,
+        repeat=False,
+        # Slots are given out in the order of their last use, so only a fresh server alternates.
+        fresh_llama_server=True,
+        flavours=(Flavour(SPLIT), Flavour(UNIFIED)),
+    )
+    outcome = told(comparison, gap, "ms")
+    speed = [1 / ratio for ratio in comparison.ratios(gap)]
+    outcome.figures = {
+        "ratio": Measured.of(speed, RATIO),
+        **{k: v for k, v in outcome.figures.items() if k != "ratio"},
+    }
+    outcome.facts["ratios"] = speed
+    return outcome
+
+
+def long_prompt_meanwhile(client: Client, server: Server, load: Load) -> list[Report]:
+    """Streams, and a long prompt that arrives while they decode."""
+    streams = client.start(server, load)
+    time.sleep(1.0)
+    long = client.run(server, Load(1, 1, prompt=1536, output=1, seed=load.seed + 7))
+    return [streams.report(), long]
+
+
+def prefill_stall(arena: Arena) -> Outcome:
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 9, 2048)
+    # 64 tokens each: a single stall is then more than one gap in a hundred.
+    load = Load(8, 8, prompt=32, output=64)
+    tail = milliseconds("itl", "p99")
+    comparison = arena.compare(
+        setup, load, tail, larger_is_better=False, play=long_prompt_meanwhile, repeat=False
+    )
+    outcome = told(comparison, tail, "ms")
+    for name, blocks in (("llm-node", "a"), ("llama-server", "b")):
+        values = [getattr(pair, blocks).reports[1].milliseconds("ttft", "p50") for pair in comparison.pairs]
+        outcome.figures[f"{name}, long prompt's TTFT"] = Measured.of(values, "ms")
+    return outcome
+
+
+@contextlib.contextmanager
+def busy_core() -> Iterator[int]:
+    """A process that computes without end, pinned nowhere."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def contended(arena: Arena) -> Outcome:
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 8, 256)
+    load = Load(8, 8, prompt=32, output=128)
+    with busy_core() as pid:
+        comparison = arena.compare(setup, load, throughput, helpers=[pid])
+        outcome = told(comparison, throughput, "tokens/s")
+        # Beside: what somebody gets who knows the variable.
+        passive = Flavour(comparison.flavour.cache, environment=(("OMP_WAIT_POLICY", "passive"),))
+        with arena.llama_server(setup, passive) as server:
+            values = [
+                throughput(
+                    arena.block(server, [], comparison.load.with_seed(700_000 + turn), play_once, [pid])[0]
+                )
+                for turn in range(max(2, arena.options.pairs // 2))
+            ]
+    outcome.figures[f"llama-server with {passive.environment[0][0]}=passive"] = Measured.of(
+        values, "tokens/s"
+    )
+    return outcome
+
+
+## a model that costs nothing ########################################################################
+
+STORIES_PROMPT, STORIES_OUTPUT = 50, 200
+
+
+def stories(arena: Arena, concurrency: int, route: str) -> Comparison:
+    def measure() -> Comparison:
+        setup = Setup(models.small_model(MODELS), 1, concurrency, 512)
+        load = Load(concurrency, concurrency, STORIES_PROMPT, STORIES_OUTPUT, route=route)
+        return arena.compare(setup, load, throughput, ceiling_every=1)
+
+    return arena.once(f"stories-{concurrency}-{route}", measure)
+
+
+def overhead(concurrency: int, route: str) -> Callable[[Arena], Outcome]:
+    return lambda arena: told(stories(arena, concurrency, route), throughput, "tokens/s")
+
+
+def host_cpu(arena: Arena) -> Outcome:
+    """Processor time of all the server's processes per token, less the engine's own."""
+    figures: dict[str, Measured] = {}
+    for concurrency in (8, 32, 64):
+        comparison = stories(arena, concurrency, "completions")
+        engine = stats.median([ceiling.engine_us_per_token for ceiling in comparison.ceilings])
+        for name, values in (
+            ("llm-node", comparison.of_node(lambda block: block.cpu_per_token)),
+            ("llama-server", comparison.of_llama_server(lambda block: block.cpu_per_token)),
+        ):
+            above = [value - engine for value in values]
+            figures[f"{name}, c={concurrency}"] = Measured.of(above, "µs")
+        figures[f"engine, c={concurrency}"] = Measured.of(
+            [ceiling.engine_us_per_token for ceiling in comparison.ceilings], "µs"
+        )
+    ours = [figure for name, figure in figures.items() if name.startswith("llm-node")]
+    return Outcome({"above the engine": max(ours, key=lambda figure: figure.value), **figures})
+
+
+def request_cost(arena: Arena) -> Outcome:
+    """One short answer at a time: how long it takes beyond what the engine computes."""
+    setup = Setup(models.small_model(MODELS), 1, 1, 512)
+    load = Load(1, 100, STORIES_PROMPT, 1, route="chat")
+    latency = milliseconds("e2e", "p50")
+    comparison = arena.compare(setup, load, latency, larger_is_better=False)
+    first = comparison.pairs[0].a.main
+    length = round(first["prompt_tokens"] / first["completed"])
+    rounds = 3 if arena.options.quick else 9
+    engine = stats.median(
+        [arena.ceiling(setup, Load(1, 1, length, 1)).engine_us_per_token / 1e3 for _ in range(rounds)]
+    )
+    ours = [value - engine for value in comparison.of_node(latency)]
+    theirs = [value - engine for value in comparison.of_llama_server(latency)]
+    outcome = told(comparison, latency, "ms")
+    outcome.figures = {
+        "outside the engine": Measured.of(ours, "ms"),
+        "llama-server, outside the engine": Measured.of(theirs, "ms"),
+        "ratio": Measured.of([a / b for a, b in zip(ours, theirs, strict=True)], RATIO),
+        "engine": Measured.exact(engine, "ms"),
+        "llm-node": outcome.figures["llm-node"],
+        "llama-server": outcome.figures["llama-server"],
+    }
+    return outcome
+
+
+## prompts ##########################################################################################
+
+
+def burst(concurrency: int) -> Callable[[Arena], Outcome]:
+    def measure(arena: Arena) -> Outcome:
+        setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, concurrency, 256)
+        load = Load(concurrency, concurrency, prompt=50, output=8, burst=True)
+        first = milliseconds("ttft", "p50")
+        comparison = arena.compare(setup, load, first, larger_is_better=False, repeat=False)
+        outcome = told(comparison, first, "ms")
+        outcome.figures["ratio of the latest"] = Measured.of(
+            comparison.ratios(milliseconds("ttft", "max")), RATIO
+        )
+        return outcome
+
+    return measure
+
+
+def shared_prefix(arena: Arena) -> Outcome:
+    """32 requests at once with 2,048 tokens in common, which nobody has seen before."""
+    setup = Setup(models.random_model(MODELS, "15M"), arena.options.threads, 32, 2304)
+    load = Load(32, 32, prompt=64, output=8, prefix=2048, burst=True)
+    first = milliseconds("ttft", "p50")
+    return told(arena.compare(setup, load, first, larger_is_better=False, repeat=False), first, "ms")
+
+
+def overloaded_then_fitting(client: Client, server: Server, load: Load) -> list[Report]:
+    fitting = Load(
+        load.concurrency // 2, load.requests, load.prompt, load.output, seed=load.seed + 7, may_fail=True
+    )
+    return [client.run(server, load), client.run(server, fitting)]
+
+
+def cache_exhaustion(arena: Arena) -> Outcome:
+    """16 streams where the cache holds 8: does any request fail, and what becomes of the throughput?"""
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 16, 256, cache_tokens=8 * 256)
+    load = Load(16, 16, prompt=64, output=176, may_fail=True)
+    try:
+        comparison = arena.compare(
+            setup, load, throughput, play=overloaded_then_fitting, repeat=False, flavours=(Flavour(UNIFIED),)
+        )
+    except ServerError as error:
+        if "cache_tokens" in str(error):
+            raise Unavailable("the node cannot be given a cache of that size") from error
+        raise
+
+    def goodput(block: Block) -> float:
+        return block.reports[0].tokens_per_second / block.reports[1].tokens_per_second
+
+    def failed(block: Block) -> float:
+        return float(block.main["failed"])
+
+    outcome = told(comparison, throughput, "tokens/s")
+    failures = {
+        "failed": comparison.of_node(failed),
+        "llama-server, failed": comparison.of_llama_server(failed),
+    }
+    outcome.figures = {
+        **{name: Measured.exact(sum(values), "requests") for name, values in failures.items()},
+        "of capacity": Measured.of(comparison.of_node(goodput), ""),
+        **{name: outcome.figures[name] for name in ("llm-node", "llama-server")},
+    }
+    outcome.notes.append(f"of {load.requests * len(comparison.pairs)} requests each")
+    return outcome
+
+
+## memory ###########################################################################################
+
+IDLE_CONNECTIONS = 1000
+
+
+def node_memory(arena: Arena) -> Outcome:
+    """The process that talks HTTP, with a thousand clients that asked once and stayed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = IDLE_CONNECTIONS + 200
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    setup = Setup(models.small_model(MODELS), 1, 1, 512)
+    with arena.node(setup, load=False) as node, contextlib.ExitStack() as stack:
+        alone = machine.memory_bytes(node.process.pid)
+        host, port = node.url.removeprefix("http://").split(":")
+        for _ in range(IDLE_CONNECTIONS):
+            link = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            link.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n")
+            if not link.recv(4096).startswith(b"HTTP/1.1 200"):
+                raise ServerError("the node refused an idle connection")
+        time.sleep(1.0)
+        full = machine.memory_bytes(node.process.pid)
+    return Outcome(
+        {"RSS": Measured.exact(full / 1e6, "MB"), "without connections": Measured.exact(alone / 1e6, "MB")}
+    )
+
+
+def worker_memory(arena: Arena) -> Outcome:
+    """The worker after a load, above the model's file and the cache."""
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 8, 512)
+    with arena.node(setup) as node:
+        arena.client.run(node, Load(8, 8, prompt=64, output=64))
+        resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.process.pid))
+    cache = setup.cells * setup.model.cache_bytes_per_token
+    above = resident - setup.model.size - cache
+    return Outcome(
+        {
+            "above model and cache": Measured.exact(above / 1e6, "MB"),
+            "RSS": Measured.exact(resident / 1e6, "MB"),
+            "model": Measured.exact(setup.model.size / 1e6, "MB"),
+            "cache": Measured.exact(cache / 1e6, "MB"),
+        }
+    )
+
+
+## parts of the host ################################################################################
+
+STREAMS_OF_NOTHING = 64
+SAMPLER_CASE = "top_k_40_top_p_min_p_temp"
+
+
+def token_path(arena: Arena) -> Outcome:
+    """Tokens that reach 64 clients for each second of processor time, with an engine that costs nothing."""
+    rates, node, worker, reach = [], [], [], []
+    for _ in range(2 if arena.options.quick else 7):
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
+            command += ["--concurrency", str(STREAMS_OF_NOTHING)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
+            row = json.load(file)["rows"][0]
+        rates.append(1e3 / (row["node_us_per_token"] + row["worker_us_per_token"]))
+        node.append(row["node_us_per_token"])
+        worker.append(row["worker_us_per_token"])
+        reach.append(row["tokens_per_second"] / 1e3)
+    return Outcome(
+        {
+            "per core": Measured.of(rates, "k tokens/s"),
+            "node": Measured.of(node, "µs/token"),
+            "worker": Measured.of(worker, "µs/token"),
+            "on this machine": Measured.of(reach, "k tokens/s"),
+        }
+    )
+
+
+def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
+    def measure(arena: Arena) -> Outcome:
+        size = models.VOCABULARIES[vocabulary]
+        if not (ROOT / "rust" / "core" / "benches" / "sample.rs").is_file():
+            raise Unavailable("rust/core has no benchmark of the sampler")
+        command = ["cargo", "bench", "--quiet", "--locked", "-p", "llm-node-core", "--bench", "sample", "--"]
+        command += [f"{SAMPLER_CASE}/{size}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LoadError(f"cargo bench: {done.stderr[-1000:]}")
+        target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+        found = (target / "criterion").glob(f"**/{size}/new/estimates.json")
+        file = next(path for path in found if any(part.endswith(SAMPLER_CASE) for part in path.parts))
+        estimate = json.loads(file.read_text())["median"]
+        interval = estimate["confidence_interval"]
+        value, low, high = (
+            nanoseconds / 1e3
+            for nanoseconds in (
+                estimate["point_estimate"],
+                interval["lower_bound"],
+                interval["upper_bound"],
+            )
+        )
+        return Outcome({"a row": Measured(value, low, high, "µs")})
+
+    return measure
+
+
+## with a GPU #######################################################################################
+
+
+def on_gpu(concurrency: int) -> Callable[[Arena], Outcome]:
+    def measure(arena: Arena) -> Outcome:
+        if machine.gpu() is None:
+            raise Unavailable("no GPU")
+        model = models.random_model(MODELS, "8B")
+        setup = Setup(model, arena.options.threads, concurrency, 512, backend="cuda")
+        load = Load(concurrency, concurrency, prompt=128, output=128)
+        return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
+
+    return measure
+
+
+def against_vllm(arena: Arena) -> Outcome:
+    if machine.gpu() is None:
+        raise Unavailable("no GPU")
+    raise Unavailable("vLLM is to be started by hand: llm-node bench URL --concurrency 128, on both")
+
+
+## all ##############################################################################################
+
+STORIES_RATIOS = {1: 1.12, 8: 1.07, 32: 1.07, 64: 1.15}
+
+ROWS: list[Row] = [
+    *(
+        Row(f"decode-{c}", f"135M, decode tokens/s, c = {c}", measure=decode(c), **faster(must, aim))
+        for c, must, aim in ((1, 1.00, 1.03), (8, 1.05, 1.15), (32, 1.10, 1.15))
+    ),
+    Row(
+        "fragmented", "135M, fragmented (16 live of 32), decode speed", measure=fragmented, **faster(2.8, 3.2)
+    ),
+    Row(
+        "prefill-stall",
+        "135M, ITL p99 while a long prompt is prefilled, c = 8",
+        measure=prefill_stall,
+        **at_most("ratio", 0.35, 0.2),
+    ),
+    Row("busy-core", "135M, one core busy with something else, c = 8", measure=contended, **faster(1.7, 2.1)),
+    *(
+        Row(
+            f"stories-{c}" + ("-chat" if route == "chat" else ""),
+            f"stories260K, {route}, tokens/s, c = {c}",
+            must=(Goal("ratio", must),),
+            aim=(Goal("of the ceiling", 0.96),),
+            measure=overhead(c, route),
+        )
+        for route in ("completions", "chat")
+        for c, must in STORIES_RATIOS.items()
+    ),
+    *(
+        Row(
+            f"burst-{c}",
+            f"135M, burst of {c} prompts, TTFT p50",
+            must=(Goal("ratio", 0.65, False), Goal("ratio of the latest", 1.1, False)),
+            aim=(Goal("ratio", 0.55, False),),
+            measure=burst(c),
+        )
+        for c in (32, 64)
+    ),
+    Row(
+        "shared-prefix",
+        "15M, shared prefix 2k + 64, c = 32, TTFT p50",
+        measure=shared_prefix,
+        **at_most("ratio", 0.15, 0.08),
+    ),
+    Row(
+        "host-cpu",
+        "stories260K, host CPU per token above the engine, worst of c = 8, 32, 64",
+        measure=host_cpu,
+        **at_most("above the engine", 25, 15),
+    ),
+    Row(
+        "request-cost",
+        "stories260K, request cost outside the engine, chat, idle",
+        measure=request_cost,
+        **at_most("outside the engine", 0.8, 0.4),
+    ),
+    Row(
+        "cache-exhaustion",
+        "135M, twice the load that the KV cache holds",
+        must=(Goal("failed", 0, False),),
+        aim=(Goal("of capacity", 0.9),),
+        measure=cache_exhaustion,
+    ),
+    Row(
+        "node-memory",
+        "node's RSS with 1,000 idle connections",
+        measure=node_memory,
+        **at_most("RSS", 150, 100),
+    ),
+    Row(
+        "worker-memory",
+        "135M, worker's RSS above model and KV cache",
+        measure=worker_memory,
+        **at_most("above model and cache", 60, 40),
+    ),
+    *(
+        Row(
+            f"sampler-{name}",
+            f"sampler, {name} vocabulary, temperature + top-k + top-p + min-p, one thread",
+            measure=sampler(name),
+            **at_most("a row", must, aim),
+        )
+        for name, must, aim in (("128k", 25, 20), ("152k", 30, 24))
+    ),
+    Row(
+        "token-path",
+        "streamed tokens per second of one core, an engine that costs nothing, 64 clients",
+        must=(Goal("per core", 150),),
+        aim=(Goal("per core", 180),),
+        measure=token_path,
+    ),
+    *(
+        Row(f"gpu-{c}", f"H200, 8B, decode tokens/s, c = {c}", measure=on_gpu(c), **faster(must, aim))
+        for c, must, aim in ((1, 1.02, 1.05), (8, 1.10, 1.2), (32, 1.5, 1.8), (128, 2.0, 3.0))
+    ),
+    Row("gpu-vllm", "H200, c = 128, against vLLM", measure=against_vllm, **faster(0.7, 0.85)),
+]

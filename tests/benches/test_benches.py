@@ -1,0 +1,189 @@
+"""The benchmark's own parts: the method's arithmetic, the tables, and the models that it writes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.node import running_node
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benches.machine import Reading  # noqa: E402
+from benches.rows import ROWS, Goal, Measured, Outcome, Row  # noqa: E402
+
+from benches import models, report, stats  # noqa: E402
+
+
+def test_blocks_come_in_the_order_abba() -> None:
+    order = itertools.chain.from_iterable(itertools.islice(stats.abba(), 4))
+    assert "".join(order) == "ABBAABBA"
+
+
+def test_a_steady_drift_of_the_machine_leaves_the_median_of_ratios_alone() -> None:
+    clock = itertools.count()
+
+    def block(side: str, _: int) -> tuple[float, float]:
+        speed = 1 - 0.01 * next(clock)  # each block is slower than the one before
+        return (1.2 if side == "A" else 1.0) * speed, 0.0
+
+    pairs = stats.collect(8, block)
+    ratio = stats.median([pair.a / pair.b for pair in pairs])
+    assert ratio == pytest.approx(1.2, rel=2e-3)
+
+
+def test_spoiled_pairs_are_measured_again() -> None:
+    foreign = iter([0.0, 0.0, 0.2, 0.0, 0.0, 0.06, *[0.0] * 20])
+    pairs = stats.collect(3, lambda side, index: (index, next(foreign)))
+    assert [pair.a for pair in pairs] == [0, 3, 4]
+    assert not any(pair.spoiled for pair in pairs)
+
+
+def test_a_machine_that_is_never_quiet_ends_the_row_with_its_best_pairs() -> None:
+    shares = [0.5, 0.4, 0.3, 0.2, 0.1, 0.04]
+
+    def block(side: str, index: int) -> tuple[int, float]:
+        return index, shares[index]
+
+    pairs = stats.collect(2, block)
+    assert [pair.a for pair in pairs] == [4, 5]
+    assert [pair.spoiled for pair in pairs] == [True, False]
+
+
+def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
+    chance = random.Random(3)
+    held = 0
+    for trial in range(60):
+        low, high = stats.bootstrap([chance.gauss(1.0, 0.1) for _ in range(12)], seed=trial)
+        assert low <= high
+        held += low <= 1.0 <= high
+    assert held >= 50
+
+
+def test_the_interval_of_equal_values_is_a_point() -> None:
+    assert stats.bootstrap([1.5] * 8) == (1.5, 1.5)
+
+
+def test_what_others_take_is_what_is_busy_and_not_ours() -> None:
+    before, after = Reading(at=10.0, busy=100.0, steal=1.0), Reading(at=12.0, busy=103.0, steal=1.5)
+    share = after.foreign_since(before, ours=2.0)
+    assert share == pytest.approx((3.0 + 0.5 - 2.0) / (2.0 * cores()))
+    assert after.foreign_since(before, ours=9.0) == 0.0  # clocks of different ticks
+
+
+def cores() -> int:
+    from benches.machine import CPUS
+
+    return CPUS
+
+
+def row(**changes: Any) -> Row:
+    known = {
+        "key": "decode",
+        "title": "decode | all",
+        "must": (Goal("ratio", 1.05),),
+        "aim": (Goal("ratio", 1.15),),
+        "measure": lambda arena: Outcome({}),
+    }
+    return Row(**{**known, **changes})
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(1.0, "no"), (1.05, "yes"), (1.2, "aim")])
+def test_a_goal_is_met_or_not(ratio: float, met: str) -> None:
+    assert report.verdict(row(), Outcome({"ratio": Measured.exact(ratio, "x")})) == met
+
+
+def test_less_is_better_where_the_goal_says_so() -> None:
+    latency = row(must=(Goal("ratio", 0.65, False),), aim=(Goal("ratio", 0.55, False),))
+    assert report.verdict(latency, Outcome({"ratio": Measured.exact(0.6, "x")})) == "yes"
+    assert report.verdict(latency, Outcome({"ratio": Measured.exact(0.7, "x")})) == "no"
+
+
+def document(*results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "date": "2026-11-24T00:00:00+00:00",
+        "machine": {"processor": "A <processor>", "cores": 2, "gpu": None},
+        "versions": {"llm-node": "1", "libllama": "crate 2", "llama-server": "llama.cpp b3"},
+        "options": {"pairs": 8, "block_seconds": 5.0},
+        "rows": list(results),
+    }
+
+
+def test_the_tables_have_a_line_for_each_row_measured_or_not() -> None:
+    done = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.152, "x")}, ["split"]))
+    missing = report.result(row(title="on a GPU"), "no GPU")
+    lines = report.table([done, missing]).splitlines()
+    assert [line.split()[0] for line in lines] == ["row", "decode", "on"]
+    assert "1.10 x [1.05, 1.15]" in lines[1]
+    assert lines[1].endswith("yes")
+    assert "no GPU" in lines[2]
+    page = report.markdown(document(done, missing)).splitlines()
+    assert all(line.count("|") - line.count("\\|") == len(report.HEADINGS) + 1 for line in page[:4])
+    assert "2 cores" in page[-1]
+
+
+def test_the_chart_is_xml_with_a_bar_for_each_ratio() -> None:
+    faster = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.15, "x")}))
+    latency = row(title="less", must=(Goal("ratio", 0.5, False),), aim=())
+    less = report.result(latency, Outcome({"ratio": Measured(0.25, 0.2, 0.3, "x")}))
+    other = report.result(row(must=(), aim=()), Outcome({"RSS": Measured.exact(90, "MB")}))
+    root = xml.etree.ElementTree.fromstring(report.chart(document(faster, less, other)))  # noqa: S314
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert "1.10" in texts and "4.00" in texts  # a quarter of the time is four times better
+    assert sum(element.tag.endswith("rect") for element in root.iter()) == 3  # the ground and two bars
+
+
+def test_every_goal_names_a_limit_and_rows_have_keys_of_their_own() -> None:
+    assert len({each.key for each in ROWS}) == len(ROWS)
+    for each in ROWS:
+        assert each.must and each.aim, each.key
+
+
+TINY = models.Shape(layers=2, width=64, heads=4, kv_heads=2, hidden=96, vocab=1200, context=256)
+
+
+def test_the_same_shape_gives_the_same_file(tmp_path: Path) -> None:
+    first = models.write_random(tmp_path / "a.gguf", "tiny", TINY, "q8_0")
+    second = models.write_random(tmp_path / "b.gguf", "tiny", TINY, "q8_0")
+    assert first.read_bytes() == second.read_bytes()
+    described = models.describe(first, "tiny")
+    assert (described.vocab, described.layers) == (TINY.vocab, TINY.layers)
+    assert described.cache_bytes_per_token == TINY.cache_bytes_per_token() == 2 * 2 * 2 * 16 * 2
+
+
+def test_weights_of_both_kinds_have_the_deviation_that_they_claim() -> None:
+    chance = models.np.random.Generator(models.np.random.PCG64(1))
+    for quantisation, (kind, *_) in models.QUANTISATIONS.items():
+        blocks = models.random_blocks(chance, 256, 256, quantisation)
+        values = models.gguf.quants.dequantize(blocks, kind)
+        assert values.shape == (256, 256)
+        assert statistics.pstdev(values.ravel().tolist()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_node_serves_a_model_that_the_benchmark_wrote(tmp_path: Path, llama_cpp: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for quantisation in models.QUANTISATIONS:
+        models.write_random(folder / f"tiny-{quantisation}.gguf", "tiny", TINY, quantisation)
+    arguments = ["--engines-dir", str(llama_cpp.parent.parent), "--gpu-backend", "cpu"]
+    arguments += ["--models-dir", str(folder), "--demo-model", "no"]
+    with running_node(tmp_path, arguments) as node:
+        for quantisation in models.QUANTISATIONS:
+            asked = {"model": f"tiny-{quantisation}", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
+            text = node.post("/v1/completions", {**asked, "prompt": "the cat sat"}).json()
+            ids = node.post("/v1/completions", {**asked, "prompt": [1, 300, 301]}).json()
+            chat = {**asked, "messages": [{"role": "user", "content": "the cat sat"}]}
+            said = node.post("/v1/chat/completions", chat).json()
+            assert text["usage"]["completion_tokens"] == 8, text
+            # One token at the beginning, and words of few letters are single tokens.
+            assert 4 <= text["usage"]["prompt_tokens"] <= 10
+            assert ids["usage"]["prompt_tokens"] == 3
+            assert said["usage"]["prompt_tokens"] > text["usage"]["prompt_tokens"]
