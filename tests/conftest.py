@@ -90,3 +90,11 @@ def node(engines: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) 
     arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
     with running_node(folder, arguments) as running:
         yield running
+
+
+@pytest.fixture(params=["llm-node-demo", "stories260K"])
+def model(request: pytest.FixtureRequest, models: Path) -> str:
+    """The demo model, and stories260K where there is one."""
+    if request.param != "llm-node-demo":
+        request.getfixturevalue("stories")
+    return str(request.param)

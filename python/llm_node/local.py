@@ -50,6 +50,7 @@ class Engine:
         *,
         context_length: int | None = None,
         max_sequences: int | None = None,
+        cache_tokens: int | None = None,
         gpu_layers: int | None = None,
         threads: int | None = None,
         options: Mapping[str, str] | None = None,
@@ -57,12 +58,14 @@ class Engine:
         """Load a model file or folder.
 
         context_length: longest sequence in tokens; None: the model's own. max_sequences: how many are
-        computed at once. gpu_layers: layers on the device; None: all. threads: of the CPU; None: the
+        computed at once. cache_tokens: KV cache for all of them together; None: the full length for each.
+        gpu_layers: layers on the device; None: all. threads: of the CPU; None: the
         engine's choice. options: further settings for the engine. Raises `NodeError`.
         """
         wanted = {
             "context_length": context_length,
             "max_sequences": max_sequences,
+            "cache_tokens": cache_tokens,
             "gpu_layers": gpu_layers,
             "threads": threads,
             "options": dict(options or {}),

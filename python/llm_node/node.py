@@ -230,8 +230,11 @@ class Node:
         vram_limit: int | None = None,
         context_length: int | None = None,
         max_sequences: int | None = None,
+        cache_tokens: int | None = None,
         threads: int = 0,
         queue_limit: int = 512,
+        target_step_ms: int = 150,
+        prefix_cache: bool = True,
         step_timeout: int = 600,
         engine_options: Mapping[str, str] | None = None,
         load_timeout: float = 600.0,
@@ -256,8 +259,11 @@ class Node:
         self._vram_limit = vram_limit
         self._context_length = context_length
         self._max_sequences = max_sequences
+        self._cache_tokens = cache_tokens
         self._threads = threads
         self._queue_limit = queue_limit
+        self._target_step_ms = target_step_ms
+        self._prefix_cache = prefix_cache
         self._step_timeout = step_timeout
         self._engine_options = dict(engine_options or {})
         self._load_timeout = load_timeout
@@ -345,9 +351,12 @@ class Node:
             "vram_limit_bytes": self._vram_limit,
             "context_length": self._context_length,
             "max_sequences": self._max_sequences,
+            "cache_tokens": self._cache_tokens,
             "engine_options": self._engine_options,
             "threads": self._threads,
             "queue_limit": self._queue_limit,
+            "target_step_ms": self._target_step_ms,
+            "keep_prefixes": self._prefix_cache,
             "step_timeout_seconds": self._step_timeout,
             "load_timeout_seconds": self._load_timeout,
             "start_timeout_seconds": START_SECONDS,
@@ -377,8 +386,8 @@ class Node:
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.
 
-        `options`: `format`, `engine`, `context_length`, `max_sequences`, `gpu_layers`, `threads`,
-        `options` (text to text, for the engine). The load goes on when the caller is cancelled.
+        `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
+        `threads`, `options` (text to text, for the engine). The load goes on when the caller is cancelled.
         """
         task = asyncio.ensure_future(self._load({"model_id": model_id, **options}))
         task.add_done_callback(_look_at)

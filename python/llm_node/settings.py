@@ -226,6 +226,13 @@ class Settings:
         metavar="COUNT",
         shown="the worker's choice",
     )
+    cache_tokens: int | None = _setting(
+        None,
+        _integer(1, 1 << 31),
+        "KV cache for all sequences of a model together, where a load names none. A smaller one is shared.",
+        metavar="TOKENS",
+        shown="the full length for each sequence",
+    )
     threads: int = _setting(
         0, _integer(0, 4096), "CPU threads of an engine; 0 leaves it to the engine.", metavar="COUNT"
     )
@@ -234,6 +241,18 @@ class Settings:
         _integer(1, 1_000_000),
         "Requests that may wait for one model before new ones get 429.",
         metavar="COUNT",
+    )
+    target_step_ms: int = _setting(
+        150,
+        _integer(1, 60_000),
+        "While answers are under way, prompts may stretch a step of the engine to about this.",
+        metavar="MILLISECONDS",
+    )
+    prefix_cache: bool = _setting(
+        True,
+        _yes_or_no,
+        "Keep what the KV cache holds of answers that ended, for prompts that begin alike.",
+        metavar="YES|NO",
     )
     step_timeout: int = _setting(
         600,

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from support.node import RunningNode, alive, running_node
+from support.streams import assert_same_or_tied, greedy, session, stream, text_of
 
 STORY = (
     ", there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball."
 )
 CONCURRENT = 64
-TIE = 0.02
-
-
-@pytest.fixture(params=["llm-node-demo", "stories260K"])
-def model(request: pytest.FixtureRequest, models: Path) -> str:
-    """The demo model, and stories260K where there is one."""
-    if request.param != "llm-node-demo":
-        request.getfixturevalue("stories")
-    return str(request.param)
 
 
 async def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -36,30 +27,6 @@ async def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         await asyncio.sleep(0.02)
-
-
-async def stream(
-    client: aiohttp.ClientSession, url: str, body: dict[str, object]
-) -> AsyncIterator[dict[str, object]]:
-    async with client.post(f"{url}/v1/completions", json={**body, "stream": True}) as reply:
-        assert reply.status == 200, await reply.text()
-        async for line in reply.content:
-            if line.startswith(b"data: ") and line != b"data: [DONE]\n":
-                yield json.loads(line[6:])
-
-
-async def text_of(client: aiohttp.ClientSession, url: str, body: dict[str, object]) -> tuple[str, str | None]:
-    text, reason = "", None
-    async for chunk in stream(client, url, body):
-        assert "error" not in chunk, chunk
-        for choice in chunk["choices"]:  # type: ignore[attr-defined]
-            text += choice["text"]
-            reason = choice["finish_reason"] or reason
-    return text, reason
-
-
-def session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 def running(node: RunningNode, model: str) -> int:
@@ -75,34 +42,6 @@ async def test_the_story(node: RunningNode, stories: Path) -> None:
         body = {"model": "stories260K", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 80}
         text, _ = await text_of(client, node.url, body)
     assert text.startswith(STORY)
-
-
-async def greedy(
-    client: aiohttp.ClientSession, url: str, model: str, prompt: str, tokens: int
-) -> tuple[list[str], list[float]]:
-    """The tokens of a greedy answer, and by how much each was likelier than the next best (nats)."""
-    body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": tokens, "logprobs": 2}
-    picked: list[str] = []
-    margins: list[float] = []
-    async for chunk in stream(client, url, body):
-        assert "error" not in chunk, chunk
-        for choice in chunk["choices"]:  # type: ignore[attr-defined]
-            if choice["logprobs"]:
-                picked += choice["logprobs"]["tokens"]
-                best = [sorted(each.values(), reverse=True) for each in choice["logprobs"]["top_logprobs"]]
-                margins += [each[0] - each[1] for each in best]
-    return picked, margins
-
-
-def assert_same_or_tied(alone: tuple[list[str], list[float]], together: list[str]) -> None:
-    """Equal, or parted at a tie: a batch adds floats up in another order than a single sequence does,
-    and what a KV cache in half precision makes of that stays below this margin."""
-    tokens, margins = alone
-    for position, (one, other) in enumerate(zip(tokens, together, strict=False)):
-        if one != other:
-            assert margins[position] < TIE, (position, margins[position], tokens, together)
-            return
-    assert len(tokens) == len(together)
 
 
 @pytest.mark.parametrize("streams", [16, CONCURRENT])

@@ -15,6 +15,8 @@ class LoadRequest(Wire):
     engine: str | None = Field(default=None, min_length=1, max_length=64)
     context_length: int | None = Field(default=None, ge=1, lt=2**31)
     max_sequences: int | None = Field(default=None, ge=1, le=4096)
+    cache_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    """KV cache for all sequences together."""
     gpu_layers: int | None = Field(default=None, ge=-1, lt=2**31)
     """Layers on the devices; -1: all."""
     threads: int | None = Field(default=None, ge=0, le=4096)

@@ -12,6 +12,7 @@ pub mod prefix;
 pub mod request;
 pub mod sample;
 pub mod schedule;
+pub mod sequences;
 pub mod session;
 pub mod speculate;
 pub mod text;

@@ -1,42 +1,71 @@
 //! Schedule, run, sample, emit: the generating loop over one context of one engine.
 //!
 //! A session is driven from outside: whoever owns it calls [`Session::step`] while it is not idle. It
-//! keeps no clock and starts no thread, so the same requests give the same answers.
+//! starts no thread, and the clock that it is given decides only *when* things happen: the same requests
+//! give the same answers, whatever runs beside them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
-    engine::{EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Vocabulary},
+    engine::{
+        EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Ticket, Token, Vocabulary,
+    },
     error::{ErrorCode, Fault},
     event::{Event, Finish},
     request::ValidRequest,
     sample::{Forbidden, PickFault, Sampler},
     schedule::{
-        admission::{Queue, admits, in_pages},
+        admission::{Queue, in_pages},
         batch::{Budget, Demand, Share, plan},
-        generation::Generation,
+        generation::{Generation, Saved},
+        pace::{Hole, Holes, Pace},
         preempt::victim,
-        slots::Slots,
     },
+    sequences::{Clock, Sequences},
+    speculate::{Drafter, Want},
 };
 
-/// Tokens of prompts per step while no answer is under way that a long step would hold up.
-const UNDISTURBED_PREFILL: u32 = 512;
+/// Tokens that a prompt must have in common with one that is just being read, beyond what the cache
+/// holds, to wait for it. Both would take them from the same steps, so waiting costs nothing.
+const WORTH_WAITING: u32 = 16;
+/// How many of those that wait are looked at for one that need not.
+const LOOK_AHEAD: usize = 256;
+/// Most tokens drafted for one request in one step.
+const MOST_DRAFTED: u32 = 16;
 
 /// How much a session takes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// Requests that may wait before new ones are refused.
     pub queue_limit: usize,
     /// Prompt tokens that may wait before new requests are refused; one request is always taken.
     pub queue_tokens: usize,
-    /// Prompt tokens per step while answers are under way: the bound on how long these are held up.
+    /// Requests under way at once; 0: as many as the engine has sequences.
+    pub max_running: u32,
+    /// How long the prompts in a step may make it, while answers are under way.
+    pub target_step: Duration,
+    /// Prompt tokens per step while answers are under way, until it is known how long these take.
     pub prefill_tokens: u32,
+    /// Keep what the cache holds of answers that ended, for prompts that begin alike?
+    pub keep_prefixes: bool,
+    /// Host memory for sequences that had to give way, in bytes.
+    pub saved_bytes: usize,
+    /// Tells the time that has passed.
+    pub clock: Clock,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { queue_limit: 256, queue_tokens: 1 << 20, prefill_tokens: 128 }
+        Self {
+            queue_limit: 256,
+            queue_tokens: 1 << 20,
+            max_running: 0,
+            target_step: Duration::from_millis(150),
+            prefill_tokens: 128,
+            keep_prefixes: true,
+            saved_bytes: 1 << 30,
+            clock: || Duration::ZERO,
+        }
     }
 }
 
@@ -51,27 +80,39 @@ pub struct Load {
     pub running: usize,
     /// Requests that may be under way at once.
     pub max_running: usize,
-    /// Tokens that the KV cache holds.
+    /// Tokens that the KV cache holds, those of kept sequences included.
     pub cache_used: u64,
     /// Tokens that the KV cache can hold.
     pub cache_tokens: u64,
+    /// Sequences that are kept for prompts to come.
+    pub kept: usize,
     /// Times that a request had to give way since the session began.
     pub preemptions: u64,
+    /// Tokens proposed by a drafter since the session began, and how many of them were right.
+    pub drafted: u64,
+    /// See [`Load::drafted`].
+    pub accepted: u64,
 }
 
 /// All requests to one loaded model, and the engine that answers them.
 #[derive(Debug)]
 pub struct Session<E> {
-    engine: E,
+    sequences: Sequences<E>,
     vocabulary: Arc<Vocabulary>,
     options: SessionOptions,
-    limits: Limits,
     forbidden: Forbidden,
     sampler: Sampler,
     queue: Queue<Generation>,
-    running: Slots<Generation>,
+    running: BTreeMap<SequenceId, Generation>,
+    max_running: usize,
+    pace: Pace,
+    drafter: Option<Box<dyn Drafter>>,
+    /// Steps in a row with holes among the ids.
+    steps_with_holes: u32,
     arrivals: u64,
     preemptions: u64,
+    drafted: u64,
+    accepted: u64,
     /// What ended the engine.
     ended: Option<EngineFault>,
 }
@@ -79,27 +120,40 @@ pub struct Session<E> {
 impl<E: StepEngine> Session<E> {
     /// A session over a context that holds no sequence.
     pub fn new(engine: E, vocabulary: Arc<Vocabulary>, options: SessionOptions) -> Self {
-        let limits = engine.limits().clone();
+        let limits = engine.limits();
         // So many that each can have a token and a row in every step.
         let at_once = limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens);
+        let wanted = if options.max_running == 0 { u32::MAX } else { options.max_running };
         Self {
             forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
             sampler: Sampler::default(),
             queue: Queue::new(options.queue_limit, options.queue_tokens),
-            running: Slots::new(at_once.max(1) as usize),
+            running: BTreeMap::new(),
+            max_running: at_once.min(wanted).max(1) as usize,
+            pace: Pace::new(options.target_step, options.prefill_tokens),
+            drafter: None,
+            steps_with_holes: 0,
             arrivals: 0,
             preemptions: 0,
+            drafted: 0,
+            accepted: 0,
             ended: None,
-            engine,
+            sequences: Sequences::new(engine, options.keep_prefixes, options.clock),
             vocabulary,
             options,
-            limits,
         }
+    }
+
+    /// Lets `drafter` propose how answers go on. What it proposes is checked, so answers stay the same.
+    #[must_use]
+    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
+        self.drafter = Some(drafter);
+        self
     }
 
     /// What the engine's context can take.
     pub fn limits(&self) -> &Limits {
-        &self.limits
+        self.sequences.limits()
     }
 
     /// Puts a request into the queue, or refuses it with `queue_full`. `id` names it in events, and is
@@ -109,7 +163,7 @@ impl<E: StepEngine> Session<E> {
             return Err(crashed(fault));
         }
         let tokens = request.prompt().len();
-        let room = self.running.capacity() - self.running.len();
+        let room = self.max_running - self.running.len();
         self.queue.push(Generation::new(id, self.arrivals, request), tokens, room)?;
         self.arrivals += 1;
         Ok(())
@@ -117,19 +171,20 @@ impl<E: StepEngine> Session<E> {
 
     /// Ends a request: its sequence is free before the next step. Unknown ids are ignored.
     pub fn cancel(&mut self, id: u64, events: &mut Vec<(u64, Event)>) {
-        let sequence = self.running.iter().find(|(_, it)| it.id == id).map(|(sequence, _)| sequence);
+        let sequence = self.running.iter().find(|(_, it)| it.id == id).map(|(&sequence, _)| sequence);
         let generation = match sequence {
-            Some(sequence) => match self.release(sequence) {
-                Ok(generation) => generation,
-                Err(fault) => {
+            Some(sequence) => {
+                if let Err(fault) = self.sequences.end(sequence) {
                     self.end(fault, events);
                     return;
                 }
-            },
+                self.running.remove(&sequence)
+            }
             None => self.queue.remove(|it| it.id == id),
         };
         if let Some(generation) = generation {
-            events.push((id, Event::Finished { reason: Finish::Cancelled, usage: generation.usage() }));
+            let usage = generation.usage();
+            self.tell_last(generation.id, Event::Finished { reason: Finish::Cancelled, usage }, events);
         }
     }
 
@@ -146,30 +201,55 @@ impl<E: StepEngine> Session<E> {
         {
             self.end(fault, events);
         }
+        if self.ended.is_none() && self.is_idle() {
+            debug_assert_eq!(self.check_integrity(), Ok(()));
+        }
         self.ended.clone().map_or(Ok(()), Err)
     }
 
     /// How busy it is.
     pub fn load(&self) -> Load {
+        let limits = self.limits();
         Load {
             queued: self.queue.len(),
             queued_tokens: self.queue.tokens(),
             running: self.running.len(),
-            max_running: self.running.capacity(),
-            cache_used: self.limits.cache_tokens.saturating_sub(self.engine.cache_free()),
-            cache_tokens: self.limits.cache_tokens,
+            max_running: self.max_running,
+            cache_used: limits.cache_tokens.saturating_sub(self.engine().cache_free()),
+            cache_tokens: limits.cache_tokens,
+            kept: self.sequences.n_kept(),
             preemptions: self.preemptions,
+            drafted: self.drafted,
+            accepted: self.accepted,
         }
     }
 
     /// The engine, for what is not generation.
     pub fn engine(&self) -> &E {
-        &self.engine
+        self.sequences.engine()
     }
 
     /// Ends the session and gives the engine back. What is under way gets no further event.
     pub fn into_engine(self) -> E {
-        self.engine
+        self.sequences.into_engine()
+    }
+
+    /// Empties the prefix cache.
+    pub fn forget_prefixes(&mut self) -> Result<(), EngineFault> {
+        while self.sequences.evict()? {}
+        Ok(())
+    }
+
+    /// Everything that must always be true between two steps, or the first thing that is not.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.sequences.check_integrity()?;
+        for (&sequence, it) in &self.running {
+            let held = self.sequences.held(sequence);
+            if held != it.held {
+                return Err(format!("sequence {sequence} holds {held} tokens, its request says {}", it.held));
+            }
+        }
+        Ok(())
     }
 
     fn try_step(&mut self, events: &mut Vec<(u64, Event)>) -> Result<(), EngineFault> {
@@ -177,66 +257,195 @@ impl<E: StepEngine> Session<E> {
         loop {
             // Whoever had to give way must not lose the room to a newcomer at once.
             if !gave_way {
-                self.admit(events);
+                self.admit(events)?;
             }
-            let demands = self.demands();
-            if demands.is_empty() {
+            if self.running.is_empty() {
                 return Ok(());
             }
-            let outcome = match plan(&demands, &self.budget(&demands)) {
-                Ok(shares) => self.run(&shares, events)?,
+            let pads = self.close_holes()?;
+            let demands = self.demands();
+            let outcome = match plan(&demands, &self.budget(&demands, pads.len() as u32)) {
+                Ok(shares) => self.run(&shares, &pads, events)?,
                 Err(_) => Outcome::CacheFull,
             };
-            match (outcome, victim(&demands)) {
-                (Outcome::Done, _) => return Ok(()),
-                (Outcome::CacheFull, Some(sequence)) => {
-                    gave_way = true;
-                    self.preemptions += 1;
-                    if let Some(mut generation) = self.release(sequence)? {
-                        generation.restart();
-                        self.queue.put_back(generation);
-                    }
-                }
-                (Outcome::CacheFull, None) => {
-                    let fault = Fault::new(
-                        ErrorCode::Internal,
-                        "The engine's KV cache is full with one sequence that should fit it.",
-                    );
-                    return self.fail(demands.iter().map(|it| it.sequence), &fault, events);
-                }
+            if let Outcome::Done = outcome {
+                return Ok(());
             }
+            if self.sequences.evict()? {
+                continue;
+            }
+            let Some(sequence) = victim(&demands) else {
+                let fault = Fault::new(
+                    ErrorCode::Internal,
+                    "The engine's KV cache is full with one sequence that should fit it.",
+                );
+                return self.fail(demands.iter().map(|it| it.sequence), &fault, events);
+            };
+            gave_way = true;
+            self.preemptions += 1;
+            self.give_way(sequence)?;
         }
     }
 
-    /// Lets in what waits, in order, while there are sequences and room in the cache.
-    fn admit(&mut self, events: &mut Vec<(u64, Event)>) {
-        let page = self.limits.cache_page;
+    /// Lets in what waits, in order, while there are sequences and room in the cache. Only those whose
+    /// beginning is just being computed for another are passed over.
+    fn admit(&mut self, events: &mut Vec<(u64, Event)>) -> Result<(), EngineFault> {
+        let page = self.limits().cache_page;
         let growth = |it: &Generation| in_pages(it.promised(), page) - in_pages(it.held, page);
-        let mut promised: u64 = self.running.iter().map(|(_, it)| growth(it)).sum();
-        let free = self.engine.cache_free();
-        while let Some(next) = self.queue.front() {
-            let wants_tokens = next.remaining() > 0;
-            let need = growth(next);
-            if wants_tokens
-                && (self.running.is_full() || !admits(free, promised, need, !self.running.is_empty()))
-            {
-                return;
+        let mut promised: u64 = self.running.values().map(growth).sum();
+        let mut index = 0;
+        while let Some(next) = self.queue.get(index) {
+            if next.remaining() == 0 {
+                let Some(generation) = self.queue.take(index) else { continue };
+                let usage = generation.usage();
+                events.push((generation.id, Event::Started { prompt_tokens: usage.prompt_tokens }));
+                self.tell_last(generation.id, Event::Finished { reason: Finish::Length, usage }, events);
+                continue;
             }
-            let Some(mut generation) = self.queue.pop() else { return };
+            if self.running.len() >= self.max_running || index >= LOOK_AHEAD {
+                return Ok(());
+            }
+            if self.is_being_read(next) {
+                index += 1;
+                continue;
+            }
+            let need = growth(next);
+            // What it shares with those that stay needs no room of its own.
+            let shared = |it: &Sequences<E>| {
+                if it.limits().shares_prefixes { u64::from(it.known(next.tokens())) } else { 0 }
+            };
+            while promised + need.saturating_sub(shared(&self.sequences)) > self.sequences.room() {
+                if !self.sequences.evict()? {
+                    // Whatever passed validation fits the cache alone.
+                    if self.running.is_empty() {
+                        break;
+                    }
+                    return Ok(());
+                }
+            }
+            let Some(mut generation) = self.queue.take(index) else { return Ok(()) };
+            let Some(sequence) = self.seat(&mut generation)? else {
+                self.queue.put_back(generation);
+                return Ok(());
+            };
             if !generation.started {
                 generation.started = true;
                 let prompt_tokens = generation.usage().prompt_tokens;
+                generation.cached = generation.held;
                 events.push((generation.id, Event::Started { prompt_tokens }));
             }
-            if !wants_tokens {
-                let usage = generation.usage();
-                events.push((generation.id, Event::Finished { reason: Finish::Length, usage }));
-                continue;
+            promised += growth(&generation);
+            self.running.insert(sequence, generation);
+        }
+        Ok(())
+    }
+
+    /// Is the beginning of its prompt just being computed for another, so that it is there sooner if it
+    /// waits?
+    fn is_being_read(&self, next: &Generation) -> bool {
+        if !self.options.keep_prefixes {
+            return false;
+        }
+        let wanted = &next.tokens()[..next.tokens().len() - 1];
+        self.running.values().filter(|it| it.pending() > 1).any(|leader| {
+            let common = leader.tokens().iter().zip(wanted).take_while(|(a, b)| a == b).count() as u32;
+            common > leader.held && common >= self.sequences.known(next.tokens()) + WORTH_WAITING
+        })
+    }
+
+    /// Finds a sequence for a request, with as much of it as is there already.
+    fn seat(&mut self, generation: &mut Generation) -> Result<Option<SequenceId>, EngineFault> {
+        if let Some(Saved { held, state }) = generation.saved.take()
+            && self.sequences.known(generation.tokens()) < held
+            && let Some(place) = self.sequences.restore(&generation.tokens()[..held as usize], &state)?
+        {
+            generation.held = place.held;
+            return Ok(Some(place.sequence));
+        }
+        let Some(place) = self.sequences.take(generation.tokens(), self.pace.worth_copying())? else {
+            return Ok(None);
+        };
+        if let Some(took) = place.copied {
+            self.pace.copied(took);
+        }
+        generation.held = place.held;
+        Ok(Some(place.sequence))
+    }
+
+    /// Frees a sequence, whose request goes on later: from what the engine wrote down where that is
+    /// sooner than computing it again.
+    fn give_way(&mut self, sequence: SequenceId) -> Result<(), EngineFault> {
+        let Some(mut generation) = self.running.remove(&sequence) else { return Ok(()) };
+        let held = generation.held;
+        let saved = self.queue.iter().filter_map(|it| it.saved.as_ref()).map(|it| it.state.len()).sum();
+        generation.restart();
+        if self.limits().saves && self.pace.saving_pays(held, self.options.saved_bytes.saturating_sub(saved))
+        {
+            let began = (self.options.clock)();
+            match self.sequences.save(sequence) {
+                Ok(state) => {
+                    let took = (self.options.clock)().saturating_sub(began);
+                    self.pace.saved(held, state.len(), took);
+                    generation.saved = Some(Saved { held, state });
+                }
+                Err(fault) if fault.kind.ends_engine() => {
+                    self.running.insert(sequence, generation);
+                    return Err(fault);
+                }
+                Err(_) => {}
             }
-            promised += need;
-            if let Err(generation) = self.running.insert(generation) {
-                self.queue.put_back(generation);
-                return;
+        }
+        if generation.saved.is_none() {
+            self.sequences.remove(sequence)?;
+        }
+        self.queue.put_back(generation);
+        Ok(())
+    }
+
+    /// Sees to it that the ids which run have no holes where that costs the engine further passes. Gives
+    /// the ids that are to be padded in this step.
+    ///
+    /// Nobody knows how long a hole would last, so every step with holes counts as the promise of as many
+    /// again: what has cost as much as closing them gets closed.
+    fn close_holes(&mut self) -> Result<Vec<SequenceId>, EngineFault> {
+        let mut holes = self.sequences.holes();
+        if holes.is_empty() {
+            self.steps_with_holes = 0;
+            return Ok(Vec::new());
+        }
+        self.steps_with_holes += 1;
+        let first = self.running.keys().next().copied().unwrap_or_default();
+        let end = first + self.running.len() as u32;
+        let picture = Holes {
+            gaps: 1 + holes.windows(2).filter(|it| it[0] + 1 != it[1]).count() as u32,
+            width: holes.len() as u32,
+            moves: self.running.range(end..).count() as u32,
+            steps: self.steps_with_holes,
+        };
+        match self.pace.holes(&picture) {
+            Hole::Leave => Ok(Vec::new()),
+            Hole::Pad => {
+                let limits = self.limits();
+                holes.retain(|&id| {
+                    let held = self.sequences.held(id);
+                    held < limits.context_length && (held == 0 || limits.max_rollback > 0)
+                });
+                Ok(holes)
+            }
+            Hole::Fill => {
+                let worth = self.pace.worth_copying();
+                for hole in holes {
+                    let Some((&from, _)) = self.running.last_key_value().filter(|(from, _)| **from > hole)
+                    else {
+                        break;
+                    };
+                    let Some(took) = self.sequences.shift(from, hole, worth)? else { break };
+                    self.pace.copied(took);
+                    if let Some(generation) = self.running.remove(&from) {
+                        self.running.insert(hole, generation);
+                    }
+                }
+                Ok(Vec::new())
             }
         }
     }
@@ -244,91 +453,235 @@ impl<E: StepEngine> Session<E> {
     fn demands(&self) -> Vec<Demand> {
         self.running
             .iter()
-            .map(|(sequence, it)| Demand { sequence, age: it.age, held: it.held, pending: it.pending() })
+            .map(|(&sequence, it)| Demand { sequence, age: it.age, held: it.held, pending: it.pending() })
             .collect()
     }
 
-    fn budget(&self, demands: &[Demand]) -> Budget {
-        let undisturbed = demands.iter().all(|it| it.pending > 1);
-        let prefill = self.options.prefill_tokens;
+    fn budget(&self, demands: &[Demand], pads: u32) -> Budget {
+        let limits = self.limits();
+        let decodes = demands.iter().filter(|it| it.pending == 1).count() as u32;
+        let tokens = limits.max_batch_tokens.saturating_sub(pads).max(decodes);
         Budget {
-            tokens: self.limits.max_batch_tokens,
-            prefill_tokens: if undisturbed { prefill.max(UNDISTURBED_PREFILL) } else { prefill },
+            tokens,
+            prefill_tokens: self.pace.prefill_tokens(decodes, tokens),
             // A sequence that is alone was found to fit; let the engine say otherwise.
-            cache_free: if demands.len() == 1 { u64::MAX } else { self.engine.cache_free() },
-            cache_page: self.limits.cache_page,
+            cache_free: if demands.len() == 1 && self.sequences.n_kept() == 0 {
+                u64::MAX
+            } else {
+                self.sequences.room()
+            },
+            cache_page: limits.cache_page,
         }
     }
 
-    fn run(&mut self, shares: &[Share], events: &mut Vec<(u64, Event)>) -> Result<Outcome, EngineFault> {
-        let slices: Vec<_> = shares
-            .iter()
-            .filter_map(|share| {
-                let it = self.running.get(share.sequence)?;
-                let begin = it.held as usize;
-                Some(Slice {
+    /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
+    /// the proposed ones. Nothing while prompts are read: these need the time more.
+    fn drafts(&mut self, shares: &[Share]) -> BTreeMap<SequenceId, Vec<Token>> {
+        let (Some(drafter), true) = (&mut self.drafter, shares.iter().all(|it| it.row && it.tokens == 1))
+        else {
+            return BTreeMap::new();
+        };
+        let limits = self.sequences.limits();
+        let decodes = shares.len() as u32;
+        let cost = self.pace.marginal_cost(decodes);
+        let most = MOST_DRAFTED.min(limits.max_rollback);
+        let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens).saturating_sub(decodes))
+            .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
+        let mut asked = Vec::new();
+        let mut wants = Vec::new();
+        for (&sequence, it) in &mut self.running {
+            let most = most
+                .min(it.remaining().saturating_sub(1))
+                .min(limits.context_length.saturating_sub(it.length()))
+                .min(u32::try_from(room).unwrap_or(u32::MAX));
+            it.pays.step();
+            let most = it.pays.tokens(cost, most);
+            if most > 0 && shares.iter().any(|share| share.sequence == sequence) {
+                room -= u64::from(most);
+                asked.push(sequence);
+                wants.push(Want { id: it.id, tokens: it.tokens(), most, draft: Vec::new() });
+            }
+        }
+        if wants.is_empty() {
+            return BTreeMap::new();
+        }
+        drafter.draft_all(&mut wants);
+        let known = |token: &Token| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary.len());
+        asked
+            .into_iter()
+            .zip(wants)
+            .filter_map(|(sequence, want)| {
+                let due = *want.tokens.last()?;
+                let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
+                let tokens: Vec<_> = std::iter::once(due).chain(draft).collect();
+                (tokens.len() > 1).then_some((sequence, tokens))
+            })
+            .collect()
+    }
+
+    fn run(
+        &mut self,
+        shares: &[Share],
+        pads: &[SequenceId],
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Outcome, EngineFault> {
+        let began = (self.options.clock)();
+        let drafts = self.drafts(shares);
+        let mut slices = Vec::with_capacity(shares.len() + pads.len());
+        for share in shares {
+            let Some(it) = self.running.get(&share.sequence) else { continue };
+            let begin = it.held as usize;
+            slices.push(match drafts.get(&share.sequence) {
+                Some(tokens) => {
+                    Slice { sequence: share.sequence, position: it.held, tokens, rows: tokens.len() as u32 }
+                }
+                None => Slice {
                     sequence: share.sequence,
                     position: it.held,
-                    tokens: it.tokens().get(begin..begin + share.tokens as usize)?,
+                    tokens: &it.tokens()[begin..begin + share.tokens as usize],
                     rows: u32::from(share.row),
-                })
-            })
+                },
+            });
+        }
+        slices.extend(pads.iter().map(|&sequence| Slice {
+            sequence,
+            position: self.sequences.held(sequence),
+            tokens: &PADDING,
+            rows: 0,
+        }));
+        slices.sort_unstable_by_key(|it| it.sequence);
+        let rows: Vec<u32> = shares
+            .iter()
+            .map(|share| drafts.get(&share.sequence).map_or(u32::from(share.row), |it| it.len() as u32))
             .collect();
-        let ticket = match self.engine.step(&slices) {
+        let ticket = match self.sequences.step(&slices) {
             Ok(ticket) => ticket,
             Err(fault) if fault.kind == EngineFaultKind::CacheFull => return Ok(Outcome::CacheFull),
-            Err(fault) => return self.step_failed(shares, fault, events),
+            Err(fault) => return self.step_failed(shares, pads, fault, events),
         };
         for share in shares {
-            if let Some(generation) = self.running.get_mut(share.sequence) {
-                generation.held += share.tokens;
+            if let Some(generation) = self.running.get_mut(&share.sequence) {
+                generation.held = self.sequences.held(share.sequence);
             }
         }
-        let wanted = shares.iter().filter(|it| it.row).count();
-        if wanted == 0 {
-            return Ok(Outcome::Done);
-        }
-        let rows = match self.engine.collect(ticket, wanted) {
-            Ok(rows) => rows,
-            Err(fault) => return self.step_failed(shares, fault, events),
+        let wanted: u32 = rows.iter().sum();
+        let ended = if wanted == 0 {
+            Vec::new()
+        } else {
+            match self.pick(shares, &drafts, &rows, ticket, events)? {
+                Ok(ended) => ended,
+                Err(fault) => return self.step_failed(shares, pads, fault, events),
+            }
         };
-        let width = self.limits.n_vocab as usize;
-        if rows.len() != wanted || rows.iter().any(|it| it.len() != width) {
-            return Err(misbehaved(
-                "engine.batch collect",
-                format!("{wanted} rows of {width} logits were due, and came otherwise"),
-            ));
+        for &pad in pads {
+            self.sequences.cut(pad, self.sequences.held(pad).saturating_sub(1))?;
+        }
+        for &sequence in drafts.keys() {
+            // What was not accepted.
+            if let Some(generation) = self.running.get(&sequence) {
+                self.sequences.cut(sequence, generation.held)?;
+            }
+        }
+        for (sequence, how) in ended {
+            let Some(generation) = self.running.remove(&sequence) else { continue };
+            let event = match how {
+                Ok(reason) => {
+                    self.sequences.end(sequence)?;
+                    Event::Finished { reason, usage: generation.usage() }
+                }
+                Err(fault) => {
+                    self.sequences.remove(sequence)?;
+                    Event::Failed(unpickable(fault, generation.length()))
+                }
+            };
+            self.tell_last(generation.id, event, events);
+        }
+        let decodes: u32 = shares
+            .iter()
+            .zip(&rows)
+            .map(|(share, &rows)| if share.tokens == 1 { rows.max(1) } else { 0 })
+            .sum();
+        let prompt = shares.iter().map(|it| it.tokens).filter(|&tokens| tokens > 1).sum();
+        let took = (self.options.clock)().saturating_sub(began);
+        self.pace.stepped(decodes + pads.len() as u32, prompt, took);
+        Ok(Outcome::Done)
+    }
+
+    /// Picks tokens from the rows of a step, and gives who came to an end by that. The inner error is one
+    /// that costs this step's requests.
+    #[expect(clippy::type_complexity, reason = "two kinds of failure, and who ended with what")]
+    fn pick(
+        &mut self,
+        shares: &[Share],
+        drafts: &BTreeMap<SequenceId, Vec<Token>>,
+        rows: &[u32],
+        ticket: Ticket,
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Result<Vec<(SequenceId, Result<Finish, PickFault>)>, EngineFault>, EngineFault> {
+        let wanted = rows.iter().sum::<u32>() as usize;
+        let width = self.limits().n_vocab as usize;
+        let all = match self.sequences.collect(ticket, wanted) {
+            Ok(all) => all,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        if all.len() != wanted || all.iter().any(|it| it.len() != width) {
+            return Err(EngineFault {
+                kind: EngineFaultKind::Misbehaved,
+                message: format!("{wanted} rows of {width} logits were due, and came otherwise"),
+                call: "engine.batch collect",
+            });
         }
         let mut ended = Vec::new();
-        for (share, row) in shares.iter().filter(|it| it.row).zip(&rows) {
-            let Some(generation) = self.running.get_mut(share.sequence) else { continue };
-            match generation.advance(row, &mut self.sampler, &self.forbidden, &self.vocabulary, events) {
-                Ok(None) => {}
-                Ok(Some(reason)) => ended.push((share.sequence, Ok(reason))),
-                Err(fault) => ended.push((share.sequence, Err(fault))),
+        let mut rest = &all[..];
+        for (share, &rows) in shares.iter().zip(rows) {
+            let (own, others) = rest.split_at(rows as usize);
+            rest = others;
+            let Some(generation) = self.running.get_mut(&share.sequence).filter(|_| rows > 0) else {
+                continue;
+            };
+            let draft = drafts.get(&share.sequence).map_or(&[][..], |it| &it[1..]);
+            let (mut accepted, mut looked_at) = (0, 0);
+            for (row, proposed) in own.iter().zip(draft.iter().map(Some).chain([None])) {
+                looked_at += u32::from(proposed.is_some());
+                match generation.advance(row, &mut self.sampler, &self.forbidden, &self.vocabulary, events) {
+                    Ok(None) => {}
+                    Ok(Some(reason)) => {
+                        ended.push((share.sequence, Ok(reason)));
+                        break;
+                    }
+                    Err(fault) => {
+                        ended.push((share.sequence, Err(fault)));
+                        break;
+                    }
+                }
+                if proposed != generation.tokens().last() {
+                    break;
+                }
+                accepted += 1;
+            }
+            generation.held -= draft.len() as u32 - accepted;
+            if !draft.is_empty() {
+                generation.pays.learn(looked_at, accepted);
+                self.drafted += draft.len() as u64;
+                self.accepted += u64::from(accepted);
             }
         }
-        drop(rows);
-        for (sequence, how) in ended {
-            let Some(generation) = self.release(sequence)? else { continue };
-            let event = match how {
-                Ok(reason) => Event::Finished { reason, usage: generation.usage() },
-                Err(fault) => Event::Failed(unpickable(fault, generation.length())),
-            };
-            events.push((generation.id, event));
-        }
-        Ok(Outcome::Done)
+        Ok(Ok(ended))
     }
 
     /// A step that failed costs the requests in it; what the engine holds of them is not known.
     fn step_failed(
         &mut self,
         shares: &[Share],
+        pads: &[SequenceId],
         fault: EngineFault,
         events: &mut Vec<(u64, Event)>,
     ) -> Result<Outcome, EngineFault> {
         if fault.kind.ends_engine() {
             return Err(fault);
+        }
+        for &pad in pads {
+            self.sequences.remove(pad)?;
         }
         self.fail(shares.iter().map(|it| it.sequence), &fault.into(), events)?;
         Ok(Outcome::Done)
@@ -341,49 +694,39 @@ impl<E: StepEngine> Session<E> {
         events: &mut Vec<(u64, Event)>,
     ) -> Result<(), EngineFault> {
         for sequence in sequences {
-            if let Some(generation) = self.release(sequence)? {
-                events.push((generation.id, Event::Failed(fault.clone())));
+            self.sequences.remove(sequence)?;
+            if let Some(generation) = self.running.remove(&sequence) {
+                self.tell_last(generation.id, Event::Failed(fault.clone()), events);
             }
         }
         Ok(())
     }
 
-    /// Frees a sequence, in the engine and here. On failure nothing is changed here.
-    fn release(&mut self, sequence: SequenceId) -> Result<Option<Generation>, EngineFault> {
-        if let Err(fault) = self.engine.truncate(sequence, 0) {
-            return Err(if fault.kind == EngineFaultKind::DeviceLost {
-                fault
-            } else {
-                misbehaved(fault.call, format!("removing a whole sequence failed: {}", fault.message))
-            });
+    fn tell_last(&mut self, id: u64, event: Event, events: &mut Vec<(u64, Event)>) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.forget(id);
         }
-        Ok(self.running.remove(sequence))
+        events.push((id, event));
     }
 
     /// The engine is beyond use: everything fails.
     fn end(&mut self, fault: EngineFault, events: &mut Vec<(u64, Event)>) {
-        let running: Vec<_> = self.running.iter().map(|(sequence, _)| sequence).collect();
-        for sequence in running {
-            if let Some(generation) = self.running.remove(sequence) {
-                events.push((generation.id, Event::Failed(crashed(&fault))));
-            }
-        }
-        while let Some(generation) = self.queue.pop() {
-            events.push((generation.id, Event::Failed(crashed(&fault))));
-        }
+        let running = std::mem::take(&mut self.running).into_values();
+        let waiting = std::iter::from_fn(|| self.queue.take(0));
+        let all: Vec<_> = running.chain(waiting).map(|it| it.id).collect();
+        events.extend(all.into_iter().map(|id| (id, Event::Failed(crashed(&fault)))));
         self.ended = Some(fault);
     }
 }
+
+/// What goes into a sequence only so that it takes part in a step. Any token will do.
+const PADDING: [Token; 1] = [0];
 
 /// What came of an attempt to run a step.
 enum Outcome {
     Done,
     /// Nothing was changed; somebody has to give way.
     CacheFull,
-}
-
-fn misbehaved(call: &'static str, message: String) -> EngineFault {
-    EngineFault { kind: EngineFaultKind::Misbehaved, message, call }
 }
 
 fn crashed(fault: &EngineFault) -> Fault {

@@ -38,6 +38,12 @@ pub struct NodeConfig {
     pub start_timeout_seconds: f64,
     /// Requests that may wait for admission, per model.
     pub queue_limit: u32,
+    /// Milliseconds that the prompts in a step may make it, while answers are under way.
+    #[serde(default = "usual_target_step")]
+    pub target_step_ms: u32,
+    /// Keep what KV caches hold of answers that ended?
+    #[serde(default = "yes")]
+    pub keep_prefixes: bool,
     /// How long one step of an engine may take, in whole seconds; 0: any time.
     #[serde(default)]
     pub step_timeout_seconds: u32,
@@ -50,6 +56,9 @@ pub struct NodeConfig {
     /// Longest sequence in tokens.
     #[serde(default)]
     pub context_length: Option<u32>,
+    /// KV cache for all sequences of a model together, in tokens.
+    #[serde(default)]
+    pub cache_tokens: Option<u64>,
     /// Settings for engines: a flat object; values are text, numbers or truth values.
     #[serde(default)]
     pub engine_options: BTreeMap<String, OptionValue>,
@@ -164,6 +173,14 @@ fn invalid(field: &str, what: &str) -> Fault {
 
 fn ten_seconds() -> f64 {
     10.0
+}
+
+fn usual_target_step() -> u32 {
+    150
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn info() -> String {

@@ -19,7 +19,7 @@ use llm_node_node::{
     config::OptionValue,
     registry::{manifest, verdict::Refusal},
 };
-use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId};
+use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use pyo3::prelude::*;
 use serde::Deserialize;
@@ -31,8 +31,8 @@ use crate::{
     supervisor::json,
 };
 
-/// Requests that may wait for admission. One program's own requests: a mistake, if there are more.
-const QUEUE_LIMIT: u32 = 4096;
+/// One program's own requests: a mistake, if more than these wait.
+const SCHEDULING: Scheduling = Scheduling { queue_limit: 4096, target_step_ms: 150, keep_prefixes: true };
 /// Between two looks at whether the user has pressed Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -115,10 +115,11 @@ impl PyEngine {
             model_id: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
             context_length: options.context_length,
             max_sequences: options.max_sequences,
+            cache_tokens: options.cache_tokens,
             gpu_layers: options.gpu_layers.unwrap_or(-1),
             threads: options.threads.unwrap_or(0),
             vram_limit_bytes: 0,
-            queue_limit: QUEUE_LIMIT,
+            scheduling: SCHEDULING,
             // Nobody could end this process but its owner.
             step_timeout_seconds: 0,
             options: settings,
@@ -127,7 +128,7 @@ impl PyEngine {
         let streams = Arc::new(Streams::default());
         let reports = Arc::clone(&streams);
         let running = model
-            .start(QUEUE_LIMIT, Reporter::new(move |report| reports.report(report)))
+            .start(SCHEDULING, Reporter::new(move |report| reports.report(report)))
             .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
         Ok(PyModel { running: Mutex::new(Some(Arc::new(running))), streams, next: AtomicU64::new(0) })
     }
@@ -141,6 +142,8 @@ struct LoadOptions {
     context_length: Option<u32>,
     #[serde(default)]
     max_sequences: Option<u32>,
+    #[serde(default)]
+    cache_tokens: Option<u64>,
     #[serde(default)]
     gpu_layers: Option<i32>,
     #[serde(default)]

@@ -32,6 +32,17 @@ pub struct EngineAddress {
     pub binary: std::path::PathBuf,
 }
 
+/// How the requests to one model are scheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// Requests that may wait for admission before new ones are refused.
+    pub queue_limit: u32,
+    /// Milliseconds that the prompts in a step may make it, while answers are under way.
+    pub target_step_ms: u32,
+    /// Keep what the KV cache holds of answers that ended, for prompts that begin alike?
+    pub keep_prefixes: bool,
+}
+
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadPlan {
@@ -46,14 +57,16 @@ pub struct LoadPlan {
     pub context_length: Option<u32>,
     /// Sequences at once; `None`: the worker's default.
     pub max_sequences: Option<u32>,
+    /// KV cache for all sequences together, in tokens; `None`: the full length for each of them.
+    pub cache_tokens: Option<u64>,
     /// Layers on the devices; negative: all.
     pub gpu_layers: i32,
     /// CPU threads; 0: the engine's own choice.
     pub threads: u32,
     /// Device memory the engine may take, in bytes; 0: no limit.
     pub vram_limit_bytes: u64,
-    /// Requests that may wait for admission before new ones are refused.
-    pub queue_limit: u32,
+    /// How its requests are scheduled, where the host does that.
+    pub scheduling: Scheduling,
     /// Seconds that one step of the engine may take before the worker gives the engine up; 0: any.
     pub step_timeout_seconds: u32,
     /// Settings for the engine, as they stand in the configuration.

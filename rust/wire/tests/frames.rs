@@ -12,7 +12,7 @@ use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
         Answer, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse, ModelFacts,
-        Question, ToWorker,
+        Question, Scheduling, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -101,13 +101,15 @@ prop_compose! {
         engine in address(),
         model in text(),
         model_id in text(),
-        (context_length, max_sequences) in (any::<Option<u32>>(), any::<Option<u32>>()),
-        (gpu_layers, threads, vram_limit_bytes, queue_limit, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<u32>()),
+        (context_length, max_sequences, cache_tokens) in (any::<Option<u32>>(), any::<Option<u32>>(), any::<Option<u64>>()),
+        (gpu_layers, threads, vram_limit_bytes, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
+        (queue_limit, target_step_ms, keep_prefixes) in (any::<u32>(), any::<u32>(), any::<bool>()),
         options in vec((text(), text()), 0..4),
     ) -> LoadPlan {
         LoadPlan {
-            engine, model: model.into(), model_id, context_length, max_sequences, gpu_layers, threads,
-            vram_limit_bytes, queue_limit, step_timeout_seconds, options,
+            engine, model: model.into(), model_id, context_length, max_sequences, cache_tokens, gpu_layers, threads,
+            vram_limit_bytes, step_timeout_seconds, options,
+            scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
     }
 }

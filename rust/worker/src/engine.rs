@@ -260,6 +260,7 @@ fn wanted(plan: &LoadPlan) -> Wanted {
     Wanted {
         context_length: plan.context_length,
         max_sequences: plan.max_sequences,
+        cache_tokens: plan.cache_tokens,
         memory_limit: plan.vram_limit_bytes,
     }
 }
@@ -277,6 +278,7 @@ fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
     ContextParams {
         max_sequences: shape.max_sequences,
         context_length: shape.context_length,
+        cache_tokens: plan.cache_tokens.unwrap_or(0),
         options: plan.options.clone(),
         ..ContextParams::default()
     }

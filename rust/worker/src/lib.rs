@@ -5,7 +5,7 @@
 //! ```text
 //! Engine::open(address, settings, unobserved())?      engine.rs   dlopen, engine_init
 //!     .load(plan, progress)?                          engine.rs   model, tokenizer, context
-//!     .start(queue_limit, Reporter::new(...))?        model.rs    threads; from here on it answers
+//!     .start(scheduling, Reporter::new(...))?        model.rs    threads; from here on it answers
 //!     .submit(id, request)                            model.rs    events come to the reporter
 //! ```
 //!

@@ -2,8 +2,8 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, OnceLock},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use llm_node_core::{
@@ -12,10 +12,11 @@ use llm_node_core::{
     event::Event,
     request::{Chat, Request, ValidRequest},
     session::{Session, SessionOptions},
+    speculate::Lookup,
     text::template::ChatTemplate,
 };
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId};
+use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
 
 use crate::{
     engine::{fault, named},
@@ -26,8 +27,9 @@ use crate::{
     },
 };
 
-/// Prompt tokens per step while answers are under way. On the CPU a prompt's tokens cost as much as
-/// answers', and each holds all answers up; a device takes many at once.
+/// Prompt tokens per step while answers are under way, until it was measured how long they take. On the
+/// CPU a prompt's tokens cost as much as answers', and each holds all answers up; a device takes many at
+/// once.
 const PREFILL_ON_CPU: u32 = 64;
 const PREFILL_ON_DEVICE: u32 = 2048;
 
@@ -97,18 +99,23 @@ impl LoadedModel {
     }
 
     /// Starts the threads. From now on requests are taken; what comes of them goes to `reporter`.
-    pub fn start(self, queue_limit: u32, reporter: Reporter) -> io::Result<RunningModel> {
+    pub fn start(self, scheduling: Scheduling, reporter: Reporter) -> io::Result<RunningModel> {
         let Parts { voice, tokenizer, template, model } = self.parts;
+        let queue_limit = scheduling.queue_limit;
         let source = match (voice, &tokenizer, &model) {
             (Voice::Batch { context, on_device }, Some(tokenizer), _) => {
                 let options = SessionOptions {
-                    queue_limit: queue_limit as usize,
+                    queue_limit: scheduling.queue_limit as usize,
+                    target_step: Duration::from_millis(scheduling.target_step_ms.into()),
+                    keep_prefixes: scheduling.keep_prefixes,
                     prefill_tokens: if on_device { PREFILL_ON_DEVICE } else { PREFILL_ON_CPU },
+                    clock,
                     ..SessionOptions::default()
                 };
                 let limits = context.limits().clone();
                 let vocabulary = Arc::new(tokenizer.vocabulary().clone());
-                let session = Session::new(*context, vocabulary, options);
+                let session =
+                    Session::new(*context, vocabulary, options).with_drafter(Box::new(Lookup::default()));
                 Source::Batch { limits, source: BatchSource::start(session, reporter.clone())? }
             }
             (Voice::Stream, tokenizer, Some(model)) => {
@@ -364,6 +371,12 @@ fn seed() -> u64 {
     getrandom::u64().unwrap_or_else(|_| {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
     })
+}
+
+/// Time since the first call.
+fn clock() -> Duration {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed()
 }
 
 fn unix_seconds() -> i64 {

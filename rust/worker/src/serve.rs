@@ -209,7 +209,7 @@ impl Worker {
         stages.begin(model.serving_stage());
         stages.serving(true);
         let running = model
-            .start(plan.queue_limit, self.reporter())
+            .start(plan.scheduling, self.reporter())
             .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
         self.outbox.send(FromWorker::Ready(facts));
         let code = self.serve(&running, plan.step_timeout_seconds);

@@ -8,7 +8,7 @@
 //!
 //! The budget is 1 GiB in memory of the host, 4 GiB in memory of devices, and never more than the
 //! memory limit leaves beside weights and everything else. Where the engine gives no figures, 512 Ki
-//! tokens in all.
+//! tokens in all. A cache that was asked for in tokens is what it is: then nothing is halved.
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::MemoryUse;
@@ -26,6 +26,7 @@ const TOKENS_WITHOUT_FIGURES: u64 = 512 * 1024;
 pub(crate) struct Wanted {
     pub(crate) context_length: Option<u32>,
     pub(crate) max_sequences: Option<u32>,
+    pub(crate) cache_tokens: Option<u64>,
     /// Bytes; 0: no limit.
     pub(crate) memory_limit: u64,
 }
@@ -52,12 +53,18 @@ impl Shape {
             let message = "at least one sequence is needed";
             return Err(Fault::new(ErrorCode::InvalidRequest, message).param("max_sequences"));
         }
+        if wanted.cache_tokens == Some(0) {
+            let message = "a KV cache of at least one token is needed";
+            return Err(Fault::new(ErrorCode::InvalidRequest, message).param("cache_tokens"));
+        }
         let own = if model_length > 0 { model_length } else { LENGTH };
         let mut shape = Self {
             context_length: wanted.context_length.unwrap_or(own.min(LENGTH)),
             max_sequences: wanted.max_sequences.unwrap_or(SEQUENCES),
         };
-        let fits = |shape: Self| cache(shape, uses) <= budget(wanted.memory_limit, uses);
+        let fits = |shape: Self| {
+            wanted.cache_tokens.is_some() || cache(shape, uses) <= budget(wanted.memory_limit, uses)
+        };
         if wanted.max_sequences.is_none() {
             while !fits(shape) && shape.max_sequences > FEW_SEQUENCES {
                 shape.max_sequences /= 2;
@@ -140,9 +147,17 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_kept() {
-        let wanted = Wanted { context_length: Some(32_768), max_sequences: Some(4), memory_limit: 1 << 30 };
+        let wanted = Wanted {
+            context_length: Some(32_768),
+            max_sequences: Some(4),
+            memory_limit: 1 << 30,
+            ..Wanted::default()
+        };
         let shape = Shape::choose(wanted, 131_072, &uses(false, 8 << 30, 128 << 10)).unwrap();
         assert_eq!(shape, Shape { context_length: 32_768, max_sequences: 4 });
+        let wanted = Wanted { cache_tokens: Some(100_000), ..Wanted::default() };
+        let shape = Shape::choose(wanted, 131_072, &uses(false, 8 << 30, 128 << 10)).unwrap();
+        assert_eq!(shape, Shape { context_length: 8192, max_sequences: 64 });
     }
 
     #[test]

@@ -7,9 +7,9 @@ mod support;
 use std::{collections::HashMap, sync::mpsc};
 
 use llm_node_core::event::{Event, Finish};
-use llm_node_wire::message::{Answer, Question};
+use llm_node_wire::message::{Answer, Question, Scheduling};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
-use support::{Outcome, fake, greedy, plan, toy_model};
+use support::{Outcome, SCHEDULING, fake, greedy, plan, toy_model};
 use tempfile::{TempDir, tempdir};
 
 struct Running {
@@ -27,7 +27,7 @@ impl Running {
         let plan = plan(address, toy_model(folder.path()));
         let (sender, reports) = mpsc::channel();
         let reporter = Reporter::new(move |report| drop(sender.send(report)));
-        let model = engine.load(&plan, &mut |_| ()).unwrap().start(256, reporter).unwrap();
+        let model = engine.load(&plan, &mut |_| ()).unwrap().start(SCHEDULING, reporter).unwrap();
         Self { model, reports, engine, _folder: folder }
     }
 
@@ -117,7 +117,12 @@ fn an_engine_takes_one_model_after_another_and_two_at_once() {
     let second = plan(address, toy_model(folder.path()));
     let (sender, reports) = mpsc::channel();
     let reporter = Reporter::new(move |report| drop(sender.send(report)));
-    let other = running.engine.load(&second, &mut |_| ()).unwrap().start(4, reporter).unwrap();
+    let other = running
+        .engine
+        .load(&second, &mut |_| ())
+        .unwrap()
+        .start(Scheduling { queue_limit: 4, ..SCHEDULING }, reporter)
+        .unwrap();
     running.model.submit(1, greedy("hello", 3));
     running.outcomes(&[1]);
     other.submit(1, greedy("hello", 3));

@@ -59,22 +59,26 @@ impl<T> Queue<T> {
         self.waiting.push_front(Waiting { value, tokens: 0, returned: true });
     }
 
-    /// Who is next.
-    pub fn front(&self) -> Option<&T> {
-        self.waiting.front().map(|it| &it.value)
+    /// Who waits, in order.
+    pub fn get(&self, index: usize) -> Option<&T> {
+        self.waiting.get(index).map(|it| &it.value)
     }
 
-    /// Takes out who is next.
-    pub fn pop(&mut self) -> Option<T> {
-        let waiting = self.waiting.pop_front()?;
+    /// Takes out who waits at `index`.
+    pub fn take(&mut self, index: usize) -> Option<T> {
+        let waiting = self.waiting.remove(index)?;
         Some(self.forget(waiting))
     }
 
     /// Takes out the first that `matches`.
     pub fn remove(&mut self, matches: impl Fn(&T) -> bool) -> Option<T> {
         let index = self.waiting.iter().position(|it| matches(&it.value))?;
-        let waiting = self.waiting.remove(index)?;
-        Some(self.forget(waiting))
+        self.take(index)
+    }
+
+    /// All that wait, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().map(|it| &it.value)
     }
 
     /// Requests that wait.
@@ -107,13 +111,6 @@ pub fn in_pages(held: u32, page: u32) -> u64 {
     u64::from(held).div_ceil(page) * page
 }
 
-/// May a request be let in that wants `need` tokens of the cache? `free` are free, of which `promised`
-/// are spoken for by those that run.
-pub fn admits(free: u64, promised: u64, need: u64, anything_runs: bool) -> bool {
-    // Whatever passed validation fits the cache alone.
-    !anything_runs || promised.saturating_add(need) <= free
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,7 +120,7 @@ mod tests {
         let mut queue = Queue::new(2, 100);
         queue.push('a', 500, 0).unwrap();
         assert_eq!(queue.push('b', 1, 0).unwrap_err().code, ErrorCode::QueueFull);
-        assert_eq!(queue.pop(), Some('a'));
+        assert_eq!(queue.take(0), Some('a'));
         queue.push('b', 60, 0).unwrap();
         assert_eq!(queue.push('c', 60, 0).unwrap_err().code, ErrorCode::QueueFull);
         queue.push('c', 40, 0).unwrap();
@@ -140,9 +137,9 @@ mod tests {
         queue.put_back('y');
         queue.put_back('x');
         assert_eq!((queue.len(), queue.tokens()), (3, 10));
-        assert_eq!([queue.pop(), queue.pop()], [Some('x'), Some('y')]);
+        assert_eq!([queue.take(0), queue.take(0)], [Some('x'), Some('y')]);
         assert!(queue.push('b', 0, 0).is_err());
-        assert_eq!(queue.pop(), Some('a'));
+        assert_eq!(queue.take(0), Some('a'));
         assert!(queue.push('b', 0, 0).is_ok());
     }
 

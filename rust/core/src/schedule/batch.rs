@@ -1,4 +1,8 @@
-//! The plan of one step: all decodes first, then prompts, oldest first, under one budget.
+//! The plan of one step: all decodes first, then prompts, under one budget.
+//!
+//! Of the prompts, the oldest is read to its end where the step has room for that, and otherwise gets
+//! half of the room, however many short ones follow; the rest goes to those that are soonest done, so
+//! that a long one does not hold them up either.
 
 use super::admission::in_pages;
 use crate::engine::SequenceId;
@@ -63,17 +67,29 @@ pub fn plan(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShor
     let mut prompts: Vec<_> = running.iter().filter(|it| it.pending > 1).collect();
     prompts.sort_unstable_by_key(|it| it.age);
     let mut prefill = budget.prefill_tokens.max(1).min(tokens);
-    for it in prompts {
+    let mut takes = vec![0; prompts.len()];
+    if let Some((first, others)) = prompts.split_first() {
+        // What the oldest is sure of: all that it lacks, or half. It also gets what the others leave.
+        takes[0] = if first.pending <= prefill { first.pending } else { prefill.div_ceil(2) };
+        prefill -= takes[0];
+        let mut order: Vec<usize> = (0..others.len()).collect();
+        order.sort_by_key(|&index| others[index].pending);
+        for index in order {
+            takes[index + 1] = others[index].pending.min(prefill);
+            prefill -= takes[index + 1];
+        }
+        takes[0] += (first.pending - takes[0]).min(prefill);
+    }
+    for (it, take) in prompts.into_iter().zip(takes) {
         // What is left of the page that it has, and whole new ones.
         let started = in_pages(it.held, page) - u64::from(it.held);
         let pages = free / u64::from(page.max(1)) * u64::from(page.max(1));
         let fits = u32::try_from(started.saturating_add(pages)).unwrap_or(u32::MAX);
-        let take = it.pending.min(prefill).min(fits);
+        let take = take.min(fits);
         if take == 0 {
-            break;
+            continue;
         }
         free -= growth(it, take);
-        prefill -= take;
         shares.push(Share { sequence: it.sequence, tokens: take, row: take == it.pending });
     }
     if shares.is_empty() && !running.is_empty() {
@@ -90,7 +106,7 @@ mod tests {
     use super::*;
 
     fn budget() -> impl Strategy<Value = Budget> {
-        (8u32..64, 1u32..64, 0u64..200, 1u32..20).prop_map(
+        (8u32..64, 1u32..64, prop_oneof![0u64..200, Just(1 << 40)], 1u32..20).prop_map(
             |(tokens, prefill_tokens, cache_free, cache_page)| Budget {
                 tokens,
                 prefill_tokens,
@@ -121,8 +137,7 @@ mod tests {
                     prop_assert_eq!(shares.is_empty(), running.is_empty());
                     prop_assert!(shares.iter().map(|it| it.tokens).sum::<u32>() <= budget.tokens);
                     let (mut growth, mut prefill, mut decoding) = (0, 0, 0);
-                    let mut oldest_waiting = u64::MAX;
-                    let mut youngest_served = 0;
+                    let oldest = running.iter().filter(|it| it.pending > 1).min_by_key(|it| it.age);
                     for it in &running {
                         let share = shares.iter().find(|share| share.sequence == it.sequence);
                         if let Some(share) = share {
@@ -134,18 +149,30 @@ mod tests {
                             decoding += usize::from(share.is_some());
                         } else {
                             prefill += share.map_or(0, |share| share.tokens);
-                            match share {
-                                Some(_) => youngest_served = youngest_served.max(it.age),
-                                None => oldest_waiting = oldest_waiting.min(it.age),
-                            }
                         }
                     }
                     prop_assert_eq!(decoding, decodes);
                     prop_assert!(prefill <= budget.prefill_tokens);
                     prop_assert!(growth <= budget.cache_free);
-                    prop_assert!(prefill == 0 || youngest_served < oldest_waiting);
+                    let room = budget.prefill_tokens.min(budget.tokens - decodes as u32);
+                    if let (Some(oldest), true) = (oldest, room > 0 && budget.cache_free > 1000) {
+                        let share = shares.iter().find(|share| share.sequence == oldest.sequence).unwrap();
+                        prop_assert!(share.tokens >= oldest.pending.min(room.div_ceil(2)));
+                        let pending: u32 = running.iter().filter(|it| it.pending > 1).map(|it| it.pending).sum();
+                        prop_assert_eq!(prefill, room.min(pending), "nothing is left unused");
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn short_prompts_pass_a_long_one_that_goes_on() {
+        let long = Demand { sequence: 0, age: 0, held: 0, pending: 1000 };
+        let short = |sequence, pending| Demand { sequence, age: u64::from(sequence), held: 0, pending };
+        let budget = Budget { tokens: 512, prefill_tokens: 64, cache_free: 1 << 20, cache_page: 1 };
+        let shares = plan(&[long, short(1, 30), short(2, 10)], &budget).unwrap();
+        let given: Vec<_> = shares.iter().map(|it| (it.sequence, it.tokens, it.row)).collect();
+        assert_eq!(given, [(0, 32, false), (1, 22, false), (2, 10, true)]);
     }
 }

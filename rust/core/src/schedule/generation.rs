@@ -6,8 +6,18 @@ use crate::{
     request::ValidRequest,
     sample::{Forbidden, Occurrences, PickFault, Picked, Sampler, penalise, rng},
     schedule::admission::ANSWER_SHARE,
+    speculate::Pays,
     text::answer::AnswerText,
 };
+
+/// A sequence outside the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Tokens that it holds.
+    pub held: u32,
+    /// The engine's own bytes.
+    pub state: Vec<u8>,
+}
 
 /// A request from its admission to its end. It outlives the sequence it runs in: after a preemption
 /// it goes on in another.
@@ -21,6 +31,12 @@ pub struct Generation {
     pub held: u32,
     /// Has [`Event::Started`] been told?
     pub started: bool,
+    /// Tokens of the prompt that came from the prefix cache.
+    pub cached: u32,
+    /// What the cache held of it when it had to give way, as the engine wrote it down.
+    pub saved: Option<Saved>,
+    /// Whether drafts have paid so far.
+    pub pays: Pays,
     request: ValidRequest,
     /// Prompt and answer.
     tokens: Vec<Token>,
@@ -44,6 +60,9 @@ impl Generation {
             age,
             held: 0,
             started: false,
+            cached: 0,
+            saved: None,
+            pays: Pays::default(),
             request,
             tokens,
             occurrences,
@@ -92,7 +111,7 @@ impl Generation {
         Usage {
             prompt_tokens: self.request.prompt().len() as u32,
             completion_tokens: self.generated(),
-            cached_tokens: 0,
+            cached_tokens: self.cached,
         }
     }
 

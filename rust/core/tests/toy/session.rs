@@ -1,6 +1,6 @@
 //! The generating loop on a toy engine: what a request gets never depends on what runs beside it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::toy_engine::{BOS, EOS, POISON, ToyEngine, ToyTokenizer, limits};
 use llm_node_core::{
@@ -9,6 +9,7 @@ use llm_node_core::{
     event::{Event, Finish, PickedToken, Usage},
     request::{Prompt, Request, Sampling, ValidRequest},
     session::{Session, SessionOptions},
+    speculate::{Drafter, Lookup, Want},
 };
 use proptest::prelude::*;
 
@@ -39,6 +40,14 @@ struct Answer {
     text: String,
     tokens: Vec<PickedToken>,
     ending: Option<Result<(Finish, Usage), Fault>>,
+    cached: u32,
+}
+
+impl Answer {
+    /// All that may not depend on what ran beside it.
+    fn content(&self) -> Self {
+        Self { cached: 0, ..self.clone() }
+    }
 }
 
 fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) {
@@ -56,7 +65,11 @@ fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) 
                 answer.text.push_str(&piece.text);
                 answer.tokens.extend(piece.tokens);
             }
-            Event::Finished { reason, usage } => answer.ending = Some(Ok((reason, usage))),
+            Event::Finished { reason, usage } => {
+                answer.cached = usage.cached_tokens;
+                // What it costs depends on company; what it gives does not.
+                answer.ending = Some(Ok((reason, Usage { cached_tokens: 0, ..usage })));
+            }
             Event::Failed(fault) => answer.ending = Some(Err(fault)),
         }
     }
@@ -75,7 +88,8 @@ fn run(session: &mut Session<ToyEngine>, requests: Vec<ValidRequest>) -> BTreeMa
 }
 
 fn alone(request: &ValidRequest) -> Answer {
-    let mut session = session(limits(), SessionOptions::default());
+    let limits = Limits { context_length: 1000, ..limits() };
+    let mut session = session(limits, SessionOptions::default());
     run(&mut session, vec![request.clone()]).remove(&0).unwrap()
 }
 
@@ -105,7 +119,12 @@ fn sampling() -> impl Strategy<Value = Sampling> {
 }
 
 fn job() -> impl Strategy<Value = Job> {
-    let prompt = prop::collection::vec(prop_oneof![0x61i32..0x67, Just(BOS), 0i32..255], 1..40);
+    // Many begin alike, so that there is something to be kept and shared.
+    let own = prop::collection::vec(prop_oneof![0x61i32..0x67, Just(BOS), 0i32..255], 1..40);
+    let prompt = (0usize..3, 0usize..30, own).prop_map(|(family, common, own)| {
+        let beginning = (0..common as Token).map(|it| 0x61 + (it * (family as Token + 1)) % 6);
+        beginning.chain(own.into_iter().take(40 - common)).collect::<Vec<_>>()
+    });
     let stop = prop::collection::vec("[a-f]{1,2}", 0..2);
     (
         (prompt, 0u32..40, sampling(), stop),
@@ -129,34 +148,136 @@ fn job() -> impl Strategy<Value = Job> {
 }
 
 fn tight_limits() -> impl Strategy<Value = Limits> {
-    (1u32..9, 1u32..60, 1u32..9, 0u64..200, prop_oneof![Just(1u32), 2u32..20]).prop_map(
-        |(max_sequences, max_batch_tokens, max_rows, more_cache, cache_page)| Limits {
-            max_sequences,
-            max_batch_tokens,
-            max_rows,
-            // Each fits alone (prompt and answer are below 80), two may not.
-            cache_tokens: 80 + u64::from(cache_page) + more_cache,
-            cache_page,
-            ..limits()
-        },
+    (
+        (1u32..9, 1u32..60, 1u32..9, 0u64..200, prop_oneof![Just(1u32), 2u32..20]),
+        (any::<bool>(), any::<bool>(), prop_oneof![Just(0u32), 1u32..4, Just(u32::MAX)], any::<bool>()),
     )
+        .prop_map(
+            |(
+                (max_sequences, max_batch_tokens, max_rows, more_cache, cache_page),
+                (shares_prefixes, saves, max_rollback, walled),
+            )| {
+                let cache_page = if shares_prefixes { 1 } else { cache_page };
+                let walled = walled && !shares_prefixes && cache_page == 1;
+                Limits {
+                    max_sequences,
+                    max_batch_tokens,
+                    max_rows,
+                    // Each fits alone (prompt and answer are below 80), two may not.
+                    cache_tokens: if walled {
+                        80 * u64::from(max_sequences)
+                    } else {
+                        80 + u64::from(cache_page) + more_cache
+                    },
+                    context_length: if walled { 80 } else { limits().context_length },
+                    cache_page,
+                    shares_prefixes,
+                    saves,
+                    max_rollback,
+                    ..limits()
+                }
+            },
+        )
+}
+
+/// A clock that goes on by itself, at a gait that changes: what it says may change when things happen,
+/// and nothing else.
+fn restless() -> Duration {
+    thread_local!(static NOW: Cell<u64> = const { Cell::new(1) });
+    NOW.with(|now| {
+        now.set(now.get() + (now.get() * 7919) % 40_000);
+        Duration::from_micros(now.get())
+    })
+}
+
+/// Proposes the right tokens, wrong ones and none, by turns.
+#[derive(Debug)]
+struct Guesser {
+    answers: Vec<Vec<Token>>,
+    turn: usize,
+}
+
+impl Drafter for Guesser {
+    fn draft_all(&mut self, wants: &mut [Want<'_>]) {
+        for want in wants {
+            self.turn += 1;
+            let right = self.answers.iter().find(|it| it.starts_with(want.tokens));
+            let right = right.map_or(&[][..], |it| &it[want.tokens.len()..]);
+            want.draft.extend(right.iter().take(self.turn % 5));
+            if self.turn.is_multiple_of(3) {
+                want.draft.push(0x61);
+            }
+            want.draft.truncate(want.most as usize);
+        }
+    }
+
+    fn forget(&mut self, _id: u64) {}
+}
+
+#[derive(Clone, Debug)]
+struct Ways {
+    prefill_tokens: u32,
+    keep_prefixes: bool,
+    max_running: u32,
+    restless: bool,
+    boast: u64,
+    copies_whole: bool,
+    drafts: usize,
+}
+
+fn ways() -> impl Strategy<Value = Ways> {
+    (
+        (1u32..40, any::<bool>(), 0u32..6, any::<bool>()),
+        (prop_oneof![Just(0u64), Just(1000u64)], any::<bool>(), 0usize..3),
+    )
+        .prop_map(
+            |((prefill_tokens, keep_prefixes, max_running, restless), (boast, copies_whole, drafts))| Ways {
+                prefill_tokens,
+                keep_prefixes,
+                max_running,
+                restless,
+                boast,
+                copies_whole,
+                drafts,
+            },
+        )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn company_changes_nothing(
         jobs in prop::collection::vec(job(), 1..24),
         limits in tight_limits(),
-        prefill_tokens in 1u32..40,
-        boast in prop_oneof![Just(0u64), Just(1000u64)],
+        ways in ways(),
     ) {
-        let options = SessionOptions { prefill_tokens, ..SessionOptions::default() };
+        let plain: Vec<_> = jobs.iter().map(|it| alone(&valid(it.request.clone(), &limits))).collect();
+        let options = SessionOptions {
+            prefill_tokens: ways.prefill_tokens,
+            keep_prefixes: ways.keep_prefixes,
+            max_running: ways.max_running,
+            saved_bytes: 200,
+            target_step: Duration::from_millis(30),
+            clock: if ways.restless { restless } else { || Duration::ZERO },
+            ..SessionOptions::default()
+        };
         let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
         let mut engine = ToyEngine::new(limits.clone());
-        engine.boast = boast;
+        engine.boast = ways.boast;
+        engine.copies_whole = ways.copies_whole;
         let mut session = Session::new(engine, vocabulary, options);
+        session = match ways.drafts {
+            0 => session,
+            1 => session.with_drafter(Box::new(Lookup::default())),
+            _ => {
+                let answers = jobs.iter().zip(&plain).map(|(job, answer)| {
+                    let Prompt::Tokens(prompt) = &job.request.prompt else { unreachable!() };
+                    prompt.iter().copied().chain(answer.tokens.iter().map(|it| it.id)).collect()
+                });
+                session.with_drafter(Box::new(Guesser { answers: answers.collect(), turn: 0 }))
+            }
+        };
         let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
         let mut steps = 0;
         loop {
@@ -169,6 +290,7 @@ proptest! {
                 }
             }
             session.step(&mut events).unwrap();
+            prop_assert_eq!(session.check_integrity(), Ok(()));
             collect(&mut events, &mut answers);
             let load = session.load();
             prop_assert!(load.running <= load.max_running);
@@ -176,16 +298,18 @@ proptest! {
             if steps > 80 && session.is_idle() { break; }
             prop_assert!(steps < 100_000, "no progress");
         }
+        prop_assert!(ways.keep_prefixes || session.engine().is_empty());
+        session.forget_prefixes().unwrap();
         prop_assert!(session.engine().is_empty(), "sequences were left behind");
-        for (id, job) in (0..).zip(&jobs) {
+        for ((id, job), alone) in (0..).zip(&jobs).zip(&plain) {
             let answer = answers.get(&id).expect("an answer");
-            let alone = alone(&valid(job.request.clone(), &limits));
+            prop_assert!(ways.keep_prefixes || answer.cached == 0);
             if let Some(Ok((Finish::Cancelled, usage))) = &answer.ending {
                     prop_assert!(job.cancelled.is_some());
                     prop_assert!(alone.text.starts_with(&answer.text));
                     prop_assert!(alone.tokens.starts_with(&answer.tokens));
                     prop_assert!(usage.completion_tokens >= answer.tokens.len() as u32);
-            } else { prop_assert_eq!(answer, &alone); }
+            } else { prop_assert_eq!(answer.content(), alone.content()); }
         }
     }
 }
@@ -240,6 +364,126 @@ fn streams_go_on_while_a_long_prompt_is_read() {
     }
 }
 
+/// Prompt tokens that the engine computed.
+fn computed(session: &Session<ToyEngine>) -> usize {
+    session.engine().steps.iter().flatten().map(|it| it.1).filter(|&tokens| tokens > 1).sum()
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_ended() {
+    let mut session = session(limits(), SessionOptions::default());
+    let mut first = request(vec![BOS; 100], 40);
+    first.ignore_eos = true;
+    let answer = run(&mut session, vec![valid(first, &limits())]).remove(&0).unwrap();
+    assert_eq!((answer.cached, session.load().kept), (0, 1));
+    let mut prompt = vec![BOS; 100];
+    prompt.extend(answer.tokens.iter().map(|it| it.id));
+    prompt.extend([0x61; 10]);
+    let second = valid(request(prompt, 5), &limits());
+    let before = computed(&session);
+    let answer = run(&mut session, vec![second.clone()]).remove(&0).unwrap();
+    // All but the last token of the first answer, which was never computed, is there.
+    assert_eq!((answer.cached, computed(&session) - before), (139, 11));
+    assert_eq!(answer.content(), alone(&second).content());
+    // The same again: only the row of its last token is missing.
+    let answer = run(&mut session, vec![second.clone()]).remove(&0).unwrap();
+    assert_eq!((answer.cached, answer.content()), (149, alone(&second).content()));
+}
+
+#[test]
+fn what_many_begin_with_is_computed_once() {
+    for shares_prefixes in [false, true] {
+        let limits = Limits { shares_prefixes, ..limits() };
+        let mut session = session(limits.clone(), SessionOptions::default());
+        let requests: Vec<_> = (0..20)
+            .map(|index| {
+                let mut prompt = vec![BOS; 200];
+                prompt.extend([0x61 + index, 0x62, 0x63]);
+                valid(request(prompt, 20), &limits)
+            })
+            .collect();
+        let answers = run(&mut session, requests.clone());
+        for (answer, request) in answers.values().zip(&requests) {
+            assert_eq!(answer.content(), alone(request).content());
+        }
+        assert_eq!(answers.values().filter(|it| it.cached == 200).count(), 19);
+        assert_eq!(computed(&session), 203 + 19 * 3);
+    }
+}
+
+#[test]
+fn those_that_need_not_wait_pass_those_that_do() {
+    let mut session = session(limits(), SessionOptions { prefill_tokens: 16, ..SessionOptions::default() });
+    let mut events = Vec::new();
+    let long = || valid(request(vec![BOS; 200], 1), &limits());
+    for (id, request) in [
+        (0, valid(request(vec![0x61], 60), &limits())),
+        (1, long()),
+        (2, long()),
+        (3, valid(request(vec![0x62], 60), &limits())),
+    ] {
+        session.submit(id, request).unwrap();
+    }
+    session.step(&mut events).unwrap();
+    assert_eq!((session.load().running, session.load().queued), (3, 1));
+    while !session.is_idle() {
+        session.step(&mut events).unwrap();
+    }
+    assert!((200..216).contains(&computed(&session)));
+}
+
+#[test]
+fn kept_sequences_make_room_before_anyone_gives_way() {
+    for shares_prefixes in [false, true] {
+        let limits = Limits { cache_tokens: 300, shares_prefixes, ..limits() };
+        let mut session = session(limits.clone(), SessionOptions::default());
+        for index in 0..4 {
+            let answers = run(&mut session, vec![valid(request(vec![0x61 + index; 120], 1), &limits)]);
+            assert!(matches!(answers[&0].ending, Some(Ok(_))));
+        }
+        assert_eq!((session.load().kept, session.load().preemptions), (2, 0));
+    }
+}
+
+#[test]
+fn who_gives_way_comes_back_from_the_host() {
+    for saves in [false, true] {
+        // Admission promises the prompt and 256 tokens of the answer; more are wanted.
+        let limits = Limits { cache_tokens: 1000, context_length: 700, saves, ..limits() };
+        let requests: Vec<_> = (0..8)
+            .map(|index| {
+                let mut request = request(vec![BOS, index], 600);
+                request.ignore_eos = true;
+                valid(request, &limits)
+            })
+            .collect();
+        let mut session = session(limits, SessionOptions::default());
+        let answers = run(&mut session, requests.clone());
+        for (answer, request) in answers.values().zip(&requests) {
+            assert_eq!(answer.content(), alone(request).content());
+        }
+        assert!(session.load().preemptions > 0);
+        // Prompts of two tokens: whatever else is computed in one go is computed again.
+        assert_eq!(computed(&session) == 8 * 2, saves);
+    }
+}
+
+#[test]
+fn right_guesses_spare_steps() {
+    let mut wanted = request(vec![BOS, 0x61], 200);
+    wanted.ignore_eos = true;
+    let wanted = valid(wanted, &limits());
+    let plain = alone(&wanted);
+    let tokens = wanted.prompt().iter().copied().chain(plain.tokens.iter().map(|it| it.id)).collect();
+    let mut session = session(limits(), SessionOptions::default())
+        .with_drafter(Box::new(Guesser { answers: vec![tokens], turn: 0 }));
+    let answers = run(&mut session, vec![wanted]);
+    assert_eq!(answers[&0].content(), plain.content());
+    let load = session.load();
+    assert!(load.accepted > 40 && load.drafted > load.accepted, "{load:?}");
+    assert_eq!(session.engine().steps.len() as u64 + load.accepted, 200);
+}
+
 #[test]
 fn a_hole_is_filled_by_who_waits() {
     let limits = Limits { max_sequences: 3, ..limits() };
@@ -262,7 +506,8 @@ fn a_hole_is_filled_by_who_waits() {
 
 #[test]
 fn a_full_queue_refuses() {
-    let options = SessionOptions { queue_limit: 2, queue_tokens: 10, prefill_tokens: 8 };
+    let options =
+        SessionOptions { queue_limit: 2, queue_tokens: 10, prefill_tokens: 8, ..SessionOptions::default() };
     let limits = Limits { max_sequences: 1, ..limits() };
     let mut session = session(limits.clone(), options);
     for id in 0..3 {

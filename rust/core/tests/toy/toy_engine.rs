@@ -1,6 +1,8 @@
 //! An engine whose logits hash the whole prefix, so that any mistake in what a sequence holds changes
 //! every token after it. It holds the session to the contract: whatever breaks it panics.
 
+use std::collections::BTreeSet;
+
 use llm_node_core::engine::{
     EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Tokenizer,
     Vocabulary, attribute,
@@ -36,14 +38,19 @@ pub(crate) fn limits() -> Limits {
 pub(crate) struct ToyEngine {
     limits: Limits,
     sequences: Vec<Vec<Token>>,
+    /// Which cell holds which token of which sequence: a copy may share them.
+    cells: Vec<Vec<u64>>,
+    next_cell: u64,
     rows: Vec<Vec<f32>>,
     ticket: u64,
-    /// `cache_free` says so much more than there is.
+    /// `cache_free` says so much more than there is, in every second step.
     pub(crate) boast: u64,
     /// What the next step or collect answers instead.
     pub(crate) fail_step: Option<EngineFaultKind>,
     pub(crate) fail_collect: Option<EngineFaultKind>,
     pub(crate) forget_a_row: bool,
+    /// Only the whole of a sequence can be copied.
+    pub(crate) copies_whole: bool,
     /// Per step, the slices: id, tokens, rows.
     pub(crate) steps: Vec<Vec<(SequenceId, usize, u32)>>,
 }
@@ -52,6 +59,8 @@ impl ToyEngine {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             sequences: vec![Vec::new(); limits.max_sequences as usize],
+            cells: vec![Vec::new(); limits.max_sequences as usize],
+            next_cell: 0,
             limits,
             rows: Vec::new(),
             ticket: 0,
@@ -59,6 +68,7 @@ impl ToyEngine {
             fail_step: None,
             fail_collect: None,
             forget_a_row: false,
+            copies_whole: false,
             steps: Vec::new(),
         }
     }
@@ -73,7 +83,11 @@ impl ToyEngine {
     }
 
     fn free(&self) -> u64 {
-        let used: u64 = self.sequences.iter().map(|it| self.pages(it.len())).sum();
+        let used: u64 = if self.limits.shares_prefixes {
+            self.cells.iter().flatten().collect::<BTreeSet<_>>().len() as u64
+        } else {
+            self.sequences.iter().map(|it| self.pages(it.len())).sum()
+        };
         let page = u64::from(self.limits.cache_page);
         self.limits.cache_tokens / page * page - used
     }
@@ -141,6 +155,8 @@ impl StepEngine for ToyEngine {
             let sequence = &mut self.sequences[it.sequence as usize];
             for (index, &token) in it.tokens.iter().enumerate() {
                 sequence.push(token);
+                self.cells[it.sequence as usize].push(self.next_cell);
+                self.next_cell += 1;
                 if index + it.rows as usize >= it.tokens.len() {
                     self.rows.push(logits(sequence));
                 }
@@ -164,13 +180,51 @@ impl StepEngine for ToyEngine {
     }
 
     fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {
-        assert!(self.sequences[to as usize].is_empty());
-        self.sequences[to as usize] = self.sequences[from as usize][..end as usize].to_vec();
+        let (from, to, end) = (from as usize, to as usize, end as usize);
+        assert!(self.sequences[to].is_empty() && end <= self.sequences[from].len());
+        if self.copies_whole && end < self.sequences[from].len() {
+            return Err(fault(EngineFaultKind::Unsupported, "seq_copy"));
+        }
+        if self.limits.shares_prefixes {
+            self.cells[to] = self.cells[from][..end].to_vec();
+        } else {
+            if self.pages(end) > self.free() {
+                return Err(fault(EngineFaultKind::CacheFull, "seq_copy"));
+            }
+            self.cells[to] = (self.next_cell..).take(end).collect();
+            self.next_cell += end as u64;
+        }
+        self.sequences[to] = self.sequences[from][..end].to_vec();
         Ok(())
     }
 
     fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
+        let held = self.sequences[sequence as usize].len();
+        if begin > 0 && held.saturating_sub(begin as usize) > self.limits.max_rollback as usize {
+            return Err(fault(EngineFaultKind::Unsupported, "seq_remove"));
+        }
         self.sequences[sequence as usize].truncate(begin as usize);
+        self.cells[sequence as usize].truncate(begin as usize);
+        Ok(())
+    }
+
+    fn save(&mut self, sequence: SequenceId) -> Result<Vec<u8>, EngineFault> {
+        if !self.limits.saves {
+            return Err(fault(EngineFaultKind::Unsupported, "seq_save"));
+        }
+        Ok(self.sequences[sequence as usize].iter().flat_map(|it| it.to_le_bytes()).collect())
+    }
+
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
+        assert!(self.limits.saves && self.sequences[sequence as usize].is_empty());
+        let tokens: Vec<_> =
+            state.chunks_exact(4).map(|it| Token::from_le_bytes(it.try_into().unwrap())).collect();
+        if self.pages(tokens.len()) > self.free() {
+            return Err(fault(EngineFaultKind::CacheFull, "seq_restore"));
+        }
+        self.cells[sequence as usize] = (self.next_cell..).take(tokens.len()).collect();
+        self.next_cell += tokens.len() as u64;
+        self.sequences[sequence as usize] = tokens;
         Ok(())
     }
 
@@ -179,7 +233,7 @@ impl StepEngine for ToyEngine {
     }
 
     fn cache_free(&self) -> u64 {
-        self.free() + self.boast
+        self.free() + if self.steps.len().is_multiple_of(2) { self.boast } else { 0 }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{
-    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, ToWorker,
+    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, Scheduling, ToWorker,
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -53,6 +53,9 @@ pub struct LoadRequest {
     /// Sequences at once.
     #[serde(default)]
     pub max_sequences: Option<u32>,
+    /// KV cache for all sequences together, in tokens.
+    #[serde(default)]
+    pub cache_tokens: Option<u64>,
     /// Layers on the devices; negative or absent: all.
     #[serde(default)]
     pub gpu_layers: Option<i32>,
@@ -225,10 +228,15 @@ fn plan(
         model_id: model.id.clone(),
         context_length: request.context_length.or(config.context_length),
         max_sequences: request.max_sequences.or(config.max_sequences),
+        cache_tokens: request.cache_tokens.or(config.cache_tokens),
         gpu_layers: request.gpu_layers.unwrap_or(-1),
         threads: request.threads.unwrap_or(config.threads),
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
-        queue_limit: config.queue_limit,
+        scheduling: Scheduling {
+            queue_limit: config.queue_limit,
+            target_step_ms: config.target_step_ms,
+            keep_prefixes: config.keep_prefixes,
+        },
         step_timeout_seconds: config.step_timeout_seconds,
         options: options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect(),
     })

@@ -22,7 +22,9 @@ use llm_node_core::{
 use llm_node_wire::{
     endpoint,
     frame::{FrameError, FrameReader, FrameWriter},
-    message::{EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, ToWorker},
+    message::{
+        EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, Scheduling, ToWorker,
+    },
 };
 
 pub const SECRET: &str = "open sesame";
@@ -78,14 +80,17 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         model_id: "toy".into(),
         context_length: None,
         max_sequences: None,
+        cache_tokens: None,
         gpu_layers: -1,
         threads: 1,
         vram_limit_bytes: 0,
-        queue_limit: 256,
+        scheduling: SCHEDULING,
         step_timeout_seconds: 0,
         options: Vec::new(),
     }
 }
+
+pub const SCHEDULING: Scheduling = Scheduling { queue_limit: 256, target_step_ms: 150, keep_prefixes: true };
 
 pub fn greedy(prompt: &str, max_tokens: u32) -> Request {
     Request {

@@ -1,0 +1,300 @@
+//! How long steps take, and what follows from it: how much of a prompt a step may carry, what one more
+//! token costs, and whether a hole among the sequence ids is worth closing.
+//!
+//! It learns from the steps of one session and holds figures only. Nothing that a client gets depends
+//! on it but *when* it comes.
+
+use std::time::Duration;
+
+/// Upper bounds of the classes of steps by their number of tokens: [1], [2], [3], [4], [5, 6], ...
+const CLASSES: [u32; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, u32::MAX];
+/// Weight of the newest figure.
+const NEWEST: f64 = 0.15;
+/// Until two classes were seen: what a token costs in a step, as a share of the step over its tokens.
+const PRESUMED_SHARE: f64 = 0.4;
+/// Least prompt tokens per step, whatever it takes: a prompt must come to its end.
+const LEAST_PREFILL: u32 = 16;
+/// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
+const UNDISTURBED_PREFILL: u32 = 512;
+
+/// A running mean in which the old fades.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Mean(Option<f64>);
+
+impl Mean {
+    fn learn(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |old| old + NEWEST * (value - old)));
+    }
+}
+
+/// The ids between the first and the last running sequence that do not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holes {
+    /// How many stretches of them there are: each costs one more pass over the weights.
+    pub gaps: u32,
+    /// How many ids.
+    pub width: u32,
+    /// How many sequences have to move so that there is none.
+    pub moves: u32,
+    /// Steps for which that counts.
+    pub steps: u32,
+}
+
+/// What happens to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// It stays: the engine's further pass costs less than anything else.
+    Leave,
+    /// A dummy token is put into it, and taken back.
+    Pad,
+    /// The highest sequence moves into it.
+    Fill,
+}
+
+/// What a session has learned of its engine's speed. Seconds throughout.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    target: f64,
+    first_prefill: u32,
+    /// Of steps without prompts: tokens and seconds, by class.
+    decodes: [(Mean, Mean); CLASSES.len()],
+    /// Of one prompt token.
+    prefill: Mean,
+    /// Of copying one sequence to another.
+    copy: Mean,
+    /// Of writing a sequence down, and its bytes, per token.
+    save: Mean,
+    saved_bytes: Mean,
+}
+
+impl Pace {
+    /// `target`: how long a step may become by the prompts in it. `first_prefill`: prompt tokens per
+    /// step until it is known how long these take.
+    pub fn new(target: Duration, first_prefill: u32) -> Self {
+        Self {
+            target: target.as_secs_f64(),
+            first_prefill: first_prefill.max(1),
+            decodes: <[(Mean, Mean); CLASSES.len()]>::default(),
+            prefill: Mean::default(),
+            copy: Mean::default(),
+            save: Mean::default(),
+            saved_bytes: Mean::default(),
+        }
+    }
+
+    /// A step with `decodes` tokens of answers and `prompt` tokens of prompts took so long. A clock that
+    /// stands still teaches nothing.
+    pub fn stepped(&mut self, decodes: u32, prompt: u32, took: Duration) {
+        let took = took.as_secs_f64();
+        if took <= 0.0 {
+            return;
+        }
+        if prompt == 0 {
+            let class = CLASSES.iter().position(|&most| decodes <= most).unwrap_or(0);
+            let (tokens, seconds) = &mut self.decodes[class];
+            tokens.learn(f64::from(decodes));
+            seconds.learn(took);
+        } else if prompt >= LEAST_PREFILL.min(self.first_prefill) {
+            let rest = (took - self.step(decodes).unwrap_or(0.0)).max(took / 10.0);
+            self.prefill.learn(rest / f64::from(prompt));
+        }
+    }
+
+    /// A sequence was copied in so long.
+    pub fn copied(&mut self, took: Duration) {
+        if took > Duration::ZERO {
+            self.copy.learn(took.as_secs_f64());
+        }
+    }
+
+    /// Prompt tokens for a step with so many tokens of answers, `most` in all.
+    pub fn prefill_tokens(&self, decodes: u32, most: u32) -> u32 {
+        let ceiling = if decodes == 0 { UNDISTURBED_PREFILL.max(self.first_prefill) } else { u32::MAX };
+        let tokens = match self.prefill.0 {
+            None if decodes == 0 => ceiling,
+            None => self.first_prefill,
+            Some(each) => {
+                let decode = self.step(decodes).unwrap_or(0.0);
+                // Where answers alone take long, prompts still get half of the time.
+                let room =
+                    if decodes == 0 { 2.0 * self.target } else { self.target.max(2.0 * decode) - decode };
+                (room / each).min(f64::from(u32::MAX)) as u32
+            }
+        };
+        tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
+    }
+
+    /// What one more token costs in a step of `decodes` tokens, as a share of what it yields per token.
+    pub fn marginal_cost(&self, decodes: u32) -> f32 {
+        let share = self.line().map_or(PRESUMED_SHARE, |(base, each)| {
+            let n = f64::from(decodes.max(1));
+            each * n / (base + each * n)
+        });
+        share.clamp(0.0, 1.0) as f32
+    }
+
+    /// Least tokens for which copying them beats computing them.
+    pub fn worth_copying(&self) -> u32 {
+        const LEAST: f64 = 32.0;
+        match (self.copy.0, self.prefill.0) {
+            (Some(copy), Some(each)) => (2.0 * copy / each).clamp(LEAST, 4096.0) as u32,
+            _ => LEAST as u32,
+        }
+    }
+
+    /// A sequence of so many tokens was written down, as so many bytes, in so long.
+    pub fn saved(&mut self, tokens: u32, bytes: usize, took: Duration) {
+        self.saved_bytes.learn(bytes as f64 / f64::from(tokens.max(1)));
+        if took > Duration::ZERO {
+            self.save.learn(took.as_secs_f64() / f64::from(tokens.max(1)));
+        }
+    }
+
+    /// Is a sequence of so many tokens sooner back from what was written down, within so many bytes, than
+    /// computed again? Where nothing is known yet it is worth a try.
+    pub fn saving_pays(&self, tokens: u32, room: usize) -> bool {
+        let fits = self.saved_bytes.0.is_none_or(|each| each * f64::from(tokens) <= room as f64);
+        let sooner = match (self.save.0, self.prefill.0) {
+            // There and back.
+            (Some(save), Some(compute)) => 2.0 * save < compute,
+            _ => true,
+        };
+        room > 0 && fits && sooner
+    }
+
+    /// What to do with holes.
+    pub fn holes(&self, holes: &Holes) -> Hole {
+        let (Some((base, each)), Some(copy)) = (self.line(), self.copy.0) else { return Hole::Fill };
+        let steps = f64::from(holes.steps.max(1));
+        let leave = base * f64::from(holes.gaps) * steps;
+        let pad = each * f64::from(holes.width) * steps;
+        let fill = copy * f64::from(holes.moves);
+        if fill <= leave.min(pad) {
+            Hole::Fill
+        } else if pad <= leave {
+            Hole::Pad
+        } else {
+            Hole::Leave
+        }
+    }
+
+    /// Seconds of a step with so many tokens of answers.
+    fn step(&self, decodes: u32) -> Option<f64> {
+        if decodes == 0 {
+            return Some(0.0);
+        }
+        self.line().map(|(base, each)| base + each * f64::from(decodes))
+    }
+
+    /// Seconds of a step, and of each token in it: the least squares over the classes that were seen.
+    fn line(&self) -> Option<(f64, f64)> {
+        let seen = self.decodes.iter().filter_map(|(tokens, seconds)| Some((tokens.0?, seconds.0?)));
+        let (mut n, mut sum_x, mut sum_y, mut sum_xx, mut sum_xy) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (x, y) in seen {
+            // Relative errors count, so that the long steps do not drown the short ones.
+            let weight = 1.0 / (y * y);
+            n += weight;
+            sum_x += weight * x;
+            sum_y += weight * y;
+            sum_xx += weight * x * x;
+            sum_xy += weight * x * y;
+        }
+        if n <= 0.0 {
+            return None;
+        }
+        let spread = n * sum_xx - sum_x * sum_x;
+        let each = if spread > 1e-9 * n * sum_xx {
+            ((n * sum_xy - sum_x * sum_y) / spread).max(0.0)
+        } else {
+            PRESUMED_SHARE * sum_y / sum_x
+        };
+        Some((((sum_y - each * sum_x) / n).max(0.0), each))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn taught(target: Duration) -> Pace {
+        let mut pace = Pace::new(target, 64);
+        for _ in 0..60 {
+            for n in [1, 8, 32] {
+                pace.stepped(n, 0, ms(4 + 2 * u64::from(n)));
+            }
+            pace.stepped(8, 100, ms(20 + 100));
+        }
+        pace
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_changes_nothing() {
+        let mut pace = Pace::new(ms(100), 64);
+        pace.stepped(4, 64, Duration::ZERO);
+        pace.stepped(4, 0, Duration::ZERO);
+        assert_eq!((pace.prefill_tokens(4, 4096), pace.prefill_tokens(0, 4096)), (64, 512));
+        assert_eq!(pace.holes(&Holes { gaps: 1, width: 1, moves: 1, steps: 1 }), Hole::Fill);
+        assert!(pace.saving_pays(10, 1) && !pace.saving_pays(10, 0));
+    }
+
+    #[test]
+    fn prompts_fill_the_step_up_to_its_target() {
+        let pace = taught(ms(120));
+        // 20 ms for 8 answers leave 100 ms at 1 ms per token.
+        assert!((95..=105).contains(&pace.prefill_tokens(8, 4096)), "{pace:?}");
+        // 68 ms for 32 answers: half of the step goes to prompts.
+        assert!((64..=72).contains(&pace.prefill_tokens(32, 4096)));
+        assert_eq!(pace.prefill_tokens(8, 50), 50);
+        assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+    }
+
+    #[test]
+    fn a_further_token_is_dear_where_the_step_is_all_tokens() {
+        let pace = taught(ms(120));
+        assert!((pace.marginal_cost(1) - 2.0 / 6.0).abs() < 0.02);
+        assert!(pace.marginal_cost(32) > 0.9);
+    }
+
+    #[test]
+    fn holes_are_closed_the_cheapest_way() {
+        let mut pace = taught(ms(120));
+        pace.copied(ms(10));
+        let holes = |width, steps| pace.holes(&Holes { gaps: 1, width, moves: 1, steps });
+        // Per step: 4 ms for a further pass, 2 ms for a dummy token. Moving the one above takes 10 ms.
+        assert_eq!([holes(1, 100), holes(1, 2), holes(3, 2)], [Hole::Fill, Hole::Pad, Hole::Leave]);
+    }
+
+    #[test]
+    fn what_is_computed_faster_is_not_written_down() {
+        let mut pace = taught(ms(120));
+        pace.saved(100, 1000, ms(10));
+        assert!(pace.saving_pays(50, 500) && !pace.saving_pays(51, 500));
+        for _ in 0..50 {
+            pace.saved(100, 1000, ms(60));
+        }
+        assert!(!pace.saving_pays(50, 500));
+    }
+
+    proptest! {
+        #[test]
+        fn a_prompt_always_goes_on(
+            steps in prop::collection::vec((0u32..300, 0u32..3000, 0u64..100_000), 0..60),
+            target in 0u64..10_000, first in 0u32..4096, decodes in 0u32..300, most in 1u32..5000,
+        ) {
+            let mut pace = Pace::new(Duration::from_millis(target), first);
+            for (decodes, prompt, micros) in steps {
+                pace.stepped(decodes, prompt, Duration::from_micros(micros));
+            }
+            let tokens = pace.prefill_tokens(decodes, most);
+            prop_assert!(tokens >= 1 && tokens <= most);
+            prop_assert!((0.0..=1.0).contains(&pace.marginal_cost(decodes)));
+            pace.holes(&Holes { gaps: 1, width: decodes, moves: 1, steps: most });
+        }
+    }
+}
