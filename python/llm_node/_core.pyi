@@ -49,9 +49,9 @@ def run_load(plan: str, progress: Callable[[float, int, int, int], None]) -> str
     """Put load on a server and measure it. Blocks until the run is over.
 
     `plan`: JSON of `rust/load/src/plan.rs`; a wrong one raises `Fault`. Gives JSON of
-    `rust/load/src/report.rs`. `progress` is called a few times a second, and after a signal, with the
-    seconds since the beginning and the requests completed, requests failed and events with text so far.
-    What it raises ends the run, and is raised here.
+    `rust/load/src/report.rs`. `progress` is called a few times a second, after a signal and at the end,
+    with the seconds since the beginning and the requests completed, requests failed and events with text
+    so far. What it raises ends the run, and is raised here.
     """
 
 @final

@@ -49,7 +49,7 @@ pub enum LoadError {
     Poll(#[from] io::Error),
 }
 
-/// Carry out a plan. `progress` is called a few times a second, and whenever a signal has come.
+/// Carry out a plan. `progress` is called a few times a second, whenever a signal has come, and at the end.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Report, LoadError> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(EVENTS_AT_ONCE);
@@ -60,6 +60,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -
         let now = Instant::now();
         load.send_what_is_due(now, &poll);
         if load.under_way == 0 && load.schedule.is_over(now) {
+            // Nothing is left to be stopped.
+            let _ = progress(load.progress(now));
             break;
         }
         let mut until = next_progress;

@@ -117,7 +117,15 @@ fn plan(address: SocketAddr, changes: &Value) -> Plan {
 }
 
 fn report(address: SocketAddr, changes: &Value) -> Report {
-    run(&plan(address, changes), &mut |_| ControlFlow::Continue(())).unwrap()
+    let mut last = None;
+    let report = run(&plan(address, changes), &mut |progress| {
+        last = Some(progress);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let last = last.unwrap();
+    assert_eq!((last.completed, last.failed), (report.completed, report.failed));
+    report
 }
 
 #[test]

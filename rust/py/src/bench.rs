@@ -10,9 +10,10 @@ use crate::{fault::raised, supervisor::json};
 
 /// See `_core.pyi`.
 #[pyfunction]
-pub(crate) fn run_load(py: Python<'_>, plan: &str, progress: Py<PyAny>) -> PyResult<String> {
+pub(crate) fn run_load(py: Python<'_>, plan: &str, progress: &Bound<'_, PyAny>) -> PyResult<String> {
     let plan = Plan::parse(plan)
         .map_err(|error| raised(py, &Fault::new(ErrorCode::InvalidRequest, error.to_string())))?;
+    let progress = progress.clone().unbind();
     let (report, stopped) = py.detach(|| {
         let mut stopped = None;
         let report = llm_node_load::run(&plan, &mut |now| {
