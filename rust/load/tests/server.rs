@@ -168,12 +168,13 @@ fn times_are_the_servers_own() {
     });
     let changes = json!({"arrivals": {"burst": {"concurrency": 2}}, "limit": {"requests": 4}});
     let report = report(server.address, &changes);
-    // The server sleeps at least so long; nothing is said of the upper end, where the machine decides.
-    let least = |summary: &llm_node_load::Summary| summary.p50.unwrap();
-    assert!(least(&report.ttft_ms) >= 60.0);
-    assert!(least(&report.itl_ms) >= 29.0);
-    assert!(least(&report.tpot_ms) >= 29.0);
-    assert!(least(&report.e2e_ms) >= 119.0);
+    // The server sleeps at least so long; nothing is said of the upper end, where the machine decides. An
+    // event that is read late makes one gap longer and the next shorter, so only sums are sure.
+    let mean = |summary: &llm_node_load::Summary| summary.mean.unwrap();
+    assert!(report.ttft_ms.p50.unwrap() >= 60.0);
+    assert!(report.e2e_ms.p50.unwrap() >= 120.0);
+    assert!(mean(&report.ttft_ms) + 2.0 * mean(&report.itl_ms) >= 119.9);
+    assert!((mean(&report.itl_ms) / mean(&report.tpot_ms) - 1.0).abs() < 1e-3);
     // Without the server's count, an event is a token.
     assert_eq!((report.completed, report.output_tokens, report.events), (4, 12, 12));
     // The second round waits for the first.
@@ -221,7 +222,7 @@ fn every_way_to_fail_is_told() {
         }
     });
     let changes = json!({"arrivals": {"closed": {"concurrency": 1}}, "limit": {"requests": 7},
-                         "timeout_seconds": 0.5});
+                         "timeout_seconds": 2.0});
     let report = report(server.address, &changes);
     assert_eq!((report.completed, report.failed, report.output_tokens), (1, 6, 20));
     let errors: Vec<String> = report.per_request.unwrap().into_iter().filter_map(|one| one.error).collect();
@@ -233,7 +234,7 @@ fn every_way_to_fail_is_told() {
             "the answer ended without [DONE]",
             "the server closed the connection",
             "the head of the response is not HTTP/1: invalid HTTP version",
-            "no complete answer within 0.5 s",
+            "no complete answer within 2 s",
         ]
     );
     assert_eq!(report.errors.len(), 6);
@@ -261,22 +262,18 @@ fn nobody_listens() {
 #[test]
 fn after_the_duration_nothing_begins_and_the_rest_is_waited_for() {
     let server = server(|_, _, stream| {
-        stream.write_all(HEAD)?;
-        for _ in 0..4 {
-            stream.write_all(&text("word"))?;
-            thread::sleep(Duration::from_millis(100));
-        }
-        stream.write_all(&[chunk("[DONE]"), b"0\r\n\r\n".to_vec()].concat())?;
+        stream.write_all(&[HEAD, &text("one"), &text("two"), &text("three")].concat())?;
+        thread::sleep(Duration::from_millis(1100));
+        stream.write_all(&[text("four"), chunk("[DONE]"), b"0\r\n\r\n".to_vec()].concat())?;
         Ok(AfterAnswer::KeepAlive)
     });
-    let changes = json!({"arrivals": {"closed": {"concurrency": 1}}, "limit": {"seconds": 0.25}});
+    let changes = json!({"arrivals": {"closed": {"concurrency": 1}}, "limit": {"seconds": 1.0}});
     let report = report(server.address, &changes);
     assert_eq!((report.completed, report.failed, report.output_tokens), (1, 0, 4));
-    assert!((report.window_s - 0.25).abs() < 1e-9);
-    assert!(report.wall_s >= 0.4);
-    // One event at least came after the window: it is not in the rate.
-    assert!(report.output_tokens_per_s <= 3.0 / 0.25);
-    assert!(report.output_tokens_per_s > 0.0);
+    assert!((report.window_s - 1.0).abs() < 1e-9);
+    assert!(report.wall_s >= 1.1);
+    // The last one came after the window: it is not in the rate.
+    assert!((report.output_tokens_per_s - 3.0).abs() < 1e-9);
 }
 
 #[test]
