@@ -16,7 +16,8 @@ PACKAGE = ROOT / "python/llm_node"
 # crate -> crates of ours that it may depend on
 ARROWS = {
     "llm-node-abi": set(),
-    "llm-node-core": set(),
+    "llm-node-core": {"llm-node-cpu"},
+    "llm-node-cpu": set(),
     "llm-node-load": set(),
     "llm-node-sdk": {"llm-node-abi"},
     "llm-node-host": {"llm-node-abi", "llm-node-core"},
@@ -34,7 +35,7 @@ ARROWS = {
 }
 ONLY_HERE = {"pyo3": {"llm-node-py"}, "libloading": {"llm-node-host"}}
 MAY_BE_UNSAFE = re.compile(
-    r"rust/(abi|sdk|host)/|rust/worker/src/sandbox\.rs|rust/node/src/platform/|engines/[^/]+/src/[^/]+\.rs"
+    r"rust/(abi|sdk|host|cpu)/|rust/worker/src/sandbox\.rs|rust/node/src/platform/|engines/[^/]+/src/[^/]+\.rs"
 )
 
 

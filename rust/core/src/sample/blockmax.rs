@@ -2,13 +2,19 @@
 //!
 //! The engine's row is borrowed and never written. The few logits that penalties, bias and mask
 //! change live in copies of the blocks they lie in, so a row of 150 000 costs one reading pass.
+#![expect(clippy::inline_always, reason = "what a kernel calls has to be compiled with it")]
 
 use std::cmp::Ordering;
 
+use llm_node_cpu::{Kernel, Level};
+
+use super::lanes::{self, LANES, Rounding, larger};
+
 /// Logits per block.
-const BLOCK: usize = 64;
-/// Independent maxima within a block: what the compiler turns into vector registers.
-const LANES: usize = 16;
+pub(super) const BLOCK: usize = 64;
+/// Over how many groups the maxima of blocks are gathered once more. Block `i` belongs to group
+/// `i % GROUPS`, so that gathering needs no steps within a vector register.
+const GROUPS: usize = 512;
 const UNPATCHED: u32 = u32::MAX;
 
 /// A token with its shaped logit.
@@ -42,16 +48,28 @@ pub(super) enum RowState {
 /// The room that looking at a row takes; kept from row to row.
 #[derive(Debug, Default)]
 pub(super) struct ShapedRow {
+    level: Level,
     /// Per block, the maximum of its shaped logits.
     maxima: Vec<f32>,
+    /// Per group, the maximum of its blocks.
+    groups: Vec<f32>,
     /// Per block, the index of its patch.
     patch_of: Vec<u32>,
     patched: Vec<u32>,
     patches: Vec<[f32; BLOCK]>,
-    sorted: Vec<f32>,
+    /// Room to select the k-th of some maxima.
+    room: Vec<f32>,
+    /// Blocks that may hold one of the best.
+    promising: Vec<u32>,
 }
 
 impl ShapedRow {
+    /// One that works at `level`; [`Default`] takes the best there is.
+    #[cfg(test)]
+    pub(super) fn at(level: Level) -> Self {
+        Self { level, ..Self::default() }
+    }
+
     /// Reads the row and forgets all changes to the one before.
     pub(super) fn begin(&mut self, row: &[f32]) -> RowState {
         for &block in &self.patched {
@@ -62,15 +80,10 @@ impl ShapedRow {
         self.patched.clear();
         self.patches.clear();
         self.patch_of.resize(row.len().div_ceil(BLOCK), UNPATCHED);
-        self.maxima.clear();
-        let mut nan = [0; LANES];
-        let (blocks, rest) = row.as_chunks::<BLOCK>();
-        self.maxima.extend(blocks.iter().map(|block| scan(block, &mut nan)));
-        if !rest.is_empty() {
-            self.maxima.push(scan(rest, &mut nan));
-        }
+        let nan = block_maxima(row, &mut self.maxima);
+        self.gather();
         let max = self.max();
-        if nan.iter().any(|&it| it != 0) || max == f32::INFINITY {
+        if nan || max == f32::INFINITY {
             RowState::NotANumber
         } else if max == f32::NEG_INFINITY {
             RowState::Empty
@@ -100,14 +113,27 @@ impl ShapedRow {
 
     /// Brings the maxima up to date with the changes.
     pub(super) fn settle(&mut self) {
-        for (&block, patch) in self.patched.iter().zip(&self.patches) {
-            self.maxima[block as usize] = scan(patch, &mut [0; LANES]);
+        if !self.patched.is_empty() {
+            for (&block, patch) in self.patched.iter().zip(&self.patches) {
+                self.maxima[block as usize] = lanes::block_max(patch, &mut [0; LANES]);
+            }
+            self.gather();
+        }
+    }
+
+    fn gather(&mut self) {
+        self.groups.clear();
+        self.groups.resize(GROUPS.min(self.maxima.len()), f32::NEG_INFINITY);
+        for chunk in self.maxima.chunks(GROUPS) {
+            for (group, &max) in self.groups.iter_mut().zip(chunk) {
+                *group = larger(max, *group);
+            }
         }
     }
 
     /// The largest shaped logit.
     pub(super) fn max(&self) -> f32 {
-        self.maxima.iter().fold(f32::NEG_INFINITY, |max, &it| larger(it, max))
+        lanes::max(&self.groups)
     }
 
     /// The best token; the lowest id among equals. `None` if all are forbidden.
@@ -134,25 +160,23 @@ impl ShapedRow {
         if k == 0 {
             return;
         }
-        // The k largest block maxima are k logits of the row, so the k best are none below the
-        // smallest of these.
-        let mut threshold = f32::NEG_INFINITY;
-        if k < self.maxima.len() {
-            self.sorted.clear();
-            self.sorted.extend_from_slice(&self.maxima);
-            let (_, kth, _) = self.sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-            threshold = *kth;
-        }
+        // The k largest of any maxima are k logits of the row, so the k best are none below the smallest
+        // of these. The groups give a bound that leaves little more than k blocks to look at, and these
+        // the best bound that maxima can give.
+        let bound = kth_largest(&self.groups, k, &mut self.room);
+        self.promising.clear();
         for (index, &max) in self.maxima.iter().enumerate() {
-            if max >= threshold && max > f32::NEG_INFINITY {
-                let first = index * BLOCK;
-                for (offset, &logit) in self.block(row, index).iter().enumerate() {
-                    if logit >= threshold && logit > f32::NEG_INFINITY {
-                        out.push(Candidate { id: (first + offset) as u32, logit });
-                    }
-                }
+            if max >= bound && max > f32::NEG_INFINITY {
+                self.promising.push(index as u32);
             }
         }
+        let mut threshold = bound.max(f32::MIN);
+        if k < self.promising.len() {
+            self.room.clear();
+            self.room.extend(self.promising.iter().map(|&index| self.maxima[index as usize]));
+            threshold = *self.room.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+        }
+        self.level.run(Above { view: self, row, threshold, out });
         if out.len() > k {
             out.select_nth_unstable_by(k - 1, Candidate::order);
             out.truncate(k);
@@ -160,11 +184,29 @@ impl ShapedRow {
         out.sort_unstable_by(Candidate::order);
     }
 
-    /// The blocks of shaped logits, in order.
-    pub(super) fn blocks<'a>(&'a self, row: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
-        (0..self.maxima.len()).map(|index| self.block(row, index))
+    /// The sum of `2^((logit - max) * factor)` over all shaped logits, of which `max` is the largest.
+    pub(super) fn sum_exp2(&self, row: &[f32], max: f32, factor: f32, rounding: Rounding) -> f64 {
+        match rounding {
+            Rounding::Fixed => self.level.run(SumExp2::<false> { view: self, row, max, factor }),
+            Rounding::Fast => self.level.run(SumExp2::<true> { view: self, row, max, factor }),
+        }
     }
 
+    /// The instruction set to work at.
+    pub(super) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The blocks of shaped logits, in order.
+    #[inline(always)]
+    pub(super) fn blocks<'a>(&'a self, row: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        (0..self.maxima.len()).map(
+            #[inline(always)]
+            |index| self.block(row, index),
+        )
+    }
+
+    #[inline(always)]
     fn block<'a>(&'a self, row: &'a [f32], index: usize) -> &'a [f32] {
         let begin = (index * BLOCK).min(row.len());
         let end = (begin + BLOCK).min(row.len());
@@ -188,35 +230,73 @@ impl ShapedRow {
     }
 }
 
-/// The maximum of a block. `nan` keeps a mark if any of it is NaN.
-#[inline]
-fn scan(block: &[f32], nan: &mut [u32; LANES]) -> f32 {
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let (lanes, rest) = block.as_chunks::<LANES>();
-    for chunk in lanes {
-        for lane in 0..LANES {
-            max[lane] = larger(chunk[lane], max[lane]);
-            nan[lane] |= u32::from(chunk[lane].is_nan());
-        }
+/// Writes the maximum of each block, and says whether there is a NaN. Portable code is as fast as the
+/// memory here, and compilers make worse of it where registers are wider.
+#[inline(never)]
+fn block_maxima(row: &[f32], maxima: &mut Vec<f32>) -> bool {
+    maxima.clear();
+    maxima.resize(row.len().div_ceil(BLOCK), f32::NEG_INFINITY);
+    let mut nan = [0; LANES];
+    let (blocks, rest) = row.as_chunks::<BLOCK>();
+    for (max, block) in maxima.iter_mut().zip(blocks) {
+        *max = lanes::block_max(block, &mut nan);
     }
-    for (lane, &value) in rest.iter().enumerate() {
-        max[lane] = larger(value, max[lane]);
-        nan[lane] |= u32::from(value.is_nan());
+    if let (Some(max), false) = (maxima.last_mut(), rest.is_empty()) {
+        let mut block = [f32::NEG_INFINITY; BLOCK];
+        block[..rest.len()].copy_from_slice(rest);
+        *max = lanes::block_max(&block, &mut nan);
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            max[lane] = larger(max[lane + width], max[lane]);
-        }
-    }
-    max[0]
+    nan.iter().any(|&it| it != 0)
 }
 
-/// The larger of two; the second if one is NaN. This, and not `f32::max`, is one machine instruction.
-#[inline]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+/// Collects the logits from a threshold on, of the promising blocks.
+struct Above<'a> {
+    view: &'a ShapedRow,
+    row: &'a [f32],
+    threshold: f32,
+    out: &'a mut Vec<Candidate>,
+}
+
+impl Kernel for Above<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: Level) {
+        let Self { view, row, threshold, out } = self;
+        for &index in view.promising.iter().filter(|it| view.maxima[**it as usize] >= threshold) {
+            let above = |logit| logit >= threshold;
+            lanes::each(view.block(row, index as usize), above, |offset, logit| {
+                out.push(Candidate { id: index * BLOCK as u32 + offset as u32, logit });
+            });
+        }
+    }
+}
+
+struct SumExp2<'a, const FAST: bool> {
+    view: &'a ShapedRow,
+    row: &'a [f32],
+    max: f32,
+    factor: f32,
+}
+
+impl<const FAST: bool> Kernel for SumExp2<'_, FAST> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self, level: Level) -> f64 {
+        let fused = FAST && level.fuses();
+        lanes::sum_exp2(self.view.blocks(self.row), self.max, self.factor, fused)
+    }
+}
+
+/// The `k`-th largest of `values`; negative infinity if there are not more than `k`.
+fn kth_largest(values: &[f32], k: usize, room: &mut Vec<f32>) -> f32 {
+    if k >= values.len() {
+        return f32::NEG_INFINITY;
+    }
+    room.clear();
+    room.extend_from_slice(values);
+    *room.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
 #[cfg(test)]
@@ -274,6 +354,41 @@ mod tests {
             prop_assert_eq!(view.blocks(&row).flatten().copied().collect::<Vec<_>>(), shaped.clone());
             for (id, logit) in shaped.iter().enumerate() {
                 prop_assert_eq!(view.logit(&row, id), *logit);
+            }
+        }
+    }
+
+    proptest! {
+        /// At any length, at any alignment, with any number in it.
+        #[test]
+        fn all_levels_see_the_same(
+            row in prop::collection::vec(
+                prop_oneof![8 => -30.0f32..30.0, 1 => Just(f32::NEG_INFINITY), 1 => -1e38f32..1e38],
+                1..3000,
+            ),
+            skip in 0usize..4,
+            forbidden in (0usize..40, any::<u64>()),
+            k in 1usize..1200,
+            factor in prop_oneof![0.1f32..10.0, Just(f32::MAX)],
+        ) {
+            let row = &row[skip.min(row.len() - 1)..];
+            let seen = Level::all().into_iter().map(|level| {
+                let mut view = ShapedRow::at(level);
+                let state = view.begin(row);
+                view.forbid(row, forbidden.0, forbidden.1);
+                view.settle();
+                let mut top = Vec::new();
+                view.top(row, k, &mut top);
+                let max = view.max().max(f32::MIN);
+                let sum = view.sum_exp2(row, max, factor, Rounding::Fixed);
+                let fast = view.sum_exp2(row, max, factor, Rounding::Fast);
+                prop_assert!((fast / sum - 1.0).abs() < 1e-6, "{fast} {sum} {level:?}");
+                let maxima: Vec<_> = view.maxima.iter().map(|it| it.to_bits()).collect();
+                Ok((state, maxima, view.best(row), top, sum.to_bits()))
+            });
+            let seen: Vec<_> = seen.collect::<Result<_, _>>()?;
+            for other in &seen[1..] {
+                prop_assert_eq!(other, &seen[0]);
             }
         }
     }

@@ -1,9 +1,11 @@
 //! The chain from a row of logits to a token.
 
+use std::f64::consts::LOG2_E;
+
 use super::{
     blockmax::{Candidate, RowState, ShapedRow},
     deep::Buckets,
-    logprobs::sum_exp,
+    lanes::Rounding,
     penalties::{self, Occurrences},
 };
 use crate::{
@@ -122,8 +124,8 @@ impl Sampler {
     /// of these prefixes.
     fn draw(&mut self, row: &[f32], max: f32, sampling: &Sampling, uniform: f32) -> u32 {
         let temperature = f64::from(sampling.temperature);
-        let scale = (1.0 / temperature).min(f64::from(f32::MAX)) as f32;
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / temperature).exp();
+        let factor = (LOG2_E / temperature).min(f64::from(f32::MAX)) as f32;
+        let weight = |logit: f32| libm::exp((f64::from(logit) - f64::from(max)) / temperature);
         let top_k = if (sampling.top_k as usize) < row.len() { sampling.top_k as usize } else { 0 };
         let (top_p, min_p) = (f64::from(sampling.top_p), f64::from(sampling.min_p));
         let uniform = f64::from(uniform);
@@ -132,7 +134,7 @@ impl Sampler {
         let total = if top_k > 0 {
             self.candidates.iter().map(|it| weight(it.logit)).sum()
         } else if top_p < 1.0 || min_p <= 0.0 {
-            sum_exp(self.view.blocks(row), max, scale)
+            self.view.sum_exp2(row, max, factor, Rounding::Fixed)
         } else {
             f64::INFINITY // min-p alone does not ask what the whole adds up to
         };
@@ -168,7 +170,7 @@ impl Sampler {
                 break;
             }
             if looked >= LAST_LOOK {
-                return self.draw_deep(row, max, scale, sampling, uniform);
+                return self.draw_deep(row, max, factor, sampling, uniform);
             }
             self.view.top(row, looked * 2, &mut self.candidates);
             if self.candidates.len() == looked {
@@ -191,23 +193,24 @@ impl Sampler {
     }
 
     /// The same without top-k, where no small number of candidates is enough.
-    fn draw_deep(&mut self, row: &[f32], max: f32, scale: f32, sampling: &Sampling, uniform: f64) -> u32 {
+    fn draw_deep(&mut self, row: &[f32], max: f32, factor: f32, sampling: &Sampling, uniform: f64) -> u32 {
         let Self { view, buckets, .. } = self;
-        let mut sum = buckets.fill(view, row, max, scale, f32::MIN);
+        let mut sum = buckets.fill(view, row, max, factor, f32::MIN);
         if sampling.top_p < 1.0
             && let Some((_, kept)) = buckets.locate(view, row, f64::from(sampling.top_p) * sum, true)
         {
             sum = kept;
         }
         if sampling.min_p > 0.0 {
-            let floor = f64::from(max) + f64::from(sampling.temperature) * f64::from(sampling.min_p).ln();
-            sum = sum.min(buckets.fill(view, row, max, scale, floor as f32));
+            let floor =
+                f64::from(max) + f64::from(sampling.temperature) * libm::log(f64::from(sampling.min_p));
+            sum = sum.min(buckets.fill(view, row, max, factor, floor as f32));
         }
         buckets.locate(view, row, uniform * sum, false).map_or(0, |it| it.0)
     }
 
     fn logprobs(&mut self, row: &[f32], id: u32, max: f32, n: usize) -> (f32, Vec<(Token, f32)>) {
-        let log_sum = f64::from(max) + sum_exp(self.view.blocks(row), max, 1.0).ln();
+        let log_sum = f64::from(max) + libm::log(self.view.sum_exp2(row, max, LOG2_E as f32, Rounding::Fast));
         let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
         let own = logprob(self.view.logit(row, id as usize));
         self.view.top(row, n, &mut self.candidates);
@@ -217,6 +220,7 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use llm_node_cpu::Level;
     use proptest::prelude::*;
 
     use super::*;
@@ -397,6 +401,34 @@ mod tests {
             let (token, margin) = reference(&row, &sampling, uniform);
             if margin > 1e-5 {
                 prop_assert_eq!(picked.token, token);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+        /// What is picked does not depend on the instruction set.
+        #[test]
+        fn all_levels_pick_the_same(
+            seed in any::<u64>(),
+            length in 1usize..4000,
+            spread in 0.01f32..40.0,
+            sampling in sampling(),
+            uniform in 0.0f32..1.0,
+        ) {
+            let row: Vec<f32> =
+                (0..length as u64).map(|id| crate::sample::rng::uniform(seed, id) * spread).collect();
+            let occurrences = Occurrences::of(&[1, 5, 5, 700]);
+            let mut picks = Level::all().into_iter().map(|level| {
+                let mut sampler = Sampler { view: ShapedRow::at(level), ..Sampler::default() };
+                sampler
+                    .pick(&row, &sampling, &occurrences, &Forbidden::default(), uniform, None)
+                    .map(|it| it.token)
+            });
+            let first = picks.next();
+            for other in picks {
+                prop_assert_eq!(Some(other), first);
             }
         }
     }

@@ -4,16 +4,22 @@
 //! Everything here is a function of the row, the request and one number in `[0, 1)`. There is no
 //! random state, so an answer depends neither on the batch around it nor on preemption.
 //!
+//! Nor does the token depend on the machine: what decides on it is computed in one fixed order of
+//! operations at every instruction set, and without the functions of the system's mathematical library.
+//! Log-probabilities alone may differ in their last bit between machines.
+//!
 //! It refuses to build a list of the whole vocabulary: one streaming pass leaves the maximum of
 //! each block of the row, and what follows touches few blocks.
 
 mod blockmax;
 mod chain;
 mod deep;
-mod logprobs;
+mod lanes;
 mod penalties;
 pub mod rng;
+mod rows;
 
 pub use blockmax::Candidate;
 pub use chain::{Forbidden, PickFault, Picked, Sampler};
 pub use penalties::{Occurrences, penalise};
+pub use rows::{Job, Samplers};

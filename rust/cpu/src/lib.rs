@@ -1,0 +1,13 @@
+//! What the core needs of the processor and safe Rust has no words for: code compiled for the
+//! instruction sets that this machine has ([`Level`]), and threads that stay and work on borrowed data
+//! ([`Crew`]).
+//!
+//! There is no arithmetic here, and no policy: what is computed, and how it is shared out, the core
+//! says.
+#![warn(missing_docs)]
+
+mod crew;
+mod level;
+
+pub use crew::Crew;
+pub use level::{Kernel, Level};
