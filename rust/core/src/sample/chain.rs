@@ -13,10 +13,9 @@ use crate::{
     request::Sampling,
 };
 
-/// How many candidates are looked at first where no top-k says it.
-const FIRST_LOOK: usize = 256;
-/// How many are looked at one by one before the rest is seen through its mass alone.
-const LAST_LOOK: usize = 1024;
+/// How many candidates are looked at one by one where no top-k says it. If they are not enough, the row
+/// is seen through its mass: to look at twice as many takes longer than that.
+const LOOK: usize = 256;
 
 /// Why no token could be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -130,7 +129,7 @@ impl Sampler {
         let (top_p, min_p) = (f64::from(sampling.top_p), f64::from(sampling.min_p));
         let uniform = f64::from(uniform);
 
-        self.view.top(row, if top_k > 0 { top_k } else { FIRST_LOOK }, &mut self.candidates);
+        self.view.top(row, if top_k > 0 { top_k } else { LOOK }, &mut self.candidates);
         let total = if top_k > 0 {
             self.candidates.iter().map(|it| weight(it.logit)).sum()
         } else if top_p < 1.0 || min_p <= 0.0 {
@@ -150,32 +149,22 @@ impl Sampler {
 
         let (mut kept, mut sum) = (0, 0.0);
         let mut ended = false;
-        loop {
-            while let Some(candidate) = self.candidates.get(kept) {
-                let weight = weight(candidate.logit);
-                // The best one has weight 1.
-                if weight < min_p {
-                    ended = true;
-                    break;
-                }
-                kept += 1;
-                sum += weight;
-                if sum > enough || (!unfiltered && sum >= enough) {
-                    ended = true;
-                    break;
-                }
-            }
-            let looked = self.candidates.len();
-            if ended || top_k > 0 || looked < FIRST_LOOK {
+        for candidate in &self.candidates {
+            let weight = weight(candidate.logit);
+            // The best one has weight 1.
+            if weight < min_p {
+                ended = true;
                 break;
             }
-            if looked >= LAST_LOOK {
-                return self.draw_deep(row, max, factor, sampling, uniform);
-            }
-            self.view.top(row, looked * 2, &mut self.candidates);
-            if self.candidates.len() == looked {
+            kept += 1;
+            sum += weight;
+            if sum > enough || (!unfiltered && sum >= enough) {
+                ended = true;
                 break;
             }
+        }
+        if !ended && top_k == 0 && self.candidates.len() == LOOK {
+            return self.draw_deep(row, max, factor, sampling, uniform);
         }
         let kept = &self.candidates[..kept];
         if unfiltered {
@@ -195,7 +184,10 @@ impl Sampler {
     /// The same without top-k, where no small number of candidates is enough.
     fn draw_deep(&mut self, row: &[f32], max: f32, factor: f32, sampling: &Sampling, uniform: f64) -> u32 {
         let Self { view, buckets, .. } = self;
-        let mut sum = buckets.fill(view, row, max, factor, f32::MIN);
+        let mut sum = f64::INFINITY;
+        if sampling.top_p < 1.0 || sampling.min_p <= 0.0 {
+            sum = buckets.fill(view, row, max, factor, f32::MIN);
+        }
         if sampling.top_p < 1.0
             && let Some((_, kept)) = buckets.locate(view, row, f64::from(sampling.top_p) * sum, true)
         {

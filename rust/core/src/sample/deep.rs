@@ -1,4 +1,4 @@
-//! Draws from rows so flat that the best thousand tokens hold too little of the mass.
+//! Draws from rows so flat that the best few hundred tokens hold too little of the mass.
 //!
 //! Sorting a whole vocabulary takes milliseconds. Instead the mass is gathered into buckets of equal
 //! logits, best first; only the bucket in which a sum meets its limit is sorted.

@@ -10,9 +10,9 @@ use super::{
 };
 use crate::request::Sampling;
 
-/// Logits that a thread must have before it is woken: some 70 us of work, where a wake-up takes 10 to
-/// 50 us until the other thread runs.
-const WORTH_A_THREAD: usize = 1 << 19;
+/// Logits that a thread must have before it is woken: 50 us of work. On a virtual machine, where cores
+/// wake slowest, a crew of two takes 45 us for nothing, and breaks even at 100 us of work in all.
+const WORTH_A_THREAD: usize = 3 << 17;
 
 /// A row to pick from, and how; see [`Sampler::pick`].
 #[derive(Clone, Copy, Debug)]
