@@ -1,4 +1,4 @@
-//! What one thread takes to pick one token. `target/criterion/sample/*/*/new/estimates.json` holds
+//! What one thread takes to pick one token. `target/criterion/sample_*/*/new/estimates.json` holds
 //! the figures, in nanoseconds per row.
 //!
 //! One row is used again and again, so that it lies in the processor's cache, as a row that an engine
