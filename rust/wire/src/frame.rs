@@ -130,25 +130,35 @@ impl<W: Write> FrameWriter<W> {
     /// Writes one message and flushes. After [`FrameError::TooLarge`] and [`FrameError::Malformed`]
     /// nothing was written, and the stream is as it was.
     pub fn write<M: Serialize + ?Sized>(&mut self, message: &M) -> Result<(), FrameError> {
-        let mut frame = std::mem::take(&mut self.frame);
-        frame.clear();
-        frame.shrink_to(KEEP);
-        frame.extend_from_slice(&[0; PREFIX]);
-        let mut frame = postcard::to_extend(message, frame).map_err(|error| malformed(&error))?;
-        let length = frame.len() - PREFIX;
-        if length > MAX_FRAME {
-            return Err(FrameError::TooLarge { length });
-        }
-        frame[..PREFIX].copy_from_slice(&(length as u32).to_le_bytes());
+        let frame = encode(message, std::mem::take(&mut self.frame))?;
         let written = self.inner.write_all(&frame).and_then(|()| self.inner.flush());
         self.frame = frame;
         written.map_err(FrameError::io)
+    }
+
+    /// Writes the end of a frame whose beginning went another way.
+    pub fn resume(&mut self, rest: &[u8]) -> Result<(), FrameError> {
+        self.inner.write_all(rest).and_then(|()| self.inner.flush()).map_err(FrameError::io)
     }
 
     /// The socket below.
     pub fn get_ref(&self) -> &W {
         &self.inner
     }
+}
+
+/// One message as a whole frame, in the place of what `frame` held.
+pub fn encode<M: Serialize + ?Sized>(message: &M, mut frame: Vec<u8>) -> Result<Vec<u8>, FrameError> {
+    frame.clear();
+    frame.shrink_to(KEEP);
+    frame.extend_from_slice(&[0; PREFIX]);
+    let mut frame = postcard::to_extend(message, frame).map_err(|error| malformed(&error))?;
+    let length = frame.len() - PREFIX;
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLarge { length });
+    }
+    frame[..PREFIX].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(frame)
 }
 
 /// A body to the one message that it is.

@@ -21,6 +21,7 @@ pub mod report;
 pub mod sandbox;
 pub mod serve;
 mod shape;
+mod socket;
 mod source;
 
 pub use engine::{Engine, EngineSettings, Observer, unobserved};

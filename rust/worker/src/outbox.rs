@@ -1,22 +1,26 @@
-//! The way of messages to the node, on a thread of its own.
+//! The way of messages to the node.
 //!
-//! The scheduler must never wait for the node, so sending only appends to a queue. What one step
-//! brought is one frame; while the node is slow, the steps that wait become one frame. Log messages
-//! are dropped when too many wait. If the node stops reading altogether, the queue is closed rather
+//! The scheduler must never wait for the node. What the socket takes at once is sent at once; what it
+//! does not is appended to a queue, for a thread that may wait. What one step brought is one frame;
+//! while the node is slow, the steps that wait become one frame. Log messages are dropped when too many
+//! wait. If the node stops reading altogether, the queue is closed rather
 //! than grown without end, and the worker ends.
 
 use std::{
     collections::VecDeque,
     io::Write,
+    mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use llm_node_core::event::Event;
 use llm_node_wire::{
-    frame::{FrameError, FrameWriter},
+    frame::{self, FrameError, FrameWriter},
     message::{FromWorker, RequestId},
 };
+
+use crate::socket::SendNow;
 
 /// Most events in a frame that was put together from several steps; keeps it far below the cap.
 const MERGE_EVENTS: usize = 4096;
@@ -41,9 +45,11 @@ struct Shared {
     overflow: fn() -> !,
 }
 
-#[derive(Default)]
 struct Queue {
-    messages: VecDeque<FromWorker>,
+    direct: Box<dyn SendNow + Send>,
+    /// Of the last frame that was sent directly, to be used again.
+    frame: Vec<u8>,
+    messages: VecDeque<Waiting>,
     logs: usize,
     dropped_logs: u64,
     events: usize,
@@ -51,11 +57,37 @@ struct Queue {
     closed: bool,
 }
 
+enum Sent {
+    Whole,
+    /// What is left of it is in the queue.
+    InPart,
+    Not,
+}
+
+enum Waiting {
+    Message(FromWorker),
+    /// The end of a frame whose beginning is sent.
+    Rest(Vec<u8>),
+}
+
 impl Outbox {
-    /// Starts the thread that writes. It ends when the connection does.
-    pub(crate) fn start<W: Write + Send + 'static>(socket: W, overflow: fn() -> !) -> std::io::Result<Self> {
+    /// Starts the thread that writes. It ends when the connection does. `direct`: the same socket.
+    pub(crate) fn start<W: Write + Send + 'static>(
+        socket: W,
+        direct: impl SendNow + Send + 'static,
+        overflow: fn() -> !,
+    ) -> std::io::Result<Self> {
         let outbox = Self(Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue {
+                direct: Box::new(direct),
+                frame: Vec::new(),
+                messages: VecDeque::new(),
+                logs: 0,
+                dropped_logs: 0,
+                events: 0,
+                writing: false,
+                closed: false,
+            }),
             filled: Condvar::new(),
             emptied: Condvar::new(),
             overflow,
@@ -73,6 +105,15 @@ impl Outbox {
         if queue.closed {
             return;
         }
+        match queue.send_now(&message) {
+            Sent::Whole => return,
+            Sent::InPart => {
+                drop(queue);
+                self.0.filled.notify_one();
+                return;
+            }
+            Sent::Not => {}
+        }
         match message {
             FromWorker::Step(events) => queue.push_events(events),
             FromWorker::Log { .. } if queue.logs >= LOG_BACKLOG => {
@@ -81,7 +122,7 @@ impl Outbox {
             }
             message => {
                 queue.logs += usize::from(matches!(message, FromWorker::Log { .. }));
-                queue.messages.push_back(message);
+                queue.messages.push_back(Waiting::Message(message));
             }
         }
         let overflow = queue.events > EVENT_BACKLOG;
@@ -102,13 +143,32 @@ impl Outbox {
 }
 
 impl Queue {
+    /// Sends a message where nothing goes before it. An error is for the thread to find out.
+    fn send_now(&mut self, message: &FromWorker) -> Sent {
+        if self.writing || !self.messages.is_empty() {
+            return Sent::Not;
+        }
+        let Ok(frame) = frame::encode(message, mem::take(&mut self.frame)) else { return Sent::Not };
+        self.frame = frame;
+        match self.direct.send_now(&self.frame) {
+            Ok(sent) if sent == self.frame.len() => Sent::Whole,
+            Ok(sent) if sent > 0 => {
+                self.messages.push_back(Waiting::Rest(self.frame.split_off(sent)));
+                Sent::InPart
+            }
+            _ => Sent::Not,
+        }
+    }
+
     fn push_events(&mut self, mut events: Vec<(RequestId, Event)>) {
         self.events += events.len();
         match self.messages.back_mut() {
-            Some(FromWorker::Step(waiting)) if waiting.len() + events.len() <= MERGE_EVENTS => {
+            Some(Waiting::Message(FromWorker::Step(waiting)))
+                if waiting.len() + events.len() <= MERGE_EVENTS =>
+            {
                 waiting.append(&mut events);
             }
-            _ => self.messages.push_back(FromWorker::Step(events)),
+            _ => self.messages.push_back(Waiting::Message(FromWorker::Step(events))),
         }
     }
 }
@@ -130,8 +190,8 @@ impl Shared {
                 }
             }
             // All that waits at once, so that what comes meanwhile can be merged with its like.
-            let messages = std::mem::take(&mut queue.messages);
-            let dropped = std::mem::take(&mut queue.dropped_logs);
+            let messages = mem::take(&mut queue.messages);
+            let dropped = mem::take(&mut queue.dropped_logs);
             queue.logs = 0;
             queue.events = 0;
             queue.writing = true;
@@ -141,8 +201,12 @@ impl Shared {
                 severity: 2,
                 message: format!("{dropped} log messages were dropped: too many at once"),
             });
-            for message in messages.into_iter().chain(note) {
-                if write(writer, message).is_err() {
+            for waiting in messages.into_iter().chain(note.map(Waiting::Message)) {
+                let written = match waiting {
+                    Waiting::Message(message) => write(writer, message),
+                    Waiting::Rest(rest) => writer.resume(&rest),
+                };
+                if written.is_err() {
                     let mut queue = self.lock();
                     queue.closed = true;
                     queue.messages.clear();
@@ -203,10 +267,74 @@ mod tests {
         }
     }
 
+    /// A socket without room.
+    struct Full;
+
+    impl SendNow for Full {
+        fn send_now(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    /// One wire, with room for now more, now fewer bytes at once.
+    #[derive(Clone, Default)]
+    struct Narrow {
+        wire: Arc<Mutex<Vec<u8>>>,
+        calls: usize,
+    }
+
+    impl Narrow {
+        fn take(&self, bytes: &[u8]) -> usize {
+            self.wire.lock().unwrap().extend_from_slice(bytes);
+            bytes.len()
+        }
+    }
+
+    impl SendNow for Narrow {
+        fn send_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.calls += 1;
+            match self.calls % 4 {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                n => Ok(self.take(&bytes[..bytes.len() * n / 3])),
+            }
+        }
+    }
+
+    impl Write for Narrow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(self.take(bytes))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_goes_directly_and_what_waits_keep_their_order() {
+        let wire = Narrow::default();
+        let outbox = Outbox::start(wire.clone(), wire.clone(), no_overflow).unwrap();
+        let all = 0..2000;
+        for n in all.clone() {
+            outbox.send(FromWorker::Step(vec![(n, piece("some text"))]));
+            if n % 7 == 0 {
+                outbox.flush();
+            }
+        }
+        outbox.flush();
+        let bytes = wire.wire.lock().unwrap().clone();
+        let mut reader = FrameReader::new(&bytes[..]);
+        let mut ids = Vec::new();
+        while let Ok(FromWorker::Step(events)) = reader.read() {
+            ids.extend(events.into_iter().map(|(id, _)| id));
+        }
+        assert_eq!(ids, all.collect::<Vec<_>>());
+    }
+
     fn gated() -> (Outbox, mpsc::Sender<()>, impl FnMut() -> FromWorker) {
         let (opener, open) = mpsc::channel();
         let (out, written) = mpsc::channel();
-        let outbox = Outbox::start(Gate { open, out }, no_overflow).unwrap();
+        let outbox = Outbox::start(Gate { open, out }, Full, no_overflow).unwrap();
         (outbox, opener, move || FrameReader::new(&written.recv().unwrap()[..]).read().unwrap())
     }
 
@@ -270,7 +398,7 @@ mod tests {
     #[test]
     fn an_answer_that_no_frame_can_hold_becomes_an_error() {
         let mut bytes = Vec::new();
-        let text = "x".repeat(llm_node_wire::frame::MAX_FRAME);
+        let text = "x".repeat(frame::MAX_FRAME);
         let answer = Ok(llm_node_wire::message::Answer::Text(text));
         write(&mut FrameWriter::new(&mut bytes), FromWorker::Answer { id: 3, answer }).unwrap();
         let message: FromWorker = FrameReader::new(&bytes[..]).read().unwrap();

@@ -39,6 +39,7 @@ use crate::{
     outbox::Outbox,
     report::{Report, Reporter},
     sandbox::{self, Sandbox, leave},
+    socket::{Receiving, Sending},
 };
 
 /// Exit codes of a worker.
@@ -84,7 +85,10 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
     let (sender, inputs) = mpsc::channel();
     let reading = sender.clone();
     let reader = thread::Builder::new().name("reader".into()).spawn(move || read(receiving, &reading));
-    let Ok(outbox) = Outbox::start(socket, || leave(exit::PROTOCOL)) else { return exit::NO_NODE };
+    let Ok(direct) = socket.try_clone() else { return exit::NO_NODE };
+    let Ok(outbox) = Outbox::start(Sending(socket), Sending(direct), || leave(exit::PROTOCOL)) else {
+        return exit::NO_NODE;
+    };
     if reader.is_err() {
         return exit::NO_NODE;
     }
@@ -106,7 +110,7 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
 
 /// The reader thread.
 fn read(socket: Stream, inputs: &Sender<Input>) {
-    let mut reader = FrameReader::new(socket);
+    let mut reader = FrameReader::new(Receiving(socket));
     loop {
         let input = match reader.read() {
             Ok(message) => Input::Message(Box::new(message)),
