@@ -1,6 +1,6 @@
 """The typed boundary between Python and Rust. Imported by `node.py`, `worker.py` and `load.py` alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, final
 
 __all__ = [
@@ -89,7 +89,8 @@ class Supervisor:
         """Load a model, or join a load under way. Blocks until it is ready; raises `Fault`.
 
         `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
-        "gpu_layers"?, "threads"?, "options"?}. Gives JSON: what the load came to.
+        "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "options"?}. Gives JSON: what the load
+        came to.
         """
 
     def unload(self, model_id: str, timeout_seconds: float) -> None:

@@ -53,14 +53,18 @@ class Engine:
         cache_tokens: int | None = None,
         gpu_layers: int | None = None,
         threads: int | None = None,
+        speculation: str = "lookup",
+        draft_model: str | os.PathLike[str] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Model:
         """Load a model file or folder.
 
         context_length: longest sequence in tokens; None: the model's own. max_sequences: how many are
         computed at once. cache_tokens: KV cache for all of them together; None: the full length for each.
-        gpu_layers: layers on the device; None: all. threads: of the CPU; None: the
-        engine's choice. options: further settings for the engine. Raises `NodeError`.
+        gpu_layers: layers on the device; None: all. threads: of the CPU; None: the engine's choice.
+        speculation: "off" or "lookup", guessing tokens out of the text. draft_model: a smaller model with
+        the same vocabulary that guesses instead. options: further settings for the engine. Raises
+        `NodeError`.
         """
         wanted = {
             "context_length": context_length,
@@ -68,6 +72,8 @@ class Engine:
             "cache_tokens": cache_tokens,
             "gpu_layers": gpu_layers,
             "threads": threads,
+            "speculation": speculation,
+            "draft_model": None if draft_model is None else os.path.abspath(draft_model),
             "options": dict(options or {}),
         }
         chosen = {key: value for key, value in wanted.items() if value is not None}

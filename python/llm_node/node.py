@@ -236,6 +236,8 @@ class Node:
         target_step_ms: int = 150,
         prefix_cache: bool = True,
         step_timeout: int = 600,
+        speculation: str = "lookup",
+        draft_model: Path | str | None = None,
         engine_options: Mapping[str, str] | None = None,
         load_timeout: float = 600.0,
         drain_timeout: float = 8.0,
@@ -249,6 +251,7 @@ class Node:
         gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
             `gpu_not_found` where there is no GPU.
         vram_limit: bytes on each device. Timeouts and intervals: seconds.
+        speculation: "off" or "lookup". draft_model: a file that guesses instead, unless it is "off".
         needs_device: False for one who only lists engines and models.
         """
         self._wanted_backend = gpu_backend
@@ -265,6 +268,8 @@ class Node:
         self._target_step_ms = target_step_ms
         self._prefix_cache = prefix_cache
         self._step_timeout = step_timeout
+        self._speculation = speculation
+        self._draft_model = None if draft_model is None else str(Path(draft_model).absolute())
         self._engine_options = dict(engine_options or {})
         self._load_timeout = load_timeout
         self._drain_timeout = drain_timeout
@@ -358,6 +363,8 @@ class Node:
             "target_step_ms": self._target_step_ms,
             "keep_prefixes": self._prefix_cache,
             "step_timeout_seconds": self._step_timeout,
+            "speculation": self._speculation,
+            "draft_model": self._draft_model,
             "load_timeout_seconds": self._load_timeout,
             "start_timeout_seconds": START_SECONDS,
             "worker_command": [sys.executable, "-m", "llm_node.worker"],
@@ -387,7 +394,8 @@ class Node:
         """Load a model, or join a load under way, and say what it came to.
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
-        `threads`, `options` (text to text, for the engine). The load goes on when the caller is cancelled.
+        `threads`, `speculation`, `draft_model` (a name), `options` (text to text, for the engine). The load
+        goes on when the caller is cancelled.
         """
         task = asyncio.ensure_future(self._load({"model_id": model_id, **options}))
         task.add_done_callback(_look_at)

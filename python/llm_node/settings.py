@@ -24,6 +24,7 @@ PREFIX = "LLM_NODE_"
 NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
 """Variables of ours that the node passes to its own children."""
 
+SPECULATION = ("off", "lookup")
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -259,6 +260,21 @@ class Settings:
         _integer(0, 86_400),
         "One step of an engine may take so long before its worker is ended; 0 waits for ever.",
         metavar="SECONDS",
+    )
+    speculation: str = _setting(
+        "lookup",
+        _one_of(SPECULATION),
+        "Guess tokens ahead where that pays, and verify them in one step. Answers stay what they are. "
+        "lookup guesses out of prompt and answer; off never guesses, not with a draft model either.",
+        metavar="|".join(SPECULATION),
+    )
+    draft_model: Path | None = _setting(  # noqa: RUF009
+        None,
+        _path,
+        "A smaller model that guesses instead, for all models that are loaded without another wish. "
+        "Its vocabulary must be theirs.",
+        metavar="FILE",
+        shown="none",
     )
     engine_option: tuple[tuple[str, str], ...] = _setting(
         (),

@@ -42,6 +42,8 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "engines_dir": "/e",
         "models_dir": "/m",
         "demo_model": "no",
+        "prefix_cache": "no",
+        "speculation": "off",
         "gpu_backend": "vulkan",
         "vram_limit": "8G",
         "host": "0.0.0.0",

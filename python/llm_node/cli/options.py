@@ -61,6 +61,8 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         target_step_ms=settings.target_step_ms,
         prefix_cache=settings.prefix_cache,
         step_timeout=settings.step_timeout,
+        speculation=settings.speculation,
+        draft_model=settings.draft_model,
         engine_options=dict(settings.engine_option),
         load_timeout=settings.load_timeout,
         drain_timeout=settings.drain_timeout,

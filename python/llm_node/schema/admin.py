@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from llm_node.schema.wire import Wire
@@ -20,6 +22,10 @@ class LoadRequest(Wire):
     gpu_layers: int | None = Field(default=None, ge=-1, lt=2**31)
     """Layers on the devices; -1: all."""
     threads: int | None = Field(default=None, ge=0, le=4096)
+    speculation: Literal["off", "lookup"] | None = None
+    """Whether tokens are guessed ahead."""
+    draft_model: str | None = Field(default=None, min_length=1, max_length=512)
+    """A model that guesses them, by its name."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

@@ -31,7 +31,7 @@ const WORTH_WAITING: u32 = 16;
 /// How many of those that wait are looked at for one that need not.
 const LOOK_AHEAD: usize = 256;
 /// Most tokens drafted for one request in one step.
-const MOST_DRAFTED: u32 = 16;
+pub const MOST_DRAFTED: u32 = 16;
 
 /// How much a session takes on.
 #[derive(Clone, Debug)]

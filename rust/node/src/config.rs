@@ -47,6 +47,12 @@ pub struct NodeConfig {
     /// How long one step of an engine may take, in whole seconds; 0: any time.
     #[serde(default)]
     pub step_timeout_seconds: u32,
+    /// Whether tokens are guessed ahead.
+    #[serde(default)]
+    pub speculation: Speculation,
+    /// A model that guesses instead of the text itself, unless `speculation` is off.
+    #[serde(default)]
+    pub draft_model: Option<PathBuf>,
     /// CPU threads of an engine; 0: the engine's own choice.
     #[serde(default)]
     pub threads: u32,
@@ -97,6 +103,18 @@ pub enum DeviceKind {
     Gpu,
     /// The host's memory.
     Host,
+}
+
+/// Whether tokens are guessed ahead and verified together; see
+/// [`llm_node_wire::message::Speculation`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speculation {
+    /// Never.
+    Off,
+    /// Out of prompt and answer.
+    #[default]
+    Lookup,
 }
 
 /// A value in an object of engine options. Engines get text.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -16,10 +16,10 @@ use llm_node_core::{
     event::Event,
 };
 use llm_node_node::{
-    config::OptionValue,
+    config::{self, OptionValue},
     registry::{manifest, verdict::Refusal},
 };
-use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling};
+use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use pyo3::prelude::*;
 use serde::Deserialize;
@@ -122,6 +122,11 @@ impl PyEngine {
             scheduling: SCHEDULING,
             // Nobody could end this process but its owner.
             step_timeout_seconds: 0,
+            speculation: match (options.speculation, options.draft_model) {
+                (config::Speculation::Off, _) => Speculation::Off,
+                (config::Speculation::Lookup, None) => Speculation::Lookup,
+                (config::Speculation::Lookup, Some(path)) => Speculation::Model(path),
+            },
             options: settings,
         };
         let model = engine.load(&plan, &mut |_| {})?;
@@ -148,6 +153,10 @@ struct LoadOptions {
     gpu_layers: Option<i32>,
     #[serde(default)]
     threads: Option<u32>,
+    #[serde(default)]
+    speculation: config::Speculation,
+    #[serde(default)]
+    draft_model: Option<PathBuf>,
     #[serde(default)]
     options: BTreeMap<String, OptionValue>,
 }

@@ -69,8 +69,22 @@ pub struct LoadPlan {
     pub scheduling: Scheduling,
     /// Seconds that one step of the engine may take before the worker gives the engine up; 0: any.
     pub step_timeout_seconds: u32,
+    /// Who guesses tokens ahead.
+    pub speculation: Speculation,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
+}
+
+/// Who proposes tokens that a step then verifies. It changes how fast an answer comes, never what it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Speculation {
+    /// Nobody: each step brings an answer one token.
+    Off,
+    /// What prompt and answer already hold.
+    #[default]
+    Lookup,
+    /// A smaller model with the same vocabulary, which the same engine runs.
+    Model(#[serde(with = "crate::os_path")] std::path::PathBuf),
 }
 
 /// From the node to a worker.

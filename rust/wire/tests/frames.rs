@@ -12,7 +12,7 @@ use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
         Answer, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse, ModelFacts,
-        Question, Scheduling, ToWorker,
+        Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -104,11 +104,14 @@ prop_compose! {
         (context_length, max_sequences, cache_tokens) in (any::<Option<u32>>(), any::<Option<u32>>(), any::<Option<u64>>()),
         (gpu_layers, threads, vram_limit_bytes, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
         (queue_limit, target_step_ms, keep_prefixes) in (any::<u32>(), any::<u32>(), any::<bool>()),
+        speculation in prop_oneof![
+            Just(Speculation::Off), Just(Speculation::Lookup), text().prop_map(|it| Speculation::Model(it.into())),
+        ],
         options in vec((text(), text()), 0..4),
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, context_length, max_sequences, cache_tokens, gpu_layers, threads,
-            vram_limit_bytes, step_timeout_seconds, options,
+            vram_limit_bytes, step_timeout_seconds, speculation, options,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
     }

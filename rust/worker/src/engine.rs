@@ -3,12 +3,15 @@
 
 use std::{
     ops::ControlFlow,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use llm_node_core::{
     engine::{EngineFaultKind, StepEngine, Tokenizer},
     error::{ErrorCode, Fault},
+    session::MOST_DRAFTED,
+    speculate::{Drafter, Lookup},
     text::template::ChatTemplate,
 };
 use llm_node_host::{
@@ -16,12 +19,19 @@ use llm_node_host::{
     LoadErrorKind, LoadedEngine, Model, ModelParams, ModelTokenizer, OpenedEngine,
 };
 pub use llm_node_host::{Observer, unobserved};
-use llm_node_wire::message::{EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts};
+use llm_node_wire::message::{
+    EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts, Speculation,
+};
 
 use crate::{
-    model::{LoadedModel, Parts, Voice},
+    draft,
+    model::{LoadedModel, Parts, Voice, prefill_tokens},
     shape::{Shape, Wanted, length_of},
 };
+
+/// Rows of a step that verify drafts, beside the one of each sequence. They are shared: while many
+/// sequences take part, a step has enough to do, and drafts do not pay.
+const DRAFT_ROWS: u32 = 32;
 
 /// What an engine is told when it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,11 +73,13 @@ enum Home {
     Alone(Arc<Mutex<LoadedEngine>>),
 }
 
-/// What an engine says of a model that is not loaded.
+/// What an engine says of a model that is not loaded, and of its draft model.
 #[derive(Clone, Debug)]
 struct Figures {
     /// For one sequence of the model's own length.
     one: Vec<MemoryUse>,
+    /// The same for the draft model; empty where there is none.
+    draft: Vec<MemoryUse>,
 }
 
 impl Engine {
@@ -119,9 +131,14 @@ impl Engine {
         let Home::Shared(engine) = &self.home else { return Ok(None) };
         let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
         let length = if plan.context_length.is_some() { 0 } else { length_of(&figures.one) };
-        let shape = Shape::choose(wanted(plan), length, &figures.one)?;
+        let shape = Shape::choose(wanted(plan, &figures), length, &figures.one)?;
         let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
-        Ok(Some(named(engine, uses)))
+        let mut uses = named(engine, uses);
+        if let Speculation::Model(path) = &plan.speculation {
+            let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
+            add(&mut uses, draft_estimate(engine, plan, path, shape)?);
+        }
+        Ok(Some(uses))
     }
 
     /// Loads a model and makes its context. `progress` is told how far it is, from 0 to 1.
@@ -152,15 +169,30 @@ impl Engine {
         let tokenizer = tokenizer.map(Arc::new);
         let template = tokenizer.as_deref().and_then(chat_template);
         let info = model.info();
-        let uses = figures.map(|figures| figures.one).unwrap_or_default();
-        let shape = Shape::choose(wanted(plan), info.n_context, &uses)?;
-        let on_device = uses.iter().any(|one| !one.is_host && one.weights > 0);
+        let figures = figures.unwrap_or(Figures { one: Vec::new(), draft: Vec::new() });
+        let shape = Shape::choose(wanted(plan, &figures), info.n_context, &figures.one)?;
+        let on_device = figures.one.iter().any(|one| !one.is_host && one.weights > 0);
 
+        let mut models = vec![Arc::clone(&model)];
         let (voice, context_length, max_sequences) = if info.generates && generates_in_steps(engine) {
             let context = Context::create(&model, &context_params(plan, shape))?;
             let limits = context.limits();
             let sizes = (limits.context_length, limits.max_sequences);
-            (Voice::Batch { context: Box::new(context), on_device }, sizes.0, sizes.1)
+            let drafter: Option<Box<dyn Drafter>> = match (&plan.speculation, &tokenizer) {
+                (Speculation::Model(path), Some(tokenizer)) => {
+                    let draft = draft::load(engine, &draft_params(plan, path), tokenizer.vocabulary())?;
+                    let shape = shape.of_draft(draft.info().n_context, &figures.draft)?;
+                    let context = Context::create(&draft, &draft_context_params(plan, shape))
+                        .map_err(|error| draft::failed(path, error))?;
+                    models.push(draft);
+                    Some(draft::drafter(context, tokenizer.vocabulary(), prefill_tokens(on_device)))
+                }
+                (Speculation::Lookup, _) => Some(Box::new(Lookup::default())),
+                _ => None,
+            };
+            (Voice::Batch { context: Box::new(context), on_device, drafter }, sizes.0, sizes.1)
+        } else if let Speculation::Model(path) = &plan.speculation {
+            return Err(draft::unusable(path, "is of no use: the engine does not run the model in steps"));
         } else if info.generates && engine.offers("engine.stream/1") {
             (Voice::Stream, info.n_context, 1)
         } else {
@@ -176,10 +208,10 @@ impl Engine {
             n_embedding: if engine.offers("engine.embed/1") { info.n_embedding } else { 0 },
             generates: !matches!(voice, Voice::Mute),
             has_chat_template: matches!(template, Some(Ok(_))),
-            memory: model.memory_use().map(|uses| named(engine, uses)).unwrap_or_default(),
+            memory: memory_use(&models).unwrap_or_default(),
             source: voice.name().to_owned(),
         };
-        Ok(LoadedModel::new(facts, Parts { voice, model: Some(model), tokenizer, template }))
+        Ok(LoadedModel::new(facts, Parts { voice, tokenizer, template, models }))
     }
 
     /// From the last estimate, if it was of the same load. `None`: the engine cannot say.
@@ -196,13 +228,20 @@ impl Engine {
             Err(error) if error.kind() == EngineFaultKind::Unsupported => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let figures = Figures { one: named(engine, uses) };
+        let draft = match &plan.speculation {
+            Speculation::Model(path) => draft_estimate(engine, plan, path, own_length)?,
+            Speculation::Off | Speculation::Lookup => Vec::new(),
+        };
+        let figures = Figures { one: named(engine, uses), draft };
         *last = Some((plan.clone(), figures.clone()));
         Ok(Some(figures))
     }
 }
 
 fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<LoadedModel, Fault> {
+    if let Speculation::Model(path) = &plan.speculation {
+        return Err(draft::unusable(path, "is of no use: the engine does not run models in steps"));
+    }
     // Each tier-0 model holds the engine, which can hold but one model.
     if Arc::strong_count(engine) > 1 {
         let message = "the engine holds one model at a time; close the one before first";
@@ -224,7 +263,7 @@ fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<Load
         memory: Vec::new(),
         source: voice.name().to_owned(),
     };
-    Ok(LoadedModel::new(facts, Parts { voice, model: None, tokenizer: None, template: None }))
+    Ok(LoadedModel::new(facts, Parts { voice, tokenizer: None, template: None, models: Vec::new() }))
 }
 
 fn generates_in_steps(engine: &LoadedEngine) -> bool {
@@ -256,12 +295,16 @@ fn chat_template(tokenizer: &ModelTokenizer) -> Option<Result<ChatTemplate, Faul
     Some(template)
 }
 
-fn wanted(plan: &LoadPlan) -> Wanted {
+fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {
+    let draft: u64 = figures.draft.iter().map(|one| one.weights.saturating_add(one.compute)).sum();
     Wanted {
         context_length: plan.context_length,
         max_sequences: plan.max_sequences,
         cache_tokens: plan.cache_tokens,
-        memory_limit: plan.vram_limit_bytes,
+        memory_limit: match plan.vram_limit_bytes {
+            0 => 0,
+            limit => limit.saturating_sub(draft).max(1),
+        },
     }
 }
 
@@ -279,13 +322,67 @@ fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
         max_sequences: shape.max_sequences,
         context_length: shape.context_length,
         cache_tokens: plan.cache_tokens.unwrap_or(0),
+        max_rows: match plan.speculation {
+            Speculation::Off => 0,
+            Speculation::Lookup | Speculation::Model(_) => {
+                shape.max_sequences.saturating_add(DRAFT_ROWS.min(MOST_DRAFTED * shape.max_sequences))
+            }
+        },
+        // Where it costs memory that tokens can be taken back, somebody has to want it.
+        rollback: match plan.speculation {
+            Speculation::Model(_) => MOST_DRAFTED,
+            Speculation::Off | Speculation::Lookup => 0,
+        },
         options: plan.options.clone(),
         ..ContextParams::default()
     }
 }
 
+fn draft_params(plan: &LoadPlan, path: &Path) -> ModelParams {
+    ModelParams { path: path.to_owned(), ..model_params(plan) }
+}
+
+fn draft_context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
+    // Its own rule bounds how many sequences it has, each of full length.
+    ContextParams { max_rows: 0, cache_tokens: 0, ..context_params(plan, shape) }
+}
+
+fn draft_estimate(
+    engine: &LoadedEngine,
+    plan: &LoadPlan,
+    path: &Path,
+    shape: Shape,
+) -> Result<Vec<MemoryUse>, Fault> {
+    let uses = engine.estimate(&draft_params(plan, path), Some(&draft_context_params(plan, shape)));
+    Ok(named(engine, uses.map_err(|error| draft::failed(path, error))?))
+}
+
+/// What the models of one load take together, on each device.
+pub(crate) fn memory_use(models: &[Arc<Model>]) -> Result<Vec<MemoryUse>, EngineError> {
+    let mut all: Vec<MemoryUse> = Vec::new();
+    for model in models {
+        add(&mut all, named(model.engine(), model.memory_use()?));
+    }
+    Ok(all)
+}
+
+fn add(all: &mut Vec<MemoryUse>, uses: Vec<MemoryUse>) {
+    for use_ in uses {
+        match all.iter_mut().find(|it| (&it.device, &it.bus_id) == (&use_.device, &use_.bus_id)) {
+            Some(sum) => {
+                sum.weights = sum.weights.saturating_add(use_.weights);
+                sum.cache = sum.cache.saturating_add(use_.cache);
+                sum.compute = sum.compute.saturating_add(use_.compute);
+                sum.cache_per_token = sum.cache_per_token.saturating_add(use_.cache_per_token);
+                sum.cache_per_sequence = sum.cache_per_sequence.saturating_add(use_.cache_per_sequence);
+            }
+            None => all.push(use_),
+        }
+    }
+}
+
 /// The engine's figures with the names of its devices.
-pub(crate) fn named(engine: &LoadedEngine, uses: Vec<llm_node_host::MemoryUse>) -> Vec<MemoryUse> {
+fn named(engine: &LoadedEngine, uses: Vec<llm_node_host::MemoryUse>) -> Vec<MemoryUse> {
     let devices = engine.devices().unwrap_or_default();
     let named = |one: llm_node_host::MemoryUse| {
         let device = one.device.and_then(|index| devices.iter().find(|device| device.index == index));

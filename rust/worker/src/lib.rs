@@ -13,6 +13,7 @@
 //! child alone.
 #![deny(unsafe_code)]
 
+mod draft;
 pub mod engine;
 pub mod model;
 mod outbox;

@@ -12,14 +12,14 @@ use llm_node_core::{
     event::Event,
     request::{Chat, Request, ValidRequest},
     session::{Session, SessionOptions},
-    speculate::Lookup,
+    speculate::Drafter,
     text::template::ChatTemplate,
 };
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer, Pooling};
 use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
 
 use crate::{
-    engine::{fault, named},
+    engine::{fault, memory_use},
     report::{Report, Reporter},
     source::{
         Prepared, batch::BatchSource, blocking::BlockingSource, stopped, stream::StreamGenerator, text,
@@ -33,11 +33,18 @@ use crate::{
 const PREFILL_ON_CPU: u32 = 64;
 const PREFILL_ON_DEVICE: u32 = 2048;
 
+/// See [`PREFILL_ON_CPU`].
+pub(crate) const fn prefill_tokens(on_device: bool) -> u32 {
+    if on_device { PREFILL_ON_DEVICE } else { PREFILL_ON_CPU }
+}
+
 /// How a model speaks.
 pub(crate) enum Voice {
     Batch {
         context: Box<Context>,
         on_device: bool,
+        /// Who guesses tokens ahead.
+        drafter: Option<Box<dyn Drafter>>,
     },
     Stream,
     Tier0(Arc<Mutex<LoadedEngine>>),
@@ -63,7 +70,8 @@ pub(crate) struct Parts {
     pub(crate) tokenizer: Option<Arc<ModelTokenizer>>,
     /// `Err`: the model has one that cannot be used.
     pub(crate) template: Option<Result<ChatTemplate, Fault>>,
-    pub(crate) model: Option<Arc<Model>>,
+    /// The model, and its draft model; none where the engine has no handles.
+    pub(crate) models: Vec<Arc<Model>>,
 }
 
 /// A model that is loaded and not yet asked anything.
@@ -100,22 +108,24 @@ impl LoadedModel {
 
     /// Starts the threads. From now on requests are taken; what comes of them goes to `reporter`.
     pub fn start(self, scheduling: Scheduling, reporter: Reporter) -> io::Result<RunningModel> {
-        let Parts { voice, tokenizer, template, model } = self.parts;
+        let Parts { voice, tokenizer, template, models } = self.parts;
         let queue_limit = scheduling.queue_limit;
-        let source = match (voice, &tokenizer, &model) {
-            (Voice::Batch { context, on_device }, Some(tokenizer), _) => {
+        let source = match (voice, &tokenizer, models.first()) {
+            (Voice::Batch { context, on_device, drafter }, Some(tokenizer), _) => {
                 let options = SessionOptions {
                     queue_limit: scheduling.queue_limit as usize,
                     target_step: Duration::from_millis(scheduling.target_step_ms.into()),
                     keep_prefixes: scheduling.keep_prefixes,
-                    prefill_tokens: if on_device { PREFILL_ON_DEVICE } else { PREFILL_ON_CPU },
+                    prefill_tokens: prefill_tokens(on_device),
                     clock,
                     ..SessionOptions::default()
                 };
                 let limits = context.limits().clone();
                 let vocabulary = Arc::new(tokenizer.vocabulary().clone());
-                let session =
-                    Session::new(*context, vocabulary, options).with_drafter(Box::new(Lookup::default()));
+                let mut session = Session::new(*context, vocabulary, options);
+                if let Some(drafter) = drafter {
+                    session = session.with_drafter(drafter);
+                }
                 Source::Batch { limits, source: BatchSource::start(session, reporter.clone())? }
             }
             (Voice::Stream, tokenizer, Some(model)) => {
@@ -129,7 +139,7 @@ impl LoadedModel {
             }
             _ => Source::None,
         };
-        Ok(RunningModel { source, tokenizer, template, model, facts: self.facts, reporter })
+        Ok(RunningModel { source, tokenizer, template, models, facts: self.facts, reporter })
     }
 }
 
@@ -146,7 +156,8 @@ pub struct RunningModel {
     source: Source,
     tokenizer: Option<Arc<ModelTokenizer>>,
     template: Option<Result<ChatTemplate, Fault>>,
-    model: Option<Arc<Model>>,
+    /// The model, and its draft model.
+    models: Vec<Arc<Model>>,
     facts: ModelFacts,
     reporter: Reporter,
 }
@@ -241,7 +252,7 @@ impl RunningModel {
     }
 
     fn streamable(&self, request: Request) -> Result<Prepared, Fault> {
-        let (Some(_), Some(model)) = (&self.tokenizer, &self.model) else {
+        let (Some(_), Some(model)) = (&self.tokenizer, self.models.first()) else {
             return text::prepare(request, text::Honours::Sampling, seed());
         };
         if let Some(name) = text::not_honoured(&request, text::Honours::Sampling) {
@@ -271,9 +282,10 @@ impl RunningModel {
             Question::Detokenize { tokens } => self.detokenize(&tokens),
             Question::ApplyTemplate(chat) => self.render(&chat).map(Answer::Text),
             Question::MemoryUse => {
-                let model = self.model.as_ref().ok_or_else(|| lacks("says what memory it takes"))?;
-                let uses = model.memory_use().map_err(fault)?;
-                Ok(Answer::MemoryUse(named(model.engine(), uses)))
+                if self.models.is_empty() {
+                    return Err(lacks("says what memory it takes"));
+                }
+                Ok(Answer::MemoryUse(memory_use(&self.models).map_err(fault)?))
             }
             Question::Embed { .. } => Err(lacks("answers this here")),
         }
@@ -317,7 +329,7 @@ impl RunningModel {
     }
 
     fn embeddable(&self, inputs: &[String]) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
-        let model = self.model.as_ref().filter(|_| self.facts.n_embedding > 0);
+        let model = self.models.first().filter(|_| self.facts.n_embedding > 0);
         let model = model.ok_or_else(|| lacks("makes embeddings"))?;
         let tokenizer = self.tokenizer()?;
         let longest = model.info().n_context as usize;

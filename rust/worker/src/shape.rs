@@ -82,6 +82,16 @@ impl Shape {
         }
         Ok(shape)
     }
+
+    /// The context of a draft model: as long as this one as far as the model goes, and for as many
+    /// sequences, unless its cache does not fit its budget. `uses`: what the draft model takes.
+    pub(crate) fn of_draft(self, model_length: u32, uses: &[MemoryUse]) -> Result<Self, Fault> {
+        let length =
+            if model_length > 0 { self.context_length.min(model_length) } else { self.context_length };
+        let wanted = Wanted { context_length: Some(length), ..Wanted::default() };
+        let shape = Self::choose(wanted, model_length, uses)?;
+        Ok(Self { max_sequences: shape.max_sequences.min(self.max_sequences), ..shape })
+    }
 }
 
 /// Bytes, or tokens where the engine gives no figures.
@@ -166,6 +176,15 @@ mod tests {
         let fault = Shape::choose(wanted, 512, &[]).unwrap_err();
         assert_eq!(fault.param.as_deref(), Some("context_length"));
         assert!(fault.message.contains("513") && fault.message.contains("512"));
+    }
+
+    #[test]
+    fn a_draft_context_is_no_longer_than_its_model_and_has_a_budget_of_its_own() {
+        let shape = Shape { context_length: 8192, max_sequences: 16 };
+        let drafts = |model_length, per_token| shape.of_draft(model_length, &uses(false, 1 << 30, per_token));
+        assert_eq!(drafts(131_072, 16 << 10).unwrap(), shape);
+        assert_eq!(drafts(2048, 16 << 10).unwrap(), Shape { context_length: 2048, ..shape });
+        assert_eq!(drafts(0, 128 << 10).unwrap(), Shape { max_sequences: 4, ..shape });
     }
 
     #[test]

@@ -4,16 +4,17 @@
 
 mod support;
 
-use std::{collections::HashMap, sync::mpsc};
+use std::{collections::HashMap, path::PathBuf, sync::mpsc};
 
 use llm_node_core::event::{Event, Finish};
-use llm_node_wire::message::{Answer, Question, Scheduling};
+use llm_node_wire::message::{Answer, MemoryUse, Question, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use support::{Outcome, SCHEDULING, fake, greedy, plan, toy_model};
 use tempfile::{TempDir, tempdir};
 
 struct Running {
     model: RunningModel,
+    estimate: Vec<MemoryUse>,
     reports: mpsc::Receiver<Report>,
     engine: Engine,
     _folder: TempDir,
@@ -21,14 +22,21 @@ struct Running {
 
 impl Running {
     fn new(flags: &[&str]) -> Self {
+        Self::with(flags, |_| Speculation::default())
+    }
+
+    /// `speculation`: as it is wanted with this model's file.
+    fn with(flags: &[&str], speculation: impl FnOnce(PathBuf) -> Speculation) -> Self {
         let folder = tempdir().unwrap();
         let address = fake(folder.path(), flags);
         let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
-        let plan = plan(address, toy_model(folder.path()));
+        let mut plan = plan(address, toy_model(folder.path()));
+        plan.speculation = speculation(plan.model.clone());
         let (sender, reports) = mpsc::channel();
         let reporter = Reporter::new(move |report| drop(sender.send(report)));
+        let estimate = engine.estimate(&plan).unwrap().unwrap_or_default();
         let model = engine.load(&plan, &mut |_| ()).unwrap().start(SCHEDULING, reporter).unwrap();
-        Self { model, reports, engine, _folder: folder }
+        Self { model, estimate, reports, engine, _folder: folder }
     }
 
     fn outcomes(&self, ids: &[u64]) -> HashMap<u64, Outcome> {
@@ -63,6 +71,59 @@ fn sixty_four_at_once_are_neither_lost_nor_mixed_up() {
         assert_eq!(alone.text, together[&id].text);
     }
     assert_eq!(together.len(), 64);
+}
+
+#[test]
+fn a_draft_model_changes_no_answer_and_its_memory_is_counted() {
+    let off = Running::with(&[], |_| Speculation::Off);
+    let drafting = Running::with(&[], Speculation::Model);
+    for (id, prompt) in (0..).zip(["hello", "a story about the sea", "x"]) {
+        off.model.submit(id, greedy(prompt, 40));
+        let expected = off.outcomes(&[id]).remove(&id).unwrap();
+        drafting.model.submit(id, greedy(prompt, 40));
+        let (mut outcome, mut most) = (Outcome::default(), 0);
+        while outcome.ending.is_none() {
+            let Report::Events(events) = drafting.reports.recv().unwrap() else { panic!("not events") };
+            let pieces = outcome.pieces;
+            for (_, event) in events {
+                outcome.take(event);
+            }
+            most = most.max(outcome.pieces - pieces);
+        }
+        assert_eq!((outcome.text, outcome.tokens), (expected.text, expected.tokens));
+        // Whether drafts pay is measured, but the first answer begins with the hope that they do, and a
+        // request that is alone gets two tokens of one step only by a draft.
+        assert!(most > 1 || id > 0);
+    }
+
+    let facts = |running: &Running| running.model.facts().memory.clone();
+    let (sender, answer) = mpsc::channel();
+    drafting.model.ask(Question::MemoryUse, move |answer| drop(sender.send(answer)));
+    assert_eq!(answer.recv().unwrap(), Ok(Answer::MemoryUse(facts(&drafting))));
+    for (without, with) in [(&facts(&off), &facts(&drafting)), (&off.estimate, &drafting.estimate)] {
+        let ([without], [with]) = (&without[..], &with[..]) else { panic!("{without:?}, {with:?}") };
+        assert_eq!(with.weights, 2 * without.weights);
+        assert_eq!(with.cache, 2 * without.cache);
+        assert!(without.cache > 0);
+    }
+}
+
+#[test]
+fn a_draft_model_of_no_use_is_refused() {
+    for (flags, file, why) in [
+        (&["-DFAKE_NO_BATCH"][..], "model.toy", "does not run"),
+        (&["-DFAKE_NO_EXTENSIONS"], "model.toy", "does not run"),
+        (&[], "no-such-file", "no-such-file"),
+    ] {
+        let folder = tempdir().unwrap();
+        let address = fake(folder.path(), flags);
+        let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
+        let mut plan = plan(address, toy_model(folder.path()));
+        plan.speculation = Speculation::Model(folder.path().join(file));
+        let fault = engine.load(&plan, &mut |_| ()).unwrap_err();
+        assert!(fault.message.contains(why), "{fault:?}");
+        assert_eq!(fault.param.as_deref(), Some("draft_model"));
+    }
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::{
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{
-    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, Scheduling, ToWorker,
+    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, Scheduling, Speculation,
+    ToWorker,
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     choose::choose,
-    config::OptionValue,
+    config::{self, OptionValue},
     devices::Room,
     models::Model,
     registry::{
@@ -62,6 +63,12 @@ pub struct LoadRequest {
     /// CPU threads; 0: the engine's own choice.
     #[serde(default)]
     pub threads: Option<u32>,
+    /// Whether tokens are guessed ahead; `None`, without a draft model: as the configuration says.
+    #[serde(default)]
+    pub speculation: Option<config::Speculation>,
+    /// Name of a model that guesses them.
+    #[serde(default)]
+    pub draft_model: Option<String>,
     /// Settings for the engine, over those of the configuration.
     #[serde(default)]
     pub options: Option<BTreeMap<String, OptionValue>>,
@@ -87,7 +94,8 @@ pub(super) fn load(
     }
     let candidates = inner.candidates(false);
     let candidate = choose(inner.wish(model, request), &candidates).map_err(plainly)?;
-    let plan = plan(inner, model, candidate, request).map_err(plainly)?;
+    let speculation = speculation(inner, request).map_err(plainly)?;
+    let plan = plan(inner, model, candidate, request, speculation).map_err(plainly)?;
     log::info!("loading '{}' with {} {}", model.id, plan.engine.id, plan.engine.version);
     let dying = Arc::downgrade(slot);
     let number = Arc::new(Mutex::new(0));
@@ -185,8 +193,13 @@ impl Flight<'_> {
     }
 
     fn estimate(&self, model: &Model, uses: Option<Vec<MemoryUse>>) -> Vec<MemoryUse> {
-        uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0))
-            .unwrap_or_else(|| vec![self.inner.devices.weights(model.size_bytes)])
+        uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or_else(|| {
+            let draft = match &self.plan.speculation {
+                Speculation::Model(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+                Speculation::Off | Speculation::Lookup => 0,
+            };
+            vec![self.inner.devices.weights(model.size_bytes.saturating_add(draft))]
+        })
     }
 
     fn died(&self, death: &Death) -> Failure {
@@ -218,6 +231,7 @@ fn plan(
     model: &Model,
     candidate: &Candidate,
     request: &LoadRequest,
+    speculation: Speculation,
 ) -> Result<LoadPlan, Fault> {
     let config = &inner.config;
     let mut options = config.engine_options.clone();
@@ -238,8 +252,35 @@ fn plan(
             keep_prefixes: config.keep_prefixes,
         },
         step_timeout_seconds: config.step_timeout_seconds,
+        speculation,
         options: options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect(),
     })
+}
+
+/// What the request says, or else the configuration.
+fn speculation(inner: &Inner, request: &LoadRequest) -> Result<Speculation, Fault> {
+    let config = &inner.config;
+    match (request.speculation, &request.draft_model) {
+        (Some(_), Some(_)) => Err(Fault::new(
+            ErrorCode::InvalidRequest,
+            "speculation and draft_model exclude each other: a load that names a draft model uses it",
+        )
+        .param("draft_model")),
+        (None, Some(id)) => {
+            let draft = inner.find(id).map_err(|fault| fault.param("draft_model"))?;
+            match draft.problem {
+                Some(problem) => Err(problem.param("draft_model")),
+                None => Ok(Speculation::Model(draft.path)),
+            }
+        }
+        (Some(config::Speculation::Off), None) => Ok(Speculation::Off),
+        (Some(config::Speculation::Lookup), None) => Ok(Speculation::Lookup),
+        (None, None) => Ok(match (config.speculation, &config.draft_model) {
+            (config::Speculation::Off, _) => Speculation::Off,
+            (config::Speculation::Lookup, None) => Speculation::Lookup,
+            (config::Speculation::Lookup, Some(path)) => Speculation::Model(path.clone()),
+        }),
+    }
 }
 
 fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {

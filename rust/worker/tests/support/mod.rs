@@ -23,7 +23,8 @@ use llm_node_wire::{
     endpoint,
     frame::{FrameError, FrameReader, FrameWriter},
     message::{
-        EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, Scheduling, ToWorker,
+        EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, Scheduling,
+        Speculation, ToWorker,
     },
 };
 
@@ -86,6 +87,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         vram_limit_bytes: 0,
         scheduling: SCHEDULING,
         step_timeout_seconds: 0,
+        speculation: Speculation::default(),
         options: Vec::new(),
     }
 }
