@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benches import stats
 from benches.build import Tools
@@ -25,6 +25,8 @@ from benches.servers import (
     start_llama_server,
     start_node,
 )
+
+T = TypeVar("T")
 
 NODE, LLAMA_SERVER = "A", "B"
 FLAVOURS = (Flavour(SPLIT), Flavour(UNIFIED))
@@ -94,7 +96,7 @@ class Comparison:
     flavour: Flavour
     trials: dict[str, float] = field(default_factory=dict)
     ceilings: list[Ceiling] = field(default_factory=list)
-    cache_mode: str = ""
+    beside: list[float] = field(default_factory=list)
 
     def ratios(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.a) / metric(pair.b) for pair in self.pairs]
@@ -122,6 +124,7 @@ class Arena:
         self.options = options
         self.client = Client(options.client)
         self._done: dict[str, Comparison] = {}
+        self._unified: dict[tuple[Setup, int, int, int], bool] = {}
 
     def once(self, key: str, measure: Callable[[], Comparison]) -> Comparison:
         """For rows that look at the same comparison from several sides."""
@@ -169,15 +172,43 @@ class Arena:
         seconds = float(play(self.client, server, load)[0]["wall_s"])
         return max(1, round(self.options.block_seconds / max(seconds, 1e-3)))
 
+    def quiet(self, measure: Callable[[], T]) -> T:
+        """A figure of a program that runs alone; measured again, at most twice, where others disturb it."""
+        found: list[tuple[float, T]] = []
+        while not found or (found[-1][0] > stats.FOREIGN_LIMIT and len(found) < 3):
+            began, ours = Reading.now(), sum(os.times()[:4])
+            value = measure()
+            found.append((Reading.now().foreign_since(began, sum(os.times()[:4]) - ours), value))
+        return min(found, key=lambda one: one[0])[1]
+
     def ceiling(self, setup: Setup, load: Load) -> Ceiling:
+        """With the cache that is faster, as the first call has found."""
         sequences = min(load.concurrency, setup.slots)
-        best: Ceiling | None = None
-        for unified in (False, True) if sequences > 1 else (False,):
-            measured = self._batched_bench(setup, load, sequences, unified)
-            if best is None or measured.tokens_per_second > best.tokens_per_second:
-                best = measured
-        assert best is not None
-        return best
+
+        def bench(unified: bool) -> Ceiling:
+            return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified))
+
+        key = (setup, load.prompt, load.output, sequences)
+        if sequences == 1:
+            return bench(False)
+        if key not in self._unified:
+            both = {unified: bench(unified) for unified in (False, True)}
+            self._unified[key] = both[True].tokens_per_second > both[False].tokens_per_second
+            return both[self._unified[key]]
+        return bench(self._unified[key])
+
+    def prefill_ms(self, setup: Setup, tokens: int) -> float:
+        """What the engine takes for a prompt of that length, by llama-bench: the median of many."""
+
+        def bench() -> float:
+            command = [str(self.tools.bench), "-m", str(setup.model.path), "-t", str(setup.threads)]
+            command += ["-p", str(tokens), "-n", "0", "-r", "100", "-o", "json"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise LoadError(f"llama-bench: {done.stderr[-1000:]}")
+            return stats.median(json.loads(done.stdout)[0]["samples_ns"]) / 1e6
+
+        return self.quiet(bench)
 
     def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> Ceiling:
         cells = sequences * max(256, -(-(load.prompt + load.output) // 256) * 256)
@@ -234,17 +265,20 @@ class Arena:
         flavours: Sequence[Flavour] = FLAVOURS,
         repeat: bool = True,
         ceiling_every: int = 0,
+        beside: Callable[[], float] | None = None,
         helpers: Sequence[int] = (),
         fresh_llama_server: bool = False,
         pairs: int | None = None,
     ) -> Comparison:
         """Measure pairs of blocks. `repeat` fills a block with rounds of the load; `ceiling_every` says
-        after how many pairs the ceiling is measured; `fresh_llama_server` starts it anew for each block.
+        after how many pairs the ceiling is measured; `beside` is measured after each pair;
+        `fresh_llama_server` starts it anew for each block.
         """
         if setup.slots == 1:
             flavours = flavours[:1]  # one sequence has nothing to share
         flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
         ceilings: list[Ceiling] = []
+        besides: list[float] = []
         with contextlib.ExitStack() as stack:
             node = stack.enter_context(self.node(setup))
             other = stack.enter_context(self.llama_server(setup, flavour))
@@ -264,11 +298,13 @@ class Arena:
                 print(".", end="", flush=True, file=sys.stderr)
                 if ceiling_every and index % ceiling_every == 0:
                     ceilings.append(self.ceiling(setup, load))
+                if beside is not None:
+                    besides.append(beside())
 
             measured = stats.collect(pairs or self.options.pairs, measure, after)
         for pair in measured:
             check_equal_prompts(pair.a, pair.b)
-        return Comparison(measured, whole, setup, flavour, trials, ceilings)
+        return Comparison(measured, whole, setup, flavour, trials, ceilings, besides)
 
 
 def check_equal_prompts(a: Block, b: Block) -> None:

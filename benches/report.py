@@ -142,7 +142,7 @@ def chart(document: dict[str, Any]) -> str:
     bars = []
     for record in document["rows"]:
         figure = record.get("figures", {}).get("ratio")
-        if figure is None:
+        if figure is None or figure["low"] <= 0:  # a difference lost in noise has no place on this axis
             continue
         limits = {
             kind: next((g for g in record["goals"][kind] if g["figure"] == "ratio"), None)

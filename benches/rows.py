@@ -271,13 +271,14 @@ def request_cost(arena: Arena) -> Outcome:
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     load = Load(1, 100, STORIES_PROMPT, 1, route="chat")
     latency = milliseconds("e2e", "p50")
-    comparison = arena.compare(setup, load, latency, larger_is_better=False)
-    first = comparison.pairs[0].a.main
-    length = round(first["prompt_tokens"] / first["completed"])
-    rounds = 3 if arena.options.quick else 9
-    engine = stats.median(
-        [arena.ceiling(setup, Load(1, 1, length, 1)).engine_us_per_token / 1e3 for _ in range(rounds)]
+    comparison = arena.compare(
+        setup,
+        load,
+        latency,
+        larger_is_better=False,
+        beside=lambda: arena.prefill_ms(setup, STORIES_PROMPT),
     )
+    engine = stats.median(comparison.beside)
     ours = [value - engine for value in comparison.of_node(latency)]
     theirs = [value - engine for value in comparison.of_llama_server(latency)]
     outcome = told(comparison, latency, "ms")
@@ -285,7 +286,7 @@ def request_cost(arena: Arena) -> Outcome:
         "outside the engine": Measured.of(ours, "ms"),
         "llama-server, outside the engine": Measured.of(theirs, "ms"),
         "ratio": Measured.of([a / b for a, b in zip(ours, theirs, strict=True)], RATIO),
-        "engine": Measured.exact(engine, "ms"),
+        "engine": Measured.of(comparison.beside, "ms"),
         "llm-node": outcome.figures["llm-node"],
         "llama-server": outcome.figures["llama-server"],
     }
