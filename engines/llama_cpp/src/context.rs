@@ -11,8 +11,9 @@ use crate::cells::Cells;
 use crate::llama::{self, Context, Decoded, Entry};
 use crate::memory::{described, only_weights, unsupported};
 use crate::model::LlamaModel;
-use crate::options::ContextOptions;
+use crate::options::{ContextOptions, WaitPolicy};
 use crate::plan::{Plan, plan};
+use crate::waiting::Waiting;
 use crate::{LlamaEngine, internal, state};
 
 /// A context and what the host may ask of it.
@@ -36,10 +37,13 @@ pub(crate) struct LlamaContext {
     order: Vec<usize>,
     /// Rows of the last step, in the order of its slices: where each lies in llama.cpp's buffer.
     rows: Vec<usize>,
+    /// First row of each slice there; kept to spare allocations.
+    begins: Vec<usize>,
     /// llama.cpp's buffer has been put in order.
     settled: bool,
     /// An assertion failed: llama.cpp's state is not to be trusted any more.
     broken: Option<String>,
+    waiting: Waiting,
     _booked: Booked,
 }
 
@@ -186,6 +190,11 @@ impl Batching for LlamaEngine {
             }
         }
         let asynchronous = uses.iter().any(|memory| memory.device.is_some());
+        // A device's passes say nothing about the processors.
+        let wait_policy = match options.wait_policy {
+            WaitPolicy::Auto if asynchronous => WaitPolicy::Active,
+            policy => policy,
+        };
 
         let window = if plan.settings.swa_full { 0 } else { facts.attention_window };
         let max_rollback = if facts.recurrent {
@@ -220,8 +229,10 @@ impl Batching for LlamaEngine {
             cancel: context.abort_flag(),
             order: Vec::new(),
             rows: Vec::new(),
+            begins: Vec::new(),
             settled: true,
             broken: None,
+            waiting: Waiting::new(wait_policy, plan.settings.n_threads),
             _booked: Booked::open(model, uses),
             plan: Plan { context_length: info.context_length, max_rows: info.max_rows, ..plan },
             context,
@@ -256,19 +267,15 @@ impl Batching for LlamaEngine {
         }
 
         context.cancel.store(false, Ordering::Relaxed);
-        let slices: Vec<Slice<'_>> = context.order.iter().filter_map(|&index| batch.get(index)).collect();
-        let decoded = context.context.decode(slices.iter().map(|slice| Entry {
-            sequence: slice.sequence,
-            position: slice.position,
-            tokens: slice.tokens,
-            rows: slice.rows,
-        }));
+        let decoded = context.waiting.pass(&mut context.context, tokens as usize, |llama| {
+            llama.decode(context.order.iter().filter_map(|&index| batch.get(index)).map(entry))
+        });
         let failure = match decoded {
             Ok(Decoded::Done) => {
-                for slice in &slices {
+                for slice in batch.iter() {
                     context.cells.resize(slice.sequence, slice.position + slice.tokens.len() as u32);
                 }
-                locate(&mut context.rows, &context.order, batch);
+                locate(&mut context.rows, &mut context.begins, &context.order, batch);
                 context.settled = context.rows.is_empty();
                 return Ok(());
             }
@@ -450,17 +457,22 @@ fn fingerprint(model: &LlamaModel, plan: &Plan) -> u64 {
     state::fingerprint(model.metadata().chain([settings.as_bytes()]))
 }
 
+fn entry(slice: Slice<'_>) -> Entry<'_> {
+    Entry { sequence: slice.sequence, position: slice.position, tokens: slice.tokens, rows: slice.rows }
+}
+
 /// Where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them in
 /// the order of its slices.
-fn locate(rows: &mut Vec<usize>, order: &[usize], batch: &Batch<'_>) {
-    let mut begins = vec![0_usize; order.len()];
+fn locate(rows: &mut Vec<usize>, begins: &mut Vec<usize>, order: &[usize], batch: &Batch<'_>) {
+    begins.clear();
+    begins.resize(order.len(), 0);
     let mut next = 0;
     for &index in order {
         begins[index] = next;
         next += batch.get(index).map_or(0, |slice| slice.rows as usize);
     }
     rows.clear();
-    for (slice, begin) in batch.iter().zip(begins) {
+    for (slice, &begin) in batch.iter().zip(&*begins) {
         rows.extend(begin..begin + slice.rows as usize);
     }
 }

@@ -9,6 +9,8 @@
 #![deny(unsafe_code)]
 
 mod cells;
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux tells how long threads wait"))]
+mod contention;
 mod context;
 mod embedding;
 mod llama;
@@ -17,6 +19,8 @@ mod model;
 mod options;
 mod plan;
 mod state;
+#[cfg_attr(not(target_os = "linux"), path = "waiting_elsewhere.rs")]
+mod waiting;
 
 use std::ffi::CStr;
 

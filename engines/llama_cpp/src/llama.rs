@@ -867,6 +867,8 @@ pub(crate) struct Context {
     sequences: Vec<sys::llama_seq_id>,
     counts: Vec<i32>,
     outputs: Vec<i8>,
+    /// Into `sequences`, from one pass only.
+    pointers: Vec<*mut sys::llama_seq_id>,
     n_outputs: usize,
 }
 
@@ -930,6 +932,7 @@ impl Context {
             sequences: Vec::new(),
             counts: Vec::new(),
             outputs: Vec::new(),
+            pointers: Vec::new(),
             n_outputs: 0,
         })
     }
@@ -990,15 +993,15 @@ impl Context {
         self.n_outputs = 0;
         let n_outputs = self.outputs.iter().filter(|&&output| output != 0).count();
         // One pointer per token, to its one sequence id.
-        let mut pointers: Vec<*mut sys::llama_seq_id> =
-            self.sequences.iter_mut().map(ptr::from_mut).collect();
+        self.pointers.clear();
+        self.pointers.extend(self.sequences.iter_mut().map(ptr::from_mut));
         let batch = sys::llama_batch {
             n_tokens: self.tokens.len() as i32,
             token: self.tokens.as_mut_ptr(),
             embd: ptr::null_mut(),
             pos: self.positions.as_mut_ptr(),
             n_seq_id: self.counts.as_mut_ptr(),
-            seq_id: pointers.as_mut_ptr(),
+            seq_id: self.pointers.as_mut_ptr(),
             logits: self.outputs.as_mut_ptr(),
         };
         // SAFETY: all arrays have n_tokens elements and outlive the call, which copies what it keeps.
@@ -1037,6 +1040,12 @@ impl Context {
         // SAFETY: llama.cpp holds n_embd_out floats, or n_cls_out for ranks, which is what the caller
         // passes; the borrow of self keeps them.
         Ok(unsafe { slice::from_raw_parts(row.as_ptr(), width) })
+    }
+
+    /// CPU threads for the passes to come.
+    pub(crate) fn set_threads(&mut self, threads: u32) {
+        // SAFETY: the context is alive. Both: see `create`.
+        unsafe { sys::llama_set_n_threads(self.raw.as_ptr(), threads as i32, threads as i32) };
     }
 
     /// Removes positions from `begin` on. False: the memory cannot do that, and nothing was changed.
@@ -1142,4 +1151,32 @@ impl Drop for Context {
         // SAFETY: owned by this value, freed once, before the model and the flag.
         let _ = guarded(|fault| unsafe { shim_context_free(self.raw.as_ptr(), fault) });
     }
+}
+
+// --------------------------------------------------------------------------------------- OpenMP's teams
+
+#[cfg(target_os = "linux")]
+unsafe extern "C" {
+    fn shim_processors() -> u32;
+    fn shim_team(threads: u32, ids: *mut i32);
+}
+
+/// Processors that the OpenMP runtime counts for this process.
+#[cfg(target_os = "linux")]
+pub(crate) fn processors() -> u32 {
+    // SAFETY: a query without preconditions.
+    unsafe { shim_processors() }
+}
+
+/// Runs an empty parallel region of `threads` threads, and gives the kernel's number of each. It is the
+/// team that the next pass on the calling thread uses, if it has as many threads; the team lasts until
+/// the calling thread ends, asks for another size, or drops a context.
+#[cfg(target_os = "linux")]
+pub(crate) fn team(threads: u32) -> Vec<i32> {
+    let mut ids = vec![0; threads as usize];
+    // SAFETY: each thread of the region writes one element, and there are at most `threads`.
+    unsafe { shim_team(threads, ids.as_mut_ptr()) };
+    // The runtime may give fewer threads than it was asked for.
+    ids.retain(|id| *id > 0);
+    ids
 }

@@ -16,6 +16,7 @@ const KNOWN: &[&str] = &[
     "n_ubatch",
     "swa_full",
     "threads",
+    "wait_policy",
 ];
 
 /// How sequences share the KV cache.
@@ -28,6 +29,18 @@ pub(crate) enum CacheMode {
     Unified,
     /// A part of its own for each sequence: faster with many, no sharing.
     Split,
+}
+
+/// How threads wait for each other within a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum WaitPolicy {
+    /// As `contention` finds best.
+    #[default]
+    Auto,
+    /// They look whether the others are done, for as long as GOMP_SPINCOUNT says.
+    Active,
+    /// They sleep after a moment.
+    Passive,
 }
 
 /// For a context.
@@ -43,6 +56,7 @@ pub(crate) struct ContextOptions {
     /// Keep all positions of layers with a sliding window, so that they can be cut back.
     pub(crate) swa_full: bool,
     pub(crate) threads: Option<u32>,
+    pub(crate) wait_policy: WaitPolicy,
 }
 
 impl ContextOptions {
@@ -65,6 +79,15 @@ impl ContextOptions {
             n_ubatch: number(get("n_ubatch"))?,
             swa_full: choose(get("swa_full"), &[("on", true), ("off", false)])?.unwrap_or(false),
             threads: number(get("threads"))?,
+            wait_policy: choose(
+                get("wait_policy"),
+                &[
+                    ("auto", WaitPolicy::Auto),
+                    ("active", WaitPolicy::Active),
+                    ("passive", WaitPolicy::Passive),
+                ],
+            )?
+            .unwrap_or_default(),
         })
     }
 }
@@ -160,6 +183,9 @@ mod tests {
         assert!(failure.message.contains("unified"), "{failure}");
         assert!(check(&options(&[("n_ubatch", "0")])).is_err());
         assert!(check(&options(&[("n_ubatch", "many")])).is_err());
+        let failure = check(&options(&[("wait_policy", "spin")])).unwrap_err();
+        assert!(failure.message.contains("passive"), "{failure}");
+        assert!(check(&options(&[("wait_policy", "passive")])).is_ok());
         assert!(check(&options(&[("what", "ever")])).is_ok());
     }
 }

@@ -14,7 +14,15 @@
 #include <vector>
 
 #ifdef SHIM_OPENMP
-extern "C" int omp_pause_resource_all(int kind); // omp.h comes with the compiler, not always
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// omp.h comes with the compiler, not always.
+extern "C" int omp_get_num_procs(void);
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_pause_resource_all(int kind);
+// What `#pragma omp parallel num_threads(...)` becomes; named here, so that this file needs no -fopenmp.
+extern "C" void GOMP_parallel(void (*body)(void *), void * data, unsigned threads, unsigned flags);
 #endif
 
 namespace {
@@ -206,6 +214,19 @@ void shim_context_free(llama_context * context, shim_fault * fault) {
         return 0;
     });
 }
+
+#ifdef SHIM_OPENMP
+uint32_t shim_processors(void) {
+    return static_cast<uint32_t>(omp_get_num_procs());
+}
+
+void shim_team(uint32_t threads, int32_t * ids) {
+    const auto body = [](void * ids) {
+        static_cast<int32_t *>(ids)[omp_get_thread_num()] = static_cast<int32_t>(syscall(SYS_gettid));
+    };
+    GOMP_parallel(body, ids, threads, /*flags =*/0);
+}
+#endif
 
 int32_t shim_decode(llama_context * context, const llama_batch * batch, shim_fault * fault) {
     return guarded<int32_t>(fault, -4, [&] { return llama_decode(context, *batch); });

@@ -50,6 +50,11 @@ struct llama_context * shim_context_create(struct llama_model * model,
                                            shim_fault * fault);
 void shim_context_free(struct llama_context * context, shim_fault * fault);
 
+// Linux only. How many processors OpenMP counts, and an empty parallel region whose threads write the
+// kernel's number of each into `ids`.
+uint32_t shim_processors(void);
+void     shim_team(uint32_t threads, int32_t * ids);
+
 int32_t shim_decode(struct llama_context * context, const struct llama_batch * batch, shim_fault * fault);
 float * shim_logits(struct llama_context * context, shim_fault * fault);
 float * shim_embedding(struct llama_context * context, llama_seq_id sequence, shim_fault * fault);

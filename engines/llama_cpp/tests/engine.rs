@@ -49,6 +49,42 @@ fn greedy_text_is_the_known_story() {
     assert!(answer.starts_with(STORY), "{answer:?}");
 }
 
+/// Threads of this process that OpenMP made for the crowd of `waiting`; they bear its name.
+#[cfg(target_os = "linux")]
+fn crowd() -> usize {
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(entry.unwrap().path().join("comm")).unwrap_or_default()
+    };
+    std::fs::read_dir("/proc/self/task").unwrap().map(name).filter(|name| name.trim() == "crowd").count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_policy_of_waiting_changes_no_text_and_leaves_no_threads() {
+    let Some(path) = stories() else { return };
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&path).unwrap();
+    let prompt = model.tokenize(PROMPT, true);
+    let told = |options: &'static [(&'static str, &'static str)]| {
+        let params = Params { sequences: 1, length: 512, options, ..Params::default() };
+        let mut context = model.context(params);
+        let mut row = context.run(&[(0, &prompt)]).remove(0);
+        let mut answer = Vec::new();
+        for _ in 0..24 {
+            answer.push(greedy(&row));
+            row = context.run(&[(0, &answer[answer.len() - 1..])]).remove(0);
+        }
+        (answer, crowd())
+    };
+    let (active, none) = told(&[("threads", "2"), ("wait_policy", "active")]);
+    let (passive, some) = told(&[("threads", "2"), ("wait_policy", "passive")]);
+    let (auto, _) = told(&[("threads", "2")]);
+    assert_eq!(active, alone(&model, &prompt, 24));
+    assert_eq!((&active, &active), (&passive, &auto));
+    assert!(none == 0 && some > 1, "{none} and {some} threads only sleep");
+    assert_eq!(crowd(), 0);
+}
+
 #[test]
 fn batches_answer_as_single_requests_do() {
     let Some(path) = stories() else { return };

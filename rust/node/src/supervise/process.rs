@@ -207,9 +207,10 @@ impl Processes {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // libgomp reads it when an engine brings it in. Its threads would spin for milliseconds at each
-        // barrier, which a busy machine pays for many times over; so they sleep after a microsecond or two.
+        // barrier, which a busy machine pays for many times over. 10000 looks take 0.1 to 0.5 ms: longer than
+        // a host needs between two steps, and nothing to a worker at rest.
         if std::env::var_os("GOMP_SPINCOUNT").is_none() && std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            command.env("GOMP_SPINCOUNT", "1000");
+            command.env("GOMP_SPINCOUNT", "10000");
         }
         platform::detach_from_terminal(&mut command);
         command.spawn()
