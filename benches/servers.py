@@ -184,6 +184,9 @@ def start_node(
             "context_length": setup.context,
             "max_sequences": setup.slots,
             "threads": setup.threads,
+            # llama-server guesses nothing either; and models of random weights repeat themselves, so that
+            # their next tokens are guessed far too easily.
+            "speculation": "off",
         }
         if setup.cache_tokens is not None:
             body["cache_tokens"] = setup.cache_tokens
