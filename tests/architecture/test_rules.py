@@ -22,7 +22,7 @@ ARROWS = {
     "llm-node-sdk": {"llm-node-abi"},
     "llm-node-host": {"llm-node-abi", "llm-node-core"},
     "llm-node-wire": {"llm-node-core"},
-    "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core"},
+    "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core", "llm-node-cpu"},
     "llm-node-node": {"llm-node-wire", "llm-node-core", "llm-node-abi"},  # of the last, the version alone
     "llm-node-py": {
         "llm-node-node",

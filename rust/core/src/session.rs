@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use llm_node_cpu::Crew;
+
 use crate::{
     engine::{
         EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Ticket, Token, Vocabulary,
@@ -13,7 +15,7 @@ use crate::{
     error::{ErrorCode, Fault},
     event::{Event, Finish},
     request::ValidRequest,
-    sample::{Forbidden, PickFault, Sampler},
+    sample::{Forbidden, PickFault, Samplers},
     schedule::{
         admission::{Queue, in_pages},
         batch::{Budget, Demand, Share, plan},
@@ -101,7 +103,7 @@ pub struct Session<E> {
     vocabulary: Arc<Vocabulary>,
     options: SessionOptions,
     forbidden: Forbidden,
-    sampler: Sampler,
+    samplers: Samplers,
     queue: Queue<Generation>,
     running: BTreeMap<SequenceId, Generation>,
     max_running: usize,
@@ -126,7 +128,7 @@ impl<E: StepEngine> Session<E> {
         let wanted = if options.max_running == 0 { u32::MAX } else { options.max_running };
         Self {
             forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
-            sampler: Sampler::default(),
+            samplers: Samplers::default(),
             queue: Queue::new(options.queue_limit, options.queue_tokens),
             running: BTreeMap::new(),
             max_running: at_once.min(wanted).max(1) as usize,
@@ -148,6 +150,13 @@ impl<E: StepEngine> Session<E> {
     #[must_use]
     pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
         self.drafter = Some(drafter);
+        self
+    }
+
+    /// Lets the threads of `crew` pick tokens where there are many to pick.
+    #[must_use]
+    pub fn with_crew(mut self, crew: Crew) -> Self {
+        self.samplers = Samplers::new(Some(crew));
         self
     }
 
@@ -631,39 +640,45 @@ impl<E: StepEngine> Session<E> {
                 call: "engine.batch collect",
             });
         }
-        let mut ended = Vec::new();
         let mut rest = &all[..];
+        let mut own = Vec::with_capacity(shares.len());
+        let mut jobs = Vec::with_capacity(shares.len());
         for (share, &rows) in shares.iter().zip(rows) {
-            let (own, others) = rest.split_at(rows as usize);
+            let (these, others) = rest.split_at(rows as usize);
             rest = others;
-            let Some(generation) = self.running.get_mut(&share.sequence).filter(|_| rows > 0) else {
-                continue;
-            };
-            let draft = drafts.get(&share.sequence).map_or(&[][..], |it| &it[1..]);
-            let (mut accepted, mut looked_at) = (0, 0);
-            for (row, proposed) in own.iter().zip(draft.iter().map(Some).chain([None])) {
-                looked_at += u32::from(proposed.is_some());
-                match generation.advance(row, &mut self.sampler, &self.forbidden, &self.vocabulary, events) {
-                    Ok(None) => {}
-                    Ok(Some(reason)) => {
-                        ended.push((share.sequence, Ok(reason)));
-                        break;
-                    }
-                    Err(fault) => {
-                        ended.push((share.sequence, Err(fault)));
-                        break;
-                    }
-                }
-                if proposed != generation.tokens().last() {
-                    break;
-                }
-                accepted += 1;
+            if let (Some(first), Some(generation)) = (these.first(), self.running.get(&share.sequence)) {
+                own.push((share.sequence, these));
+                jobs.push(generation.job(first));
             }
-            generation.held -= draft.len() as u32 - accepted;
+        }
+        let firsts: Vec<_> = self.samplers.pick(&jobs, &self.forbidden).collect();
+        let mut ended = Vec::new();
+        for ((sequence, rows), first) in own.into_iter().zip(firsts) {
+            let Some(generation) = self.running.get_mut(&sequence) else { continue };
+            let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
+            let (mut accepted, mut looked_at) = (0, 0);
+            let mut pick = Some(first);
+            while let Some(picked) = pick.take() {
+                let finish = match picked {
+                    Ok(picked) => generation.take(picked, &self.vocabulary, events).map(Ok),
+                    Err(fault) => Some(Err(fault)),
+                };
+                let proposed = draft.get(looked_at);
+                if let Some(how) = finish {
+                    ended.push((sequence, how));
+                } else if proposed.is_some() && proposed == generation.tokens().last() {
+                    // The proposal was right, so that the row behind it is of use.
+                    accepted += 1;
+                    let job = generation.job(&rows[accepted]);
+                    pick = self.samplers.pick(&[job], &self.forbidden).next();
+                }
+                looked_at += usize::from(proposed.is_some());
+            }
+            generation.held -= (draft.len() - accepted) as u32;
             if !draft.is_empty() {
-                generation.pays.learn(looked_at, accepted);
+                generation.pays.learn(looked_at as u32, accepted as u32);
                 self.drafted += draft.len() as u64;
-                self.accepted += u64::from(accepted);
+                self.accepted += accepted as u64;
             }
         }
         Ok(Ok(ended))

@@ -15,6 +15,7 @@ use llm_node_core::{
     speculate::Drafter,
     text::template::ChatTemplate,
 };
+use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer, Pooling};
 use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
 
@@ -122,7 +123,8 @@ impl LoadedModel {
                 };
                 let limits = context.limits().clone();
                 let vocabulary = Arc::new(tokenizer.vocabulary().clone());
-                let mut session = Session::new(*context, vocabulary, options);
+                let crew = Crew::new(Crew::usual_size(), "sample")?;
+                let mut session = Session::new(*context, vocabulary, options).with_crew(crew);
                 if let Some(drafter) = drafter {
                     session = session.with_drafter(drafter);
                 }

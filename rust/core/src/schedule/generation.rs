@@ -4,7 +4,7 @@ use crate::{
     engine::{Token, Vocabulary, attribute},
     event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
     request::ValidRequest,
-    sample::{Forbidden, Occurrences, PickFault, Picked, Sampler, penalise, rng},
+    sample::{Job, Occurrences, Picked, penalise, rng},
     schedule::admission::ANSWER_SHARE,
     speculate::Pays,
     text::answer::AnswerText,
@@ -115,25 +115,25 @@ impl Generation {
         }
     }
 
-    /// Picks the next token from a row of logits, and tells what that brings. `Some`: the answer is at
-    /// its end, and all of its text has been told.
-    pub fn advance(
+    /// How the next token is picked from its row of logits.
+    pub fn job<'a>(&'a self, row: &'a [f32]) -> Job<'a> {
+        Job {
+            row,
+            sampling: self.request.sampling(),
+            occurrences: &self.occurrences,
+            uniform: rng::uniform(self.request.seed(), self.tokens.len() as u64),
+            logprobs: self.request.logprobs(),
+        }
+    }
+
+    /// Takes the next token, and tells what that brings. `Some`: the answer is at its end, and all of its
+    /// text has been told.
+    pub fn take(
         &mut self,
-        row: &[f32],
-        sampler: &mut Sampler,
-        forbidden: &Forbidden,
+        picked: Picked,
         vocabulary: &Vocabulary,
         events: &mut Vec<(u64, Event)>,
-    ) -> Result<Option<Finish>, PickFault> {
-        let uniform = rng::uniform(self.request.seed(), self.tokens.len() as u64);
-        let picked = sampler.pick(
-            row,
-            self.request.sampling(),
-            &self.occurrences,
-            forbidden,
-            uniform,
-            self.request.logprobs(),
-        )?;
+    ) -> Option<Finish> {
         let token = picked.token;
         self.tokens.push(token);
         if penalise(self.request.sampling()) {
@@ -141,7 +141,7 @@ impl Generation {
         }
         if vocabulary.has(token, attribute::END_OF_GENERATION) && !self.request.ignore_eos() {
             self.flush(events);
-            return Ok(Some(Finish::Stop));
+            return Some(Finish::Stop);
         }
         self.unsent.push(named(picked, vocabulary));
         let text = self.answer.push(text_bytes(token, vocabulary));
@@ -149,16 +149,16 @@ impl Generation {
             // Tokens that lie wholly in the stop string or behind it are no part of the answer.
             self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
             self.tell(text, self.unsent.len(), events);
-            return Ok(Some(Finish::Stop));
+            return Some(Finish::Stop);
         }
         if !text.is_empty() {
             self.tell(text, self.without_last(self.answer.held(), vocabulary), events);
         }
         if self.remaining() == 0 {
             self.flush(events);
-            return Ok(Some(Finish::Length));
+            return Some(Finish::Length);
         }
-        Ok(None)
+        None
     }
 
     fn generated(&self) -> u32 {
