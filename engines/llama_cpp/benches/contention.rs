@@ -33,13 +33,21 @@ const DEPTH: std::ops::Range<u32> = 64..192;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.first().map(String::as_str) {
-        Some("spin") => loop {
-            std::hint::spin_loop();
-        },
+        Some("spin") => spin(),
         Some("child") => child(Path::new(&arguments[1]), &arguments[2]),
         Some(model) => compare(model, &arguments[1..]),
         None => eprintln!("a model is missing: cargo bench --bench contention -- MODEL.gguf"),
     }
+}
+
+/// Keeps a processor busy until whoever started it closes its standard input, or is gone.
+fn spin() {
+    std::thread::spawn(|| {
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    let _ = std::io::stdin().lock().lines().count();
 }
 
 // ------------------------------------------------------------------------------------------ one setting
@@ -194,7 +202,10 @@ fn compare(model: &str, arguments: &[String]) {
     let mut workers: Vec<Worker> = settings.iter().map(|setting| Worker::start(model, setting)).collect();
     for &busy in &busy {
         let mut competitors: Vec<Child> = (0..busy)
-            .map(|_| Command::new(std::env::current_exe().unwrap()).arg("spin").spawn().unwrap())
+            .map(|_| {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.arg("spin").stdin(Stdio::piped()).spawn().unwrap()
+            })
             .collect();
         for &streams in &streams {
             println!("{streams} streams, {busy} busy processes beside");
