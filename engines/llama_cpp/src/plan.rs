@@ -29,6 +29,9 @@ pub(crate) struct Facts {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) settings: ContextSettings,
+    /// Sequence ids that can be used. In a unified cache an id costs nothing, and prefixes that are kept
+    /// for later need one each.
+    pub(crate) sequences: u32,
     pub(crate) context_length: u32,
     pub(crate) max_rows: u32,
 }
@@ -87,6 +90,7 @@ pub(crate) fn plan(
     Ok(Plan {
         context_length: length.min(u32::try_from(per_sequence).unwrap_or(u32::MAX)),
         max_rows,
+        sequences: if unified && !facts.recurrent { MOST_SEQUENCES } else { sequences },
         settings: ContextSettings {
             n_ctx,
             n_batch,

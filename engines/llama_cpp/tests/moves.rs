@@ -111,6 +111,25 @@ fn a_copy_and_its_source_go_on_alike() {
     });
 }
 
+/// One pool takes many more ids than were asked for, so that prefixes can be kept.
+#[test]
+fn a_pool_has_ids_to_spare() {
+    let (engine, _turn) = engine();
+    for path in models() {
+        let model = engine.try_load(&path).unwrap();
+        let prompts = prompts(&model);
+        let expected = expected(&model, params(UNIFIED), &prompts);
+        let mut context = model.context(params(UNIFIED));
+        let mut source = Story::begin(&mut context, 0, &prompts[0]);
+        go_on(&mut context, &mut [&mut source], 9);
+        assert!(context.copy(0, 255, context.end(0)).is_ok());
+        let mut copy = Story { sequence: 255, answer: source.answer.clone() };
+        go_on(&mut context, &mut [&mut source, &mut copy], 20);
+        same(&source, &expected[0]);
+        same(&copy, &expected[0]);
+    }
+}
+
 /// The prompt's own prefix, as a cache of prefixes has it: the rest of the prompt is decoded again.
 #[test]
 fn a_copied_prefix_goes_on_as_the_prompt() {

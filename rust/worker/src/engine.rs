@@ -177,7 +177,8 @@ impl Engine {
         let (voice, context_length, max_sequences) = if info.generates && generates_in_steps(engine) {
             let context = Context::create(&model, &context_params(plan, shape))?;
             let limits = context.limits();
-            let sizes = (limits.context_length, limits.max_sequences);
+            // An engine may have ids to spare, for what is kept.
+            let sizes = (limits.context_length, limits.max_sequences.min(shape.max_sequences));
             let drafter: Option<Box<dyn Drafter>> = match (&plan.speculation, &tokenizer) {
                 (Speculation::Model(path), Some(tokenizer)) => {
                     let draft = draft::load(engine, &draft_params(plan, path), tokenizer.vocabulary())?;

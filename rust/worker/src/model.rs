@@ -117,6 +117,7 @@ impl LoadedModel {
                     queue_limit: scheduling.queue_limit as usize,
                     target_step: Duration::from_millis(scheduling.target_step_ms.into()),
                     keep_prefixes: scheduling.keep_prefixes,
+                    max_running: self.facts.max_sequences,
                     prefill_tokens: prefill_tokens(on_device),
                     clock,
                     ..SessionOptions::default()
