@@ -207,7 +207,7 @@ impl Batching for LlamaEngine {
         let info = ContextInfo {
             shares_prefixes: plan.settings.kv_unified && window == 0,
             asynchronous,
-            max_sequences: plan.sequences,
+            max_sequences: plan.settings.n_seq_max,
             context_length: plan.context_length.min(context.n_ctx_seq()),
             max_batch_tokens: context.n_batch(),
             max_rows: plan.max_rows.min(context.n_batch()),
@@ -218,13 +218,13 @@ impl Batching for LlamaEngine {
             ..ContextInfo::default()
         };
         let made = LlamaContext {
-            cells: Cells::new(plan.sequences, context.n_ctx(), plan.settings.kv_unified),
+            cells: Cells::new(plan.settings.n_seq_max, context.n_ctx(), plan.settings.kv_unified),
             max_batch_tokens: info.max_batch_tokens,
             n_vocab: model.raw.n_vocab(),
             max_rollback,
             window,
             recurrent: facts.recurrent,
-            restored: vec![0; plan.sequences as usize],
+            restored: vec![0; plan.settings.n_seq_max as usize],
             fingerprint: fingerprint(model, &plan),
             cancel: context.abort_flag(),
             order: Vec::new(),

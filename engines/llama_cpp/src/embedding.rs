@@ -57,7 +57,7 @@ fn create(
         ),
         llama::FaultKind::Assertion | llama::FaultKind::NoMemory => internal(fault),
     })?;
-    let plan = Plan { context_length: cells, max_rows: cells, sequences: settings.n_seq_max, settings };
+    let plan = Plan { context_length: cells, max_rows: cells, settings };
     let mut uses = described(&context, &plan)?;
     for memory in &mut uses {
         memory.weights = 0;

@@ -14,6 +14,8 @@ const CELLS: u32 = 256;
 const BATCH: u32 = 2048;
 /// Tokens per physical pass: llama.cpp's own default.
 const PASS: u32 = 512;
+/// Ids that a unified cache has at least.
+const POOL_SEQUENCES: u32 = 32;
 /// Up to here a unified cache costs less than it gives: one fused pass, shared prefixes.
 const FEW_SEQUENCES: u32 = 4;
 
@@ -29,9 +31,6 @@ pub(crate) struct Facts {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) settings: ContextSettings,
-    /// Sequence ids that can be used. In a unified cache an id costs nothing, and prefixes that are kept
-    /// for later need one each.
-    pub(crate) sequences: u32,
     pub(crate) context_length: u32,
     pub(crate) max_rows: u32,
 }
@@ -81,6 +80,9 @@ pub(crate) fn plan(
         Failure::invalid(format!("a cache of {cells} tokens is more than llama.cpp can count"))
     })?;
 
+    // In a pool an id costs a row of logits and no cache, and prefixes that are kept for later take one each.
+    let ids = if unified && !facts.recurrent { sequences.max(POOL_SEQUENCES) } else { sequences };
+
     // A step must be able to hold one token of each sequence.
     let asked = if params.max_batch_tokens == 0 { BATCH } else { params.max_batch_tokens };
     let n_batch = asked.max(sequences).min(n_ctx);
@@ -90,14 +92,13 @@ pub(crate) fn plan(
     Ok(Plan {
         context_length: length.min(u32::try_from(per_sequence).unwrap_or(u32::MAX)),
         max_rows,
-        sequences: if unified && !facts.recurrent { MOST_SEQUENCES } else { sequences },
         settings: ContextSettings {
             n_ctx,
             n_batch,
             n_ubatch,
-            n_seq_max: sequences,
+            n_seq_max: ids,
             // llama.cpp asserts that there is room for a row of each sequence.
-            n_outputs_max: max_rows.max(sequences),
+            n_outputs_max: max_rows.max(ids),
             n_rs_seq: if facts.recurrent { params.rollback } else { 0 },
             n_threads: options.threads.unwrap_or(threads),
             kv_unified: unified,

@@ -183,7 +183,7 @@ fn copied_prefixes_go_on_as_if_decoded_from_scratch() {
         assert_eq!(context.copy(0, 1, 2), abi::ERR_INVALID_ARGUMENT);
         assert_eq!(context.copy(0, 0, 2), abi::ERR_INVALID_ARGUMENT);
         assert_eq!(context.copy(0, 2, 400), abi::ERR_INVALID_ARGUMENT);
-        assert_eq!(context.copy(0, 9, 1), abi::ERR_INVALID_ARGUMENT);
+        assert_eq!(context.copy(0, 256, 1), abi::ERR_INVALID_ARGUMENT);
         for sequence in 0..4 {
             assert!(context.remove(sequence, 0).is_ok());
         }
@@ -264,7 +264,7 @@ fn wrong_arguments_are_refused_and_change_nothing() {
     let n_vocab = model.info().n_vocab as i32;
     let wrong: &[&[(u32, u32, &[i32], u32)]] = &[
         &[],
-        &[(4, 0, &[1], 1)],
+        &[(256, 0, &[1], 1)],
         &[(0, 2, &[1], 1)],
         &[(0, 4, &[1], 1)],
         &[(1, 0, &[], 0)],
