@@ -81,7 +81,9 @@ pub(crate) fn plan(
     })?;
 
     // In a pool an id costs a row of logits and no cache, and prefixes that are kept for later take one each.
-    let ids = if unified && !facts.recurrent { sequences.max(POOL_SEQUENCES) } else { sequences };
+    // (With a sliding window each would cost a window of cells, and nothing could be shared.)
+    let spare = unified && !facts.recurrent && facts.attention_window == 0;
+    let ids = if spare { sequences.max(POOL_SEQUENCES) } else { sequences };
 
     // A step must be able to hold one token of each sequence.
     let asked = if params.max_batch_tokens == 0 { BATCH } else { params.max_batch_tokens };
