@@ -722,6 +722,9 @@ struct EngineContext {
    uint64_t     ticket;
    size_t       n_rows; // of that ticket
    float       *rows;   // max_rows * N_VOCAB
+   uint32_t    *wanted; // per row, how many candidates suffice; 0: it must be whole
+   EngineToken *ids;    // candidates, and their logits: max_rows * N_VOCAB
+   float       *best;
    uint16_t    *narrow_rows;
    uint64_t     step_us, token_us, steps;
    volatile sig_atomic_t cancelled;
@@ -738,6 +741,9 @@ static MAYBE_UNUSED void batch_destroy(EngineContext *context) {
    free(context->sequences);
    free(context->cells);
    free(context->rows);
+   free(context->wanted);
+   free(context->ids);
+   free(context->best);
    free(context->narrow_rows);
    free(context);
 }
@@ -765,7 +771,11 @@ static MAYBE_UNUSED int batch_create(EngineModel *model, const EngineContextPara
    context->sequences   = calloc(context->max_sequences, sizeof *context->sequences);
    context->rows        = calloc((size_t)context->max_rows * N_VOCAB + 1, sizeof *context->rows);
    context->narrow_rows = calloc((size_t)context->max_rows * N_VOCAB + 1, sizeof *context->narrow_rows);
+   context->wanted      = calloc((size_t)context->max_rows + 1, sizeof *context->wanted);
+   context->ids         = calloc((size_t)context->max_rows * N_VOCAB + 1, sizeof *context->ids);
+   context->best        = calloc((size_t)context->max_rows * N_VOCAB + 1, sizeof *context->best);
    int complete = context->cells != NULL && context->sequences != NULL && context->rows != NULL &&
+                  context->wanted != NULL && context->ids != NULL && context->best != NULL &&
                   context->narrow_rows != NULL;
    for (uint32_t i = 0; complete && i < context->max_sequences; i++) {
       context->sequences[i].cells = calloc(context->context_length, sizeof(uint32_t));
@@ -797,6 +807,9 @@ static MAYBE_UNUSED int batch_info(const EngineContext *context, EngineContextIn
    mine.max_rollback     = UINT32_MAX;
    mine.cache_page       = 1;
    mine.cache_tokens     = context->n_cells;
+#ifdef FAKE_TOP
+   mine.max_candidates = FAKE_TOP;
+#endif
 #ifdef FAKE_ZERO_LIMITS
    mine.max_batch_tokens = 0;
 #endif
@@ -869,6 +882,18 @@ static int step_refused(const EngineContext *context, const EngineBatch *batch) 
    return ERR_OK;
 }
 
+static MAYBE_UNUSED uint32_t candidates_wanted(const EnginePick *pick) {
+#ifdef FAKE_TOP
+   // Whoever wants penalties, bias or masks applied gets the whole row.
+   if (pick != NULL && pick->stage == ENGINE_STAGE_TOP && pick->uses == 0) {
+      return pick->n_candidates < FAKE_TOP ? pick->n_candidates : FAKE_TOP;
+   }
+#else
+   (void)pick;
+#endif
+   return 0;
+}
+
 static MAYBE_UNUSED int batch_step(EngineContext *context, const EngineBatch *batch,
                                    uint64_t *ticket) {
 #ifdef FAKE_CRASH_IN_STEP
@@ -913,7 +938,8 @@ static MAYBE_UNUSED int batch_step(EngineContext *context, const EngineBatch *ba
          context->cells[cell].hash           = hash;
          sequence->cells[sequence->length++] = cell;
          if (j + slice->n_rows >= slice->n_tokens) {
-            float *out = context->rows + row++ * N_VOCAB;
+            context->wanted[row] = candidates_wanted(slice->pick);
+            float *out           = context->rows + row++ * N_VOCAB;
             for (int token = 0; token < N_VOCAB; token++) {
                out[token] = logit(hash, token, context->model->eog_every);
             }
@@ -993,6 +1019,63 @@ static void describe(EngineContext *context, size_t index, EngineRow *row) {
 #endif
 }
 
+// Cuts the row down to the likeliest tokens, best first, and equal ones by lower id.
+static MAYBE_UNUSED void cut_down(EngineContext *context, size_t index, EngineRow *row) {
+   const float *logits = context->rows + index * N_VOCAB;
+   EngineToken *ids    = context->ids + index * N_VOCAB;
+   float       *best   = context->best + index * N_VOCAB;
+   uint32_t     n      = 0;
+   double       sum    = 0;
+   for (EngineToken id = 0; id < N_VOCAB; id++) {
+      uint32_t place = n;
+      while (place > 0 && !(logits[id] <= best[place - 1])) {
+         place--;
+      }
+      if (place < context->wanted[index]) {
+         n += n < context->wanted[index];
+         memmove(ids + place + 1, ids + place, (n - place - 1) * sizeof *ids);
+         memmove(best + place + 1, best + place, (n - place - 1) * sizeof *best);
+         ids[place]  = id;
+         best[place] = logits[id];
+      }
+      sum += exp(logits[id]);
+   }
+   row->stage   = ENGINE_STAGE_TOP;
+   row->dtype   = ENGINE_F32;
+   row->n       = n;
+   row->log_sum = (float)log(sum);
+   row->ids     = ids;
+   row->logits  = best;
+#ifdef FAKE_TOP_NOTHING
+   row->n = 0;
+#endif
+#ifdef FAKE_TOP_TOO_MANY
+   row->n = context->wanted[index] + 1;
+#endif
+#ifdef FAKE_TOP_OUTSIDE
+   ids[n - 1] = N_VOCAB;
+#endif
+#ifdef FAKE_TOP_NEGATIVE
+   ids[0] = -1;
+#endif
+#ifdef FAKE_TOP_TWICE
+   ids[1]  = ids[0];
+   best[1] = best[0];
+#endif
+#ifdef FAKE_TOP_UNSORTED
+   best[n - 1] = best[0] + 1;
+#endif
+#ifdef FAKE_TOP_NULL_IDS
+   row->ids = NULL;
+#endif
+#ifdef FAKE_TOP_CROOKED_IDS
+   row->ids = (const EngineToken *)(const void *)((const char *)ids + 1);
+#endif
+#ifdef FAKE_TOP_NULL_LOGITS
+   row->logits = NULL;
+#endif
+}
+
 static MAYBE_UNUSED int batch_collect(EngineContext *context, uint64_t ticket,
                                       const uint32_t *const *late_masks, EngineRow *rows,
                                       size_t n_rows, size_t row_stride) {
@@ -1006,6 +1089,13 @@ static MAYBE_UNUSED int batch_collect(EngineContext *context, uint64_t ticket,
    for (size_t i = 0; i < n_rows; i++) {
       EngineRow row;
       describe(context, i, &row);
+      if (context->wanted[i] > 0) {
+         cut_down(context, i, &row);
+      }
+#   ifdef FAKE_TOP_UNASKED
+      context->wanted[i] = 4;
+      cut_down(context, i, &row);
+#   endif
       memcpy((char *)rows + i * row_stride, &row, row_stride < sizeof row ? row_stride : sizeof row);
    }
 #endif

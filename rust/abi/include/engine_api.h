@@ -593,13 +593,15 @@ enum {
 typedef struct EngineRow {
    uint32_t           stage;    // ENGINE_STAGE_: how far the engine went
    uint32_t           dtype;    // of logits
-   uint32_t           n;        // number of candidates: n_vocab at LOGITS
+   uint32_t           n;        // number of candidates: n_vocab at LOGITS; at TOP at least 1, and
+                                // at most n_candidates
    EngineToken        token;    // at TOKEN; else ENGINE_TOKEN_NONE
    float              logprob;  // of token, at temperature 1
    float              log_sum;  // log of the sum of exp(logit)
    float              log_sum_t; // log of the sum of exp(logit / temperature), for top_p
    uint32_t           reserved;
-   const EngineToken *ids;      // the candidates, best first; NULL: candidate i is token i
+   const EngineToken *ids;      // the candidates, best first; NULL at LOGITS, where candidate i is
+                                // token i
    const void        *logits;   // theirs
 } EngineRow;
 
@@ -629,7 +631,8 @@ typedef struct EngineBatching {
                   EngineRow *rows, size_t n_rows, size_t row_stride);
 
    // The whole row at ENGINE_STAGE_LOGITS, for a row that was collected at a later stage and left
-   // the host wanting more (candidates that do not add up to top_p). May be NULL. [step]
+   // the host wanting more (candidates that do not add up to top_p). May be NULL: then the host
+   // wishes for TOP only where n_candidates are sure to be enough. [step]
    int (*fetch)(EngineContext *context, uint64_t ticket, size_t row, EngineRow *out);
 
    // Asks the step that is running to end with ERR_CANCELLED. At best it takes effect between two

@@ -106,6 +106,10 @@ pub struct Limits {
     pub shares_prefixes: bool,
     /// [`StepEngine::save`] and [`StepEngine::restore`] are offered.
     pub saves: bool,
+    /// Most candidates that a row can be cut down to; 0: rows always come whole.
+    pub max_candidates: u32,
+    /// [`StepEngine::fetch`] is offered.
+    pub fetches: bool,
     /// Width of a row of logits.
     pub n_vocab: u32,
 }
@@ -121,14 +125,61 @@ pub struct Slice<'a> {
     pub tokens: &'a [Token],
     /// Rows of logits wanted, for the last `rows` tokens.
     pub rows: u32,
+    /// So many of the likeliest tokens suffice in each row; 0: rows must be whole. At most
+    /// [`Limits::max_candidates`].
+    pub candidates: u32,
 }
 
 /// Names a submitted step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// One row of logits, `n_vocab` wide. Borrowed from the engine's memory wherever that is `f32`.
-pub type Row<'a> = Cow<'a, [f32]>;
+/// What the model says of the next token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Row<'a> {
+    /// The logits of all tokens, [`Limits::n_vocab`] of them. Borrowed from the engine's memory wherever
+    /// that is `f32`.
+    Whole(Cow<'a, [f32]>),
+    /// The likeliest tokens alone. Only where candidates suffice, and even there a row may come whole.
+    Best(Best<'a>),
+}
+
+/// The likeliest tokens of a row: best first, and equal ones by lower id. No other token is likelier than
+/// the last of them, or as likely and of lower id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Best<'a> {
+    /// The tokens: at least 1, and at most as many as were asked for.
+    pub ids: Cow<'a, [Token]>,
+    /// Their logits.
+    pub logits: Cow<'a, [f32]>,
+    /// The logarithm of the sum of `exp(logit)` over the whole row; NaN: not computed.
+    pub log_sum: f32,
+    /// Logits of the whole row.
+    pub n_vocab: usize,
+}
+
+impl Row<'_> {
+    /// How many logits there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Row::Whole(logits) => logits.len(),
+            Row::Best(best) => best.logits.len(),
+        }
+    }
+
+    /// Is there none? No engine gives such a row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many logits the whole row has.
+    pub fn n_vocab(&self) -> usize {
+        match self {
+            Row::Whole(logits) => logits.len(),
+            Row::Best(best) => best.n_vocab,
+        }
+    }
+}
 
 /// One forward pass over a batch that the host schedules (`engine.batch/1`).
 ///
@@ -144,6 +195,17 @@ pub trait StepEngine {
     /// Waits for that step and gives its rows in the order of the slices. They are valid until the
     /// next step, which the borrow says.
     fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault>;
+
+    /// The whole of a row that came as candidates, counted over the rows of that step. It is valid as
+    /// long as those are.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where [`Limits::fetches`] is false.
+    fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineFault> {
+        let _ = (ticket, row);
+        Err(not_offered("batch.fetch", "the engine does not fetch rows"))
+    }
 
     /// Makes positions `0..end` of `from` the beginning of the empty sequence `to`.
     fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault>;
@@ -165,7 +227,7 @@ pub trait StepEngine {
     /// `Unsupported` where [`Limits::saves`] is false, `InvalidArgument` for an empty sequence, `OomRam`.
     fn save(&mut self, sequence: SequenceId) -> Result<Vec<u8>, EngineFault> {
         let _ = sequence;
-        Err(not_offered("batch.seq_save"))
+        Err(not_offered("batch.seq_save", SAVES_NOTHING))
     }
 
     /// Makes the empty sequence what was saved, on this context or one made alike: its range is again
@@ -178,16 +240,14 @@ pub trait StepEngine {
     /// nothing was changed. After any other failure the sequence is empty.
     fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
         let _ = (sequence, state);
-        Err(not_offered("batch.seq_restore"))
+        Err(not_offered("batch.seq_restore", SAVES_NOTHING))
     }
 }
 
-fn not_offered(call: &'static str) -> EngineFault {
-    EngineFault {
-        kind: EngineFaultKind::Unsupported,
-        message: "the engine does not save sequences".to_owned(),
-        call,
-    }
+const SAVES_NOTHING: &str = "the engine does not save sequences";
+
+fn not_offered(call: &'static str, message: &str) -> EngineFault {
+    EngineFault { kind: EngineFaultKind::Unsupported, message: message.to_owned(), call }
 }
 
 impl<E: StepEngine + ?Sized> StepEngine for Box<E> {
@@ -201,6 +261,10 @@ impl<E: StepEngine + ?Sized> StepEngine for Box<E> {
 
     fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault> {
         (**self).collect(ticket, rows)
+    }
+
+    fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineFault> {
+        (**self).fetch(ticket, row)
     }
 
     fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {

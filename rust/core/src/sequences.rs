@@ -134,6 +134,11 @@ impl<E: StepEngine> Sequences<E> {
         self.engine.collect(ticket, rows)
     }
 
+    /// See [`StepEngine::fetch`].
+    pub fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineFault> {
+        self.engine.fetch(ticket, row)
+    }
+
     /// Takes back what a sequence holds beyond `len` tokens.
     pub fn cut(&mut self, sequence: SequenceId, len: u32) -> Result<(), EngineFault> {
         if self.tree.held(sequence) > len as usize {

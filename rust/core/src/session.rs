@@ -10,7 +10,7 @@ use llm_node_cpu::Crew;
 
 use crate::{
     engine::{
-        EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Ticket, Token, Vocabulary,
+        EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Vocabulary,
     },
     error::{ErrorCode, Fault},
     event::{Event, Finish},
@@ -540,16 +540,16 @@ impl<E: StepEngine> Session<E> {
         for share in shares {
             let Some(it) = self.running.get(&share.sequence) else { continue };
             let begin = it.held as usize;
-            slices.push(match drafts.get(&share.sequence) {
-                Some(tokens) => {
-                    Slice { sequence: share.sequence, position: it.held, tokens, rows: tokens.len() as u32 }
-                }
-                None => Slice {
-                    sequence: share.sequence,
-                    position: it.held,
-                    tokens: &it.tokens()[begin..begin + share.tokens as usize],
-                    rows: u32::from(share.row),
-                },
+            let (tokens, rows) = match drafts.get(&share.sequence) {
+                Some(tokens) => (&tokens[..], tokens.len() as u32),
+                None => (&it.tokens()[begin..begin + share.tokens as usize], u32::from(share.row)),
+            };
+            slices.push(Slice {
+                sequence: share.sequence,
+                position: it.held,
+                tokens,
+                rows,
+                candidates: if rows > 0 { it.candidates(&self.forbidden, self.limits()) } else { 0 },
             });
         }
         slices.extend(pads.iter().map(|&sequence| Slice {
@@ -557,6 +557,7 @@ impl<E: StepEngine> Session<E> {
             position: self.sequences.held(sequence),
             tokens: &PADDING,
             rows: 0,
+            candidates: 0,
         }));
         slices.sort_unstable_by_key(|it| it.sequence);
         let rows: Vec<u32> = shares
@@ -600,7 +601,7 @@ impl<E: StepEngine> Session<E> {
                 }
                 Err(fault) => {
                     self.sequences.remove(sequence)?;
-                    Event::Failed(unpickable(fault, generation.length()))
+                    Event::Failed(fault)
                 }
             };
             self.tell_last(generation.id, event, events);
@@ -618,7 +619,6 @@ impl<E: StepEngine> Session<E> {
 
     /// Picks tokens from the rows of a step, and gives who came to an end by that. The inner error is one
     /// that costs this step's requests.
-    #[expect(clippy::type_complexity, reason = "two kinds of failure, and who ended with what")]
     fn pick(
         &mut self,
         shares: &[Share],
@@ -626,42 +626,53 @@ impl<E: StepEngine> Session<E> {
         rows: &[u32],
         ticket: Ticket,
         events: &mut Vec<(u64, Event)>,
-    ) -> Result<Result<Vec<(SequenceId, Result<Finish, PickFault>)>, EngineFault>, EngineFault> {
+    ) -> Result<Result<Vec<Ended>, EngineFault>, EngineFault> {
         let wanted = rows.iter().sum::<u32>() as usize;
         let width = self.limits().n_vocab as usize;
         let all = match self.sequences.collect(ticket, wanted) {
             Ok(all) => all,
             Err(fault) => return Ok(Err(fault)),
         };
-        if all.len() != wanted || all.iter().any(|it| it.len() != width) {
-            return Err(EngineFault {
-                kind: EngineFaultKind::Misbehaved,
-                message: format!("{wanted} rows of {width} logits were due, and came otherwise"),
-                call: "engine.batch collect",
-            });
+        if all.len() != wanted || all.iter().any(|it| it.n_vocab() != width) {
+            let what = format!("{wanted} rows of {width} logits were due, and came otherwise");
+            return Err(misbehaved(what, "engine.batch collect"));
         }
-        let mut rest = &all[..];
+        let mut next = 0;
         let mut own = Vec::with_capacity(shares.len());
         let mut jobs = Vec::with_capacity(shares.len());
         for (share, &rows) in shares.iter().zip(rows) {
-            let (these, others) = rest.split_at(rows as usize);
-            rest = others;
-            if let (Some(first), Some(generation)) = (these.first(), self.running.get(&share.sequence)) {
-                own.push((share.sequence, these));
-                jobs.push(generation.job(first));
+            let begin = next;
+            next += rows as usize;
+            if rows > 0
+                && let Some(generation) = self.running.get(&share.sequence)
+            {
+                own.push((share.sequence, begin));
+                jobs.push(generation.job(&all[begin]));
             }
         }
         let firsts: Vec<_> = self.samplers.pick(&jobs, &self.forbidden).collect();
-        let mut ended = Vec::new();
-        for ((sequence, rows), first) in own.into_iter().zip(firsts) {
+        let (mut ended, mut undecided) = (Vec::new(), Vec::new());
+        for ((sequence, begin), first) in own.into_iter().zip(firsts) {
             let Some(generation) = self.running.get_mut(&sequence) else { continue };
             let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
             let (mut accepted, mut looked_at) = (0, 0);
             let mut pick = Some(first);
             while let Some(picked) = pick.take() {
+                if let Row::Best(_) = all[begin + accepted] {
+                    generation.candidates_came(picked != Err(PickFault::Undecided));
+                }
                 let finish = match picked {
                     Ok(picked) => generation.take(picked, &self.vocabulary, events).map(Ok),
-                    Err(fault) => Some(Err(fault)),
+                    Err(PickFault::Undecided) if accepted == 0 => {
+                        undecided.push((sequence, begin));
+                        break;
+                    }
+                    Err(PickFault::Undecided) => {
+                        // Computed once more, its row is the first of its slice, and can be fetched.
+                        generation.held -= 1;
+                        break;
+                    }
+                    Err(fault) => Some(Err(unpickable(fault, generation.length()))),
                 };
                 let proposed = draft.get(looked_at);
                 if let Some(how) = finish {
@@ -669,7 +680,7 @@ impl<E: StepEngine> Session<E> {
                 } else if proposed.is_some() && proposed == generation.tokens().last() {
                     // The proposal was right, so that the row behind it is of use.
                     accepted += 1;
-                    let job = generation.job(&rows[accepted]);
+                    let job = generation.job(&all[begin + accepted]);
                     pick = self.samplers.pick(&[job], &self.forbidden).next();
                 }
                 looked_at += usize::from(proposed.is_some());
@@ -681,7 +692,38 @@ impl<E: StepEngine> Session<E> {
                 self.accepted += accepted as u64;
             }
         }
+        drop(all);
+        for (sequence, row) in undecided {
+            ended.extend(self.pick_whole(sequence, ticket, row, events)?.map(|how| (sequence, how)));
+        }
         Ok(Ok(ended))
+    }
+
+    /// Picks from the whole of a row whose candidates did not decide; `Some`: the answer is at its end.
+    fn pick_whole(
+        &mut self,
+        sequence: SequenceId,
+        ticket: Ticket,
+        row: usize,
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Option<Result<Finish, Fault>>, EngineFault> {
+        let width = self.limits().n_vocab as usize;
+        let Some(generation) = self.running.get_mut(&sequence) else { return Ok(None) };
+        let row = match self.sequences.fetch(ticket, row) {
+            Ok(row) => row,
+            Err(fault) if fault.kind.ends_engine() => return Err(fault),
+            Err(fault) => return Ok(Some(Err(fault.into()))),
+        };
+        if !matches!(&row, Row::Whole(logits) if logits.len() == width) {
+            let what = format!("a whole row of {width} logits was due, and came otherwise");
+            return Err(misbehaved(what, "engine.batch fetch"));
+        }
+        let picked = self.samplers.pick(&[generation.job(&row)], &self.forbidden).next();
+        Ok(match picked {
+            Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events).map(Ok),
+            Some(Err(fault)) => Some(Err(unpickable(fault, generation.length()))),
+            None => None,
+        })
     }
 
     /// A step that failed costs the requests in it; what the engine holds of them is not known.
@@ -744,6 +786,13 @@ enum Outcome {
     CacheFull,
 }
 
+/// Who came to an end, and how.
+type Ended = (SequenceId, Result<Finish, Fault>);
+
+fn misbehaved(message: String, call: &'static str) -> EngineFault {
+    EngineFault { kind: EngineFaultKind::Misbehaved, message, call }
+}
+
 fn crashed(fault: &EngineFault) -> Fault {
     Fault::new(ErrorCode::EngineCrashed, format!("The engine can no longer be used: {fault}"))
 }
@@ -755,7 +804,7 @@ fn unpickable(fault: PickFault, position: u32) -> Fault {
             "logit_bias forbids every token that the model could generate",
         )
         .param("logit_bias"),
-        PickFault::NotANumber | PickFault::Empty => Fault::new(
+        PickFault::NotANumber | PickFault::Empty | PickFault::Undecided => Fault::new(
             ErrorCode::Internal,
             format!("No token can be picked at position {position}: {fault}."),
         ),

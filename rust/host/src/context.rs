@@ -1,6 +1,7 @@
 //! `engine.batch/1`: a KV cache and the forward passes on it, behind the port [`StepEngine`].
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::{align_of, size_of};
@@ -11,10 +12,11 @@ use half::{bf16, f16};
 use llm_node_abi::{
     ENGINE_BF16, ENGINE_CONTEXT_ASYNC, ENGINE_CONTEXT_CHAIN, ENGINE_CONTEXT_LATE_MASK,
     ENGINE_CONTEXT_MIX_ADAPTER, ENGINE_CONTEXT_SHARE, ENGINE_F16, ENGINE_F32, ENGINE_STAGE_LOGITS,
-    ENGINE_TOKEN_NONE, ERR_BUFFER_TOO_SMALL, ERR_OOM_RAM, EngineBatch, EngineBatching, EngineContext,
-    EngineContextInfo, EngineContextParams, EngineRow, EngineSlice, Growing,
+    ENGINE_STAGE_TOP, ENGINE_TOKEN_NONE, ERR_BUFFER_TOO_SMALL, ERR_OOM_RAM, EngineBatch, EngineBatching,
+    EngineContext, EngineContextInfo, EngineContextParams, EnginePick, EngineRow, EngineSlice, EngineToken,
+    Growing,
 };
-use llm_node_core::engine::{EngineFault, Limits, Row, SequenceId, Slice, StepEngine, Ticket};
+use llm_node_core::engine::{Best, EngineFault, Limits, Row, SequenceId, Slice, StepEngine, Ticket};
 
 use crate::callbacks::checked;
 use crate::error::EngineError;
@@ -79,8 +81,6 @@ pub struct ContextInfo {
     pub mixes_adapters: bool,
     /// Steps under way at once.
     pub max_in_flight: u32,
-    /// Of the stage TOP; 0: that stage is never reached.
-    pub max_candidates: u32,
     /// Numbers of one-token slices for which a graph is captured.
     pub decode_sizes: Vec<u32>,
 }
@@ -124,15 +124,17 @@ pub struct Context {
     shared: Arc<Handle>,
     info: ContextInfo,
     limits: Limits,
-    /// Tickets whose rows are still valid, oldest first, and how many rows they have.
-    in_flight: VecDeque<(u64, usize)>,
+    /// Tickets whose rows are still valid, oldest first, and for each of their rows how many candidates
+    /// suffice; 0: it must be whole.
+    in_flight: VecDeque<(u64, Vec<u32>)>,
     /// Scratch of `step` and `collect`; holds nothing between calls.
     slices: Vec<EngineSlice>,
+    picks: Vec<EnginePick>,
     rows: Vec<EngineRow>,
 }
 
-// SAFETY: [step]: "the OS thread may change from call to call". The pointers in `slices` and `rows` are
-// not looked at between calls.
+// SAFETY: [step]: "the OS thread may change from call to call". The pointers in `slices`, `picks`
+// and `rows` are not looked at between calls.
 unsafe impl Send for Context {}
 
 impl fmt::Debug for Context {
@@ -173,7 +175,6 @@ impl Context {
                 takes_late_masks: false,
                 mixes_adapters: false,
                 max_in_flight: 1,
-                max_candidates: 0,
                 decode_sizes: Vec::new(),
             },
             limits: Limits {
@@ -186,10 +187,13 @@ impl Context {
                 max_rollback: 0,
                 shares_prefixes: false,
                 saves: false,
+                max_candidates: 0,
+                fetches: false,
                 n_vocab: model.info().n_vocab,
             },
             in_flight: VecDeque::new(),
             slices: Vec::new(),
+            picks: Vec::new(),
             rows: Vec::new(),
         };
         context.read_info()?;
@@ -211,28 +215,11 @@ impl Context {
         Canceller { handle: Arc::clone(&self.shared), table: self.table }
     }
 
-    /// The whole row of logits of a step whose rows are still valid. `Unsupported` where the engine has
-    /// no use for this.
-    pub fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineError> {
-        const CALL: &str = "batch.fetch";
-        let fetch = self.table.fetch.ok_or_else(|| EngineError::unsupported(CALL))?;
-        let rows = self.rows_of(CALL, ticket)?;
-        if row >= rows {
-            return Err(EngineError::invalid(CALL, format!("row {row} of {rows}")));
-        }
-        let mut out = UNWRITTEN;
-        // SAFETY: [step]: `&mut self`. `out` is a local.
-        checked(CALL, || unsafe { fetch(self.handle.as_ptr(), ticket.0, row, &raw mut out) })?;
-        // SAFETY: the engine has just described the row; it stays valid until the next step, for which
-        // `self` must be borrowed again.
-        unsafe { logits(CALL, row, &out, self.limits.n_vocab) }
-    }
-
-    fn rows_of(&self, call: &'static str, ticket: Ticket) -> Result<usize, EngineError> {
+    fn rows_of(&self, call: &'static str, ticket: Ticket) -> Result<&[u32], EngineError> {
         self.in_flight
             .iter()
             .find(|(known, _)| *known == ticket.0)
-            .map(|(_, rows)| *rows)
+            .map(|(_, rows)| &rows[..])
             .ok_or_else(|| EngineError::invalid(call, format!("the rows of ticket {} are gone", ticket.0)))
     }
 
@@ -287,7 +274,6 @@ impl Context {
             takes_late_masks: info.flags & ENGINE_CONTEXT_LATE_MASK != 0,
             mixes_adapters: info.flags & ENGINE_CONTEXT_MIX_ADAPTER != 0,
             max_in_flight: info.max_in_flight,
-            max_candidates: info.max_candidates,
             decode_sizes,
         };
         self.limits = Limits {
@@ -300,6 +286,8 @@ impl Context {
             max_rollback: info.max_rollback,
             shares_prefixes: info.flags & ENGINE_CONTEXT_SHARE != 0,
             saves: self.table.seq_save.is_some() && self.table.seq_restore.is_some(),
+            max_candidates: info.max_candidates.min(self.model.info().n_vocab),
+            fetches: self.table.fetch.is_some(),
             n_vocab: self.model.info().n_vocab,
         };
         Ok(())
@@ -314,14 +302,17 @@ impl StepEngine for Context {
     fn step(&mut self, slices: &[Slice<'_>]) -> Result<Ticket, EngineFault> {
         const CALL: &str = "batch.step";
         let step = self.table.step.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let candidates = |slice: &Slice<'_>| slice.candidates.min(self.limits.max_candidates);
+        self.picks.clear();
+        self.picks.extend(slices.iter().map(|slice| top(candidates(slice))));
         self.slices.clear();
-        self.slices.extend(slices.iter().map(|slice| EngineSlice {
+        self.slices.extend(slices.iter().zip(&self.picks).map(|(slice, pick)| EngineSlice {
             sequence: slice.sequence,
             position: slice.position,
             n_tokens: slice.tokens.len() as u32,
             n_rows: slice.rows,
             tokens: slice.tokens.as_ptr(),
-            pick: std::ptr::null(),
+            pick: if pick.n_candidates > 0 { &raw const *pick } else { std::ptr::null() },
             adapter: std::ptr::null_mut(),
             adapter_scale: 0.0,
             reserved: 0,
@@ -333,8 +324,8 @@ impl StepEngine for Context {
             slices: self.slices.as_ptr(),
         };
         let mut ticket = 0;
-        // SAFETY: [step]: `&mut self`. The batch and the tokens outlive the call, in which the engine
-        // copies what it needs.
+        // SAFETY: [step]: `&mut self`. The batch, the picks and the tokens outlive the call, in which the
+        // engine copies what it needs.
         let result =
             checked(CALL, || unsafe { step(self.handle.as_ptr(), &raw const batch, &raw mut ticket) });
         self.slices.clear();
@@ -344,17 +335,24 @@ impl StepEngine for Context {
         {
             return Err(EngineError::misbehaved(CALL, format!("ticket {ticket} after {last}")).into());
         }
-        if self.in_flight.len() >= self.info.max_in_flight as usize {
-            self.in_flight.pop_front();
+        let mut rows = Vec::new();
+        if self.in_flight.len() >= self.info.max_in_flight as usize
+            && let Some((_, used)) = self.in_flight.pop_front()
+        {
+            rows = used;
+            rows.clear();
         }
-        self.in_flight.push_back((ticket, slices.iter().map(|slice| slice.rows as usize).sum()));
+        for (slice, pick) in slices.iter().zip(&self.picks) {
+            rows.extend(std::iter::repeat_n(pick.n_candidates, slice.rows as usize));
+        }
+        self.in_flight.push_back((ticket, rows));
         Ok(Ticket(ticket))
     }
 
     fn collect(&mut self, ticket: Ticket, rows: usize) -> Result<Vec<Row<'_>>, EngineFault> {
         const CALL: &str = "batch.collect";
         let collect = self.table.collect.ok_or_else(|| EngineError::unsupported(CALL))?;
-        let expected = self.rows_of(CALL, ticket)?;
+        let expected = self.rows_of(CALL, ticket)?.len();
         if rows != expected {
             return Err(
                 EngineError::invalid(CALL, format!("{rows} rows of a step that has {expected}")).into()
@@ -378,13 +376,31 @@ impl StepEngine for Context {
         let n_vocab = self.limits.n_vocab;
         self.rows
             .iter()
+            .zip(self.rows_of(CALL, ticket)?)
             .enumerate()
-            .map(|(index, row)| {
+            .map(|(index, (row, &candidates))| {
+                let described = Described { call: CALL, index, row, n_vocab };
                 // SAFETY: the engine has just described the row; it stays valid until further steps,
                 // for which `self` must be borrowed again.
-                unsafe { logits(CALL, index, row, n_vocab) }.map_err(EngineFault::from)
+                unsafe { described.read(candidates) }.map_err(EngineFault::from)
             })
             .collect()
+    }
+
+    fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineFault> {
+        const CALL: &str = "batch.fetch";
+        let fetch = self.table.fetch.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let rows = self.rows_of(CALL, ticket)?.len();
+        if row >= rows {
+            return Err(EngineError::invalid(CALL, format!("row {row} of {rows}")).into());
+        }
+        let mut out = UNWRITTEN;
+        // SAFETY: [step]: `&mut self`. `out` is a local.
+        checked(CALL, || unsafe { fetch(self.handle.as_ptr(), ticket.0, row, &raw mut out) })?;
+        let described = Described { call: CALL, index: row, row: &out, n_vocab: self.limits.n_vocab };
+        // SAFETY: the engine has just described the row; it stays valid until the next step, for which
+        // `self` must be borrowed again.
+        Ok(unsafe { described.read(0) }?)
     }
 
     fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {
@@ -528,58 +544,150 @@ const UNWRITTEN: EngineRow = EngineRow {
     logits: std::ptr::null(),
 };
 
-/// A row of logits, in place where it is `f32`.
-///
-/// NaN and infinity are not looked for: that would read every row twice. Who picks a token sees them.
-///
-/// # Safety
-///
-/// The engine has described `row`, and keeps its memory as it is for `'a`.
-unsafe fn logits<'a>(
+/// The wish for so many candidates and nothing else: penalties, bias and masks are the host's own to apply.
+fn top(candidates: u32) -> EnginePick {
+    EnginePick {
+        struct_size: EnginePick::SIZE,
+        stage: ENGINE_STAGE_TOP,
+        uses: 0,
+        n_candidates: candidates,
+        repeat_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        temperature: 1.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        n_bias: 0,
+        bias: std::ptr::null(),
+        history: std::ptr::null(),
+        n_history: 0,
+        masks: std::ptr::null(),
+        uniforms: std::ptr::null(),
+    }
+}
+
+/// A row as the engine described it.
+struct Described<'r> {
     call: &'static str,
     index: usize,
-    row: &EngineRow,
+    row: &'r EngineRow,
     n_vocab: u32,
-) -> Result<Row<'a>, EngineError> {
-    let wrong = |what: String| EngineError::misbehaved(call, format!("row {index}: {what}"));
-    if row.stage == u32::MAX {
-        return Err(wrong("it was not written".to_owned()));
-    }
-    // No pick was given, and an engine never goes further than it is asked to.
-    if row.stage != ENGINE_STAGE_LOGITS {
-        return Err(wrong(format!("stage {}, where logits were wanted", row.stage)));
-    }
-    if row.n != n_vocab {
-        return Err(wrong(format!("{} logits, but the vocabulary has {n_vocab} tokens", row.n)));
-    }
-    if !row.ids.is_null() {
-        return Err(wrong("logits of the whole vocabulary, but in an order of their own".to_owned()));
-    }
-    if row.logits.is_null() {
-        return Err(wrong("logits are NULL".to_owned()));
-    }
-    let alignment = if row.dtype == ENGINE_F32 { align_of::<f32>() } else { align_of::<u16>() };
-    if !row.logits.addr().is_multiple_of(alignment) {
-        return Err(wrong("logits are not aligned".to_owned()));
-    }
-    let count = n_vocab as usize;
-    match row.dtype {
-        ENGINE_F32 => {
-            // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the
-            // caller says.
-            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f32>(), count) };
-            Ok(Cow::Borrowed(numbers))
+}
+
+impl Described<'_> {
+    /// The row, in place where it is `f32`. `candidates`: so many suffice; 0: it must be whole.
+    ///
+    /// NaN and infinity are not looked for: that would read every row twice. Who picks a token sees them.
+    ///
+    /// # Safety
+    ///
+    /// The engine has described the row, and keeps its memory as it is for `'a`.
+    unsafe fn read<'a>(&self, candidates: u32) -> Result<Row<'a>, EngineError> {
+        let Self { row, n_vocab, .. } = *self;
+        match row.stage {
+            u32::MAX => Err(self.wrong("it was not written")),
+            ENGINE_STAGE_LOGITS => {
+                if row.n != n_vocab {
+                    let what = format!("{} logits, but the vocabulary has {n_vocab} tokens", row.n);
+                    return Err(self.wrong(what));
+                }
+                if !row.ids.is_null() {
+                    return Err(self.wrong("logits of the whole vocabulary, but in an order of their own"));
+                }
+                // SAFETY: passed on to the caller.
+                Ok(Row::Whole(unsafe { self.logits() }?))
+            }
+            ENGINE_STAGE_TOP if candidates > 0 => {
+                if row.n == 0 || row.n > candidates {
+                    return Err(self.wrong(format!("{} candidates, where {candidates} were wanted", row.n)));
+                }
+                // SAFETY: passed on to the caller.
+                let (ids, logits) = unsafe { (self.ids()?, self.logits()?) };
+                self.check_order(ids, &logits)?;
+                Ok(Row::Best(Best {
+                    ids: Cow::Borrowed(ids),
+                    logits,
+                    log_sum: row.log_sum,
+                    n_vocab: n_vocab as usize,
+                }))
+            }
+            // An engine never goes further than it is asked to.
+            stage => {
+                let wanted = if candidates > 0 { "candidates" } else { "logits" };
+                Err(self.wrong(format!("stage {stage}, where {wanted} were wanted")))
+            }
         }
-        ENGINE_F16 => {
-            // SAFETY: as above; f16 is a u16 by layout.
-            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f16>(), count) };
-            Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::read`].
+    unsafe fn ids<'a>(&self) -> Result<&'a [EngineToken], EngineError> {
+        let Self { row, n_vocab, .. } = *self;
+        if row.ids.is_null() {
+            return Err(self.wrong("candidates without ids"));
         }
-        ENGINE_BF16 => {
-            // SAFETY: as above; bf16 is a u16 by layout.
-            let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<bf16>(), count) };
-            Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+        if !row.ids.is_aligned() {
+            return Err(self.wrong("ids are not aligned"));
         }
-        dtype => Err(wrong(format!("unknown number format {dtype}"))),
+        // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the caller
+        // says.
+        let ids = unsafe { std::slice::from_raw_parts(row.ids, row.n as usize) };
+        match ids.iter().find(|id| u32::try_from(**id).map_or(true, |id| id >= n_vocab)) {
+            Some(id) => Err(self.wrong(format!("candidate {id} of a vocabulary of {n_vocab} tokens"))),
+            None => Ok(ids),
+        }
+    }
+
+    /// Best first, and equal ones by lower id: so none comes twice, either. Where a logit is no number
+    /// there is no order, and whoever picks a token refuses the row.
+    fn check_order(&self, ids: &[EngineToken], logits: &[f32]) -> Result<(), EngineError> {
+        let ordered = logits.windows(2).zip(ids.windows(2)).all(|(logits, ids)| {
+            match logits[0].partial_cmp(&logits[1]) {
+                Some(Ordering::Less) => false,
+                Some(Ordering::Equal) => ids[0] < ids[1],
+                Some(Ordering::Greater) | None => true,
+            }
+        });
+        if ordered { Ok(()) } else { Err(self.wrong("candidates are not in order")) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::read`]; `n` has been checked.
+    unsafe fn logits<'a>(&self) -> Result<Cow<'a, [f32]>, EngineError> {
+        let row = self.row;
+        if row.logits.is_null() {
+            return Err(self.wrong("logits are NULL"));
+        }
+        let alignment = if row.dtype == ENGINE_F32 { align_of::<f32>() } else { align_of::<u16>() };
+        if !row.logits.addr().is_multiple_of(alignment) {
+            return Err(self.wrong("logits are not aligned"));
+        }
+        let count = row.n as usize;
+        match row.dtype {
+            ENGINE_F32 => {
+                // SAFETY: not NULL, aligned, and `n` numbers long by the engine's word; valid for 'a, the
+                // caller says.
+                let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f32>(), count) };
+                Ok(Cow::Borrowed(numbers))
+            }
+            ENGINE_F16 => {
+                // SAFETY: as above; f16 is a u16 by layout.
+                let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<f16>(), count) };
+                Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+            }
+            ENGINE_BF16 => {
+                // SAFETY: as above; bf16 is a u16 by layout.
+                let numbers = unsafe { std::slice::from_raw_parts(row.logits.cast::<bf16>(), count) };
+                Ok(Cow::Owned(numbers.iter().map(|number| number.to_f32()).collect()))
+            }
+            dtype => Err(self.wrong(format!("unknown number format {dtype}"))),
+        }
+    }
+
+    fn wrong(&self, what: impl fmt::Display) -> EngineError {
+        EngineError::misbehaved(self.call, format!("row {}: {what}", self.index))
     }
 }

@@ -7,7 +7,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use llm_node_core::engine::{EngineFaultKind, StepEngine, Tokenizer};
+use llm_node_core::engine::{EngineFaultKind, Slice, StepEngine, Tokenizer};
 use llm_node_host::{
     Context, EngineError, Model, ModelParams, ModelTokenizer, Pooling, Prompt, Sampling, StreamRequest,
 };
@@ -110,12 +110,45 @@ fn rows_that_cannot_be_used() {
     }
 }
 
+#[test]
+fn candidates_that_cannot_be_used() {
+    for (switch, words) in [
+        ("TOP_NOTHING", "0 candidates, where 5 were wanted"),
+        ("TOP_TOO_MANY", "6 candidates"),
+        ("TOP_OUTSIDE", "candidate 258 of a vocabulary of 258"),
+        ("TOP_NEGATIVE", "candidate -1"),
+        ("TOP_TWICE", "not in order"),
+        ("TOP_UNSORTED", "not in order"),
+        ("TOP_NULL_IDS", "without ids"),
+        ("TOP_CROOKED_IDS", "ids are not aligned"),
+        ("TOP_NULL_LOGITS", "logits are NULL"),
+    ] {
+        let mut context = context(switch, &["TOP=8", switch], &params());
+        let ticket = context.step(&[Slice { candidates: 5, ..slice(0, 0, &[1, 2, 3], 1) }]).unwrap();
+        let fault = context.collect(ticket, 1).unwrap_err();
+        assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.collect"), "{switch}");
+        assert!(fault.message.contains(words), "{fault}");
+    }
+    let mut context = context("TOP_UNASKED", &["TOP=8", "TOP_UNASKED"], &params());
+    let ticket = context.step(&[slice(0, 0, &[1, 2, 3], 1)]).unwrap();
+    let fault = context.collect(ticket, 1).unwrap_err();
+    assert!(fault.message.contains("stage 1, where logits were wanted"), "{fault}");
+}
+
+/// A model that computes nonsense costs the request its answer, not the engine its life.
+#[test]
+fn candidates_that_are_no_numbers_are_handed_on() {
+    let mut context = context("nan_top", &["TOP=8", "NAN_LOGITS"], &params());
+    let ticket = context.step(&[Slice { candidates: 5, ..slice(0, 0, &[1], 1) }]).unwrap();
+    assert!(best(&context.collect(ticket, 1).unwrap()[0]).logits.iter().all(|logit| logit.is_nan()));
+}
+
 /// Whoever picks a token reads every number anyway; the host hands NaN on.
 #[test]
 fn nan_is_handed_on() {
     let mut context = context("nan", &["NAN_LOGITS"], &params());
     let ticket = context.step(&[slice(0, 0, &[1], 1)]).unwrap();
-    assert!(context.collect(ticket, 1).unwrap()[0].iter().all(|logit| logit.is_nan()));
+    assert!(whole(&context.collect(ticket, 1).unwrap()[0]).iter().all(|logit| logit.is_nan()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use llm_node_core::engine::{EngineFaultKind, StepEngine, Ticket, Token, Tokenizer, attribute};
+use llm_node_core::engine::{EngineFaultKind, Slice, StepEngine, Ticket, Token, Tokenizer, attribute};
 use llm_node_host::{
     Context, ContextParams, Device, DeviceKind, EngineError, Finish, InitConfig, MemoryUse, Model,
     ModelParams, ModelTokenizer, OpenedEngine, Pooling, Prompt, Sampling, StreamRequest,
@@ -344,12 +344,12 @@ fn rows_in_half_the_width() {
     let prompt = bytes("once upon");
     let mut wide = context("wide", &[], &params());
     let ticket = wide.step(&[slice(0, 0, &prompt, 1)]).unwrap();
-    let expected = wide.collect(ticket, 1).unwrap()[0].to_vec();
+    let expected = whole(&wide.collect(ticket, 1).unwrap()[0]).to_vec();
     for (switch, precision) in [("ROWS_F16", 1.0 / 1024.0), ("ROWS_BF16", 1.0 / 128.0)] {
         let mut narrow = context(switch, &[switch], &params());
         let ticket = narrow.step(&[slice(0, 0, &prompt, 1)]).unwrap();
         let rows = narrow.collect(ticket, 1).unwrap();
-        for (narrow, wide) in rows[0].iter().zip(&expected) {
+        for (narrow, wide) in whole(&rows[0]).iter().zip(&expected) {
             assert!(
                 (narrow - wide).abs() <= wide.abs().mul_add(precision, 1e-4),
                 "{switch}: {narrow} for {wide}"
@@ -489,14 +489,39 @@ fn arguments_that_are_wrong_change_nothing() {
 }
 
 #[test]
+fn rows_are_cut_down_where_candidates_suffice() {
+    let prompt = bytes("once upon");
+    let mut context = context("top", &["TOP=8"], &params());
+    assert_eq!((context.limits().max_candidates, context.limits().fetches), (8, true));
+    let wants = |sequence, candidates, rows| Slice { candidates, ..slice(sequence, 0, &prompt, rows) };
+    let ticket = context.step(&[wants(0, 0, 1), wants(1, 3, 2), wants(2, 100, 1)]).unwrap();
+    let rows = context.collect(ticket, 4).unwrap();
+    let logits = whole(&rows[0]).to_vec();
+    let mut order: Vec<Token> = (0..logits.len() as Token).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
+    // No more than the engine says it can.
+    for (row, n) in [(&rows[2], 3), (&rows[3], 8)] {
+        let best = best(row);
+        assert_eq!(*best.ids, order[..n]);
+        let expected: Vec<f32> = order[..n].iter().map(|&id| logits[id as usize]).collect();
+        assert_eq!(*best.logits, expected);
+        assert!((best.log_sum - sum.ln()).abs() < 1e-4 && best.n_vocab == logits.len());
+    }
+    assert_eq!(best(&rows[1]).ids.len(), 3);
+    drop(rows);
+    assert_eq!(whole(&context.fetch(ticket, 3).unwrap()), logits);
+}
+
+#[test]
 fn tickets_and_their_rows() {
     let mut context = context("rows_of", &[], &params());
     assert_eq!(context.collect(Ticket(0), 0).unwrap_err().kind, EngineFaultKind::InvalidArgument);
     let first = context.step(&[slice(0, 0, &[1, 2], 2)]).unwrap();
     assert_eq!(context.collect(first, 1).unwrap_err().kind, EngineFaultKind::InvalidArgument);
-    let row = context.collect(first, 2).unwrap()[1].to_vec();
-    assert_eq!(*context.fetch(first, 1).unwrap(), row);
-    assert_eq!(context.fetch(first, 2).unwrap_err().kind(), EngineFaultKind::InvalidArgument);
+    let row = whole(&context.collect(first, 2).unwrap()[1]).to_vec();
+    assert_eq!(whole(&context.fetch(first, 1).unwrap()), row);
+    assert_eq!(context.fetch(first, 2).unwrap_err().kind, EngineFaultKind::InvalidArgument);
     let second = context.step(&[slice(0, 2, &[3], 0)]).unwrap();
     assert_eq!(second, Ticket(first.0 + 1));
     assert_eq!(context.collect(first, 2).unwrap_err().kind, EngineFaultKind::InvalidArgument);

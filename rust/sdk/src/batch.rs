@@ -128,7 +128,23 @@ pub struct Slice<'a> {
     n_words: usize,
 }
 
+/// What changes logits, and with them who is among the likeliest.
+const SHAPING: u32 = abi::ENGINE_PICK_REPEAT
+    | abi::ENGINE_PICK_FREQUENCY
+    | abi::ENGINE_PICK_PRESENCE
+    | abi::ENGINE_PICK_BIAS
+    | abi::ENGINE_PICK_MASK
+    | abi::ENGINE_PICK_LATE_MASK;
+
 impl<'a> Slice<'a> {
+    /// How many of the likeliest tokens of each row suffice, where an engine that knows no more of the chain
+    /// than [`Row::top`] may answer so; 0: the host needs whole rows.
+    pub fn candidates(&self) -> Result<u32, Failure> {
+        let pick = self.pick()?;
+        let top = pick.filter(|pick| pick.raw.stage >= abi::ENGINE_STAGE_TOP && pick.raw.uses & SHAPING == 0);
+        Ok(top.map_or(0, |pick| pick.raw.n_candidates))
+    }
+
     /// What the host would like to be done with the rows; `None`: nothing, logits will do.
     pub fn pick(&self) -> Result<Option<Pick<'a>>, Failure> {
         const PENALTIES: u32 =
@@ -306,6 +322,12 @@ impl<'a> Row<'a> {
             ids: None,
             logits: Logits::F32(logits),
         }
+    }
+
+    /// The likeliest tokens with their logits, best first and equal ones by lower id. `log_sum` is the log
+    /// of the sum of `exp(logit)` over the whole vocabulary; NaN: not computed.
+    pub fn top(ids: &'a [Token], logits: &'a [f32], log_sum: f32) -> Self {
+        Self { stage: abi::ENGINE_STAGE_TOP, ids: Some(ids), log_sum, ..Self::logits(logits) }
     }
 
     fn raw(&self) -> Result<abi::EngineRow, Failure> {

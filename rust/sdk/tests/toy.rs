@@ -51,6 +51,8 @@ struct ToyModel {
 struct ToyContext {
     lengths: Vec<u32>,
     rows: Vec<Vec<f32>>,
+    /// Per row, its candidates where these suffice.
+    ids: Vec<Option<Vec<i32>>>,
     cancelled: Arc<AtomicBool>,
     _alive: Alive,
 }
@@ -200,6 +202,7 @@ impl Batching for Toy {
         let context = ToyContext {
             lengths: vec![0; params.max_sequences as usize],
             rows: Vec::new(),
+            ids: Vec::new(),
             cancelled: Arc::default(),
             _alive: Alive::new(),
         };
@@ -216,6 +219,7 @@ impl Batching for Toy {
             return Err(Failure::new(abi::ERR_CANCELLED, "stopped"));
         }
         context.rows.clear();
+        context.ids.clear();
         for slice in batch.iter() {
             assert_ne!(slice.tokens, [13], "asked to panic");
             let length = &mut context.lengths[slice.sequence as usize];
@@ -225,6 +229,14 @@ impl Batching for Toy {
             *length += slice.tokens.len() as u32;
             let mut row = vec![*length as f32; N_VOCAB];
             row[0] = ticket as f32;
+            let candidates = slice.candidates()?;
+            if candidates > 0 {
+                row.truncate(candidates as usize);
+                context.ids.extend((0..slice.rows).map(|_| Some((0..candidates as i32).collect())));
+                context.rows.extend((0..slice.rows).map(|_| row.clone()));
+                continue;
+            }
+            context.ids.extend((0..slice.rows).map(|_| None));
             if let Some(pick) = slice.pick()? {
                 assert_eq!(pick.raw.stage, abi::ENGINE_STAGE_TOKEN);
                 assert_eq!((pick.bias.len(), pick.history.len()), (1, 0));
@@ -243,7 +255,12 @@ impl Batching for Toy {
         _late_masks: Option<Masks<'_>>,
         rows: &mut Rows<'a>,
     ) -> Result<(), Failure> {
-        context.rows.iter().try_for_each(|row| rows.push(Row::logits(row)))
+        context.rows.iter().zip(&context.ids).try_for_each(|(row, ids)| {
+            rows.push(match ids {
+                Some(ids) => Row::top(ids, row, 9.5),
+                None => Row::logits(row),
+            })
+        })
     }
 
     fn copy(context: &mut ToyContext, _from: u32, to: u32, end: u32) -> Result<(), Failure> {
@@ -882,6 +899,31 @@ fn picks_are_read_as_far_as_they_are_used() {
     let with_pick = abi::EngineSlice { pick: &raw const pick, ..slice(0, 0, &[1], 1) };
     let ticket = step(context, &[with_pick]).unwrap();
     assert_eq!(collect(context, ticket, 1).unwrap()[0][1..3], [6.0, 0.25]);
+}
+
+#[test]
+fn rows_can_be_cut_down_to_candidates() {
+    let _running = running();
+    let model = load(c"good").unwrap();
+    let context = context(model);
+    let pick = abi::EnginePick { stage: abi::ENGINE_STAGE_TOP, n_candidates: 2, ..zeroed() };
+    let wants = abi::EngineSlice { pick: &raw const pick, ..slice(0, 0, &[1], 1) };
+    let ticket = step(context, &[wants, slice(1, 0, &[1, 2], 1)]).unwrap();
+    // SAFETY: all zero is a valid row.
+    let mut rows: [abi::EngineRow; 2] = unsafe { std::mem::zeroed() };
+    // SAFETY: as the header says.
+    unsafe {
+        let collect = table::<abi::EngineBatching>().collect.unwrap();
+        let stride = size_of::<abi::EngineRow>();
+        let code = collect(context, ticket, ptr::null(), rows.as_mut_ptr(), 2, stride);
+        assert_eq!(code, abi::ERR_OK);
+        let [cut, whole] = &rows;
+        assert_eq!((cut.stage, cut.n, cut.log_sum), (abi::ENGINE_STAGE_TOP, 2, 9.5));
+        assert_eq!(std::slice::from_raw_parts(cut.ids, 2), [0, 1]);
+        assert_eq!(std::slice::from_raw_parts(cut.logits.cast::<f32>(), 2), [ticket as f32, 1.0]);
+        assert_eq!((whole.stage, whole.n), (abi::ENGINE_STAGE_LOGITS, N_VOCAB as u32));
+        assert!(whole.ids.is_null() && whole.log_sum.is_nan());
+    }
 }
 
 #[test]

@@ -272,6 +272,8 @@ impl RunningModel {
             max_rollback: 0,
             shares_prefixes: false,
             saves: false,
+            max_candidates: 0,
+            fetches: false,
             n_vocab: info.n_vocab,
         };
         self.valid(request, &limits).map(Prepared::from)

@@ -126,6 +126,38 @@ fn sixteen_at_once_answer_as_each_alone() {
 }
 
 #[test]
+fn an_engine_that_gives_candidates_answers_as_one_that_gives_whole_rows() {
+    let requests: Vec<Request> = [
+        Sampling { temperature: 0.0, ..Sampling::default() },
+        Sampling { top_k: 5, ..Sampling::default() },
+        Sampling { top_p: 0.8, repeat_penalty: 1.2, ..Sampling::default() },
+        Sampling { top_k: 200, min_p: 0.1, ..Sampling::default() },
+        Sampling { min_p: 0.3, bias: vec![(0x61, 2.0)], ..Sampling::default() },
+    ]
+    .into_iter()
+    .map(|sampling| Request {
+        sampling: Sampling { seed: Some(7), ..sampling },
+        ..greedy("once upon a time", 24)
+    })
+    .collect();
+    let answers = |flags: &[&str]| {
+        let toy = Toy::new(flags);
+        let mut worker = toy.load();
+        let ids: Vec<u64> = (0..requests.len() as u64).collect();
+        for (&id, request) in ids.iter().zip(&requests) {
+            worker.generate(id, request.clone());
+        }
+        let outcomes = worker.outcomes(&ids);
+        ids.iter().map(|id| (outcomes[id].text.clone(), outcomes[id].finished())).collect::<Vec<_>>()
+    };
+    let whole = answers(&[]);
+    for top in ["-DFAKE_TOP=1", "-DFAKE_TOP=8", "-DFAKE_TOP=64"] {
+        assert_eq!(answers(&[top]), whole, "{top}");
+    }
+    assert!(whole.iter().any(|it| it.0 != whole[0].0), "all answers are the same");
+}
+
+#[test]
 fn a_cancelled_request_ends_and_frees_its_place() {
     let toy = Toy::new(&[]);
     let mut wanted = toy.plan();

@@ -3,19 +3,20 @@
 use std::f64::consts::LOG2_E;
 
 use super::{
+    best::Shaped,
     blockmax::{Candidate, RowState, ShapedRow},
     deep::Buckets,
     lanes::Rounding,
     penalties::{self, Occurrences},
 };
 use crate::{
-    engine::{Token, Vocabulary, attribute},
+    engine::{Row, Token, Vocabulary, attribute},
     request::Sampling,
 };
 
 /// How many candidates are looked at one by one where no top-k says it. If they are not enough, the row
 /// is seen through its mass: to look at twice as many takes longer than that.
-const LOOK: usize = 256;
+pub(super) const LOOK: usize = 256;
 
 /// Why no token could be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum PickFault {
     /// Bias and mask leave no token.
     #[error("no token is allowed: bias and mask forbid all of them")]
     NothingAllowed,
+    /// The row came as candidates, and what is not among them matters.
+    #[error("the candidates that the engine returned do not decide on a token")]
+    Undecided,
 }
 
 /// The tokens that a model must never generate, as bits of blocks of 64.
@@ -53,6 +57,17 @@ impl Forbidden {
         }
         Self { blocks }
     }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.blocks.iter().map(|(_, bits)| bits.count_ones()).sum()
+    }
+
+    /// Is this one of them?
+    pub(super) fn has(&self, id: u32) -> bool {
+        let block = self.blocks.binary_search_by_key(&(id / 64), |it| it.0);
+        block.is_ok_and(|index| self.blocks[index].1 >> (id % 64) & 1 != 0)
+    }
 }
 
 /// What was picked.
@@ -65,6 +80,107 @@ pub struct Picked {
     pub logprobs: Option<(f32, Vec<(Token, f32)>)>,
 }
 
+/// What follows the shaping, on candidates best first. Every filter leaves a prefix of them, so together
+/// they leave the shortest of these prefixes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filters {
+    temperature: f64,
+    /// The largest logit: its weight is 1.
+    max: f64,
+    /// 0: off.
+    pub(super) top_k: usize,
+    top_p: f64,
+    min_p: f64,
+    uniform: f64,
+}
+
+/// What the filters leave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    pub(super) count: usize,
+    sum: f64,
+    /// A filter ended it, not the end of the candidates.
+    pub(super) ended: bool,
+}
+
+impl Filters {
+    pub(super) fn new(sampling: &Sampling, n_vocab: usize, max: f32, uniform: f32) -> Self {
+        Self {
+            temperature: f64::from(sampling.temperature),
+            max: f64::from(max),
+            top_k: if (sampling.top_k as usize) < n_vocab { sampling.top_k as usize } else { 0 },
+            top_p: f64::from(sampling.top_p),
+            min_p: f64::from(sampling.min_p),
+            uniform: f64::from(uniform),
+        }
+    }
+
+    fn factor(&self) -> f32 {
+        (LOG2_E / self.temperature).min(f64::from(f32::MAX)) as f32
+    }
+
+    fn weight(&self, logit: f32) -> f64 {
+        libm::exp((f64::from(logit) - self.max) / self.temperature)
+    }
+
+    pub(super) fn sum(&self, candidates: &[Candidate]) -> f64 {
+        candidates.iter().map(|it| self.weight(it.logit)).sum()
+    }
+
+    /// Without top-k, does it matter what the whole row adds up to? Min-p alone does not ask.
+    pub(super) fn asks_for_total(&self) -> bool {
+        self.top_p < 1.0 || self.min_p <= 0.0
+    }
+
+    /// Without any filter the draw itself says how many candidates have to be looked at.
+    fn unfiltered(&self) -> bool {
+        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+
+    /// `total` is the weight of all that top-k left.
+    pub(super) fn keep(&self, candidates: &[Candidate], total: f64) -> Kept {
+        let unfiltered = self.unfiltered();
+        let enough = if unfiltered {
+            self.uniform * total
+        } else if self.top_p < 1.0 {
+            self.top_p * total
+        } else {
+            f64::INFINITY
+        };
+        let (mut count, mut sum) = (0, 0.0);
+        for candidate in candidates {
+            let weight = self.weight(candidate.logit);
+            // The best one has weight 1.
+            if weight < self.min_p {
+                return Kept { count, sum, ended: true };
+            }
+            count += 1;
+            sum += weight;
+            if sum > enough || (!unfiltered && sum >= enough) {
+                return Kept { count, sum, ended: true };
+            }
+        }
+        Kept { count, sum, ended: false }
+    }
+
+    pub(super) fn draw(&self, candidates: &[Candidate], kept: &Kept) -> u32 {
+        let candidates = &candidates[..kept.count];
+        let last = candidates.last().map_or(0, |it| it.id);
+        if self.unfiltered() {
+            return last;
+        }
+        let target = self.uniform * kept.sum;
+        let mut cumulated = 0.0;
+        for candidate in candidates {
+            cumulated += self.weight(candidate.logit);
+            if cumulated > target {
+                return candidate.id;
+            }
+        }
+        last
+    }
+}
+
 /// Picks tokens. Holds only room that is used again from row to row.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -74,6 +190,26 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Walks the chain from a row as it came: whole, or cut down to its candidates. These give the token
+    /// that the whole row would give, or [`PickFault::Undecided`].
+    pub fn pick_from(
+        &mut self,
+        row: &Row<'_>,
+        sampling: &Sampling,
+        occurrences: &Occurrences,
+        forbidden: &Forbidden,
+        uniform: f32,
+        logprobs: Option<u32>,
+    ) -> Result<Picked, PickFault> {
+        match row {
+            Row::Whole(logits) => self.pick(logits, sampling, occurrences, forbidden, uniform, logprobs),
+            Row::Best(best) => {
+                let shaped = Shaped::new(&mut self.candidates, best, sampling, occurrences, forbidden)?;
+                shaped.pick(sampling, uniform, logprobs)
+            }
+        }
+    }
+
     /// Walks the chain: `row` is the engine's, one logit per token of the vocabulary; `occurrences`
     /// count what the sequence holds; `uniform` lies in `[0, 1)`; `logprobs` says how many of the
     /// likeliest tokens are wanted beside the picked one's log-probability.
@@ -109,8 +245,7 @@ impl Sampler {
         }
         for &(token, bias) in &sampling.bias {
             if let Ok(id) = usize::try_from(token) {
-                // Negative infinity stays itself, and nothing becomes positive infinity.
-                self.view.change(row, id, |logit| (logit + bias).min(f32::MAX));
+                self.view.change(row, id, |logit| penalties::biased(logit, bias));
             }
         }
         for &(block, bits) in &forbidden.blocks {
@@ -119,66 +254,22 @@ impl Sampler {
         self.view.settle();
     }
 
-    /// Every filter leaves a prefix of the candidates, best first, so together they leave the shortest
-    /// of these prefixes.
     fn draw(&mut self, row: &[f32], max: f32, sampling: &Sampling, uniform: f32) -> u32 {
-        let temperature = f64::from(sampling.temperature);
-        let factor = (LOG2_E / temperature).min(f64::from(f32::MAX)) as f32;
-        let weight = |logit: f32| libm::exp((f64::from(logit) - f64::from(max)) / temperature);
-        let top_k = if (sampling.top_k as usize) < row.len() { sampling.top_k as usize } else { 0 };
-        let (top_p, min_p) = (f64::from(sampling.top_p), f64::from(sampling.min_p));
-        let uniform = f64::from(uniform);
-
-        self.view.top(row, if top_k > 0 { top_k } else { LOOK }, &mut self.candidates);
-        let total = if top_k > 0 {
-            self.candidates.iter().map(|it| weight(it.logit)).sum()
-        } else if top_p < 1.0 || min_p <= 0.0 {
-            self.view.sum_exp2(row, max, factor, Rounding::Fixed)
-        } else {
-            f64::INFINITY // min-p alone does not ask what the whole adds up to
-        };
-        // Without any filter the draw itself says how many candidates have to be looked at.
-        let unfiltered = top_k == 0 && top_p >= 1.0 && min_p <= 0.0;
-        let enough = if unfiltered {
-            uniform * total
-        } else if top_p < 1.0 {
-            top_p * total
+        let filters = Filters::new(sampling, row.len(), max, uniform);
+        let look = if filters.top_k > 0 { filters.top_k } else { LOOK };
+        self.view.top(row, look, &mut self.candidates);
+        let total = if filters.top_k > 0 {
+            filters.sum(&self.candidates)
+        } else if filters.asks_for_total() {
+            self.view.sum_exp2(row, max, filters.factor(), Rounding::Fixed)
         } else {
             f64::INFINITY
         };
-
-        let (mut kept, mut sum) = (0, 0.0);
-        let mut ended = false;
-        for candidate in &self.candidates {
-            let weight = weight(candidate.logit);
-            // The best one has weight 1.
-            if weight < min_p {
-                ended = true;
-                break;
-            }
-            kept += 1;
-            sum += weight;
-            if sum > enough || (!unfiltered && sum >= enough) {
-                ended = true;
-                break;
-            }
+        let kept = filters.keep(&self.candidates, total);
+        if !kept.ended && filters.top_k == 0 && self.candidates.len() == LOOK {
+            return self.draw_deep(row, max, filters.factor(), sampling, filters.uniform);
         }
-        if !ended && top_k == 0 && self.candidates.len() == LOOK {
-            return self.draw_deep(row, max, factor, sampling, uniform);
-        }
-        let kept = &self.candidates[..kept];
-        if unfiltered {
-            return kept.last().map_or(0, |it| it.id);
-        }
-        let target = uniform * sum;
-        let mut cumulated = 0.0;
-        for candidate in kept {
-            cumulated += weight(candidate.logit);
-            if cumulated > target {
-                return candidate.id;
-            }
-        }
-        kept.last().map_or(0, |it| it.id)
+        filters.draw(&self.candidates, &kept)
     }
 
     /// The same without top-k, where no small number of candidates is enough.

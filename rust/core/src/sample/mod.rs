@@ -11,6 +11,7 @@
 //! It refuses to build a list of the whole vocabulary: one streaming pass leaves the maximum of
 //! each block of the row, and what follows touches few blocks.
 
+mod best;
 mod blockmax;
 mod chain;
 mod deep;
@@ -19,6 +20,7 @@ mod penalties;
 pub mod rng;
 mod rows;
 
+pub use best::candidates_for;
 pub use blockmax::Candidate;
 pub use chain::{Forbidden, PickFault, Picked, Sampler};
 pub use penalties::{Occurrences, penalise};

@@ -26,6 +26,11 @@ impl Occurrences {
         *self.counts.entry(token).or_insert(0) += 1;
     }
 
+    /// How often a token occurs.
+    pub(super) fn of_token(&self, token: Token) -> u32 {
+        self.counts.get(&token).copied().unwrap_or_default()
+    }
+
     /// All tokens that occur, in ascending order, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Token, u32)> {
         self.counts.iter().map(|(&token, &count)| (token, count))
@@ -47,6 +52,11 @@ pub(super) fn penalised(logit: f32, count: u32, sampling: &Sampling) -> f32 {
     let logit = finite(if logit > 0.0 { logit / repeat } else { logit * repeat });
     let less = (sampling.frequency_penalty * count as f32).clamp(f32::MIN, f32::MAX);
     finite(finite(logit - less) - sampling.presence_penalty)
+}
+
+/// The logit of a token with a bias. Negative infinity stays itself, and nothing becomes positive infinity.
+pub(super) fn biased(logit: f32, bias: f32) -> f32 {
+    (logit + bias).min(f32::MAX)
 }
 
 #[cfg(test)]

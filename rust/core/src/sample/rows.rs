@@ -8,17 +8,17 @@ use super::{
     chain::{Forbidden, PickFault, Picked, Sampler},
     penalties::Occurrences,
 };
-use crate::request::Sampling;
+use crate::{engine::Row, request::Sampling};
 
 /// Logits that a thread must have before it is woken: 50 us of work. On a virtual machine, where cores
 /// wake slowest, a crew of two takes 45 us for nothing, and breaks even at 100 us of work in all.
 const WORTH_A_THREAD: usize = 3 << 17;
 
-/// A row to pick from, and how; see [`Sampler::pick`].
+/// A row to pick from, and how; see [`Sampler::pick_from`].
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
-    /// The engine's row: one logit per token of the vocabulary.
-    pub row: &'a [f32],
+    /// The engine's row.
+    pub row: &'a Row<'a>,
     /// How to pick.
     pub sampling: &'a Sampling,
     /// What the sequence holds.
@@ -82,7 +82,7 @@ impl Samplers {
             picked.clear();
             picked.extend(jobs.iter().map(|job| {
                 let Job { row, sampling, occurrences, uniform, logprobs } = *job;
-                sampler.pick(row, sampling, occurrences, forbidden, uniform, logprobs)
+                sampler.pick_from(row, sampling, occurrences, forbidden, uniform, logprobs)
             }));
         };
         match crew {
@@ -120,9 +120,9 @@ mod tests {
         ) {
             let sampling = Sampling { temperature, top_p, ..Sampling::default() };
             let none = Occurrences::default();
-            let rows: Vec<Vec<f32>> = seeds
+            let rows: Vec<Row<'_>> = seeds
                 .iter()
-                .map(|&seed| (0..2000).map(|id| rng::uniform(seed, id) * 9.0).collect())
+                .map(|&seed| Row::Whole((0..2000).map(|id| rng::uniform(seed, id) * 9.0).collect()))
                 .collect();
             let mut jobs: Vec<_> = rows
                 .iter()
@@ -138,7 +138,7 @@ mod tests {
             let all = Forbidden::default();
             let mut alone: Vec<_> = jobs
                 .iter()
-                .map(|job| Sampler::default().pick(job.row, &sampling, &none, &all, job.uniform, Some(2)))
+                .map(|job| Sampler::default().pick_from(job.row, &sampling, &none, &all, job.uniform, Some(2)))
                 .collect();
             if !jobs.is_empty() {
                 let rotation = rotation % jobs.len();
@@ -157,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_row_that_is_no_row_costs_itself_alone() {
-        let (good, bad) = (vec![0.0, 2.0, 1.0], vec![0.0, f32::NAN, 1.0]);
+        let row = |logits: &'static [f32]| Row::Whole(logits.into());
+        let (good, bad) = (row(&[0.0, 2.0, 1.0]), row(&[0.0, f32::NAN, 1.0]));
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         let none = Occurrences::default();
         let job = |row| Job { row, sampling: &greedy, occurrences: &none, uniform: 0.0, logprobs: None };

@@ -1,10 +1,10 @@
 //! One answer under way: its tokens, its text, and what became of it.
 
 use crate::{
-    engine::{Token, Vocabulary, attribute},
+    engine::{Limits, Row, Token, Vocabulary, attribute},
     event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
     request::ValidRequest,
-    sample::{Job, Occurrences, Picked, penalise, rng},
+    sample::{Forbidden, Job, Occurrences, Picked, candidates_for, penalise, rng},
     schedule::admission::ANSWER_SHARE,
     speculate::Pays,
     text::answer::AnswerText,
@@ -18,6 +18,12 @@ pub struct Saved {
     /// The engine's own bytes.
     pub state: Vec<u8>,
 }
+
+/// Rows that came as candidates and decided, per one that did not and had to be fetched, below which
+/// candidates are not worth it.
+const WORTH_CANDIDATES: u32 = 4;
+/// Rows for which the past counts.
+const MEMORY: u32 = 16;
 
 /// A request from its admission to its end. It outlives the sequence it runs in: after a preemption
 /// it goes on in another.
@@ -46,6 +52,8 @@ pub struct Generation {
     unsent: Vec<PickedToken>,
     /// Tokens of prompt and answer that admission found room for.
     promised: u32,
+    /// How well candidates have done lately; 0: rows come whole from now on.
+    candidates_pay: u32,
 }
 
 impl Generation {
@@ -69,6 +77,7 @@ impl Generation {
             answer,
             unsent: Vec::new(),
             promised: 0,
+            candidates_pay: WORTH_CANDIDATES,
         };
         generation.restart();
         generation
@@ -115,8 +124,25 @@ impl Generation {
         }
     }
 
+    /// How many of the likeliest tokens suffice to pick the next one; 0: the row must be whole.
+    pub fn candidates(&self, forbidden: &Forbidden, limits: &Limits) -> u32 {
+        if limits.max_candidates == 0 || self.candidates_pay == 0 {
+            return 0;
+        }
+        candidates_for(self.request.sampling(), self.request.logprobs(), forbidden, limits)
+    }
+
+    /// Candidates came, and did or did not decide.
+    pub fn candidates_came(&mut self, decided: bool) {
+        self.candidates_pay = if decided {
+            (self.candidates_pay + 1).min(MEMORY)
+        } else {
+            self.candidates_pay.saturating_sub(WORTH_CANDIDATES)
+        };
+    }
+
     /// How the next token is picked from its row of logits.
-    pub fn job<'a>(&'a self, row: &'a [f32]) -> Job<'a> {
+    pub fn job<'a>(&'a self, row: &'a Row<'a>) -> Job<'a> {
         Job {
             row,
             sampling: self.request.sampling(),

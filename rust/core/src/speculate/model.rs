@@ -8,7 +8,7 @@ use crate::{
         EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token, Vocabulary, attribute,
     },
     request::Sampling,
-    sample::{Forbidden, Occurrences, Sampler},
+    sample::{Forbidden, Occurrences, Sampler, candidates_for},
     schedule::slots::Slots,
 };
 
@@ -23,6 +23,8 @@ pub struct DraftModel<E> {
     vocabulary: Arc<Vocabulary>,
     catch_up: u32,
     limits: Limits,
+    /// How many of the likeliest tokens suffice.
+    candidates: u32,
     greedy: Sampling,
     forbidden: Forbidden,
     sampler: Sampler,
@@ -55,9 +57,12 @@ impl<E: StepEngine> DraftModel<E> {
     pub fn new(engine: E, vocabulary: Arc<Vocabulary>, catch_up: u32) -> Self {
         let limits = engine.limits().clone();
         let at_once = limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens);
+        let forbidden = Forbidden::of(&vocabulary, limits.n_vocab as usize);
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         Self {
-            forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
-            greedy: Sampling { temperature: 0.0, ..Sampling::default() },
+            candidates: candidates_for(&greedy, None, &forbidden, &limits),
+            forbidden,
+            greedy,
             sampler: Sampler::default(),
             sequences: Slots::new(at_once as usize),
             catch_up: catch_up.max(1),
@@ -166,7 +171,8 @@ impl<E: StepEngine> DraftModel<E> {
                     draft => &draft[draft.len() - 1..],
                 };
                 let rows = u32::from(shares[index] == lacks[index]);
-                Slice { sequence: it.sequence, position: position as u32, tokens, rows }
+                let candidates = if rows > 0 { self.candidates } else { 0 };
+                Slice { sequence: it.sequence, position: position as u32, tokens, rows, candidates }
             })
             .collect();
         let wanted = slices.iter().filter(|it| it.rows > 0).count();
@@ -190,7 +196,7 @@ impl<E: StepEngine> DraftModel<E> {
         }
         let rows = self.engine.collect(ticket, wanted)?;
         let width = self.limits.n_vocab as usize;
-        if rows.len() != wanted || rows.iter().any(|it| it.len() != width) {
+        if rows.len() != wanted || rows.iter().any(|it| it.n_vocab() != width) {
             return Err(EngineFault {
                 kind: EngineFaultKind::Misbehaved,
                 message: format!("{wanted} rows of {width} logits were due, and came otherwise"),
@@ -201,8 +207,8 @@ impl<E: StepEngine> DraftModel<E> {
         writing.retain_mut(|it| {
             let Some(row) = rows.next() else { return false };
             let occurrences = Occurrences::default();
-            let picked = self.sampler.pick(row, &self.greedy, &occurrences, &self.forbidden, 0.0, None);
-            // Logits that are not numbers propose nothing.
+            let picked = self.sampler.pick_from(row, &self.greedy, &occurrences, &self.forbidden, 0.0, None);
+            // Logits that are not numbers propose nothing, nor do candidates that do not decide.
             let Ok(picked) = picked else { return false };
             it.want.draft.push(picked.token);
             it.want.draft.len() < it.most && !self.vocabulary.has(picked.token, attribute::END_OF_GENERATION)

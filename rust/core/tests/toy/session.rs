@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::toy_engine::{BOS, EOS, POISON, ToyEngine, ToyTokenizer, limits};
+use crate::toy_engine::{BOS, EOS, POISON, Stages, ToyEngine, ToyTokenizer, limits};
 use llm_node_core::{
     engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
@@ -48,6 +48,31 @@ impl Answer {
     fn content(&self) -> Self {
         Self { cached: 0, ..self.clone() }
     }
+
+    /// The same without log-probabilities, of which the last digits depend on who adds them up.
+    fn certain(&self) -> Self {
+        let tokens = self.tokens.iter().map(|it| PickedToken { logprobs: None, ..it.clone() });
+        Self { tokens: tokens.collect(), ..self.content() }
+    }
+
+    /// These, with the tokens that they belong to.
+    fn logprobs(&self) -> Vec<(Token, f32)> {
+        let of = |it: &PickedToken| {
+            let all = it.logprobs.clone().into_iter();
+            let own = it.id;
+            all.flat_map(move |it| {
+                std::iter::once((own, it.logprob))
+                    .chain(it.top.into_iter().map(|(_, id, logprob)| (id, logprob)))
+            })
+            .collect::<Vec<_>>()
+        };
+        self.tokens.iter().flat_map(of).collect()
+    }
+}
+
+/// Are these log-probabilities the first of those, but for rounding?
+fn begins_alike(whole: &[(Token, f32)], first: &[(Token, f32)]) -> bool {
+    first.len() <= whole.len() && first.iter().zip(whole).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 1e-4)
 }
 
 fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) {
@@ -151,11 +176,13 @@ fn tight_limits() -> impl Strategy<Value = Limits> {
     (
         (1u32..9, 1u32..60, 1u32..9, 0u64..200, prop_oneof![Just(1u32), 2u32..20]),
         (any::<bool>(), any::<bool>(), prop_oneof![Just(0u32), 1u32..4, Just(u32::MAX)], any::<bool>()),
+        (prop_oneof![Just(0u32), 1u32..60, Just(256)], prop_oneof![4 => Just(true), 1 => Just(false)]),
     )
         .prop_map(
             |(
                 (max_sequences, max_batch_tokens, max_rows, more_cache, cache_page),
                 (shares_prefixes, saves, max_rollback, walled),
+                (max_candidates, fetches),
             )| {
                 let cache_page = if shares_prefixes { 1 } else { cache_page };
                 let walled = walled && !shares_prefixes && cache_page == 1;
@@ -174,6 +201,8 @@ fn tight_limits() -> impl Strategy<Value = Limits> {
                     shares_prefixes,
                     saves,
                     max_rollback,
+                    max_candidates,
+                    fetches,
                     ..limits()
                 }
             },
@@ -223,15 +252,26 @@ struct Ways {
     boast: u64,
     copies_whole: bool,
     drafts: usize,
+    stages: Stages,
+}
+
+fn stages() -> impl Strategy<Value = Stages> {
+    (prop_oneof![Just(0usize), 1usize..20], any::<bool>(), 0usize..4)
+        .prop_map(|(most, sums, whole_every)| Stages { most, sums, whole_every, fails_to_fetch: false })
 }
 
 fn ways() -> impl Strategy<Value = Ways> {
     (
         (1u32..40, any::<bool>(), 0u32..6, any::<bool>()),
         (prop_oneof![Just(0u64), Just(1000u64)], any::<bool>(), 0usize..3),
+        stages(),
     )
         .prop_map(
-            |((prefill_tokens, keep_prefixes, max_running, restless), (boast, copies_whole, drafts))| Ways {
+            |(
+                (prefill_tokens, keep_prefixes, max_running, restless),
+                (boast, copies_whole, drafts),
+                stages,
+            )| Ways {
                 prefill_tokens,
                 keep_prefixes,
                 max_running,
@@ -239,6 +279,7 @@ fn ways() -> impl Strategy<Value = Ways> {
                 boast,
                 copies_whole,
                 drafts,
+                stages,
             },
         )
 }
@@ -266,6 +307,11 @@ proptest! {
         let mut engine = ToyEngine::new(limits.clone());
         engine.boast = ways.boast;
         engine.copies_whole = ways.copies_whole;
+        engine.stages = ways.stages.clone();
+        if !limits.fetches {
+            // Then it has to give what was asked for.
+            engine.stages.most = 0;
+        }
         let mut session = Session::new(engine, vocabulary, options);
         session = match ways.drafts {
             0 => session,
@@ -307,11 +353,64 @@ proptest! {
             if let Some(Ok((Finish::Cancelled, usage))) = &answer.ending {
                     prop_assert!(job.cancelled.is_some());
                     prop_assert!(alone.text.starts_with(&answer.text));
-                    prop_assert!(alone.tokens.starts_with(&answer.tokens));
+                    prop_assert!(alone.certain().tokens.starts_with(&answer.certain().tokens));
                     prop_assert!(usage.completion_tokens >= answer.tokens.len() as u32);
-            } else { prop_assert_eq!(answer.content(), alone.content()); }
+            } else {
+                prop_assert_eq!(answer.certain(), alone.certain());
+                prop_assert_eq!(answer.logprobs().len(), alone.logprobs().len());
+            }
+            prop_assert!(begins_alike(&alone.logprobs(), &answer.logprobs()));
         }
     }
+}
+
+/// Candidates do decide, and where they do not the rest is fetched, or the property above shows less than
+/// it says.
+#[test]
+fn candidates_decide_where_they_can() {
+    let run_with = |stages: Stages, sampling: Sampling| {
+        let limits = Limits { max_candidates: 64, fetches: true, ..limits() };
+        let mut request = request(vec![BOS, 0x61], 40);
+        (request.sampling, request.ignore_eos) = (sampling, true);
+        let request = valid(request, &limits);
+        let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
+        let mut engine = ToyEngine::new(limits);
+        engine.stages = stages;
+        let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+        let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
+        assert_eq!(answer.content(), alone(&request).content());
+        (session.engine().cut_down, session.engine().fetched)
+    };
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let top_k = Sampling { top_k: 20, seed: Some(1), ..Sampling::default() };
+    assert_eq!(run_with(Stages::default(), greedy.clone()), (40, 0));
+    assert_eq!(run_with(Stages::default(), top_k.clone()), (40, 0));
+    // The six tokens that are never picked would always be the likeliest.
+    assert_eq!(run_with(Stages { most: 7, ..Stages::default() }, greedy.clone()), (40, 0));
+    // What never decides is asked for no more, and what has to be whole is not asked for at all.
+    assert_eq!(run_with(Stages { most: 6, ..Stages::default() }, greedy), (1, 1));
+    assert_eq!(run_with(Stages { most: 9, ..Stages::default() }, top_k.clone()), (1, 1));
+    let lifting = Sampling { bias: vec![(0x62, 1.0)], ..top_k };
+    assert_eq!(run_with(Stages::default(), lifting), (0, 0));
+    assert_eq!(run_with(Stages::default(), Sampling::default()), (0, 0));
+}
+
+#[test]
+fn a_row_that_cannot_be_fetched_costs_its_request_alone() {
+    let limits = Limits { max_candidates: 10, fetches: true, ..limits() };
+    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
+    let mut engine = ToyEngine::new(limits.clone());
+    engine.stages.fails_to_fetch = true;
+    let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+    let good = valid(request(vec![BOS, 0x61], 20), &limits);
+    let mut bad = request(vec![BOS, 0x62], 20);
+    bad.sampling = Sampling { top_k: 5, ..Sampling::default() };
+    let answers = run(&mut session, vec![good.clone(), valid(bad, &limits), good.clone()]);
+    let Some(Err(fault)) = &answers[&1].ending else { panic!("{answers:?}") };
+    assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
+    assert_eq!([&answers[&0], &answers[&2]], [&alone(&good), &alone(&good)]);
+    session.forget_prefixes().unwrap();
+    assert!(session.engine().is_empty());
 }
 
 /// Small caches do lead to preemption, or the property above shows less than it says.

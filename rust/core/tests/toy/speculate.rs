@@ -92,12 +92,18 @@ fn greedy(tokens: &[Token], most: usize) -> Vec<Token> {
     let mut text = tokens.to_vec();
     let mut position = 0;
     while text.len() < tokens.len() + most && (text.len() == tokens.len() || text.last() != Some(&EOS)) {
-        let slice = Slice { sequence: 0, position: position as u32, tokens: &text[position..], rows: 1 };
+        let slice = Slice {
+            sequence: 0,
+            position: position as u32,
+            tokens: &text[position..],
+            rows: 1,
+            candidates: 0,
+        };
         position = text.len();
         let ticket = engine.step(&[slice]).unwrap();
         let rows = engine.collect(ticket, 1).unwrap();
         let occurrences = Occurrences::default();
-        let picked = Sampler::default().pick(&rows[0], &sampling, &occurrences, &forbidden, 0.0, None);
+        let picked = Sampler::default().pick_from(&rows[0], &sampling, &occurrences, &forbidden, 0.0, None);
         match picked {
             Ok(picked) => text.push(picked.token),
             Err(_) => break,

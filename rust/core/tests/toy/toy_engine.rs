@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use llm_node_core::engine::{
-    EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Tokenizer,
+    Best, EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Tokenizer,
     Vocabulary, attribute,
 };
 
@@ -30,8 +30,23 @@ pub(crate) fn limits() -> Limits {
         max_rollback: u32::MAX,
         shares_prefixes: false,
         saves: false,
+        max_candidates: 0,
+        fetches: false,
         n_vocab: N_VOCAB,
     }
+}
+
+/// How far the toy goes with rows of which candidates suffice.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stages {
+    /// Gives no more candidates than this, even if more were asked for; 0: as many as were asked for.
+    pub(crate) most: usize,
+    /// Computes the sum over the whole row, too.
+    pub(crate) sums: bool,
+    /// Each so-manieth row comes whole all the same; 0: none.
+    pub(crate) whole_every: usize,
+    /// Says that it fetches, and does not.
+    pub(crate) fails_to_fetch: bool,
 }
 
 #[derive(Debug)]
@@ -42,7 +57,13 @@ pub(crate) struct ToyEngine {
     cells: Vec<Vec<u64>>,
     next_cell: u64,
     rows: Vec<Vec<f32>>,
+    /// Per row, how many candidates suffice.
+    candidates: Vec<u32>,
     ticket: u64,
+    pub(crate) stages: Stages,
+    /// Rows that came as candidates, and those that were fetched then.
+    pub(crate) cut_down: usize,
+    pub(crate) fetched: usize,
     /// `cache_free` says so much more than there is, in every second step.
     pub(crate) boast: u64,
     /// What the next step or collect answers instead.
@@ -63,7 +84,11 @@ impl ToyEngine {
             next_cell: 0,
             limits,
             rows: Vec::new(),
+            candidates: Vec::new(),
             ticket: 0,
+            stages: Stages::default(),
+            cut_down: 0,
+            fetched: 0,
             boast: 0,
             fail_step: None,
             fail_collect: None,
@@ -90,6 +115,21 @@ impl ToyEngine {
         };
         let page = u64::from(self.limits.cache_page);
         self.limits.cache_tokens / page * page - used
+    }
+}
+
+/// The `n` likeliest tokens of a row.
+fn best(row: &[f32], n: usize, sums: bool) -> Best<'static> {
+    let mut ids: Vec<_> = (0..row.len() as Token).collect();
+    let logit = |id: Token| row[id as usize];
+    ids.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+    ids.truncate(n);
+    let sum: f64 = row.iter().map(|&it| f64::from(it).exp()).sum();
+    Best {
+        logits: ids.iter().map(|&id| logit(id)).collect(),
+        ids: ids.into(),
+        log_sum: if sums { sum.ln() as f32 } else { f32::NAN },
+        n_vocab: row.len(),
     }
 }
 
@@ -141,6 +181,7 @@ impl StepEngine for ToyEngine {
             assert!(!it.tokens.is_empty() && it.rows as usize <= it.tokens.len());
             assert_eq!(it.position as usize, held.len());
             assert!(held.len() + it.tokens.len() <= self.limits.context_length as usize);
+            assert!(it.candidates <= self.limits.max_candidates && (it.candidates == 0 || it.rows > 0));
             assert!(it.tokens.iter().all(|token| (0..N_TOKENS as Token).contains(token)));
             growth += self.pages(held.len() + it.tokens.len()) - self.pages(held.len());
         }
@@ -151,6 +192,7 @@ impl StepEngine for ToyEngine {
             return Err(fault(kind, "step"));
         }
         self.rows.clear();
+        self.candidates.clear();
         for it in slices {
             let sequence = &mut self.sequences[it.sequence as usize];
             for (index, &token) in it.tokens.iter().enumerate() {
@@ -159,6 +201,7 @@ impl StepEngine for ToyEngine {
                 self.next_cell += 1;
                 if index + it.rows as usize >= it.tokens.len() {
                     self.rows.push(logits(sequence));
+                    self.candidates.push(it.candidates);
                 }
             }
         }
@@ -176,7 +219,29 @@ impl StepEngine for ToyEngine {
         if self.forget_a_row {
             self.rows.pop();
         }
-        Ok(self.rows.iter().map(|it| Row::Borrowed(it.as_slice())).collect())
+        let Stages { most, sums, whole_every, .. } = self.stages;
+        let mut rows = Vec::new();
+        for (row, wanted) in self.rows.iter().zip(&mut self.candidates) {
+            self.cut_down += usize::from(*wanted > 0);
+            if whole_every > 0 && self.cut_down.is_multiple_of(whole_every) {
+                *wanted = 0;
+            }
+            rows.push(match *wanted as usize {
+                0 => Row::Whole(row.into()),
+                wanted => Row::Best(best(row, if most > 0 { most.min(wanted) } else { wanted }, sums)),
+            });
+        }
+        Ok(rows)
+    }
+
+    fn fetch(&mut self, ticket: Ticket, row: usize) -> Result<Row<'_>, EngineFault> {
+        assert_eq!(ticket, Ticket(self.ticket));
+        assert!(self.candidates[row] > 0, "this row came whole");
+        if !self.limits.fetches || self.stages.fails_to_fetch {
+            return Err(fault(EngineFaultKind::Unsupported, "fetch"));
+        }
+        self.fetched += 1;
+        Ok(Row::Whole(self.rows[row].as_slice().into()))
     }
 
     fn copy_prefix(&mut self, from: SequenceId, to: SequenceId, end: u32) -> Result<(), EngineFault> {

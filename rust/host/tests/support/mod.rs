@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use llm_node_core::engine::{Slice, StepEngine, Ticket, Token};
+use llm_node_core::engine::{Best, Row, Slice, StepEngine, Ticket, Token};
 use llm_node_host::{
     Context, ContextParams, InitConfig, LoadError, LoadedEngine, Model, ModelParams, Observer, OpenedEngine,
     unobserved,
@@ -87,7 +87,23 @@ pub(crate) fn recorder() -> (Observer, Arc<Mutex<Vec<&'static str>>>) {
 }
 
 pub(crate) fn slice(sequence: u32, position: u32, tokens: &[Token], rows: u32) -> Slice<'_> {
-    Slice { sequence, position, tokens, rows }
+    Slice { sequence, position, tokens, rows, candidates: 0 }
+}
+
+/// The logits of a row that came whole.
+pub(crate) fn whole<'a>(row: &'a Row<'_>) -> &'a [f32] {
+    match row {
+        Row::Whole(logits) => logits,
+        Row::Best(best) => panic!("candidates: {best:?}"),
+    }
+}
+
+/// The candidates of a row that was cut down to them.
+pub(crate) fn best<'r, 'a>(row: &'r Row<'a>) -> &'r Best<'a> {
+    match row {
+        Row::Whole(_) => panic!("a whole row"),
+        Row::Best(best) => best,
+    }
 }
 
 pub(crate) fn argmax(row: &[f32]) -> Token {
@@ -104,7 +120,7 @@ pub(crate) fn argmax(row: &[f32]) -> Token {
 pub(crate) fn advance(context: &mut Context, slices: &[Slice<'_>]) -> Vec<Token> {
     let ticket: Ticket = context.step(slices).unwrap();
     let rows = context.collect(ticket, slices.iter().map(|slice| slice.rows as usize).sum()).unwrap();
-    rows.iter().map(|row| argmax(row)).collect()
+    rows.iter().map(|row| argmax(whole(row))).collect()
 }
 
 /// The greedy continuation of one prompt, alone in its sequence.
