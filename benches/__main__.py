@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +92,8 @@ def main() -> int:
             print(f"{row.key:20} {row.title}")
         return 0
     rows = selected(chosen.rows)
+    # However the program is told to end, its servers end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = Options(
         pairs=chosen.pairs or (2 if chosen.quick else 8),
         block_seconds=chosen.block or (1.0 if chosen.quick else 5.0),

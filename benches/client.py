@@ -128,7 +128,10 @@ class Running:
     def report(self) -> Report:
         """Wait for the end, and check that all was served as asked."""
         before = os.times()
-        out, errors = self.process.communicate()
+        try:
+            out, errors = self.process.communicate()
+        finally:
+            self.process.kill()  # where the benchmark is told to end meanwhile
         after = os.times()
         # Of all children that ended meanwhile; there is no other but what a row runs beside.
         cpu = after.children_user + after.children_system - before.children_user - before.children_system

@@ -84,6 +84,10 @@ QUANTISATIONS = {
 BLOCK = 32
 
 
+FIRST_WORD = 3 + 256
+"""Before the words come the tokens of control and the bytes."""
+
+
 def vocabulary(size: int) -> list[bytes]:
     """Words of up to four letters of `ALPHABET`, short ones first, so that each can be merged from parts."""
     words = (
@@ -128,6 +132,12 @@ def random_blocks(
     return blocks.reshape(rows, -1)
 
 
+def silence(rows: npt.NDArray[np.uint8], quantisation: str) -> None:
+    """Make the weights of these rows zero, by their blocks' scales."""
+    _, _, payload, _ = QUANTISATIONS[quantisation]
+    rows.reshape(len(rows), -1, 2 + payload)[:, :, :2] = 0
+
+
 def write_random(path: Path, name: str, shape: Shape, quantisation: str) -> Path:
     """Write a model of that shape; the same arguments give the same file."""
     kind, file_type, _, _ = QUANTISATIONS[quantisation]
@@ -152,9 +162,12 @@ def write_random(path: Path, name: str, shape: Shape, quantisation: str) -> Path
     writer.add_file_type(file_type)
     add_tokenizer(writer, shape.vocab)
     for tensor, rows, columns in shape.matrices():
-        writer.add_tensor(
-            f"{tensor}.weight", random_blocks(random, rows, columns, quantisation), raw_dtype=kind
-        )
+        blocks = random_blocks(random, rows, columns, quantisation)
+        if tensor == "token_embd":
+            # Nothing speaks for these tokens, so greedy answers are whole words: llama-server fails a
+            # request whose text is no valid UTF-8.
+            silence(blocks[:FIRST_WORD], quantisation)
+        writer.add_tensor(f"{tensor}.weight", blocks, raw_dtype=kind)
     norms = ["output_norm"]
     norms += [f"blk.{layer}.{part}" for layer in range(shape.layers) for part in ("attn_norm", "ffn_norm")]
     for norm in norms:

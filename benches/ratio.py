@@ -154,8 +154,7 @@ class Arena:
         self, server: Server, others: Sequence[Server], load: Load, play: Play, helpers: Sequence[int] = ()
     ) -> tuple[Block, float]:
         """Measure one block, and what share of the machine others took meanwhile."""
-        # Wakes the server's threads and its pages; not measured.
-        self.client.run(server, Load(1, 1, 8, 4, seed=load.seed + 500_000_000))
+        server.wake(load.seed)
         pids = [pid for other in (*others, server) for pid in other.pids]
         began = Reading.now()
         watched, own, (front, worker) = cpu_seconds([*pids, *helpers]), sum(os.times()[:2]), server.cpu()
@@ -301,7 +300,8 @@ class Arena:
                 if beside is not None:
                     besides.append(beside())
 
-            measured = stats.collect(pairs or self.options.pairs, measure, after)
+            wanted = pairs or self.options.pairs
+            measured = stats.collect(wanted, measure, after, wanted if self.options.quick else None)
         for pair in measured:
             check_equal_prompts(pair.a, pair.b)
         return Comparison(measured, whole, setup, flavour, trials, ceilings, besides)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benches import CACHE, ROOT, machine, models, stats
-from benches.client import Client, Load, LoadError, Report
+from benches.client import Client, Load, LoadError, Report, Running
 from benches.ratio import Arena, Block, Comparison, play_once
 from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup
 
@@ -99,8 +99,9 @@ def milliseconds(name: str, which: str) -> Callable[[Block], float]:
 
 def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) -> Outcome:
     """The ratio first, then both servers' own figures."""
+    ratios = comparison.ratios(metric)
     figures = {
-        "ratio": Measured.of(comparison.ratios(metric), RATIO),
+        "ratio": Measured.of(ratios, RATIO),
         "llm-node": Measured.of(comparison.of_node(metric), unit),
         "llama-server": Measured.of(comparison.of_llama_server(metric), unit),
     }
@@ -111,18 +112,27 @@ def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) ->
             ("llama-server CPU", comparison.of_llama_server(lambda block: block.cpu_per_token)),
         ):
             figures[name] = Measured.of(values, "µs/token")
-    notes = [f"llama-server: {comparison.flavour}"]
     if comparison.ceiling is not None:
-        share = [value / comparison.ceiling for value in comparison.of_node(throughput)]
-        figures["of the ceiling"] = Measured.of(share, "")
-        figures["llama-server, of the ceiling"] = Measured.of(
-            [value / comparison.ceiling for value in comparison.of_llama_server(throughput)], ""
-        )
+        for name, values in (
+            ("of the ceiling", comparison.of_node(throughput)),
+            ("llama-server, of the ceiling", comparison.of_llama_server(throughput)),
+        ):
+            figures[name] = Measured.of([value / comparison.ceiling for value in values], "")
+    return Outcome(figures, standing(comparison), {**facts_of(comparison), "ratios": ratios})
+
+
+def standing(comparison: Comparison) -> list[str]:
+    """What has to be said beside the figures."""
+    notes = [f"llama-server: {comparison.flavour}"]
     if comparison.spoiled:
         notes.append(f"{comparison.spoiled} of {len(comparison.pairs)} pairs were disturbed by other load")
     if comparison.setup.model.note:
         notes.append(comparison.setup.model.note)
-    facts = {
+    return notes
+
+
+def facts_of(comparison: Comparison) -> dict[str, Any]:
+    return {
         "model": comparison.setup.model.name,
         "threads": comparison.setup.threads,
         "slots": comparison.setup.slots,
@@ -131,10 +141,8 @@ def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) ->
         "llama-server": str(comparison.flavour),
         "trials of llama-server": comparison.trials,
         "ceiling, tokens/s": comparison.ceiling,
-        "ratios": comparison.ratios(metric),
         "foreign load": [pair.foreign for pair in comparison.pairs],
     }
-    return Outcome(figures, notes, facts)
 
 
 ## decoding #########################################################################################
@@ -178,8 +186,24 @@ def long_prompt_meanwhile(client: Client, server: Server, load: Load) -> list[Re
     """Streams, and a long prompt that arrives while they decode."""
     streams = client.start(server, load)
     time.sleep(1.0)
-    long = client.run(server, Load(1, 1, prompt=1536, output=1, seed=load.seed + 7))
-    return [streams.report(), long]
+    long = client.start(server, Load(1, 1, prompt=1536, output=1, seed=load.seed + 7))
+    ended = wait_for([streams, long])
+    reports = [streams.report(), long.report()]
+    sent = ended[1] - reports[1].milliseconds("e2e", "p50") / 1e3
+    if ended[0] - sent < 0.25 * reports[0]["wall_s"]:
+        raise LoadError("the long prompt came when the streams were about to end: the machine is too fast")
+    return reports
+
+
+def wait_for(runs: Sequence[Running]) -> list[float]:
+    """When each has ended."""
+    ended: dict[int, float] = {}
+    while len(ended) < len(runs):
+        for index, run in enumerate(runs):
+            if index not in ended and run.process.poll() is not None:
+                ended[index] = time.monotonic()
+        time.sleep(0.005)
+    return [ended[index] for index in range(len(runs))]
 
 
 def prefill_stall(arena: Arena) -> Outcome:
@@ -340,23 +364,24 @@ def cache_exhaustion(arena: Arena) -> Outcome:
         raise
 
     def goodput(block: Block) -> float:
-        return block.reports[0].tokens_per_second / block.reports[1].tokens_per_second
+        overloaded, fitting = (report.tokens_per_second for report in block.reports)
+        return overloaded / fitting
 
     def failed(block: Block) -> float:
         return float(block.main["failed"])
 
-    outcome = told(comparison, throughput, "tokens/s")
-    failures = {
-        "failed": comparison.of_node(failed),
-        "llama-server, failed": comparison.of_llama_server(failed),
-    }
-    outcome.figures = {
-        **{name: Measured.exact(sum(values), "requests") for name, values in failures.items()},
-        "of capacity": Measured.of(comparison.of_node(goodput), ""),
-        **{name: outcome.figures[name] for name in ("llm-node", "llama-server")},
-    }
-    outcome.notes.append(f"of {load.requests * len(comparison.pairs)} requests each")
-    return outcome
+    asked = load.requests * len(comparison.pairs)
+    return Outcome(
+        {
+            "failed": Measured.exact(sum(comparison.of_node(failed)), f"of {asked}"),
+            "of capacity": Measured.of(comparison.of_node(goodput), ""),
+            "llama-server, failed": Measured.exact(sum(comparison.of_llama_server(failed)), f"of {asked}"),
+            "llm-node": Measured.of(comparison.of_node(throughput), "tokens/s"),
+            "llama-server": Measured.of(comparison.of_llama_server(throughput), "tokens/s"),
+        },
+        standing(comparison),
+        facts_of(comparison),
+    )
 
 
 ## memory ###########################################################################################

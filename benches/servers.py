@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -93,6 +94,14 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 raise ServerError(f"{self.name}: {path}: {error.code} {error.read().decode()}") from error
+
+    def wake(self, seed: int) -> None:
+        """Ask for a few tokens, so that the server's threads and pages are there when it is measured."""
+        chance = random.Random(seed)
+        low = self.model.vocab // 2
+        prompt = [chance.randrange(low, self.model.vocab) for _ in range(8)]
+        body = {"model": self.model.path.stem, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
+        self.request("/v1/completions", {**body, "temperature": 0})
 
     def stop(self) -> None:
         below = children_of(self.process.pid)
