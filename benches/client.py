@@ -74,8 +74,6 @@ class Report:
 
     load: Load
     document: dict[str, Any]
-    cpu: float
-    """Its own processor seconds."""
 
     def __getitem__(self, key: str) -> Any:
         return self.document[key]
@@ -127,17 +125,13 @@ class Running:
 
     def report(self) -> Report:
         """Wait for the end, and check that all was served as asked."""
-        before = os.times()
         try:
             out, errors = self.process.communicate()
         finally:
             self.process.kill()  # where the benchmark is told to end meanwhile
-        after = os.times()
-        # Of all children that ended meanwhile; there is no other but what a row runs beside.
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
         if self.process.returncode != 0 and not out:
             raise LoadError(f"{' '.join(self.command)}: {errors.decode(errors='replace')[-2000:]}")
-        report = Report(self.load, json.loads(out), cpu)
+        report = Report(self.load, json.loads(out))
         if not self.load.may_fail:
             if report["failed"] or report["completed"] != self.load.requests:
                 raise LoadError(f"{report['failed']} requests failed: {report['errors'][:3]}")

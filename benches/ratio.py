@@ -157,12 +157,12 @@ class Arena:
         server.wake(load.seed)
         pids = [pid for other in (*others, server) for pid in other.pids]
         began = Reading.now()
-        watched, own, (front, worker) = cpu_seconds([*pids, *helpers]), sum(os.times()[:2]), server.cpu()
+        watched, own, (front, worker) = cpu_seconds([*pids, *helpers]), sum(os.times()[:4]), server.cpu()
         reports = play(self.client, server, load)
         front_after, worker_after = server.cpu()
         ended = Reading.now()
-        ours = cpu_seconds([*pids, *helpers]) - watched + sum(os.times()[:2]) - own
-        ours += sum(report.cpu for report in reports)
+        # The clients are among the children of this process that have ended.
+        ours = cpu_seconds([*pids, *helpers]) - watched + sum(os.times()[:4]) - own
         block = Block(reports, front_after - front, worker_after - worker)
         return block, ended.foreign_since(began, ours)
 
@@ -267,7 +267,6 @@ class Arena:
         beside: Callable[[], float] | None = None,
         helpers: Sequence[int] = (),
         fresh_llama_server: bool = False,
-        pairs: int | None = None,
     ) -> Comparison:
         """Measure pairs of blocks. `repeat` fills a block with rounds of the load; `ceiling_every` says
         after how many pairs the ceiling is measured; `beside` is measured after each pair;
@@ -300,7 +299,7 @@ class Arena:
                 if beside is not None:
                     besides.append(beside())
 
-            wanted = pairs or self.options.pairs
+            wanted = self.options.pairs
             measured = stats.collect(wanted, measure, after, wanted if self.options.quick else None)
         for pair in measured:
             check_equal_prompts(pair.a, pair.b)
