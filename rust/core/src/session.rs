@@ -109,6 +109,8 @@ pub struct Session<E> {
     max_running: usize,
     pace: Pace,
     drafter: Option<Box<dyn Drafter>>,
+    /// When the last step with answers in it ended.
+    answered: Duration,
     /// Steps in a row with holes among the ids.
     steps_with_holes: u32,
     arrivals: u64,
@@ -134,6 +136,7 @@ impl<E: StepEngine> Session<E> {
             max_running: at_once.min(wanted).max(1) as usize,
             pace: Pace::new(options.target_step, options.prefill_tokens),
             drafter: None,
+            answered: Duration::ZERO,
             steps_with_holes: 0,
             arrivals: 0,
             preemptions: 0,
@@ -468,7 +471,10 @@ impl<E: StepEngine> Session<E> {
 
     fn budget(&self, demands: &[Demand], pads: u32) -> Budget {
         let limits = self.limits();
-        let decodes = demands.iter().filter(|it| it.pending == 1).count() as u32;
+        let prompts = demands.iter().filter(|it| it.pending > 1).count() as u32;
+        let waited = (self.options.clock)().saturating_sub(self.answered);
+        let hold_decodes = self.pace.holds_decodes(prompts, waited);
+        let decodes = if hold_decodes { 0 } else { demands.len() as u32 - prompts };
         let tokens = limits.max_batch_tokens.saturating_sub(pads).max(decodes);
         Budget {
             tokens,
@@ -480,6 +486,7 @@ impl<E: StepEngine> Session<E> {
                 self.sequences.room()
             },
             cache_page: limits.cache_page,
+            hold_decodes,
         }
     }
 
@@ -612,7 +619,11 @@ impl<E: StepEngine> Session<E> {
             .map(|(share, &rows)| if share.tokens == 1 { rows.max(1) } else { 0 })
             .sum();
         let prompt = shares.iter().map(|it| it.tokens).filter(|&tokens| tokens > 1).sum();
-        let took = (self.options.clock)().saturating_sub(began);
+        let now = (self.options.clock)();
+        if decodes > 0 {
+            self.answered = now;
+        }
+        let took = now.saturating_sub(began);
         self.pace.stepped(decodes + pads.len() as u32, prompt, took);
         Ok(Outcome::Done)
     }

@@ -17,6 +17,9 @@ const LEAST_PREFILL: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
 const UNDISTURBED_PREFILL: u32 = 512;
 
+/// Steps of the target's length for which a burst of prompts may hold up answers.
+const MOST_HELD_STEPS: u32 = 4;
+
 /// A running mean in which the old fades.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Mean(Option<f64>);
@@ -122,6 +125,14 @@ impl Pace {
             }
         };
         tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
+    }
+
+    /// Do answers wait while `prompts` are under way, the last step with answers being so long ago? Of
+    /// several prompts, most have to wait for a first token: each lets the others wait for one step, up to
+    /// a bound.
+    pub fn holds_decodes(&self, prompts: u32, since: Duration) -> bool {
+        let steps = prompts.min(MOST_HELD_STEPS).saturating_sub(1);
+        self.prefill.0.is_some() && since.as_secs_f64() < f64::from(steps) * self.target
     }
 
     /// What one more token costs in a step of `decodes` tokens, as a share of what it yields per token.
@@ -252,6 +263,15 @@ mod tests {
         assert!((64..=72).contains(&pace.prefill_tokens(32, 4096)));
         assert_eq!(pace.prefill_tokens(8, 50), 50);
         assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+    }
+
+    #[test]
+    fn a_burst_holds_answers_up_but_not_for_long() {
+        let pace = taught(ms(100));
+        assert!(!pace.holds_decodes(0, ms(0)) && !pace.holds_decodes(1, ms(0)));
+        assert!(pace.holds_decodes(2, ms(99)) && !pace.holds_decodes(2, ms(101)));
+        assert!(pace.holds_decodes(30, ms(299)) && !pace.holds_decodes(30, ms(301)));
+        assert!(!Pace::new(ms(100), 64).holds_decodes(30, ms(0)), "nothing is known yet");
     }
 
     #[test]
