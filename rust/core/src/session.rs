@@ -336,9 +336,13 @@ impl<E: StepEngine> Session<E> {
                 }
             }
             let Some(mut generation) = self.queue.take(index) else { return Ok(()) };
-            let Some(sequence) = self.seat(&mut generation)? else {
-                self.queue.put_back(generation);
-                return Ok(());
+            let sequence = match self.seat(&mut generation) {
+                Ok(Some(sequence)) => sequence,
+                // Whatever ends the engine, everybody must be told.
+                otherwise => {
+                    self.queue.put_back(generation);
+                    return otherwise.map(|_| ());
+                }
             };
             if !generation.started {
                 generation.started = true;
@@ -407,11 +411,9 @@ impl<E: StepEngine> Session<E> {
                 Err(_) => {}
             }
         }
-        if generation.saved.is_none() {
-            self.sequences.remove(sequence)?;
-        }
+        let removed = if generation.saved.is_none() { self.sequences.remove(sequence) } else { Ok(()) };
         self.queue.put_back(generation);
-        Ok(())
+        removed
     }
 
     /// Sees to it that the ids which run have no holes where that costs the engine further passes. Gives
@@ -600,16 +602,14 @@ impl<E: StepEngine> Session<E> {
             }
         }
         for (sequence, how) in ended {
+            match how {
+                Ok(_) => self.sequences.end(sequence)?,
+                Err(_) => self.sequences.remove(sequence)?,
+            }
             let Some(generation) = self.running.remove(&sequence) else { continue };
             let event = match how {
-                Ok(reason) => {
-                    self.sequences.end(sequence)?;
-                    Event::Finished { reason, usage: generation.usage() }
-                }
-                Err(fault) => {
-                    self.sequences.remove(sequence)?;
-                    Event::Failed(fault)
-                }
+                Ok(reason) => Event::Finished { reason, usage: generation.usage() },
+                Err(fault) => Event::Failed(fault),
             };
             self.tell_last(generation.id, event, events);
         }

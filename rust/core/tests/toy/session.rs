@@ -761,6 +761,34 @@ fn what_ends_the_engine_fails_everything() {
     }
 }
 
+/// Also those whose sequence is just being freed.
+#[test]
+fn nobody_is_forgotten_when_freeing_ends_the_engine() {
+    for (cache_tokens, max_tokens) in [(1 << 20, 3), (60, 50)] {
+        let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
+        let mut engine = ToyEngine::new(Limits { cache_tokens, ..limits() });
+        // Promises what it does not have, so that in the small cache somebody gives way.
+        engine.boast = 10_000;
+        engine.fail_truncate = Some(EngineFaultKind::DeviceLost);
+        let options = SessionOptions { keep_prefixes: false, ..SessionOptions::default() };
+        let mut session = Session::new(engine, vocabulary, options);
+        let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
+        for id in 0..3 {
+            let mut request = request(vec![BOS, 0x61], max_tokens);
+            request.ignore_eos = true;
+            session.submit(id, valid(request, &limits())).unwrap();
+        }
+        while session.step(&mut events).is_ok() {
+            assert!(!session.is_idle());
+        }
+        collect(&mut events, &mut answers);
+        assert_eq!(answers.len(), 3);
+        for answer in answers.values() {
+            assert_eq!(answer.ending.as_ref().unwrap().as_ref().unwrap_err().code, ErrorCode::EngineCrashed);
+        }
+    }
+}
+
 #[test]
 fn a_boxed_engine_is_an_engine() {
     let engine: Box<dyn StepEngine> = Box::new(ToyEngine::new(limits()));

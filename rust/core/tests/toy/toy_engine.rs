@@ -69,6 +69,7 @@ pub(crate) struct ToyEngine {
     /// What the next step or collect answers instead.
     pub(crate) fail_step: Option<EngineFaultKind>,
     pub(crate) fail_collect: Option<EngineFaultKind>,
+    pub(crate) fail_truncate: Option<EngineFaultKind>,
     pub(crate) forget_a_row: bool,
     /// Only the whole of a sequence can be copied.
     pub(crate) copies_whole: bool,
@@ -92,6 +93,7 @@ impl ToyEngine {
             boast: 0,
             fail_step: None,
             fail_collect: None,
+            fail_truncate: None,
             forget_a_row: false,
             copies_whole: false,
             steps: Vec::new(),
@@ -264,6 +266,9 @@ impl StepEngine for ToyEngine {
     }
 
     fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
+        if let Some(kind) = self.fail_truncate.take() {
+            return Err(fault(kind, "seq_remove"));
+        }
         let held = self.sequences[sequence as usize].len();
         if begin > 0 && held.saturating_sub(begin as usize) > self.limits.max_rollback as usize {
             return Err(fault(EngineFaultKind::Unsupported, "seq_remove"));
