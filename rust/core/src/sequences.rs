@@ -111,7 +111,7 @@ impl<E: StepEngine> Sequences<E> {
             self.cut_back(sequence, beginning, worth)?
         } else {
             let copied = self.clear(sequence, worth)?;
-            let held = self.copy_from_any(&found, sequence, beginning, worth)?;
+            let held = self.copy_from_any(sequence, beginning, worth)?;
             (held, copied || held > 0)
         };
         self.start(sequence);
@@ -290,7 +290,8 @@ impl<E: StepEngine> Sequences<E> {
     /// holes fastest: a hole first, then the ids beside them.
     fn next_id(&self, holders: &[SequenceId]) -> Option<SequenceId> {
         let all = || (0..self.limits.max_sequences).filter(|id| !self.running.contains(id));
-        let best = |ids: &mut dyn Iterator<Item = SequenceId>, shares: bool| {
+        let shares = self.limits.shares_prefixes;
+        let best = |ids: &mut dyn Iterator<Item = SequenceId>| {
             ids.min_by_key(|id| match self.kept.get(id) {
                 None => (1, 0),
                 // A sequence that is shared from elsewhere need not give up its place.
@@ -298,14 +299,14 @@ impl<E: StepEngine> Sequences<E> {
                 Some(&used) => (2, used),
             })
         };
-        if self.limits.shares_prefixes {
-            return best(&mut all(), true);
+        if shares {
+            return best(&mut all());
         }
         let (Some(&first), Some(&last)) = (self.running.first(), self.running.last()) else {
-            return best(&mut all(), false);
+            return best(&mut all());
         };
-        best(&mut all().filter(|&id| first < id && id < last), false)
-            .or_else(|| best(&mut all().filter(|&id| id + 1 == first || id == last + 1), false))
+        best(&mut all().filter(|&id| first < id && id < last))
+            .or_else(|| best(&mut all().filter(|&id| id + 1 == first || id == last + 1)))
     }
 
     fn oldest_kept(&self, but: SequenceId) -> Option<SequenceId> {
@@ -381,12 +382,11 @@ impl<E: StepEngine> Sequences<E> {
     /// Copies a beginning from one of its holders to an empty id. Gives the tokens copied.
     fn copy_from_any(
         &mut self,
-        found: &Match,
         to: SequenceId,
         beginning: &[Token],
         worth: usize,
     ) -> Result<usize, EngineFault> {
-        let length = found.length;
+        let length = beginning.len();
         if length == 0 || length < worth {
             return Ok(0);
         }

@@ -361,22 +361,7 @@ impl Context<'_> {
     }
 
     pub(crate) fn collect(&self, ticket: u64, n_rows: usize) -> Result<Vec<Vec<f32>>, abi::Code> {
-        // SAFETY: all zero is a valid value of the struct.
-        let mut rows: Vec<abi::EngineRow> = vec![unsafe { std::mem::zeroed() }; n_rows];
-        // SAFETY: as the header says.
-        let code = unsafe {
-            self.table().collect.unwrap()(
-                self.raw,
-                ticket,
-                ptr::null(),
-                rows.as_mut_ptr(),
-                n_rows,
-                size_of::<abi::EngineRow>(),
-            )
-        };
-        if !code.is_ok() {
-            return Err(code);
-        }
+        let rows = self.describe(ticket, n_rows)?;
         Ok(rows
             .iter()
             .map(|row| {
@@ -389,6 +374,10 @@ impl Context<'_> {
 
     /// As [`Self::collect`], without a copy of the rows.
     pub(crate) fn wait(&self, ticket: u64, n_rows: usize) {
+        assert!(self.describe(ticket, n_rows).is_ok());
+    }
+
+    fn describe(&self, ticket: u64, n_rows: usize) -> Result<Vec<abi::EngineRow>, abi::Code> {
         // SAFETY: all zero is a valid value of the struct.
         let mut rows: Vec<abi::EngineRow> = vec![unsafe { std::mem::zeroed() }; n_rows];
         // SAFETY: as the header says.
@@ -402,7 +391,7 @@ impl Context<'_> {
                 size_of::<abi::EngineRow>(),
             )
         };
-        assert_eq!(code, abi::ERR_OK);
+        if code.is_ok() { Ok(rows) } else { Err(code) }
     }
 
     /// Appends tokens to sequences, and gives the last row of each slice, in the slices' order.
