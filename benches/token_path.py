@@ -174,6 +174,7 @@ def main() -> None:
                 "model_id": MODEL,
                 "max_sequences": 256,
                 "context_length": options.tokens + 1024,
+                "speculation": "off",  # the answer is a loop, which drafts would see through
                 "options": engine_options,
             }
             answer = node.post("/api/models/load", load)

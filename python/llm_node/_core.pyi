@@ -131,11 +131,19 @@ class Supervisor:
         than it may let wait; its text is dropped from here on.
         """
 
-    def hold(self, client: int, unsent: int) -> None:
-        """The client's connection has so many bytes that it cannot send now: its text is collected."""
+    def hold(self, client: int, unsent: int) -> int:
+        """The client's connection has so many bytes that it cannot send now, or is about to be written to:
+        its text is collected. Gives how often its socket was written to."""
 
-    def release(self, client: int) -> None:
-        """The client's connection has sent all: what was collected comes, one piece for each stream."""
+    def release(self, client: int, socket: int | None = None) -> None:
+        """All that `drain` gave for the client is sent: what was collected comes, one piece for each stream.
+
+        socket: the number of the connection's socket, which does not block. Its text is then written there at
+        once, until `drain` gives something else for it, or `hold`.
+        """
+
+    def disconnect(self, client: int) -> None:
+        """Whatever still comes for the client, its socket is no longer written to."""
 
     def shutdown(self, drain_seconds: float) -> None:
         """Refuse new streams, drain every worker for at most so long, end all workers. Blocks."""

@@ -88,6 +88,10 @@ class Connection(Protocol):
     def overflow(self) -> None:
         """More waits for it than may: its text is dropped from here on."""
 
+    def socket(self) -> int | None:
+        """The number of its socket, if all that was passed on is with the kernel: the next text may then be
+        written there past the connection. None while something waits, or where bytes go another way."""
+
 
 class Client:
     """One client's requests under way, and where what they bring goes to."""
@@ -103,14 +107,25 @@ class Client:
         self._connection = connection
         self.has_ended = False
 
-    def hold(self, unsent: int) -> None:
-        """So many bytes wait in its connection's buffer: collect its text, and count it with them."""
-        self._core.hold(self.number, unsent)
+    def hold(self, unsent: int) -> int:
+        """So many bytes wait in its connection's buffer, or will in a moment: collect its text, and count it
+        with them. Gives how often text was written past the connection."""
+        return self._core.hold(self.number, unsent)
 
     def release(self) -> None:
         """Its connection has sent everything: what was collected comes as one piece, and the next ones
-        as they happen."""
-        self._core.release(self.number)
+        as they happen, past the connection where it has a socket."""
+        if self._connection is not None and not self.has_ended:
+            self._core.release(self.number, self._connection.socket())
+
+    def catch_up(self) -> None:
+        """All that came for it is passed on. If it is sent as well, the next text need not come this way."""
+        if self._connection is not None and self._connection.socket() is not None:
+            self.release()
+
+    def disconnect(self) -> None:
+        """Nothing more is written past its connection."""
+        self._core.disconnect(self.number)
 
     def cancel(self, stream: int) -> None:
         """Nobody waits for this stream any more."""
@@ -488,6 +503,8 @@ class Node:
             yield client
         finally:
             del self._clients[client.number]
+            if client.streams:
+                client.disconnect()
             for stream in client.streams:
                 client.cancel(stream)
 
@@ -524,10 +541,15 @@ class Node:
         if self._core is None:
             return
         clients = self._clients
-        for number, item in self._core.drain():
+        items = self._core.drain()
+        for number, item in items:
             client = clients.get(number)
             if client is not None:
                 client.take(item)
+        for number in dict.fromkeys(number for number, _ in items):
+            client = clients.get(number)
+            if client is not None:
+                client.catch_up()
 
 
 def _device(device: devices.Device) -> dict[str, Any]:

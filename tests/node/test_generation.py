@@ -93,6 +93,9 @@ def test_a_defect_of_a_receiver_ends_its_client_and_goes_no_further() -> None:
 
         def overflow(self) -> None: ...
 
+        def socket(self) -> int | None:
+            return None
+
         def event(self, index: int, event: Any) -> None: ...
 
         def end(self, error: Exception | None) -> None:

@@ -125,7 +125,7 @@ def test_a_connection_is_kept_for_the_next_answer(null_node: RunningNode) -> Non
             head = f"POST /v1/completions HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
             client.sendall(head.encode() + data)
             answer = b""
-            while not answer.endswith(b"0\r\n\r\n"):
+            while not answer.endswith(b"\r\n0\r\n\r\n"):
                 more = client.recv(65536)
                 assert more, answer
                 answer += more
@@ -159,7 +159,7 @@ async def test_who_reads_late_gets_everything_in_fewer_events(null_node: Running
             assert time.monotonic() < deadline, "the answer waits for its reader"
             await asyncio.sleep(0.05)
         answer = b""
-        while not answer.endswith(b"0\r\n\r\n"):
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
             more = await asyncio.to_thread(client.recv, 1 << 20)
             assert more
             answer += more

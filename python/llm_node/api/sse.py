@@ -4,8 +4,10 @@ Owns the form of a stream: its headers, its frames, comments while it is silent,
 always `[DONE]`, and what becomes of a client that does not read. Knows no family's words; a family hands
 it frames made by `frame` or a `Template`.
 
-Tokens pass through here as bytes that Rust has made of a `Template`. They go to the connection's transport
-at once, in the loop turn that they come in: no task is woken for them, and nothing is awaited.
+Tokens pass by here as bytes that Rust has made of a `Template`. While the client reads them as they come,
+Rust writes them to its socket itself. What the socket does not take, and what stands around the text, goes
+through the connection's transport, at once, in the loop turn that it comes in: no task is woken for it, and
+nothing is awaited.
 """
 
 from __future__ import annotations
@@ -146,6 +148,16 @@ class Stream:
         if unsent:
             self._lag(unsent)
 
+    def socket(self) -> int | None:
+        """See `Connection`."""
+        transport = self._transport
+        if transport is None or self._catching_up is not None or transport.get_write_buffer_size():
+            return None
+        if transport.is_closing() or transport.get_extra_info("sslcontext") is not None:
+            return None
+        number: int = transport.get_extra_info("socket").fileno()
+        return number
+
     def overflow(self) -> None:
         """The client does not read: close its connection, which ends its request as if it had left."""
         log.warning(
@@ -174,7 +186,9 @@ class Stream:
         early, self._early = self._early, []
         if early:
             self.pass_on(b"".join(early))
-        self._expect(patience)
+        if self.client is not None:
+            self.client.catch_up()
+        self._expect(patience, self._writes)
 
     async def end(self) -> web.StreamResponse:
         """Send the ending."""
@@ -206,13 +220,19 @@ class Stream:
             if self.client is not None:
                 self.client.release()
 
-    def _expect(self, seconds: float) -> None:
+    def _expect(self, seconds: float, writes: int) -> None:
         loop = asyncio.get_running_loop()
-        self._silence = loop.call_later(seconds, self._break_silence, seconds, self._writes)
+        self._silence = loop.call_later(seconds, self._break_silence, seconds, writes)
 
-    def _break_silence(self, seconds: float, writes: int) -> None:
+    def _break_silence(self, seconds: float, before: int) -> None:
         """A comment whenever nothing was written for so long. One write is whole events, so a comment
-        never lands inside one."""
-        if self._writes == writes and self._catching_up is None:
-            self.send(COMMENT)
-        self._expect(seconds)
+        never lands inside one; nor does it land among what is written past here, which waits for it."""
+        writes = before
+        if self._catching_up is None:
+            writes = self._writes + (self.client.hold(0) if self.client is not None else 0)
+            if writes == before:
+                self.send(COMMENT)
+                writes += 1
+            if self._catching_up is None and self.client is not None:
+                self.client.release()
+        self._expect(seconds, writes)

@@ -1,6 +1,6 @@
 //! The parent: registry, models, memory ledger, supervisor. It never opens an engine, and never
 //! touches a GPU: workers do, and die of it alone.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod choose;

@@ -50,6 +50,11 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// Bytes that are as the connection wants them.
+    pub(crate) fn raw(bytes: &[u8]) -> Self {
+        Self { buffer: [&[0; FRAME], bytes].concat(), chunked: false }
+    }
+
     /// Bytes of the body so far.
     pub fn len(&self) -> usize {
         self.buffer.len() - FRAME

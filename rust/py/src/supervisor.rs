@@ -124,12 +124,17 @@ impl PySupervisor {
         Ok(items)
     }
 
-    fn hold(&self, py: Python<'_>, client: u64, unsent: usize) {
-        py.detach(|| self.inner.hold(client, unsent));
+    fn hold(&self, py: Python<'_>, client: u64, unsent: usize) -> u64 {
+        py.detach(|| self.inner.hold(client, unsent))
     }
 
-    fn release(&self, py: Python<'_>, client: u64) {
-        py.detach(|| self.inner.release(client));
+    #[pyo3(signature = (client, socket=None))]
+    fn release(&self, py: Python<'_>, client: u64, socket: Option<i64>) {
+        py.detach(|| self.inner.release(client, socket));
+    }
+
+    fn disconnect(&self, py: Python<'_>, client: u64) {
+        py.detach(|| self.inner.disconnect(client));
     }
 
     fn shutdown(&self, py: Python<'_>, drain_seconds: f64) {

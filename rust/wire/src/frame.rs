@@ -97,6 +97,13 @@ impl<R: Read> FrameReader<R> {
         decode(&self.body)
     }
 
+    /// Is the whole of the next frame here already?
+    pub fn has_another(&self) -> bool {
+        let ahead = self.inner.buffer();
+        let Some((prefix, body)) = ahead.split_first_chunk::<PREFIX>() else { return false };
+        body.len() >= u32::from_le_bytes(*prefix) as usize
+    }
+
     fn length(&mut self) -> Result<usize, FrameError> {
         let mut prefix = [0; PREFIX];
         let mut filled = 0;

@@ -254,6 +254,28 @@ proptest! {
         prop_assert!(matches!(reader.read::<FromWorker>(), Err(FrameError::Closed)));
     }
 
+    /// Whole frames alone count, so that whoever relies on it has not to wait.
+    #[test]
+    fn another_frame_is_announced_when_all_of_it_is_here(
+        messages in vec(from_worker(), 2..5),
+        at in any::<proptest::sample::Index>(),
+    ) {
+        let frames: Vec<_> = messages.iter().map(written).collect();
+        let bytes = frames.concat();
+        let arrived = at.index(bytes.len() + 1);
+        let mut reader = FrameReader::new(&bytes[..arrived]);
+        prop_assert!(!reader.has_another(), "nothing was read ahead yet");
+        let mut end = 0;
+        for pair in frames.windows(2) {
+            end += pair[0].len();
+            if reader.read::<FromWorker>().is_err() {
+                break;
+            }
+            // What is read ahead is bounded, and these messages are far smaller.
+            prop_assert_eq!(reader.has_another(), arrived >= end + pair[1].len());
+        }
+    }
+
     #[test]
     fn a_stream_that_ends_within_a_frame_is_truncated(message in to_worker(), at in any::<proptest::sample::Index>()) {
         let bytes = written(&message);

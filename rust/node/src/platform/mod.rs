@@ -1,15 +1,15 @@
-//! What differs between operating systems: how a process ends, who may write a file, and what wakes an
-//! event loop.
+//! What differs between operating systems: how a process ends, who may write a file, what wakes an event
+//! loop, and how to write to a socket that it owns.
 
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
-pub use unix::{detach_from_terminal, ending, wake_pair, writable_by_others};
+pub use unix::{detach_from_terminal, ending, socket, wake_pair, writable_by_others};
 
 #[cfg(not(unix))]
 mod windows;
 #[cfg(not(unix))]
-pub use windows::{detach_from_terminal, ending, wake_pair, writable_by_others};
+pub use windows::{detach_from_terminal, ending, socket, wake_pair, writable_by_others};
 
 use std::fmt;
 

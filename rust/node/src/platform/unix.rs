@@ -3,8 +3,9 @@
 use std::{
     fs::Metadata,
     io::{self, Write},
+    net::TcpStream,
     os::{
-        fd::IntoRawFd,
+        fd::{BorrowedFd, IntoRawFd},
         unix::{
             fs::PermissionsExt,
             net::UnixStream,
@@ -28,6 +29,18 @@ pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {
     let (writing, reading) = UnixStream::pair()?;
     writing.set_nonblocking(true)?;
     Ok((writing, reading.into_raw_fd().into()))
+}
+
+/// A socket that somebody else owns, by its number: a second way to write to it, which stays good when the
+/// other is closed. It blocks where that does.
+pub fn socket(number: i64) -> io::Result<impl Write + Send + 'static> {
+    let number = i32::try_from(number).ok().filter(|it| *it >= 0).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: the number is borrowed for this one call. That it is open is not relied on: `dup` of a
+    // number that is not fails, and what it then is a copy of, a socket or not, is only written to by
+    // `send`, which fails where it is none. The number is not -1, the one value that must not be.
+    #[allow(unsafe_code, reason = "there is no safe way from a number to a descriptor")]
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(TcpStream::from(borrowed.try_clone_to_owned()?))
 }
 
 /// How the process ended.

@@ -33,6 +33,12 @@ pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {
     Ok((writing, number))
 }
 
+/// Not here: an event loop's sockets are written to by overlapped operations, which a second writer would
+/// get between.
+pub fn socket(_number: i64) -> io::Result<impl Write + Send + 'static> {
+    Err::<TcpStream, _>(io::ErrorKind::Unsupported.into())
+}
+
 /// How the process ended. An uncaught exception's NTSTATUS takes a signal's place.
 pub fn ending(status: ExitStatus) -> Ending {
     let Some(code) = status.code() else { return Ending::Unknown };

@@ -20,7 +20,7 @@ use llm_node_core::{
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
 
-use super::outlets::{ClientId, Delivery, Outlets};
+use super::outlets::{ClientId, Delivery, Outlets, Socket};
 use crate::sse::Template;
 
 /// Called, from any thread, when events wait. It must not block.
@@ -137,7 +137,7 @@ impl Traffic {
         self.under_way.lock().workers.get(&worker).copied().unwrap_or(0)
     }
 
-    /// All that one step of a worker brought.
+    /// All that one step of a worker brought. [`Self::write`] has to follow.
     pub(super) fn step(&self, worker: u64, events: Vec<(RequestId, Event)>) {
         self.change(|under_way| {
             for (id, event) in events {
@@ -183,26 +183,37 @@ impl Traffic {
         });
     }
 
-    /// The client's connection has so many bytes that it cannot send now: its text is collected.
-    pub(super) fn hold(&self, client: ClientId, unsent: usize) {
-        self.under_way.lock().outlets.hold(client, unsent);
+    /// What the last steps brought goes to the clients' sockets.
+    pub(super) fn write(&self) {
+        self.change(|under_way| under_way.outlets.write());
+    }
+
+    /// The client's connection has so many bytes that it cannot send now: its text is collected. Gives how
+    /// often was written to its socket.
+    pub(super) fn hold(&self, client: ClientId, unsent: usize) -> u64 {
+        self.change(|under_way| under_way.outlets.hold(client, unsent))
     }
 
     /// The client's connection has sent everything.
-    pub(super) fn release(&self, client: ClientId) {
-        self.change(|under_way| under_way.outlets.release(client));
+    pub(super) fn release(&self, client: ClientId, socket: impl FnOnce() -> Option<Socket>) {
+        self.change(|under_way| under_way.outlets.release(client, socket));
+    }
+
+    /// Nothing more is to be written to the client's socket.
+    pub(super) fn disconnect(&self, client: ClientId) {
+        self.under_way.lock().outlets.disconnect(client);
     }
 
     /// Whatever is done, the node hears of what it brought.
-    fn change(&self, change: impl FnOnce(&mut UnderWay)) {
-        let wants_waking = {
+    fn change<T>(&self, change: impl FnOnce(&mut UnderWay) -> T) -> T {
+        let (changed, wants_waking) = {
             let mut under_way = self.under_way.lock();
-            change(&mut under_way);
-            under_way.outlets.wants_waking()
+            (change(&mut under_way), under_way.outlets.wants_waking())
         };
         if wants_waking {
             self.wake();
         }
+        changed
     }
 
     fn wake(&self) {

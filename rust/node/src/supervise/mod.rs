@@ -42,6 +42,7 @@ use crate::{
     config::{Device, NodeConfig},
     devices::Devices,
     models::{Catalog, Model},
+    platform,
     registry::{
         Registry,
         verdict::{Candidate, EngineRow},
@@ -269,15 +270,25 @@ impl Supervisor {
         traffic.submit(&running.process.link, client, template, send).ok_or_else(|| died(model_id))
     }
 
-    /// The client's connection has so many bytes that it cannot send now. Its text is collected until
-    /// [`Self::release`]; with more than [`MAX_UNSENT`] it comes to [`What::Overflow`].
-    pub fn hold(&self, client: ClientId, unsent: usize) {
-        self.inner.traffic.hold(client, unsent);
+    /// The client's connection has so many bytes that it cannot send now, or is about to be written to. Its
+    /// text is collected until [`Self::release`]; with more than [`MAX_UNSENT`] it comes to
+    /// [`What::Overflow`]. Gives how often its socket was written to.
+    pub fn hold(&self, client: ClientId, unsent: usize) -> u64 {
+        self.inner.traffic.hold(client, unsent)
     }
 
-    /// The client's connection has sent everything.
-    pub fn release(&self, client: ClientId) {
-        self.inner.traffic.release(client);
+    /// The client's connection has sent everything. With the number of its `socket`, its text is written
+    /// there without the caller's help, until the next [`Delivery`] for it or [`Self::hold`].
+    pub fn release(&self, client: ClientId, socket: Option<i64>) {
+        self.inner.traffic.release(client, || {
+            let socket = platform::socket(socket?).ok()?;
+            Some(Box::new(socket))
+        });
+    }
+
+    /// Whatever still comes for the client, its socket is no longer written to.
+    pub fn disconnect(&self, client: ClientId) {
+        self.inner.traffic.disconnect(client);
     }
 
     /// The client of a stream has left. Its ending still comes.

@@ -4,9 +4,15 @@
 //! While it lags, its text is only collected, and becomes one event when it reads again; and a client
 //! that lets more than [`MAX_UNSENT`] wait gets nothing any more. None of that costs another client
 //! anything.
+//!
+//! Text goes to a client's socket from here, past the node, as long as all that was to come before it is
+//! with the kernel: so says whoever calls [`Outlets::release`], and it holds until something is handed
+//! to the node for that client. So the two never write at the same time, and nothing overtakes.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    fmt,
+    io::Write,
     mem,
     sync::Arc,
 };
@@ -46,6 +52,9 @@ pub enum What {
     Overflow,
 }
 
+/// The sending side of a client's connection. A write takes what the kernel takes at once.
+pub(super) type Socket = Box<dyn Write + Send>;
+
 #[derive(Debug, Default)]
 pub(super) struct Outlets {
     waiting: Vec<Delivery>,
@@ -54,20 +63,37 @@ pub(super) struct Outlets {
     clients: HashMap<ClientId, Client>,
     /// Clients whose text is merged for no fault of theirs.
     merged: Vec<ClientId>,
+    /// Clients with text for their sockets.
+    unwritten: Vec<ClientId>,
     /// The node was woken, and has not taken anything since.
     woken: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Client {
     streams: usize,
     /// Where in `waiting` more bytes for it may be appended: round and index.
     place: Option<(u64, usize)>,
+    /// The round in which something was last put into `waiting` for it.
+    waits: Option<u64>,
     held: Vec<Held>,
     held_bytes: usize,
     /// Bytes in its connection's buffer; `None`: it keeps up.
     lags_by: Option<usize>,
     overflowed: bool,
+    socket: Option<Socket>,
+    /// All that came before is sent, so that its text may go to the socket.
+    is_clear: bool,
+    /// For its socket, at the next [`Outlets::write`].
+    unwritten: Option<Bytes>,
+    /// Writes to its socket.
+    writes: u64,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("streams", &self.streams).finish_non_exhaustive()
+    }
 }
 
 /// Text of one stream that waits to become one event.
@@ -95,10 +121,22 @@ impl Outlets {
         }
     }
 
-    /// A piece of a stream's text, to be written by its template.
+    /// A piece of a stream's text, to be written by its template. What goes to a socket is there after the
+    /// next [`Self::write`].
     pub(super) fn text(&mut self, id: ClientId, stream: StreamId, template: &Arc<Template>, text: &str) {
         let Some(client) = self.clients.get_mut(&id).filter(|client| !client.overflowed) else { return };
         if text.is_empty() {
+            return;
+        }
+        if client.is_clear {
+            if client.unwritten.is_none() {
+                self.unwritten.push(id);
+            }
+            let bytes = client.unwritten.get_or_insert_with(|| template.bytes());
+            template.fill(text, bytes);
+            if bytes.len() >= BURST {
+                self.write_to(id);
+            }
             return;
         }
         let place = client.place.filter(|(round, _)| *round == self.round);
@@ -115,7 +153,7 @@ impl Outlets {
             if client.lags_by.is_some_and(|unsent| unsent + client.held_bytes > MAX_UNSENT) {
                 client.overflowed = true;
                 client.held = Vec::new();
-                self.waiting.push(Delivery { client: id, what: What::Overflow });
+                self.hand_over(id, What::Overflow);
             }
             return;
         }
@@ -125,32 +163,62 @@ impl Outlets {
             let mut bytes = template.bytes();
             template.fill(text, &mut bytes);
             client.place = Some((self.round, self.waiting.len()));
-            self.waiting.push(Delivery { client: id, what: What::Bytes(bytes) });
+            self.hand_over(id, What::Bytes(bytes));
         }
     }
 
     /// Anything else, behind all text that came before it.
     pub(super) fn event(&mut self, id: ClientId, stream: StreamId, event: Event) {
+        self.write_to(id);
         self.flush(id);
         if let Some(client) = self.clients.get_mut(&id) {
             client.place = None;
         }
-        self.waiting.push(Delivery { client: id, what: What::Event(stream, event) });
+        self.hand_over(id, What::Event(stream, event));
     }
 
-    /// So many bytes are in the buffer of the client's connection: its text is collected from now on.
-    pub(super) fn hold(&mut self, id: ClientId, unsent: usize) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.lags_by = Some(unsent);
+    /// Writes to the sockets what came since the last time.
+    pub(super) fn write(&mut self) {
+        let mut ids = mem::take(&mut self.unwritten);
+        for id in ids.drain(..) {
+            self.write_to(id);
+        }
+        self.unwritten = ids;
+    }
+
+    /// So many bytes are in the buffer of the client's connection, or the node wants to write itself: its
+    /// text is collected from now on. Gives how often was written to its socket.
+    pub(super) fn hold(&mut self, id: ClientId, unsent: usize) -> u64 {
+        self.write_to(id);
+        let Some(client) = self.clients.get_mut(&id) else { return 0 };
+        client.lags_by = Some(unsent);
+        client.is_clear = false;
+        client.writes
+    }
+
+    /// All that the node has taken for the client is with the kernel. `socket` is asked for where none is
+    /// known.
+    pub(super) fn release(&mut self, id: ClientId, socket: impl FnOnce() -> Option<Socket>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.lags_by = None;
+        client.socket = client.socket.take().or_else(socket);
+        client.is_clear = client.socket.is_some() && client.waits != Some(self.round) && !client.overflowed;
+        if !client.is_clear {
+            return self.flush(id);
+        }
+        if let Some(bytes) = client.collected() {
+            client.unwritten = Some(bytes);
+            self.write_to(id);
         }
     }
 
-    /// The client has read everything.
-    pub(super) fn release(&mut self, id: ClientId) {
+    /// Nothing more is to be written to the client's socket.
+    pub(super) fn disconnect(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(&id) {
-            client.lags_by = None;
+            client.socket = None;
+            client.is_clear = false;
+            client.unwritten = None;
         }
-        self.flush(id);
     }
 
     /// Is something there that the node has not been told of? It counts as told from now on.
@@ -179,14 +247,33 @@ impl Outlets {
     /// What was collected becomes one event for each stream.
     fn flush(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let Some(first) = client.held.first() else { return };
-        let mut bytes = first.template.bytes();
-        for held in client.held.drain(..) {
-            held.template.fill(&held.text, &mut bytes);
-        }
-        client.held_bytes = 0;
+        let Some(bytes) = client.collected() else { return };
         client.place = Some((self.round, self.waiting.len()));
-        self.waiting.push(Delivery { client: id, what: What::Bytes(bytes) });
+        self.hand_over(id, What::Bytes(bytes));
+    }
+
+    /// What the kernel does not take is the node's to send, and all that follows.
+    fn write_to(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let (Some(socket), Some(mut bytes)) = (&mut client.socket, client.unwritten.take()) else { return };
+        client.writes += 1;
+        let frame = bytes.frame();
+        // An error will meet the node too, which knows what to do about it.
+        let sent = socket.write(frame).unwrap_or(0);
+        if let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
+            let rest = Bytes::raw(rest);
+            client.place = None;
+            self.hand_over(id, What::Bytes(rest));
+        }
+    }
+
+    /// From here on the node writes for the client, until it says that all is sent.
+    fn hand_over(&mut self, id: ClientId, what: What) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.waits = Some(self.round);
+            client.is_clear = false;
+        }
+        self.waiting.push(Delivery { client: id, what });
     }
 }
 
@@ -198,11 +285,22 @@ impl Client {
             None => self.held.push(Held { stream, template: Arc::clone(template), text: text.to_owned() }),
         }
     }
+
+    /// What was held, as bytes.
+    fn collected(&mut self) -> Option<Bytes> {
+        let mut bytes = self.held.first()?.template.bytes();
+        for held in self.held.drain(..) {
+            held.template.fill(&held.text, &mut bytes);
+        }
+        self.held_bytes = 0;
+        Some(bytes)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use llm_node_core::event::{Finish, Usage};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -269,7 +367,7 @@ mod tests {
             outlets.text(CLIENT, 1, &template(), text);
         }
         assert!(told(&mut outlets).is_empty());
-        outlets.release(CLIENT);
+        outlets.release(CLIENT, || None);
         outlets.text(CLIENT, 0, &template(), "d");
         assert_eq!(told(&mut outlets), [r#"<"abc"><"abc"><"d">"#]);
     }
@@ -294,7 +392,7 @@ mod tests {
         }
         assert_eq!(told(&mut outlets), [r#"<"b">"#.repeat(20), "overflow".to_owned()]);
         assert!(outlets.clients[&CLIENT].held.is_empty());
-        outlets.release(CLIENT);
+        outlets.release(CLIENT, || None);
         outlets.event(CLIENT, 0, finished());
         assert_eq!(told(&mut outlets), ["0 true"]);
     }
@@ -322,8 +420,147 @@ mod tests {
         outlets.close(CLIENT);
         assert!(outlets.clients.is_empty());
         outlets.hold(CLIENT, 1);
-        outlets.release(CLIENT);
+        outlets.release(CLIENT, || None);
         assert_eq!(told(&mut outlets), [r#"<"a">"#]);
+    }
+
+    /// A socket's memory, and how much it takes at each write; an error where that is nothing.
+    #[derive(Clone, Default)]
+    struct Kernel(Arc<parking_lot::Mutex<(Vec<u8>, Vec<usize>)>>);
+
+    impl Kernel {
+        fn connect(&self, outlets: &mut Outlets) {
+            let socket = self.clone();
+            outlets.release(CLIENT, || Some(Box::new(socket)));
+        }
+
+        fn takes(&self, room: usize) {
+            self.0.lock().1.push(room);
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(mem::take(&mut self.0.lock().0)).unwrap()
+        }
+    }
+
+    impl Write for Kernel {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let mut kernel = self.0.lock();
+            let room = kernel.1.pop().unwrap_or(bytes.len()).min(bytes.len());
+            if room == 0 {
+                return Err(std::io::ErrorKind::WouldBlock.into());
+            }
+            kernel.0.extend_from_slice(&bytes[..room]);
+            Ok(room)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_keeps_up_is_written_to_past_the_node() {
+        let (mut outlets, kernel) = (outlets(2), Kernel::default());
+        outlets.text(CLIENT, 0, &template(), "a");
+        kernel.connect(&mut outlets);
+        outlets.text(CLIENT, 0, &template(), "b");
+        outlets.write();
+        assert_eq!(kernel.text(), "", "something waits for the node, and must come first");
+        assert_eq!(told(&mut outlets), [r#"<"a"><"b">"#]);
+        outlets.release(CLIENT, || unreachable!("its socket is known"));
+        outlets.text(CLIENT, 0, &template(), "c");
+        outlets.text(CLIENT, 1, &template(), "d");
+        assert!(!outlets.wants_waking());
+        outlets.write();
+        assert_eq!(kernel.text(), r#"<"c"><"d">"#);
+        assert!(told(&mut outlets).is_empty());
+        outlets.disconnect(CLIENT);
+        outlets.text(CLIENT, 0, &template(), "e");
+        outlets.write();
+        assert_eq!((kernel.text().as_str(), told(&mut outlets).len()), ("", 1));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_goes_through_the_node() {
+        let chunks = Arc::new(Template::new(b"<".to_vec(), b">".to_vec(), true));
+        for room in [0, 1, 4, 9] {
+            let (mut outlets, kernel) = (outlets(1), Kernel::default());
+            kernel.connect(&mut outlets);
+            kernel.takes(room);
+            outlets.text(CLIENT, 0, &chunks, "a");
+            outlets.write();
+            outlets.text(CLIENT, 0, &chunks, "b");
+            outlets.write();
+            outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
+            assert!(outlets.wants_waking());
+            let all = [vec![kernel.text()], told(&mut outlets)].concat();
+            assert_eq!(all[..3].concat(), "5\r\n<\"a\">\r\n5\r\n<\"b\">\r\n", "{room}");
+            kernel.connect(&mut outlets);
+            outlets.text(CLIENT, 0, &chunks, "c");
+            outlets.write();
+            assert_eq!(kernel.text(), "5\r\n<\"c\">\r\n");
+        }
+    }
+
+    #[test]
+    fn while_the_node_writes_nobody_else_does() {
+        let (mut outlets, kernel) = (outlets(1), Kernel::default());
+        kernel.connect(&mut outlets);
+        outlets.text(CLIENT, 0, &template(), "a");
+        assert_eq!(outlets.hold(CLIENT, 0), 1);
+        assert_eq!(kernel.text(), r#"<"a">"#, "what came before is written before");
+        outlets.text(CLIENT, 0, &template(), "b");
+        outlets.text(CLIENT, 0, &template(), "c");
+        outlets.write();
+        assert_eq!(kernel.text(), "");
+        outlets.release(CLIENT, || None);
+        assert_eq!(kernel.text(), r#"<"bc">"#);
+        outlets.text(CLIENT, 0, &template(), "d");
+        outlets.event(CLIENT, 0, finished());
+        assert_eq!(kernel.text(), r#"<"d">"#);
+        assert_eq!(told(&mut outlets), ["0 true"]);
+    }
+
+    proptest! {
+        /// Whatever the kernel takes and whenever the node writes, what arrives is what was sent, in order.
+        #[test]
+        fn nothing_is_lost_and_nothing_overtakes(steps in prop::collection::vec((0u8..8, 0usize..12), 1..80)) {
+            let chunks = Arc::new(Template::new(b"<".to_vec(), b">".to_vec(), false));
+            let (mut outlets, kernel) = (outlets(1), Kernel::default());
+            let (mut arrived, mut sent) = (String::new(), String::new());
+            let mut letters = ('a'..='z').cycle();
+            for (step, room) in steps {
+                match step {
+                    0..4 => {
+                        let letter = letters.next().unwrap();
+                        sent.push(letter);
+                        outlets.text(CLIENT, 0, &chunks, &letter.to_string());
+                    }
+                    4 => {
+                        kernel.takes(room);
+                        outlets.write();
+                    }
+                    5 => outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 }),
+                    6 => { outlets.hold(CLIENT, room); }
+                    _ => {
+                        // The node's turn: it passes on all that it is given, and then says so.
+                        arrived += &kernel.text();
+                        arrived += &told(&mut outlets).concat();
+                        kernel.connect(&mut outlets);
+                    }
+                }
+            }
+            outlets.write();
+            arrived += &kernel.text();
+            arrived += &told(&mut outlets).concat();
+            kernel.connect(&mut outlets);
+            arrived += &kernel.text();
+            arrived += &told(&mut outlets).concat();
+            let letters: String = arrived.chars().filter(char::is_ascii_lowercase).collect();
+            // Events are told as "0 false".
+            prop_assert_eq!(letters.replace("false", ""), sent);
+        }
     }
 
     #[test]

@@ -442,9 +442,18 @@ impl Reading {
 
     fn messages(&self, reader: &mut FrameReader<Stream>) {
         let worker = self.process.link.worker;
+        let mut unwritten = false;
         loop {
+            // Steps that came while the last were written go out together.
+            if unwritten && !reader.has_another() {
+                self.traffic.write();
+                unwritten = false;
+            }
             match reader.read() {
-                Ok(FromWorker::Step(events)) => self.traffic.step(worker, events),
+                Ok(FromWorker::Step(events)) => {
+                    self.traffic.step(worker, events);
+                    unwritten = true;
+                }
                 Ok(FromWorker::Answer { id, answer }) => self.traffic.answer(worker, id, answer),
                 Ok(FromWorker::Stage(stage)) => *self.process.stage.lock() = stage,
                 Ok(FromWorker::Progress(fraction)) => {

@@ -1,0 +1,189 @@
+"""Text of clients who keep up is written to their sockets by Rust, past the event loop: that it happens, that
+nothing overtakes, and that it ends when the client does.
+
+The engine is `benches/null_engine`, whose answers are known beforehand: the alphabet, again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_node.node import Event, Node
+from support.node import RunningNode, running_node
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz "
+STEP_US = 2000
+
+
+@pytest.fixture(scope="module")
+def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Engines and models."""
+    root = tmp_path_factory.mktemp("null")
+    engines, models = root / "engines", root / "models"
+    subprocess.run(
+        ["make", "-C", str(repository / "benches/null_engine"), f"OUT={engines}"],
+        check=True,
+        capture_output=True,
+    )
+    models.mkdir()
+    for name in ("null", "slow"):
+        (models / f"{name}.null").write_text("any file at all")
+    return engines, models
+
+
+@pytest.fixture
+async def node(folders: tuple[Path, Path]) -> AsyncIterator[Node]:
+    engines, models = folders
+    async with Node(engines_dirs=[engines], models_dir=models, gpu_backend="cpu", speculation="off") as node:
+        await node.load("null", options={"step_us": str(STEP_US)})
+        yield node
+
+
+class Ends:
+    """A connection, seen from both sides, and what happens to its one request."""
+
+    def __init__(self) -> None:
+        self.own, self.clients = socket.socketpair()
+        self.own.setblocking(False)
+        self.clients.settimeout(10)
+        self.passed = 0
+        self.ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def event(self, index: int, event: Event) -> None: ...
+
+    def end(self, error: Exception | None) -> None:
+        self.ended.set_result(error)
+
+    def pass_on(self, data: bytes) -> None:
+        self.passed += 1
+        self.own.sendall(data)
+
+    def overflow(self) -> None:
+        raise AssertionError("it reads")
+
+    def socket(self) -> int | None:
+        return self.own.fileno()
+
+    def __enter__(self) -> Ends:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.own.close()
+        self.clients.close()
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    with Ends() as ends:
+        yield ends
+
+
+def request(tokens: int) -> dict[str, Any]:
+    sampling = {"temperature": 0.0}
+    return {"prompt": {"text": " "}, "max_tokens": tokens, "ignore_eos": True, "sampling": sampling}
+
+
+TEMPLATE = (b"", b"", False)
+
+
+def text(tokens: int) -> bytes:
+    return "".join(f'"{letter}"' for letter in (ALPHABET * tokens)[:tokens]).encode()
+
+
+async def test_text_goes_past_the_loop(node: Node, ends: Ends) -> None:
+    async with node.deliver("null", [request(200)], ends, connection=ends, templates=[TEMPLATE]):
+        assert await ends.ended is None
+    assert ends.clients.recv(1 << 16) == text(200)
+    # The first piece may come together with the beginning; nothing else waited for the loop.
+    assert ends.passed <= 2
+
+
+async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
+    """Holding a client keeps its text back, whole, until the client is released."""
+    writes = []
+    received = b""
+    async with node.deliver("null", [request(300)], ends, connection=ends, templates=[TEMPLATE]) as client:
+        while not ends.ended.done():
+            await asyncio.sleep(0.02)
+            received += ends.clients.recv(1 << 16)
+            writes.append(client.hold(0))
+            ends.own.sendall(b"(")
+            time.sleep(0.005)  # the loop stands still; Rust does not
+            ends.own.sendall(b")")
+            client.release()
+    assert ends.ended.result() is None
+    received += ends.clients.recv(1 << 16)
+    assert len(re.findall(rb"\(\)", received)) == len(writes) > 3
+    # What was held back is one piece.
+    assert received.replace(b"()", b"").replace(b'"', b"") == text(300).replace(b'"', b"")
+    assert writes[-2] > writes[0] > 0
+
+
+async def test_who_has_left_is_written_to_no_more(node: Node, ends: Ends) -> None:
+    """And Rust's copy of the socket goes at once, so that closing the connection closes it."""
+    async with node.deliver("null", [request(2000)], ends, connection=ends, templates=[TEMPLATE]):
+        await asyncio.sleep(0.1)
+    ends.own.close()
+    received = b""
+    while more := ends.clients.recv(1 << 16):
+        received += more
+    assert received
+    assert text(2000).startswith(received)
+
+
+@pytest.mark.parametrize("gone", ["closed", "unread"])
+async def test_a_client_that_is_gone_costs_nobody(node: Node, ends: Ends, gone: str) -> None:
+    """What its socket does not take comes to the node as ever."""
+    if gone == "closed":
+        ends.clients.close()
+    else:
+        ends.own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    received: list[bytes] = []
+    ends.pass_on = received.append  # type: ignore[method-assign]
+    with Ends() as other:
+        async with (
+            node.deliver(
+                "null", [request(4000)], ends, connection=ends, templates=[(b"x" * 200, b"", False)]
+            ),
+            node.deliver("null", [request(200)], other, connection=other, templates=[TEMPLATE]),
+        ):
+            assert await other.ended is None
+            await asyncio.sleep(0.1)
+        assert other.clients.recv(1 << 16) == text(200)
+    assert len(received) > 3
+
+
+@pytest.fixture(scope="module")
+def served(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node that breaks a silence of a fifth of a second; "slow" is slower than that, "null" is not."""
+    engines, models = folders
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
+    arguments += ["--demo-model", "no", "--keep-alive", "0.2", "--speculation", "off"]
+    with running_node(tmp_path_factory.mktemp("served"), arguments) as node:
+        for model, step_us in (("null", 20_000), ("slow", 500_000)):
+            load = {"model_id": model, "options": {"step_us": str(step_us)}}
+            assert node.post("/api/models/load", load).status == 200
+        yield node
+
+
+@pytest.mark.parametrize(("model", "tokens", "is_silent"), [("null", 60, False), ("slow", 5, True)])
+def test_only_silence_is_broken(served: RunningNode, model: str, tokens: int, is_silent: bool) -> None:
+    """The loop knows of what is written past it, and its comments stand between events."""
+    body = {"model": model, "prompt": " ", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    answer = served.post("/v1/completions", {**body, "stream": True})
+    *blocks, done, rest = answer.body.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    comments = [block for block in blocks if block == b": keep-alive"]
+    events = [json.loads(block.removeprefix(b"data: ")) for block in blocks if block != b": keep-alive"]
+    assert "".join(event["choices"][0]["text"] for event in events) == (ALPHABET * 3)[:tokens]
+    assert bool(comments) == is_silent
