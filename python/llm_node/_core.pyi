@@ -103,13 +103,19 @@ class Supervisor:
         """`devices`: JSON array as in the configuration, measured anew. Host memory needs none of this."""
 
     def submit(
-        self, model_id: str, request: str, client: int, template: tuple[bytes, bytes, bool] | None = None
+        self,
+        model_id: str,
+        request: str,
+        client: int,
+        template: tuple[bytes, bytes, bool] | None = None,
+        whole: bool = False,
     ) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
 
         `client`: the caller's name for the one who gets it, who may have several streams. `template`: what
         stands before and behind the JSON string of each piece of text, and whether to wrap what is written
-        at once in HTTP's chunked coding; the text then comes as bytes, and not as events.
+        at once in HTTP's chunked coding; the text then comes as bytes, and not as events. `whole`: all of it
+        comes as one event, before the last.
 
         Never blocks. Raises `Fault` at once where no worker is ready (`model_loading` where a `load` would
         help); all that follows comes from `drain`.

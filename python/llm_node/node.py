@@ -482,24 +482,25 @@ class Node:
         *,
         connection: Connection | None = None,
         templates: Sequence[Template] | None = None,
+        whole: bool = False,
     ) -> AsyncIterator[Client]:
         """Run one client's requests, and give what comes of them to `receiver`. Loads the model where it
         is not loaded.
 
         With `templates`, one for each request, text goes to `connection` as bytes instead, in order with
-        the events. Leaving the block cancels what is unfinished; its sequences are free before the next
+        the events. With `whole`, all text of a request comes as one event before its last. Leaving the block cancels what is unfinished; its sequences are free before the next
         step.
         """
         client = Client(self._running(), next(self._numbers), receiver, connection)
         self._clients[client.number] = client
         try:
             try:
-                self._submit(client, model_id, requests, templates)
+                self._submit(client, model_id, requests, templates, whole)
             except NodeError as fault:
                 if client.streams or not _wants_load(fault):
                     raise
                 await self.ensure_ready(model_id)
-                self._submit(client, model_id, requests, templates)
+                self._submit(client, model_id, requests, templates, whole)
             yield client
         finally:
             del self._clients[client.number]
@@ -514,19 +515,22 @@ class Node:
         model_id: str,
         requests: Sequence[Request],
         templates: Sequence[Template] | None,
+        whole: bool,
     ) -> None:
         core = self._running()
         for index, request in enumerate(requests):
             template = None if templates is None else templates[index]
-            stream = core.submit(model_id, json.dumps(request), client.number, template)
+            stream = core.submit(model_id, json.dumps(request), client.number, template, whole)
             # What comes is spread by the loop's own thread, so nothing can come before this line.
             client.streams[stream] = index
 
     @contextlib.asynccontextmanager
-    async def open(self, model_id: str, requests: Sequence[Request]) -> AsyncIterator[Generation]:
+    async def open(
+        self, model_id: str, requests: Sequence[Request], *, whole: bool = False
+    ) -> AsyncIterator[Generation]:
         """As `deliver`, for who wants to wait for the events."""
         generation = Generation()
-        async with self.deliver(model_id, requests, generation):
+        async with self.deliver(model_id, requests, generation, whole=whole):
             yield generation
 
     async def generate(self, model_id: str, request: Request) -> AsyncIterator[Event]:

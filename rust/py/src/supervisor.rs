@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
-use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    event::Piece,
+};
 use llm_node_node::{
     config::{Device, NodeConfig},
     platform::wake_pair,
     sse::Template,
-    supervise::{Delivery, LoadRequest, Supervisor, Waker, What},
+    supervise::{Delivery, Form, LoadRequest, Supervisor, Waker, What},
 };
 use pyo3::{prelude::*, types::PyBytes};
 use serde::Serialize;
@@ -70,7 +73,7 @@ impl PySupervisor {
         Ok(())
     }
 
-    #[pyo3(signature = (model_id, request, client, template=None))]
+    #[pyo3(signature = (model_id, request, client, template=None, whole=false))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -78,11 +81,18 @@ impl PySupervisor {
         request: &str,
         client: u64,
         template: Option<(&[u8], &[u8], bool)>,
+        whole: bool,
     ) -> PyResult<u64> {
-        let template = template.map(|(head, tail, chunked)| Template::new(head.into(), tail.into(), chunked));
+        let form = match template {
+            Some((head, tail, chunked)) => {
+                Form::Bytes(Arc::new(Template::new(head.into(), tail.into(), chunked)))
+            }
+            None if whole => Form::Whole(Piece::default()),
+            None => Form::Events,
+        };
         py.detach(|| {
             let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
-            self.inner.submit(model_id, request, client, template)
+            self.inner.submit(model_id, request, client, form)
         })
         .map_err(|fault| raised(py, &fault))
     }

@@ -66,17 +66,15 @@ class Whole:
 
     async def gather(self, node: Node, model: str, requests: Sequence[Request]) -> Whole:
         """Run the requests to their ends."""
-        pieces: list[list[str]] = [[] for _ in requests]
-        async with node.open(model, requests) as generation:
+        async with node.open(model, requests, whole=True) as generation:
             async for batch in generation:
                 for index, event in batch:
                     if event.kind == "piece":
-                        pieces[index].append(event.text)
-                        self.logprobs[index].extend(event.logprobs or ())
+                        self.texts[index] = event.text
+                        self.logprobs[index] = event.logprobs or []
                     elif event.kind == "finished":
                         self.reasons[index] = finish_reason(event)
                         self.usage.add(index, event)
-        self.texts = ["".join(each) for each in pieces]
         return self
 
 

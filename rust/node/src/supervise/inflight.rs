@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use std::{
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::Event,
+    event::{Event, Piece},
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
@@ -69,8 +69,19 @@ struct UnderWay {
 struct Stream {
     link: Link,
     client: ClientId,
-    /// Writes its pieces; `None`: they are told as events.
-    template: Option<Arc<Template>>,
+    form: Form,
+}
+
+/// How a stream's pieces come to its client.
+#[derive(Debug, Default)]
+pub enum Form {
+    /// Each as an event.
+    #[default]
+    Events,
+    /// As one event, before the ending.
+    Whole(Piece),
+    /// As bytes for its connection.
+    Bytes(Arc<Template>),
 }
 
 impl fmt::Debug for Traffic {
@@ -92,14 +103,14 @@ impl Traffic {
         &self,
         link: &Link,
         client: ClientId,
-        template: Option<Template>,
+        form: Form,
         message: impl FnOnce(RequestId) -> ToWorker,
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
         *under_way.workers.get_mut(&link.worker)? += 1;
         under_way.outlets.open(client);
-        under_way.streams.insert(id, Stream { link: link.clone(), client, template: template.map(Arc::new) });
+        under_way.streams.insert(id, Stream { link: link.clone(), client, form });
         // Under the lock: what is sent first arrives first, and a cancel never overtakes its stream.
         link.send(message(id));
         Some(id)
@@ -238,13 +249,22 @@ impl Traffic {
 impl UnderWay {
     /// A worker speaks for its own streams alone, and not after their ending.
     fn event(&mut self, worker: u64, id: RequestId, event: Event) {
-        let Some(stream) = self.streams.get(&id).filter(|stream| stream.link.worker == worker) else {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.link.worker == worker) else {
             return;
         };
         let client = stream.client;
-        match (event, &stream.template) {
-            (Event::Piece(piece), Some(template)) => self.outlets.text(client, id, template, &piece.text),
-            (event @ (Event::Finished { .. } | Event::Failed(_)), _) => {
+        match (event, &mut stream.form) {
+            (Event::Piece(piece), Form::Bytes(template)) => {
+                self.outlets.text(client, id, template, &piece.text);
+            }
+            (Event::Piece(piece), Form::Whole(all)) => {
+                all.text += &piece.text;
+                all.tokens.extend(piece.tokens);
+            }
+            (event @ (Event::Finished { .. } | Event::Failed(_)), form) => {
+                if let Form::Whole(all) = mem::take(form) {
+                    self.outlets.event(client, id, Event::Piece(all));
+                }
                 self.streams.remove(&id);
                 if let Some(count) = self.workers.get_mut(&worker) {
                     *count = count.saturating_sub(1);
@@ -266,7 +286,7 @@ pub(super) fn too_large() -> Fault {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use llm_node_core::event::{Finish, Usage};
+    use llm_node_core::event::{Finish, PickedToken, Usage};
 
     use super::*;
     use crate::supervise::What;
@@ -284,17 +304,20 @@ mod tests {
     fn each_stream_ends_once() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        assert!(traffic.submit(&link, 0, None, |_| ToWorker::Drain).is_none(), "a worker that is not open");
+        assert!(
+            traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).is_none(),
+            "a worker that is not open"
+        );
         traffic.open(1);
         let ids: Vec<_> =
-            (0..3).map(|_| traffic.submit(&link, 0, None, |_| ToWorker::Drain).unwrap()).collect();
+            (0..3).map(|_| traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).unwrap()).collect();
         traffic.step(2, vec![(ids[0], finished())]); // not its stream
         traffic.step(1, vec![(ids[0], finished())]);
         traffic.step(1, vec![(ids[0], finished())]);
         assert_eq!(traffic.streams_of(1), 2);
         traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         traffic.step(1, vec![(ids[1], finished())]);
-        assert!(traffic.submit(&link, 0, None, |_| ToWorker::Drain).is_none());
+        assert!(traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).is_none());
         let ended: Vec<_> = traffic
             .drain()
             .into_iter()
@@ -307,13 +330,32 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_answer_wakes_nobody_before_its_ending() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        traffic.open(1);
+        let id = traffic.submit(&link, 0, Form::Whole(Piece::default()), |_| ToWorker::Drain).unwrap();
+        let token = |id| PickedToken { id, logprobs: None };
+        for (text, tokens) in [("a", vec![token(1)]), ("", vec![]), ("bc", vec![token(2), token(3)])] {
+            traffic.step(1, vec![(id, Event::Piece(Piece { text: text.to_owned(), tokens }))]);
+        }
+        assert!(traffic.drain().is_empty());
+        traffic.step(1, vec![(id, finished())]);
+        let told: Vec<_> = traffic.drain().into_iter().map(|delivery| delivery.what).collect();
+        let [What::Event(_, Event::Piece(piece)), What::Event(_, Event::Finished { .. })] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(piece, &Piece { text: "abc".to_owned(), tokens: vec![token(1), token(2), token(3)] });
+    }
+
+    #[test]
     fn the_waker_is_called_once_per_drain() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         traffic.open(1);
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let id = traffic.submit(&link, 0, None, |_| ToWorker::Drain).unwrap();
+        let id = traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).unwrap();
         let started = || vec![(id, Event::Started { prompt_tokens: 1 })];
         traffic.step(1, started());
         traffic.set_waker(Some(Arc::new(move || {

@@ -32,7 +32,7 @@ use self::{
     slot::{Begin, Running, Slot, to_be_loaded},
 };
 pub use self::{
-    inflight::Waker,
+    inflight::{Form, Waker},
     load::LoadRequest,
     outlets::{ClientId, Delivery, MAX_UNSENT, What},
     slot::Loaded,
@@ -47,7 +47,6 @@ use crate::{
         Registry,
         verdict::{Candidate, EngineRow},
     },
-    sse::Template,
 };
 
 /// Names a stream within the node.
@@ -255,19 +254,18 @@ impl Supervisor {
 
     /// A new stream on a model that is ready. Never blocks.
     ///
-    /// `client` is the caller's name for the one who gets it, and may have several streams. With a
-    /// `template` its text comes as bytes; else, and for all that is not text, as events.
+    /// `client` is the caller's name for the one who gets it, and may have several streams.
     pub fn submit(
         &self,
         model_id: &str,
         request: Request,
         client: ClientId,
-        template: Option<Template>,
+        form: Form,
     ) -> Result<StreamId, Fault> {
         let running = self.ready(model_id)?;
         let send = |id| ToWorker::Generate { id, request };
         let traffic = &self.inner.traffic;
-        traffic.submit(&running.process.link, client, template, send).ok_or_else(|| died(model_id))
+        traffic.submit(&running.process.link, client, form, send).ok_or_else(|| died(model_id))
     }
 
     /// The client's connection has so many bytes that it cannot send now, or is about to be written to. Its
