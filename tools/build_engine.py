@@ -100,6 +100,9 @@ def environment() -> dict[str, str]:
         raise BuildError(
             f"missing: {', '.join(wheels)}:\n  {sys.executable} -m pip install {' '.join(wheels)}"
         )
+    if SYSTEM == "Linux" and platform.machine() == "x86_64":
+        # What it mends, and why, stands in it.
+        env["CXXFLAGS"] = f"{env.get('CXXFLAGS', '')} -include {SOURCE / 'src' / 'gcc_amx.h'}".strip()
     return env
 
 
@@ -270,7 +273,7 @@ def inputs(backend: str) -> str:
     settings = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("GGML_", "CMAKE_", "CUDA_")) or name in ("CC", "CXX", "RUSTFLAGS")
+        if name.startswith(("GGML_", "CMAKE_", "CUDA_")) or name in ("CC", "CXX", "CXXFLAGS", "RUSTFLAGS")
     }
     digest.update(json.dumps([backend, platform.machine(), sorted(settings.items())]).encode())
     return digest.hexdigest()
