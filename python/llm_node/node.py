@@ -488,8 +488,8 @@ class Node:
         is not loaded.
 
         With `templates`, one for each request, text goes to `connection` as bytes instead, in order with
-        the events. With `whole`, all text of a request comes as one event before its last. Leaving the block cancels what is unfinished; its sequences are free before the next
-        step.
+        the events. With `whole`, all text of a request comes as one event before its last. Leaving the
+        block cancels what is unfinished; its sequences are free before the next step.
         """
         client = Client(self._running(), next(self._numbers), receiver, connection)
         self._clients[client.number] = client
