@@ -212,6 +212,11 @@ impl Processes {
         if std::env::var_os("GOMP_SPINCOUNT").is_none() && std::env::var_os("OMP_WAIT_POLICY").is_none() {
             command.env("GOMP_SPINCOUNT", "10000");
         }
+        // The C library asks for huge pages then, where the kernel gives them to who asks. A token reads all
+        // weights and much of the cache, and looks up thousands of small pages for it.
+        if std::env::var_os("GLIBC_TUNABLES").is_none() {
+            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+        }
         platform::detach_from_terminal(&mut command);
         command.spawn()
     }

@@ -1,0 +1,164 @@
+"""What only a GPU can show: the same text as the CPU's, memory that NVML agrees with, and comes back.
+
+Needs an NVIDIA GPU and the engine built for it (`make engine BACKEND=cuda`). NVML's figures are of the whole
+GPU, so nothing else may run on it meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from llm_node import devices
+from support.node import RunningNode, running_node
+
+pytestmark = pytest.mark.gpu
+
+MODEL = "llm-node-demo"
+PROMPTS = [
+    "What is an engine?",
+    "How do I add an engine?",
+    "How do I set the VRAM limit?",
+    "What happens when an engine crashes?",
+]
+ALLOWANCE = 64 * 2**20
+"""Bytes by which NVML's figure and the ledger's may differ: the driver rounds each allocation up."""
+
+
+@pytest.fixture(scope="module")
+def engines(repository: Path) -> Path:
+    if not devices.nvidia_gpus():
+        pytest.skip("needs an NVIDIA GPU")
+    folder = repository / "engines"
+    if not (folder / "llama_cpp/cuda/manifest.json").is_file():
+        pytest.skip("needs the engine for CUDA: make engine BACKEND=cuda")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("gpu")
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(folder), "--monitor-interval", "100"]
+    with running_node(folder, arguments) as running:
+        yield running
+
+
+def used() -> int:
+    """Bytes of the first GPU that are taken, whoever has them."""
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def settled(wanted: int) -> int:
+    """What is used, once it is no more than wanted and a little; what the driver frees, it frees late."""
+    deadline = time.monotonic() + 10
+    while used() > wanted + ALLOWANCE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return used()
+
+
+def load(node: RunningNode, **options: Any) -> dict[str, Any]:
+    node.post("/api/models/unload", {"model_id": MODEL})
+    answer = node.post("/api/models/load", {"model_id": MODEL, **options})
+    assert answer.status == 200, answer.body
+    loaded: dict[str, Any] = answer.json()
+    return loaded
+
+
+def ask(node: RunningNode, prompt: str, **settings: Any) -> str:
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 60, **settings}
+    answer = node.post("/v1/chat/completions", body)
+    assert answer.status == 200, answer.body
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def test_auto_takes_the_gpu(node: RunningNode) -> None:
+    system = node.get("/api/system").json()
+    assert system["gpu_backend"] == "cuda"
+    assert [device["kind"] for device in system["devices"]] == ["gpu"] * len(devices.nvidia_gpus())
+    loaded = load(node)
+    assert loaded["gpu_backend"] == "cuda"
+    (gpu,) = [use for use in loaded["memory"] if not use["is_host"]]
+    assert gpu["bus_id"] == devices.nvidia_gpus()[0].bus_id
+    assert gpu["weights_bytes"] > 3_000_000  # all layers are there
+
+
+@pytest.mark.parametrize("options", [{}, {"device_rows": "on"}, {"device_rows": "off"}])
+def test_it_says_what_the_cpu_says(
+    node: RunningNode, engines: Path, options: dict[str, str], tmp_path: Path
+) -> None:
+    load(node, options=options)
+    alone = [ask(node, prompt) for prompt in PROMPTS]
+    with ThreadPoolExecutor(16) as threads:
+        together = list(threads.map(lambda prompt: ask(node, prompt), PROMPTS * 4))
+    assert together == alone * 4
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "cpu", arguments) as cpu:
+        assert [ask(cpu, prompt) for prompt in PROMPTS] == alone
+
+
+def test_seeds_and_logprobs(node: RunningNode) -> None:
+    """Sampling with all its settings, from candidates or from whole rows alike."""
+    settings = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "frequency_penalty": 0.5}
+    found = []
+    for rows in ("on", "off"):
+        load(node, options={"device_rows": rows})
+        texts = [ask(node, prompt, **settings) for prompt in PROMPTS]
+        body = {"model": MODEL, "prompt": "An engine is", "max_tokens": 20, "temperature": 0, "logprobs": 5}
+        logprobs = node.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+        found.append((texts, logprobs["tokens"], logprobs["token_logprobs"]))
+    (texts, tokens, values), (other_texts, other_tokens, other_values) = found
+    assert (texts, tokens) == (other_texts, other_tokens)
+    assert values == pytest.approx(other_values, abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_sequences": 128, "context_length": 1024}])
+def test_memory_is_what_was_reserved(node: RunningNode, options: dict[str, int]) -> None:
+    """To a few blocks of the driver's, weights, cache and everything that CUDA itself takes included."""
+    node.post("/api/models/unload", {"model_id": MODEL})
+    before = settled(0)
+    loaded = load(node, **options)
+    reserved = sum(use["total_bytes"] for use in loaded["memory"] if not use["is_host"])
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda prompt: ask(node, prompt), PROMPTS * 8))
+    taken = used() - before
+    print(json.dumps({"reserved": reserved, "taken": taken, "memory": loaded["memory"]}))
+    assert abs(taken - reserved) < ALLOWANCE, loaded["memory"]
+    node.post("/api/models/unload", {"model_id": MODEL})
+    assert settled(before) <= before + ALLOWANCE
+
+
+def test_a_crash_gives_the_memory_back(node: RunningNode) -> None:
+    node.post("/api/models/unload", {"model_id": MODEL})
+    before = settled(0)
+    load(node)
+    assert used() > before
+    (worker,) = node.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert settled(before) <= before + ALLOWANCE
+    load(node)
+    assert ask(node, PROMPTS[0])
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_taken(engines: Path, tmp_path: Path) -> None:
+    before = used()
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--vram-limit", "1M"]
+    with running_node(tmp_path / "node", arguments) as node:
+        answer = node.post("/api/models/load", {"model_id": MODEL})
+        assert answer.status == 507
+        assert answer.json()["error"]["code"] == "oom_vram"
+        assert settled(before) <= before + ALLOWANCE
