@@ -8,9 +8,11 @@
 #include <cstring>
 #include <exception>
 #include <map>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef SHIM_OPENMP
@@ -168,7 +170,270 @@ void copy_pieces(std::vector<piece> from, std::vector<piece> to) {
     }
 }
 
+// What the builder adds to a graph, beyond a stand-in for the logits: fewer than this by far.
+constexpr size_t probe_nodes = 256;
+
 } // namespace
+
+struct shim_rows {
+    int64_t              n_vocab;
+    int64_t              best;
+    std::vector<int64_t> blocks;
+    bool                 only_on_gpu;
+
+    // Not before llama.cpp has taken the samplers, which it may refuse.
+    bool usable = false;
+    // The graph that is being built has got its operations.
+    bool built = false;
+
+    // In the graph of the last physical pass. llama.cpp keeps one graph with and one without rows; going
+    // from one to the other it builds anew, and reusing one needs as many rows, so that these always
+    // belong to the graph that ran last. All NULL: it had no rows.
+    ggml_tensor * logits = nullptr;
+    ggml_tensor * chosen = nullptr;
+    ggml_tensor * values = nullptr;
+
+    std::vector<llama_sampler *>          chains;
+    std::vector<llama_sampler_seq_config> configs;
+    ggml_backend_dev_t                    device = nullptr;
+    ggml_backend_buffer_t                 memory = nullptr;
+
+    shim_rows(int64_t n_vocab, int64_t best, std::vector<int64_t> blocks, bool only_on_gpu)
+        : n_vocab(n_vocab), best(best), blocks(std::move(blocks)), only_on_gpu(only_on_gpu) {}
+    ~shim_rows() {
+        for (llama_sampler * const chain : chains) {
+            llama_sampler_free(chain);
+        }
+        ggml_backend_buffer_free(memory);
+    }
+    shim_rows(const shim_rows &)             = delete;
+    shim_rows & operator=(const shim_rows &) = delete;
+
+    void attach(uint32_t n_sequences);
+    void build(ggml_context * ctx, ggml_cgraph * graph, ggml_tensor * of);
+    bool supported() const;
+};
+
+namespace {
+
+// Blocks of each row, as chosen for it, and what follows the last block.
+ggml_tensor * gather(ggml_context * ctx, ggml_tensor * from, ggml_tensor * chosen, int64_t block) {
+    const int64_t       count  = from->ne[0] / block;
+    const int64_t       rest   = from->ne[0] - count * block;
+    const int64_t       n_rows = from->ne[1];
+    const size_t        size   = ggml_element_size(from);
+    ggml_tensor * const blocks = ggml_view_3d(ctx, from, block, count, n_rows, block * size, from->nb[1], 0);
+    ggml_tensor * const taken  = ggml_get_rows(ctx, blocks, chosen);
+    ggml_tensor * const joined = ggml_reshape_2d(ctx, taken, block * chosen->ne[0], n_rows);
+    if (rest == 0) {
+        return joined;
+    }
+    return ggml_concat(ctx, joined, ggml_view_2d(ctx, from, rest, n_rows, from->nb[1], count * block * size), 0);
+}
+
+bool on_gpu(ggml_backend_dev_t device) {
+    if (device == nullptr) {
+        return false;
+    }
+    const auto type = ggml_backend_dev_type(device);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+// llama.cpp copies whole rows to the host for sequences without a sampler only. So each has one, which
+// gives it nothing to copy either, and the first adds to the graph what is to be found on the device, for
+// all rows at once.
+const char * silent_name(const llama_sampler *) {
+    return "rows";
+}
+
+void silent_apply_on_host(llama_sampler *, llama_token_data_array *) {}
+
+bool silent_init(llama_sampler *, ggml_backend_buffer_type_t, uint32_t) {
+    return true;
+}
+
+void silent_apply(llama_sampler *, ggml_context *, ggml_cgraph *, llama_sampler_data * data) {
+    data->logits = nullptr;
+}
+
+bool builder_init(llama_sampler * sampler, ggml_backend_buffer_type_t type, uint32_t) {
+    auto & rows = *static_cast<shim_rows *>(sampler->ctx);
+    rows.device = ggml_backend_buft_get_device(type);
+    rows.usable = (!rows.only_on_gpu || on_gpu(rows.device)) && rows.supported();
+    return true;
+}
+
+void builder_apply(llama_sampler * sampler, ggml_context * ctx, ggml_cgraph * graph, llama_sampler_data * data) {
+    auto &              rows = *static_cast<shim_rows *>(sampler->ctx);
+    ggml_tensor * const row  = data->logits;
+    data->logits             = nullptr;
+    if (rows.built || !rows.usable) {
+        return;
+    }
+    rows.built = true;
+    if (row->view_src == nullptr) {
+        // llama.cpp counts nodes, with a tensor of its own.
+        rows.build(ctx, graph, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rows.n_vocab, 1));
+        return;
+    }
+    // It is a view of all logits with a row of zeros added, which nobody computes unless it is used.
+    ggml_tensor * const padded = row->view_src;
+    rows.build(ctx, graph, padded->op == GGML_OP_PAD ? padded->src[0] : padded);
+}
+
+void builder_reset(llama_sampler * sampler) {
+    auto & rows = *static_cast<shim_rows *>(sampler->ctx);
+    rows.built  = false;
+    rows.logits = rows.chosen = rows.values = nullptr;
+}
+
+llama_sampler_i silent_calls() {
+    llama_sampler_i calls = {};
+    calls.name = silent_name;
+    calls.apply = silent_apply_on_host;
+    calls.backend_init = silent_init;
+    calls.backend_apply = silent_apply;
+    return calls;
+}
+
+llama_sampler_i builder_calls() {
+    llama_sampler_i calls = silent_calls();
+    calls.backend_init = builder_init;
+    calls.backend_apply = builder_apply;
+    calls.backend_reset = builder_reset;
+    return calls;
+}
+
+llama_sampler_i silent  = silent_calls();
+llama_sampler_i builder = builder_calls();
+
+} // namespace
+
+void shim_rows::attach(uint32_t n_sequences) {
+    for (uint32_t sequence = 0; sequence < n_sequences; ++sequence) {
+        chains.push_back(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+        // llama.cpp goes through them in the order of the sequences.
+        llama_sampler * const own =
+            sequence == 0 ? llama_sampler_init(&builder, this) : llama_sampler_init(&silent, nullptr);
+        llama_sampler_chain_add(chains.back(), own);
+        configs.push_back({static_cast<llama_seq_id>(sequence), chains.back()});
+    }
+}
+
+void shim_rows::build(ggml_context * ctx, ggml_cgraph * graph, ggml_tensor * of) {
+    if (of->type != GGML_TYPE_F32 || of->ne[0] != n_vocab || !ggml_is_matrix(of) || !ggml_is_contiguous(of)) {
+        usable = false;
+        return;
+    }
+    if (of->ne[1] == 0) {
+        return;
+    }
+    ggml_tensor * numbers = of;
+    // The best one's part of the whole tells what the row adds up to, and cannot overflow.
+    ggml_tensor * parts       = ggml_soft_max(ctx, of);
+    ggml_tensor * all_chosen  = nullptr;
+    const auto    choose_from = [&](ggml_tensor * from) {
+        ggml_tensor * const found = ggml_top_k(ctx, from, static_cast<int>(best));
+        all_chosen                = all_chosen == nullptr ? found : ggml_concat(ctx, all_chosen, found, 0);
+        return found;
+    };
+    for (const int64_t block : blocks) {
+        const int           length = static_cast<int>(block);
+        ggml_tensor * const maxima = ggml_pool_2d(ctx, numbers, GGML_OP_POOL_MAX, length, 1, length, 1, 0, 0);
+        ggml_tensor * const found  = choose_from(maxima);
+        numbers                    = gather(ctx, numbers, found, block);
+        parts                      = gather(ctx, parts, found, block);
+    }
+    ggml_tensor * const found = choose_from(numbers);
+    logits                    = of;
+    chosen                    = all_chosen;
+    values                    = ggml_concat(ctx, gather(ctx, numbers, found, 1), gather(ctx, parts, found, 1), 0);
+    for (ggml_tensor * const result : {chosen, values}) {
+        ggml_set_output(result);
+        ggml_build_forward_expand(graph, result);
+    }
+}
+
+bool shim_rows::supported() const {
+    if (device == nullptr) {
+        return true; // the processor
+    }
+    const ggml_init_params params = {
+        /*.mem_size   =*/probe_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(probe_nodes, false),
+        /*.mem_buffer =*/nullptr,
+        /*.no_alloc   =*/true,
+    };
+    const std::unique_ptr<ggml_context, void (*)(ggml_context *)> ctx(ggml_init(params), ggml_free);
+    ggml_cgraph * const graph = ggml_new_graph_custom(ctx.get(), probe_nodes, false);
+    shim_rows           probe(n_vocab, best, blocks, only_on_gpu);
+    probe.build(ctx.get(), graph, ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_vocab, 2));
+    for (int index = 0; index < ggml_graph_n_nodes(graph); ++index) {
+        if (!ggml_backend_dev_supports_op(device, ggml_graph_node(graph, index))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+shim_rows * shim_rows_create(uint32_t n_sequences, uint32_t n_vocab, uint32_t best, const uint32_t * blocks,
+                             size_t n_blocks, bool only_on_gpu, shim_fault * fault) {
+    return guarded<shim_rows *>(fault, nullptr, [&] {
+        auto rows = std::make_unique<shim_rows>(n_vocab, best, std::vector<int64_t>(blocks, blocks + n_blocks),
+                                                only_on_gpu);
+        rows->attach(n_sequences);
+        return rows.release();
+    });
+}
+
+void shim_rows_free(shim_rows * rows, shim_fault * fault) {
+    guarded(fault, 0, [&] {
+        delete rows;
+        return 0;
+    });
+}
+
+bool shim_rows_usable(const shim_rows * rows) {
+    return rows->usable;
+}
+
+size_t shim_rows_count(const shim_rows * rows) {
+    return rows->logits == nullptr ? 0 : static_cast<size_t>(rows->logits->ne[1]);
+}
+
+void shim_rows_best(const shim_rows * rows, llama_context * context, int32_t * chosen, float * values,
+                    shim_fault * fault) {
+    guarded(fault, 0, [&] {
+        llama_synchronize(context);
+        ggml_backend_tensor_get(rows->chosen, chosen, 0, ggml_nbytes(rows->chosen));
+        ggml_backend_tensor_get(rows->values, values, 0, ggml_nbytes(rows->values));
+        return 0;
+    });
+}
+
+void shim_rows_copy(const shim_rows * rows, llama_context * context, size_t first, size_t count, float * logits,
+                    shim_fault * fault) {
+    guarded(fault, 0, [&] {
+        llama_synchronize(context);
+        const size_t row = rows->logits->nb[1];
+        ggml_backend_tensor_get(rows->logits, logits, first * row, count * row);
+        return 0;
+    });
+}
+
+float * shim_rows_memory(shim_rows * rows, size_t n_floats, shim_fault * fault) {
+    return guarded<float *>(fault, nullptr, [&] {
+        ggml_backend_buffer_type_t type =
+            rows->device == nullptr ? nullptr : ggml_backend_dev_host_buffer_type(rows->device);
+        if (type == nullptr) {
+            type = ggml_backend_cpu_buffer_type();
+        }
+        rows->memory = ggml_backend_buft_alloc_buffer(type, n_floats * sizeof(float));
+        if (rows->memory == nullptr) {
+            throw std::bad_alloc();
+        }
+        return static_cast<float *>(ggml_backend_buffer_get_base(rows->memory));
+    });
+}
 
 void shim_install(void (*report)(const char * message)) {
     report_abort = report;
@@ -199,9 +464,16 @@ void shim_model_free(llama_model * model, shim_fault * fault) {
     });
 }
 
-llama_context * shim_context_create(llama_model * model, const llama_context_params * params,
+llama_context * shim_context_create(llama_model * model, const llama_context_params * params, shim_rows * rows,
                                     shim_fault * fault) {
-    return guarded<llama_context *>(fault, nullptr, [&] { return llama_init_from_model(model, *params); });
+    return guarded<llama_context *>(fault, nullptr, [&] {
+        llama_context_params own = *params;
+        if (rows != nullptr) {
+            own.samplers   = rows->configs.data();
+            own.n_samplers = rows->configs.size();
+        }
+        return llama_init_from_model(model, own);
+    });
 }
 
 void shim_context_free(llama_context * context, shim_fault * fault) {
