@@ -61,7 +61,7 @@ def selected(keys: str | None) -> list[Row]:
     return chosen
 
 
-def versions(tools: build.Tools) -> dict[str, str]:
+def versions() -> dict[str, str]:
     def said(*command: str) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
@@ -69,8 +69,8 @@ def versions(tools: build.Tools) -> dict[str, str]:
     return {
         "llm-node": importlib.metadata.version("llm-node"),
         "commit": said("git", "describe", "--always", "--dirty"),
-        "libllama": tools.crate,
-        "llama-server": f"llama.cpp {tools.release}",
+        "libllama": build.engine_source()[1],
+        "llama-server": f"llama.cpp {build.TOOLS_RELEASE}",
         "rustc": said("rustc", "--version"),
         "compiler": (said("cc", "--version").splitlines() or [""])[0],
     }
@@ -103,12 +103,11 @@ def main() -> int:
         node_options=dict(pair.split("=", 1) for pair in chosen.engine_option),
         quick=chosen.quick,
     )
-    tools = build.build()
-    arena = Arena(tools, options)
+    arena = Arena(build.build, options)
     document: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
-        "versions": versions(tools),
+        "versions": versions(),
         "options": {
             "pairs": options.pairs,
             "block_seconds": options.block_seconds,

@@ -34,13 +34,9 @@ TARGETS = ("llama-server", "llama-bench", "llama-batched-bench")
 
 @dataclass(frozen=True)
 class Tools:
-    """The programs, and what they were made of."""
-
     server: Path
     bench: Path
     batched_bench: Path
-    crate: str
-    release: str = TOOLS_RELEASE
 
 
 def run(command: list[str], **keywords: object) -> str:
@@ -82,7 +78,7 @@ def tools_source() -> Path:
     return place
 
 
-def build(backend: str = "cpu") -> Tools:
+def build(backend: str) -> Tools:
     """The tools for the engine of that backend, built if they are not there."""
     libraries = ENGINE / backend
     if not (libraries / "manifest.json").is_file():
@@ -95,7 +91,7 @@ def build(backend: str = "cpu") -> Tools:
         digest.update(library.name.encode())
     place = CACHE / f"llama-server-{backend}"
     server, bench, batched_bench = (place / "bin" / target for target in TARGETS)
-    tools = Tools(server, bench, batched_bench, crate)
+    tools = Tools(server, bench, batched_bench)
     stamp = place / "built-from"
     if stamp.is_file() and stamp.read_text() == digest.hexdigest():
         return tools

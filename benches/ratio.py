@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -119,8 +120,9 @@ class Comparison:
 class Arena:
     """Keeps the servers of a comparison, and measures."""
 
-    def __init__(self, tools: Tools, options: Options) -> None:
-        self.tools = tools
+    def __init__(self, build: Callable[[str], Tools], options: Options) -> None:
+        """`build` gives the tools on the libraries of the engine for a backend."""
+        self.tools = functools.cache(build)
         self.options = options
         self.client = Client(options.client)
         self._done: dict[str, Comparison] = {}
@@ -142,7 +144,7 @@ class Arena:
 
     @contextlib.contextmanager
     def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Server]:
-        server = start_llama_server(self.tools, setup, flavour)
+        server = start_llama_server(self.tools(setup.backend), setup, flavour)
         try:
             yield server
         finally:
@@ -200,8 +202,8 @@ class Arena:
         """What the engine takes for a prompt of that length, by llama-bench: the median of many."""
 
         def bench() -> float:
-            command = [str(self.tools.bench), "-m", str(setup.model.path), "-t", str(setup.threads)]
-            command += ["-p", str(tokens), "-n", "0", "-r", "100", "-o", "json"]
+            command = [str(self.tools(setup.backend).bench), "-m", str(setup.model.path)]
+            command += ["-t", str(setup.threads), "-p", str(tokens), "-n", "0", "-r", "100", "-o", "json"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"llama-bench: {done.stderr[-1000:]}")
@@ -211,8 +213,19 @@ class Arena:
 
     def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> Ceiling:
         cells = sequences * max(256, -(-(load.prompt + load.output) // 256) * 256)
-        command = [str(self.tools.batched_bench), "-m", str(setup.model.path), "-c", str(cells)]
-        command += ["-t", str(setup.threads), "-tb", str(setup.threads), "-b", "2048", "-ub", "512"]
+        command = [str(self.tools(setup.backend).batched_bench), "-m", str(setup.model.path)]
+        command += [
+            "-c",
+            str(cells),
+            "-t",
+            str(setup.threads),
+            "-tb",
+            str(setup.threads),
+            "-b",
+            "2048",
+            "-ub",
+            "512",
+        ]
         command += ["-npp", str(load.prompt), "-ntg", str(load.output), "-npl", f"{sequences},1"]
         command += ["--output-format", "jsonl", *(["--kv-unified"] if unified else ["--no-kv-unified"])]
         # One more line for a single sequence: the program may end before its last line is written.
