@@ -7,10 +7,8 @@ use llm_node_sdk::{
     Batch, Batching, ContextInfo, ContextParams, Failure, Masks, MemoryUse, Row, Rows, Slice, abi,
 };
 
-use crate::best::{Layout, token_of};
 use crate::cells::Cells;
-use crate::cut::{Calls, Work};
-use crate::llama::{self, Context, ContextSettings, Decoded, Entry};
+use crate::llama::{self, Context, Decoded, Entry};
 use crate::memory::{described, only_weights, unsupported};
 use crate::model::LlamaModel;
 use crate::options::{ContextOptions, WaitPolicy};
@@ -37,127 +35,16 @@ pub(crate) struct LlamaContext {
     cancel: Arc<AtomicBool>,
     /// Slices of the step under way by ascending sequence; kept to spare allocations.
     order: Vec<usize>,
-    /// The same, and the calls that they become; kept to spare allocations.
-    work: Vec<Work>,
-    calls: Calls,
-    /// Rows of the last step, in the order of its slices.
-    rows: Vec<Asked>,
-    /// Rows of the step under way; kept to spare allocations.
-    asked: Vec<Asked>,
-    /// The next row of each slice; kept to spare allocations.
+    /// Rows of the last step, in the order of its slices: where each lies in llama.cpp's buffer.
+    rows: Vec<usize>,
+    /// First row of each slice there; kept to spare allocations.
     begins: Vec<usize>,
     /// llama.cpp's buffer has been put in order.
     settled: bool,
-    /// Where rows stay on the device.
-    device: Option<OnDevice>,
     /// An assertion failed: llama.cpp's state is not to be trusted any more.
     broken: Option<String>,
     waiting: Waiting,
     _booked: Booked,
-}
-
-/// A row of the last step.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    /// Where it lies among llama.cpp's.
-    at: usize,
-    /// So many of its best tokens will do; 0: the whole row.
-    candidates: u32,
-}
-
-/// What is known of the rows of the last step where they stay on the device, in llama.cpp's order.
-struct OnDevice {
-    layout: Layout,
-    /// How many there are.
-    count: usize,
-    /// The first that the last pass gave. Those before it have been read.
-    last: usize,
-    /// Those of which the choices have been read, and these.
-    described: usize,
-    chosen: Vec<i32>,
-    values: Vec<f32>,
-    /// Those that have been copied.
-    copied: Vec<bool>,
-    /// The best tokens of all rows one after the other, and the logits of these.
-    ids: Vec<i32>,
-    logits: Vec<f32>,
-    /// Kept to spare allocations.
-    room: Vec<(u64, f32)>,
-}
-
-impl OnDevice {
-    fn new(layout: Layout) -> Self {
-        Self {
-            layout,
-            count: 0,
-            last: 0,
-            described: 0,
-            chosen: Vec::new(),
-            values: Vec::new(),
-            copied: Vec::new(),
-            ids: Vec::new(),
-            logits: Vec::new(),
-            room: Vec::new(),
-        }
-    }
-
-    /// A step has begun to change things: what there was of the one before is gone.
-    fn clear(&mut self) {
-        (self.count, self.last, self.described) = (0, 0, 0);
-        self.chosen.clear();
-        self.values.clear();
-        self.copied.clear();
-    }
-
-    /// A pass with so many rows was submitted.
-    fn add(&mut self, rows: usize) {
-        self.last = self.count;
-        self.count += rows;
-        self.copied.resize(self.count, false);
-    }
-
-    /// Waits for the last pass, and reads the choices of its rows.
-    fn describe(&mut self, llama: &mut Context) -> Result<(), llama::Fault> {
-        if self.described < self.count {
-            llama.read_best(&mut self.chosen, &mut self.values)?;
-            self.described = self.count;
-        }
-        Ok(())
-    }
-
-    /// Waits for the last pass, and copies those of its rows that `wanted` names and that are not there.
-    fn copy(&mut self, llama: &mut Context, wanted: impl Fn(usize) -> bool) -> Result<(), llama::Fault> {
-        let mut row = self.last;
-        while row < self.count {
-            let begin = row;
-            while row < self.count && wanted(row) && !self.copied[row] {
-                row += 1;
-            }
-            if row > begin {
-                llama.read_rows(begin - self.last, row - begin, begin)?;
-                self.copied[begin..row].fill(true);
-            } else {
-                row += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// The best tokens of a row and the log of what it adds up to, or `None` where only the row can tell.
-    fn best(&mut self, row: usize, candidates: u32) -> Option<(std::ops::Range<usize>, f32)> {
-        let (choices, values) = (self.layout.choices(), 2 * self.layout.best as usize);
-        let log_sum = self.layout.order(
-            self.chosen.get(row * choices..(row + 1) * choices)?,
-            self.values.get(row * values..(row + 1) * values)?,
-            &mut self.room,
-        )?;
-        let begin = self.ids.len();
-        for &(key, logit) in self.room.iter().take(candidates as usize) {
-            self.ids.push(token_of(key));
-            self.logits.push(logit);
-        }
-        Some((begin..self.ids.len(), log_sum))
-    }
 }
 
 /// What living contexts take, by their number.
@@ -259,29 +146,6 @@ impl LlamaContext {
         internal(fault)
     }
 
-    /// Where the rows of each slice lie: llama.cpp has them in the order of its calls, the host wants them
-    /// in the order of its slices.
-    fn locate(&mut self, batch: &Batch<'_>) {
-        self.begins.clear();
-        let mut next = 0;
-        for slice in batch.iter() {
-            self.begins.push(next);
-            next += slice.rows as usize;
-        }
-        self.rows.resize(next, Asked { at: 0, candidates: 0 });
-        // Parts of a slice come in their order, but other slices' may come between.
-        for (at, slice) in self
-            .calls
-            .iter()
-            .flatten()
-            .flat_map(|part| std::iter::repeat_n(part.slice, part.rows))
-            .enumerate()
-        {
-            self.rows[self.begins[slice]].at = at;
-            self.begins[slice] += 1;
-        }
-    }
-
     /// May the sequence be cut to `end` without what follows missing positions that slid away?
     fn window_holds(&self, sequence: u32, end: u32) -> bool {
         self.window == 0
@@ -295,7 +159,6 @@ impl LlamaContext {
 impl Batching for LlamaEngine {
     type Context = LlamaContext;
     const CANCELS: bool = true;
-    const FETCHES: bool = true;
     const SAVES: bool = true;
 
     fn create(
@@ -308,15 +171,13 @@ impl Batching for LlamaEngine {
         }
         let options = ContextOptions::parse(&self.options, &params.options)?;
         let plan = plan(model.facts(), params, &options, self.threads)?;
-        let mut context = Context::create(&model.raw, &plan.settings)
+        let context = Context::create(&model.raw, &plan.settings)
             .map_err(|fault| create_failure(model, &plan, fault))?;
         if !context.has_memory() {
             return Err(Failure::unsupported("the model has no memory of a sequence"));
         }
 
-        context.reserve_rows(plan.settings.n_outputs_max as usize).map_err(internal)?;
-        let device = context.device_rows().cloned().map(OnDevice::new);
-        let mut uses = described(&context, plan.settings.n_outputs_max)?;
+        let mut uses = described(&context, &plan)?;
         let _ = model.weights.set(only_weights(&context.memory().map_err(internal)?));
         let facts = model.facts();
         let cells = u64::from(context.n_ctx().max(1));
@@ -352,7 +213,6 @@ impl Batching for LlamaEngine {
             max_rows: plan.max_rows.min(context.n_batch()),
             max_in_flight: 1,
             max_rollback,
-            max_candidates: device.as_ref().map_or(0, |device| device.layout.candidates()),
             cache_page: 1,
             cache_tokens: u64::from(context.n_ctx()),
             ..ContextInfo::default()
@@ -368,13 +228,9 @@ impl Batching for LlamaEngine {
             fingerprint: fingerprint(model, &plan),
             cancel: context.abort_flag(),
             order: Vec::new(),
-            work: Vec::new(),
-            calls: Calls::default(),
             rows: Vec::new(),
-            asked: Vec::new(),
             begins: Vec::new(),
             settled: true,
-            device,
             broken: None,
             waiting: Waiting::new(wait_policy, plan.settings.n_threads),
             _booked: Booked::open(model, uses),
@@ -410,32 +266,17 @@ impl Batching for LlamaEngine {
             context.settled = true;
         }
 
-        let slices = context.order.iter().filter_map(|&index| Some((index, batch.get(index)?)));
-        context.work.clear();
-        context.work.extend(slices.map(|(index, slice)| work(index, slice)));
-        context.asked.clear();
-        if context.device.is_some() {
-            // Read before anything happens: a pick that is wrong must change nothing.
-            for slice in batch.iter() {
-                let row = Asked { at: 0, candidates: slice.candidates()? };
-                context.asked.extend(std::iter::repeat_n(row, slice.rows as usize));
-            }
-            context.calls.cut(&context.work, context.plan.pass);
-        } else {
-            context.calls.whole(&context.work);
-        }
         context.cancel.store(false, Ordering::Relaxed);
         let decoded = context.waiting.pass(&mut context.context, tokens as usize, |llama| {
-            decode(llama, context.device.as_mut(), &context.cancel, batch, &context.calls)
+            llama.decode(context.order.iter().filter_map(|&index| batch.get(index)).map(entry))
         });
         let failure = match decoded {
             Ok(Decoded::Done) => {
                 for slice in batch.iter() {
                     context.cells.resize(slice.sequence, slice.position + slice.tokens.len() as u32);
                 }
-                std::mem::swap(&mut context.rows, &mut context.asked);
-                context.locate(batch);
-                context.settled = context.device.is_some() || context.rows.is_empty();
+                locate(&mut context.rows, &mut context.begins, &context.order, batch);
+                context.settled = context.rows.is_empty();
                 return Ok(());
             }
             Ok(Decoded::NoSlot) => return Err(cache_full(tokens, context.cells.free())),
@@ -462,29 +303,15 @@ impl Batching for LlamaEngine {
             return Ok(());
         }
         context.settled = true;
-        if context.device.is_some() {
-            return collect_device(context, rows);
-        }
         let n_vocab = context.n_vocab;
         let logits = context.context.logits().map_err(internal)?;
-        for row in &context.rows {
-            rows.push(Row::logits(nth(logits, row.at, n_vocab)?))?;
+        for &row in &context.rows {
+            let row = logits
+                .get(row * n_vocab..(row + 1) * n_vocab)
+                .ok_or_else(|| Failure::internal("llama.cpp gave fewer rows than it was asked for"))?;
+            rows.push(Row::logits(row))?;
         }
         Ok(())
-    }
-
-    fn fetch(context: &mut LlamaContext, _ticket: u64, row: usize) -> Result<Row<'_>, Failure> {
-        let Asked { at, .. } = *context
-            .rows
-            .get(row)
-            .ok_or_else(|| Failure::invalid(format!("row {row} of {}", context.rows.len())))?;
-        let Some(device) = &mut context.device else {
-            context.settled = true;
-            let n_vocab = context.n_vocab;
-            return Ok(Row::logits(nth(context.context.logits().map_err(internal)?, at, n_vocab)?));
-        };
-        device.copy(&mut context.context, |row| row == at).map_err(internal)?;
-        Ok(Row::logits(context.context.row(at).ok_or_else(too_few)?))
     }
 
     fn copy(context: &mut LlamaContext, from: u32, to: u32, end: u32) -> Result<(), Failure> {
@@ -626,100 +453,28 @@ impl Batching for LlamaEngine {
 
 /// What a state depends on: the engine, the model as its file describes it, and the context's settings.
 fn fingerprint(model: &LlamaModel, plan: &Plan) -> u64 {
-    // Where rows stay is nothing to a state.
-    let settings = ContextSettings { device_rows: None, ..plan.settings.clone() };
-    let settings = format!("{} {settings:?}", env!("CARGO_PKG_VERSION"));
+    let settings = format!("{} {:?}", env!("CARGO_PKG_VERSION"), plan.settings);
     state::fingerprint(model.metadata().chain([settings.as_bytes()]))
 }
 
-/// Runs a step, call by call.
-fn decode(
-    llama: &mut Context,
-    mut device: Option<&mut OnDevice>,
-    cancel: &AtomicBool,
-    batch: &Batch<'_>,
-    calls: &Calls,
-) -> Result<Decoded, llama::Fault> {
-    for (index, call) in calls.iter().enumerate() {
-        if index > 0 && cancel.load(Ordering::Relaxed) {
-            return Ok(Decoded::Aborted);
-        }
-        let entries = call.iter().filter_map(|part| {
-            batch.get(part.slice).map(|slice| Entry {
-                sequence: slice.sequence,
-                position: slice.position + part.begin as u32,
-                tokens: &slice.tokens[part.begin..part.end],
-                rows: part.rows as u32,
-            })
-        });
-        match llama.decode(entries)? {
-            Decoded::Done => {}
-            Decoded::NoSlot if index > 0 => {
-                // What comes before it stays, so that this is not what the host calls a full cache.
-                return Err(llama::Fault::refused("the cache had no room for the rest of a step"));
-            }
-            failed => return Ok(failed),
-        }
-        let Some(device) = device.as_deref_mut() else { continue };
-        if index == 0 {
-            device.clear();
-        }
-        let rows: usize = call.iter().map(|part| part.rows).sum();
-        if rows == 0 {
-            continue;
-        }
-        let found = llama.rows_on_device();
-        if found != rows {
-            return Err(llama::Fault::refused(format!(
-                "llama.cpp has {found} of {rows} rows on the device: it cut the step in another way"
-            )));
-        }
-        device.add(rows);
-        if index + 1 < calls.len() {
-            device.describe(llama)?;
-            device.copy(llama, |_| true)?;
-        }
-    }
-    Ok(Decoded::Done)
+fn entry(slice: Slice<'_>) -> Entry<'_> {
+    Entry { sequence: slice.sequence, position: slice.position, tokens: slice.tokens, rows: slice.rows }
 }
 
-fn work(index: usize, slice: Slice<'_>) -> Work {
-    Work { slice: index, sequence: slice.sequence, tokens: slice.tokens.len(), rows: slice.rows as usize }
-}
-
-fn too_few() -> Failure {
-    Failure::internal("llama.cpp gave fewer rows than it was asked for")
-}
-
-fn nth(logits: &[f32], row: usize, n_vocab: usize) -> Result<&[f32], Failure> {
-    logits.get(row * n_vocab..(row + 1) * n_vocab).ok_or_else(too_few)
-}
-
-/// The rows of the last step where they stay on the device: what the host asked for of each.
-fn collect_device<'a>(context: &'a mut LlamaContext, rows: &mut Rows<'a>) -> Result<(), Failure> {
-    let LlamaContext { device: Some(device), context: llama, rows: asked, .. } = context else {
-        return Ok(());
-    };
-    device.ids.clear();
-    device.logits.clear();
-    if asked.iter().any(|row| row.candidates > 0) {
-        device.describe(llama).map_err(internal)?;
+/// Where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them in
+/// the order of its slices.
+fn locate(rows: &mut Vec<usize>, begins: &mut Vec<usize>, order: &[usize], batch: &Batch<'_>) {
+    begins.clear();
+    begins.resize(order.len(), 0);
+    let mut next = 0;
+    for &index in order {
+        begins[index] = next;
+        next += batch.get(index).map_or(0, |slice| slice.rows as usize);
     }
-    let mut wanted = vec![false; device.count];
-    let mut found = Vec::with_capacity(asked.len());
-    for row in &*asked {
-        let best = if row.candidates > 0 { device.best(row.at, row.candidates) } else { None };
-        wanted[row.at] = best.is_none();
-        found.push(best);
+    rows.clear();
+    for (slice, &begin) in batch.iter().zip(&*begins) {
+        rows.extend(begin..begin + slice.rows as usize);
     }
-    device.copy(llama, |row| wanted[row]).map_err(internal)?;
-    for (row, best) in asked.iter().zip(found) {
-        rows.push(match best {
-            Some((range, log_sum)) => Row::top(&device.ids[range.clone()], &device.logits[range], log_sum),
-            None => Row::logits(llama.row(row.at).ok_or_else(too_few)?),
-        })?;
-    }
-    Ok(())
 }
 
 /// Why a context could not be made. Where it can be made without memory being allocated, memory is

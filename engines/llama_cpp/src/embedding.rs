@@ -8,6 +8,7 @@ use crate::context::Booked;
 use crate::llama::{self, CacheType, Context, ContextSettings, Decoded, Entry};
 use crate::memory::described;
 use crate::model::LlamaModel;
+use crate::plan::Plan;
 use crate::{LlamaEngine, internal};
 
 /// Tokens per pass, unless an input is longer.
@@ -48,7 +49,6 @@ fn create(
         cache_type_v: cache_type,
         flash_attention: if exact { Some(false) } else { None },
         pooling: Some(pooling),
-        device_rows: None,
     };
     let context = Context::create(&model.raw, &settings).map_err(|fault| match fault.kind {
         llama::FaultKind::Refused => Failure::new(
@@ -57,7 +57,8 @@ fn create(
         ),
         llama::FaultKind::Assertion | llama::FaultKind::NoMemory => internal(fault),
     })?;
-    let mut uses = described(&context, settings.n_outputs_max)?;
+    let plan = Plan { context_length: cells, max_rows: cells, settings };
+    let mut uses = described(&context, &plan)?;
     for memory in &mut uses {
         memory.weights = 0;
     }

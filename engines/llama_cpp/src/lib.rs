@@ -2,19 +2,16 @@
 //!
 //! `llama.rs` is the only file that touches llama.cpp. The others are safe Rust: what to make of the
 //! host's parameters (`options`, `plan`), how sequences lie in the cache (`cells`) and travel out of it
-//! (`state`), how rows stay on a device (`cut`, `best`), one file per extension (`model`, `memory`,
-//! `context`, `embedding`; the tokenizer is a part of `model`).
+//! (`state`), one file per extension (`model`, `memory`, `context`, `embedding`; the tokenizer is a part of `model`).
 //!
-//! The engine refuses to schedule, to sample and to render templates: it goes no further than the stage
-//! TOP of unshaped logits, runs the batches that it is given, and never shifts a context.
+//! The engine refuses to schedule, to sample and to render templates: it stays at the stage LOGITS,
+//! runs the batches that it is given, and never shifts a context.
 #![deny(unsafe_code)]
 
-mod best;
 mod cells;
 #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux tells how long threads wait"))]
 mod contention;
 mod context;
-mod cut;
 mod embedding;
 mod llama;
 mod memory;

@@ -18,8 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::best::Layout;
-
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultKind {
@@ -69,12 +67,6 @@ struct RawUse {
     compute: u64,
 }
 
-/// Opaque: the shim's.
-#[repr(C)]
-struct RawRows {
-    _private: [u8; 0],
-}
-
 unsafe extern "C" {
     fn shim_install(report: extern "C" fn(*const c_char));
     fn shim_load_backends(directory: *const c_char, fault: *mut RawFault);
@@ -88,38 +80,9 @@ unsafe extern "C" {
     fn shim_context_create(
         model: *mut sys::llama_model,
         params: *const sys::llama_context_params,
-        rows: *mut RawRows,
         fault: *mut RawFault,
     ) -> *mut sys::llama_context;
     fn shim_context_free(context: *mut sys::llama_context, fault: *mut RawFault);
-    fn shim_rows_create(
-        n_sequences: u32,
-        n_vocab: u32,
-        best: u32,
-        blocks: *const u32,
-        n_blocks: usize,
-        only_on_gpu: bool,
-        fault: *mut RawFault,
-    ) -> *mut RawRows;
-    fn shim_rows_free(rows: *mut RawRows, fault: *mut RawFault);
-    fn shim_rows_usable(rows: *const RawRows) -> bool;
-    fn shim_rows_count(rows: *const RawRows) -> usize;
-    fn shim_rows_best(
-        rows: *const RawRows,
-        context: *mut sys::llama_context,
-        chosen: *mut i32,
-        values: *mut f32,
-        fault: *mut RawFault,
-    );
-    fn shim_rows_copy(
-        rows: *const RawRows,
-        context: *mut sys::llama_context,
-        first: usize,
-        count: usize,
-        logits: *mut f32,
-        fault: *mut RawFault,
-    );
-    fn shim_rows_memory(rows: *mut RawRows, n_floats: usize, fault: *mut RawFault) -> *mut f32;
     fn shim_decode(
         context: *mut sys::llama_context,
         batch: *const sys::llama_batch,
@@ -855,17 +818,6 @@ pub(crate) struct ContextSettings {
     pub(crate) flash_attention: Option<bool>,
     /// Set: the context gives embeddings instead of logits.
     pub(crate) pooling: Option<Pooling>,
-    /// Set: rows of logits stay on the device, where that can be.
-    pub(crate) device_rows: Option<DeviceRows>,
-}
-
-/// Rows of logits that stay on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceRows {
-    /// Most candidates of a row.
-    pub(crate) candidates: u32,
-    /// Not where the logits come from the processor.
-    pub(crate) only_on_gpu: bool,
 }
 
 /// Tokens of one sequence for one pass.
@@ -902,48 +854,10 @@ pub(crate) struct Use {
     pub(crate) compute: u64,
 }
 
-/// Rows of a context that stay on the device.
-struct Rows {
-    raw: NonNull<RawRows>,
-    layout: Layout,
-    /// Floats of the shim's, for whole rows that were asked for.
-    memory: Option<(NonNull<f32>, usize)>,
-}
-
-impl Rows {
-    fn create(n_sequences: u32, n_vocab: usize, wanted: DeviceRows) -> Result<Self, Fault> {
-        let layout = Layout::new(n_vocab as u32, wanted.candidates);
-        let blocks = layout.blocks();
-        // SAFETY: the shim copies the blocks, of which there are as many as stated.
-        let raw = pointer(guarded(|fault| unsafe {
-            shim_rows_create(
-                n_sequences,
-                n_vocab as u32,
-                layout.best,
-                blocks.as_ptr(),
-                blocks.len(),
-                wanted.only_on_gpu,
-                fault,
-            )
-        }))?;
-        Ok(Self { raw, layout, memory: None })
-    }
-}
-
-impl Drop for Rows {
-    fn drop(&mut self) {
-        // SAFETY: owned by this value, freed once, after the context that uses it.
-        let _ = guarded(|fault| unsafe { shim_rows_free(self.raw.as_ptr(), fault) });
-    }
-}
-
 /// A context: KV cache, buffers, and the graph of the last pass.
 pub(crate) struct Context {
     raw: NonNull<sys::llama_context>,
-    /// After `raw`, which is freed first.
-    rows: Option<Rows>,
-    /// Kept alive for `raw`.
-    _model: Arc<Model>,
+    model: Arc<Model>,
     n_vocab: usize,
     /// Set by anybody to end the pass under way; llama.cpp polls it on the CPU.
     abort: Arc<AtomicBool>,
@@ -969,20 +883,8 @@ extern "C" fn should_abort(flag: *mut c_void) -> bool {
 }
 
 impl Context {
-    /// Makes a context. Its rows stay on the device if the settings want that and llama.cpp can do it.
+    /// Makes a context.
     pub(crate) fn create(model: &Arc<Model>, settings: &ContextSettings) -> Result<Self, Fault> {
-        if let Some(wanted) = settings.device_rows {
-            let rows = Rows::create(settings.n_seq_max, model.n_vocab(), wanted)?;
-            let context = Self::make(model, settings, Some(rows))?;
-            // SAFETY: the context keeps them alive.
-            if context.rows.as_ref().is_some_and(|rows| unsafe { shim_rows_usable(rows.raw.as_ptr()) }) {
-                return Ok(context);
-            }
-        }
-        Self::make(model, settings, None)
-    }
-
-    fn make(model: &Arc<Model>, settings: &ContextSettings, rows: Option<Rows>) -> Result<Self, Fault> {
         let abort = Arc::new(AtomicBool::new(false));
         // SAFETY: a query without preconditions.
         let mut params = unsafe { sys::llama_context_default_params() };
@@ -991,8 +893,6 @@ impl Context {
         params.n_ubatch = settings.n_ubatch;
         params.n_seq_max = settings.n_seq_max;
         params.n_outputs_max = settings.n_outputs_max;
-        // Counts only where rows stay on the device. 0: all may be of one sequence.
-        params.n_outputs_max_per_seq = 0;
         params.n_rs_seq = settings.n_rs_seq;
         // Both: any pass of more than one token uses n_threads_batch, decoding of several sequences too.
         params.n_threads = settings.n_threads as i32;
@@ -1018,17 +918,14 @@ impl Context {
         params.abort_callback = Some(should_abort);
         params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
 
-        let raw_rows = rows.as_ref().map_or(ptr::null_mut(), |rows| rows.raw.as_ptr());
-        // SAFETY: the model is alive and kept alive by the context; the flag and the rows are kept beside
-        // it, and the rows serve this context alone.
+        // SAFETY: the model is alive and kept alive by the context; the flag is kept beside it.
         let raw = pointer(guarded(|fault| unsafe {
-            shim_context_create(model.raw.as_ptr(), &raw const params, raw_rows, fault)
+            shim_context_create(model.raw.as_ptr(), &raw const params, fault)
         }))?;
         Ok(Self {
             raw,
-            rows,
             n_vocab: model.n_vocab(),
-            _model: Arc::clone(model),
+            model: Arc::clone(model),
             abort,
             tokens: Vec::new(),
             positions: Vec::new(),
@@ -1133,87 +1030,6 @@ impl Context {
         // SAFETY: after a pass llama.cpp holds n_outputs rows of n_vocab floats, which the borrow of
         // self keeps from being overwritten.
         Ok(unsafe { slice::from_raw_parts(rows.as_ptr(), self.n_outputs * self.n_vocab) })
-    }
-
-    /// How rows are narrowed where they stay on the device; `None`: all come to the host by themselves.
-    pub(crate) fn device_rows(&self) -> Option<&Layout> {
-        self.rows.as_ref().map(|rows| &rows.layout)
-    }
-
-    /// Rows of the last pass that lie on the device.
-    pub(crate) fn rows_on_device(&self) -> usize {
-        // SAFETY: the context keeps them alive.
-        self.rows.as_ref().map_or(0, |rows| unsafe { shim_rows_count(rows.raw.as_ptr()) })
-    }
-
-    /// Waits for the pass, and appends for each row that lies on the device its choices, and the best
-    /// logits with their parts of the whole: [`Layout::choices`] and twice [`Layout::best`].
-    pub(crate) fn read_best(&mut self, chosen: &mut Vec<i32>, values: &mut Vec<f32>) -> Result<(), Fault> {
-        let count = self.rows_on_device();
-        let Some(rows) = self.rows.as_ref().filter(|_| count > 0) else { return Ok(()) };
-        let begin = (chosen.len(), values.len());
-        chosen.resize(begin.0 + count * rows.layout.choices(), 0);
-        values.resize(begin.1 + count * rows.layout.best as usize * 2, 0.0);
-        let (chosen, values) = (&mut chosen[begin.0..], &mut values[begin.1..]);
-        // SAFETY: the context is alive and its last pass had rows, so that the tensors are there: `count`
-        // rows of what the layout says, which is how the shim made them.
-        value(guarded(|fault| unsafe {
-            shim_rows_best(
-                rows.raw.as_ptr(),
-                self.raw.as_ptr(),
-                chosen.as_mut_ptr(),
-                values.as_mut_ptr(),
-                fault,
-            );
-        }))
-    }
-
-    /// Takes memory of the host for `count` whole rows, to which the device writes fastest. Once.
-    pub(crate) fn reserve_rows(&mut self, count: usize) -> Result<(), Fault> {
-        let Some(rows) = &mut self.rows else { return Ok(()) };
-        let length = count * self.n_vocab;
-        // SAFETY: the rows are alive.
-        let memory = pointer(guarded(|fault| unsafe { shim_rows_memory(rows.raw.as_ptr(), length, fault) }))?;
-        // SAFETY: the shim has allocated as many floats. Their memory need not have been written before.
-        unsafe { memory.write_bytes(0, length) };
-        rows.memory = Some((memory, length));
-        Ok(())
-    }
-
-    /// Waits for the pass, and copies `count` of its rows on the device, from `first` on, to the places
-    /// from `at` on in the memory that was reserved.
-    pub(crate) fn read_rows(&mut self, first: usize, count: usize, at: usize) -> Result<(), Fault> {
-        let there = self.rows_on_device();
-        let wrong = || Fault::refused(format!("{count} rows from {first} of {there} to place {at}"));
-        let rows = self.rows.as_ref().filter(|_| first + count <= there).ok_or_else(wrong)?;
-        let (memory, _) =
-            rows.memory.filter(|(_, length)| (at + count) * self.n_vocab <= *length).ok_or_else(wrong)?;
-        // SAFETY: the context is alive, the rows are among those of its last pass, and each has n_vocab
-        // floats, which the shim has checked. There is room for them, and the borrow of self keeps others
-        // from looking.
-        value(guarded(|fault| unsafe {
-            let target = memory.as_ptr().add(at * self.n_vocab);
-            shim_rows_copy(rows.raw.as_ptr(), self.raw.as_ptr(), first, count, target, fault);
-        }))
-    }
-
-    /// The row that was copied to a place; `None`: there is no such place.
-    pub(crate) fn row(&self, at: usize) -> Option<&[f32]> {
-        let (memory, length) = self.rows.as_ref()?.memory?;
-        // SAFETY: all of the memory was written when it was reserved, and the borrow of self keeps it.
-        let floats = unsafe { slice::from_raw_parts(memory.as_ptr(), length) };
-        floats.get(at * self.n_vocab..(at + 1) * self.n_vocab)
-    }
-
-    /// What it takes of the host's memory for rows, which llama.cpp does not tell, in bytes.
-    pub(crate) fn bytes_for_rows(&self, n_rows: u32) -> u64 {
-        let (n_rows, n_vocab) = (u64::from(n_rows), self.n_vocab as u64);
-        let best = self.device_rows().map_or(0, |layout| {
-            // llama.cpp keeps room for what samplers give, a token and three whole rows for each, though
-            // ours give nothing. A row in our own memory, what was chosen, and what comes of that.
-            1 + 4 * n_vocab + layout.choices() as u64 + 4 * u64::from(layout.best)
-        });
-        n_rows * (n_vocab + best) * 4
     }
 
     /// Waits for the pass, and gives the pooled embedding of a sequence, `width` floats.
@@ -1322,6 +1138,11 @@ impl Context {
                 compute: raw.compute,
             })
             .collect())
+    }
+
+    /// The model it was made of.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        &self.model
     }
 }
 

@@ -7,7 +7,7 @@ use llm_node_sdk::{ContextParams, Device, DeviceKind, Failure, Memory, MemoryUse
 use crate::llama::{self, Context, ContextSettings, Use};
 use crate::model::{LlamaModel, facts};
 use crate::options::ContextOptions;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::{LlamaEngine, internal};
 
 /// By how many tokens per sequence a cache is made larger to see what a token costs.
@@ -50,9 +50,9 @@ impl Memory for LlamaEngine {
             return Ok(uses);
         };
         let options = ContextOptions::parse(&self.options, &params.options)?;
-        let plan = plan(facts(&model, &source), params, &options, self.threads)?;
+        let plan = plan(facts(&model), params, &options, self.threads)?;
         let context = Context::create(&model, &plan.settings).map_err(unsupported)?;
-        let mut uses = described(&context, plan.settings.n_outputs_max)?;
+        let mut uses = described(&context, &plan)?;
         if context.has_memory() {
             marginal(&model, &plan.settings, &context, &mut uses)?;
         }
@@ -116,7 +116,6 @@ fn smallest() -> ContextSettings {
         cache_type_v: llama::CacheType::default(),
         flash_attention: None,
         pooling: None,
-        device_rows: None,
     }
 }
 
@@ -132,8 +131,8 @@ pub(crate) fn only_weights(uses: &[Use]) -> Vec<MemoryUse> {
         .collect()
 }
 
-/// What a context and its model take, rows in the host's memory included, which llama.cpp leaves out.
-pub(crate) fn described(context: &Context, n_rows: u32) -> Result<Vec<MemoryUse>, Failure> {
+/// What a context and its model take, rows of logits included, which llama.cpp leaves out.
+pub(crate) fn described(context: &Context, plan: &Plan) -> Result<Vec<MemoryUse>, Failure> {
     let mut uses: Vec<MemoryUse> = context
         .memory()
         .map_err(internal)?
@@ -146,7 +145,7 @@ pub(crate) fn described(context: &Context, n_rows: u32) -> Result<Vec<MemoryUse>
             ..MemoryUse::default()
         })
         .collect();
-    let rows = context.bytes_for_rows(n_rows);
+    let rows = u64::from(plan.settings.n_outputs_max) * context.model().n_vocab() as u64 * 4;
     match uses.iter_mut().find(|memory| memory.device.is_none()) {
         Some(host) => host.compute += rows,
         None => uses.push(MemoryUse { compute: rows, ..MemoryUse::default() }),

@@ -65,7 +65,7 @@ pub(crate) struct LlamaModel {
 impl LlamaModel {
     /// What plans depend on.
     pub(crate) fn facts(&self) -> Facts {
-        facts(&self.raw, &self.source)
+        facts(&self.raw)
     }
 
     /// Does it generate token by token?
@@ -97,12 +97,11 @@ impl LlamaModel {
 }
 
 /// What plans depend on.
-pub(crate) fn facts(model: &llama::Model, source: &Source) -> Facts {
+pub(crate) fn facts(model: &llama::Model) -> Facts {
     Facts {
         n_context_train: model.n_context_train(),
         attention_window: model.attention_window(),
         recurrent: model.is_recurrent(),
-        on_devices: source.gpu_layers != 0,
     }
 }
 

@@ -11,8 +11,6 @@ const KNOWN: &[&str] = &[
     "cache_mode",
     "cache_type_k",
     "cache_type_v",
-    "device_candidates",
-    "device_rows",
     "flash_attention",
     "load_mode",
     "n_ubatch",
@@ -20,11 +18,6 @@ const KNOWN: &[&str] = &[
     "threads",
     "wait_policy",
 ];
-
-/// Of any number.
-const MOST: u32 = 1 << 20;
-/// Narrowing a row to more gains little over the whole of it.
-const MOST_CANDIDATES: u32 = 255;
 
 /// How sequences share the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -36,17 +29,6 @@ pub(crate) enum CacheMode {
     Unified,
     /// A part of its own for each sequence: faster with many, no sharing.
     Split,
-}
-
-/// Do rows of logits stay on the device?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) enum DevicePolicy {
-    /// Where that pays, see `plan`.
-    #[default]
-    Auto,
-    /// On the processor too.
-    On,
-    Off,
 }
 
 /// How threads wait for each other within a pass.
@@ -67,9 +49,6 @@ pub(crate) struct ContextOptions {
     pub(crate) cache_mode: CacheMode,
     pub(crate) cache_type_k: CacheType,
     pub(crate) cache_type_v: CacheType,
-    /// Candidates of a row that stays on the device; `None`: see `plan`.
-    pub(crate) device_candidates: Option<u32>,
-    pub(crate) device_rows: DevicePolicy,
     /// `None`: where the model and the device allow it.
     pub(crate) flash_attention: Option<bool>,
     /// Most tokens in one physical pass; `None`: see `plan`.
@@ -92,20 +71,14 @@ impl ContextOptions {
             .unwrap_or_default(),
             cache_type_k: cache_type(get("cache_type_k"))?,
             cache_type_v: cache_type(get("cache_type_v"))?,
-            device_candidates: number(get("device_candidates"), MOST_CANDIDATES)?,
-            device_rows: choose(
-                get("device_rows"),
-                &[("auto", DevicePolicy::Auto), ("on", DevicePolicy::On), ("off", DevicePolicy::Off)],
-            )?
-            .unwrap_or_default(),
             flash_attention: choose(
                 get("flash_attention"),
                 &[("auto", None), ("on", Some(true)), ("off", Some(false))],
             )?
             .flatten(),
-            n_ubatch: number(get("n_ubatch"), MOST)?,
+            n_ubatch: number(get("n_ubatch"))?,
             swa_full: choose(get("swa_full"), &[("on", true), ("off", false)])?.unwrap_or(false),
-            threads: number(get("threads"), MOST)?,
+            threads: number(get("threads"))?,
             wait_policy: choose(
                 get("wait_policy"),
                 &[
@@ -179,13 +152,11 @@ fn cache_type(setting: Option<(&'static str, &str)>) -> Result<CacheType, Failur
     })
 }
 
-fn number(setting: Option<(&'static str, &str)>, most: u32) -> Result<Option<u32>, Failure> {
+fn number(setting: Option<(&'static str, &str)>) -> Result<Option<u32>, Failure> {
     let Some((key, value)) = setting else { return Ok(None) };
     match value.parse() {
-        Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
-        _ => {
-            Err(Failure::invalid(format!("option {key} is {value:?}; it must be a number from 1 to {most}")))
-        }
+        Ok(number) if (1..=1 << 20).contains(&number) => Ok(Some(number)),
+        _ => Err(Failure::invalid(format!("option {key} is {value:?}; it must be a number from 1"))),
     }
 }
 
@@ -212,9 +183,6 @@ mod tests {
         assert!(failure.message.contains("unified"), "{failure}");
         assert!(check(&options(&[("n_ubatch", "0")])).is_err());
         assert!(check(&options(&[("n_ubatch", "many")])).is_err());
-        assert!(check(&options(&[("device_candidates", "255"), ("device_rows", "on")])).is_ok());
-        let failure = check(&options(&[("device_candidates", "256")])).unwrap_err();
-        assert!(failure.message.contains("from 1 to 255"), "{failure}");
         let failure = check(&options(&[("wait_policy", "spin")])).unwrap_err();
         assert!(failure.message.contains("passive"), "{failure}");
         assert!(check(&options(&[("wait_policy", "passive")])).is_ok());

@@ -3,9 +3,8 @@
 
 use llm_node_sdk::{ContextParams, Failure};
 
-use crate::cut::Pass;
-use crate::llama::{ContextSettings, DeviceRows};
-use crate::options::{CacheMode, ContextOptions, DevicePolicy};
+use crate::llama::ContextSettings;
+use crate::options::{CacheMode, ContextOptions};
 
 /// llama.cpp's own limit (LLAMA_MAX_SEQ).
 const MOST_SEQUENCES: u32 = 256;
@@ -19,10 +18,6 @@ const PASS: u32 = 512;
 const POOL_SEQUENCES: u32 = 32;
 /// Up to here a unified cache costs less than it gives: one fused pass, shared prefixes.
 const FEW_SEQUENCES: u32 = 4;
-/// Candidates of a row that stays on the device, where the options leave it open.
-const CANDIDATES: u32 = 128;
-/// From so many sequences on, rows stay on a GPU. Not measured yet.
-const DEVICE_ROWS_FROM: u32 = 8;
 
 /// What of a model a plan depends on.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +25,6 @@ pub(crate) struct Facts {
     pub(crate) n_context_train: u32,
     pub(crate) attention_window: u32,
     pub(crate) recurrent: bool,
-    /// Layers are to go to devices.
-    pub(crate) on_devices: bool,
 }
 
 /// A context to be made.
@@ -40,28 +33,6 @@ pub(crate) struct Plan {
     pub(crate) settings: ContextSettings,
     pub(crate) context_length: u32,
     pub(crate) max_rows: u32,
-    /// What llama.cpp takes for one physical pass.
-    pub(crate) pass: Pass,
-}
-
-/// Does copying whole rows from a GPU cost more than finding the best tokens there?
-fn device_rows_pay(sequences: u32) -> bool {
-    sequences >= DEVICE_ROWS_FROM
-}
-
-/// Do rows stay on the device, if it can do that?
-fn device_rows(facts: Facts, sequences: u32, rollback: u32, options: &ContextOptions) -> Option<DeviceRows> {
-    let wanted = match options.device_rows {
-        DevicePolicy::Off => false,
-        DevicePolicy::On => true,
-        DevicePolicy::Auto => facts.on_devices && device_rows_pay(sequences),
-    };
-    // The snapshots by which recurrent models take tokens back are made within one call of llama.cpp.
-    let snapshots = facts.recurrent && rollback > 0;
-    (wanted && !snapshots).then(|| DeviceRows {
-        candidates: options.device_candidates.unwrap_or(CANDIDATES),
-        only_on_gpu: options.device_rows == DevicePolicy::Auto,
-    })
 }
 
 fn padded(cells: u64) -> u64 {
@@ -117,18 +88,12 @@ pub(crate) fn plan(
     // A step must be able to hold one token of each sequence.
     let asked = if params.max_batch_tokens == 0 { BATCH } else { params.max_batch_tokens };
     let n_batch = asked.max(sequences).min(n_ctx);
+    let n_ubatch = options.n_ubatch.unwrap_or(PASS).max(sequences).min(n_batch);
     let max_rows = (if params.max_rows == 0 { sequences } else { params.max_rows }).min(n_batch);
-    let device_rows = device_rows(facts, sequences, params.rollback, options);
-    // The rows of a pool that stay on the device must fit into one pass.
-    let least = if device_rows.is_some() { sequences.max(max_rows) } else { sequences };
-    let n_ubatch = options.n_ubatch.unwrap_or(PASS).max(least).min(n_batch);
-    // llama.cpp tries several ways for a window, and for recurrent layers takes as many tokens of each.
-    let any = unified && !facts.recurrent && facts.attention_window == 0;
 
     Ok(Plan {
         context_length: length.min(u32::try_from(per_sequence).unwrap_or(u32::MAX)),
         max_rows,
-        pass: if any { Pass::Any(n_ubatch as usize) } else { Pass::Even(n_ubatch as usize) },
         settings: ContextSettings {
             n_ctx,
             n_batch,
@@ -144,7 +109,6 @@ pub(crate) fn plan(
             cache_type_v: options.cache_type_v,
             flash_attention: options.flash_attention,
             pooling: None,
-            device_rows,
         },
     })
 }
@@ -153,8 +117,7 @@ pub(crate) fn plan(
 mod tests {
     use super::*;
 
-    const FACTS: Facts =
-        Facts { n_context_train: 4096, attention_window: 0, recurrent: false, on_devices: false };
+    const FACTS: Facts = Facts { n_context_train: 4096, attention_window: 0, recurrent: false };
 
     fn made(params: &ContextParams, options: ContextOptions) -> Plan {
         plan(FACTS, params, &options, 2).unwrap()
@@ -214,32 +177,5 @@ mod tests {
         let small = ContextParams { max_sequences: 8, max_batch_tokens: 1, ..ContextParams::default() };
         let plan = made(&small, ContextOptions { n_ubatch: Some(1), ..ContextOptions::default() });
         assert_eq!((plan.settings.n_batch, plan.settings.n_ubatch), (8, 8));
-    }
-
-    #[test]
-    fn rows_stay_on_a_gpu_that_serves_many() {
-        let rows = |facts: Facts, max_sequences: u32, rollback: u32, device_rows: DevicePolicy| {
-            let params = ContextParams { max_sequences, rollback, ..ContextParams::default() };
-            let options = ContextOptions { device_rows, ..ContextOptions::default() };
-            plan(facts, &params, &options, 2).unwrap().settings.device_rows
-        };
-        let gpu = Facts { on_devices: true, ..FACTS };
-        assert_eq!(rows(FACTS, 64, 0, DevicePolicy::Auto), None);
-        assert_eq!(rows(gpu, DEVICE_ROWS_FROM - 1, 0, DevicePolicy::Auto), None);
-        assert!(rows(gpu, DEVICE_ROWS_FROM, 0, DevicePolicy::Auto).is_some_and(|rows| rows.only_on_gpu));
-        assert_eq!(rows(gpu, 64, 0, DevicePolicy::Off), None);
-        assert!(rows(FACTS, 1, 0, DevicePolicy::On).is_some_and(|rows| !rows.only_on_gpu));
-        let recurrent = Facts { recurrent: true, ..gpu };
-        assert!(rows(recurrent, 8, 0, DevicePolicy::On).is_some());
-        assert_eq!(rows(recurrent, 8, 4, DevicePolicy::On), None);
-    }
-
-    #[test]
-    fn rows_that_stay_fit_into_one_pass() {
-        let params = ContextParams { max_sequences: 2, max_rows: 700, ..ContextParams::default() };
-        let options = ContextOptions { device_rows: DevicePolicy::On, ..ContextOptions::default() };
-        let plan = made(&params, options);
-        assert_eq!((plan.settings.n_ubatch, plan.pass), (700, Pass::Any(700)));
-        assert_eq!(made(&params, ContextOptions::default()).settings.n_ubatch, PASS);
     }
 }

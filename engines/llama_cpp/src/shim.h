@@ -1,7 +1,6 @@
 // What the engine calls instead of llama.h wherever a C++ exception or a failed assertion could come
 // out: every function here catches both and reports them in a shim_fault. It also wraps what only C++
-// headers of llama.cpp offer: the memory breakdown, and access to what a sequence holds. And it adds to
-// llama.cpp's graphs what finds the best tokens of each row where the logits are.
+// headers of llama.cpp offer: the memory breakdown, and access to what a sequence holds.
 #pragma once
 
 #include "ggml-backend.h"
@@ -46,38 +45,10 @@ struct llama_model * shim_model_load(const char * path, const struct llama_model
                                      shim_fault * fault);
 void shim_model_free(struct llama_model * model, shim_fault * fault);
 
-// `rows` may be NULL. It serves one context, and is freed after it.
 struct llama_context * shim_context_create(struct llama_model * model,
                                            const struct llama_context_params * params,
-                                           struct shim_rows * rows, shim_fault * fault);
+                                           shim_fault * fault);
 void shim_context_free(struct llama_context * context, shim_fault * fault);
-
-// Rows of logits that stay on the device, with the `best` largest of each.
-//
-// A row is narrowed step by step, so that no step sorts more than a few hundred numbers: it is cut into
-// blocks, and those with the `best` largest maxima stay, one after the other in the order in which they
-// were chosen, with what was left over at the row's end behind them. What the last step leaves is chosen
-// from directly. So the place of a number in the row follows from what each step chose.
-typedef struct shim_rows shim_rows;
-
-// `blocks`: the length of a block for each step.
-shim_rows * shim_rows_create(uint32_t n_sequences, uint32_t n_vocab, uint32_t best, const uint32_t * blocks,
-                             size_t n_blocks, bool only_on_gpu, shim_fault * fault);
-void shim_rows_free(shim_rows * rows, shim_fault * fault);
-// False after the context was made: it must not be used, and another be made without rows. The device
-// lacks an operation, the model's logits have another shape, or they are not on a GPU as was asked.
-bool shim_rows_usable(const shim_rows * rows);
-// Rows in the graph of the last physical pass.
-size_t shim_rows_count(const shim_rows * rows);
-// Waits for the pass. Per row: what each step chose and then the places in what the last step left,
-// `best` of each; and the `best` logits with their parts of the whole.
-void shim_rows_best(const shim_rows * rows, struct llama_context * context, int32_t * chosen, float * values,
-                    shim_fault * fault);
-// Waits for the pass, and copies whole rows.
-void shim_rows_copy(const shim_rows * rows, struct llama_context * context, size_t first, size_t count,
-                    float * logits, shim_fault * fault);
-// Memory of the host that the device writes to fastest; of one size, and freed with `rows`.
-float * shim_rows_memory(shim_rows * rows, size_t n_floats, shim_fault * fault);
 
 // Linux only. How many processors OpenMP counts, and an empty parallel region whose threads write the
 // kernel's number of each into `ids`.

@@ -8,11 +8,104 @@ use std::path::PathBuf;
 use std::ptr;
 
 use llm_node_abi as abi;
-use support::gguf::{INNER, N_VOCAB, Value, WIDTH, recurrent, sliding, tensors, write};
+use support::gguf::{N_VOCAB, Value, write};
 use support::{Model, Params, engine, greedy};
+
+const WIDTH: u64 = 32;
+const INNER: u64 = 64;
+
+fn tensors(layers: u64, outer: &[(&str, &[u64])], inner: &[(&str, &[u64])]) -> Vec<(String, Vec<u64>)> {
+    let mut all: Vec<(String, Vec<u64>)> =
+        outer.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+    for layer in 0..layers {
+        all.extend(inner.iter().map(|(name, shape)| (format!("blk.{layer}.{name}"), shape.to_vec())));
+    }
+    all
+}
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
+}
+
+fn recurrent(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("mamba.gguf");
+    let vocab = u64::from(N_VOCAB);
+    write(
+        &path,
+        "mamba",
+        &[
+            ("context_length", Value::Number(512)),
+            ("embedding_length", Value::Number(32)),
+            ("block_count", Value::Number(2)),
+            ("feed_forward_length", Value::Number(0)),
+            ("attention.head_count", Value::Number(0)),
+            ("attention.layer_norm_rms_epsilon", Value::Float(1e-5)),
+            ("ssm.conv_kernel", Value::Number(4)),
+            ("ssm.inner_size", Value::Number(64)),
+            ("ssm.state_size", Value::Number(16)),
+            ("ssm.time_step_rank", Value::Number(2)),
+            (".tokenizer.chat_template", Value::Text("{{ messages }}")),
+            (".tokenizer.chat_template.tool_use", Value::Text("{{ tools }}")),
+        ],
+        &tensors(
+            2,
+            &[("token_embd.weight", &[WIDTH, vocab]), ("output_norm.weight", &[WIDTH])],
+            &[
+                ("attn_norm.weight", &[WIDTH]),
+                ("ssm_in.weight", &[WIDTH, 2 * INNER]),
+                ("ssm_conv1d.weight", &[4, INNER]),
+                ("ssm_conv1d.bias", &[INNER]),
+                ("ssm_x.weight", &[INNER, 2 + 2 * 16]),
+                ("ssm_dt.weight", &[2, INNER]),
+                ("ssm_dt.bias", &[INNER]),
+                ("ssm_a", &[16, INNER]),
+                ("ssm_d", &[INNER]),
+                ("ssm_out.weight", &[INNER, WIDTH]),
+            ],
+        ),
+    );
+    path
+}
+
+fn sliding(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("gemma3.gguf");
+    let vocab = u64::from(N_VOCAB);
+    write(
+        &path,
+        "gemma3",
+        &[
+            ("context_length", Value::Number(1024)),
+            ("embedding_length", Value::Number(32)),
+            ("block_count", Value::Number(6)),
+            ("feed_forward_length", Value::Number(64)),
+            ("attention.head_count", Value::Number(4)),
+            ("attention.head_count_kv", Value::Number(2)),
+            ("attention.key_length", Value::Number(8)),
+            ("attention.value_length", Value::Number(8)),
+            ("attention.layer_norm_rms_epsilon", Value::Float(1e-5)),
+            ("attention.sliding_window", Value::Number(32)),
+        ],
+        &tensors(
+            6,
+            &[("token_embd.weight", &[WIDTH, vocab]), ("output_norm.weight", &[WIDTH])],
+            &[
+                ("attn_norm.weight", &[WIDTH]),
+                ("attn_q.weight", &[WIDTH, 32]),
+                ("attn_k.weight", &[WIDTH, 16]),
+                ("attn_v.weight", &[WIDTH, 16]),
+                ("attn_output.weight", &[32, WIDTH]),
+                ("attn_q_norm.weight", &[8]),
+                ("attn_k_norm.weight", &[8]),
+                ("post_attention_norm.weight", &[WIDTH]),
+                ("ffn_norm.weight", &[WIDTH]),
+                ("ffn_gate.weight", &[WIDTH, INNER]),
+                ("ffn_up.weight", &[WIDTH, INNER]),
+                ("ffn_down.weight", &[INNER, WIDTH]),
+                ("post_ffw_norm.weight", &[WIDTH]),
+            ],
+        ),
+    );
+    path
 }
 
 fn encoder(folder: &tempfile::TempDir, pooling: u32) -> PathBuf {

@@ -7,7 +7,6 @@ pub(crate) mod gguf;
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use llm_node_abi as abi;
@@ -46,15 +45,10 @@ static HOST: Host = Host(abi::EngineHost {
     get_extension: None,
 });
 
-/// The checkout; a test that runs on another machine than it was compiled on is told by the environment.
-fn root() -> PathBuf {
-    let own = std::env::var("CARGO_MANIFEST_DIR");
-    Path::new(&own.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned())).join("../..")
-}
-
 /// The model of the tests, where the checkout has one.
 pub(crate) fn stories() -> Option<PathBuf> {
-    let path = root().join("../shared/models/stories260K.gguf");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = root.join("../shared/models/stories260K.gguf");
     if path.is_file() {
         return Some(path);
     }
@@ -64,7 +58,7 @@ pub(crate) fn stories() -> Option<PathBuf> {
 
 /// The model that comes with the node.
 pub(crate) fn demo() -> PathBuf {
-    root().join("python/llm_node/demo/llm-node-demo.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python/llm_node/demo/llm-node-demo.gguf")
 }
 
 /// The opened engine.
@@ -109,26 +103,7 @@ impl Engine {
         }
     }
 
-    /// Layers go to a GPU where [`engine_on_gpu`] asked for it and the engine reports one.
     pub(crate) fn start(&self) -> abi::Code {
-        let code = self.start_for(if GPU_WANTED.load(Ordering::Relaxed) { c"auto" } else { c"cpu" });
-        GPU_FOUND.store(GPU_WANTED.load(Ordering::Relaxed) && self.has_gpu(), Ordering::Relaxed);
-        code
-    }
-
-    fn has_gpu(&self) -> bool {
-        // SAFETY: as the header says; all zero is a valid value of the struct.
-        unsafe {
-            (0..self.memory.device_count.unwrap()()).any(|index| {
-                let mut device: abi::EngineDevice = std::mem::zeroed();
-                device.struct_size = size_of::<abi::EngineDevice>() as u32;
-                let code = self.memory.device_get.unwrap()(index, &raw mut device);
-                code.is_ok() && [abi::ENGINE_DEVICE_GPU, abi::ENGINE_DEVICE_INTEGRATED].contains(&device.kind)
-            })
-        }
-    }
-
-    fn start_for(&self, gpu_backend: &CStr) -> abi::Code {
         let directory = std::env::var("LLAMA_ENGINE_DIR");
         let directory = directory.unwrap_or_else(|_| env!("LLAMA_ENGINE_BACKENDS").to_owned());
         let directory = CString::new(directory).unwrap();
@@ -138,7 +113,7 @@ impl Engine {
             n_threads: 1,
             host: &raw const HOST.0,
             engine_dir: directory.as_ptr(),
-            gpu_backend: gpu_backend.as_ptr(),
+            gpu_backend: c"cpu".as_ptr(),
             vram_limit_bytes: 0,
             ram_limit_bytes: 0,
             context_length: 0,
@@ -171,8 +146,7 @@ impl Engine {
 pub(crate) fn model_params(path: &CStr) -> abi::EngineModelParams {
     abi::EngineModelParams {
         struct_size: size_of::<abi::EngineModelParams>() as u32,
-        // On the processor they are ignored; without a GPU they would be refused.
-        gpu_layers: if GPU_WANTED.load(Ordering::Relaxed) && !on_gpu() { 0 } else { -1 },
+        gpu_layers: -1,
         path: path.as_ptr(),
         devices: ptr::null(),
         n_devices: 0,
@@ -192,20 +166,6 @@ unsafe fn table<T: abi::Extension>(library: &libloading::Library) -> T {
         assert_eq!(found, get(T::ID.as_ptr()));
         *found.cast::<T>()
     }
-}
-
-static GPU_WANTED: AtomicBool = AtomicBool::new(false);
-static GPU_FOUND: AtomicBool = AtomicBool::new(false);
-
-/// As [`engine`], with layers on a GPU where the engine reports one. For all tests of a file, or none.
-pub(crate) fn engine_on_gpu() -> (&'static Engine, MutexGuard<'static, ()>) {
-    GPU_WANTED.store(true, Ordering::Relaxed);
-    engine()
-}
-
-/// Are layers on a GPU?
-pub(crate) fn on_gpu() -> bool {
-    GPU_FOUND.load(Ordering::Relaxed)
 }
 
 /// The engine, one test at a time.
@@ -374,36 +334,15 @@ impl Context<'_> {
 
     /// Slices as (sequence, position, tokens, rows).
     pub(crate) fn submit(&self, slices: &[(u32, u32, &[i32], u32)]) -> Result<u64, abi::Code> {
-        self.submit_for(slices, &vec![0; slices.len()])
-    }
-
-    /// So many candidates will do for the rows of each slice; 0: whole rows are wanted.
-    pub(crate) fn submit_for(
-        &self,
-        slices: &[(u32, u32, &[i32], u32)],
-        candidates: &[u32],
-    ) -> Result<u64, abi::Code> {
-        let picks: Vec<abi::EnginePick> = candidates
-            .iter()
-            .map(|&n_candidates| {
-                // SAFETY: all zero is a valid value of the struct.
-                let mut pick: abi::EnginePick = unsafe { std::mem::zeroed() };
-                pick.struct_size = size_of::<abi::EnginePick>() as u32;
-                pick.stage = abi::ENGINE_STAGE_TOP;
-                pick.n_candidates = n_candidates;
-                pick
-            })
-            .collect();
         let slices: Vec<abi::EngineSlice> = slices
             .iter()
-            .zip(&picks)
-            .map(|((sequence, position, tokens, rows), pick)| abi::EngineSlice {
+            .map(|(sequence, position, tokens, rows)| abi::EngineSlice {
                 sequence: *sequence,
                 position: *position,
                 n_tokens: tokens.len() as u32,
                 n_rows: *rows,
                 tokens: tokens.as_ptr(),
-                pick: if pick.n_candidates > 0 { pick } else { ptr::null() },
+                pick: ptr::null(),
                 adapter: ptr::null_mut(),
                 adapter_scale: 0.0,
                 reserved: 0,
@@ -433,26 +372,12 @@ impl Context<'_> {
             .collect())
     }
 
-    /// A whole row of a step.
-    pub(crate) fn fetch(&self, ticket: u64, row: usize) -> Result<Vec<f32>, abi::Code> {
-        // SAFETY: all zero is a valid value of the struct.
-        let mut out: abi::EngineRow = unsafe { std::mem::zeroed() };
-        // SAFETY: as the header says.
-        let code = unsafe { self.table().fetch.unwrap()(self.raw, ticket, row, &raw mut out) };
-        if !code.is_ok() {
-            return Err(code);
-        }
-        assert_eq!((out.stage, out.dtype, out.n as usize), (0, abi::ENGINE_F32, self.n_vocab));
-        // SAFETY: the row is that long.
-        Ok(unsafe { std::slice::from_raw_parts(out.logits.cast::<f32>(), self.n_vocab) }.to_vec())
-    }
-
     /// As [`Self::collect`], without a copy of the rows.
     pub(crate) fn wait(&self, ticket: u64, n_rows: usize) {
         assert!(self.describe(ticket, n_rows).is_ok());
     }
 
-    pub(crate) fn describe(&self, ticket: u64, n_rows: usize) -> Result<Vec<abi::EngineRow>, abi::Code> {
+    fn describe(&self, ticket: u64, n_rows: usize) -> Result<Vec<abi::EngineRow>, abi::Code> {
         // SAFETY: all zero is a valid value of the struct.
         let mut rows: Vec<abi::EngineRow> = vec![unsafe { std::mem::zeroed() }; n_rows];
         // SAFETY: as the header says.
