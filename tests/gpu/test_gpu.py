@@ -91,7 +91,8 @@ def ask(node: RunningNode, prompt: str, **settings: Any) -> str:
 def test_auto_takes_the_gpu(node: RunningNode) -> None:
     system = node.get("/api/system").json()
     assert system["gpu_backend"] == "cuda"
-    assert [device["kind"] for device in system["devices"]] == ["gpu"] * len(devices.nvidia_gpus())
+    # Weights that stay with the host's memory are counted there.
+    assert [device["kind"] for device in system["devices"]] == ["gpu"] * len(devices.nvidia_gpus()) + ["host"]
     loaded = load(node)
     assert loaded["gpu_backend"] == "cuda"
     (gpu,) = [use for use in loaded["memory"] if not use["is_host"]]
@@ -99,11 +100,8 @@ def test_auto_takes_the_gpu(node: RunningNode) -> None:
     assert gpu["weights_bytes"] > 3_000_000  # all layers are there
 
 
-@pytest.mark.parametrize("options", [{}, {"device_rows": "on"}, {"device_rows": "off"}])
-def test_it_says_what_the_cpu_says(
-    node: RunningNode, engines: Path, options: dict[str, str], tmp_path: Path
-) -> None:
-    load(node, options=options)
+def test_it_says_what_the_cpu_says(node: RunningNode, engines: Path, tmp_path: Path) -> None:
+    load(node)
     alone = [ask(node, prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(lambda prompt: ask(node, prompt), PROMPTS * 4))
@@ -111,21 +109,6 @@ def test_it_says_what_the_cpu_says(
     arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
     with running_node(tmp_path / "cpu", arguments) as cpu:
         assert [ask(cpu, prompt) for prompt in PROMPTS] == alone
-
-
-def test_seeds_and_logprobs(node: RunningNode) -> None:
-    """Sampling with all its settings, from candidates or from whole rows alike."""
-    settings = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "frequency_penalty": 0.5}
-    found = []
-    for rows in ("on", "off"):
-        load(node, options={"device_rows": rows})
-        texts = [ask(node, prompt, **settings) for prompt in PROMPTS]
-        body = {"model": MODEL, "prompt": "An engine is", "max_tokens": 20, "temperature": 0, "logprobs": 5}
-        logprobs = node.post("/v1/completions", body).json()["choices"][0]["logprobs"]
-        found.append((texts, logprobs["tokens"], logprobs["token_logprobs"]))
-    (texts, tokens, values), (other_texts, other_tokens, other_values) = found
-    assert (texts, tokens) == (other_texts, other_tokens)
-    assert values == pytest.approx(other_values, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_sequences": 128, "context_length": 1024}])
