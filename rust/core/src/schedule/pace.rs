@@ -16,9 +16,8 @@ const PRESUMED_SHARE: f64 = 0.4;
 const LEAST_PREFILL: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
 const UNDISTURBED_PREFILL: u32 = 512;
-
 /// Steps of the target's length for which a burst of prompts may hold up answers.
-const MOST_HELD_STEPS: u32 = 4;
+const MOST_HELD_STEPS: u32 = 32;
 
 /// A running mean in which the old fades.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -127,9 +126,9 @@ impl Pace {
         tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
     }
 
-    /// Do answers wait while `prompts` are under way, the last step with answers being so long ago? Of
-    /// several prompts, most have to wait for a first token: each lets the others wait for one step, up to
-    /// a bound.
+    /// Do answers wait for a burst of prompts, the last step with answers being so long ago? `prompts`: how
+    /// many were under way at once since then that a step can read whole. Most of them have to wait for a
+    /// first token: each lets the answers wait for a step's time, up to a bound.
     pub fn holds_decodes(&self, prompts: u32, since: Duration) -> bool {
         let steps = prompts.min(MOST_HELD_STEPS).saturating_sub(1);
         self.prefill.0.is_some() && since.as_secs_f64() < f64::from(steps) * self.target
@@ -270,7 +269,8 @@ mod tests {
         let pace = taught(ms(100));
         assert!(!pace.holds_decodes(0, ms(0)) && !pace.holds_decodes(1, ms(0)));
         assert!(pace.holds_decodes(2, ms(99)) && !pace.holds_decodes(2, ms(101)));
-        assert!(pace.holds_decodes(30, ms(299)) && !pace.holds_decodes(30, ms(301)));
+        assert!(pace.holds_decodes(9, ms(799)) && !pace.holds_decodes(9, ms(801)));
+        assert!(pace.holds_decodes(90, ms(3099)) && !pace.holds_decodes(90, ms(3101)));
         assert!(!Pace::new(ms(100), 64).holds_decodes(30, ms(0)), "nothing is known yet");
     }
 
