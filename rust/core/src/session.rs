@@ -18,7 +18,7 @@ use crate::{
     sample::{Forbidden, PickFault, Samplers},
     schedule::{
         admission::{Queue, in_pages},
-        batch::{Budget, Demand, Share, plan},
+        batch::{Budget, Demand, Share, Turn, plan},
         generation::{Generation, Saved},
         pace::{Hole, Holes, Pace},
         preempt::victim,
@@ -109,8 +109,12 @@ pub struct Session<E> {
     max_running: usize,
     pace: Pace,
     drafter: Option<Box<dyn Drafter>>,
-    /// When the last step with answers in it ended.
+    /// When the last step with answers in it ended, or none was under way.
     answered: Duration,
+    /// Short prompts that were under way at once since then, at most.
+    burst: u32,
+    /// Is it the prompts' turn, where answers and prompts do not share steps?
+    prompts_next: bool,
     /// Steps in a row with holes among the ids.
     steps_with_holes: u32,
     arrivals: u64,
@@ -137,6 +141,8 @@ impl<E: StepEngine> Session<E> {
             pace: Pace::new(options.target_step, options.prefill_tokens),
             drafter: None,
             answered: Duration::ZERO,
+            burst: 0,
+            prompts_next: false,
             steps_with_holes: 0,
             arrivals: 0,
             preemptions: 0,
@@ -274,9 +280,11 @@ impl<E: StepEngine> Session<E> {
             if self.running.is_empty() {
                 return Ok(());
             }
-            let pads = self.close_holes()?;
+            let (turn, held) = self.turn();
+            // Answers have one token each, and a hole costs them a pass. Prompts have passes of their own.
+            let pads = if turn == Turn::Prompts { Vec::new() } else { self.close_holes()? };
             let demands = self.demands();
-            let outcome = match plan(&demands, &self.budget(&demands, pads.len() as u32)) {
+            let outcome = match plan(&demands, &self.budget(&demands, turn, held, pads.len() as u32)) {
                 Ok(shares) => self.run(&shares, &pads, events)?,
                 Err(_) => Outcome::CacheFull,
             };
@@ -471,12 +479,39 @@ impl<E: StepEngine> Session<E> {
             .collect()
     }
 
-    fn budget(&self, demands: &[Demand], pads: u32) -> Budget {
+    /// Whose step is next, and do answers wait for more than their turn?
+    ///
+    /// Where each sequence has a part of the cache to itself, engines need a pass for each length among the
+    /// slices: prompts beside answers are read without their first token, so both are slower than apart.
+    fn turn(&mut self) -> (Turn, bool) {
+        let all = || self.running.values().map(Generation::pending);
+        let short = self.pace.prefill_tokens(0, self.limits().max_batch_tokens);
+        let prompts = all().filter(|&it| it > 1).count();
+        let burst = all().filter(|&it| it > 1 && it <= short).count() as u32;
+        let now = (self.options.clock)();
+        if prompts == self.running.len() {
+            // Nobody waits.
+            (self.answered, self.burst) = (now, 0);
+        }
+        self.burst = self.burst.max(burst);
+        let waited = now.saturating_sub(self.answered);
+        if prompts == 0 {
+            (Turn::Answers, false)
+        } else if prompts == self.running.len() || self.pace.holds_decodes(self.burst, waited) {
+            (Turn::Prompts, true)
+        } else if self.limits().shares_prefixes {
+            (Turn::Both, false)
+        } else if self.prompts_next {
+            (Turn::Prompts, false)
+        } else {
+            (Turn::Answers, false)
+        }
+    }
+
+    fn budget(&self, demands: &[Demand], turn: Turn, held: bool, pads: u32) -> Budget {
         let limits = self.limits();
         let prompts = demands.iter().filter(|it| it.pending > 1).count() as u32;
-        let waited = (self.options.clock)().saturating_sub(self.answered);
-        let hold_decodes = self.pace.holds_decodes(prompts, waited);
-        let decodes = if hold_decodes { 0 } else { demands.len() as u32 - prompts };
+        let decodes = if held { 0 } else { demands.len() as u32 - prompts };
         let tokens = limits.max_batch_tokens.saturating_sub(pads).max(decodes);
         Budget {
             tokens,
@@ -488,15 +523,15 @@ impl<E: StepEngine> Session<E> {
                 self.sequences.room()
             },
             cache_page: limits.cache_page,
-            hold_decodes,
+            turn,
         }
     }
 
     /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
     /// the proposed ones. Nothing while prompts are read: these need the time more.
     fn drafts(&mut self, shares: &[Share]) -> BTreeMap<SequenceId, Vec<Token>> {
-        let (Some(drafter), true) = (&mut self.drafter, shares.iter().all(|it| it.row && it.tokens == 1))
-        else {
+        let reads = self.running.values().any(|it| it.pending() > 1);
+        let (Some(drafter), false) = (&mut self.drafter, reads) else {
             return BTreeMap::new();
         };
         let limits = self.sequences.limits();
@@ -618,10 +653,12 @@ impl<E: StepEngine> Session<E> {
             .zip(&rows)
             .map(|(share, &rows)| if share.tokens == 1 { rows.max(1) } else { 0 })
             .sum();
-        let prompt = shares.iter().map(|it| it.tokens).filter(|&tokens| tokens > 1).sum();
+        let prompt: u32 = shares.iter().map(|it| it.tokens).filter(|&tokens| tokens > 1).sum();
         let now = (self.options.clock)();
+        self.prompts_next = prompt == 0;
         if decodes > 0 {
             self.answered = now;
+            self.burst = 0;
         }
         let took = now.saturating_sub(began);
         self.pace.stepped(decodes + pads.len() as u32, prompt, took);

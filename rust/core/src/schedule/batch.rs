@@ -1,4 +1,4 @@
-//! The plan of one step: all decodes first, then prompts, under one budget.
+//! The plan of one step: who takes part, answers first, then prompts, under one budget.
 //!
 //! Of the prompts, the oldest is read to its end where the step has room for that, and otherwise gets
 //! half of the room, however many short ones follow. Those that can be read whole in what is left are,
@@ -21,6 +21,17 @@ pub struct Demand {
     pub pending: u32,
 }
 
+/// Who takes part in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Answers and prompts, in one pass.
+    Both,
+    /// Answers alone, if any is under way.
+    Answers,
+    /// Prompts alone, if any is under way.
+    Prompts,
+}
+
 /// What a step may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -32,8 +43,8 @@ pub struct Budget {
     pub cache_free: u64,
     /// Tokens per page of the cache.
     pub cache_page: u32,
-    /// Do answers wait for the prompts in this step?
-    pub hold_decodes: bool,
+    /// Whose step it is.
+    pub turn: Turn,
 }
 
 /// What a sequence gets.
@@ -52,15 +63,24 @@ pub struct Share {
 pub struct CacheShort;
 
 /// Plans a step over all that runs. `running` is in ascending order of ids, and so is the answer. It
-/// is empty only if nothing runs.
+/// is empty only if nothing runs: where there is no room for prompts, answers go on in their turn.
 pub fn plan(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShort> {
+    match plan_turn(running, budget) {
+        Err(CacheShort) if budget.turn == Turn::Prompts => {
+            plan_turn(running, &Budget { turn: Turn::Answers, ..*budget })
+        }
+        planned => planned,
+    }
+}
+
+fn plan_turn(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShort> {
     let page = budget.cache_page;
     let growth = |it: &Demand, tokens: u32| in_pages(it.held + tokens, page) - in_pages(it.held, page);
     let mut tokens = budget.tokens;
     let mut free = budget.cache_free;
     let mut shares = Vec::with_capacity(running.len());
-    let held = budget.hold_decodes && running.iter().any(|it| it.pending > 1);
-    for it in running.iter().filter(|it| it.pending == 1 && !held) {
+    let takes_part = among(running, budget.turn);
+    for it in running.iter().filter(|it| it.pending == 1 && takes_part(it)) {
         if tokens == 0 {
             break;
         }
@@ -68,7 +88,7 @@ pub fn plan(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShor
         tokens -= 1;
         shares.push(Share { sequence: it.sequence, tokens: 1, row: true });
     }
-    let mut prompts: Vec<_> = running.iter().filter(|it| it.pending > 1).collect();
+    let mut prompts: Vec<_> = running.iter().filter(|it| it.pending > 1 && takes_part(it)).collect();
     prompts.sort_unstable_by_key(|it| it.age);
     let mut prefill = budget.prefill_tokens.max(1).min(tokens);
     let mut takes = vec![0; prompts.len()];
@@ -106,6 +126,17 @@ pub fn plan(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheShor
     Ok(shares)
 }
 
+/// Who takes part of what runs: everybody where nobody's turn it is otherwise.
+fn among(running: &[Demand], turn: Turn) -> impl Fn(&Demand) -> bool + use<> {
+    let answers = running.iter().any(|it| it.pending == 1);
+    let prompts = running.iter().any(|it| it.pending > 1);
+    move |it| match turn {
+        Turn::Answers if answers => it.pending == 1,
+        Turn::Prompts if prompts => it.pending > 1,
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -113,13 +144,14 @@ mod tests {
     use super::*;
 
     fn budget() -> impl Strategy<Value = Budget> {
-        (8u32..64, 1u32..64, prop_oneof![0u64..200, Just(1 << 40)], 1u32..20, any::<bool>()).prop_map(
-            |(tokens, prefill_tokens, cache_free, cache_page, hold_decodes)| Budget {
+        let turn = prop_oneof![Just(Turn::Both), Just(Turn::Answers), Just(Turn::Prompts)];
+        (8u32..64, 1u32..64, prop_oneof![0u64..200, Just(1 << 40)], 1u32..20, turn).prop_map(
+            |(tokens, prefill_tokens, cache_free, cache_page, turn)| Budget {
                 tokens,
                 prefill_tokens,
                 cache_free,
                 cache_page,
-                hold_decodes,
+                turn,
             },
         )
     }
@@ -134,19 +166,25 @@ mod tests {
             let running: Vec<_> = wants.iter().zip(&ages).enumerate()
                 .map(|(index, (&(held, pending), &age))| Demand { sequence: index as u32 * 2, age, held, pending })
                 .collect();
-            let held = budget.hold_decodes && running.iter().any(|it| it.pending > 1);
-            let decodes = running.iter().filter(|it| it.pending == 1 && !held).count();
             match plan(&running, &budget) {
                 Err(CacheShort) => {
                     let unbounded = Budget { cache_free: 1 << 40, ..budget };
                     prop_assert!(!plan(&running, &unbounded).unwrap().is_empty());
                 }
                 Ok(shares) => {
+                    // Where no prompt finds room, answers take the turn.
+                    let passed = budget.turn == Turn::Prompts
+                        && running.iter().any(|it| it.pending > 1)
+                        && shares.iter().all(|it| running.iter().any(|one| one.sequence == it.sequence && one.pending == 1));
+                    prop_assert!(!passed || budget.cache_free < 200);
+                    let turn = if passed { Turn::Answers } else { budget.turn };
+                    let takes_part = among(&running, turn);
+                    let decodes = running.iter().filter(|it| it.pending == 1 && takes_part(it)).count();
                     prop_assert!(shares.windows(2).all(|it| it[0].sequence < it[1].sequence));
                     prop_assert_eq!(shares.is_empty(), running.is_empty());
                     prop_assert!(shares.iter().map(|it| it.tokens).sum::<u32>() <= budget.tokens);
                     let (mut growth, mut prefill, mut decoding) = (0, 0, 0);
-                    let oldest = running.iter().filter(|it| it.pending > 1).min_by_key(|it| it.age);
+                    let oldest = running.iter().filter(|it| it.pending > 1 && takes_part(it)).min_by_key(|it| it.age);
                     for it in &running {
                         let share = shares.iter().find(|share| share.sequence == it.sequence);
                         if let Some(share) = share {
@@ -185,13 +223,8 @@ mod tests {
     fn short_prompts_pass_a_long_one_that_goes_on() {
         let long = Demand { sequence: 0, age: 0, held: 0, pending: 1000 };
         let short = |sequence, pending| Demand { sequence, age: u64::from(sequence), held: 0, pending };
-        let budget = Budget {
-            tokens: 512,
-            prefill_tokens: 64,
-            cache_free: 1 << 20,
-            cache_page: 1,
-            hold_decodes: false,
-        };
+        let budget =
+            Budget { tokens: 512, prefill_tokens: 64, cache_free: 1 << 20, cache_page: 1, turn: Turn::Both };
         let shares = plan(&[long, short(1, 30), short(2, 10)], &budget).unwrap();
         let given: Vec<_> = shares.iter().map(|it| (it.sequence, it.tokens, it.row)).collect();
         assert_eq!(given, [(0, 54, false), (2, 10, true)]);

@@ -16,9 +16,11 @@ const PRESUMED_SHARE: f64 = 0.4;
 const LEAST_PREFILL: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
 const UNDISTURBED_PREFILL: u32 = 512;
-
+/// Engines compute the attention of so many tokens of a prompt in one go. With one token less, llama.cpp's
+/// CPU kernels compute it token by token, which takes up to twelve times as long.
+const TILE: u32 = 64;
 /// Steps of the target's length for which a burst of prompts may hold up answers.
-const MOST_HELD_STEPS: u32 = 4;
+const MOST_HELD_STEPS: u32 = 32;
 
 /// A running mean in which the old fades.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -121,15 +123,15 @@ impl Pace {
                 // Where answers alone take long, prompts still get half of the time.
                 let room =
                     if decodes == 0 { 2.0 * self.target } else { self.target.max(2.0 * decode) - decode };
-                (room / each).min(f64::from(u32::MAX)) as u32
+                in_tiles((room / each).min(f64::from(u32::MAX / 2)) as u32)
             }
         };
         tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
     }
 
-    /// Do answers wait while `prompts` are under way, the last step with answers being so long ago? Of
-    /// several prompts, most have to wait for a first token: each lets the others wait for one step, up to
-    /// a bound.
+    /// Do answers wait for a burst of prompts, the last step with answers being so long ago? `prompts`: how
+    /// many were under way at once since then that a step can read whole. Most of them have to wait for a
+    /// first token: each lets the answers wait for a step's time, up to a bound.
     pub fn holds_decodes(&self, prompts: u32, since: Duration) -> bool {
         let steps = prompts.min(MOST_HELD_STEPS).saturating_sub(1);
         self.prefill.0.is_some() && since.as_secs_f64() < f64::from(steps) * self.target
@@ -223,6 +225,11 @@ impl Pace {
     }
 }
 
+/// Whole tiles, about so many tokens; fewer than half of one stay what they are.
+fn in_tiles(tokens: u32) -> u32 {
+    if tokens < TILE / 2 { tokens } else { (tokens + TILE / 2) / TILE * TILE }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -257,12 +264,17 @@ mod tests {
     #[test]
     fn prompts_fill_the_step_up_to_its_target() {
         let pace = taught(ms(120));
-        // 20 ms for 8 answers leave 100 ms at 1 ms per token.
-        assert!((95..=105).contains(&pace.prefill_tokens(8, 4096)), "{pace:?}");
+        // 20 ms for 8 answers leave 100 ms at 1 ms per token: a tile and a half, and a little.
+        assert_eq!(pace.prefill_tokens(8, 4096), 128, "{pace:?}");
         // 68 ms for 32 answers: half of the step goes to prompts.
-        assert!((64..=72).contains(&pace.prefill_tokens(32, 4096)));
+        assert_eq!(pace.prefill_tokens(32, 4096), 64);
         assert_eq!(pace.prefill_tokens(8, 50), 50);
         assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+    }
+
+    #[test]
+    fn pieces_are_whole_tiles_unless_they_are_small() {
+        assert_eq!([16, 31, 32, 95, 96, 512].map(in_tiles), [16, 31, 64, 64, 128, 512]);
     }
 
     #[test]
@@ -270,7 +282,8 @@ mod tests {
         let pace = taught(ms(100));
         assert!(!pace.holds_decodes(0, ms(0)) && !pace.holds_decodes(1, ms(0)));
         assert!(pace.holds_decodes(2, ms(99)) && !pace.holds_decodes(2, ms(101)));
-        assert!(pace.holds_decodes(30, ms(299)) && !pace.holds_decodes(30, ms(301)));
+        assert!(pace.holds_decodes(9, ms(799)) && !pace.holds_decodes(9, ms(801)));
+        assert!(pace.holds_decodes(90, ms(3099)) && !pace.holds_decodes(90, ms(3101)));
         assert!(!Pace::new(ms(100), 64).holds_decodes(30, ms(0)), "nothing is known yet");
     }
 

@@ -442,24 +442,65 @@ fn a_short_cache_preempts_and_nobody_fails() {
 
 #[test]
 fn streams_go_on_while_a_long_prompt_is_read() {
-    let options = SessionOptions { prefill_tokens: 16, ..SessionOptions::default() };
-    let mut session = session(limits(), options);
-    let mut events = Vec::new();
-    for id in 0..3 {
-        let mut request = request(vec![BOS, id], 200);
-        request.ignore_eos = true;
-        session.submit(id as u64, valid(request, &limits())).unwrap();
-    }
-    session.step(&mut events).unwrap();
-    session.submit(9, valid(request(vec![BOS; 200], 10), &limits())).unwrap();
-    for _ in 0..13 {
+    for shares_prefixes in [true, false] {
+        let limits = Limits { shares_prefixes, ..limits() };
+        let options = SessionOptions { prefill_tokens: 16, ..SessionOptions::default() };
+        let mut session = session(limits.clone(), options);
+        let mut events = Vec::new();
+        for id in 0..3 {
+            let mut request = request(vec![BOS, id], 200);
+            request.ignore_eos = true;
+            session.submit(id as u64, valid(request, &limits)).unwrap();
+        }
         session.step(&mut events).unwrap();
+        session.submit(9, valid(request(vec![BOS; 200], 10), &limits)).unwrap();
+        for _ in 0..26 {
+            session.step(&mut events).unwrap();
+        }
+        let answers = [(0, 1, 1), (1, 1, 1), (2, 1, 1)];
+        let pieces = (0..13).map(|index| if index < 12 { (3, 16, 0) } else { (3, 8, 1) });
+        // In one pass where engines have one for both, and by turns where not.
+        let expected: Vec<Vec<_>> = if shares_prefixes {
+            pieces.map(|piece| answers.into_iter().chain([piece]).collect()).collect()
+        } else {
+            pieces.flat_map(|piece| [answers.to_vec(), vec![piece]]).collect()
+        };
+        assert_eq!(session.engine().steps[1..=expected.len()], expected);
     }
-    let steps = &session.engine().steps[1..];
-    for (index, step) in steps.iter().enumerate() {
-        assert_eq!(&step[..3], &[(0, 1, 1), (1, 1, 1), (2, 1, 1)]);
-        let (tokens, rows) = if index < 12 { (16, 0) } else { (8, 1) };
-        assert_eq!(step[3], (3, tokens, rows));
+}
+
+/// Each look at it takes a millisecond.
+fn ticking() -> Duration {
+    thread_local!(static NOW: Cell<u64> = const { Cell::new(0) });
+    Duration::from_millis(NOW.with(|now| now.replace(now.get() + 1)))
+}
+
+#[test]
+fn a_burst_is_read_before_answers_go_on() {
+    for shares_prefixes in [true, false] {
+        let limits = Limits { max_batch_tokens: 40, shares_prefixes, ..limits() };
+        let options = SessionOptions { clock: ticking, ..SessionOptions::default() };
+        let mut session = session(limits.clone(), options);
+        let mut events = Vec::new();
+        let mut submit = |session: &mut Session<ToyEngine>, id: u64| {
+            let mut request = request(vec![id as Token; 20], 30);
+            request.ignore_eos = true;
+            session.submit(id, valid(request, &limits)).unwrap();
+        };
+        submit(&mut session, 100);
+        for _ in 0..3 {
+            session.step(&mut events).unwrap();
+        }
+        for id in 0..8 {
+            submit(&mut session, id);
+        }
+        for _ in 0..5 {
+            session.step(&mut events).unwrap();
+        }
+        let steps = &session.engine().steps[3..];
+        let whole_prompts = |step: &[(u32, usize, u32)]| step.iter().all(|it| (it.1, it.2) == (20, 1));
+        assert!(steps[..4].iter().all(|it| it.len() == 2 && whole_prompts(it)), "{steps:?}");
+        assert_eq!(steps[4].len(), 9);
     }
 }
 
@@ -597,10 +638,12 @@ fn a_hole_is_filled_by_who_waits() {
         session.step(&mut events).unwrap();
     }
     // Request 1 ended in the second step; request 3 sits in its place in the third.
-    assert_eq!(session.engine().steps[2], [(0, 1, 1), (1, 2, 1), (2, 1, 1)]);
+    assert_eq!(session.engine().steps[2], [(1, 2, 1)]);
     session.cancel(0, &mut events);
-    session.step(&mut events).unwrap();
-    assert_eq!(session.engine().steps[3], [(0, 2, 1), (1, 1, 1), (2, 1, 1)]);
+    for _ in 0..2 {
+        session.step(&mut events).unwrap();
+    }
+    assert_eq!(session.engine().steps[3..], [vec![(1, 1, 1), (2, 1, 1)], vec![(0, 2, 1)]]);
 }
 
 #[test]
