@@ -81,3 +81,26 @@ pub struct EnginePick {
 }
 
 crate::growing!(EnginePick);
+
+impl EnginePick {
+    /// The likeliest token of whole rows: nothing that shapes, nothing that filters.
+    pub const GREEDY: Self = Self {
+        struct_size: size_of::<Self>() as u32,
+        stage: ENGINE_STAGE_LOGITS,
+        uses: 0,
+        n_candidates: 0,
+        repeat_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        temperature: 1.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        n_bias: 0,
+        bias: std::ptr::null(),
+        history: std::ptr::null(),
+        n_history: 0,
+        masks: std::ptr::null(),
+        uniforms: std::ptr::null(),
+    };
+}

@@ -546,25 +546,7 @@ const UNWRITTEN: EngineRow = EngineRow {
 
 /// The wish for so many candidates and nothing else: penalties, bias and masks are the host's own to apply.
 fn top(candidates: u32) -> EnginePick {
-    EnginePick {
-        struct_size: EnginePick::SIZE,
-        stage: ENGINE_STAGE_TOP,
-        uses: 0,
-        n_candidates: candidates,
-        repeat_penalty: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        temperature: 1.0,
-        top_p: 1.0,
-        min_p: 0.0,
-        top_k: 0,
-        n_bias: 0,
-        bias: std::ptr::null(),
-        history: std::ptr::null(),
-        n_history: 0,
-        masks: std::ptr::null(),
-        uniforms: std::ptr::null(),
-    }
+    EnginePick { stage: ENGINE_STAGE_TOP, n_candidates: candidates, ..EnginePick::GREEDY }
 }
 
 /// A row as the engine described it.

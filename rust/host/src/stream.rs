@@ -63,10 +63,8 @@ impl Sampling {
             uses |= ENGINE_PICK_TOP_K;
         }
         EnginePick {
-            struct_size: EnginePick::SIZE,
             stage: ENGINE_STAGE_TOKEN,
             uses,
-            n_candidates: 0,
             repeat_penalty,
             frequency_penalty,
             presence_penalty,
@@ -74,12 +72,7 @@ impl Sampling {
             top_p,
             min_p,
             top_k: self.top_k.unwrap_or_default(),
-            n_bias: 0,
-            bias: std::ptr::null(),
-            history: std::ptr::null(),
-            n_history: 0,
-            masks: std::ptr::null(),
-            uniforms: std::ptr::null(),
+            ..EnginePick::GREEDY
         }
     }
 }
