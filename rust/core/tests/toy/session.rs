@@ -482,7 +482,7 @@ fn a_burst_is_read_before_answers_go_on() {
         let options = SessionOptions { clock: ticking, ..SessionOptions::default() };
         let mut session = session(limits.clone(), options);
         let mut events = Vec::new();
-        let mut submit = |session: &mut Session<ToyEngine>, id: u64| {
+        let submit = |session: &mut Session<ToyEngine>, id: u64| {
             let mut request = request(vec![id as Token; 20], 30);
             request.ignore_eos = true;
             session.submit(id, valid(request, &limits)).unwrap();
