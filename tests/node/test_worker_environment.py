@@ -1,4 +1,5 @@
-"""What a worker's environment has for the libraries in it, and leaves alone where somebody chose."""
+"""What a worker's environment has for the libraries in it, and leaves alone where somebody chose; and which
+threads they leave in it."""
 
 from __future__ import annotations
 
@@ -30,3 +31,14 @@ def test_what_somebody_chose_stays(engines: Path, tmp_path: Path, theirs: dict[s
         del wanted["GOMP_SPINCOUNT"]
         assert "GOMP_SPINCOUNT" not in found
     assert {name: found.get(name) for name in wanted} == wanted
+
+
+def test_loading_leaves_no_threads_behind(engines: Path, tmp_path: Path) -> None:
+    """Where there is AMX, ggml repacks weights with all processors, and the idle team of that would make
+    libgomp put all others to sleep at each barrier. Its threads have the name of the one that made them."""
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", [*arguments, "--threads", "1"]) as node:
+        environment_of_worker(node)
+        (worker,) = node.workers()
+        names = [(task / "comm").read_text().strip() for task in Path(f"/proc/{worker}/task").iterdir()]
+        assert len(names) == len(set(names)), names

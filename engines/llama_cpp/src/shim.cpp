@@ -168,6 +168,15 @@ void copy_pieces(std::vector<piece> from, std::vector<piece> to) {
     }
 }
 
+// Ends the idle threads of OpenMP's team of the calling thread, which otherwise live as long as that thread.
+// While a process has more of them than processors, libgomp lets all of its threads look for each other for
+// a moment only, and sleep: each barrier of a pass costs a switch then.
+void end_idle_threads() {
+#ifdef SHIM_OPENMP
+    omp_pause_resource_all(2); // omp_pause_hard
+#endif
+}
+
 } // namespace
 
 void shim_install(void (*report)(const char * message)) {
@@ -189,7 +198,12 @@ gguf_context * shim_gguf_open(const char * path, shim_fault * fault) {
 }
 
 llama_model * shim_model_load(const char * path, const llama_model_params * params, shim_fault * fault) {
-    return guarded<llama_model *>(fault, nullptr, [&] { return llama_model_load_from_file(path, *params); });
+    return guarded<llama_model *>(fault, nullptr, [&] {
+        llama_model * const model = llama_model_load_from_file(path, *params);
+        // Where there is AMX, weights are repacked by a team of threads.
+        end_idle_threads();
+        return model;
+    });
 }
 
 void shim_model_free(llama_model * model, shim_fault * fault) {
@@ -207,10 +221,7 @@ llama_context * shim_context_create(llama_model * model, const llama_context_par
 void shim_context_free(llama_context * context, shim_fault * fault) {
     guarded(fault, 0, [&] {
         llama_free(context);
-#ifdef SHIM_OPENMP
-        // Else the idle threads live on until the thread that calls this ends. 2: omp_pause_hard.
-        omp_pause_resource_all(2);
-#endif
+        end_idle_threads();
         return 0;
     });
 }
