@@ -13,6 +13,11 @@ use crate::{LlamaEngine, internal};
 /// By how many tokens per sequence a cache is made larger to see what a token costs.
 const PROBE: u32 = 1024;
 
+/// What CUDA takes of a GPU for a process, beside what llama.cpp knows of: the context, the kernels that are
+/// loaded, the libraries' own room. NVML counts it. 604 MiB on an H200 (driver 580.159, CUDA 13.0), whatever
+/// the model; smaller GPUs have smaller contexts.
+const CUDA_CONTEXT: u64 = 608 << 20;
+
 impl Memory for LlamaEngine {
     fn devices(&self) -> Vec<Device> {
         llama::devices()
@@ -56,6 +61,7 @@ impl Memory for LlamaEngine {
         if context.has_memory() {
             marginal(&model, &plan.settings, &context, &mut uses)?;
         }
+        add_cuda(&mut uses);
         Ok(uses)
     }
 
@@ -76,7 +82,22 @@ impl Memory for LlamaEngine {
                 sum.cache_per_sequence += memory.cache_per_sequence;
             }
         }
+        add_cuda(&mut total);
         Ok(total)
+    }
+}
+
+/// Counts CUDA itself on each of its devices, once for a model.
+fn add_cuda(uses: &mut [MemoryUse]) {
+    if uses.iter().all(|memory| memory.device.is_none()) {
+        return;
+    }
+    let devices = llama::devices();
+    for memory in uses {
+        let device = memory.device.and_then(|index| devices.get(index as usize));
+        if device.is_some_and(|device| device.name.as_bytes().starts_with(b"CUDA")) {
+            memory.compute += CUDA_CONTEXT;
+        }
     }
 }
 

@@ -161,12 +161,11 @@ impl Flight<'_> {
         loop {
             match self.controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Control::Message(FromWorker::Estimated(uses))) if room.is_none() => {
-                    estimate = with_context(self.estimate(model, uses), &self.plan.engine.gpu_backend);
+                    estimate = self.estimate(model, uses);
                     room = Some(self.inner.devices.reserve(&estimate, &model.id).map_err(plainly)?);
                     self.process.link.send(ToWorker::Proceed);
                 }
-                Ok(Control::Message(FromWorker::Ready(mut facts))) => {
-                    facts.memory = with_context(facts.memory, &self.plan.engine.gpu_backend);
+                Ok(Control::Message(FromWorker::Ready(facts))) => {
                     return match room {
                         Some(room) => Ok((complete(facts, model, estimate), room)),
                         None => Err(plainly(Fault::new(
@@ -328,21 +327,6 @@ fn loaded(model: &Model, candidate: &Candidate, facts: ModelFacts, took: Duratio
         load_ms: took.as_millis() as u64,
         facts,
     }
-}
-
-/// What a process takes of a GPU with CUDA before it allocates anything there, and no engine counts: the
-/// context, the kernels that are loaded, the libraries' own room. NVML counts it. 604 MiB on an H200 (driver
-/// 580.159, CUDA 13.0) with the llama.cpp engine, whatever the model; smaller GPUs have smaller contexts.
-const CUDA_CONTEXT: u64 = 608 << 20;
-
-/// A worker is one process, and has one context on each GPU that it uses.
-fn with_context(mut uses: Vec<MemoryUse>, gpu_backend: &str) -> Vec<MemoryUse> {
-    if gpu_backend == "cuda" {
-        for use_ in uses.iter_mut().filter(|use_| !use_.is_host && use_.total() > 0) {
-            use_.compute = use_.compute.saturating_add(CUDA_CONTEXT);
-        }
-    }
-    uses
 }
 
 /// What an engine does not say of its model, as far as it is known without it.
