@@ -125,14 +125,15 @@ class Arena:
         self.tools = functools.cache(build)
         self.options = options
         self.client = Client(options.client)
-        self._done: dict[str, Comparison] = {}
+        self._done: dict[str, Any] = {}
         self._unified: dict[tuple[Setup, int, int, int], bool] = {}
 
-    def once(self, key: str, measure: Callable[[], Comparison]) -> Comparison:
-        """For rows that look at the same comparison from several sides."""
+    def once(self, key: str, measure: Callable[[], T]) -> T:
+        """For rows that look at the same measurement from several sides."""
         if key not in self._done:
             self._done[key] = measure()
-        return self._done[key]
+        found: T = self._done[key]
+        return found
 
     @contextlib.contextmanager
     def node(self, setup: Setup, **keywords: Any) -> Iterator[Server]:
@@ -204,6 +205,7 @@ class Arena:
         def bench() -> float:
             command = [str(self.tools(setup.backend).bench), "-m", str(setup.model.path)]
             command += ["-t", str(setup.threads), "-p", str(tokens), "-n", "0", "-r", "100", "-o", "json"]
+            command += ["-fa", "1"]  # as servers do where nobody says otherwise
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"llama-bench: {done.stderr[-1000:]}")

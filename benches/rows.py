@@ -292,7 +292,12 @@ def host_cpu(arena: Arena) -> Outcome:
 
 
 def request_cost(arena: Arena) -> Outcome:
-    """One short answer at a time: how long it takes beyond what the engine computes."""
+    """One short answer at a time, by an idle client: how long it takes beyond what the engine computes.
+
+    The node's is what it takes where the engine costs nothing. llama-server has no such engine: there it is
+    the whole less what llama-bench takes for the prompt, two figures of which each is ten times as large.
+    """
+    ours = [record["request"]["wall_ms"] for record in of_nothing(arena)]
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     load = Load(1, 100, STORIES_PROMPT, 1, route="chat")
     latency = milliseconds("e2e", "p50")
@@ -304,13 +309,11 @@ def request_cost(arena: Arena) -> Outcome:
         beside=lambda: arena.prefill_ms(setup, STORIES_PROMPT),
     )
     engine = stats.median(comparison.beside)
-    ours = [value - engine for value in comparison.of_node(latency)]
     theirs = [value - engine for value in comparison.of_llama_server(latency)]
     outcome = told(comparison, latency, "ms")
     outcome.figures = {
         "outside the engine": Measured.of(ours, "ms"),
         "llama-server, outside the engine": Measured.of(theirs, "ms"),
-        "ratio": Measured.of([a / b for a, b in zip(ours, theirs, strict=True)], RATIO),
         "engine": Measured.of(comparison.beside, "ms"),
         "llm-node": outcome.figures["llm-node"],
         "llama-server": outcome.figures["llama-server"],
@@ -413,18 +416,23 @@ def node_memory(arena: Arena) -> Outcome:
 
 
 def worker_memory(arena: Arena) -> Outcome:
-    """The worker after a load, above the model's file and the cache."""
+    """The worker after a load, above the weights and the cache.
+
+    The weights are as the engine has them: repacked for the processor they are larger than in the file.
+    """
     setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 8, 512)
     with arena.node(setup) as node:
         arena.client.run(node, Load(8, 8, prompt=64, output=64))
         resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.process.pid))
+        weights = sum(one["weights_bytes"] for one in node.facts["load"]["memory"] if one["is_host"])
     cache = setup.cells * setup.model.cache_bytes_per_token
-    above = resident - setup.model.size - cache
+    above = resident - weights - cache
     return Outcome(
         {
             "above model and cache": Measured.exact(above / 1e6, "MB"),
             "RSS": Measured.exact(resident / 1e6, "MB"),
-            "model": Measured.exact(setup.model.size / 1e6, "MB"),
+            "weights": Measured.exact(weights / 1e6, "MB"),
+            "file": Measured.exact(setup.model.size / 1e6, "MB"),
             "cache": Measured.exact(cache / 1e6, "MB"),
         }
     )
@@ -436,27 +444,35 @@ STREAMS_OF_NOTHING = 64
 SAMPLER_CASE = "top_k_40_top_p_min_p_temp"
 
 
+def of_nothing(arena: Arena) -> list[dict[str, Any]]:
+    """What token_path.py finds, several times: the node with an engine that costs nothing."""
+
+    def measure() -> list[dict[str, Any]]:
+        records = []
+        for _ in range(2 if arena.options.quick else 7):
+            with tempfile.NamedTemporaryFile(suffix=".json") as file:
+                command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
+                command += ["--concurrency", str(STREAMS_OF_NOTHING)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode != 0:
+                    raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
+                records.append(json.load(file))
+        return records
+
+    return arena.once("an engine that costs nothing", measure)
+
+
 def token_path(arena: Arena) -> Outcome:
     """Tokens that reach 64 clients for each second of processor time, with an engine that costs nothing."""
-    rates, node, worker, reach = [], [], [], []
-    for _ in range(2 if arena.options.quick else 7):
-        with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
-            command += ["--concurrency", str(STREAMS_OF_NOTHING)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
-            row = json.load(file)["rows"][0]
-        rates.append(1e3 / (row["node_us_per_token"] + row["worker_us_per_token"]))
-        node.append(row["node_us_per_token"])
-        worker.append(row["worker_us_per_token"])
-        reach.append(row["tokens_per_second"] / 1e3)
+    rows = [record["rows"][0] for record in of_nothing(arena)]
+    node, worker = ([row[f"{part}_us_per_token"] for row in rows] for part in ("node", "worker"))
+    rates = [1e3 / (a + b) for a, b in zip(node, worker, strict=True)]
     return Outcome(
         {
             "per core": Measured.of(rates, "k tokens/s"),
             "node": Measured.of(node, "µs/token"),
             "worker": Measured.of(worker, "µs/token"),
-            "on this machine": Measured.of(reach, "k tokens/s"),
+            "on this machine": Measured.of([row["tokens_per_second"] / 1e3 for row in rows], "k tokens/s"),
         }
     )
 

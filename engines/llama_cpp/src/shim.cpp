@@ -3,15 +3,26 @@
 #include "llama-ext.h"
 #include "llama-io.h"
 #include "llama-memory.h"
+#include "llama-model.h"
 
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <map>
 #include <new>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
+
+#ifdef __linux__
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <malloc.h>
+#include <sys/mman.h>
+#endif
 
 #ifdef SHIM_OPENMP
 #include <sys/syscall.h>
@@ -177,6 +188,80 @@ void end_idle_threads() {
 #endif
 }
 
+// Weights that are computed with where they lie in the host's memory: not on a device, not repacked.
+template <typename Take> void for_plain_weights(const llama_model * model, Take && take) {
+    for (const auto & [name, tensor] : model->tensors_by_name) {
+        if (tensor->buffer != nullptr && ggml_backend_buffer_is_host(tensor->buffer)) {
+            take(name, *tensor);
+        }
+    }
+}
+
+// The size of all of these. What two tensors share counts once: a model may use one weight as two, and then
+// both are the same bytes of its file. (A model that was not really loaded has no addresses, only names.)
+size_t plain_weights_size(const llama_model * model) {
+    std::set<const void *> addresses;
+    std::set<std::string>  names;
+    size_t                 sum = 0;
+    for_plain_weights(model, [&](const std::string & name, const ggml_tensor & tensor) {
+        const bool is_new =
+            tensor.data != nullptr ? addresses.insert(tensor.data).second : names.insert(name).second;
+        if (is_new) {
+            const ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(tensor.buffer);
+            sum += GGML_PAD(ggml_backend_buft_get_alloc_size(type, &tensor), ggml_backend_buft_get_alignment(type));
+        }
+    });
+    return sum;
+}
+
+// Of what the host maps of the model's files, lets the kernel take the pages back that no weight is used from:
+// those whose weights were copied to a device, or repacked. llama.cpp unmaps them only before the first weight
+// that is used in place and behind the last; often these are small ones in all parts of the file, and the
+// model is in memory twice. Should anybody read such a page, it comes from the file again.
+void release_copied_pages(const llama_model * model) {
+#ifdef __linux__
+    using range = std::pair<uintptr_t, uintptr_t>;
+    std::vector<range> used;
+    for_plain_weights(model, [&](const std::string &, const ggml_tensor & tensor) {
+        const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+        used.emplace_back(begin, begin + ggml_nbytes(&tensor));
+    });
+    std::sort(used.begin(), used.end());
+    const uintptr_t page    = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto      release = [page](uintptr_t begin, uintptr_t end) {
+        begin = (begin + page - 1) / page * page;
+        end   = end / page * page;
+        if (begin < end) {
+            // Refused where pages are locked, as somebody wanted it.
+            madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
+        }
+    };
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        uintptr_t begin = 0;
+        uintptr_t end   = 0;
+        uint64_t  inode = 0;
+        // Only what is mapped from a file to be read can be had again.
+        if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " r--%*c %*x %*x:%*x %" SCNu64, &begin, &end,
+                        &inode) != 3 ||
+            inode == 0) {
+            continue;
+        }
+        auto next = std::lower_bound(used.begin(), used.end(), range{begin, 0});
+        if (next == used.end() || next->first >= end) {
+            continue; // not a file of this model
+        }
+        for (; next != used.end() && next->first < end; ++next) {
+            release(begin, next->first);
+            begin = std::max(begin, next->second);
+        }
+        release(begin, end);
+    }
+#else
+    static_cast<void>(model);
+#endif
+}
+
 } // namespace
 
 void shim_install(void (*report)(const char * message)) {
@@ -202,6 +287,12 @@ llama_model * shim_model_load(const char * path, const llama_model_params * para
         llama_model * const model = llama_model_load_from_file(path, *params);
         // Where there is AMX, weights are repacked by a team of threads.
         end_idle_threads();
+        if (model != nullptr && !params->no_alloc) {
+            release_copied_pages(model);
+#ifdef __GLIBC__
+            malloc_trim(0); // what the file's header took, with a large vocabulary some 10 MB
+#endif
+        }
         return model;
     });
 }
@@ -330,6 +421,8 @@ void shim_memory_clear(llama_context * context, shim_fault * fault) {
 size_t shim_memory(const llama_context * context, shim_use * uses, size_t capacity, shim_fault * fault) {
     return guarded<size_t>(fault, 0, [&] {
         std::map<ggml_backend_dev_t, shim_use> by_device;
+        // Of mapped files, llama.cpp counts all between the first weight that is used and the last.
+        by_device[nullptr].model = plain_weights_size(llama_get_model(context));
         for (const auto & [type, bytes] : llama_get_memory_breakdown(context)) {
             const ggml_backend_dev_t device =
                 ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type);
@@ -340,7 +433,7 @@ size_t shim_memory(const llama_context * context, shim_use * uses, size_t capaci
                                  ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL;
             shim_use & use = by_device[on_host ? nullptr : device];
             use.device     = on_host ? nullptr : device;
-            use.model += bytes.model;
+            use.model += ggml_backend_buft_is_host(type) ? 0 : bytes.model;
             use.context += bytes.context;
             use.compute += bytes.compute;
         }

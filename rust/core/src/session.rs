@@ -516,6 +516,7 @@ impl<E: StepEngine> Session<E> {
         Budget {
             tokens,
             prefill_tokens: self.pace.prefill_tokens(decodes, tokens),
+            joint_tokens: if decodes == 0 { self.pace.joint_tokens() } else { u32::MAX },
             // A sequence that is alone was found to fit; let the engine say otherwise.
             cache_free: if demands.len() == 1 && self.sequences.n_kept() == 0 {
                 u64::MAX

@@ -36,8 +36,47 @@ impl Writer {
     }
 }
 
+/// How the weights of the feed-forward parts are stored; all others are numbers of 32 bits.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    F32,
+    /// Blocks of 32 numbers of 4 bits and a scale.
+    Q4_0,
+}
+
+impl Kind {
+    fn of(self, name: &str) -> Self {
+        if name.contains(".ffn_") && !name.contains("norm") { self } else { Self::F32 }
+    }
+
+    fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Q4_0 => 2,
+        }
+    }
+
+    fn size(self, numbers: u64) -> u64 {
+        match self {
+            Self::F32 => numbers * 4,
+            Self::Q4_0 => numbers / 32 * 18,
+        }
+    }
+}
+
 /// A model of `architecture`; keys without a dot in front belong to it, tensors are (name, shape).
 pub(crate) fn write(
+    path: &Path,
+    architecture: &str,
+    values: &[(&str, Value)],
+    tensors: &[(String, Vec<u64>)],
+) {
+    write_as(Kind::F32, path, architecture, values, tensors);
+}
+
+/// The same with weights of that kind.
+pub(crate) fn write_as(
+    kind: Kind,
     path: &Path,
     architecture: &str,
     values: &[(&str, Value)],
@@ -103,16 +142,27 @@ pub(crate) fn write(
         for length in shape {
             writer.u64(*length);
         }
-        writer.u32(0);
+        writer.u32(kind.of(name).number());
         writer.u64(offset);
-        offset += (shape.iter().product::<u64>() * 4).next_multiple_of(32);
+        offset += kind.of(name).size(shape.iter().product()).next_multiple_of(32);
     }
     let mut state = 1_u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state
+    };
     for (name, shape) in tensors {
         writer.0.resize(writer.0.len().next_multiple_of(32), 0);
+        if let Kind::Q4_0 = kind.of(name) {
+            for _ in 0..shape.iter().product::<u64>() / 32 {
+                writer.0.extend_from_slice(&0x2400_u16.to_le_bytes()); // one 64th, in half precision
+                writer.0.extend_from_slice(&draw().to_le_bytes());
+                writer.0.extend_from_slice(&draw().to_le_bytes());
+            }
+            continue;
+        }
         for _ in 0..shape.iter().product::<u64>() {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let random = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
+            let random = (draw() >> 40) as f32 / (1 << 24) as f32 - 0.5;
             // Norms around one keep the numbers in range; the decay of a state must be negative.
             let value = match name.as_str() {
                 name if name.contains("norm.weight") => 1.0 + random * 0.2,

@@ -3,7 +3,8 @@
 //! Of the prompts, the oldest is read to its end where the step has room for that, and otherwise gets
 //! half of the room, however many short ones follow. Those that can be read whole in what is left are,
 //! the shortest first, so that a long one does not hold them up either; nobody else is read in part,
-//! since engines need a further pass for each length among the slices.
+//! since engines need a further pass for each length among the slices. And no more are read to their ends
+//! together than it takes to fill a pass: each has its first token when all in the step are read.
 
 use super::admission::in_pages;
 use crate::engine::SequenceId;
@@ -39,6 +40,8 @@ pub struct Budget {
     pub tokens: u32,
     /// Tokens of prompts.
     pub prefill_tokens: u32,
+    /// Tokens of those prompts that come to their ends, where these are several.
+    pub joint_tokens: u32,
     /// Tokens that the cache can still take.
     pub cache_free: u64,
     /// Tokens per page of the cache.
@@ -96,14 +99,18 @@ fn plan_turn(running: &[Demand], budget: &Budget) -> Result<Vec<Share>, CacheSho
         // What the oldest is sure of: all that it lacks, or half. It also gets what the others leave.
         takes[0] = if first.pending <= prefill { first.pending } else { prefill.div_ceil(2) };
         prefill -= takes[0];
+        let mut joint =
+            budget.joint_tokens.saturating_sub(if takes[0] == first.pending { takes[0] } else { 0 });
         let mut order: Vec<usize> = (0..others.len()).collect();
         order.sort_by_key(|&index| others[index].pending);
         for index in order {
-            if others[index].pending > prefill {
+            let pending = others[index].pending;
+            if pending > prefill.min(joint) {
                 break;
             }
-            takes[index + 1] = others[index].pending;
-            prefill -= takes[index + 1];
+            takes[index + 1] = pending;
+            prefill -= pending;
+            joint -= pending;
         }
         takes[0] += (first.pending - takes[0]).min(prefill);
     }
@@ -145,10 +152,12 @@ mod tests {
 
     fn budget() -> impl Strategy<Value = Budget> {
         let turn = prop_oneof![Just(Turn::Both), Just(Turn::Answers), Just(Turn::Prompts)];
-        (8u32..64, 1u32..64, prop_oneof![0u64..200, Just(1 << 40)], 1u32..20, turn).prop_map(
-            |(tokens, prefill_tokens, cache_free, cache_page, turn)| Budget {
+        let joint = prop_oneof![1u32..64, Just(u32::MAX)];
+        (8u32..64, 1u32..64, joint, prop_oneof![0u64..200, Just(1 << 40)], 1u32..20, turn).prop_map(
+            |(tokens, prefill_tokens, joint_tokens, cache_free, cache_page, turn)| Budget {
                 tokens,
                 prefill_tokens,
+                joint_tokens,
                 cache_free,
                 cache_page,
                 turn,
@@ -183,7 +192,7 @@ mod tests {
                     prop_assert!(shares.windows(2).all(|it| it[0].sequence < it[1].sequence));
                     prop_assert_eq!(shares.is_empty(), running.is_empty());
                     prop_assert!(shares.iter().map(|it| it.tokens).sum::<u32>() <= budget.tokens);
-                    let (mut growth, mut prefill, mut decoding) = (0, 0, 0);
+                    let (mut growth, mut prefill, mut decoding, mut ending) = (0, 0, 0, Vec::new());
                     let oldest = running.iter().filter(|it| it.pending > 1 && takes_part(it)).min_by_key(|it| it.age);
                     for it in &running {
                         let share = shares.iter().find(|share| share.sequence == it.sequence);
@@ -196,8 +205,11 @@ mod tests {
                             decoding += usize::from(share.is_some());
                         } else {
                             prefill += share.map_or(0, |share| share.tokens);
+                            ending.extend(share.filter(|share| share.row).map(|share| share.tokens));
                         }
                     }
+                    let together: u32 = ending.iter().sum();
+                    prop_assert!(ending.len() < 2 || together <= budget.joint_tokens);
                     prop_assert_eq!(decoding, decodes);
                     prop_assert!(prefill <= budget.prefill_tokens);
                     prop_assert!(growth <= budget.cache_free);
@@ -211,7 +223,8 @@ mod tests {
                                 continue;
                             }
                             // Whole, or there was no room for it.
-                            prop_assert!(share.map_or(it.pending > room - prefill, |share| share.row));
+                            let left = (room - prefill).min(budget.joint_tokens.saturating_sub(together));
+                            prop_assert!(share.map_or(it.pending > left, |share| share.row));
                         }
                     }
                 }
@@ -223,10 +236,24 @@ mod tests {
     fn short_prompts_pass_a_long_one_that_goes_on() {
         let long = Demand { sequence: 0, age: 0, held: 0, pending: 1000 };
         let short = |sequence, pending| Demand { sequence, age: u64::from(sequence), held: 0, pending };
-        let budget =
-            Budget { tokens: 512, prefill_tokens: 64, cache_free: 1 << 20, cache_page: 1, turn: Turn::Both };
-        let shares = plan(&[long, short(1, 30), short(2, 10)], &budget).unwrap();
-        let given: Vec<_> = shares.iter().map(|it| (it.sequence, it.tokens, it.row)).collect();
-        assert_eq!(given, [(0, 54, false), (2, 10, true)]);
+        let budget = Budget {
+            tokens: 512,
+            prefill_tokens: 64,
+            joint_tokens: u32::MAX,
+            cache_free: 1 << 20,
+            cache_page: 1,
+            turn: Turn::Both,
+        };
+        let given = |running: &[Demand], budget: &Budget| -> Vec<_> {
+            let shares = plan(running, budget).unwrap();
+            shares.iter().map(|it| (it.sequence, it.tokens, it.row)).collect()
+        };
+        assert_eq!(given(&[long, short(1, 30), short(2, 10)], &budget), [(0, 54, false), (2, 10, true)]);
+        // A full pass ends with its prompts, though the step had room for more of them.
+        let full = Budget { prefill_tokens: 512, joint_tokens: 64, ..budget };
+        let burst: Vec<_> = (1..5).map(|sequence| short(sequence, 30)).collect();
+        assert_eq!(given(&burst, &full), [(1, 30, true), (2, 30, true)]);
+        // One that only goes on is no reason to hold others back.
+        assert_eq!(given(&[long, short(1, 30)], &full), [(0, 482, false), (1, 30, true)]);
     }
 }

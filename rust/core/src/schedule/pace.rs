@@ -19,6 +19,9 @@ const UNDISTURBED_PREFILL: u32 = 512;
 /// Engines compute the attention of so many tokens of a prompt in one go. With one token less, llama.cpp's
 /// CPU kernels compute it token by token, which takes up to twelve times as long.
 const TILE: u32 = 64;
+/// Where prompts end together, the pass over the weights that they share costs this part of their time, which
+/// is what any of them loses by being read apart.
+const SHARED_PASS: f64 = 0.03;
 /// Steps of the target's length for which a burst of prompts may hold up answers.
 const MOST_HELD_STEPS: u32 = 32;
 
@@ -127,6 +130,15 @@ impl Pace {
             }
         };
         tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
+    }
+
+    /// Prompt tokens up to which prompts are read together in a step that holds no answer up. Each has its
+    /// first token at the end of the step, so more would only make them wait for each other.
+    pub fn joint_tokens(&self) -> u32 {
+        match (self.line(), self.prefill.0) {
+            (Some((pass, _)), Some(each)) => in_tiles((pass / (each * SHARED_PASS)) as u32).max(TILE),
+            _ => u32::MAX,
+        }
     }
 
     /// Do answers wait for a burst of prompts, the last step with answers being so long ago? `prompts`: how
@@ -270,6 +282,13 @@ mod tests {
         assert_eq!(pace.prefill_tokens(32, 4096), 64);
         assert_eq!(pace.prefill_tokens(8, 50), 50);
         assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+    }
+
+    #[test]
+    fn prompts_that_end_together_fill_a_pass() {
+        assert_eq!(Pace::new(ms(120), 64).joint_tokens(), u32::MAX, "nothing is known yet");
+        // A pass takes 4 ms and a prompt token 1 ms: 133 of them.
+        assert_eq!(taught(ms(120)).joint_tokens(), 128);
     }
 
     #[test]

@@ -1,0 +1,113 @@
+//! Weights that llama.cpp repacks for the processor are in memory once, and counted once.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing call fails the test")]
+
+mod support;
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use llm_node_abi as abi;
+use support::gguf::{Kind, N_VOCAB, Value, write_as};
+use support::{Params, engine, model_params};
+
+const WIDTH: u64 = 256;
+const INNER: u64 = 16 * 1024;
+const LAYERS: u64 = 4;
+
+/// Some 28 MB, nearly all of them weights that are repacked where the processor has a kernel for that.
+fn wide(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("wide.gguf");
+    let mut tensors = vec![
+        ("token_embd.weight".to_owned(), vec![WIDTH, u64::from(N_VOCAB)]),
+        ("output_norm.weight".to_owned(), vec![WIDTH]),
+    ];
+    for layer in 0..LAYERS {
+        let inner: [(&str, &[u64]); 9] = [
+            ("attn_norm", &[WIDTH]),
+            ("attn_q", &[WIDTH, WIDTH]),
+            ("attn_k", &[WIDTH, WIDTH]),
+            ("attn_v", &[WIDTH, WIDTH]),
+            ("attn_output", &[WIDTH, WIDTH]),
+            ("ffn_norm", &[WIDTH]),
+            ("ffn_gate", &[WIDTH, INNER]),
+            ("ffn_up", &[WIDTH, INNER]),
+            ("ffn_down", &[INNER, WIDTH]),
+        ];
+        let named = |(name, shape): &(&str, &[u64])| (format!("blk.{layer}.{name}.weight"), shape.to_vec());
+        tensors.extend(inner.iter().map(named));
+    }
+    let values = [
+        ("context_length", Value::Number(512)),
+        ("embedding_length", Value::Number(WIDTH as u32)),
+        ("block_count", Value::Number(LAYERS as u32)),
+        ("feed_forward_length", Value::Number(INNER as u32)),
+        ("attention.head_count", Value::Number(4)),
+        ("attention.head_count_kv", Value::Number(4)),
+        ("rope.dimension_count", Value::Number(64)),
+        ("attention.layer_norm_rms_epsilon", Value::Float(1e-5)),
+    ];
+    write_as(Kind::Q4_0, &path, "llama", &values, &tensors);
+    path
+}
+
+/// Bytes of a file that are in this process's memory as they are mapped.
+fn resident(path: &Path) -> u64 {
+    let mut inside = false;
+    let mut sum = 0;
+    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            let kilobytes: u64 = rest.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+            sum += if inside { kilobytes * 1024 } else { 0 };
+        } else if line.split_whitespace().next().is_some_and(|first| first.contains('-')) {
+            inside = line.ends_with(path.to_str().unwrap());
+        }
+    }
+    sum
+}
+
+fn sum_of_weights(ask: impl FnOnce(*mut abi::EngineMemoryUse, usize, *mut usize) -> abi::Code) -> u64 {
+    // SAFETY: all zero is a valid value of the struct.
+    let none: abi::EngineMemoryUse = unsafe { std::mem::zeroed() };
+    let (mut uses, mut count) = ([none; 8], 0);
+    assert!(ask(uses.as_mut_ptr(), uses.len(), &raw mut count).is_ok());
+    uses[..count].iter().map(|memory| memory.weights).sum()
+}
+
+#[test]
+fn what_is_repacked_is_in_memory_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = wide(&folder);
+    let size = std::fs::metadata(&path).unwrap().len();
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&path).unwrap();
+    let params = Params { sequences: 1, length: 256, cache: 256, ..Params::default() };
+    let mut context = model.context(params);
+    let before = resident(&path);
+    let prompt: Vec<i32> = (3..40).collect();
+    let row = context.run(&[(0, &prompt)]).remove(0);
+    assert!(
+        row.iter().all(|logit| logit.is_finite()) && row.iter().any(|logit| (logit - row[0]).abs() > 0.0)
+    );
+    // The same weight is never counted twice, though it may have another size once repacked.
+    let counted = sum_of_weights(|uses, capacity, count| {
+        // SAFETY: as the header says.
+        unsafe { engine.memory.usage.unwrap()(model.raw, uses, capacity, count) }
+    });
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    let params = model_params(&name);
+    let estimated = sum_of_weights(|uses, capacity, count| {
+        // SAFETY: as the header says.
+        unsafe { engine.memory.estimate.unwrap()(&raw const params, ptr::null(), uses, capacity, count) }
+    });
+    assert_eq!(counted, estimated);
+    assert!(counted * 10 >= size * 8 && counted * 10 <= size * 13, "{counted} of a file of {size}");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // Attention and embeddings are used as the file has them: 4.5 MB.
+        assert!(before < size / 3 && resident(&path) < size / 3, "{before}, {} of {size}", resident(&path));
+        return;
+    }
+    eprintln!("skipped: whether this processor has its weights repacked is not known ({before} of {size})");
+}
