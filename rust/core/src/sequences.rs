@@ -11,14 +11,11 @@ use std::{
 
 use crate::{
     engine::{EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token},
-    prefix::{Match, PrefixTree},
+    prefix::{LEAST_KEPT, Match, PrefixTree, habit::Habit},
 };
 
 /// Tells how much time has passed since some moment. One that stands still is a clock too.
 pub type Clock = fn() -> Duration;
-
-/// Shorter beginnings are computed faster than they are looked after.
-const LEAST_KEPT: usize = 16;
 
 /// A place for a request, and what it need not compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +38,7 @@ pub struct Sequences<E> {
     /// Each sequence has room for the longest: who gets an id gets the room.
     walled: bool,
     tree: PrefixTree,
+    habit: Habit,
     running: BTreeSet<SequenceId>,
     /// Ids of answers that ended, and when each was of use last.
     kept: BTreeMap<SequenceId, u64>,
@@ -59,6 +57,7 @@ impl<E: StepEngine> Sequences<E> {
             walled: !limits.shares_prefixes && limits.cache_page <= 1 && limits.cache_tokens >= full,
             limits,
             tree: PrefixTree::new(),
+            habit: Habit::default(),
             running: BTreeSet::new(),
             kept: BTreeMap::new(),
             uses: 0,
@@ -101,6 +100,7 @@ impl<E: StepEngine> Sequences<E> {
     pub fn take(&mut self, tokens: &[Token], worth: u32) -> Result<Option<Place>, EngineFault> {
         let found = self.longest(tokens);
         let Some(sequence) = self.next_id(&found.holders) else { return Ok(None) };
+        self.habit.saw(tokens);
         for holder in &found.holders {
             self.touch(*holder);
         }
@@ -148,10 +148,20 @@ impl<E: StepEngine> Sequences<E> {
         Ok(())
     }
 
-    /// A running sequence has come to its end: what it holds is kept, if it may be of use.
-    pub fn end(&mut self, sequence: SequenceId) -> Result<(), EngineFault> {
-        if !self.keeps || self.tree.held(sequence) < LEAST_KEPT {
+    /// A running sequence has come to its end: what it holds of `tokens` is kept, if it may be of use. `dear`:
+    /// from so many tokens on, computing them again takes long.
+    pub fn end(&mut self, sequence: SequenceId, tokens: &[Token], dear: u32) -> Result<(), EngineFault> {
+        let held = self.tree.held(sequence);
+        if !self.keeps || held < LEAST_KEPT {
             return self.remove(sequence);
+        }
+        self.habit.ended(&tokens[..held.min(tokens.len())]);
+        if self.limits.shares_prefixes && !self.habit.likely() {
+            // The newest stays where it is dear, since that is the one which people go on with.
+            while self.evict()? {}
+            if held < dear as usize {
+                return self.remove(sequence);
+            }
         }
         self.running.remove(&sequence);
         self.kept.insert(sequence, 0);

@@ -189,10 +189,10 @@ impl<E: StepEngine> Session<E> {
 
     /// Ends a request: its sequence is free before the next step. Unknown ids are ignored.
     pub fn cancel(&mut self, id: u64, events: &mut Vec<(u64, Event)>) {
-        let sequence = self.running.iter().find(|(_, it)| it.id == id).map(|(&sequence, _)| sequence);
-        let generation = match sequence {
-            Some(sequence) => {
-                if let Err(fault) = self.sequences.end(sequence) {
+        let found = self.running.iter().find(|(_, it)| it.id == id);
+        let generation = match found.map(|(&sequence, it)| (sequence, it.tokens())) {
+            Some((sequence, tokens)) => {
+                if let Err(fault) = self.sequences.end(sequence, tokens, self.pace.dear()) {
                     self.end(fault, events);
                     return;
                 }
@@ -638,8 +638,9 @@ impl<E: StepEngine> Session<E> {
             }
         }
         for (sequence, how) in ended {
+            let tokens = self.running.get(&sequence).map_or(&[][..], Generation::tokens);
             match how {
-                Ok(_) => self.sequences.end(sequence)?,
+                Ok(_) => self.sequences.end(sequence, tokens, self.pace.dear())?,
                 Err(_) => self.sequences.remove(sequence)?,
             }
             let Some(generation) = self.running.remove(&sequence) else { continue };

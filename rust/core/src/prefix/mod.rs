@@ -16,8 +16,12 @@
 
 use crate::engine::{SequenceId, Token};
 
+pub mod habit;
 #[cfg(test)]
 mod tests;
+
+/// Shorter beginnings are computed faster than they are looked after.
+pub const LEAST_KEPT: usize = 16;
 
 type NodeId = usize;
 

@@ -141,6 +141,11 @@ impl Pace {
         }
     }
 
+    /// Tokens of a prompt that take as long as a step should. 0: nothing is known yet.
+    pub fn dear(&self) -> u32 {
+        self.prefill.0.map_or(0, |each| (self.target / each) as u32)
+    }
+
     /// Do answers wait for a burst of prompts, the last step with answers being so long ago? `prompts`: how
     /// many were under way at once since then that a step can read whole. Most of them have to wait for a
     /// first token: each lets the answers wait for a step's time, up to a bound.
@@ -282,6 +287,12 @@ mod tests {
         assert_eq!(pace.prefill_tokens(32, 4096), 64);
         assert_eq!(pace.prefill_tokens(8, 50), 50);
         assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+    }
+
+    #[test]
+    fn what_takes_a_step_is_dear() {
+        assert_eq!(Pace::new(ms(120), 64).dear(), 0);
+        assert_eq!(taught(ms(120)).dear(), 120, "1 ms each");
     }
 
     #[test]

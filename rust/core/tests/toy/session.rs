@@ -552,6 +552,29 @@ fn what_many_begin_with_is_computed_once() {
 }
 
 #[test]
+fn where_no_prompt_begins_like_another_little_is_kept() {
+    for shares_prefixes in [false, true] {
+        let limits = Limits { shares_prefixes, ..limits() };
+        let mut session = session(limits.clone(), SessionOptions::default());
+        let mut ask = |index: u8| {
+            let prompt: Vec<_> = (0..40).map(|i| Token::from(index ^ i)).collect();
+            let request = valid(request(prompt, 4), &limits);
+            let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
+            assert_eq!(answer.content(), alone(&request).content());
+            (answer.cached, session.load().kept)
+        };
+        for index in 0..12 {
+            // Until it is a habit, all is kept. Where each has a part to itself, that costs nothing.
+            let is_habit = shares_prefixes && index >= 7;
+            assert_eq!(ask(index), (0, if is_habit { 1 } else { usize::from(index) + 1 }));
+        }
+        // One that begins like the newest finds it, and then all is kept again.
+        assert_eq!(ask(11), (39, if shares_prefixes { 1 } else { 12 }));
+        assert_eq!(ask(40), (0, if shares_prefixes { 2 } else { 13 }));
+    }
+}
+
+#[test]
 fn those_that_need_not_wait_pass_those_that_do() {
     let mut session = session(limits(), SessionOptions { prefill_tokens: 16, ..SessionOptions::default() });
     let mut events = Vec::new();
