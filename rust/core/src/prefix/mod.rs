@@ -164,24 +164,6 @@ impl PrefixTree {
         Match { length, holders }
     }
 
-    /// Number of tokens of `sequence` that no other sequence holds at the same place: what its removal
-    /// frees where prefixes are shared.
-    pub fn exclusive(&self, sequence: SequenceId) -> usize {
-        let place = self.place(sequence);
-        let node = &self.nodes[place.node];
-        if !node.children.is_empty() {
-            return 0;
-        }
-        // Whatever lies above is shared: nodes end where sequences part.
-        let others = node.ends.iter().filter(|&&other| other != sequence).map(|&other| self.held(other));
-        place.held.saturating_sub(others.max().unwrap_or(node.start))
-    }
-
-    /// Number of tokens in the tree, shared ones counted once.
-    pub fn tokens(&self) -> usize {
-        self.nodes.iter().map(|node| node.tokens.len()).sum()
-    }
-
     fn place(&self, sequence: SequenceId) -> Place {
         self.places.get(sequence as usize).copied().unwrap_or_default()
     }

@@ -21,6 +21,25 @@ fn longest(tree: &PrefixTree, tokens: &[Token]) -> (usize, Vec<SequenceId>) {
     (length, holders)
 }
 
+impl PrefixTree {
+    /// Number of tokens of `sequence` that no other sequence holds at the same place.
+    fn exclusive(&self, sequence: SequenceId) -> usize {
+        let place = self.place(sequence);
+        let node = &self.nodes[place.node];
+        if !node.children.is_empty() {
+            return 0;
+        }
+        // Whatever lies above is shared: nodes end where sequences part.
+        let others = node.ends.iter().filter(|&&other| other != sequence).map(|&other| self.held(other));
+        place.held.saturating_sub(others.max().unwrap_or(node.start))
+    }
+
+    /// Number of tokens in the tree, shared ones counted once.
+    fn tokens(&self) -> usize {
+        self.nodes.iter().map(|node| node.tokens.len()).sum()
+    }
+}
+
 /// Nodes in use, without the root.
 fn nodes(tree: &PrefixTree) -> usize {
     tree.nodes.len() - tree.free.len() - 1
