@@ -28,6 +28,15 @@ pub struct Place {
     pub copied: Option<Duration>,
 }
 
+/// What ended and is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Kept {
+    /// When it was of use last.
+    used: u64,
+    /// How many of its tokens others begin with, too.
+    shared: u32,
+}
+
 /// An engine's context and its sequences.
 #[derive(Debug)]
 pub struct Sequences<E> {
@@ -40,8 +49,8 @@ pub struct Sequences<E> {
     tree: PrefixTree,
     habit: Habit,
     running: BTreeSet<SequenceId>,
-    /// Ids of answers that ended, and when each was of use last.
-    kept: BTreeMap<SequenceId, u64>,
+    /// Ids of answers that ended.
+    kept: BTreeMap<SequenceId, Kept>,
     uses: u64,
 }
 
@@ -100,7 +109,7 @@ impl<E: StepEngine> Sequences<E> {
     pub fn take(&mut self, tokens: &[Token], worth: u32) -> Result<Option<Place>, EngineFault> {
         let found = self.longest(tokens);
         let Some(sequence) = self.next_id(&found.holders) else { return Ok(None) };
-        self.habit.saw(tokens);
+        self.habit.saw(tokens, found.length);
         for holder in &found.holders {
             self.touch(*holder);
         }
@@ -155,17 +164,18 @@ impl<E: StepEngine> Sequences<E> {
         if !self.keeps || held < LEAST_KEPT {
             return self.remove(sequence);
         }
-        self.habit.ended(&tokens[..held.min(tokens.len())]);
+        let shared = self.habit.ended(&tokens[..held.min(tokens.len())]) as u32;
+        self.running.remove(&sequence);
+        self.kept.insert(sequence, Kept { used: 0, shared });
+        self.touch(sequence);
         if self.limits.shares_prefixes && !self.habit.likely() {
-            // The newest stays where it is dear, since that is the one which people go on with.
-            while self.evict()? {}
-            if held < dear as usize {
-                return self.remove(sequence);
+            // The newest stays whole where it is dear, since that is the one which people go on with.
+            let is_spared = |id: SequenceId| id == sequence && held >= dear as usize;
+            let all: Vec<_> = self.kept.iter().map(|(&id, it)| (id, it.shared)).collect();
+            for (id, shared) in all.into_iter().filter(|&(id, _)| !is_spared(id)) {
+                self.cut_kept(id, shared)?;
             }
         }
-        self.running.remove(&sequence);
-        self.kept.insert(sequence, 0);
-        self.touch(sequence);
         Ok(())
     }
 
@@ -280,8 +290,8 @@ impl<E: StepEngine> Sequences<E> {
 
     fn touch(&mut self, sequence: SequenceId) {
         self.uses += 1;
-        if let Some(used) = self.kept.get_mut(&sequence) {
-            *used = self.uses;
+        if let Some(kept) = self.kept.get_mut(&sequence) {
+            kept.used = self.uses;
         }
     }
 
@@ -305,8 +315,8 @@ impl<E: StepEngine> Sequences<E> {
             ids.min_by_key(|id| match self.kept.get(id) {
                 None => (1, 0),
                 // A sequence that is shared from elsewhere need not give up its place.
-                Some(&used) if holders.contains(id) => (if shares { 3 } else { 0 }, used),
-                Some(&used) => (2, used),
+                Some(kept) if holders.contains(id) => (if shares { 3 } else { 0 }, kept.used),
+                Some(kept) => (2, kept.used),
             })
         };
         if shares {
@@ -319,9 +329,26 @@ impl<E: StepEngine> Sequences<E> {
             .or_else(|| best(&mut all().filter(|&id| id + 1 == first || id == last + 1)))
     }
 
+    fn used(&self, sequence: SequenceId) -> u64 {
+        self.kept.get(&sequence).map_or(0, |it| it.used)
+    }
+
     fn oldest_kept(&self, but: SequenceId) -> Option<SequenceId> {
         let others = self.kept.iter().filter(|(id, _)| **id != but);
-        others.min_by_key(|(_, used)| **used).map(|(&id, _)| id)
+        others.min_by_key(|(_, kept)| kept.used).map(|(&id, _)| id)
+    }
+
+    /// Takes back what a kept sequence holds beyond its first `length` tokens, and forgets it where these are
+    /// too few.
+    fn cut_kept(&mut self, sequence: SequenceId, length: u32) -> Result<(), EngineFault> {
+        if self.held(sequence) <= length {
+            return Ok(());
+        }
+        if (length as usize) < LEAST_KEPT || !accepted(self.engine.truncate(sequence, length))? {
+            return self.remove(sequence);
+        }
+        self.tree.truncate(sequence, length as usize);
+        Ok(())
     }
 
     /// Makes a kept sequence its own beginning; what follows is copied elsewhere first if it is worth it.
@@ -341,8 +368,8 @@ impl<E: StepEngine> Sequences<E> {
             if accepted(self.engine.copy_prefix(sequence, to, self.held(sequence)))? {
                 self.tree.rename(sequence, to);
                 self.tree.extend(sequence, beginning);
-                let used = self.kept.get(&sequence).copied().unwrap_or_default();
-                self.kept.insert(to, used);
+                let kept = self.kept.get(&sequence).copied().unwrap_or_default();
+                self.kept.insert(to, kept);
                 copied = true;
             } else {
                 self.remove(to)?;
@@ -360,13 +387,13 @@ impl<E: StepEngine> Sequences<E> {
     /// Empties an id that does not run; what is kept there moves elsewhere if it is worth it. Says whether
     /// it did.
     fn clear(&mut self, sequence: SequenceId, worth: usize) -> Result<bool, EngineFault> {
-        let Some(&used) = self.kept.get(&sequence) else { return Ok(false) };
+        let Some(&kept) = self.kept.get(&sequence) else { return Ok(false) };
         if !self.limits.shares_prefixes
             && self.tree.held(sequence) >= worth
             && let Some(to) = self.refuge(sequence)?
             && self.move_all(sequence, to)?
         {
-            self.kept.insert(to, used);
+            self.kept.insert(to, kept);
             return Ok(true);
         }
         self.remove(sequence)?;
@@ -381,7 +408,7 @@ impl<E: StepEngine> Sequences<E> {
             return Ok(Some(free));
         }
         match self.oldest_kept(sequence) {
-            Some(older) if self.kept.get(&older) < self.kept.get(&sequence) => {
+            Some(older) if self.used(older) < self.used(sequence) => {
                 self.remove(older)?;
                 Ok(Some(older))
             }

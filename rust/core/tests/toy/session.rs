@@ -575,6 +575,30 @@ fn where_no_prompt_begins_like_another_little_is_kept() {
 }
 
 #[test]
+fn where_prompts_have_only_their_beginning_in_common_that_is_kept() {
+    let limits = Limits { shares_prefixes: true, ..limits() };
+    let mut session = session(limits.clone(), SessionOptions::default());
+    let mut ask = |system: u8, own: u8| {
+        let begin = (0..60).map(|i| Token::from(system ^ i));
+        let prompt = begin.chain((0..40).map(|i| Token::from(own ^ i))).collect();
+        let request = valid(request(prompt, 4), &limits);
+        let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
+        assert_eq!(answer.content(), alone(&request).content());
+        (answer.cached, session.load().cache_used)
+    };
+    // By turns, two system prompts. What only one began with may be gone on with, so the habit takes a while.
+    for own in 0..24 {
+        let system = if own % 2 == 0 { 64 } else { 128 };
+        let (cached, cache_used) = ask(system, own);
+        assert_eq!(cached, if own < 2 { 0 } else { 60 });
+        if own >= 11 {
+            // Both, and the newest whole: how long it would take again is not known.
+            assert!((160..=163).contains(&cache_used), "{own}: {cache_used}");
+        }
+    }
+}
+
+#[test]
 fn those_that_need_not_wait_pass_those_that_do() {
     let mut session = session(limits(), SessionOptions { prefill_tokens: 16, ..SessionOptions::default() });
     let mut events = Vec::new();
