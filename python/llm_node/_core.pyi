@@ -69,6 +69,10 @@ class Event:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    drafted_tokens: int
+    """Of the answer, guessed ahead."""
+    accepted_tokens: int
+    """Of these, right."""
     finish: Literal["stop", "length", "cancelled"] | None
     fault: Fault | None
 

@@ -71,6 +71,8 @@ def test_usage_of_a_stream(client: openai.OpenAI) -> None:
     assert last.usage.completion_tokens > 0
     assert last.usage.prompt_tokens_details is not None
     assert last.usage.prompt_tokens_details.cached_tokens is not None
+    assert last.usage.completion_tokens_details is not None
+    assert last.usage.completion_tokens_details.accepted_prediction_tokens is not None
     assert all(chunk.usage is None for chunk in chunks)
 
 

@@ -48,15 +48,19 @@ def load(node: RunningNode, **options: Any) -> dict[str, Any]:
     return loaded
 
 
-def answers(node: RunningNode) -> list[str]:
-    texts = []
+def answers(node: RunningNode) -> tuple[list[str], int, int]:
+    """The texts, and how many tokens of them were guessed right and wrong."""
+    texts, right, wrong = [], 0, 0
     for prompt in PROMPTS:
         for settings in ({"temperature": 0}, {"temperature": 0.9, "seed": 7}):
             body = {"model": MODEL, "prompt": prompt, "max_tokens": 48, **settings}
             answer = node.post("/v1/completions", body)
             assert answer.status == 200, answer.body
             texts.append(answer.json()["choices"][0]["text"])
-    return texts
+            details = answer.json()["usage"]["completion_tokens_details"]
+            right += details["accepted_prediction_tokens"]
+            wrong += details["rejected_prediction_tokens"]
+    return texts, right, wrong
 
 
 def reserved(node: RunningNode) -> int:
@@ -65,11 +69,16 @@ def reserved(node: RunningNode) -> int:
 
 def test_drafts_change_no_answer_and_a_draft_model_is_accounted_for(node: RunningNode) -> None:
     alone = load(node, speculation="off")
-    without, expected = reserved(node), answers(node)
+    without, (expected, *guessed) = reserved(node), answers(node)
+    assert guessed == [0, 0]
     load(node, speculation="lookup")
-    assert answers(node) == expected
+    texts, right, wrong = answers(node)
+    assert texts == expected
+    assert right + wrong > 0
     together = load(node, draft_model=TWIN)
-    assert answers(node) == expected
+    texts, right, wrong = answers(node)
+    assert texts == expected
+    assert right > wrong >= 0, "it is the same model"
     assert "draft model failed" not in node.log_text()
 
     def weights(loaded: dict[str, Any]) -> int:

@@ -88,4 +88,8 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: u32,
+    /// Tokens of the answer that were guessed ahead.
+    pub drafted_tokens: u32,
+    /// How many of these were right.
+    pub accepted_tokens: u32,
 }

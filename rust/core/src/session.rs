@@ -738,6 +738,8 @@ impl<E: StepEngine> Session<E> {
             generation.held -= (draft.len() - accepted) as u32;
             if !draft.is_empty() {
                 generation.pays.learn(looked_at as u32, accepted as u32);
+                generation.drafted += draft.len() as u32;
+                generation.accepted += accepted as u32;
                 self.drafted += draft.len() as u64;
                 self.accepted += accepted as u64;
             }

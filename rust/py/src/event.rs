@@ -25,6 +25,10 @@ pub(crate) struct PyEvent {
     #[pyo3(get)]
     cached_tokens: u32,
     #[pyo3(get)]
+    drafted_tokens: u32,
+    #[pyo3(get)]
+    accepted_tokens: u32,
+    #[pyo3(get)]
     finish: Option<&'static str>,
     #[pyo3(get)]
     fault: Option<Py<PyAny>>,
@@ -69,6 +73,8 @@ impl PyEvent {
             prompt_tokens: 0,
             completion_tokens: 0,
             cached_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
             finish: None,
             fault: None,
         };
@@ -84,6 +90,8 @@ impl PyEvent {
                 this.prompt_tokens = usage.prompt_tokens;
                 this.completion_tokens = usage.completion_tokens;
                 this.cached_tokens = usage.cached_tokens;
+                this.drafted_tokens = usage.drafted_tokens;
+                this.accepted_tokens = usage.accepted_tokens;
             }
             Event::Failed(fault) => {
                 this.kind = "failed";

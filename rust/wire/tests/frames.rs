@@ -164,12 +164,18 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         any::<u32>().prop_map(|prompt_tokens| Event::Started { prompt_tokens }),
         (text(), vec(picked(), 0..4)).prop_map(|(text, tokens)| Event::Piece(Piece { text, tokens })),
-        (
-            proptest::sample::select(&[Finish::Stop, Finish::Length, Finish::Cancelled][..]),
-            any::<(u32, u32, u32)>()
-        )
-            .prop_map(|(reason, (prompt_tokens, completion_tokens, cached_tokens))| {
-                Event::Finished { reason, usage: Usage { prompt_tokens, completion_tokens, cached_tokens } }
+        (proptest::sample::select(&[Finish::Stop, Finish::Length, Finish::Cancelled][..]), any::<[u32; 5]>())
+            .prop_map(|(reason, tokens)| {
+                let [prompt_tokens, completion_tokens, cached_tokens, drafted_tokens, accepted_tokens] =
+                    tokens;
+                let usage = Usage {
+                    prompt_tokens,
+                    completion_tokens,
+                    cached_tokens,
+                    drafted_tokens,
+                    accepted_tokens,
+                };
+                Event::Finished { reason, usage }
             }),
         fault().prop_map(Event::Failed),
     ]

@@ -37,10 +37,14 @@ class Usage:
         self._prompt = 0
         self._completion = 0
         self._cached = 0
+        self._drafted = 0
+        self._accepted = 0
 
     def add(self, index: int, event: Event) -> None:
         """`event`: the ending of request number `index`."""
         self._completion += event.completion_tokens
+        self._drafted += event.drafted_tokens
+        self._accepted += event.accepted_tokens
         if index % self._answers == 0:
             self._prompt += event.prompt_tokens
             self._cached += event.cached_tokens
@@ -52,6 +56,10 @@ class Usage:
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": self._accepted,
+                "rejected_prediction_tokens": self._drafted - self._accepted,
+            },
         }
 
 

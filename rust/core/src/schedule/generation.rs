@@ -43,6 +43,10 @@ pub struct Generation {
     pub saved: Option<Saved>,
     /// Whether drafts have paid so far.
     pub pays: Pays,
+    /// Tokens that were drafted for it, and how many of these were right.
+    pub drafted: u32,
+    /// See [`Generation::drafted`].
+    pub accepted: u32,
     request: ValidRequest,
     /// Prompt and answer.
     tokens: Vec<Token>,
@@ -71,6 +75,8 @@ impl Generation {
             cached: 0,
             saved: None,
             pays: Pays::default(),
+            drafted: 0,
+            accepted: 0,
             request,
             tokens,
             occurrences,
@@ -121,6 +127,8 @@ impl Generation {
             prompt_tokens: self.request.prompt().len() as u32,
             completion_tokens: self.generated(),
             cached_tokens: self.cached,
+            drafted_tokens: self.drafted,
+            accepted_tokens: self.accepted,
         }
     }
 

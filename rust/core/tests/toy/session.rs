@@ -41,12 +41,14 @@ struct Answer {
     tokens: Vec<PickedToken>,
     ending: Option<Result<(Finish, Usage), Fault>>,
     cached: u32,
+    /// Drafted, and accepted.
+    guessed: (u32, u32),
 }
 
 impl Answer {
     /// All that may not depend on what ran beside it.
     fn content(&self) -> Self {
-        Self { cached: 0, ..self.clone() }
+        Self { cached: 0, guessed: (0, 0), ..self.clone() }
     }
 
     /// The same without log-probabilities, of which the last digits depend on who adds them up.
@@ -92,8 +94,12 @@ fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) 
             }
             Event::Finished { reason, usage } => {
                 answer.cached = usage.cached_tokens;
+                answer.guessed = (usage.drafted_tokens, usage.accepted_tokens);
                 // What it costs depends on company; what it gives does not.
-                answer.ending = Some(Ok((reason, Usage { cached_tokens: 0, ..usage })));
+                answer.ending = Some(Ok((
+                    reason,
+                    Usage { cached_tokens: 0, drafted_tokens: 0, accepted_tokens: 0, ..usage },
+                )));
             }
             Event::Failed(fault) => answer.ending = Some(Err(fault)),
         }
@@ -668,6 +674,8 @@ fn right_guesses_spare_steps() {
     assert_eq!(answers[&0].content(), plain.content());
     let load = session.load();
     assert!(load.accepted > 40 && load.drafted > load.accepted, "{load:?}");
+    let (drafted, accepted) = answers[&0].guessed;
+    assert_eq!((u64::from(drafted), u64::from(accepted)), (load.drafted, load.accepted));
     assert_eq!(session.engine().steps.len() as u64 + load.accepted, 200);
 }
 
@@ -744,13 +752,13 @@ fn end_of_generation_ends_unless_it_is_ignored() {
         alone(&valid(request, &limits()))
     };
     let answer = wanted(false);
-    let usage = Usage { prompt_tokens: 2, completion_tokens: 1, cached_tokens: 0 };
+    let usage = Usage { prompt_tokens: 2, completion_tokens: 1, ..Usage::default() };
     assert_eq!(
         (answer.text.as_str(), answer.tokens.len(), answer.ending),
         ("", 0, Some(Ok((Finish::Stop, usage))))
     );
     let answer = wanted(true);
-    let usage = Usage { prompt_tokens: 2, completion_tokens: 5, cached_tokens: 0 };
+    let usage = Usage { prompt_tokens: 2, completion_tokens: 5, ..Usage::default() };
     assert_eq!((answer.text.as_str(), answer.ending), ("", Some(Ok((Finish::Length, usage)))));
     assert_eq!(answer.tokens.len(), 5);
     let logprobs = answer.tokens[0].logprobs.as_ref().unwrap();
