@@ -78,15 +78,6 @@ def play_once(client: Client, server: Server, load: Load) -> list[Report]:
     return [client.run(server, load)]
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """llama-batched-bench: the same work with no server around it."""
-
-    tokens_per_second: float
-    engine_us_per_token: float
-    """Processor time of the engine, prefill's share included; exact with one thread only."""
-
-
 @dataclass
 class Comparison:
     """The pairs of one row and what else was measured in the same run."""
@@ -96,7 +87,8 @@ class Comparison:
     setup: Setup
     flavour: Flavour
     trials: dict[str, float] = field(default_factory=dict)
-    ceilings: list[Ceiling] = field(default_factory=list)
+    ceilings: list[float] = field(default_factory=list)
+    """Tokens per second of llama-batched-bench: the same work with no server around it."""
     beside: list[float] = field(default_factory=list)
 
     def ratios(self, metric: Callable[[Block], float]) -> list[float]:
@@ -114,7 +106,7 @@ class Comparison:
 
     @property
     def ceiling(self) -> float | None:
-        return stats.median([one.tokens_per_second for one in self.ceilings]) if self.ceilings else None
+        return stats.median(self.ceilings) if self.ceilings else None
 
 
 class Arena:
@@ -183,11 +175,11 @@ class Arena:
             found.append((Reading.now().foreign_since(began, sum(os.times()[:4]) - ours), value))
         return min(found, key=lambda one: one[0])[1]
 
-    def ceiling(self, setup: Setup, load: Load) -> Ceiling:
-        """With the cache that is faster, as the first call has found."""
+    def ceiling(self, setup: Setup, load: Load) -> float:
+        """Tokens per second of llama-batched-bench, with the cache that the first call finds faster."""
         sequences = min(load.concurrency, setup.slots)
 
-        def bench(unified: bool) -> Ceiling:
+        def bench(unified: bool) -> float:
             return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified))
 
         key = (setup, load.prompt, load.output, sequences)
@@ -195,7 +187,7 @@ class Arena:
             return bench(False)
         if key not in self._unified:
             both = {unified: bench(unified) for unified in (False, True)}
-            self._unified[key] = both[True].tokens_per_second > both[False].tokens_per_second
+            self._unified[key] = both[True] > both[False]
             return both[self._unified[key]]
         return bench(self._unified[key])
 
@@ -213,7 +205,7 @@ class Arena:
 
         return self.quiet(bench)
 
-    def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> Ceiling:
+    def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> float:
         cells = sequences * max(256, -(-(load.prompt + load.output) // 256) * 256)
         command = [str(self.tools(setup.backend).batched_bench), "-m", str(setup.model.path)]
         command += [
@@ -238,8 +230,7 @@ class Arena:
             if line.startswith("{"):
                 result = json.loads(line)
                 seconds = float(result["t_pp"]) + float(result["t_tg"])
-                tokens = sequences * load.output
-                return Ceiling(tokens / seconds, 1e6 * seconds * setup.threads / tokens)
+                return sequences * load.output / seconds
         raise LoadError(f"llama-batched-bench: {done.stderr[-1000:]}")
 
     ## comparisons ##################################################################################
@@ -290,7 +281,7 @@ class Arena:
         if setup.slots == 1:
             flavours = flavours[:1]  # one sequence has nothing to share
         flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
-        ceilings: list[Ceiling] = []
+        ceilings: list[float] = []
         besides: list[float] = []
         with contextlib.ExitStack() as stack:
             node = stack.enter_context(self.node(setup))

@@ -5,7 +5,9 @@
 // anything else an a, so that a lost or doubled token shows in the text. Rows of logits are made once, at
 // start-up; a step only notes which of them belongs to which row.
 //
-// Setting: step_us = N waits so many microseconds in each step, the way a device makes the host wait.
+// Settings: step_us = N waits so many microseconds in each step, the way a device makes the host wait; row_us
+// = N computes for so many microseconds of the thread's processor time for each row of a step, the way a small
+// model does on a CPU. What a process took beyond rows times N is the host's.
 
 #include "engine_api.h"
 
@@ -26,6 +28,7 @@ struct EngineContext {
    uint64_t      cache_used;
    uint64_t      ticket;
    long          step_us;
+   long          row_us;
    size_t        n_rows;
    const float **rows;   // of the last step
    uint32_t     *lengths; // of each sequence
@@ -201,6 +204,8 @@ static int create(EngineModel *it, const EngineContextParams *params, EngineCont
    for (size_t i = 0; i < params->n_options; i++) {
       if (strcmp(params->options[i].key, "step_us") == 0) {
          context->step_us = strtol(params->options[i].value, NULL, 10);
+      } else if (strcmp(params->options[i].key, "row_us") == 0) {
+         context->row_us = strtol(params->options[i].value, NULL, 10);
       }
    }
    if (context->rows == NULL || context->lengths == NULL) {
@@ -229,6 +234,12 @@ static int info(const EngineContext *context, EngineContextInfo *out) {
 
 static const EngineSlice *slice_at(const EngineBatch *batch, uint32_t index) {
    return (const EngineSlice *)((const char *)batch->slices + index * batch->slice_stride);
+}
+
+static int64_t processor_ns(void) {
+   struct timespec now;
+   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+   return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 static int step(EngineContext *context, const EngineBatch *batch, uint64_t *ticket) {
@@ -261,6 +272,11 @@ static int step(EngineContext *context, const EngineBatch *batch, uint64_t *tick
    if (context->step_us > 0) {
       struct timespec pause = {context->step_us / 1000000, context->step_us % 1000000 * 1000};
       nanosleep(&pause, NULL);
+   }
+   if (context->row_us > 0) {
+      const int64_t end = processor_ns() + (int64_t)n_rows * context->row_us * 1000;
+      while (processor_ns() < end) {
+      }
    }
    *ticket = ++context->ticket;
    return ERR_OK;
