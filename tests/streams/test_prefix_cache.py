@@ -67,7 +67,7 @@ async def test_a_shared_beginning_is_read_once(keeping: RunningNode, plain: Runn
         together = await asyncio.gather(*(greedy(client, keeping.url, model, each, 30) for each in prompts))
         alone = [await greedy(client, plain.url, model, each, 30) for each in prompts]
     for one, (other, _) in zip(alone, together, strict=True):
-        assert_same_or_tied(one, other)
+        assert_same_or_tied(model, one, other)
     _, tokens, known = cached(keeping, model, f"{BEGINNING}Lily said:")
     assert known > tokens // 2
 
@@ -86,7 +86,7 @@ async def test_a_cache_that_is_too_small_fails_nobody(
                 *(greedy(client, small.url, model, each, 400) for each in prompts)
             )
         for prompt, (tokens, _) in zip(prompts, together, strict=True):
-            assert_same_or_tied(await greedy(client, plain.url, model, prompt, 400), tokens)
+            assert_same_or_tied(model, await greedy(client, plain.url, model, prompt, 400), tokens)
 
 
 async def test_repetitions_are_guessed_and_stay_the_same(
@@ -97,5 +97,5 @@ async def test_repetitions_are_guessed_and_stay_the_same(
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 120, "ignore_eos": True}
     async with session() as client:
         expected = await greedy(client, plain.url, model, prompt, 120)
-        assert_same_or_tied(expected, (await greedy(client, keeping.url, model, prompt, 120))[0])
+        assert_same_or_tied(model, expected, (await greedy(client, keeping.url, model, prompt, 120))[0])
         assert (await text_of(client, keeping.url, body))[1] == "length"

@@ -55,7 +55,7 @@ async def test_concurrent_greedy_equals_alone(node: RunningNode, model: str, str
         alone = [await greedy(client, node.url, model, each, 40) for each in prompts]
     assert len({"".join(tokens) for tokens, _ in alone}) > streams // 4, "the prompts tell nothing apart"
     for one, (other, _) in zip(alone, together, strict=True):
-        assert_same_or_tied(one, other)
+        assert_same_or_tied(model, one, other)
 
 
 async def test_seeded_streams_repeat(node: RunningNode, model: str) -> None:

