@@ -595,7 +595,7 @@ ROWS: list[Row] = [
     ),
     Row(
         "request-cost",
-        "stories260K, request cost outside the engine, chat, idle",
+        "request cost outside the engine, chat, idle",
         measure=request_cost,
         **at_most("outside the engine", 0.8, 0.4),
     ),
