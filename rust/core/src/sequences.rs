@@ -47,7 +47,8 @@ pub struct Sequences<E> {
     /// Each sequence has room for the longest: who gets an id gets the room.
     walled: bool,
     tree: PrefixTree,
-    habit: Habit,
+    /// Where what is kept costs every step, as it does in one pool.
+    habit: Option<Habit>,
     running: BTreeSet<SequenceId>,
     /// Ids of answers that ended.
     kept: BTreeMap<SequenceId, Kept>,
@@ -64,9 +65,9 @@ impl<E: StepEngine> Sequences<E> {
             clock,
             keeps,
             walled: !limits.shares_prefixes && limits.cache_page <= 1 && limits.cache_tokens >= full,
+            habit: (keeps && limits.shares_prefixes).then(Habit::default),
             limits,
             tree: PrefixTree::new(),
-            habit: Habit::default(),
             running: BTreeSet::new(),
             kept: BTreeMap::new(),
             uses: 0,
@@ -109,7 +110,9 @@ impl<E: StepEngine> Sequences<E> {
     pub fn take(&mut self, tokens: &[Token], worth: u32) -> Result<Option<Place>, EngineFault> {
         let found = self.longest(tokens);
         let Some(sequence) = self.next_id(&found.holders) else { return Ok(None) };
-        self.habit.saw(tokens, found.length);
+        if let Some(habit) = &mut self.habit {
+            habit.saw(tokens, found.length);
+        }
         for holder in &found.holders {
             self.touch(*holder);
         }
@@ -164,11 +167,12 @@ impl<E: StepEngine> Sequences<E> {
         if !self.keeps || held < LEAST_KEPT {
             return self.remove(sequence);
         }
-        let shared = self.habit.ended(&tokens[..held.min(tokens.len())]) as u32;
+        let tokens = &tokens[..held.min(tokens.len())];
+        let shared = self.habit.as_mut().map_or(0, |habit| habit.ended(tokens)) as u32;
         self.running.remove(&sequence);
         self.kept.insert(sequence, Kept { used: 0, shared });
         self.touch(sequence);
-        if self.limits.shares_prefixes && !self.habit.likely() {
+        if self.habit.as_ref().is_some_and(|habit| !habit.likely()) {
             // The newest stays whole where it is dear, since that is the one which people go on with.
             let is_spared = |id: SequenceId| id == sequence && held >= dear as usize;
             let all: Vec<_> = self.kept.iter().map(|(&id, it)| (id, it.shared)).collect();
@@ -344,11 +348,21 @@ impl<E: StepEngine> Sequences<E> {
         if self.held(sequence) <= length {
             return Ok(());
         }
-        if (length as usize) < LEAST_KEPT || !accepted(self.engine.truncate(sequence, length))? {
+        if (length as usize) < LEAST_KEPT {
             return self.remove(sequence);
         }
-        self.tree.truncate(sequence, length as usize);
-        Ok(())
+        self.shorten(sequence, length as usize).map(|_| ())
+    }
+
+    /// Takes back what the engine holds of a sequence beyond `length` tokens. `false`: it cannot, and the
+    /// sequence is forgotten, since a state that cannot be taken back is of no use here.
+    fn shorten(&mut self, sequence: SequenceId, length: usize) -> Result<bool, EngineFault> {
+        if !accepted(self.engine.truncate(sequence, length as u32))? {
+            self.remove(sequence)?;
+            return Ok(false);
+        }
+        self.tree.truncate(sequence, length);
+        Ok(true)
     }
 
     /// Makes a kept sequence its own beginning; what follows is copied elsewhere first if it is worth it.
@@ -375,13 +389,8 @@ impl<E: StepEngine> Sequences<E> {
                 self.remove(to)?;
             }
         }
-        if lost > 0 && !accepted(self.engine.truncate(sequence, length as u32))? {
-            // A state that cannot be taken back is of no use here.
-            self.remove(sequence)?;
-            return Ok((0, copied));
-        }
-        self.tree.truncate(sequence, length);
-        Ok((length, copied))
+        let held = if lost == 0 || self.shorten(sequence, length)? { length } else { 0 };
+        Ok((held, copied))
     }
 
     /// Empties an id that does not run; what is kept there moves elsewhere if it is worth it. Says whether
