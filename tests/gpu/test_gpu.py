@@ -71,14 +71,6 @@ def settled() -> int:
     return readings[-1]
 
 
-def load(node: RunningNode, **options: Any) -> dict[str, Any]:
-    node.post("/api/models/unload", {"model_id": MODEL})
-    answer = node.post("/api/models/load", {"model_id": MODEL, **options})
-    assert answer.status == 200, answer.body
-    loaded: dict[str, Any] = answer.json()
-    return loaded
-
-
 def ask(node: RunningNode, prompt: str, **settings: Any) -> str:
     messages = [{"role": "user", "content": prompt}]
     body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 60, **settings}
@@ -93,7 +85,7 @@ def test_auto_takes_the_gpu(node: RunningNode) -> None:
     assert system["gpu_backend"] == "cuda"
     # Weights that stay with the host's memory are counted there.
     assert [device["kind"] for device in system["devices"]] == ["gpu"] * len(devices.nvidia_gpus()) + ["host"]
-    loaded = load(node)
+    loaded = node.reload(MODEL)
     assert loaded["gpu_backend"] == "cuda"
     (gpu,) = [use for use in loaded["memory"] if not use["is_host"]]
     assert gpu["bus_id"] == devices.nvidia_gpus()[0].bus_id
@@ -101,7 +93,7 @@ def test_auto_takes_the_gpu(node: RunningNode) -> None:
 
 
 def test_it_says_what_the_cpu_says(node: RunningNode, engines: Path, tmp_path: Path) -> None:
-    load(node)
+    node.reload(MODEL)
     alone = [ask(node, prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(16) as threads:
         together = list(threads.map(lambda prompt: ask(node, prompt), PROMPTS * 4))
@@ -116,7 +108,7 @@ def test_memory_is_what_was_reserved(node: RunningNode, options: dict[str, int])
     """To a few blocks of the driver's, weights, cache and everything that CUDA itself takes included."""
     node.post("/api/models/unload", {"model_id": MODEL})
     before = settled()
-    loaded = load(node, **options)
+    loaded = node.reload(MODEL, **options)
     reserved = sum(use["total_bytes"] for use in loaded["memory"] if not use["is_host"])
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda prompt: ask(node, prompt), PROMPTS * 8))
@@ -130,12 +122,12 @@ def test_memory_is_what_was_reserved(node: RunningNode, options: dict[str, int])
 def test_a_crash_gives_the_memory_back(node: RunningNode) -> None:
     node.post("/api/models/unload", {"model_id": MODEL})
     before = settled()
-    load(node)
+    node.reload(MODEL)
     assert settled() > before
     (worker,) = node.workers()
     os.kill(worker, signal.SIGKILL)
     assert settled() <= before + ALLOWANCE
-    load(node)
+    node.reload(MODEL)
     assert ask(node, PROMPTS[0])
 
 

@@ -40,14 +40,6 @@ def node(engines: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
-def load(node: RunningNode, **options: Any) -> dict[str, Any]:
-    node.post("/api/models/unload", {"model_id": MODEL})
-    answer = node.post("/api/models/load", {"model_id": MODEL, **options})
-    assert answer.status == 200, answer.body
-    loaded: dict[str, Any] = answer.json()
-    return loaded
-
-
 def answers(node: RunningNode) -> tuple[list[str], int, int]:
     """The texts, and how many tokens of them were guessed right and wrong."""
     texts, right, wrong = [], 0, 0
@@ -68,14 +60,14 @@ def reserved(node: RunningNode) -> int:
 
 
 def test_drafts_change_no_answer_and_a_draft_model_is_accounted_for(node: RunningNode) -> None:
-    alone = load(node, speculation="off")
+    alone = node.reload(MODEL, speculation="off")
     without, (expected, *guessed) = reserved(node), answers(node)
     assert guessed == [0, 0]
-    load(node, speculation="lookup")
+    node.reload(MODEL, speculation="lookup")
     texts, right, wrong = answers(node)
     assert texts == expected
     assert right + wrong > 0
-    together = load(node, draft_model=TWIN)
+    together = node.reload(MODEL, draft_model=TWIN)
     texts, right, wrong = answers(node)
     assert texts == expected
     assert right > wrong >= 0, "it is the same model"
@@ -109,6 +101,6 @@ def test_a_draft_model_that_cannot_be_used_is_refused(
 def test_the_node_has_a_draft_model_for_all(engines: Path, demo_model: Path, tmp_path: Path) -> None:
     arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--draft-model", str(demo_model)]
     with running_node(tmp_path, arguments) as node:
-        both = load(node)
-        off = load(node, speculation="off")
+        both = node.reload(MODEL)
+        off = node.reload(MODEL, speculation="off")
         assert json.dumps(both["memory"]) != json.dumps(off["memory"])

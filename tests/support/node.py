@@ -100,6 +100,14 @@ class RunningNode:
     def post(self, path: str, body: Any = None, **keywords: Any) -> Answer:
         return self.request("POST", path, body, **keywords)
 
+    def reload(self, model: str, **options: Any) -> dict[str, Any]:
+        """Load a model anew, with these options."""
+        self.post("/api/models/unload", {"model_id": model})
+        answer = self.post("/api/models/load", {"model_id": model, **options})
+        assert answer.status == 200, answer.body
+        loaded: dict[str, Any] = answer.json()
+        return loaded
+
     def workers(self) -> list[int]:
         return descendants_of(self.process.pid)
 

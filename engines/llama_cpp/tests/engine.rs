@@ -479,29 +479,13 @@ fn total(uses: &[abi::EngineMemoryUse]) -> (u64, u64, u64) {
 fn estimates_are_close_to_what_is_used() {
     let Some(path) = stories() else { return };
     let (engine, _turn) = engine();
-    let path_text = CString::new(path.to_str().unwrap()).unwrap();
-    // SAFETY: all zero is a valid value of the struct.
-    let none: abi::EngineMemoryUse = unsafe { std::mem::zeroed() };
     for params in [unified(1), unified(8), split(8), Params { cache: 2048, ..unified(8) }] {
         let option = abi::EngineOption {
             key: c"cache_mode".as_ptr(),
             value: if params.options[0].1 == "split" { c"split".as_ptr() } else { c"unified".as_ptr() },
         };
-        let model_params = model_params(&path_text);
-        let context_params = params.raw(std::slice::from_ref(&option));
-        let (mut uses, mut count) = ([none; 8], 0);
-        // SAFETY: as the header says.
-        let code = unsafe {
-            engine.memory.estimate.unwrap()(
-                &raw const model_params,
-                &raw const context_params,
-                uses.as_mut_ptr(),
-                8,
-                &raw mut count,
-            )
-        };
-        assert_eq!(code, abi::ERR_OK);
-        let estimate = total(&uses[..count]);
+        let uses = engine.estimate(&path, Some(&params.raw(std::slice::from_ref(&option))));
+        let estimate = total(&uses);
         // 5 layers, 32 wide on either side, 2 bytes each.
         assert_eq!(uses[0].cache_per_token, 5 * 2 * 32 * 2);
         assert_eq!(uses[0].cache_per_sequence, 0);
@@ -509,36 +493,15 @@ fn estimates_are_close_to_what_is_used() {
 
         let model = engine.try_load(&path).unwrap();
         let _context = model.context(params);
-        let (mut uses, mut count) = ([none; 8], 0);
-        // SAFETY: as the header says.
-        let code = unsafe { engine.memory.usage.unwrap()(model.raw, uses.as_mut_ptr(), 8, &raw mut count) };
-        assert_eq!(code, abi::ERR_OK);
-        let usage = total(&uses[..count]);
+        let usage = total(&model.usage());
         let near = |a: u64, b: u64| a.abs_diff(b) * 10 <= a.max(b);
         assert!(near(estimate.0, usage.0) && near(estimate.1, usage.1), "{estimate:?} {usage:?}");
         assert!(near(estimate.2, usage.2) && estimate.2 >= usage.2, "{estimate:?} {usage:?}");
     }
     // Without a context there are only weights, before and after loading.
-    let model_params = model_params(&path_text);
-    let (mut uses, mut count) = ([none; 8], 0);
-    // SAFETY: as the header says.
-    let code = unsafe {
-        engine.memory.estimate.unwrap()(
-            &raw const model_params,
-            ptr::null(),
-            uses.as_mut_ptr(),
-            8,
-            &raw mut count,
-        )
-    };
-    let estimate = total(&uses[..count]);
-    assert!(code.is_ok() && estimate.0 > 1_000_000 && estimate.1 == 0 && estimate.2 == 0, "{estimate:?}");
-    let model = engine.try_load(&path).unwrap();
-    // SAFETY: as the header says.
-    unsafe {
-        assert!(engine.memory.usage.unwrap()(model.raw, uses.as_mut_ptr(), 8, &raw mut count).is_ok());
-    }
-    assert_eq!(total(&uses[..count]), estimate);
+    let estimate = total(&engine.estimate(&path, None));
+    assert!(estimate.0 > 1_000_000 && estimate.1 == 0 && estimate.2 == 0, "{estimate:?}");
+    assert_eq!(total(&engine.try_load(&path).unwrap().usage()), estimate);
 }
 
 #[test]

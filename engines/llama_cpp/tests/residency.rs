@@ -4,13 +4,11 @@
 
 mod support;
 
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
-use std::ptr;
 
 use llm_node_abi as abi;
 use support::gguf::{Kind, N_VOCAB, Value, write_as};
-use support::{Params, engine, model_params};
+use support::{Params, engine};
 
 const WIDTH: u64 = 256;
 const INNER: u64 = 16 * 1024;
@@ -67,12 +65,8 @@ fn resident(path: &Path) -> u64 {
     sum
 }
 
-fn sum_of_weights(ask: impl FnOnce(*mut abi::EngineMemoryUse, usize, *mut usize) -> abi::Code) -> u64 {
-    // SAFETY: all zero is a valid value of the struct.
-    let none: abi::EngineMemoryUse = unsafe { std::mem::zeroed() };
-    let (mut uses, mut count) = ([none; 8], 0);
-    assert!(ask(uses.as_mut_ptr(), uses.len(), &raw mut count).is_ok());
-    uses[..count].iter().map(|memory| memory.weights).sum()
+fn weights(uses: &[abi::EngineMemoryUse]) -> u64 {
+    uses.iter().map(|memory| memory.weights).sum()
 }
 
 #[test]
@@ -91,16 +85,8 @@ fn what_is_repacked_is_in_memory_once() {
         row.iter().all(|logit| logit.is_finite()) && row.iter().any(|logit| (logit - row[0]).abs() > 0.0)
     );
     // The same weight is never counted twice, though it may have another size once repacked.
-    let counted = sum_of_weights(|uses, capacity, count| {
-        // SAFETY: as the header says.
-        unsafe { engine.memory.usage.unwrap()(model.raw, uses, capacity, count) }
-    });
-    let name = CString::new(path.to_str().unwrap()).unwrap();
-    let params = model_params(&name);
-    let estimated = sum_of_weights(|uses, capacity, count| {
-        // SAFETY: as the header says.
-        unsafe { engine.memory.estimate.unwrap()(&raw const params, ptr::null(), uses, capacity, count) }
-    });
+    let counted = weights(&model.usage());
+    let estimated = weights(&engine.estimate(&path, None));
     assert_eq!(counted, estimated);
     assert!(counted * 10 >= size * 8 && counted * 10 <= size * 13, "{counted} of a file of {size}");
     #[cfg(target_arch = "x86_64")]

@@ -141,6 +141,32 @@ impl Engine {
         let code = unsafe { self.models.load.unwrap()(&raw const params, &raw mut model) };
         if code.is_ok() { Ok(Model { engine: self, raw: model }) } else { Err(code) }
     }
+
+    /// What the model at `path` would take, with a context of these parameters or without one.
+    pub(crate) fn estimate(
+        &self,
+        path: &Path,
+        context: Option<&abi::EngineContextParams>,
+    ) -> Vec<abi::EngineMemoryUse> {
+        let path = CString::new(path.to_str().unwrap()).unwrap();
+        let params = model_params(&path);
+        let context = context.map_or(ptr::null(), ptr::from_ref);
+        memory_uses(|uses, capacity, count| {
+            // SAFETY: as the header says.
+            unsafe { self.memory.estimate.unwrap()(&raw const params, context, uses, capacity, count) }
+        })
+    }
+}
+
+fn memory_uses(
+    ask: impl FnOnce(*mut abi::EngineMemoryUse, usize, *mut usize) -> abi::Code,
+) -> Vec<abi::EngineMemoryUse> {
+    // SAFETY: all zero is a valid value of the struct.
+    let none: abi::EngineMemoryUse = unsafe { std::mem::zeroed() };
+    let (mut uses, mut count) = (vec![none; 8], 0);
+    assert_eq!(ask(uses.as_mut_ptr(), uses.len(), &raw mut count), abi::ERR_OK);
+    uses.truncate(count);
+    uses
 }
 
 pub(crate) fn model_params(path: &CStr) -> abi::EngineModelParams {
@@ -194,6 +220,14 @@ impl Drop for Model<'_> {
 }
 
 impl Model<'_> {
+    /// What it takes, with its contexts.
+    pub(crate) fn usage(&self) -> Vec<abi::EngineMemoryUse> {
+        memory_uses(|uses, capacity, count| {
+            // SAFETY: as the header says.
+            unsafe { self.engine.memory.usage.unwrap()(self.raw, uses, capacity, count) }
+        })
+    }
+
     pub(crate) fn info(&self) -> abi::EngineModelInfo {
         // SAFETY: all zero is a valid value of the struct.
         let mut info: abi::EngineModelInfo = unsafe { std::mem::zeroed() };
