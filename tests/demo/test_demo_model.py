@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.node import RunningNode
+from support.node import RunningNode, running_node
 
 MOST_BYTES = 6_000_000
 CHECKS = json.loads(
@@ -29,3 +29,14 @@ def test_answer(node: RunningNode, check: dict[str, str]) -> None:
     (choice,) = node.post("/v1/chat/completions", body).json()["choices"]
     assert check["contains"] in choice["message"]["content"]
     assert choice["finish_reason"] == "stop"
+
+
+def test_its_first_answer_leaves_nothing_to_warn_of(engines: Path, tmp_path: Path) -> None:
+    """What the engine only tries out, to see what memory it takes, concerns nobody."""
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        body = {"model": "llm-node-demo", "messages": [{"role": "user", "content": "What is an engine?"}]}
+        assert node.post("/v1/chat/completions", body).status == 200
+        log = node.log_text()
+    assert "is loaded" in log
+    assert "WARNING" not in log, log

@@ -6,7 +6,7 @@
 //! would read out of bounds.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -203,6 +203,8 @@ thread_local! {
     static LINE: RefCell<(Option<Level>, String)> = const { RefCell::new((None, String::new())) };
     /// Error lines of the guarded call under way on this thread.
     static ERRORS: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+    /// The call under way on this thread only finds something out: nobody can act on its warnings.
+    static IS_TRIAL: Cell<bool> = const { Cell::new(false) };
 }
 
 extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
@@ -218,6 +220,7 @@ extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_
                 line.clear();
                 *line_level = match level {
                     sys::GGML_LOG_LEVEL_INFO => Some(Level::Info),
+                    sys::GGML_LOG_LEVEL_WARN if IS_TRIAL.get() => Some(Level::Info),
                     sys::GGML_LOG_LEVEL_WARN => Some(Level::Warn),
                     sys::GGML_LOG_LEVEL_ERROR => Some(Level::Error),
                     _ => None,
@@ -455,6 +458,9 @@ pub(crate) struct Specials {
 /// A loaded model.
 pub(crate) struct Model {
     raw: NonNull<sys::llama_model>,
+    no_alloc: bool,
+    /// Does its file say how to pool?
+    names_pooling: bool,
 }
 
 // SAFETY: a llama_model is not written to after loading, with one exception: creating a context with
@@ -517,7 +523,9 @@ impl Model {
         // SAFETY: path, devices (ended by NULL) and progress outlive the call, which keeps none of them.
         let raw =
             pointer(guarded(|fault| unsafe { shim_model_load(path.as_ptr(), &raw const params, fault) }))?;
-        Ok(Self { raw })
+        let mut model = Self { raw, no_alloc: settings.no_alloc, names_pooling: false };
+        model.names_pooling = model.metadata().iter().any(|(key, _)| key.ends_with(b".pooling_type"));
+        Ok(model)
     }
 
     fn vocab(&self) -> *const sys::llama_vocab {
@@ -907,7 +915,9 @@ impl Context {
             Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         };
         params.pooling_type = match settings.pooling {
-            None => sys::LLAMA_POOLING_TYPE_NONE,
+            None if model.names_pooling => sys::LLAMA_POOLING_TYPE_NONE,
+            // The same, without a warning that it is not what the model wants.
+            None => sys::LLAMA_POOLING_TYPE_UNSPECIFIED,
             Some(Pooling::Mean) => sys::LLAMA_POOLING_TYPE_MEAN,
             Some(Pooling::Cls) => sys::LLAMA_POOLING_TYPE_CLS,
             Some(Pooling::Last) => sys::LLAMA_POOLING_TYPE_LAST,
@@ -918,10 +928,12 @@ impl Context {
         params.abort_callback = Some(should_abort);
         params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast();
 
+        IS_TRIAL.set(model.no_alloc);
         // SAFETY: the model is alive and kept alive by the context; the flag is kept beside it.
-        let raw = pointer(guarded(|fault| unsafe {
-            shim_context_create(model.raw.as_ptr(), &raw const params, fault)
-        }))?;
+        let made =
+            guarded(|fault| unsafe { shim_context_create(model.raw.as_ptr(), &raw const params, fault) });
+        IS_TRIAL.set(false);
+        let raw = pointer(made)?;
         Ok(Self {
             raw,
             n_vocab: model.n_vocab(),
