@@ -29,6 +29,7 @@ struct EngineContext {
    uint64_t      ticket;
    long          step_us;
    long          row_us;
+   int64_t       surplus_ns;
    size_t        n_rows;
    const float **rows;   // of the last step
    uint32_t     *lengths; // of each sequence
@@ -236,10 +237,23 @@ static const EngineSlice *slice_at(const EngineBatch *batch, uint32_t index) {
    return (const EngineSlice *)((const char *)batch->slices + index * batch->slice_stride);
 }
 
-static int64_t processor_ns(void) {
+static int64_t clock_ns(clockid_t clock) {
    struct timespec now;
-   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+   clock_gettime(clock, &now);
    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// The thread's own time is asked for twice or so: each time is a call into the kernel, which would be in the
+// way of whom the host wakes. What a step computes too long, the next computes less.
+static void compute(EngineContext *context, int64_t ns) {
+   const int64_t end = clock_ns(CLOCK_THREAD_CPUTIME_ID) + ns - context->surplus_ns;
+   int64_t       left;
+   while ((left = end - clock_ns(CLOCK_THREAD_CPUTIME_ID)) > 0) {
+      const int64_t pause = clock_ns(CLOCK_MONOTONIC) + left;
+      while (clock_ns(CLOCK_MONOTONIC) < pause) {
+      }
+   }
+   context->surplus_ns = -left;
 }
 
 static int step(EngineContext *context, const EngineBatch *batch, uint64_t *ticket) {
@@ -274,9 +288,7 @@ static int step(EngineContext *context, const EngineBatch *batch, uint64_t *tick
       nanosleep(&pause, NULL);
    }
    if (context->row_us > 0) {
-      const int64_t end = processor_ns() + (int64_t)n_rows * context->row_us * 1000;
-      while (processor_ns() < end) {
-      }
+      compute(context, (int64_t)n_rows * context->row_us * 1000);
    }
    *ticket = ++context->ticket;
    return ERR_OK;

@@ -4,7 +4,7 @@
 //! for the node is in `outlets`.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fmt, mem,
     sync::{
         Arc,
@@ -56,13 +56,15 @@ pub(super) struct Traffic {
     waker: Mutex<Option<Waker>>,
 }
 
+/// Ids are counted up, and for each token one is looked up: a tree finds it in less time than it takes to
+/// hash it safely.
 #[derive(Default)]
 struct UnderWay {
-    streams: HashMap<RequestId, Stream>,
-    questions: HashMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
+    streams: BTreeMap<RequestId, Stream>,
+    questions: BTreeMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
     /// Workers that may have streams. Death takes a worker out before its streams end, so that none
     /// is added behind it.
-    workers: HashMap<u64, usize>,
+    workers: BTreeMap<u64, usize>,
     outlets: Outlets,
 }
 
@@ -179,8 +181,7 @@ impl Traffic {
             under_way.workers.remove(&worker);
             let of_worker =
                 |(id, stream): (&RequestId, &Stream)| (stream.link.worker == worker).then_some(*id);
-            let mut ended: Vec<RequestId> = under_way.streams.iter().filter_map(of_worker).collect();
-            ended.sort_unstable();
+            let ended: Vec<RequestId> = under_way.streams.iter().filter_map(of_worker).collect();
             for id in ended {
                 under_way.event(worker, id, Event::Failed(fault.clone()));
             }

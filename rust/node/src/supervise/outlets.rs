@@ -10,7 +10,7 @@
 //! to the node for that client. So the two never write at the same time, and nothing overtakes.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     fmt,
     io::Write,
     mem,
@@ -60,7 +60,7 @@ pub(super) struct Outlets {
     waiting: Vec<Delivery>,
     /// Counts the times that everything was taken.
     round: u64,
-    clients: HashMap<ClientId, Client>,
+    clients: BTreeMap<ClientId, Client>,
     /// Clients whose text is merged for no fault of theirs.
     merged: Vec<ClientId>,
     /// Clients with text for their sockets.
@@ -86,6 +86,8 @@ struct Client {
     is_clear: bool,
     /// For its socket, at the next [`Outlets::write`].
     unwritten: Option<Bytes>,
+    /// What was written last, to be filled again.
+    written: Option<Bytes>,
     /// Writes to its socket.
     writes: u64,
 }
@@ -132,7 +134,9 @@ impl Outlets {
             if client.unwritten.is_none() {
                 self.unwritten.push(id);
             }
-            let bytes = client.unwritten.get_or_insert_with(|| template.bytes());
+            let bytes = client
+                .unwritten
+                .get_or_insert_with(|| client.written.take().unwrap_or_else(|| template.bytes()));
             template.fill(text, bytes);
             if bytes.len() >= BURST {
                 self.write_to(id);
@@ -264,6 +268,9 @@ impl Outlets {
             let rest = Bytes::raw(rest);
             client.place = None;
             self.hand_over(id, What::Bytes(rest));
+        } else {
+            bytes.clear();
+            client.written = Some(bytes);
         }
     }
 
