@@ -118,7 +118,11 @@ def main() -> int:
     }
     earlier = {}
     if chosen.merge and (chosen.output / "bench.json").is_file():
-        earlier = {one["key"]: one for one in json.loads((chosen.output / "bench.json").read_text())["rows"]}
+        old = json.loads((chosen.output / "bench.json").read_text())
+        earlier = {one["key"]: one for one in old["rows"]}
+        # The conditions are said once for all rows: the least that any was measured with.
+        for name in ("pairs", "block_seconds"):
+            document["options"][name] = min(document["options"][name], old["options"][name])
     for row in rows:
         print(f"{row.key}: {row.title} ", end="", flush=True, file=sys.stderr)
         began = time.monotonic()

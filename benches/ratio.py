@@ -255,8 +255,7 @@ class Arena:
                     for turn in range(2 if self.options.quick else 4)
                 ]
                 # The first finds an empty cache, as none after it does.
-                values = values[1:]
-                found[str(flavour)] = max(values) if larger_is_better else min(values)
+                found[str(flavour)] = stats.median(values[1:])
         best = max if larger_is_better else min
         chosen = best(flavours, key=lambda flavour: found[str(flavour)])
         return chosen, found
