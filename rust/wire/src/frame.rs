@@ -86,18 +86,13 @@ impl<R: Read> FrameReader<R> {
     /// Waits for the next frame. After any error but [`FrameError::Malformed`] the stream cannot be
     /// read any further.
     pub fn read<M: DeserializeOwned>(&mut self) -> Result<M, FrameError> {
-        if self.inner.buffer().is_empty() {
-            // An error comes again, or has passed, when the length is read.
-            let _ = self.inner.fill_buf();
-        }
+        let length = self.length()?;
         // Mostly a frame has come whole, and need not be copied.
-        if let Some(body) = whole(self.inner.buffer()) {
-            let length = body.len();
+        if let Some(body) = self.inner.buffer().get(..length) {
             let message = decode(body);
-            self.inner.consume(PREFIX + length);
+            self.inner.consume(length);
             return message;
         }
-        let length = self.length()?;
         self.body.clear();
         self.body.shrink_to(KEEP);
         let got =
@@ -110,7 +105,9 @@ impl<R: Read> FrameReader<R> {
 
     /// Is the whole of the next frame here already?
     pub fn has_another(&self) -> bool {
-        whole(self.inner.buffer()).is_some()
+        let ahead = self.inner.buffer();
+        let Some((prefix, body)) = ahead.split_first_chunk::<PREFIX>() else { return false };
+        body.len() >= u32::from_le_bytes(*prefix) as usize
     }
 
     fn length(&mut self) -> Result<usize, FrameError> {
@@ -128,12 +125,6 @@ impl<R: Read> FrameReader<R> {
         let length = u32::from_le_bytes(prefix) as usize;
         if length > MAX_FRAME { Err(FrameError::TooLarge { length }) } else { Ok(length) }
     }
-}
-
-/// The body of the frame that `bytes` begin with, if they hold all of it.
-fn whole(bytes: &[u8]) -> Option<&[u8]> {
-    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>()?;
-    rest.get(..u32::from_le_bytes(*prefix) as usize)
 }
 
 /// Writes messages to a socket's sending side, one write a message.

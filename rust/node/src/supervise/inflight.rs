@@ -56,8 +56,8 @@ pub(super) struct Traffic {
     waker: Mutex<Option<Waker>>,
 }
 
-/// Ids are counted up, and for each token one is looked up: a tree finds it in less time than it takes to
-/// hash it safely.
+/// In trees: for each token an id is looked up, and among the few that are under way it is found in less time
+/// than it takes to hash it safely.
 #[derive(Default)]
 struct UnderWay {
     streams: BTreeMap<RequestId, Stream>,
