@@ -41,9 +41,6 @@ impl Template {
 /// Before the body: at most eight hexadecimal digits and a line feed with its carriage return.
 const FRAME: usize = 10;
 
-/// Most bytes that are kept to be filled again: a step's events, not those of a client that lagged.
-const KEEP: usize = 4096;
-
 /// Whole events on their way to one connection, written at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bytes {
@@ -66,12 +63,6 @@ impl Bytes {
     /// Is there no event yet?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Makes room for other events.
-    pub(crate) fn clear(&mut self) {
-        self.buffer.truncate(FRAME);
-        self.buffer.shrink_to(KEEP);
     }
 
     /// What to write to the connection: one chunk where it takes chunks. An empty one would end the

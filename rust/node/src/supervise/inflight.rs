@@ -56,8 +56,7 @@ pub(super) struct Traffic {
     waker: Mutex<Option<Waker>>,
 }
 
-/// In trees: for each token an id is looked up, and among the few that are under way it is found in less time
-/// than it takes to hash it safely.
+/// Ids are counted up: trees keep the order in which endings are told.
 #[derive(Default)]
 struct UnderWay {
     streams: BTreeMap<RequestId, Stream>,

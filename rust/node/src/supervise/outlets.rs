@@ -86,8 +86,6 @@ struct Client {
     is_clear: bool,
     /// For its socket, at the next [`Outlets::write`].
     unwritten: Option<Bytes>,
-    /// What was written last, to be filled again.
-    written: Option<Bytes>,
     /// Writes to its socket.
     writes: u64,
 }
@@ -134,9 +132,7 @@ impl Outlets {
             if client.unwritten.is_none() {
                 self.unwritten.push(id);
             }
-            let bytes = client
-                .unwritten
-                .get_or_insert_with(|| client.written.take().unwrap_or_else(|| template.bytes()));
+            let bytes = client.unwritten.get_or_insert_with(|| template.bytes());
             template.fill(text, bytes);
             if bytes.len() >= BURST {
                 self.write_to(id);
@@ -268,9 +264,6 @@ impl Outlets {
             let rest = Bytes::raw(rest);
             client.place = None;
             self.hand_over(id, What::Bytes(rest));
-        } else {
-            bytes.clear();
-            client.written = Some(bytes);
         }
     }
 
