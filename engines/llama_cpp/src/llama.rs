@@ -459,8 +459,7 @@ pub(crate) struct Specials {
 pub(crate) struct Model {
     raw: NonNull<sys::llama_model>,
     no_alloc: bool,
-    /// Does its file say how to pool?
-    names_pooling: bool,
+    metadata: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 // SAFETY: a llama_model is not written to after loading, with one exception: creating a context with
@@ -523,8 +522,8 @@ impl Model {
         // SAFETY: path, devices (ended by NULL) and progress outlive the call, which keeps none of them.
         let raw =
             pointer(guarded(|fault| unsafe { shim_model_load(path.as_ptr(), &raw const params, fault) }))?;
-        let mut model = Self { raw, no_alloc: settings.no_alloc, names_pooling: false };
-        model.names_pooling = model.metadata().iter().any(|(key, _)| key.ends_with(b".pooling_type"));
+        let mut model = Self { raw, no_alloc: settings.no_alloc, metadata: Vec::new() };
+        model.metadata = model.read_metadata();
         Ok(model)
     }
 
@@ -609,7 +608,11 @@ impl Model {
     }
 
     /// The file's metadata that is not an array, in llama.cpp's order.
-    pub(crate) fn metadata(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn metadata(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.metadata
+    }
+
+    fn read_metadata(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let model = self.raw.as_ptr();
         // SAFETY: the model is alive; indices stay below the count; `sized` passes real buffers.
         unsafe {
@@ -914,8 +917,9 @@ impl Context {
             Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         };
+        let names_pooling = model.metadata.iter().any(|(key, _)| key.ends_with(b".pooling_type"));
         params.pooling_type = match settings.pooling {
-            None if model.names_pooling => sys::LLAMA_POOLING_TYPE_NONE,
+            None if names_pooling => sys::LLAMA_POOLING_TYPE_NONE,
             // The same, without a warning that it is not what the model wants.
             None => sys::LLAMA_POOLING_TYPE_UNSPECIFIED,
             Some(Pooling::Mean) => sys::LLAMA_POOLING_TYPE_MEAN,

@@ -52,7 +52,6 @@ pub(crate) struct LlamaModel {
     pub(crate) raw: Arc<llama::Model>,
     pub(crate) source: Source,
     architecture: String,
-    metadata: Vec<(Vec<u8>, Vec<u8>)>,
     /// What the file says of embeddings.
     pub(crate) pooling: Option<Pooling>,
     /// Weights by device, once known.
@@ -87,11 +86,11 @@ impl LlamaModel {
 
     /// All of the file's metadata that is not an array, as bytes.
     pub(crate) fn metadata(&self) -> impl Iterator<Item = &[u8]> {
-        self.metadata.iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()])
+        self.raw.metadata().iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()])
     }
 
     fn metadata_text(&self, key: &str) -> Option<String> {
-        let (_, value) = self.metadata.iter().find(|(name, _)| name == key.as_bytes())?;
+        let (_, value) = self.raw.metadata().iter().find(|(name, _)| name == key.as_bytes())?;
         Some(String::from_utf8_lossy(value).into_owned())
     }
 }
@@ -207,12 +206,10 @@ impl Models for LlamaEngine {
             }
             Err(fault) => return Err(load_failure(&source, &fault)),
         };
-        let metadata = raw.metadata();
         let mut model = LlamaModel {
             raw: Arc::new(raw),
             source,
             architecture: String::new(),
-            metadata,
             pooling: None,
             weights: OnceLock::new(),
             contexts: Arc::default(),
@@ -249,7 +246,7 @@ impl Models for LlamaEngine {
     }
 
     fn metadata(model: &LlamaModel) -> Vec<(Vec<u8>, Vec<u8>)> {
-        model.metadata.clone()
+        model.raw.metadata().to_vec()
     }
 }
 

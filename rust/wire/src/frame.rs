@@ -13,7 +13,7 @@
 //! Versions meet in `FromWorker::Hello`, which for that reason never changes its shape: the first
 //! variant, the version its first field.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -87,12 +87,6 @@ impl<R: Read> FrameReader<R> {
     /// read any further.
     pub fn read<M: DeserializeOwned>(&mut self) -> Result<M, FrameError> {
         let length = self.length()?;
-        // Mostly a frame has come whole, and need not be copied.
-        if let Some(body) = self.inner.buffer().get(..length) {
-            let message = decode(body);
-            self.inner.consume(length);
-            return message;
-        }
         self.body.clear();
         self.body.shrink_to(KEEP);
         let got =

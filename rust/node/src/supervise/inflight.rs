@@ -4,7 +4,7 @@
 //! for the node is in `outlets`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt, mem,
     sync::{
         Arc,
@@ -56,14 +56,14 @@ pub(super) struct Traffic {
     waker: Mutex<Option<Waker>>,
 }
 
-/// Ids are counted up: trees keep the order in which endings are told.
 #[derive(Default)]
 struct UnderWay {
+    /// By age, in which their endings are told where a worker dies.
     streams: BTreeMap<RequestId, Stream>,
-    questions: BTreeMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
+    questions: HashMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
     /// Workers that may have streams. Death takes a worker out before its streams end, so that none
     /// is added behind it.
-    workers: BTreeMap<u64, usize>,
+    workers: HashMap<u64, usize>,
     outlets: Outlets,
 }
 

@@ -10,7 +10,7 @@
 //! to the node for that client. So the two never write at the same time, and nothing overtakes.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     fmt,
     io::Write,
     mem,
@@ -60,7 +60,7 @@ pub(super) struct Outlets {
     waiting: Vec<Delivery>,
     /// Counts the times that everything was taken.
     round: u64,
-    clients: BTreeMap<ClientId, Client>,
+    clients: HashMap<ClientId, Client>,
     /// Clients whose text is merged for no fault of theirs.
     merged: Vec<ClientId>,
     /// Clients with text for their sockets.
