@@ -74,6 +74,13 @@ class Ends:
     def socket(self) -> int | None:
         return self.own.fileno()
 
+    def arrived(self) -> bytes:
+        """What the client can read without waiting, which would keep the loop from sending it more."""
+        try:
+            return self.clients.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
     def __enter__(self) -> Ends:
         return self
 
@@ -115,18 +122,20 @@ async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
     async with node.deliver("null", [request(300)], ends, connection=ends, templates=[TEMPLATE]) as client:
         while not ends.ended.done():
             await asyncio.sleep(0.02)
-            received += ends.clients.recv(1 << 16)
+            received += ends.arrived()
             writes.append(client.hold(0))
             ends.own.sendall(b"(")
             time.sleep(0.005)  # the loop stands still; Rust does not
             ends.own.sendall(b")")
             client.release()
     assert ends.ended.result() is None
-    received += ends.clients.recv(1 << 16)
+    received += ends.arrived()
     assert len(re.findall(rb"\(\)", received)) == len(writes) > 3
     # What was held back is one piece.
     assert received.replace(b"()", b"").replace(b'"', b"") == text(300).replace(b'"', b"")
-    assert writes[-2] > writes[0] > 0
+    # Rust wrote before a hold and after it. A client that has ended, which the loop hears of later, counts none.
+    counted = [count for count in writes if count > 0]
+    assert counted[-1] > counted[0]
 
 
 async def test_who_has_left_is_written_to_no_more(node: Node, ends: Ends) -> None:
