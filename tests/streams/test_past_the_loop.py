@@ -133,7 +133,7 @@ async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
     assert len(re.findall(rb"\(\)", received)) == len(writes) > 3
     # What was held back is one piece.
     assert received.replace(b"()", b"").replace(b'"', b"") == text(300).replace(b'"', b"")
-    # Rust wrote before a hold and after it. A client that has ended, which the loop hears of later, counts none.
+    # Rust wrote before a hold and after it. A client that has ended, of which the loop hears later, counts 0.
     counted = [count for count in writes if count > 0]
     assert counted[-1] > counted[0]
 
