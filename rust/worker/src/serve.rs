@@ -19,10 +19,7 @@ use std::{
     time::Duration,
 };
 
-use interprocess::{
-    TryClone,
-    local_socket::{Stream, traits::Stream as _},
-};
+use interprocess::local_socket::{Stream, traits::Stream as _};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
@@ -39,7 +36,7 @@ use crate::{
     outbox::Outbox,
     report::{Report, Reporter},
     sandbox::{self, Sandbox, leave},
-    socket::{Receiving, Sending},
+    socket::Sending,
 };
 
 /// Exit codes of a worker.
@@ -81,12 +78,13 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
     let sandbox = sandbox::apply();
     let Ok(name) = endpoint::name(endpoint) else { return exit::NO_NODE };
     let Ok(socket) = Stream::connect(name) else { return exit::NO_NODE };
-    let Ok(receiving) = socket.try_clone() else { return exit::NO_NODE };
+    let Ok((waiting, direct)) = endpoint::receive_pipe(&socket).and_then(Sending::pair) else {
+        return exit::NO_NODE;
+    };
     let (sender, inputs) = mpsc::channel();
     let reading = sender.clone();
-    let reader = thread::Builder::new().name("reader".into()).spawn(move || read(receiving, &reading));
-    let Ok(direct) = socket.try_clone() else { return exit::NO_NODE };
-    let Ok(outbox) = Outbox::start(Sending(socket), Sending(direct), || leave(exit::PROTOCOL)) else {
+    let reader = thread::Builder::new().name("reader".into()).spawn(move || read(socket, &reading));
+    let Ok(outbox) = Outbox::start(waiting, direct, || leave(exit::PROTOCOL)) else {
         return exit::NO_NODE;
     };
     if reader.is_err() {
@@ -110,7 +108,7 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
 
 /// The reader thread.
 fn read(socket: Stream, inputs: &Sender<Input>) {
-    let mut reader = FrameReader::new(Receiving(socket));
+    let mut reader = FrameReader::new(socket);
     loop {
         let input = match reader.read() {
             Ok(message) => Input::Message(Box::new(message)),

@@ -1,12 +1,11 @@
-//! The socket to the node, read and written so that no thread is woken for nothing.
+//! The way to the node, written so that nobody is woken for nothing.
 //!
 //! A wake-up of a sleeping thread costs more than everything else that is done for a token, so the
-//! scheduler sends what it can by itself, without waiting, and the thread that reads is not disturbed by
-//! what is written.
+//! scheduler sends what it can by itself, without waiting.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
-use interprocess::local_socket::Stream;
+use llm_node_wire::endpoint::FromWorkerWriter;
 
 /// Sending without waiting.
 pub(crate) trait SendNow {
@@ -14,68 +13,108 @@ pub(crate) trait SendNow {
     fn send_now(&mut self, bytes: &[u8]) -> io::Result<usize>;
 }
 
-/// The side to the node.
-pub(crate) struct Sending(pub(crate) Stream);
-
-impl Write for Sending {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// The side from the node.
-pub(crate) struct Receiving(pub(crate) Stream);
+/// The side to the node. Writing waits for room.
+pub(crate) struct Sending(FromWorkerWriter);
 
 #[cfg(unix)]
 mod unix {
-    use std::os::fd::AsFd;
-
     use rustix::{
         event::{PollFd, PollFlags, poll},
-        io::Errno,
-        net::{SendFlags, send},
+        io::{Errno, ioctl_fionbio},
     };
 
-    use super::{Read, Receiving, SendNow, Sending, Stream, io};
+    use super::{FromWorkerWriter, SendNow, Sending, Write, io};
 
-    impl SendNow for Sending {
-        fn send_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let Stream::UdSocket(socket) = &self.0;
-            Ok(send(socket.as_fd(), bytes, SendFlags::DONTWAIT)?)
+    impl Sending {
+        /// Two handles of one way: one that waits and one that does not.
+        pub(crate) fn pair(said: FromWorkerWriter) -> io::Result<(Self, Self)> {
+            ioctl_fionbio(&said, true)?;
+            Ok((Self(said.try_clone()?), Self(said)))
         }
     }
 
-    impl Read for Receiving {
-        /// Waits in `poll`: a thread that waits in `recv` is woken also when the other side has read,
-        /// which makes room for writing, once for each frame.
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let Stream::UdSocket(socket) = &self.0;
-            match poll(&mut [PollFd::new(&socket.as_fd(), PollFlags::IN)], None) {
-                Ok(_) | Err(Errno::INTR) => self.0.read(buffer),
-                Err(error) => Err(error.into()),
+    impl SendNow for Sending {
+        fn send_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
+        }
+    }
+
+    impl Write for Sending {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            loop {
+                match self.0.write(bytes) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return result,
+                }
+                match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
 }
 
 #[cfg(not(unix))]
 mod elsewhere {
-    use super::{Read, Receiving, SendNow, Sending, io};
+    use interprocess::TryClone;
+
+    use super::{FromWorkerWriter, SendNow, Sending, Write, io};
+
+    impl Sending {
+        /// Two handles of one way: one that waits and one that does not.
+        pub(crate) fn pair(said: FromWorkerWriter) -> io::Result<(Self, Self)> {
+            Ok((Self(said.try_clone()?), Self(said)))
+        }
+    }
 
     impl SendNow for Sending {
-        /// A pipe's mode holds for both of its directions: everything goes through the writing thread.
+        /// A named pipe's mode holds for both of its directions: everything goes through the writing thread.
         fn send_now(&mut self, _bytes: &[u8]) -> io::Result<usize> {
             Err(io::ErrorKind::WouldBlock.into())
         }
     }
 
-    impl Read for Receiving {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0.read(buffer)
+    impl Write for Sending {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.write(bytes)
         }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{io::Read, thread};
+
+    use super::*;
+
+    #[test]
+    fn one_handle_waits_for_room_and_the_other_does_not() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut waiting, mut direct) = Sending::pair(writer).unwrap();
+        let block = [1; 4096];
+        let mut sent = 0;
+        let full = loop {
+            match direct.send_now(&block) {
+                Ok(length) => sent += length,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let writing = thread::spawn(move || waiting.write_all(&block).map(|()| waiting));
+        let mut received = vec![0; sent + block.len()];
+        reader.read_exact(&mut received).unwrap();
+        let mut waiting = writing.join().unwrap().unwrap();
+        drop(reader);
+        assert_eq!(direct.send_now(&block).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(waiting.write(&block).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

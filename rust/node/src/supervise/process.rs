@@ -16,13 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interprocess::{
-    TryClone,
-    local_socket::{ListenerNonblockingMode, ListenerOptions, Stream, traits::Listener as _},
-};
+use interprocess::local_socket::{ListenerNonblockingMode, ListenerOptions, Stream, traits::Listener as _};
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::{
-    endpoint,
+    endpoint::{self, FromWorkerReader},
     frame::{FrameError, FrameReader, FrameWriter},
     message::{FromWorker, PROTOCOL_VERSION, ToWorker},
 };
@@ -154,8 +151,8 @@ impl Processes {
         // Both have what they need: the socket's name can go.
         let secret = meeting.secret.clone();
         drop(meeting);
-        let writing = match stream.try_clone() {
-            Ok(writing) => writing,
+        let reading_end = match endpoint::send_pipe(&stream) {
+            Ok(reading_end) => reading_end,
             Err(error) => return Err(start_failed(failed("its socket", &error))),
         };
         let (control, controls) = mpsc::channel();
@@ -168,10 +165,10 @@ impl Processes {
             pumps,
             on_death: launch.on_death,
         };
-        spawn_thread("worker-reader", move || reading.run(stream));
+        spawn_thread("worker-reader", move || reading.run(reading_end));
         let traffic = Arc::clone(traffic);
         let worker = process.link.worker;
-        spawn_thread("worker-writer", move || write(worker, writing, &outgoing, &traffic));
+        spawn_thread("worker-writer", move || write(worker, stream, &outgoing, &traffic));
         // The reader lets nothing through but a proper introduction.
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Control::Message(FromWorker::Hello { .. })) => Ok((process, controls)),
@@ -414,8 +411,8 @@ struct Reading {
 }
 
 impl Reading {
-    fn run(self, stream: Stream) {
-        let mut reader = FrameReader::new(stream);
+    fn run(self, reading_end: FromWorkerReader) {
+        let mut reader = FrameReader::new(reading_end);
         if self.greeting(&mut reader) {
             self.messages(&mut reader);
         }
@@ -426,7 +423,7 @@ impl Reading {
         let _ = self.control.send(Control::Died(death));
     }
 
-    fn greeting(&self, reader: &mut FrameReader<Stream>) -> bool {
+    fn greeting(&self, reader: &mut FrameReader<FromWorkerReader>) -> bool {
         let complaint = match reader.read() {
             Ok(FromWorker::Hello { protocol, secret })
                 if protocol == PROTOCOL_VERSION && secret == self.secret =>
@@ -445,7 +442,7 @@ impl Reading {
         false
     }
 
-    fn messages(&self, reader: &mut FrameReader<Stream>) {
+    fn messages(&self, reader: &mut FrameReader<FromWorkerReader>) {
         let worker = self.process.link.worker;
         let mut unwritten = false;
         loop {

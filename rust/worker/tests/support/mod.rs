@@ -11,16 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use interprocess::{
-    TryClone,
-    local_socket::{ListenerOptions, Stream, traits::Listener as _},
-};
+use interprocess::local_socket::{ListenerOptions, Stream, traits::Listener as _};
 use llm_node_core::{
     event::{Event, Finish, Usage},
     request::{Prompt, Request, Sampling},
 };
 use llm_node_wire::{
-    endpoint,
+    endpoint::{self, FromWorkerReader},
     frame::{FrameError, FrameReader, FrameWriter},
     message::{
         EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, Scheduling,
@@ -139,7 +136,7 @@ impl Outcome {
 
 pub struct Worker {
     pub child: Child,
-    reader: FrameReader<Stream>,
+    reader: FrameReader<FromWorkerReader>,
     writer: FrameWriter<Stream>,
     /// Stages seen so far.
     pub stages: Vec<String>,
@@ -163,7 +160,7 @@ impl Worker {
         let socket = listener.accept().unwrap();
         let mut worker = Self {
             child,
-            reader: FrameReader::new(socket.try_clone().unwrap()),
+            reader: FrameReader::new(endpoint::send_pipe(&socket).unwrap()),
             writer: FrameWriter::new(socket),
             stages: Vec::new(),
             logs: Vec::new(),
