@@ -612,6 +612,22 @@ impl Model {
         &self.metadata
     }
 
+    /// `general.architecture`; empty where the file does not say.
+    pub(crate) fn architecture(&self) -> String {
+        self.value("general.architecture").unwrap_or_default()
+    }
+
+    /// What the file says of its own architecture under this name: `pooling_type`, `attention.causal`.
+    pub(crate) fn architecture_value(&self, name: &str) -> Option<String> {
+        self.value(&format!("{}.{name}", self.architecture()))
+    }
+
+    /// What the file says under this key, where that is not an array.
+    pub(crate) fn value(&self, key: &str) -> Option<String> {
+        let (_, value) = self.metadata.iter().find(|(name, _)| name == key.as_bytes())?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+
     fn read_metadata(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let model = self.raw.as_ptr();
         // SAFETY: the model is alive; indices stay below the count; `sized` passes real buffers.
@@ -917,9 +933,8 @@ impl Context {
             Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         };
-        let names_pooling = model.metadata.iter().any(|(key, _)| key.ends_with(b".pooling_type"));
         params.pooling_type = match settings.pooling {
-            None if names_pooling => sys::LLAMA_POOLING_TYPE_NONE,
+            None if model.architecture_value("pooling_type").is_some() => sys::LLAMA_POOLING_TYPE_NONE,
             // The same, without a warning that it is not what the model wants.
             None => sys::LLAMA_POOLING_TYPE_UNSPECIFIED,
             Some(Pooling::Mean) => sys::LLAMA_POOLING_TYPE_MEAN,

@@ -51,7 +51,6 @@ impl Source {
 pub(crate) struct LlamaModel {
     pub(crate) raw: Arc<llama::Model>,
     pub(crate) source: Source,
-    architecture: String,
     /// What the file says of embeddings.
     pub(crate) pooling: Option<Pooling>,
     /// Weights by device, once known.
@@ -71,7 +70,7 @@ impl LlamaModel {
     pub(crate) fn generates(&self) -> bool {
         // llama.cpp counts encoders as decoders, but for those that have both. Their attention looks
         // both ways, and the file says so.
-        let both_ways = self.metadata_text(&format!("{}.attention.causal", self.architecture));
+        let both_ways = self.raw.architecture_value("attention.causal");
         self.raw.has_decoder()
             && both_ways.as_deref() != Some("false")
             && !self.raw.has_encoder()
@@ -87,11 +86,6 @@ impl LlamaModel {
     /// All of the file's metadata that is not an array, as bytes.
     pub(crate) fn metadata(&self) -> impl Iterator<Item = &[u8]> {
         self.raw.metadata().iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()])
-    }
-
-    fn metadata_text(&self, key: &str) -> Option<String> {
-        let (_, value) = self.raw.metadata().iter().find(|(name, _)| name == key.as_bytes())?;
-        Some(String::from_utf8_lossy(value).into_owned())
     }
 }
 
@@ -206,25 +200,21 @@ impl Models for LlamaEngine {
             }
             Err(fault) => return Err(load_failure(&source, &fault)),
         };
-        let mut model = LlamaModel {
-            raw: Arc::new(raw),
-            source,
-            architecture: String::new(),
-            pooling: None,
-            weights: OnceLock::new(),
-            contexts: Arc::default(),
-            embedding: Mutex::default(),
-        };
-        model.architecture = model.metadata_text("general.architecture").unwrap_or_default();
-        let pooling = model.metadata_text(&format!("{}.pooling_type", model.architecture));
-        model.pooling = match pooling.as_deref() {
+        let pooling = match raw.architecture_value("pooling_type").as_deref() {
             Some("1") => Some(Pooling::Mean),
             Some("2") => Some(Pooling::Cls),
             Some("3") => Some(Pooling::Last),
             Some("4") => Some(Pooling::Rank),
             _ => None,
         };
-        Ok(model)
+        Ok(LlamaModel {
+            raw: Arc::new(raw),
+            source,
+            pooling,
+            weights: OnceLock::new(),
+            contexts: Arc::default(),
+            embedding: Mutex::default(),
+        })
     }
 
     fn info(model: &LlamaModel) -> ModelInfo {
@@ -234,7 +224,7 @@ impl Models for LlamaEngine {
             embeds: model.pooling.is_some_and(|pooling| pooling != Pooling::Rank),
             ranks: model.pooling == Some(Pooling::Rank),
             recurrent: model.raw.is_recurrent(),
-            architecture: text(model.architecture.clone()),
+            architecture: text(model.raw.architecture()),
             format: c"gguf".to_owned(),
             quantization: model.raw.file_type().map(|name| text(quantization(&name))),
             n_parameters: model.raw.n_parameters(),
@@ -323,7 +313,7 @@ impl Tokenizer for LlamaEngine {
             None => "tokenizer.chat_template".to_owned(),
             Some(name) => format!("tokenizer.chat_template.{name}"),
         };
-        model.metadata_text(&key)
+        model.raw.value(&key)
     }
 }
 
