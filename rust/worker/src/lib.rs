@@ -20,9 +20,9 @@ mod outbox;
 pub mod report;
 #[cfg_attr(unix, expect(unsafe_code, reason = "ending a process without destructors has no safe way"))]
 pub mod sandbox;
+mod sending;
 pub mod serve;
 mod shape;
-mod socket;
 mod source;
 
 pub use engine::{Engine, EngineSettings, Observer, unobserved};

@@ -20,7 +20,7 @@ use llm_node_wire::{
     message::{FromWorker, RequestId},
 };
 
-use crate::socket::SendNow;
+use crate::sending::SendNow;
 
 /// Most events in a frame that was put together from several steps; keeps it far below the cap.
 const MERGE_EVENTS: usize = 4096;

@@ -36,7 +36,7 @@ use crate::{
     outbox::Outbox,
     report::{Report, Reporter},
     sandbox::{self, Sandbox, leave},
-    socket::Sending,
+    sending::Sending,
 };
 
 /// Exit codes of a worker.

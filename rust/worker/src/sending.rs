@@ -27,9 +27,9 @@ mod unix {
 
     impl Sending {
         /// Two handles of one way: one that waits and one that does not.
-        pub(crate) fn pair(said: FromWorkerWriter) -> io::Result<(Self, Self)> {
-            ioctl_fionbio(&said, true)?;
-            Ok((Self(said.try_clone()?), Self(said)))
+        pub(crate) fn pair(writer: FromWorkerWriter) -> io::Result<(Self, Self)> {
+            ioctl_fionbio(&writer, true)?;
+            Ok((Self(writer.try_clone()?), Self(writer)))
         }
     }
 
@@ -67,8 +67,8 @@ mod elsewhere {
 
     impl Sending {
         /// Two handles of one way: one that waits and one that does not.
-        pub(crate) fn pair(said: FromWorkerWriter) -> io::Result<(Self, Self)> {
-            Ok((Self(said.try_clone()?), Self(said)))
+        pub(crate) fn pair(writer: FromWorkerWriter) -> io::Result<(Self, Self)> {
+            Ok((Self(writer.try_clone()?), Self(writer)))
         }
     }
 
