@@ -103,9 +103,10 @@ def _yes_or_no(text: str) -> bool:
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text.strip()) or not low <= int(text) <= high:
+        digits = text.strip()
+        if not re.fullmatch(r"[0-9]{1,12}", digits) or not low <= int(digits) <= high:
             raise ValueError(f"expected a whole number from {low} to {high}")
-        return int(text)
+        return int(digits)
 
     return parse
 

@@ -115,7 +115,7 @@ async def test_text_goes_past_the_loop(node: Node, ends: Ends) -> None:
 async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
     """Holding a client keeps its text back, whole, until the client is released."""
     writes = []
-    async with node.deliver("null", [request(300)], ends, connection=ends, templates=[TEMPLATE]) as client:
+    async with node.deliver("null", [request(1000)], ends, connection=ends, templates=[TEMPLATE]) as client:
         received = await ends.arrived()
         while not ends.ended.done():
             await asyncio.sleep(0.02)
@@ -129,7 +129,7 @@ async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
     received += await ends.arrived()
     assert len(re.findall(rb"\(\)", received)) == len(writes) > 3
     # What was held back is one piece.
-    assert received.replace(b"()", b"").replace(b'"', b"") == text(300).replace(b'"', b"")
+    assert received.replace(b"()", b"").replace(b'"', b"") == text(1000).replace(b'"', b"")
     # A client that has ended, of which the loop hears later, counts 0.
     assert max(writes) > writes[0] > 0
 
@@ -170,18 +170,18 @@ async def test_a_client_that_is_gone_costs_nobody(node: Node, ends: Ends, gone: 
 
 @pytest.fixture(scope="module")
 def served(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
-    """A node that breaks a silence of a fifth of a second; "slow" is slower than that, "null" is not."""
+    """A node that breaks a silence of half a second; "slow" is slower than that, "null" is not."""
     engines, models = folders
     arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
-    arguments += ["--demo-model", "no", "--keep-alive", "0.2", "--speculation", "off"]
+    arguments += ["--demo-model", "no", "--keep-alive", "0.5", "--speculation", "off"]
     with running_node(tmp_path_factory.mktemp("served"), arguments) as node:
-        for model, step_us in (("null", 20_000), ("slow", 500_000)):
+        for model, step_us in (("null", 20_000), ("slow", 1_100_000)):
             load = {"model_id": model, "options": {"step_us": str(step_us)}}
             assert node.post("/api/models/load", load).status == 200
         yield node
 
 
-@pytest.mark.parametrize(("model", "tokens", "is_silent"), [("null", 60, False), ("slow", 5, True)])
+@pytest.mark.parametrize(("model", "tokens", "is_silent"), [("null", 60, False), ("slow", 3, True)])
 def test_only_silence_is_broken(served: RunningNode, model: str, tokens: int, is_silent: bool) -> None:
     """The loop knows of what is written past it, and its comments stand between events."""
     body = {"model": model, "prompt": " ", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}

@@ -6,12 +6,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
+from support.engines import fake_engine
 from support.node import RunningNode, alive, running_node
 from support.streams import assert_same_or_tied, greedy, session, stream, text_of
 
@@ -71,29 +71,41 @@ async def test_seeded_streams_repeat(node: RunningNode, model: str) -> None:
     assert len(set(first)) > 1
 
 
-async def test_a_client_that_leaves_frees_its_sequence(node: RunningNode) -> None:
-    model = "llm-node-demo"
-    node.post("/api/models/load", {"model_id": model})
+@pytest.fixture(scope="module")
+def unhurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node whose one model takes 20 s for an answer, whatever the machine: longer than any test waits."""
+    root = tmp_path_factory.mktemp("unhurried")
+    fake_engine(root / "engines", defines={"FAKE_STEP_US": 10_000})
+    (root / "models").mkdir()
+    (root / "models/unhurried.toy").write_bytes(b"TOY1")
+    arguments = ["--engines-dir", str(root / "engines"), "--models-dir", str(root / "models")]
+    with running_node(root / "node", [*arguments, "--gpu-backend", "cpu", "--speculation", "off"]) as node:
+        assert node.post("/api/models/load", {"model_id": "unhurried"}).status == 200
+        yield node
+
+
+UNHURRIED = {"model": "unhurried", "prompt": "The", "max_tokens": 2000, "ignore_eos": True}
+
+
+async def test_a_client_that_leaves_frees_its_sequence(unhurried: RunningNode) -> None:
     async with session() as client:
         for _ in range(4):
-            body = {"model": model, "prompt": "The", "max_tokens": 400, "ignore_eos": True}
-            stream_of = stream(client, node.url, body)
+            stream_of = stream(client, unhurried.url, UNHURRIED)
             await anext(stream_of)
-            assert running(node, model) >= 1
+            assert running(unhurried, "unhurried") >= 1
             await stream_of.aclose()
-    await wait_for(lambda: running(node, model) == 0)
+    await wait_for(lambda: running(unhurried, "unhurried") == 0)
 
 
-async def test_a_client_that_leaves_before_the_answer(node: RunningNode) -> None:
+async def test_a_client_that_leaves_before_the_answer(unhurried: RunningNode) -> None:
     """Not streaming: the connection is dropped while the node still computes."""
-    model = "llm-node-demo"
-    body = {"model": model, "prompt": "The", "max_tokens": 400, "ignore_eos": True}
     async with session() as client:
-        with pytest.raises(asyncio.TimeoutError):
-            await client.post(
-                f"{node.url}/v1/completions", json=body, timeout=aiohttp.ClientTimeout(total=0.15)
-            )
-    await wait_for(lambda: running(node, model) == 0)
+        answer = asyncio.ensure_future(client.post(f"{unhurried.url}/v1/completions", json=UNHURRIED))
+        await wait_for(lambda: running(unhurried, "unhurried") == 1)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+    await wait_for(lambda: running(unhurried, "unhurried") == 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -118,30 +130,21 @@ async def test_no_worker_outlives_its_node(
             await wait_for(lambda: not any(alive(pid) for pid in workers), 5)
 
 
-async def test_a_killed_worker_is_a_typed_error_and_comes_back(
-    engines: Path, models: Path, tmp_path: Path
-) -> None:
-    arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
-    with running_node(tmp_path, arguments) as node:
-        node.post("/api/models/load", {"model_id": "llm-node-demo"})
-        body = {"model": "llm-node-demo", "prompt": "The", "max_tokens": 500, "ignore_eos": True}
-        async with session() as client:
-            under_way = stream(client, node.url, body)
-            await anext(under_way)
-            os.kill(node.workers()[0], signal.SIGKILL)
-            rest = [chunk async for chunk in under_way]
-        assert rest[-1]["error"]["code"] == "engine_crashed"  # type: ignore[index]
-        assert "signal 9" in rest[-1]["error"]["message"] or "SIGKILL" in rest[-1]["error"]["message"]  # type: ignore[index]
-        assert node.get("/healthz").status == 200
-        await asyncio.sleep(0)
-        deadline = time.monotonic() + 20
-        while True:
-            answer = node.post(
-                "/v1/completions", {"model": "llm-node-demo", "prompt": "The", "max_tokens": 4}
-            )
-            if answer.status == 200:
-                break
-            assert answer.json()["error"]["code"] == "engine_crashed"
-            assert int(answer.headers["Retry-After"]) >= 1
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.3)
+async def test_a_killed_worker_is_a_typed_error_and_comes_back(unhurried: RunningNode) -> None:
+    async with session() as client:
+        under_way = stream(client, unhurried.url, UNHURRIED)
+        await anext(under_way)
+        os.kill(unhurried.workers()[0], signal.SIGKILL)
+        rest = [chunk async for chunk in under_way]
+    assert rest[-1]["error"]["code"] == "engine_crashed"  # type: ignore[index]
+    assert "signal 9" in rest[-1]["error"]["message"] or "SIGKILL" in rest[-1]["error"]["message"]  # type: ignore[index]
+    assert unhurried.get("/healthz").status == 200
+    deadline = time.monotonic() + 20
+    while True:
+        answer = unhurried.post("/v1/completions", {**UNHURRIED, "max_tokens": 4})
+        if answer.status == 200:
+            break
+        assert answer.json()["error"]["code"] == "engine_crashed"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.3)
