@@ -13,6 +13,7 @@ use crate::memory::{described, only_weights, unsupported};
 use crate::model::LlamaModel;
 use crate::options::{ContextOptions, WaitPolicy};
 use crate::plan::{Plan, plan};
+use crate::prefill::{self, PrefillPool};
 use crate::waiting::Waiting;
 use crate::{LlamaEngine, internal, state};
 
@@ -33,18 +34,29 @@ pub(crate) struct LlamaContext {
     /// What a saved state must have been made with.
     fingerprint: u64,
     cancel: Arc<AtomicBool>,
+    /// Where prompts are read together.
+    pool: Option<PrefillPool>,
     /// Slices of the step under way by ascending sequence; kept to spare allocations.
     order: Vec<usize>,
-    /// Rows of the last step, in the order of its slices: where each lies in llama.cpp's buffer.
-    rows: Vec<usize>,
-    /// First row of each slice there; kept to spare allocations.
-    begins: Vec<usize>,
+    /// Those that the pool reads.
+    pooled: Vec<usize>,
+    /// Rows of the last step, in the order of its slices.
+    rows: Vec<Place>,
+    /// First row of each slice; kept to spare allocations.
+    begins: Vec<Place>,
     /// llama.cpp's buffer has been put in order.
     settled: bool,
     /// An assertion failed: llama.cpp's state is not to be trusted any more.
     broken: Option<String>,
     waiting: Waiting,
     _booked: Booked,
+}
+
+/// Where a row lies: in which of llama.cpp's buffers, and how many are before it.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    in_pool: bool,
+    row: usize,
 }
 
 /// What living contexts take, by their number.
@@ -138,6 +150,24 @@ impl LlamaContext {
         }
     }
 
+    /// Notes where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them
+    /// in the order of its slices.
+    fn locate(&mut self, batch: &Batch<'_>) {
+        self.begins.clear();
+        self.begins.resize(batch.len(), Place::default());
+        for (in_pool, indices) in [(false, &self.order), (true, &self.pooled)] {
+            let mut row = 0;
+            for &index in indices {
+                self.begins[index] = Place { in_pool, row };
+                row += batch.get(index).map_or(0, |slice| slice.rows as usize);
+            }
+        }
+        self.rows.clear();
+        for (slice, &Place { in_pool, row }) in batch.iter().zip(&self.begins) {
+            self.rows.extend((row..row + slice.rows as usize).map(|row| Place { in_pool, row }));
+        }
+    }
+
     /// A failure after which this context refuses to go on.
     fn fault(&mut self, fault: llama::Fault) -> Failure {
         if fault.kind == llama::FaultKind::Assertion {
@@ -178,6 +208,7 @@ impl Batching for LlamaEngine {
         }
 
         let mut uses = described(&context, &plan)?;
+        let pool = prefill::beside(&context, &plan, &uses).map_err(internal)?;
         let _ = model.weights.set(only_weights(&context.memory().map_err(internal)?));
         let facts = model.facts();
         let cells = u64::from(context.n_ctx().max(1));
@@ -188,6 +219,9 @@ impl Batching for LlamaEngine {
             } else {
                 memory.cache_per_token = memory.cache / cells;
             }
+        }
+        if let (Some(pool), [host]) = (&pool, &mut *uses) {
+            host.compute += pool.bytes;
         }
         let asynchronous = uses.iter().any(|memory| memory.device.is_some());
         // A device's passes say nothing about the processors.
@@ -227,7 +261,9 @@ impl Batching for LlamaEngine {
             restored: vec![0; plan.settings.n_seq_max as usize],
             fingerprint: fingerprint(model, &plan),
             cancel: context.abort_flag(),
+            pool: pool.map(|pool| PrefillPool::new(pool, plan.settings.n_seq_max, context.abort_flag())),
             order: Vec::new(),
+            pooled: Vec::new(),
             rows: Vec::new(),
             begins: Vec::new(),
             settled: true,
@@ -267,15 +303,26 @@ impl Batching for LlamaEngine {
         }
 
         context.cancel.store(false, Ordering::Relaxed);
-        let decoded = context.waiting.pass(&mut context.context, tokens as usize, |llama| {
-            llama.decode(context.order.iter().filter_map(|&index| batch.get(index)).map(entry))
-        });
+        context.pooled.clear();
+        if let Some(pool) = &mut context.pool {
+            pool.choose(context.context.model(), batch, &mut context.order, &mut context.pooled);
+        }
+        let mut decoded = Ok(Decoded::Done);
+        if !context.order.is_empty() {
+            let tokens = slices(batch, &context.order).map(|slice| slice.tokens.len()).sum();
+            decoded = context.waiting.pass(&mut context.context, tokens, |llama| {
+                llama.decode(slices(batch, &context.order).map(entry))
+            });
+        }
+        if let (Ok(Decoded::Done), Some(pool), [_, ..]) = (&decoded, &mut context.pool, &*context.pooled) {
+            decoded = pool.read(&mut context.context, &mut context.waiting, &slices(batch, &context.pooled));
+        }
         let failure = match decoded {
             Ok(Decoded::Done) => {
                 for slice in batch.iter() {
                     context.cells.resize(slice.sequence, slice.position + slice.tokens.len() as u32);
                 }
-                locate(&mut context.rows, &mut context.begins, &context.order, batch);
+                context.locate(batch);
                 context.settled = context.rows.is_empty();
                 return Ok(());
             }
@@ -288,6 +335,10 @@ impl Batching for LlamaEngine {
         context.rows.clear();
         context.settled = true;
         if context.broken.is_none() {
+            // What was to come out of the pool may be there in part, or cells without their contents.
+            for slice in slices(batch, &std::mem::take(&mut context.pooled)) {
+                context.context.remove(slice.sequence, 0).map_err(|fault| context.fault(fault))?;
+            }
             context.resynchronise(batch);
         }
         Err(failure)
@@ -304,9 +355,10 @@ impl Batching for LlamaEngine {
         }
         context.settled = true;
         let n_vocab = context.n_vocab;
-        let logits = context.context.logits().map_err(internal)?;
-        for &row in &context.rows {
-            let row = logits
+        let own = context.context.logits().map_err(internal)?;
+        let pool = context.pool.as_mut().map_or(Ok(&[][..]), PrefillPool::logits).map_err(internal)?;
+        for &Place { in_pool, row } in &context.rows {
+            let row = if in_pool { pool } else { own }
                 .get(row * n_vocab..(row + 1) * n_vocab)
                 .ok_or_else(|| Failure::internal("llama.cpp gave fewer rows than it was asked for"))?;
             rows.push(Row::logits(row))?;
@@ -457,24 +509,13 @@ fn fingerprint(model: &LlamaModel, plan: &Plan) -> u64 {
     state::fingerprint(model.metadata().chain([settings.as_bytes()]))
 }
 
-fn entry(slice: Slice<'_>) -> Entry<'_> {
-    Entry { sequence: slice.sequence, position: slice.position, tokens: slice.tokens, rows: slice.rows }
+/// Those slices of a batch.
+fn slices<'a>(batch: &'a Batch<'_>, indices: &'a [usize]) -> impl Iterator<Item = Slice<'a>> + Clone {
+    indices.iter().filter_map(|&index| batch.get(index))
 }
 
-/// Where the rows of each slice lie: llama.cpp has them by ascending sequence, the host wants them in
-/// the order of its slices.
-fn locate(rows: &mut Vec<usize>, begins: &mut Vec<usize>, order: &[usize], batch: &Batch<'_>) {
-    begins.clear();
-    begins.resize(order.len(), 0);
-    let mut next = 0;
-    for &index in order {
-        begins[index] = next;
-        next += batch.get(index).map_or(0, |slice| slice.rows as usize);
-    }
-    rows.clear();
-    for (slice, &begin) in batch.iter().zip(&*begins) {
-        rows.extend(begin..begin + slice.rows as usize);
-    }
+fn entry(slice: Slice<'_>) -> Entry<'_> {
+    Entry { sequence: slice.sequence, position: slice.position, tokens: slice.tokens, rows: slice.rows }
 }
 
 /// Why a context could not be made. Where it can be made without memory being allocated, memory is

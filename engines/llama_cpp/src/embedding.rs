@@ -57,7 +57,7 @@ fn create(
         ),
         llama::FaultKind::Assertion | llama::FaultKind::NoMemory => internal(fault),
     })?;
-    let plan = Plan { context_length: cells, max_rows: cells, settings };
+    let plan = Plan { context_length: cells, max_rows: cells, prefill_pool: None, settings };
     let mut uses = described(&context, &plan)?;
     for memory in &mut uses {
         memory.weights = 0;

@@ -126,6 +126,15 @@ unsafe extern "C" {
         to: i32,
         fault: *mut RawFault,
     ) -> bool;
+    fn shim_is_plain_cache(context: *mut sys::llama_context, fault: *mut RawFault) -> bool;
+    fn shim_sequence_take_cells(
+        pool: *mut sys::llama_context,
+        from: i32,
+        context: *mut sys::llama_context,
+        to: i32,
+        streams: u32,
+        fault: *mut RawFault,
+    ) -> bool;
     fn shim_memory_clear(context: *mut sys::llama_context, fault: *mut RawFault);
     fn shim_state_size(context: *mut sys::llama_context, sequence: i32, fault: *mut RawFault) -> usize;
     fn shim_state_save(
@@ -897,6 +906,7 @@ pub(crate) struct Context {
     /// Into `sequences`, from one pass only.
     pointers: Vec<*mut sys::llama_seq_id>,
     n_outputs: usize,
+    n_threads: u32,
 }
 
 // SAFETY: a llama_context keeps nothing in thread-local storage; it may be used from any thread as long
@@ -912,7 +922,15 @@ extern "C" fn should_abort(flag: *mut c_void) -> bool {
 impl Context {
     /// Makes a context.
     pub(crate) fn create(model: &Arc<Model>, settings: &ContextSettings) -> Result<Self, Fault> {
-        let abort = Arc::new(AtomicBool::new(false));
+        Self::with_abort_flag(model, settings, Arc::default())
+    }
+
+    /// Makes a context whose passes this flag ends.
+    pub(crate) fn with_abort_flag(
+        model: &Arc<Model>,
+        settings: &ContextSettings,
+        abort: Arc<AtomicBool>,
+    ) -> Result<Self, Fault> {
         // SAFETY: a query without preconditions.
         let mut params = unsafe { sys::llama_context_default_params() };
         params.n_ctx = settings.n_ctx;
@@ -965,6 +983,7 @@ impl Context {
             outputs: Vec::new(),
             pointers: Vec::new(),
             n_outputs: 0,
+            n_threads: settings.n_threads,
         })
     }
 
@@ -1075,7 +1094,11 @@ impl Context {
 
     /// CPU threads for the passes to come.
     pub(crate) fn set_threads(&mut self, threads: u32) {
-        // SAFETY: the context is alive. Both: see `create`.
+        if threads == self.n_threads {
+            return;
+        }
+        self.n_threads = threads;
+        // SAFETY: the context is alive. Both: see `with_abort_flag`.
         unsafe { sys::llama_set_n_threads(self.raw.as_ptr(), threads as i32, threads as i32) };
     }
 
@@ -1102,6 +1125,35 @@ impl Context {
         // SAFETY: as above.
         value(guarded(|fault| unsafe {
             shim_sequence_copy_cells(self.raw.as_ptr(), from as i32, to as i32, fault)
+        }))
+    }
+
+    /// Is the memory one KV cache, without windows or recurrent state? Sequence 0 must be empty.
+    pub(crate) fn is_plain_cache(&self) -> Result<bool, Fault> {
+        // SAFETY: the context is alive and has memory, which is only read.
+        value(guarded(|fault| unsafe { shim_is_plain_cache(self.raw.as_ptr(), fault) }))
+    }
+
+    /// Copies the whole of a sequence out of a unified cache of the same model into an empty one here, where
+    /// the cache has `streams` parts. Both are plain ([`Self::is_plain_cache`]). False: one lies on a device,
+    /// and nothing was done.
+    pub(crate) fn take_cells(
+        &mut self,
+        pool: &mut Self,
+        from: u32,
+        to: u32,
+        streams: u32,
+    ) -> Result<bool, Fault> {
+        // SAFETY: both contexts are alive; the caller has checked the sequences.
+        value(guarded(|fault| unsafe {
+            shim_sequence_take_cells(
+                pool.raw.as_ptr(),
+                from as i32,
+                self.raw.as_ptr(),
+                to as i32,
+                streams,
+                fault,
+            )
         }))
     }
 

@@ -8,6 +8,7 @@ use crate::llama::{self, Context, ContextSettings, Use};
 use crate::model::{LlamaModel, facts};
 use crate::options::ContextOptions;
 use crate::plan::{Plan, plan};
+use crate::prefill;
 use crate::{LlamaEngine, internal};
 
 /// By how many tokens per sequence a cache is made larger to see what a token costs.
@@ -59,7 +60,11 @@ impl Memory for LlamaEngine {
         let context = Context::create(&model, &plan.settings).map_err(unsupported)?;
         let mut uses = described(&context, &plan)?;
         if context.has_memory() {
+            let pool = prefill::beside(&context, &plan, &uses).map_err(unsupported)?;
             marginal(&model, &plan.settings, &context, &mut uses)?;
+            if let (Some(pool), [host]) = (&pool, &mut *uses) {
+                host.compute += pool.bytes;
+            }
         }
         add_cuda(&mut uses);
         Ok(uses)

@@ -14,6 +14,7 @@ const KNOWN: &[&str] = &[
     "flash_attention",
     "load_mode",
     "n_ubatch",
+    "prefill_pool",
     "swa_full",
     "threads",
     "wait_policy",
@@ -53,6 +54,8 @@ pub(crate) struct ContextOptions {
     pub(crate) flash_attention: Option<bool>,
     /// Most tokens in one physical pass; `None`: see `plan`.
     pub(crate) n_ubatch: Option<u32>,
+    /// No pool to read prompts together in, see `prefill`: it takes memory.
+    pub(crate) no_prefill_pool: bool,
     /// Keep all positions of layers with a sliding window, so that they can be cut back.
     pub(crate) swa_full: bool,
     pub(crate) threads: Option<u32>,
@@ -77,6 +80,7 @@ impl ContextOptions {
             )?
             .flatten(),
             n_ubatch: number(get("n_ubatch"))?,
+            no_prefill_pool: choose(get("prefill_pool"), &[("auto", false), ("off", true)])?.unwrap_or(false),
             swa_full: choose(get("swa_full"), &[("on", true), ("off", false)])?.unwrap_or(false),
             threads: number(get("threads"))?,
             wait_policy: choose(

@@ -3,7 +3,7 @@
 
 use llm_node_sdk::{ContextParams, Failure};
 
-use crate::llama::ContextSettings;
+use crate::llama::{CacheType, ContextSettings};
 use crate::options::{CacheMode, ContextOptions};
 
 /// llama.cpp's own limit (LLAMA_MAX_SEQ).
@@ -31,6 +31,8 @@ pub(crate) struct Facts {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) settings: ContextSettings,
+    /// A unified cache beside a split one, where the two are in the host's memory: see `prefill`.
+    pub(crate) prefill_pool: Option<ContextSettings>,
     pub(crate) context_length: u32,
     pub(crate) max_rows: u32,
 }
@@ -91,25 +93,39 @@ pub(crate) fn plan(
     let n_ubatch = options.n_ubatch.unwrap_or(PASS).max(sequences).min(n_batch);
     let max_rows = (if params.max_rows == 0 { sequences } else { params.max_rows }).min(n_batch);
 
+    let settings = ContextSettings {
+        n_ctx,
+        n_batch,
+        n_ubatch,
+        n_seq_max: ids,
+        // llama.cpp asserts that there is room for a row of each sequence.
+        n_outputs_max: max_rows.max(ids),
+        n_rs_seq: if facts.recurrent { params.rollback } else { 0 },
+        n_threads: options.threads.unwrap_or(threads),
+        kv_unified: unified,
+        swa_full,
+        cache_type_k: options.cache_type_k,
+        cache_type_v: options.cache_type_v,
+        flash_attention: options.flash_attention,
+        pooling: None,
+    };
+    // Only flash attention of these types is computed in tiles.
+    let is_tiled = options.cache_type_k == options.cache_type_v
+        && matches!(options.cache_type_k, CacheType::F16 | CacheType::F32)
+        && options.flash_attention != Some(false);
+    let is_pooled = !unified && ids > 1 && is_tiled && !options.no_prefill_pool;
+    let prefill_pool = is_pooled.then(|| ContextSettings {
+        n_ctx: n_ubatch.next_multiple_of(CELLS),
+        n_batch: n_ubatch,
+        kv_unified: true,
+        ..settings.clone()
+    });
+
     Ok(Plan {
         context_length: length.min(u32::try_from(per_sequence).unwrap_or(u32::MAX)),
         max_rows,
-        settings: ContextSettings {
-            n_ctx,
-            n_batch,
-            n_ubatch,
-            n_seq_max: ids,
-            // llama.cpp asserts that there is room for a row of each sequence.
-            n_outputs_max: max_rows.max(ids),
-            n_rs_seq: if facts.recurrent { params.rollback } else { 0 },
-            n_threads: options.threads.unwrap_or(threads),
-            kv_unified: unified,
-            swa_full,
-            cache_type_k: options.cache_type_k,
-            cache_type_v: options.cache_type_v,
-            flash_attention: options.flash_attention,
-            pooling: None,
-        },
+        settings,
+        prefill_pool,
     })
 }
 

@@ -393,6 +393,41 @@ bool shim_sequence_copy_cells(llama_context * context, llama_seq_id from, llama_
     });
 }
 
+bool shim_is_plain_cache(llama_context * context, shim_fault * fault) {
+    return guarded(fault, false, [&] {
+        state_source source;
+        llama_get_memory(context)->state_write(source, 0);
+        // The state of an empty sequence: how many parts the cache has, and how many cells each one holds, 0.
+        uint32_t streams = 0;
+        if (source.description.size() < sizeof(streams)) {
+            return false;
+        }
+        std::memcpy(&streams, source.description.data(), sizeof(streams));
+        return streams > 0 && source.description.size() == (1 + size_t{streams}) * sizeof(uint32_t);
+    });
+}
+
+bool shim_sequence_take_cells(llama_context * pool, llama_seq_id from, llama_context * context, llama_seq_id to,
+                              uint32_t streams, shim_fault * fault) {
+    return guarded(fault, false, [&] {
+        llama_synchronize(pool);
+        llama_synchronize(context);
+        state_source source;
+        llama_get_memory(pool)->state_write(source, from);
+        if (!on_host(source.pieces)) {
+            return false;
+        }
+        // As a cache of so many parts would have written it: what one part holds comes first, and the others
+        // hold no cell. A single sequence is read into its own part, whichever it came from.
+        std::memcpy(source.description.data(), &streams, sizeof(streams));
+        source.description.resize(source.description.size() + (streams - 1) * sizeof(uint32_t));
+        state_target target(source.description);
+        llama_get_memory(context)->state_read(target, to);
+        copy_pieces(std::move(source.pieces), std::move(target.pieces));
+        return true;
+    });
+}
+
 size_t shim_state_size(llama_context * context, llama_seq_id sequence, shim_fault * fault) {
     return guarded<size_t>(fault, 0, [&] { return llama_state_seq_get_size_ext(context, sequence, 0); });
 }

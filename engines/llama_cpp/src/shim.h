@@ -76,6 +76,12 @@ void shim_sequence_copy(struct llama_context * context, llama_seq_id from, llama
 // the empty cells too. `to` must be empty. False, and nothing was done, where cells lie on a device.
 bool shim_sequence_copy_cells(struct llama_context * context, llama_seq_id from, llama_seq_id to,
                               shim_fault * fault);
+// Is the context's memory one KV cache and nothing else? Sequence 0 must be empty.
+bool shim_is_plain_cache(struct llama_context * context, shim_fault * fault);
+// The whole of a sequence out of a unified cache into an empty one of another context of the same model, which
+// has `streams` parts. Both are plain caches. False, and nothing was done, where cells lie on a device.
+bool shim_sequence_take_cells(struct llama_context * pool, llama_seq_id from, struct llama_context * context,
+                              llama_seq_id to, uint32_t streams, shim_fault * fault);
 void shim_memory_clear(struct llama_context * context, shim_fault * fault);
 
 // State of a sequence as llama_state_seq_*_ext have it. 0: llama.cpp refused, and said why in its log.

@@ -95,14 +95,14 @@ struct Watch {
     work: f64,
 }
 
-/// How the threads of a context wait for each other.
+/// How the threads of a context wait for each other, and those of its prefill pool.
 pub(crate) struct Waiting {
     /// `None`: it stays as it is.
     chooser: Option<Chooser>,
     crowd: Option<Crowd>,
     /// What a context begins with.
     all: Way,
-    /// What the context was last told.
+    /// How many threads the turn under way has.
     threads: u32,
     watch: Option<Watch>,
     /// When the turn before ended.
@@ -139,7 +139,8 @@ impl Waiting {
         if self.chooser.is_none() {
             return pass(context);
         }
-        self.begin(context);
+        self.begin();
+        context.set_threads(self.threads);
         let began = Instant::now();
         let result = pass(context);
         self.end(began.elapsed(), tokens);
@@ -147,17 +148,14 @@ impl Waiting {
     }
 
     /// Before a pass: another turn, unless one is under way.
-    fn begin(&mut self, context: &mut Context) {
+    fn begin(&mut self) {
         let Some(chooser) = &self.chooser else { return };
         let here = thread::current().id();
         if self.watch.as_ref().is_some_and(|watch| watch.team.of == here) {
             return;
         }
         let (way, _) = chooser.next();
-        if way.threads != self.threads {
-            context.set_threads(way.threads);
-            self.threads = way.threads;
-        }
+        self.threads = way.threads;
         if way.passive != self.crowd.is_some() {
             self.crowd = if way.passive { crowd(way.threads) } else { None };
         }

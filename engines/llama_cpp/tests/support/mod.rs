@@ -14,12 +14,17 @@ use llm_node_abi as abi;
 /// What the engine said, for all tests together.
 pub(crate) static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// What the engine logged, for all tests together.
+pub(crate) static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// `ENGINE_LOG=1` shows what the engine logs.
 unsafe extern "C" fn log(_: *const abi::EngineHost, _: i32, message: *const c_char) {
+    // SAFETY: the engine passes a terminated text.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
     if std::env::var_os("ENGINE_LOG").is_some() {
-        // SAFETY: the engine passes a terminated text.
-        eprintln!("{}", unsafe { CStr::from_ptr(message) }.to_string_lossy());
+        eprintln!("{message}");
     }
+    LOG.lock().unwrap().push(message);
 }
 
 unsafe extern "C" fn set_error(_: *const abi::EngineHost, message: *const c_char) {
@@ -479,6 +484,12 @@ impl Context<'_> {
     pub(crate) fn restore(&self, sequence: u32, state: &[u8]) -> abi::Code {
         // SAFETY: as the header says.
         unsafe { self.table().seq_restore.unwrap()(self.raw, sequence, state.as_ptr().cast(), state.len()) }
+    }
+
+    /// Ends the step under way.
+    pub(crate) fn cancel(&self) {
+        // SAFETY: as the header says.
+        unsafe { self.table().cancel.unwrap()(self.raw) };
     }
 
     pub(crate) fn free(&self) -> u64 {
