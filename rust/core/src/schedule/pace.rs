@@ -21,7 +21,11 @@ const UNDISTURBED_PREFILL: u32 = 512;
 const TILE: u32 = 64;
 /// Where prompts end together, the pass over the weights that they share costs this part of their time, which
 /// is what any of them loses by being read apart.
-const SHARED_PASS: f64 = 0.03;
+const SHARED_PASS: f64 = 0.04;
+/// Least tokens of prompts that end together. A pass costs at least what ten of them do, whatever the line through
+/// the steps of answers says: where all of these are alike, or the machine has changed its speed between them, it
+/// says nothing.
+const LEAST_JOINT: u32 = 4 * TILE;
 /// Steps of the target's length for which a burst of prompts may hold up answers.
 const MOST_HELD_STEPS: u32 = 32;
 
@@ -136,7 +140,7 @@ impl Pace {
     /// first token at the end of the step, so more would only make them wait for each other.
     pub fn joint_tokens(&self) -> u32 {
         match (self.line(), self.prefill.0) {
-            (Some((pass, _)), Some(each)) => in_tiles((pass / (each * SHARED_PASS)) as u32).max(TILE),
+            (Some((pass, _)), Some(each)) => in_tiles((pass / (each * SHARED_PASS)) as u32).max(LEAST_JOINT),
             _ => u32::MAX,
         }
     }
@@ -298,8 +302,14 @@ mod tests {
     #[test]
     fn prompts_that_end_together_fill_a_pass() {
         assert_eq!(Pace::new(ms(120), 64).joint_tokens(), u32::MAX, "nothing is known yet");
-        // A pass takes 4 ms and a prompt token 1 ms: 133 of them.
-        assert_eq!(taught(ms(120)).joint_tokens(), 128);
+        // A pass takes 4 ms and a prompt token 1 ms: a hundred of them would be enough.
+        assert_eq!(taught(ms(120)).joint_tokens(), 256);
+        let mut dear = Pace::new(ms(120), 64);
+        for n in [1, 8, 32] {
+            dear.stepped(n, 0, ms(40 + 2 * u64::from(n)));
+        }
+        dear.stepped(0, 100, ms(100));
+        assert_eq!(dear.joint_tokens(), 1024, "40 ms");
     }
 
     #[test]
