@@ -98,7 +98,7 @@ impl PrefillPool {
             match made.and_then(|context| Ok((taken(&context, settings)?, context))) {
                 Ok((taken, context)) => {
                     let room = self.room;
-                    log(Severity::Debug, &format!("prefill pool: {room} tokens, {taken} of {bytes} bytes"));
+                    log(Severity::Info, &format!("prefill pool: {room} tokens, {taken} of {bytes} bytes"));
                     self.context = Some(context);
                 }
                 Err(fault) => {
