@@ -10,8 +10,11 @@ use std::time::Duration;
 const CLASSES: [u32; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, u32::MAX];
 /// Weight of the newest figure.
 const NEWEST: f64 = 0.15;
-/// Until two classes were seen: what a token costs in a step, as a share of the step over its tokens.
+/// What the tokens cost in a step of answers, as a share of the step, where steps of other sizes do not tell.
 const PRESUMED_SHARE: f64 = 0.4;
+/// How much that presumption counts beside a class of steps: the square of by how much each may be off, a tenth
+/// and a third.
+const PRESUMED_WEIGHT: f64 = 0.1;
 /// Least prompt tokens per step, whatever it takes: a prompt must come to its end.
 const LEAST_PREFILL: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
@@ -220,7 +223,9 @@ impl Pace {
         self.line().map(|(base, each)| base + each * f64::from(decodes))
     }
 
-    /// Seconds of a step, and of each token in it: the least squares over the classes that were seen.
+    /// Seconds of a step, and of each token in it: the least squares over the classes that were seen, and over
+    /// what is presumed of the step. Between classes that lie side by side the presumption counts for most, since
+    /// the machine is never equally fast for both; with few tokens and with many seen, it hardly counts.
     fn line(&self) -> Option<(f64, f64)> {
         let seen = self.decodes.iter().filter_map(|(tokens, seconds)| Some((tokens.0?, seconds.0?)));
         let (mut n, mut sum_x, mut sum_y, mut sum_xx, mut sum_xy) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -236,12 +241,13 @@ impl Pace {
         if n <= 0.0 {
             return None;
         }
+        // A step without tokens, as the presumption has it.
+        let base = (1.0 - PRESUMED_SHARE) * sum_y / n;
+        let weight = PRESUMED_WEIGHT * (n / sum_y).powi(2);
+        n += weight;
+        sum_y += weight * base;
         let spread = n * sum_xx - sum_x * sum_x;
-        let each = if spread > 1e-9 * n * sum_xx {
-            ((n * sum_xy - sum_x * sum_y) / spread).max(0.0)
-        } else {
-            PRESUMED_SHARE * sum_y / sum_x
-        };
+        let each = ((n * sum_xy - sum_x * sum_y) / spread).max(0.0);
         Some((((sum_y - each * sum_x) / n).max(0.0), each))
     }
 }
@@ -296,7 +302,7 @@ mod tests {
     #[test]
     fn what_takes_a_step_is_dear() {
         assert_eq!(Pace::new(ms(120), 64).dear(), 0);
-        assert_eq!(taught(ms(120)).dear(), 120, "1 ms each");
+        assert!(taught(ms(120)).dear().abs_diff(120) <= 1, "1 ms each");
     }
 
     #[test]
@@ -309,7 +315,7 @@ mod tests {
             dear.stepped(n, 0, ms(40 + 2 * u64::from(n)));
         }
         dear.stepped(0, 100, ms(100));
-        assert_eq!(dear.joint_tokens(), 1024, "40 ms");
+        assert!((960..=1024).contains(&dear.joint_tokens()), "40 ms");
     }
 
     #[test]
@@ -332,6 +338,23 @@ mod tests {
         let pace = taught(ms(120));
         assert!((pace.marginal_cost(1) - 2.0 / 6.0).abs() < 0.02);
         assert!(pace.marginal_cost(32) > 0.9);
+    }
+
+    #[test]
+    fn steps_of_one_size_say_nothing_of_their_parts() {
+        let mut pace = Pace::new(ms(120), 64);
+        // 8 ms and 1 ms per token, on a machine that is a tenth slower at one time than at the other.
+        pace.stepped(37, 0, ms(41));
+        pace.stepped(64, 0, ms(79));
+        let (base, _) = pace.line().unwrap();
+        assert!(base > 0.003 && base < 0.03, "{base}");
+        let mut one = Pace::new(ms(120), 64);
+        one.stepped(64, 0, ms(70));
+        let (base, each) = one.line().unwrap();
+        assert!((base - 0.042).abs() < 1e-3 && (each * 64.0 - 0.028).abs() < 1e-3, "{base} {each}");
+        // Where it can be seen, it is.
+        let (base, each) = taught(ms(120)).line().unwrap();
+        assert!((base - 0.004).abs() < 2e-4 && (each - 0.002).abs() < 1e-4, "{base} {each}");
     }
 
     #[test]
