@@ -515,7 +515,11 @@ impl<E: StepEngine> Session<E> {
         let tokens = limits.max_batch_tokens.saturating_sub(pads).max(decodes);
         Budget {
             tokens,
-            prefill_tokens: self.pace.prefill_tokens(decodes, tokens),
+            prefill_tokens: if prompts as usize == demands.len() {
+                self.pace.undisturbed_tokens(tokens)
+            } else {
+                self.pace.prefill_tokens(decodes, tokens)
+            },
             joint_tokens: if decodes == 0 { self.pace.joint_tokens() } else { u32::MAX },
             // A sequence that is alone was found to fit; let the engine say otherwise.
             cache_free: if demands.len() == 1 && self.sequences.n_kept() == 0 {

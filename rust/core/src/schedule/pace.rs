@@ -19,6 +19,9 @@ const PRESUMED_WEIGHT: f64 = 0.1;
 const LEAST_PREFILL: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
 const UNDISTURBED_PREFILL: u32 = 512;
+/// The least of these where nobody waits at all. With fewer, the pass over the weights and attention token by token
+/// cost more than half as much again, which a large model on slow processors would never get rid of.
+const LEAST_UNDISTURBED: u32 = 128;
 /// Engines compute the attention of so many tokens of a prompt in one go. With one token less, llama.cpp's
 /// CPU kernels compute it token by token, which takes up to twelve times as long.
 const TILE: u32 = 64;
@@ -137,6 +140,11 @@ impl Pace {
             }
         };
         tokens.clamp(LEAST_PREFILL.min(self.first_prefill), ceiling).min(most)
+    }
+
+    /// The same where no answer is under way.
+    pub fn undisturbed_tokens(&self, most: u32) -> u32 {
+        self.prefill_tokens(0, most).max(LEAST_UNDISTURBED).min(most)
     }
 
     /// Prompt tokens up to which prompts are read together in a step that holds no answer up. Each has its
@@ -297,6 +305,10 @@ mod tests {
         assert_eq!(pace.prefill_tokens(32, 4096), 64);
         assert_eq!(pace.prefill_tokens(8, 50), 50);
         assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+        // Where no answer waits, twice the target, and two tiles at least.
+        assert_eq!(taught(ms(120)).undisturbed_tokens(4096), 256);
+        assert_eq!(taught(ms(1)).undisturbed_tokens(4096), 128);
+        assert_eq!(taught(ms(1)).undisturbed_tokens(50), 50);
     }
 
     #[test]
