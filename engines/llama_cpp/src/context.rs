@@ -207,8 +207,8 @@ impl Batching for LlamaEngine {
             return Err(Failure::unsupported("the model has no memory of a sequence"));
         }
 
-        let mut uses = described(&context, &plan)?;
-        let pool = prefill::beside(&context, &plan, &uses).map_err(internal)?;
+        let mut uses = described(&context, &plan.settings).map_err(internal)?;
+        let pool = prefill::beside(&context, &plan, &mut uses).map_err(internal)?;
         let _ = model.weights.set(only_weights(&context.memory().map_err(internal)?));
         let facts = model.facts();
         let cells = u64::from(context.n_ctx().max(1));
@@ -219,9 +219,6 @@ impl Batching for LlamaEngine {
             } else {
                 memory.cache_per_token = memory.cache / cells;
             }
-        }
-        if let (Some(pool), [host]) = (&pool, &mut *uses) {
-            host.compute += pool.bytes;
         }
         let asynchronous = uses.iter().any(|memory| memory.device.is_some());
         // A device's passes say nothing about the processors.

@@ -8,7 +8,6 @@ use crate::context::Booked;
 use crate::llama::{self, CacheType, Context, ContextSettings, Decoded, Entry};
 use crate::memory::described;
 use crate::model::LlamaModel;
-use crate::plan::Plan;
 use crate::{LlamaEngine, internal};
 
 /// Tokens per pass, unless an input is longer.
@@ -57,8 +56,7 @@ fn create(
         ),
         llama::FaultKind::Assertion | llama::FaultKind::NoMemory => internal(fault),
     })?;
-    let plan = Plan { context_length: cells, max_rows: cells, prefill_pool: None, settings };
-    let mut uses = described(&context, &plan)?;
+    let mut uses = described(&context, &settings).map_err(internal)?;
     for memory in &mut uses {
         memory.weights = 0;
     }

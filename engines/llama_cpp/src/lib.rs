@@ -1,8 +1,9 @@
 //! The engine for GGUF models: llama.cpp behind the engine ABI.
 //!
 //! `llama.rs` is the only file that touches llama.cpp. The others are safe Rust: what to make of the
-//! host's parameters (`options`, `plan`), how sequences lie in the cache (`cells`), how prompts come into a split one (`prefill`)
-//! and sequences out of it (`state`), one file per extension (`model`, `memory`, `context`, `embedding`; the tokenizer is a part of `model`).
+//! host's parameters (`options`, `plan`), how sequences lie in the cache (`cells`), how prompts come into a
+//! split one (`prefill`) and sequences out of it (`state`), one file per extension (`model`, `memory`,
+//! `context`, `embedding`; the tokenizer is a part of `model`).
 //!
 //! The engine refuses to schedule, to sample and to render templates: it stays at the stage LOGITS,
 //! runs the batches that it is given, and never shifts a context.

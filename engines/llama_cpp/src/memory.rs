@@ -7,7 +7,7 @@ use llm_node_sdk::{ContextParams, Device, DeviceKind, Failure, Memory, MemoryUse
 use crate::llama::{self, Context, ContextSettings, Use};
 use crate::model::{LlamaModel, facts};
 use crate::options::ContextOptions;
-use crate::plan::{Plan, plan};
+use crate::plan::plan;
 use crate::prefill;
 use crate::{LlamaEngine, internal};
 
@@ -58,13 +58,10 @@ impl Memory for LlamaEngine {
         let options = ContextOptions::parse(&self.options, &params.options)?;
         let plan = plan(facts(&model), params, &options, self.threads)?;
         let context = Context::create(&model, &plan.settings).map_err(unsupported)?;
-        let mut uses = described(&context, &plan)?;
+        let mut uses = described(&context, &plan.settings).map_err(internal)?;
         if context.has_memory() {
-            let pool = prefill::beside(&context, &plan, &uses).map_err(unsupported)?;
+            prefill::beside(&context, &plan, &mut uses).map_err(unsupported)?;
             marginal(&model, &plan.settings, &context, &mut uses)?;
-            if let (Some(pool), [host]) = (&pool, &mut *uses) {
-                host.compute += pool.bytes;
-            }
         }
         add_cuda(&mut uses);
         Ok(uses)
@@ -158,10 +155,12 @@ pub(crate) fn only_weights(uses: &[Use]) -> Vec<MemoryUse> {
 }
 
 /// What a context and its model take, rows of logits included, which llama.cpp leaves out.
-pub(crate) fn described(context: &Context, plan: &Plan) -> Result<Vec<MemoryUse>, Failure> {
+pub(crate) fn described(
+    context: &Context,
+    settings: &ContextSettings,
+) -> Result<Vec<MemoryUse>, llama::Fault> {
     let mut uses: Vec<MemoryUse> = context
-        .memory()
-        .map_err(internal)?
+        .memory()?
         .iter()
         .map(|memory| MemoryUse {
             device: memory.device,
@@ -171,7 +170,7 @@ pub(crate) fn described(context: &Context, plan: &Plan) -> Result<Vec<MemoryUse>
             ..MemoryUse::default()
         })
         .collect();
-    let rows = u64::from(plan.settings.n_outputs_max) * context.model().n_vocab() as u64 * 4;
+    let rows = u64::from(settings.n_outputs_max) * context.model().n_vocab() as u64 * 4;
     match uses.iter_mut().find(|memory| memory.device.is_none()) {
         Some(host) => host.compute += rows,
         None => uses.push(MemoryUse { compute: rows, ..MemoryUse::default() }),

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use llm_node_sdk::{Batch, MemoryUse, Severity, Slice, log};
 
 use crate::llama::{Context, ContextSettings, Decoded, Entry, Fault, Model};
+use crate::memory::described;
 use crate::plan::Plan;
 use crate::waiting::Waiting;
 
@@ -22,7 +23,7 @@ const TILE: usize = 64;
 pub(crate) struct PoolPlan {
     settings: ContextSettings,
     /// What it takes at most.
-    pub(crate) bytes: u64,
+    bytes: u64,
 }
 
 /// A small unified cache that holds nothing from one step to the next.
@@ -37,24 +38,29 @@ pub(crate) struct PrefillPool {
     context: Option<Context>,
 }
 
-/// The pool that this context is to have: none where its memory is more than a KV cache, or on a device.
-pub(crate) fn beside(context: &Context, plan: &Plan, uses: &[MemoryUse]) -> Result<Option<PoolPlan>, Fault> {
+/// The pool that this context is to have, added to what it takes: none where its memory is more than a KV
+/// cache, or on a device.
+pub(crate) fn beside(
+    context: &Context,
+    plan: &Plan,
+    uses: &mut [MemoryUse],
+) -> Result<Option<PoolPlan>, Fault> {
     let Some(settings) = &plan.prefill_pool else { return Ok(None) };
     let [MemoryUse { device: None, cache, compute, .. }] = uses else { return Ok(None) };
     if !context.is_plain_cache()? {
         return Ok(None);
     }
-    let cells = cache / u64::from(context.n_ctx().max(1)) * u64::from(settings.n_ctx);
+    let cells = *cache / u64::from(context.n_ctx().max(1)) * u64::from(settings.n_ctx);
     // Passes are as large as the context's, but a token's mask is over all cells, and in two types.
     let masks = u64::from(settings.n_ctx) * u64::from(settings.n_ubatch) * 6;
-    Ok(Some(PoolPlan { settings: settings.clone(), bytes: cells + compute + masks }))
+    let bytes = cells + *compute + masks;
+    *compute += bytes;
+    Ok(Some(PoolPlan { settings: settings.clone(), bytes }))
 }
 
 /// What a pool takes.
 fn taken(context: &Context, settings: &ContextSettings) -> Result<u64, Fault> {
-    let uses = context.memory()?;
-    let rows = u64::from(settings.n_outputs_max) * context.model().n_vocab() as u64 * 4;
-    Ok(uses.iter().map(|memory| memory.context + memory.compute).sum::<u64>() + rows)
+    Ok(described(context, settings)?.iter().map(|memory| memory.cache + memory.compute).sum())
 }
 
 impl PrefillPool {

@@ -179,6 +179,25 @@ void copy_pieces(std::vector<piece> from, std::vector<piece> to) {
     }
 }
 
+// The cells of a sequence, into an empty one of the same context or of another of the same model, whose state may
+// be described otherwise. False, and nothing was done, where they lie on a device.
+template <typename Describe>
+bool copy_cells(llama_context * source, llama_seq_id from, llama_context * target, llama_seq_id to,
+                Describe && describe) {
+    llama_synchronize(source);
+    llama_synchronize(target);
+    state_source written;
+    llama_get_memory(source)->state_write(written, from);
+    if (!on_host(written.pieces)) {
+        return false;
+    }
+    describe(written.description);
+    state_target read(written.description);
+    llama_get_memory(target)->state_read(read, to);
+    copy_pieces(std::move(written.pieces), std::move(read.pieces));
+    return true;
+}
+
 // Ends the idle threads of OpenMP's team of the calling thread, which otherwise live as long as that thread.
 // While a process has more of them than processors, libgomp lets all of its threads look for each other for
 // a moment only, and sleep: each barrier of a pass costs a switch then.
@@ -378,19 +397,7 @@ void shim_sequence_copy(llama_context * context, llama_seq_id from, llama_seq_id
 
 bool shim_sequence_copy_cells(llama_context * context, llama_seq_id from, llama_seq_id to,
                               shim_fault * fault) {
-    return guarded(fault, false, [&] {
-        const llama_memory_t memory = llama_get_memory(context);
-        llama_synchronize(context);
-        state_source source;
-        memory->state_write(source, from);
-        if (!on_host(source.pieces)) {
-            return false;
-        }
-        state_target target(source.description);
-        memory->state_read(target, to);
-        copy_pieces(std::move(source.pieces), std::move(target.pieces));
-        return true;
-    });
+    return guarded(fault, false, [&] { return copy_cells(context, from, context, to, [](std::vector<char> &) {}); });
 }
 
 bool shim_is_plain_cache(llama_context * context, shim_fault * fault) {
@@ -410,21 +417,12 @@ bool shim_is_plain_cache(llama_context * context, shim_fault * fault) {
 bool shim_sequence_take_cells(llama_context * pool, llama_seq_id from, llama_context * context, llama_seq_id to,
                               uint32_t streams, shim_fault * fault) {
     return guarded(fault, false, [&] {
-        llama_synchronize(pool);
-        llama_synchronize(context);
-        state_source source;
-        llama_get_memory(pool)->state_write(source, from);
-        if (!on_host(source.pieces)) {
-            return false;
-        }
         // As a cache of so many parts would have written it: what one part holds comes first, and the others
         // hold no cell. A single sequence is read into its own part, whichever it came from.
-        std::memcpy(source.description.data(), &streams, sizeof(streams));
-        source.description.resize(source.description.size() + (streams - 1) * sizeof(uint32_t));
-        state_target target(source.description);
-        llama_get_memory(context)->state_read(target, to);
-        copy_pieces(std::move(source.pieces), std::move(target.pieces));
-        return true;
+        return copy_cells(pool, from, context, to, [streams](std::vector<char> & description) {
+            std::memcpy(description.data(), &streams, sizeof(streams));
+            description.resize(description.size() + (streams - 1) * sizeof(uint32_t));
+        });
     });
 }
 
