@@ -80,7 +80,7 @@ impl ShapedRow {
         self.patched.clear();
         self.patches.clear();
         self.patch_of.resize(row.len().div_ceil(BLOCK), UNPATCHED);
-        let nan = block_maxima(row, &mut self.maxima);
+        let nan = self.level.run(BlockMaxima { row, maxima: &mut self.maxima });
         self.gather();
         let max = self.max();
         if nan || max == f32::INFINITY {
@@ -143,8 +143,8 @@ impl ShapedRow {
         if max == f32::NEG_INFINITY {
             return None;
         }
-        let block = self.maxima.iter().position(|&it| it == max)?;
-        let index = self.block(row, block).iter().position(|&it| it == max)?;
+        let block = lanes::position(&self.maxima, |it| it == max)?;
+        let index = lanes::position(self.block(row, block), |it| it == max)?;
         Some(Candidate { id: (block * BLOCK + index) as u32, logit: max })
     }
 
@@ -165,11 +165,8 @@ impl ShapedRow {
         // the best bound that maxima can give.
         let bound = kth_largest(&self.groups, k, &mut self.room);
         self.promising.clear();
-        for (index, &max) in self.maxima.iter().enumerate() {
-            if max >= bound && max > f32::NEG_INFINITY {
-                self.promising.push(index as u32);
-            }
-        }
+        let promises = |max| max >= bound && max > f32::NEG_INFINITY;
+        lanes::each(&self.maxima, promises, |index, _| self.promising.push(index as u32));
         let mut threshold = bound.max(f32::MIN);
         if k < self.promising.len() {
             self.room.clear();
@@ -230,23 +227,32 @@ impl ShapedRow {
     }
 }
 
-/// Writes the maximum of each block, and says whether there is a NaN. Portable code is as fast as the
-/// memory here, and compilers make worse of it where registers are wider.
-#[inline(never)]
-fn block_maxima(row: &[f32], maxima: &mut Vec<f32>) -> bool {
-    maxima.clear();
-    maxima.resize(row.len().div_ceil(BLOCK), f32::NEG_INFINITY);
-    let mut nan = [0; LANES];
-    let (blocks, rest) = row.as_chunks::<BLOCK>();
-    for (max, block) in maxima.iter_mut().zip(blocks) {
-        *max = lanes::block_max(block, &mut nan);
+/// Writes the maximum of each block, and says whether there is a NaN.
+struct BlockMaxima<'a> {
+    row: &'a [f32],
+    maxima: &'a mut Vec<f32>,
+}
+
+impl Kernel for BlockMaxima<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self, _: Level) -> bool {
+        let Self { row, maxima } = self;
+        maxima.clear();
+        maxima.resize(row.len().div_ceil(BLOCK), f32::NEG_INFINITY);
+        let mut nan = [0; LANES];
+        let (blocks, rest) = row.as_chunks::<BLOCK>();
+        for (max, block) in maxima.iter_mut().zip(blocks) {
+            *max = lanes::block_max(block, &mut nan);
+        }
+        if let (Some(max), false) = (maxima.last_mut(), rest.is_empty()) {
+            let mut block = [f32::NEG_INFINITY; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            *max = lanes::block_max(&block, &mut nan);
+        }
+        nan.iter().any(|&it| it != 0)
     }
-    if let (Some(max), false) = (maxima.last_mut(), rest.is_empty()) {
-        let mut block = [f32::NEG_INFINITY; BLOCK];
-        block[..rest.len()].copy_from_slice(rest);
-        *max = lanes::block_max(&block, &mut nan);
-    }
-    nan.iter().any(|&it| it != 0)
 }
 
 /// Collects the logits from a threshold on, of the promising blocks.
@@ -395,9 +401,11 @@ mod tests {
 
     #[test]
     fn nan_and_infinity_are_seen_anywhere() {
-        let mut view = ShapedRow::default();
-        for length in [1, 15, 64, 65, 200] {
-            for place in 0..length {
+        for level in Level::all() {
+            let mut view = ShapedRow::at(level);
+            for (length, place) in
+                [1, 15, 64, 65, 200].into_iter().flat_map(|it| (0..it).map(move |at| (it, at)))
+            {
                 let mut row = vec![0.5; length];
                 row[place] = f32::NAN;
                 assert_eq!(view.begin(&row), RowState::NotANumber);
@@ -407,6 +415,6 @@ mod tests {
                 assert_eq!(view.begin(&row), if length == 1 { RowState::Empty } else { RowState::Usable });
             }
         }
-        assert_eq!(view.begin(&[]), RowState::Empty);
+        assert_eq!(ShapedRow::default().begin(&[]), RowState::Empty);
     }
 }

@@ -59,13 +59,27 @@ fn across(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// Is one of these `wanted`? Asks all lanes at once.
+#[inline(always)]
+fn has(chunk: &[f32; LANES], wanted: impl Fn(f32) -> bool) -> bool {
+    chunk.iter().fold(false, |any, &it| any | wanted(it))
+}
+
+/// Where the first is that is `wanted`.
+#[inline(always)]
+pub(super) fn position(values: &[f32], wanted: impl Fn(f32) -> bool + Copy) -> Option<usize> {
+    let (chunks, _) = values.as_chunks::<LANES>();
+    let begin = chunks.iter().take_while(|chunk| !has(chunk, wanted)).count() * LANES;
+    Some(begin + values[begin..].iter().position(|&it| wanted(it))?)
+}
+
 /// Calls `found` for each value of `block` that is `wanted`, with its index, in order.
 #[inline(always)]
-pub(super) fn each(block: &[f32], wanted: impl Fn(f32) -> bool, mut found: impl FnMut(usize, f32)) {
+pub(super) fn each(block: &[f32], wanted: impl Fn(f32) -> bool + Copy, mut found: impl FnMut(usize, f32)) {
     let (chunks, rest) = block.as_chunks::<LANES>();
     for (index, chunk) in chunks.iter().enumerate() {
-        // Most have none, and this asks all lanes at once.
-        if chunk.iter().fold(false, |any, &it| any | wanted(it)) {
+        // Most have none.
+        if has(chunk, wanted) {
             for (lane, &value) in chunk.iter().enumerate().filter(|it| wanted(*it.1)) {
                 found(index * LANES + lane, value);
             }

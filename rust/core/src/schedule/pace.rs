@@ -152,7 +152,8 @@ impl Pace {
     pub fn joint_tokens(&self) -> u32 {
         match (self.line(), self.prefill.0) {
             (Some((pass, _)), Some(each)) => in_tiles((pass / (each * SHARED_PASS)) as u32).max(LEAST_JOINT),
-            _ => u32::MAX,
+            // The first burst tells, and takes no more memory than those after it.
+            _ => LEAST_JOINT,
         }
     }
 
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn prompts_that_end_together_fill_a_pass() {
-        assert_eq!(Pace::new(ms(120), 64).joint_tokens(), u32::MAX, "nothing is known yet");
+        assert_eq!(Pace::new(ms(120), 64).joint_tokens(), 256, "nothing is known yet");
         // A pass takes 4 ms and a prompt token 1 ms: a hundred of them would be enough.
         assert_eq!(taught(ms(120)).joint_tokens(), 256);
         let mut dear = Pace::new(ms(120), 64);
