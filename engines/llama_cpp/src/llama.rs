@@ -553,6 +553,16 @@ impl Model {
         u32::try_from(unsafe { sys::llama_model_n_ctx_train(self.raw.as_ptr()) }).unwrap_or(0)
     }
 
+    /// Numbers of a key in each head; `None` where the first layer has no attention and the file does not say.
+    pub(crate) fn head_width(&self) -> Option<u32> {
+        let stated = self.architecture_value("attention.key_length").and_then(|width| width.parse().ok());
+        // SAFETY: the model is alive.
+        let (width, heads) = unsafe {
+            (sys::llama_model_n_embd(self.raw.as_ptr()), sys::llama_model_n_head(self.raw.as_ptr()))
+        };
+        stated.or_else(|| u32::try_from(width.checked_div(heads)?).ok())
+    }
+
     /// Width of an embedding.
     pub(crate) fn n_embedding(&self) -> u32 {
         // SAFETY: the model is alive.

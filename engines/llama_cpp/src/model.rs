@@ -95,6 +95,7 @@ pub(crate) fn facts(model: &llama::Model) -> Facts {
         n_context_train: model.n_context_train(),
         attention_window: model.attention_window(),
         recurrent: model.is_recurrent(),
+        head_width: model.head_width(),
     }
 }
 

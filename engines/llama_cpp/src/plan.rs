@@ -19,12 +19,18 @@ const POOL_SEQUENCES: u32 = 32;
 /// Up to here a unified cache costs less than it gives: one fused pass, shared prefixes.
 const FEW_SEQUENCES: u32 = 4;
 
+/// Heads narrower than this go without flash attention: ggml's CPU kernel takes such rows number by number,
+/// two to three times as long in an answer as two matrix products do, and its GPU kernels do not take them.
+const NARROW_HEAD: u32 = 16;
+
 /// What of a model a plan depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub(crate) n_context_train: u32,
     pub(crate) attention_window: u32,
     pub(crate) recurrent: bool,
+    /// Numbers of a key in each head, where that is known.
+    pub(crate) head_width: Option<u32>,
 }
 
 /// A context to be made.
@@ -93,6 +99,11 @@ pub(crate) fn plan(
     let n_ubatch = options.n_ubatch.unwrap_or(PASS).max(sequences).min(n_batch);
     let max_rows = (if params.max_rows == 0 { sequences } else { params.max_rows }).min(n_batch);
 
+    let is_narrow = facts.head_width.is_some_and(|width| width < NARROW_HEAD);
+    // llama.cpp reads a quantised V through flash attention only.
+    let is_plain = matches!(options.cache_type_v, CacheType::F32 | CacheType::F16 | CacheType::Bf16);
+    let flash_attention = options.flash_attention.or((is_narrow && is_plain).then_some(false));
+
     let settings = ContextSettings {
         n_ctx,
         n_batch,
@@ -106,13 +117,13 @@ pub(crate) fn plan(
         swa_full,
         cache_type_k: options.cache_type_k,
         cache_type_v: options.cache_type_v,
-        flash_attention: options.flash_attention,
+        flash_attention,
         pooling: None,
     };
     // Only flash attention of these types is computed in tiles.
     let is_tiled = options.cache_type_k == options.cache_type_v
         && matches!(options.cache_type_k, CacheType::F16 | CacheType::F32)
-        && options.flash_attention != Some(false);
+        && flash_attention != Some(false);
     let is_pooled = !unified && ids > 1 && is_tiled && !options.no_prefill_pool;
     let prefill_pool = is_pooled.then(|| ContextSettings {
         n_ctx: n_ubatch.next_multiple_of(CELLS),
@@ -133,7 +144,8 @@ pub(crate) fn plan(
 mod tests {
     use super::*;
 
-    const FACTS: Facts = Facts { n_context_train: 4096, attention_window: 0, recurrent: false };
+    const FACTS: Facts =
+        Facts { n_context_train: 4096, attention_window: 0, recurrent: false, head_width: Some(64) };
 
     fn made(params: &ContextParams, options: ContextOptions) -> Plan {
         plan(FACTS, params, &options, 2).unwrap()
@@ -182,6 +194,24 @@ mod tests {
         assert!(!made(&few).kv_unified && !made(&few).swa_full);
         let back = ContextParams { rollback: 8, ..few };
         assert!(made(&back).kv_unified && made(&back).swa_full);
+    }
+
+    #[test]
+    fn narrow_heads_go_without_flash_attention_unless_v_is_quantised() {
+        let made = |head_width, options: ContextOptions| {
+            let facts = Facts { head_width, ..FACTS };
+            let params = ContextParams { max_sequences: 8, ..ContextParams::default() };
+            let plan = plan(facts, &params, &options, 2).unwrap();
+            (plan.settings.flash_attention, plan.prefill_pool.is_some())
+        };
+        let auto = ContextOptions::default();
+        assert_eq!(made(Some(8), auto), (Some(false), false));
+        assert_eq!(made(Some(16), auto), (None, true));
+        assert_eq!(made(None, auto), (None, true));
+        let quantised = ContextOptions { cache_type_v: CacheType::Q8_0, ..auto };
+        assert_eq!(made(Some(8), quantised).0, None);
+        let asked = ContextOptions { flash_attention: Some(true), ..auto };
+        assert_eq!(made(Some(8), asked), (Some(true), true));
     }
 
     #[test]

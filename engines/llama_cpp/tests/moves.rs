@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use llm_node_abi as abi;
 use support::{Context, Model, Params, demo, engine, greedy, stories};
 
-const UNIFIED: &[(&str, &str)] = &[("cache_mode", "unified")];
-const SPLIT: &[(&str, &str)] = &[("cache_mode", "split")];
+// Models with narrow heads would go without flash attention.
+const UNIFIED: &[(&str, &str)] = &[("cache_mode", "unified"), ("flash_attention", "on")];
+const SPLIT: &[(&str, &str)] = &[("cache_mode", "split"), ("flash_attention", "on")];
 /// Without flash attention V lies transposed: a token's part of it is in many places.
 const TRANSPOSED: &[(&str, &str)] = &[("cache_mode", "split"), ("flash_attention", "off")];
 const QUANTISED: &[(&str, &str)] =

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llm_node_abi as abi;
 use support::{Context, LOG, Model, Params, demo, engine, stories};
 
-const POOL: &[(&str, &str)] = &[("cache_mode", "split")];
-const NO_POOL: &[(&str, &str)] = &[("cache_mode", "split"), ("prefill_pool", "off")];
+// Models with narrow heads would go without flash attention, and so without a pool.
+const POOL: &[(&str, &str)] = &[("cache_mode", "split"), ("flash_attention", "on")];
+const NO_POOL: &[(&str, &str)] =
+    &[("cache_mode", "split"), ("flash_attention", "on"), ("prefill_pool", "off")];
 const WORDS: &str = "Once upon a time there was a little girl who had a big red ball and a small dog. She went to \
     the park with her mom, and they saw an engine which loads a model and serves it to many people at once. The \
     dog was happy, and the girl said to the people that one day she would like to read the whole book to him.";
