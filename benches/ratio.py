@@ -118,7 +118,7 @@ class Arena:
         self.options = options
         self.client = Client(options.client)
         self._done: dict[str, Any] = {}
-        self._unified: dict[tuple[Setup, int, int, int], bool] = {}
+        self._unified: dict[tuple[Any, ...], bool] = {}
 
     def once(self, key: str, measure: Callable[[], T]) -> T:
         """For rows that look at the same measurement from several sides."""
@@ -175,14 +175,16 @@ class Arena:
             found.append((Reading.now().foreign_since(began, sum(os.times()[:4]) - ours), value))
         return min(found, key=lambda one: one[0])[1]
 
-    def ceiling(self, setup: Setup, load: Load) -> float:
-        """Tokens per second of llama-batched-bench, with the cache that the first call finds faster."""
+    def ceiling(self, setup: Setup, load: Load, more: Sequence[str] = ()) -> float:
+        """Tokens per second of llama-batched-bench, with the cache that the first call finds faster and what
+        else llama-server was told.
+        """
         sequences = min(load.concurrency, setup.slots)
 
         def bench(unified: bool) -> float:
-            return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified))
+            return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified, more))
 
-        key = (setup, load.prompt, load.output, sequences)
+        key = (setup, load.prompt, load.output, sequences, *more)
         if sequences == 1:
             return bench(False)
         if key not in self._unified:
@@ -205,7 +207,9 @@ class Arena:
 
         return self.quiet(bench)
 
-    def _batched_bench(self, setup: Setup, load: Load, sequences: int, unified: bool) -> float:
+    def _batched_bench(
+        self, setup: Setup, load: Load, sequences: int, unified: bool, more: Sequence[str]
+    ) -> float:
         cells = sequences * max(256, -(-(load.prompt + load.output) // 256) * 256)
         command = [str(self.tools(setup.backend).batched_bench), "-m", str(setup.model.path)]
         command += [
@@ -225,6 +229,7 @@ class Arena:
         # One more line for a single sequence: the program may end before its last line is written.
         if setup.backend != "cpu":
             command += ["-ngl", "999"]
+        command += more
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         for line in done.stdout.splitlines():
             if line.startswith("{"):
@@ -279,8 +284,8 @@ class Arena:
         after how many pairs the ceiling is measured; `beside` is measured after each pair;
         `fresh_llama_server` starts it anew for each block.
         """
-        if setup.slots == 1:
-            flavours = flavours[:1]  # one sequence has nothing to share
+        if setup.slots == 1:  # one sequence has nothing to share
+            flavours = [flavour for flavour in flavours if flavour.cache != UNIFIED]
         flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
         ceilings: list[float] = []
         besides: list[float] = []
@@ -302,7 +307,7 @@ class Arena:
             def after(index: int) -> None:
                 print(".", end="", flush=True, file=sys.stderr)
                 if ceiling_every and index % ceiling_every == 0:
-                    ceilings.append(self.ceiling(setup, load))
+                    ceilings.append(self.ceiling(setup, load, flavour.more))
                 if beside is not None:
                     besides.append(beside())
 
