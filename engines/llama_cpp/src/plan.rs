@@ -20,7 +20,7 @@ const POOL_SEQUENCES: u32 = 32;
 const FEW_SEQUENCES: u32 = 4;
 
 /// Heads narrower than this go without flash attention: ggml's CPU kernel takes such rows number by number,
-/// two to three times as long in an answer as two matrix products do, and its GPU kernels do not take them.
+/// up to three times as long in an answer as matrix products do, and those for CUDA and Metal do not take them.
 const NARROW_HEAD: u32 = 16;
 
 /// What of a model a plan depends on.
