@@ -45,6 +45,11 @@ class Options:
     node_options: dict[str, str]
     quick: bool = False
 
+    @property
+    def repeats(self) -> int:
+        """How often something is measured that is compared with nothing."""
+        return 2 if self.quick else 7
+
 
 @dataclass(frozen=True)
 class Block:
@@ -118,7 +123,7 @@ class Arena:
         self.options = options
         self.client = Client(options.client)
         self._done: dict[str, Any] = {}
-        self._unified: dict[tuple[Any, ...], bool] = {}
+        self._unified: dict[tuple[Setup, int, int, int, tuple[str, ...]], bool] = {}
 
     def once(self, key: str, measure: Callable[[], T]) -> T:
         """For rows that look at the same measurement from several sides."""
@@ -175,7 +180,7 @@ class Arena:
             found.append((Reading.now().foreign_since(began, sum(os.times()[:4]) - ours), value))
         return min(found, key=lambda one: one[0])[1]
 
-    def ceiling(self, setup: Setup, load: Load, more: Sequence[str] = ()) -> float:
+    def ceiling(self, setup: Setup, load: Load, more: tuple[str, ...]) -> float:
         """Tokens per second of llama-batched-bench, with the cache that the first call finds faster and what
         else llama-server was told.
         """
@@ -184,7 +189,7 @@ class Arena:
         def bench(unified: bool) -> float:
             return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified, more))
 
-        key = (setup, load.prompt, load.output, sequences, *more)
+        key = (setup, load.prompt, load.output, sequences, more)
         if sequences == 1:
             return bench(False)
         if key not in self._unified:

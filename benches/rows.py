@@ -433,7 +433,7 @@ def worker_memory(arena: Arena) -> Outcome:
     setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 8, 512)
     cache = setup.cells * setup.model.cache_bytes_per_token
     found = []
-    for _ in range(2 if arena.options.quick else 7):
+    for _ in range(arena.options.repeats):
         with arena.node(setup) as node:
             arena.client.run(node, Load(8, 8, prompt=64, output=64))
             resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.process.pid))
@@ -463,7 +463,7 @@ def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> list
 
     def measure() -> list[dict[str, Any]]:
         records = []
-        for _ in range(2 if arena.options.quick else 7):
+        for _ in range(arena.options.repeats):
             with tempfile.NamedTemporaryFile(suffix=".json") as file:
                 command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
                 command += ["--concurrency", str(concurrency), "--idle", "0", *more]
@@ -501,7 +501,7 @@ def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
         target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
         found = []
         # Shared machines change their speed within seconds: what criterion says of one run is narrower.
-        for _ in range(2 if arena.options.quick else 7):
+        for _ in range(arena.options.repeats):
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"cargo bench: {done.stderr[-1000:]}")
