@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from support.node import RunningNode, running_node  # noqa: E402
 MODEL = "null"
 
 
-def cpu_by_thread(pid: int) -> Counter[str]:
+def cpu_by_thread(pid: int) -> dict[str, float]:
     """CPU seconds of each thread that lives, by its name."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
             nanoseconds = int((task / "schedstat").read_text().split()[0])
@@ -48,6 +48,13 @@ def cpu_by_thread(pid: int) -> Counter[str]:
 def cpu(pid: int) -> float:
     """CPU seconds of all threads that live. (What /proc counts for the process is rounded to 10 ms.)"""
     return sum(cpu_by_thread(pid).values())
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port."""
+    parts = urllib.parse.urlsplit(url)
+    assert parts.hostname is not None and parts.port is not None, url
+    return parts.hostname, parts.port
 
 
 def rss(pid: int) -> float:
@@ -69,7 +76,7 @@ def measure(
         "ignore_eos": True,
         "stream": True,
     }
-    port = urllib.parse.urlsplit(node.url).port
+    _, port = address(node.url)
     command = [str(reader), str(port), str(streams), json.dumps(body)]
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
@@ -81,7 +88,7 @@ def measure(
     threads = {
         f"{kind}:{name}": round(1e6 * seconds / total, 2)
         for kind, now, then in (("node", after[2], before[2]), ("worker", after[3], before[3]))
-        for name, seconds in (now - then).items()
+        for name, seconds in ((name, now[name] - then.get(name, 0.0)) for name in now)
         if 1e6 * seconds / total > 0.05
     }
     return {
@@ -97,10 +104,9 @@ def measure(
 @contextlib.contextmanager
 def idle_connections(url: str, count: int) -> Iterator[None]:
     """So many connections, each of which has had one answer and stays open."""
-    parts = urllib.parse.urlsplit(url)
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            connection = stack.enter_context(socket.create_connection((parts.hostname, parts.port)))
+            connection = stack.enter_context(socket.create_connection(address(url)))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         yield
@@ -120,8 +126,7 @@ def request_cost(node: RunningNode, worker: int, count: int) -> dict[str, float]
         }
     ).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    parts = urllib.parse.urlsplit(node.url)
-    with socket.create_connection((parts.hostname, parts.port)) as connection:
+    with socket.create_connection(address(node.url)) as connection:
 
         def ask() -> None:
             connection.sendall(head.encode() + body)
