@@ -211,6 +211,11 @@ impl<E: StepEngine> Session<E> {
         self.running.is_empty() && self.queue.is_empty()
     }
 
+    /// Does the next step compute one more token of each answer, and nothing else?
+    pub fn has_only_answers(&self) -> bool {
+        !self.running.is_empty() && self.queue.is_empty() && self.running.values().all(|it| it.pending() == 1)
+    }
+
     /// One step: admit, plan, run, sample, and tell what came of it. `Err` only for what ends the
     /// engine; all requests have failed then, and no further one is taken.
     pub fn step(&mut self, events: &mut Vec<(u64, Event)>) -> Result<(), EngineFault> {

@@ -1,8 +1,8 @@
 //! The way of messages to the node.
 //!
 //! The scheduler must never wait for the node. What the socket takes at once is sent at once; what it
-//! does not is appended to a queue, for a thread that may wait. What one step brought is one frame;
-//! while the node is slow, the steps that wait become one frame. Log messages are dropped when too many
+//! does not is appended to a queue, for a thread that may wait. What the scheduler tells at once is one
+//! frame; while the node is slow, what waits becomes one frame. Log messages are dropped when too many
 //! wait. If the node stops reading altogether, the queue is closed rather
 //! than grown without end, and the worker ends.
 

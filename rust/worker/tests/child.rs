@@ -100,6 +100,40 @@ fn a_model_answers_and_stops_when_told() {
     assert!(worker.stages.last().unwrap().contains("engine_shutdown"), "{:?}", worker.stages);
 }
 
+/// How many events came with each message until the request ended.
+fn messages_of(worker: &mut Worker, id: u64, request: Request) -> Vec<usize> {
+    worker.generate(id, request);
+    let mut sizes = Vec::new();
+    loop {
+        let FromWorker::Step(events) = worker.next().unwrap() else { panic!("no step") };
+        sizes.push(events.len());
+        if let Some((_, Event::Finished { reason, usage })) = events.last() {
+            assert_eq!((*reason, usage.completion_tokens), (Finish::Length, 40));
+            return sizes;
+        }
+    }
+}
+
+#[test]
+fn tokens_that_follow_each_other_closely_come_together() {
+    let toy = Toy::new(&[]);
+    let request = Request { max_tokens: Some(40), ..endless() };
+    let mut worker = toy.load();
+    let quick = messages_of(&mut worker, 1, request.clone());
+    // What a prompt brings, the first token, never waits.
+    assert!(quick[0] <= 2 && quick.len() < 38, "{quick:?}");
+
+    let mut plan = toy.plan();
+    plan.options = vec![("step_us".into(), "2500".into())];
+    let (mut worker, _) = Worker::load(plan);
+    let slow = messages_of(&mut worker, 1, request);
+    assert!(
+        slow.iter().all(|&size| size <= 2),
+        "the first has the beginning beside it, the last the end: {slow:?}"
+    );
+    assert_eq!(slow.iter().sum::<usize>(), quick.iter().sum::<usize>(), "{slow:?} {quick:?}");
+}
+
 #[test]
 fn sixteen_at_once_answer_as_each_alone() {
     let toy = Toy::new(&[]);

@@ -1,5 +1,9 @@
 //! The scheduler's thread: takes what has come, runs one step, tells what it brought. It sleeps when
 //! there is nothing to do.
+//!
+//! Tokens that follow each other more closely than anybody could see are told together. Each telling wakes
+//! two threads that sleep, the node's and the client's, which takes 25 to 40 us of processor time, whatever
+//! there is to tell: as much as a tenth of what a very small model takes for a token.
 
 use std::{
     collections::HashSet,
@@ -24,6 +28,12 @@ use llm_node_wire::message::RequestId;
 
 use super::{lost, stopped};
 use crate::report::{Report, Reporter};
+
+/// For how long a piece of an answer may wait for the next ones. A step that takes more than half of it is
+/// always told by itself.
+const TOGETHER: Duration = Duration::from_millis(2);
+/// Most pieces that wait.
+const MOST_TOGETHER: usize = 256;
 
 pub(crate) struct BatchSource {
     commands: Sender<Command>,
@@ -56,6 +66,7 @@ impl BatchSource {
                 live: HashSet::new(),
                 draining: false,
                 drained: false,
+                told: Instant::now(),
                 report,
             };
             scheduler.run(&inbox);
@@ -114,6 +125,8 @@ struct Scheduler<E: StepEngine> {
     live: HashSet<RequestId>,
     draining: bool,
     drained: bool,
+    /// When something was last told.
+    told: Instant,
     report: Reporter,
 }
 
@@ -132,7 +145,12 @@ impl<E: StepEngine> Scheduler<E> {
     /// Gives the fault after which the engine is of no more use; `None`: it was told to stop.
     fn step_until_stopped(&mut self, inbox: &Receiver<Command>) -> Option<Fault> {
         let mut events = Vec::new();
+        // How long the last step took, if there were answers in it and nothing else.
+        let mut took = None;
         loop {
+            if !took.is_some_and(|took| self.may_wait(&events, took)) {
+                self.tell(&mut events);
+            }
             if self.session.is_idle() {
                 if self.draining && !self.drained {
                     self.drained = true;
@@ -153,16 +171,30 @@ impl<E: StepEngine> Scheduler<E> {
                     Err(TryRecvError::Empty) => break,
                 }
             }
+            let only_answers = self.session.has_only_answers();
+            if !only_answers {
+                self.tell(&mut events);
+            }
             // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
             // and it is the step that says so.
-            self.mark(Some(Instant::now()));
+            let began = Instant::now();
+            self.mark(Some(began));
             let stepped = self.session.step(&mut events);
             self.mark(None);
-            self.tell(&mut events);
+            took = only_answers.then(|| began.elapsed());
             if let Err(fault) = stepped {
+                self.tell(&mut events);
                 return Some(lost(fault));
             }
         }
+    }
+
+    /// May these events wait for the next step, which takes about so long?
+    fn may_wait(&self, events: &[(RequestId, Event)], step: Duration) -> bool {
+        self.told.elapsed() + step <= TOGETHER
+            && events.len() <= MOST_TOGETHER
+            && events.iter().all(|(_, event)| matches!(event, Event::Piece(_)))
+            && self.session.has_only_answers()
     }
 
     fn mark(&self, began: Option<Instant>) {
@@ -179,7 +211,10 @@ impl<E: StepEngine> Scheduler<E> {
                 Err(fault) => events.push((id, Event::Failed(fault))),
             },
             Command::Cancel(id) => self.session.cancel(id, events),
-            Command::Between(work) => work(),
+            Command::Between(work) => {
+                self.tell(events);
+                work();
+            }
             Command::Drain => self.draining = true,
             // The callers have looked for it.
             Command::Stop => {}
@@ -187,12 +222,16 @@ impl<E: StepEngine> Scheduler<E> {
     }
 
     fn tell(&mut self, events: &mut Vec<(RequestId, Event)>) {
+        if events.is_empty() {
+            return;
+        }
         for (id, event) in &*events {
             if matches!(event, Event::Finished { .. } | Event::Failed(_)) {
                 self.live.remove(id);
             }
         }
         self.report.events(std::mem::take(events));
+        self.told = Instant::now();
     }
 
     fn end_all(&mut self, fault: &Fault) {
