@@ -31,7 +31,7 @@ use crate::report::{Report, Reporter};
 
 /// For how long a piece of an answer may wait for the next ones. A step that takes more than half of it is
 /// always told by itself.
-const TOGETHER: Duration = Duration::from_millis(2);
+const TOGETHER: Duration = Duration::from_millis(4);
 /// Most pieces that wait.
 const MOST_TOGETHER: usize = 256;
 
