@@ -148,10 +148,8 @@ impl<E: StepEngine> Scheduler<E> {
         // How long the last step took, if there were answers in it and nothing else.
         let mut took = None;
         loop {
-            if !took.is_some_and(|took| self.may_wait(&events, took)) {
-                self.tell(&mut events);
-            }
             if self.session.is_idle() {
+                self.tell(&mut events);
                 if self.draining && !self.drained {
                     self.drained = true;
                     self.report.tell(Report::Drained);
@@ -172,7 +170,7 @@ impl<E: StepEngine> Scheduler<E> {
                 }
             }
             let only_answers = self.session.has_only_answers();
-            if !only_answers {
+            if !only_answers || !took.is_some_and(|took| self.may_wait(&events, took)) {
                 self.tell(&mut events);
             }
             // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
@@ -189,12 +187,11 @@ impl<E: StepEngine> Scheduler<E> {
         }
     }
 
-    /// May these events wait for the next step, which takes about so long?
+    /// May these events wait for a step with answers alone, which takes about so long?
     fn may_wait(&self, events: &[(RequestId, Event)], step: Duration) -> bool {
         self.told.elapsed() + step <= TOGETHER
             && events.len() <= MOST_TOGETHER
             && events.iter().all(|(_, event)| matches!(event, Event::Piece(_)))
-            && self.session.has_only_answers()
     }
 
     fn mark(&self, began: Option<Instant>) {
