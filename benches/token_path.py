@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,13 +49,6 @@ def cpu(pid: int) -> float:
     return sum(cpu_by_thread(pid).values())
 
 
-def address(url: str) -> tuple[str, int]:
-    """Host and port."""
-    parts = urllib.parse.urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None, url
-    return parts.hostname, parts.port
-
-
 def rss(pid: int) -> float:
     """MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -76,37 +68,41 @@ def measure(
         "ignore_eos": True,
         "stream": True,
     }
-    _, port = address(node.url)
+    _, port = node.address
     command = [str(reader), str(port), str(streams), json.dumps(body)]
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
-    before = (cpu(node.process.pid), cpu(worker), cpu_by_thread(node.process.pid), cpu_by_thread(worker))
+    before = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
     result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout)
     assert result["broken"] == 0, (result, node.log_text()[-500:])
-    after = (cpu(node.process.pid), cpu(worker), cpu_by_thread(node.process.pid), cpu_by_thread(worker))
+    after = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
     total = streams * tokens
+    of_node, of_worker = (
+        {name: 1e6 * (now[name] - then.get(name, 0.0)) / total for name in now}
+        for now, then in zip(after, before, strict=True)
+    )
     threads = {
-        f"{kind}:{name}": round(1e6 * seconds / total, 2)
-        for kind, now, then in (("node", after[2], before[2]), ("worker", after[3], before[3]))
-        for name, seconds in ((name, now[name] - then.get(name, 0.0)) for name in now)
-        if 1e6 * seconds / total > 0.05
+        f"{kind}:{name}": round(us, 2)
+        for kind, of_process in (("node", of_node), ("worker", of_worker))
+        for name, us in of_process.items()
+        if us > 0.05
     }
     return {
         "streams": streams,
         "tokens_per_second": total / result["seconds"],
         "tokens_per_event": total / result["events"],
-        "node_us_per_token": 1e6 * (after[0] - before[0]) / total,
-        "worker_us_per_token": 1e6 * (after[1] - before[1]) / total - row_us,
+        "node_us_per_token": sum(of_node.values()),
+        "worker_us_per_token": sum(of_worker.values()) - row_us,
         "threads_us_per_token": threads,
     }
 
 
 @contextlib.contextmanager
-def idle_connections(url: str, count: int) -> Iterator[None]:
+def idle_connections(node: RunningNode, count: int) -> Iterator[None]:
     """So many connections, each of which has had one answer and stays open."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            connection = stack.enter_context(socket.create_connection(address(url)))
+            connection = stack.enter_context(socket.create_connection(node.address))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         yield
@@ -126,7 +122,7 @@ def request_cost(node: RunningNode, worker: int, count: int) -> dict[str, float]
         }
     ).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(address(node.url)) as connection:
+    with socket.create_connection(node.address) as connection:
 
         def ask() -> None:
             connection.sendall(head.encode() + body)
@@ -210,7 +206,7 @@ def main() -> None:
                 if options.threads:
                     print(f"{'':>8} {row['threads_us_per_token']}")
             record["rss_mib"] = rss(node.process.pid)
-            with idle_connections(node.url, options.idle):
+            with idle_connections(node, options.idle):
                 record["rss_idle_connections_mib"] = rss(node.process.pid)
             print(
                 f"memory of the node: {record['rss_mib']:.0f} MiB, "

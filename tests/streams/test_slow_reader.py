@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -103,8 +102,7 @@ def test_a_token_is_an_event_for_who_keeps_up(null_node: RunningNode) -> None:
 
 def test_http_1_0_gets_no_chunks(null_node: RunningNode) -> None:
     data = json.dumps(body(max_tokens=27, stream=True)).encode()
-    parts = urlsplit(null_node.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as client:
+    with socket.create_connection(null_node.address, timeout=30) as client:
         head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n"
         client.sendall(head.encode() + data)
         answer = b""
@@ -119,8 +117,7 @@ def test_http_1_0_gets_no_chunks(null_node: RunningNode) -> None:
 
 def test_a_connection_is_kept_for_the_next_answer(null_node: RunningNode) -> None:
     data = json.dumps(body(max_tokens=5, stream=True)).encode()
-    parts = urlsplit(null_node.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as client:
+    with socket.create_connection(null_node.address, timeout=30) as client:
         for _ in range(3):
             head = f"POST /v1/completions HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
             client.sendall(head.encode() + data)
@@ -140,10 +137,9 @@ def running(node: RunningNode) -> int:
 
 def slow_client(node: RunningNode, request: dict[str, Any]) -> socket.socket:
     """Has sent its request, and reads nothing by itself."""
-    parts = urlsplit(node.url)
     client = socket.socket()
     client.settimeout(60)
-    client.connect((parts.hostname, parts.port))
+    client.connect(node.address)
     data = json.dumps({**request, "stream": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
     client.sendall(head.encode() + data)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,13 @@ class RunningNode:
     url: str
     log: Path
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urllib.parse.urlsplit(self.url)
+        assert parts.hostname is not None and parts.port is not None, self.url
+        return parts.hostname, parts.port
 
     def request(
         self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, timeout: float = 60

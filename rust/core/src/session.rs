@@ -213,7 +213,7 @@ impl<E: StepEngine> Session<E> {
 
     /// Does the next step compute one more token of each answer, and nothing else?
     pub fn has_only_answers(&self) -> bool {
-        !self.running.is_empty() && self.queue.is_empty() && self.running.values().all(|it| it.pending() == 1)
+        !self.running.is_empty() && self.queue.is_empty() && !self.reads_prompts()
     }
 
     /// One step: admit, plan, run, sample, and tell what came of it. `Err` only for what ends the
@@ -537,11 +537,16 @@ impl<E: StepEngine> Session<E> {
         }
     }
 
+    /// Is there a prompt under way, or what takes the place of one after a preemption?
+    fn reads_prompts(&self) -> bool {
+        self.running.values().any(|it| it.pending() > 1)
+    }
+
     /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
     /// the proposed ones. Nothing while prompts are read: these need the time more.
     fn drafts(&mut self, shares: &[Share]) -> BTreeMap<SequenceId, Vec<Token>> {
-        let reads = self.running.values().any(|it| it.pending() > 1);
-        let (Some(drafter), false) = (&mut self.drafter, reads) else {
+        let reads_prompts = self.reads_prompts();
+        let (Some(drafter), false) = (&mut self.drafter, reads_prompts) else {
             return BTreeMap::new();
         };
         let limits = self.sequences.limits();
