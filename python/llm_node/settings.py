@@ -247,7 +247,8 @@ class Settings:
     target_step_ms: int = _setting(
         150,
         _integer(1, 60_000),
-        "While answers are under way, prompts may stretch a step of the engine to about this.",
+        "While answers are under way, prompts may stretch a step of the engine to about this, "
+        "and to four times that rather than be read in pieces of fewer than 64 tokens.",
         metavar="MILLISECONDS",
     )
     prefix_cache: bool = _setting(

@@ -490,7 +490,7 @@ impl<E: StepEngine> Session<E> {
     /// slices: prompts beside answers are read without their first token, so both are slower than apart.
     fn turn(&mut self) -> (Turn, bool) {
         let all = || self.running.values().map(Generation::pending);
-        let short = self.pace.prefill_tokens(0, self.limits().max_batch_tokens);
+        let short = self.pace.prefill_tokens(0, true, self.limits().max_batch_tokens);
         let prompts = all().filter(|&it| it > 1).count();
         let burst = all().filter(|&it| it > 1 && it <= short).count() as u32;
         let now = (self.options.clock)();
@@ -523,7 +523,7 @@ impl<E: StepEngine> Session<E> {
             prefill_tokens: if prompts as usize == demands.len() {
                 self.pace.undisturbed_tokens(tokens)
             } else {
-                self.pace.prefill_tokens(decodes, tokens)
+                self.pace.prefill_tokens(decodes, turn != Turn::Both, tokens)
             },
             joint_tokens: if decodes == 0 { self.pace.joint_tokens() } else { u32::MAX },
             // A sequence that is alone was found to fit; let the engine say otherwise.

@@ -15,8 +15,14 @@ const PRESUMED_SHARE: f64 = 0.4;
 /// How much that presumption counts beside a class of steps: the square of by how much each may be off, a tenth
 /// and a third.
 const PRESUMED_WEIGHT: f64 = 0.1;
-/// Least prompt tokens per step, whatever it takes: a prompt must come to its end.
-const LEAST_PREFILL: u32 = 16;
+/// Least prompt tokens per step, whatever it takes: a prompt must come to its end. With 16 each takes a quarter
+/// more time on a CPU, and between them answers have twice as many steps, so that prompts wait twice as long.
+const LEAST_PREFILL: u32 = 32;
+/// Up to so many targets a piece is one tile nevertheless: with half of one, a prompt takes an eighth more time, and
+/// twice as many steps of the answers come between.
+const STRETCH: f64 = 4.0;
+/// Fewer prompt tokens in a step say nothing of what more of them take.
+const TELLING: u32 = 16;
 /// Prompt tokens in a step that holds nobody up: about what engines take in one physical pass.
 const UNDISTURBED_PREFILL: u32 = 512;
 /// The least of these where nobody waits at all. With fewer, the pass over the weights and attention token by token
@@ -112,7 +118,7 @@ impl Pace {
             let (tokens, seconds) = &mut self.decodes[class];
             tokens.learn(f64::from(decodes));
             seconds.learn(took);
-        } else if prompt >= LEAST_PREFILL.min(self.first_prefill) {
+        } else if prompt >= TELLING.min(self.first_prefill) {
             let rest = (took - self.step(decodes).unwrap_or(0.0)).max(took / 10.0);
             self.prefill.learn(rest / f64::from(prompt));
         }
@@ -125,8 +131,9 @@ impl Pace {
         }
     }
 
-    /// Prompt tokens for a step with so many tokens of answers, `most` in all.
-    pub fn prefill_tokens(&self, decodes: u32, most: u32) -> u32 {
+    /// Prompt tokens for a step with so many tokens of answers, `most` in all. `apart`: the answers have a pass of
+    /// their own. Otherwise a tile would take far longer: it is computed for all that any of its tokens looks at.
+    pub fn prefill_tokens(&self, decodes: u32, apart: bool, most: u32) -> u32 {
         let ceiling = if decodes == 0 { UNDISTURBED_PREFILL.max(self.first_prefill) } else { u32::MAX };
         let tokens = match self.prefill.0 {
             None if decodes == 0 => ceiling,
@@ -136,6 +143,8 @@ impl Pace {
                 // Where answers alone take long, prompts still get half of the time.
                 let room =
                     if decodes == 0 { 2.0 * self.target } else { self.target.max(2.0 * decode) - decode };
+                let tile = f64::from(TILE) * each;
+                let room = if apart && tile <= STRETCH * self.target { room.max(tile) } else { room };
                 in_tiles((room / each).min(f64::from(u32::MAX / 2)) as u32)
             }
         };
@@ -144,7 +153,7 @@ impl Pace {
 
     /// The same where no answer is under way.
     pub fn undisturbed_tokens(&self, most: u32) -> u32 {
-        self.prefill_tokens(0, most).max(LEAST_UNDISTURBED).min(most)
+        self.prefill_tokens(0, true, most).max(LEAST_UNDISTURBED).min(most)
     }
 
     /// Prompt tokens up to which prompts are read together in a step that holds no answer up. Each has its
@@ -292,7 +301,7 @@ mod tests {
         let mut pace = Pace::new(ms(100), 64);
         pace.stepped(4, 64, Duration::ZERO);
         pace.stepped(4, 0, Duration::ZERO);
-        assert_eq!((pace.prefill_tokens(4, 4096), pace.prefill_tokens(0, 4096)), (64, 512));
+        assert_eq!((pace.prefill_tokens(4, true, 4096), pace.prefill_tokens(0, true, 4096)), (64, 512));
         assert_eq!(pace.holes(&Holes { gaps: 1, width: 1, moves: 1, steps: 1 }), Hole::Fill);
         assert!(pace.saving_pays(10, 1) && !pace.saving_pays(10, 0));
     }
@@ -301,11 +310,15 @@ mod tests {
     fn prompts_fill_the_step_up_to_its_target() {
         let pace = taught(ms(120));
         // 20 ms for 8 answers leave 100 ms at 1 ms per token: a tile and a half, and a little.
-        assert_eq!(pace.prefill_tokens(8, 4096), 128, "{pace:?}");
+        assert_eq!(pace.prefill_tokens(8, true, 4096), 128, "{pace:?}");
         // 68 ms for 32 answers: half of the step goes to prompts.
-        assert_eq!(pace.prefill_tokens(32, 4096), 64);
-        assert_eq!(pace.prefill_tokens(8, 50), 50);
-        assert_eq!(taught(ms(1)).prefill_tokens(1, 4096), LEAST_PREFILL);
+        assert_eq!(pace.prefill_tokens(32, true, 4096), 64);
+        assert_eq!(pace.prefill_tokens(8, true, 50), 50);
+        assert_eq!(taught(ms(1)).prefill_tokens(1, true, 4096), LEAST_PREFILL);
+        // Too slow for the target: 64 ms for a tile, up to four times of it.
+        assert_eq!(taught(ms(17)).prefill_tokens(1, true, 4096), TILE);
+        assert_eq!(taught(ms(17)).prefill_tokens(1, false, 4096), LEAST_PREFILL);
+        assert_eq!(taught(ms(15)).prefill_tokens(1, true, 4096), LEAST_PREFILL);
         // Where no answer waits, twice the target, and two tiles at least.
         assert_eq!(taught(ms(120)).undisturbed_tokens(4096), 256);
         assert_eq!(taught(ms(1)).undisturbed_tokens(4096), 128);
@@ -394,13 +407,13 @@ mod tests {
         #[test]
         fn a_prompt_always_goes_on(
             steps in prop::collection::vec((0u32..300, 0u32..3000, 0u64..100_000), 0..60),
-            target in 0u64..10_000, first in 0u32..4096, decodes in 0u32..300, most in 1u32..5000,
+            target in 0u64..10_000, first in 0u32..4096, decodes in 0u32..300, apart: bool, most in 1u32..5000,
         ) {
             let mut pace = Pace::new(Duration::from_millis(target), first);
             for (decodes, prompt, micros) in steps {
                 pace.stepped(decodes, prompt, Duration::from_micros(micros));
             }
-            let tokens = pace.prefill_tokens(decodes, most);
+            let tokens = pace.prefill_tokens(decodes, apart, most);
             prop_assert!(tokens >= 1 && tokens <= most);
             prop_assert!((0.0..=1.0).contains(&pace.marginal_cost(decodes)));
             pace.holes(&Holes { gaps: 1, width: decodes, moves: 1, steps: most });
