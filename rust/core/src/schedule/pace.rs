@@ -132,7 +132,8 @@ impl Pace {
     }
 
     /// Prompt tokens for a step with so many tokens of answers, `most` in all. `apart`: the answers have a pass of
-    /// their own. Otherwise a tile would take far longer: it is computed for all that any of its tokens looks at.
+    /// their own. In one pass with them a tile takes a third longer: it is computed for all that any of its tokens
+    /// looks at.
     pub fn prefill_tokens(&self, decodes: u32, apart: bool, most: u32) -> u32 {
         let ceiling = if decodes == 0 { UNDISTURBED_PREFILL.max(self.first_prefill) } else { u32::MAX };
         let tokens = match self.prefill.0 {
