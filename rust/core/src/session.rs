@@ -493,6 +493,7 @@ impl<E: StepEngine> Session<E> {
         let short = self.pace.prefill_tokens(0, true, self.limits().max_batch_tokens);
         let prompts = all().filter(|&it| it > 1).count();
         let burst = all().filter(|&it| it > 1 && it <= short).count() as u32;
+        let streaming = self.running.values().any(|it| it.pending() == 1 && it.generated() > 1);
         let now = (self.options.clock)();
         if prompts == self.running.len() {
             // Nobody waits.
@@ -502,7 +503,7 @@ impl<E: StepEngine> Session<E> {
         let waited = now.saturating_sub(self.answered);
         if prompts == 0 {
             (Turn::Answers, false)
-        } else if prompts == self.running.len() || self.pace.holds_decodes(self.burst, waited) {
+        } else if prompts == self.running.len() || self.pace.holds_decodes(self.burst, streaming, waited) {
             (Turn::Prompts, true)
         } else if self.limits().shares_prefixes {
             (Turn::Both, false)
@@ -517,7 +518,9 @@ impl<E: StepEngine> Session<E> {
         let limits = self.limits();
         let prompts = demands.iter().filter(|it| it.pending > 1).count() as u32;
         let decodes = if held { 0 } else { demands.len() as u32 - prompts };
-        let tokens = limits.max_batch_tokens.saturating_sub(pads).max(decodes);
+        // Enough for all answers: with the holes among them they are no more than may run at once, since ids at
+        // the sides are taken only where there is no hole.
+        let tokens = limits.max_batch_tokens - pads;
         Budget {
             tokens,
             prefill_tokens: if prompts as usize == demands.len() {
@@ -544,7 +547,7 @@ impl<E: StepEngine> Session<E> {
 
     /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
     /// the proposed ones. Nothing while prompts are read: these need the time more.
-    fn drafts(&mut self, shares: &[Share]) -> BTreeMap<SequenceId, Vec<Token>> {
+    fn drafts(&mut self, shares: &[Share], pads: u32) -> BTreeMap<SequenceId, Vec<Token>> {
         let reads_prompts = self.reads_prompts();
         let (Some(drafter), false) = (&mut self.drafter, reads_prompts) else {
             return BTreeMap::new();
@@ -553,7 +556,7 @@ impl<E: StepEngine> Session<E> {
         let decodes = shares.len() as u32;
         let cost = self.pace.marginal_cost(decodes);
         let most = MOST_DRAFTED.min(limits.max_rollback);
-        let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens).saturating_sub(decodes))
+        let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens - pads).saturating_sub(decodes))
             .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
         let mut asked = Vec::new();
         let mut wants = Vec::new();
@@ -594,7 +597,7 @@ impl<E: StepEngine> Session<E> {
         events: &mut Vec<(u64, Event)>,
     ) -> Result<Outcome, EngineFault> {
         let began = (self.options.clock)();
-        let drafts = self.drafts(shares);
+        let drafts = self.drafts(shares, pads.len() as u32);
         let mut slices = Vec::with_capacity(shares.len() + pads.len());
         for share in shares {
             let Some(it) = self.running.get(&share.sequence) else { continue };

@@ -195,7 +195,8 @@ impl Generation {
         None
     }
 
-    fn generated(&self) -> u32 {
+    /// Tokens of the answer so far, those of before a preemption included.
+    pub fn generated(&self) -> u32 {
         (self.tokens.len() - self.request.prompt().len()) as u32
     }
 

@@ -7,4 +7,3 @@ pub mod batch;
 pub mod generation;
 pub mod pace;
 pub mod preempt;
-pub mod slots;

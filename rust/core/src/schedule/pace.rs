@@ -38,8 +38,11 @@ const SHARED_PASS: f64 = 0.04;
 /// the steps of answers says: where all of these are alike, or the machine has changed its speed between them, it
 /// says nothing.
 const LEAST_JOINT: u32 = 4 * TILE;
-/// Steps of the target's length for which a burst of prompts may hold up answers.
-const MOST_HELD_STEPS: u32 = 32;
+/// Steps of the target's length for which a burst of prompts may hold up answers that have only begun: those of
+/// the burst itself. In a burst of their own they would each have their first token later.
+const MOST_HELD_STEPS: u32 = 31;
+/// The same where an answer is in the middle of its stream: somebody reads it.
+const STREAMS_HELD_STEPS: u32 = 4;
 
 /// A running mean in which the old fades.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -174,9 +177,11 @@ impl Pace {
 
     /// Do answers wait for a burst of prompts, the last step with answers being so long ago? `prompts`: how
     /// many were under way at once since then that a step can read whole. Most of them have to wait for a
-    /// first token: each lets the answers wait for a step's time, up to a bound.
-    pub fn holds_decodes(&self, prompts: u32, since: Duration) -> bool {
-        let steps = prompts.min(MOST_HELD_STEPS).saturating_sub(1);
+    /// first token: each beyond the first lets the answers wait for a step's time, up to a bound, which is lower
+    /// where some of them are `streaming`, with more than their first token told.
+    pub fn holds_decodes(&self, prompts: u32, streaming: bool, since: Duration) -> bool {
+        let most = if streaming { STREAMS_HELD_STEPS } else { MOST_HELD_STEPS };
+        let steps = prompts.saturating_sub(1).min(most);
         self.prefill.0.is_some() && since.as_secs_f64() < f64::from(steps) * self.target
     }
 
@@ -353,11 +358,19 @@ mod tests {
     #[test]
     fn a_burst_holds_answers_up_but_not_for_long() {
         let pace = taught(ms(100));
-        assert!(!pace.holds_decodes(0, ms(0)) && !pace.holds_decodes(1, ms(0)));
-        assert!(pace.holds_decodes(2, ms(99)) && !pace.holds_decodes(2, ms(101)));
-        assert!(pace.holds_decodes(9, ms(799)) && !pace.holds_decodes(9, ms(801)));
-        assert!(pace.holds_decodes(90, ms(3099)) && !pace.holds_decodes(90, ms(3101)));
-        assert!(!Pace::new(ms(100), 64).holds_decodes(30, ms(0)), "nothing is known yet");
+        for (prompts, streaming, most) in [
+            (2, false, 100),
+            (9, false, 800),
+            (90, false, 3100),
+            (2, true, 100),
+            (9, true, 400),
+            (90, true, 400),
+        ] {
+            let holds = |since| pace.holds_decodes(prompts, streaming, ms(since));
+            assert!(holds(most - 1) && !holds(most + 1), "{prompts} {streaming}");
+        }
+        assert!(!pace.holds_decodes(0, false, ms(0)) && !pace.holds_decodes(1, false, ms(0)));
+        assert!(!Pace::new(ms(100), 64).holds_decodes(30, false, ms(0)), "nothing is known yet");
     }
 
     #[test]

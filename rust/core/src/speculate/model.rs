@@ -1,6 +1,6 @@
 //! Proposals of a second, smaller model with the same vocabulary.
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use super::{Drafter, Want};
 use crate::{
@@ -9,7 +9,6 @@ use crate::{
     },
     request::Sampling,
     sample::{Forbidden, Occurrences, Sampler, candidates_for},
-    schedule::slots::Slots,
 };
 
 /// Proposes what a small model finds likeliest, for all requests together in one pass per token.
@@ -28,7 +27,9 @@ pub struct DraftModel<E> {
     greedy: Sampling,
     forbidden: Forbidden,
     sampler: Sampler,
-    sequences: Slots<Held>,
+    /// Ids `0..at_once`, kept dense: engines run a batch whose ids have no holes fastest.
+    sequences: BTreeMap<SequenceId, Held>,
+    at_once: u32,
     /// Calls so far.
     now: u64,
     fault: Option<EngineFault>,
@@ -56,7 +57,6 @@ impl<E: StepEngine> DraftModel<E> {
     /// per call, so that none holds up a step; at least 1.
     pub fn new(engine: E, vocabulary: Arc<Vocabulary>, catch_up: u32) -> Self {
         let limits = engine.limits().clone();
-        let at_once = limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens);
         let forbidden = Forbidden::of(&vocabulary, limits.n_vocab as usize);
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         Self {
@@ -64,7 +64,8 @@ impl<E: StepEngine> DraftModel<E> {
             forbidden,
             greedy,
             sampler: Sampler::default(),
-            sequences: Slots::new(at_once as usize),
+            sequences: BTreeMap::new(),
+            at_once: limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens),
             catch_up: catch_up.max(1),
             now: 0,
             fault: None,
@@ -115,25 +116,29 @@ impl<E: StepEngine> DraftModel<E> {
             self.keep_common(it.sequence, it.want.tokens)?;
         }
         for (want, most) in without {
-            if self.sequences.is_full() && !self.evict()? {
+            if self.free_id().is_none() && !self.evict()? {
                 break;
             }
-            let held = Held { id: want.id, tokens: Vec::new(), used: self.now };
-            let Ok(sequence) = self.sequences.insert(held) else { break };
+            let Some(sequence) = self.free_id() else { break };
+            self.sequences.insert(sequence, Held { id: want.id, tokens: Vec::new(), used: self.now });
             writing.push(Writing { sequence, want, most });
         }
         writing.sort_unstable_by_key(|it| it.sequence);
         Ok(writing)
     }
 
+    fn free_id(&self) -> Option<SequenceId> {
+        (0..self.at_once).find(|id| !self.sequences.contains_key(id))
+    }
+
     fn sequence_of(&self, id: u64) -> Option<SequenceId> {
-        self.sequences.iter().find(|(_, it)| it.id == id).map(|(sequence, _)| sequence)
+        self.sequences.iter().find(|(_, it)| it.id == id).map(|(&sequence, _)| sequence)
     }
 
     /// Takes back what the text turned out not to say. Its last token always has to be fed: the row that
     /// follows it is where a draft begins.
     fn keep_common(&mut self, sequence: SequenceId, tokens: &[Token]) -> Result<(), EngineFault> {
-        let Some(held) = self.sequences.get_mut(sequence) else { return Ok(()) };
+        let Some(held) = self.sequences.get_mut(&sequence) else { return Ok(()) };
         held.used = self.now;
         let fed = &tokens[..tokens.len() - 1];
         let common = held.tokens.iter().zip(fed).take_while(|(left, right)| left == right).count();
@@ -151,7 +156,8 @@ impl<E: StepEngine> DraftModel<E> {
     /// this far leave. `false`: the cache is full, and nothing was changed.
     fn pass(&mut self, writing: &mut Vec<Writing<'_, '_>>, room: usize) -> Result<bool, EngineFault> {
         let mut room = room.min(self.limits.max_batch_tokens as usize);
-        let held = |it: &Writing<'_, '_>| self.sequences.get(it.sequence).map_or(0, |held| held.tokens.len());
+        let held =
+            |it: &Writing<'_, '_>| self.sequences.get(&it.sequence).map_or(0, |held| held.tokens.len());
         let lacks: Vec<_> =
             writing.iter().map(|it| it.want.tokens.len() + it.want.draft.len() - held(it)).collect();
         let mut order: Vec<_> = (0..writing.len()).collect();
@@ -182,7 +188,7 @@ impl<E: StepEngine> DraftModel<E> {
             Err(fault) => return Err(fault),
         };
         for slice in &slices {
-            if let Some(held) = self.sequences.get_mut(slice.sequence) {
+            if let Some(held) = self.sequences.get_mut(&slice.sequence) {
                 held.tokens.extend_from_slice(slice.tokens);
             }
         }
@@ -231,14 +237,14 @@ impl<E: StepEngine> DraftModel<E> {
     /// Frees the sequence that has not drafted for longest, if there is one that does not draft now.
     fn evict(&mut self) -> Result<bool, EngineFault> {
         let idle = self.sequences.iter().filter(|(_, it)| it.used < self.now);
-        let Some((sequence, _)) = idle.max_by_key(|(_, it)| Reverse(it.used)) else { return Ok(false) };
+        let Some((&sequence, _)) = idle.max_by_key(|(_, it)| Reverse(it.used)) else { return Ok(false) };
         self.free(sequence)?;
         Ok(true)
     }
 
     fn free(&mut self, sequence: SequenceId) -> Result<(), EngineFault> {
         self.engine.truncate(sequence, 0)?;
-        self.sequences.remove(sequence);
+        self.sequences.remove(&sequence);
         Ok(())
     }
 }

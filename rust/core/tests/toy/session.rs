@@ -1,8 +1,13 @@
 //! The generating loop on a toy engine: what a request gets never depends on what runs beside it.
 
-use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::toy_engine::{BOS, EOS, POISON, Stages, ToyEngine, ToyTokenizer, limits};
+use crate::toy_engine::{BOS, Costs, EOS, POISON, Stages, ToyEngine, ToyTokenizer, limits, simulated};
 use llm_node_core::{
     engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
@@ -508,6 +513,137 @@ fn a_burst_is_read_before_answers_go_on() {
         assert!(steps[..4].iter().all(|it| it.len() == 2 && whole_prompts(it)), "{steps:?}");
         assert_eq!(steps[4].len(), 9);
     }
+}
+
+/// A session whose engine takes time, in milliseconds, on a clock that nothing else moves.
+fn timed(limits: Limits, [step, token, copy]: [u64; 3], options: &SessionOptions) -> Session<ToyEngine> {
+    let mut engine = ToyEngine::new(limits);
+    let [step, token, copy] = [step, token, copy].map(Duration::from_millis);
+    engine.costs = Costs { step, token, copy };
+    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
+    Session::new(engine, vocabulary, SessionOptions { clock: simulated, ..*options })
+}
+
+/// Forty prompts of 20 tokens take 0.8 seconds. How long are streams without a token, if there are any, and
+/// how long those of the burst without their second?
+#[test]
+fn a_burst_holds_up_its_own_answers_but_no_stream_for_long() {
+    for shares_prefixes in [true, false] {
+        for n_streams in [0, 8] {
+            let limits = Limits { max_batch_tokens: 100, shares_prefixes, ..limits() };
+            let options =
+                SessionOptions { target_step: Duration::from_millis(40), ..SessionOptions::default() };
+            let mut session = timed(limits.clone(), [4, 1, 0], &options);
+            let mut events = Vec::new();
+            let submit = |session: &mut Session<ToyEngine>, id: u64, tokens: u32| {
+                let mut request = request(vec![id as Token; 20], tokens);
+                request.ignore_eos = true;
+                session.submit(id, valid(request, &limits)).unwrap();
+            };
+            // So that it is known what a prompt takes.
+            submit(&mut session, 200, 3);
+            for id in 0..n_streams {
+                submit(&mut session, 100 + id, 200);
+            }
+            for _ in 0..10 {
+                session.step(&mut events).unwrap();
+            }
+            for id in 0..40 {
+                submit(&mut session, id, 2);
+            }
+            events.clear();
+            let (mut told, mut pause) = (simulated(), Duration::ZERO);
+            let mut begun = BTreeSet::new();
+            // How many had begun when one ended.
+            let mut ended = Vec::new();
+            while ended.len() < 40 {
+                session.step(&mut events).unwrap();
+                let now = simulated();
+                for (id, event) in events.drain(..) {
+                    match event {
+                        Event::Piece(_) if id >= 100 => {
+                            pause = pause.max(now.saturating_sub(told));
+                            told = now;
+                        }
+                        Event::Piece(_) => _ = begun.insert(id),
+                        Event::Finished { .. } if id < 100 => ended.push(begun.len()),
+                        _ => {}
+                    }
+                }
+            }
+            if n_streams == 0 {
+                assert_eq!(ended, [40; 40], "all have their first token before any goes on");
+            } else {
+                // Four targets, and the steps under way then: one of prompts, and one of 48 answers.
+                assert!(pause > Duration::from_millis(160), "{pause:?}");
+                assert!(pause < Duration::from_millis(160 + 100 + 60), "{pause:?}");
+            }
+        }
+    }
+}
+
+/// However many short ones come with each step.
+#[test]
+fn a_long_prompt_comes_to_its_end() {
+    for shares_prefixes in [true, false] {
+        let limits = Limits { shares_prefixes, ..limits() };
+        let options = SessionOptions { prefill_tokens: 64, ..SessionOptions::default() };
+        let mut session = session(limits.clone(), options);
+        let mut events = Vec::new();
+        let mut stream = request(vec![BOS], 200);
+        stream.ignore_eos = true;
+        session.submit(1000, valid(stream, &limits)).unwrap();
+        session.step(&mut events).unwrap();
+        session.submit(0, valid(request(vec![BOS; 240], 1), &limits)).unwrap();
+        for step in 0..40 {
+            for index in 0..4 {
+                let id = 1 + 4 * step + index;
+                // No two begin alike.
+                let prompt =
+                    vec![id as Token % 240, index as Token, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+                session.submit(id, valid(request(prompt, 3), &limits)).unwrap();
+            }
+            session.step(&mut events).unwrap();
+        }
+        let ended = events.iter().position(|(id, event)| *id == 0 && matches!(event, Event::Finished { .. }));
+        let others = events.iter().filter(|(_, event)| matches!(event, Event::Finished { .. })).count();
+        assert!(ended.is_some() && others > 20, "{others} ended beside it");
+        let mut pieces = session.engine().steps.iter().flatten().filter(|it| it.1 > 15).map(|it| it.1);
+        assert!(pieces.all(|it| it >= 32), "half of what a step takes of prompts");
+    }
+}
+
+/// The middle one of three ends, copies are dear, and so a dummy token sits in its place. The engine takes no
+/// more than four tokens in a step, drafted ones included.
+#[test]
+fn a_hole_is_padded_within_what_a_step_may_take() {
+    let limits = Limits { max_sequences: 4, max_batch_tokens: 4, max_rows: 4, ..limits() };
+    let requests: Vec<_> = [60, 10, 60]
+        .into_iter()
+        .map(|tokens| {
+            // Alike, so that one is copied once and it is known what that takes.
+            let mut request = request([vec![BOS; 80], vec![tokens as Token + 1]].concat(), tokens);
+            request.ignore_eos = true;
+            valid(request, &limits)
+        })
+        .collect();
+    let plain: Vec<_> = requests.iter().map(alone).collect();
+    let tokens = requests.iter().zip(&plain).map(|(request, answer)| {
+        request.prompt().iter().copied().chain(answer.tokens.iter().map(|it| it.id)).collect()
+    });
+    let mut session = timed(limits, [20, 1, 10_000], &SessionOptions::default())
+        .with_drafter(Box::new(Guesser { answers: tokens.collect(), turn: 0 }));
+    let answers = run(&mut session, requests);
+    for (answer, plain) in answers.values().zip(&plain) {
+        assert_eq!(answer.content(), plain.content());
+    }
+    let steps = &session.engine().steps;
+    let padded = |step: &&Vec<(u32, usize, u32)>| step.iter().any(|it| it.2 == 0 && it.1 == 1 && it.0 == 1);
+    assert!(steps.iter().filter(padded).count() > 10, "{steps:?}");
+    assert!(
+        steps.iter().filter(padded).any(|step| step.iter().any(|it| it.2 == 2)),
+        "with a draft beside it"
+    );
 }
 
 /// Prompt tokens that the engine computed.

@@ -1,7 +1,7 @@
 //! An engine whose logits hash the whole prefix, so that any mistake in what a sequence holds changes
 //! every token after it. It holds the session to the contract: whatever breaks it panics.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
 use llm_node_core::engine::{
     Best, EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Tokenizer,
@@ -49,6 +49,22 @@ pub(crate) struct Stages {
     pub(crate) fails_to_fetch: bool,
 }
 
+thread_local!(static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) });
+
+/// A clock that stands still but for what engines of this thread take.
+pub(crate) fn simulated() -> Duration {
+    NOW.get()
+}
+
+/// How long an engine takes, on the [`simulated`] clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Costs {
+    /// A step, whatever is in it, and each token in it.
+    pub(crate) step: Duration,
+    pub(crate) token: Duration,
+    pub(crate) copy: Duration,
+}
+
 #[derive(Debug)]
 pub(crate) struct ToyEngine {
     limits: Limits,
@@ -73,6 +89,7 @@ pub(crate) struct ToyEngine {
     pub(crate) forget_a_row: bool,
     /// Only the whole of a sequence can be copied.
     pub(crate) copies_whole: bool,
+    pub(crate) costs: Costs,
     /// Per step, the slices: id, tokens, rows.
     pub(crate) steps: Vec<Vec<(SequenceId, usize, u32)>>,
 }
@@ -96,6 +113,7 @@ impl ToyEngine {
             fail_truncate: None,
             forget_a_row: false,
             copies_whole: false,
+            costs: Costs::default(),
             steps: Vec::new(),
         }
     }
@@ -193,6 +211,7 @@ impl StepEngine for ToyEngine {
         if let Some(kind) = self.fail_step.take() {
             return Err(fault(kind, "step"));
         }
+        NOW.set(NOW.get() + self.costs.step + self.costs.token * tokens as u32);
         self.rows.clear();
         self.candidates.clear();
         for it in slices {
@@ -252,6 +271,7 @@ impl StepEngine for ToyEngine {
         if self.copies_whole && end < self.sequences[from].len() {
             return Err(fault(EngineFaultKind::Unsupported, "seq_copy"));
         }
+        NOW.set(NOW.get() + self.costs.copy);
         if self.limits.shares_prefixes {
             self.cells[to] = self.cells[from][..end].to_vec();
         } else {
