@@ -815,6 +815,34 @@ fn right_guesses_spare_steps() {
     assert_eq!(session.engine().steps.len() as u64 + load.accepted, 200);
 }
 
+/// Proposes as much as it may, and nothing of it is right.
+#[derive(Debug)]
+struct Babbler;
+
+impl Drafter for Babbler {
+    fn draft_all(&mut self, wants: &mut [Want<'_>]) {
+        for want in wants {
+            want.draft.resize(want.most as usize, BOS);
+        }
+    }
+
+    fn forget(&mut self, _id: u64) {}
+}
+
+#[test]
+fn a_request_whose_guesses_are_wrong_stops_guessing() {
+    let limits = Limits { context_length: 700, ..limits() };
+    let mut wanted = request(vec![BOS, 0x61], 600);
+    wanted.ignore_eos = true;
+    let wanted = valid(wanted, &limits);
+    let mut session = timed(limits, [20, 1, 0], &SessionOptions::default()).with_drafter(Box::new(Babbler));
+    let answers = run(&mut session, vec![wanted.clone()]);
+    assert_eq!(answers[&0].content(), alone(&wanted).content());
+    let load = session.load();
+    assert_eq!((load.accepted, session.engine().steps.len()), (0, 600));
+    assert!((1..20).contains(&load.drafted), "{load:?}");
+}
+
 #[test]
 fn a_hole_is_filled_by_who_waits() {
     let limits = Limits { max_sequences: 3, ..limits() };
