@@ -35,10 +35,19 @@ def content_of(frame: bytes) -> object:
 @unhurried
 @given(TEXT, TEXT)
 def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
-    template = sse.Template({"model": name, "choices": [{"text": sse.HOLE, "end": None}]})
-    wanted = {"model": name, "choices": [{"text": text, "end": None}]}
-    assert template.fill(text) == sse.frame(wanted)
-    assert content_of(template.fill(text)) == wanted
+    def content(text: str, logprobs: object) -> dict[str, object]:
+        return {"model": name, "choices": [{"text": text, "logprobs": logprobs, "end": None}]}
+
+    string = sse.dump(text).encode()
+    head, tail, _, nothing = sse.Template(content(sse.HOLE, None)).parts(chunked=True)
+    assert head + string + tail == sse.frame(content(text, None))
+    assert nothing is None
+    template = sse.Template(content(sse.HOLE, None), content(sse.HOLE, sse.HOLE), "[]")
+    head, tail, _, logprobs = template.parts(chunked=True)
+    assert logprobs is not None
+    before, pattern, behind = logprobs
+    assert head + string + tail == sse.frame(content(text, None))
+    assert head + string + before + pattern.encode() + behind == sse.frame(content(text, []))
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from aiohttp.abc import AbstractStreamWriter
 from llm_node import errors
 from llm_node.api.context import KEEP_ALIVE, REQUEST_ID
 from llm_node.node import Client, NodeError
+from llm_node.node import Template as Parts
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +62,29 @@ def frame(content: Mapping[str, Any]) -> bytes:
 
 
 class Template:
-    """Events that differ in one text alone, formatted once for the whole stream."""
+    """Events that differ in one text alone, and in the log-probabilities of its tokens, formatted once for
+    the whole stream."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        """`content` has `HOLE` as a value where the text goes."""
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        longer: Mapping[str, Any] | None = None,
+        pattern: str | None = None,
+    ) -> None:
+        """`content` has `HOLE` as a value where the text goes. `longer`: the same where there are
+        log-probabilities, with a second `HOLE` behind the first where these go. `pattern`: theirs
+        (`rust/node/src/pattern.rs`); without one there are none."""
         head, tail = dump(content).split(f'"{HOLE}"')
-        self.head = f"data: {head}".encode()
-        self.tail = f"{tail}\n\n".encode()
+        self._head = f"data: {head}".encode()
+        self._tail = f"{tail}\n\n".encode()
+        self._logprobs = None
+        if longer is not None and pattern is not None:
+            _, middle, tail = dump(longer).split(f'"{HOLE}"')
+            self._logprobs = (middle.encode(), pattern, f"{tail}\n\n".encode())
 
-    def fill(self, text: str) -> bytes:
-        """The event with this text."""
-        return b"".join((self.head, dump(text).encode(), self.tail))
+    def parts(self, chunked: bool) -> Parts:
+        """As the node has it. `chunked`: does the connection take HTTP/1.1's chunked coding?"""
+        return self._head, self._tail, chunked, self._logprobs
 
 
 Source = Callable[["Stream"], Coroutine[Any, Any, None]]
