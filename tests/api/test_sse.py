@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -168,6 +169,40 @@ async def test_a_client_that_leaves_before_the_first_frame_ends_the_source() -> 
         asking.cancel()
         await asyncio.wait({asking})
         await asyncio.wait_for(ended.wait(), 10)
+
+
+class Counting:
+    """In the place of a `Client`: notes what it is told of bytes that wait."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.released = asyncio.Event()
+
+    def hold(self, unsent: int) -> int:
+        self.told.append(unsent)
+        return 0
+
+    def release(self) -> None:
+        self.released.set()
+
+    def catch_up(self) -> None: ...
+
+
+async def test_all_that_waits_is_told() -> None:
+    """Whatever made it: who counts what waits knows no other way."""
+    counting = Counting()
+
+    async def source(out: sse.Stream) -> None:
+        out.client = cast(Any, counting)
+        out.send(sse.frame({"a": 1}))
+        await asyncio.sleep(0.1)  # the headers are sent, and this with them
+        for size in (32 << 20, 1 << 20):
+            out.send(sse.frame({"a": " " * size}))
+        await counting.released.wait()
+
+    await body_of(source)
+    first, second = counting.told
+    assert second - first >= 1 << 20
 
 
 async def test_headers() -> None:

@@ -41,9 +41,6 @@ HEADERS = {
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
 
-MAX_UNSENT = 256 * 1024
-"""Most bytes of events that may wait for a client, where Rust does not count them: those made here."""
-
 NO_LINGERING = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """`struct linger`: a connection that is closed is gone at once."""
 
@@ -174,9 +171,8 @@ class Stream:
     def overflow(self) -> None:
         """The client does not read: close its connection, which ends its request as if it had left."""
         log.warning(
-            "request %s: more than %d KiB wait for a client that does not read; its connection is closed",
+            "request %s: more bytes than may wait for a client that does not read; its connection is closed",
             self._request_id,
-            MAX_UNSENT // 1024,
         )
         if self._transport is not None:
             # What the kernel still has for it is dropped as well.
@@ -218,12 +214,11 @@ class Stream:
             self._transport.set_write_buffer_limits()
 
     def _lag(self, unsent: int) -> None:
+        """So many bytes wait. Whatever made them, Rust counts them against what may wait."""
+        if self.client is not None:
+            self.client.hold(unsent)
         if self._catching_up is None and self._writer is not None:
-            if self.client is not None:
-                self.client.hold(unsent)
             self._catching_up = asyncio.create_task(self._catch_up(self._writer))
-        elif unsent > MAX_UNSENT:
-            self.overflow()
 
     async def _catch_up(self, writer: AbstractStreamWriter) -> None:
         # Never cancelled: all who wait for a connection share one future. It ends with the connection.

@@ -405,6 +405,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_collected_before_an_event_counts_once_the_node_has_it() {
+        let mut outlets = outlets(2);
+        outlets.hold(CLIENT, 10);
+        outlets.text(CLIENT, 0, &template(), "a".into());
+        outlets.event(CLIENT, 0, finished());
+        outlets.hold(CLIENT, MAX_UNSENT);
+        outlets.text(CLIENT, 1, &template(), "b".into());
+        assert_eq!(told(&mut outlets), [r#"<"a">"#, "0 true", "overflow"]);
+    }
+
+    #[test]
     fn log_probabilities_are_merged_and_count_against_the_cap() {
         let pattern = Pattern::parse("<each><logprob></each>").unwrap();
         let template = Template::new(b"<".to_vec(), b">".to_vec(), false);
