@@ -205,6 +205,36 @@ async def test_all_that_waits_is_told() -> None:
     assert second - first >= 1 << 20
 
 
+async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
+    """Or Rust would write past it, into the middle of an event."""
+    counting = Counting()
+    unsent_then: list[int] = []
+
+    async def source(out: sse.Stream) -> None:
+        out.client = cast(Any, counting)
+        out.send(sse.frame({"a": 1}))
+        await asyncio.sleep(0.1)  # the headers are sent, and this with them
+        transport, writer = cast(Any, out)._transport, cast(Any, out)._writer
+        drain = writer.drain
+
+        async def drain_and_more() -> None:
+            await drain()
+            writer.drain = drain
+            out.send(sse.frame({"a": " " * (32 << 20)}))
+
+        def release() -> None:
+            unsent_then.append(transport.get_write_buffer_size())
+            counting.released.set()
+
+        writer.drain = drain_and_more
+        counting.release = release  # type: ignore[method-assign]
+        out.send(sse.frame({"a": " " * (32 << 20)}))
+        await counting.released.wait()
+
+    await body_of(source)
+    assert unsent_then == [0]
+
+
 async def test_headers() -> None:
     async def source(out: sse.Stream) -> None:
         out.send(sse.frame({}))

@@ -225,7 +225,13 @@ class Stream:
         with contextlib.suppress(ConnectionError):
             await writer.drain()
             self._catching_up = None
-            if self.client is not None:
+            if self.client is None or self._transport is None:
+                return
+            # More may have come between the last byte's leaving and this line, in the same turn.
+            unsent = self._transport.get_write_buffer_size()
+            if unsent:
+                self._lag(unsent)
+            else:
                 self.client.release()
 
     def _expect(self, seconds: float, writes: int) -> None:
