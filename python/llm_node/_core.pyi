@@ -75,6 +75,9 @@ class Event:
     """Of these, right."""
     finish: Literal["stop", "length", "cancelled"] | None
     fault: Fault | None
+    def fill(self, pattern: str) -> bytes:
+        """JSON made of a piece's log-probabilities. `pattern`: as `rust/node/src/pattern.rs` has it; raises
+        `Fault` where it is none."""
 
 @final
 class Supervisor:
@@ -111,18 +114,19 @@ class Supervisor:
         model_id: str,
         request: str,
         client: int,
-        template: tuple[bytes, bytes, bool] | None = None,
+        template: tuple[bytes, bytes, bool, tuple[bytes, str, bytes] | None] | None = None,
         whole: bool = False,
     ) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
 
         `client`: the caller's name for the one who gets it, who may have several streams. `template`: what
-        stands before and behind the JSON string of each piece of text, and whether to wrap what is written
-        at once in HTTP's chunked coding; the text then comes as bytes, and not as events. `whole`: all of it
-        comes as one event, before the last.
+        stands before and behind the JSON string of each piece of text; whether to wrap what is written at
+        once in HTTP's chunked coding; and what stands behind a text that has log-probabilities: before them,
+        their pattern, and behind them. Pieces then come as bytes, and not as events. `whole`: all of it comes
+        as one event, before the last.
 
         Never blocks. Raises `Fault` at once where no worker is ready (`model_loading` where a `load` would
-        help); all that follows comes from `drain`.
+        help), or the pattern is none; all that follows comes from `drain`.
         """
 
     def cancel(self, stream: int) -> None:

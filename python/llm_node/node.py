@@ -64,9 +64,10 @@ START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
 
 
-Template = tuple[bytes, bytes, bool]
+Template = tuple[bytes, bytes, bool, tuple[bytes, str, bytes] | None]
 """What stands before and behind the JSON string of each piece of text; whether HTTP's chunked coding goes
-around what is written at once."""
+around what is written at once; and what stands behind a text with log-probabilities: before them, their
+pattern (`rust/node/src/pattern.rs`), and behind them."""
 
 
 class Receiver(Protocol):
@@ -487,7 +488,7 @@ class Node:
         """Run one client's requests, and give what comes of them to `receiver`. Loads the model where it
         is not loaded.
 
-        With `templates`, one for each request, text goes to `connection` as bytes instead, in order with
+        With `templates`, one for each request, pieces go to `connection` as bytes instead, in order with
         the events. With `whole`, all text of a request comes as one event before its last. Leaving the
         block cancels what is unfinished; its sequences are free before the next step.
         """

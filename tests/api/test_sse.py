@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -35,10 +36,19 @@ def content_of(frame: bytes) -> object:
 @unhurried
 @given(TEXT, TEXT)
 def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
-    template = sse.Template({"model": name, "choices": [{"text": sse.HOLE, "end": None}]})
-    wanted = {"model": name, "choices": [{"text": text, "end": None}]}
-    assert template.fill(text) == sse.frame(wanted)
-    assert content_of(template.fill(text)) == wanted
+    def content(text: str, logprobs: object) -> dict[str, object]:
+        return {"model": name, "choices": [{"text": text, "logprobs": logprobs, "end": None}]}
+
+    string = sse.dump(text).encode()
+    head, tail, _, nothing = sse.Template(content(sse.HOLE, None)).parts(chunked=True)
+    assert head + string + tail == sse.frame(content(text, None))
+    assert nothing is None
+    template = sse.Template(content(sse.HOLE, None), content(sse.HOLE, sse.HOLE), "[]")
+    head, tail, _, logprobs = template.parts(chunked=True)
+    assert logprobs is not None
+    before, pattern, behind = logprobs
+    assert head + string + tail == sse.frame(content(text, None))
+    assert head + string + before + pattern.encode() + behind == sse.frame(content(text, []))
 
 
 @asynccontextmanager
@@ -159,6 +169,70 @@ async def test_a_client_that_leaves_before_the_first_frame_ends_the_source() -> 
         asking.cancel()
         await asyncio.wait({asking})
         await asyncio.wait_for(ended.wait(), 10)
+
+
+class Counting:
+    """In the place of a `Client`: notes what it is told of bytes that wait."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.released = asyncio.Event()
+
+    def hold(self, unsent: int) -> int:
+        self.told.append(unsent)
+        return 0
+
+    def release(self) -> None:
+        self.released.set()
+
+    def catch_up(self) -> None: ...
+
+
+async def test_all_that_waits_is_told() -> None:
+    """Whatever made it: who counts what waits knows no other way."""
+    counting = Counting()
+
+    async def source(out: sse.Stream) -> None:
+        out.client = cast(Any, counting)
+        out.send(sse.frame({"a": 1}))
+        await asyncio.sleep(0.1)  # the headers are sent, and this with them
+        for size in (32 << 20, 1 << 20):
+            out.send(sse.frame({"a": " " * size}))
+        await counting.released.wait()
+
+    await body_of(source)
+    first, second = counting.told
+    assert second - first >= 1 << 20
+
+
+async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
+    """Or Rust would write past it, into the middle of an event."""
+    counting = Counting()
+    unsent_then: list[int] = []
+
+    async def source(out: sse.Stream) -> None:
+        out.client = cast(Any, counting)
+        out.send(sse.frame({"a": 1}))
+        await asyncio.sleep(0.1)  # the headers are sent, and this with them
+        transport, writer = cast(Any, out)._transport, cast(Any, out)._writer
+        drain = writer.drain
+
+        async def drain_and_more() -> None:
+            await drain()
+            writer.drain = drain
+            out.send(sse.frame({"a": " " * (32 << 20)}))
+
+        def release() -> None:
+            unsent_then.append(transport.get_write_buffer_size())
+            counting.released.set()
+
+        writer.drain = drain_and_more
+        counting.release = release  # type: ignore[method-assign]
+        out.send(sse.frame({"a": " " * (32 << 20)}))
+        await counting.released.wait()
+
+    await body_of(source)
+    assert unsent_then == [0]
 
 
 async def test_headers() -> None:

@@ -97,7 +97,7 @@ def request(tokens: int) -> dict[str, Any]:
     return {"prompt": {"text": " "}, "max_tokens": tokens, "ignore_eos": True, "sampling": sampling}
 
 
-TEMPLATE = (b"", b"", False)
+TEMPLATE = (b"", b"", False, None)
 
 
 def text(tokens: int) -> bytes:
@@ -158,7 +158,7 @@ async def test_a_client_that_is_gone_costs_nobody(node: Node, ends: Ends, gone: 
     with Ends() as other:
         async with (
             node.deliver(
-                "null", [request(4000)], ends, connection=ends, templates=[(b"x" * 200, b"", False)]
+                "null", [request(4000)], ends, connection=ends, templates=[(b"x" * 200, b"", False, None)]
             ),
             node.deliver("null", [request(200)], other, connection=other, templates=[TEMPLATE]),
         ):

@@ -29,6 +29,7 @@ from aiohttp.abc import AbstractStreamWriter
 from llm_node import errors
 from llm_node.api.context import KEEP_ALIVE, REQUEST_ID
 from llm_node.node import Client, NodeError
+from llm_node.node import Template as Parts
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ HEADERS = {
 }
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": keep-alive\n\n"
-
-MAX_UNSENT = 256 * 1024
-"""Most bytes of events that may wait for a client, where Rust does not count them: those made here."""
 
 NO_LINGERING = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """`struct linger`: a connection that is closed is gone at once."""
@@ -61,17 +59,29 @@ def frame(content: Mapping[str, Any]) -> bytes:
 
 
 class Template:
-    """Events that differ in one text alone, formatted once for the whole stream."""
+    """Events that differ in one text alone, and in the log-probabilities of its tokens, formatted once for
+    the whole stream."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        """`content` has `HOLE` as a value where the text goes."""
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        longer: Mapping[str, Any] | None = None,
+        pattern: str | None = None,
+    ) -> None:
+        """`content` has `HOLE` as a value where the text goes. `longer`: the same where there are
+        log-probabilities, with a second `HOLE` behind the first where these go. `pattern`: theirs
+        (`rust/node/src/pattern.rs`); without one there are none."""
         head, tail = dump(content).split(f'"{HOLE}"')
-        self.head = f"data: {head}".encode()
-        self.tail = f"{tail}\n\n".encode()
+        self._head = f"data: {head}".encode()
+        self._tail = f"{tail}\n\n".encode()
+        self._logprobs = None
+        if longer is not None and pattern is not None:
+            _, middle, tail = dump(longer).split(f'"{HOLE}"')
+            self._logprobs = (middle.encode(), pattern, f"{tail}\n\n".encode())
 
-    def fill(self, text: str) -> bytes:
-        """The event with this text."""
-        return b"".join((self.head, dump(text).encode(), self.tail))
+    def parts(self, chunked: bool) -> Parts:
+        """As the node has it. `chunked`: does the connection take HTTP/1.1's chunked coding?"""
+        return self._head, self._tail, chunked, self._logprobs
 
 
 Source = Callable[["Stream"], Coroutine[Any, Any, None]]
@@ -161,9 +171,8 @@ class Stream:
     def overflow(self) -> None:
         """The client does not read: close its connection, which ends its request as if it had left."""
         log.warning(
-            "request %s: more than %d KiB wait for a client that does not read; its connection is closed",
+            "request %s: more bytes than may wait for a client that does not read; its connection is closed",
             self._request_id,
-            MAX_UNSENT // 1024,
         )
         if self._transport is not None:
             # What the kernel still has for it is dropped as well.
@@ -205,19 +214,24 @@ class Stream:
             self._transport.set_write_buffer_limits()
 
     def _lag(self, unsent: int) -> None:
+        """So many bytes wait. Whatever made them, Rust counts them against what may wait."""
+        if self.client is not None:
+            self.client.hold(unsent)
         if self._catching_up is None and self._writer is not None:
-            if self.client is not None:
-                self.client.hold(unsent)
             self._catching_up = asyncio.create_task(self._catch_up(self._writer))
-        elif unsent > MAX_UNSENT:
-            self.overflow()
 
     async def _catch_up(self, writer: AbstractStreamWriter) -> None:
         # Never cancelled: all who wait for a connection share one future. It ends with the connection.
         with contextlib.suppress(ConnectionError):
             await writer.drain()
             self._catching_up = None
-            if self.client is not None:
+            if self.client is None or self._transport is None:
+                return
+            # More may have come between the last byte's leaving and this line, in the same turn.
+            unsent = self._transport.get_write_buffer_size()
+            if unsent:
+                self._lag(unsent)
+            else:
                 self.client.release()
 
     def _expect(self, seconds: float, writes: int) -> None:

@@ -7,6 +7,7 @@ pub mod choose;
 pub mod config;
 pub mod devices;
 pub mod models;
+pub mod pattern;
 pub mod platform;
 pub mod registry;
 pub mod sse;

@@ -1,7 +1,8 @@
 //! `Event`: what happened to a stream, as Python sees it.
 
 use llm_node_core::event::{Event, Piece};
-use pyo3::prelude::*;
+use llm_node_node::pattern::Pattern;
+use pyo3::{prelude::*, types::PyBytes};
 
 use crate::fault;
 
@@ -59,6 +60,14 @@ impl PyEvent {
         Some(of_tokens.collect())
     }
 
+    fn fill<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let pattern = self::pattern(py, pattern)?;
+        let tokens = self.piece.as_ref().map_or(&[][..], |piece| &piece.tokens);
+        let mut json = Vec::new();
+        pattern.write(&pattern.items(tokens, &mut 0), &mut json);
+        Ok(PyBytes::new(py, &json))
+    }
+
     fn __repr__(&self) -> String {
         format!("<Event {} of stream {}>", self.kind, self.stream)
     }
@@ -100,4 +109,9 @@ impl PyEvent {
         }
         Ok(this)
     }
+}
+
+/// How log-probabilities are written; see `rust/node/src/pattern.rs`.
+pub(crate) fn pattern(py: Python<'_>, text: &str) -> PyResult<Pattern> {
+    Pattern::parse(text).map_err(|error| fault::raised(py, &fault::malformed("the pattern", &error)))
 }

@@ -3,6 +3,8 @@
 //! The stable ABI below Python 3.12 lets no native class derive from an exception, so this class is
 //! made from Python source.
 
+use std::fmt::Display;
+
 use llm_node_core::error::{ErrorCode, Fault};
 use pyo3::{
     prelude::*,
@@ -37,7 +39,7 @@ pub(crate) fn raised(py: Python<'_>, fault: &Fault) -> PyErr {
 }
 
 /// What Python handed over is not what it should be.
-pub(crate) fn malformed(what: &str, error: &serde_json::Error) -> Fault {
+pub(crate) fn malformed(what: &str, error: &impl Display) -> Fault {
     Fault::new(ErrorCode::InvalidRequest, format!("{what}: {error}"))
 }
 

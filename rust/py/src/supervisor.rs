@@ -20,10 +20,14 @@ use pyo3::{prelude::*, types::PyBytes};
 use serde::Serialize;
 
 use crate::{
-    event::PyEvent,
+    event::{PyEvent, pattern},
     fault::{malformed, raised},
     logging,
 };
+
+/// Head, tail, whether the connection takes chunks; and where there are log-probabilities, what stands
+/// before them, their pattern, and the tail.
+type PyTemplate<'a> = (&'a [u8], &'a [u8], bool, Option<(&'a [u8], &'a str, &'a [u8])>);
 
 /// See `_core.pyi`.
 #[pyclass(frozen, name = "Supervisor", module = "llm_node._core")]
@@ -80,12 +84,16 @@ impl PySupervisor {
         model_id: &str,
         request: &str,
         client: u64,
-        template: Option<(&[u8], &[u8], bool)>,
+        template: Option<PyTemplate<'_>>,
         whole: bool,
     ) -> PyResult<u64> {
         let form = match template {
-            Some((head, tail, chunked)) => {
-                Form::Bytes(Arc::new(Template::new(head.into(), tail.into(), chunked)))
+            Some((head, tail, chunked, logprobs)) => {
+                let mut template = Template::new(head.into(), tail.into(), chunked);
+                if let Some((middle, text, tail)) = logprobs {
+                    template = template.with_logprobs(middle.into(), pattern(py, text)?, tail.into());
+                }
+                Form::Bytes { template: Arc::new(template), offset: 0 }
             }
             None if whole => Form::Whole(Piece::default()),
             None => Form::Events,

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llm_node.api import sse
 from llm_node.node import Event, Node, NodeError, Request
 from llm_node.schema.sampling import Generation
 
-TokenLogprobs = tuple[bytes, int, float, list[tuple[bytes, int, float]]]
-"""(bytes, id, logprob, alternatives best first), as `_core.Event` has it."""
+CHAT_LOGPROBS = (
+    '{"content":[<each>{"token":<token>,"logprob":<logprob>,"bytes":<bytes>,"top_logprobs":['
+    '<top>{"token":<token>,"logprob":<logprob>,"bytes":<bytes>}</top>]}</each>],"refusal":null}'
+)
+"""The shape of chat completions, as a pattern of `rust/node/src/pattern.rs`."""
 
-LEAST = -9999.0
-"""OpenAI's word for a probability of nothing; JSON has no infinity."""
+PLAIN_LOGPROBS = (
+    '{"tokens":[<each><token></each>],"token_logprobs":[<each><logprob></each>],"top_logprobs":['
+    '<each>{<distinct><token>:<logprob></distinct>}</each>],"text_offset":[<each><offset></each>]}'
+)
+"""The shape of plain completions: parallel lists, with the offset of each token in the text."""
 
 
 def identity(prefix: str, kind: str, model: str) -> dict[str, Any]:
@@ -64,11 +71,13 @@ class Usage:
 
 
 class Whole:
-    """All answers of one client, gathered for those who do not stream."""
+    """All answers of one client, gathered for those who do not stream. `pattern`: of log-probabilities, for
+    those who want them."""
 
-    def __init__(self, answers: int, answers_per_prompt: int) -> None:
+    def __init__(self, answers: int, answers_per_prompt: int, pattern: str | None) -> None:
+        self._pattern = pattern
         self.texts = [""] * answers
-        self.logprobs: list[list[TokenLogprobs]] = [[] for _ in range(answers)]
+        self.logprobs: list[Any] = [None] * answers
         self.reasons = ["stop"] * answers
         self.usage = Usage(answers_per_prompt)
 
@@ -79,7 +88,8 @@ class Whole:
                 for index, event in batch:
                     if event.kind == "piece":
                         self.texts[index] = event.text
-                        self.logprobs[index] = event.logprobs or []
+                        if self._pattern is not None:
+                            self.logprobs[index] = json.loads(event.fill(self._pattern))
                     elif event.kind == "finished":
                         self.reasons[index] = finish_reason(event)
                         self.usage.add(index, event)
@@ -90,11 +100,11 @@ class Chunks(Protocol):
     """What a family makes of events."""
 
     @property
-    def templates(self) -> list[sse.Template] | None:
-        """The chunk for a piece of text, for each request; None where it takes more than text."""
+    def templates(self) -> list[sse.Template]:
+        """The chunk for a piece of text, for each request."""
 
     def frame(self, index: int, event: Event) -> bytes:
-        """The chunk for an event of request number `index`; nothing where the event adds nothing."""
+        """The chunk for the beginning or the end of request number `index`; nothing where it adds nothing."""
 
     def usage(self) -> bytes:
         """The last chunk, for those who asked for it."""
@@ -105,9 +115,7 @@ async def stream(
 ) -> None:
     """The answers of one client as they come, for those who stream."""
     sender = _Sender(chunks, out)
-    templates = None
-    if chunks.templates is not None:
-        templates = [(each.head, each.tail, out.chunked) for each in chunks.templates]
+    templates = [each.parts(out.chunked) for each in chunks.templates]
     async with node.deliver(
         wanted.model, requests, sender, connection=out, templates=templates
     ) as out.client:
@@ -144,47 +152,3 @@ def finish_reason(event: Event) -> str:
     if event.finish == "cancelled":
         raise NodeError("cancelled", "The request was cancelled by the node")
     return event.finish or "stop"
-
-
-def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    """The shape of chat completions."""
-    content = [
-        {**_token(data, logprob), "top_logprobs": [_token(other, value) for other, _, value in top]}
-        for data, _, logprob, top in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _text(data), "logprob": max(logprob, LEAST), "bytes": list(data)}
-
-
-class PlainLogprobs:
-    """The shape of plain completions: parallel lists, with the offset of each token in the text."""
-
-    def __init__(self) -> None:
-        self._offset = 0
-
-    def shape(self, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """The lists for the next tokens."""
-        offsets = []
-        for data, _, _, _ in tokens:
-            offsets.append(self._offset)
-            self._offset += len(_text(data))
-        return {
-            "tokens": [_text(data) for data, _, _, _ in tokens],
-            "token_logprobs": [max(logprob, LEAST) for _, _, logprob, _ in tokens],
-            "top_logprobs": [_best(top) for _, _, _, top in tokens],
-            "text_offset": offsets,
-        }
-
-
-def _best(top: Sequence[tuple[bytes, int, float]]) -> Mapping[str, float]:
-    found: dict[str, float] = {}
-    for data, _, logprob in top:
-        found.setdefault(_text(data), max(logprob, LEAST))  # best first: keep the better of two alike
-    return found
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")

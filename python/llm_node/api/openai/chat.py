@@ -39,15 +39,21 @@ def _neutral(wanted: ChatCompletionRequest, answer: int) -> dict[str, Any]:
     )
 
 
+def _pattern(wanted: ChatCompletionRequest) -> str | None:
+    return answers.CHAT_LOGPROBS if wanted.logprobs else None
+
+
 async def _whole(node: Node, wanted: ChatCompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
-    whole = await answers.Whole(len(requests), wanted.n).gather(node, wanted.model, requests)
+    whole = await answers.Whole(len(requests), wanted.n, _pattern(wanted)).gather(
+        node, wanted.model, requests
+    )
     return {
         **answers.identity("chatcmpl", "chat.completion", wanted.model),
         "choices": [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": answers.chat_logprobs(whole.logprobs[index]) if wanted.logprobs else None,
+                "logprobs": whole.logprobs[index],
                 "finish_reason": whole.reasons[index],
             }
             for index, text in enumerate(whole.texts)
@@ -57,24 +63,22 @@ async def _whole(node: Node, wanted: ChatCompletionRequest, requests: list[dict[
 
 
 class _Chunks:
-    """Makes the chunks of one answer. Plain text goes through a template, made once per choice."""
+    """Makes the chunks of one answer. Its pieces go through a template, made once per choice."""
 
     def __init__(self, wanted: ChatCompletionRequest) -> None:
-        self._wanted = wanted
         self._same = answers.identity("chatcmpl", "chat.completion.chunk", wanted.model)
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
-        self._text = [sse.Template(self._chunk(index, {"content": sse.HOLE})) for index in range(wanted.n)]
-        self.templates = None if wanted.logprobs else self._text
+        text = {"content": sse.HOLE}
+        self.templates = [
+            sse.Template(
+                self._chunk(index, text), self._chunk(index, text, logprobs=sse.HOLE), _pattern(wanted)
+            )
+            for index in range(wanted.n)
+        ]
 
     def frame(self, index: int, event: Event) -> bytes:
-        """The chunk for an event; nothing where the event adds nothing."""
-        if event.kind == "piece":
-            found = event.logprobs if self._wanted.logprobs else None
-            if found:
-                logprobs = answers.chat_logprobs(found)
-                return sse.frame(self._chunk(index, {"content": event.text}, logprobs=logprobs))
-            return self._text[index].fill(event.text) if event.text else b""
+        """The chunk for the beginning or the end."""
         if event.kind == "started":
             return sse.frame(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
         self._usage.add(index, event)

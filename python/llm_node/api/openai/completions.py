@@ -51,18 +51,22 @@ async def _echoes(node: Node, wanted: CompletionRequest) -> list[str]:
     return [text for text in texts for _ in range(wanted.n)]
 
 
+def _pattern(wanted: CompletionRequest) -> str | None:
+    return None if wanted.logprobs is None else answers.PLAIN_LOGPROBS
+
+
 async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
     echoes = await _echoes(node, wanted)
-    whole = await answers.Whole(len(requests), wanted.n).gather(node, wanted.model, requests)
+    whole = await answers.Whole(len(requests), wanted.n, _pattern(wanted)).gather(
+        node, wanted.model, requests
+    )
     return {
         **answers.identity("cmpl", "text_completion", wanted.model),
         "choices": [
             {
                 "index": index,
                 "text": echoes[index] + text,
-                "logprobs": (
-                    None if wanted.logprobs is None else answers.PlainLogprobs().shape(whole.logprobs[index])
-                ),
+                "logprobs": whole.logprobs[index],
                 "finish_reason": whole.reasons[index],
             }
             for index, text in enumerate(whole.texts)
@@ -72,28 +76,26 @@ async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str,
 
 
 class _Chunks:
-    """Makes the chunks of one answer. Plain text goes through a template, made once per choice."""
+    """Makes the chunks of one answer. Its pieces go through a template, made once per choice."""
 
     def __init__(self, wanted: CompletionRequest, echoes: list[str]) -> None:
-        self._wanted = wanted
         self._echoes = echoes
         self._same = answers.identity("cmpl", "text_completion", wanted.model)
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
-        self._text = [sse.Template(self._chunk(index, sse.HOLE)) for index in range(len(echoes))]
-        self.templates = self._text if wanted.logprobs is None else None
-        self._logprobs = [answers.PlainLogprobs() for _ in echoes]
+        self.templates = [
+            sse.Template(
+                self._chunk(index, sse.HOLE),
+                self._chunk(index, sse.HOLE, logprobs=sse.HOLE),
+                _pattern(wanted),
+            )
+            for index in range(len(echoes))
+        ]
 
     def frame(self, index: int, event: Event) -> bytes:
-        """The chunk for an event; nothing where the event adds nothing."""
-        if event.kind == "piece":
-            found = None if self._wanted.logprobs is None else event.logprobs
-            if found:
-                logprobs = self._logprobs[index].shape(found)
-                return sse.frame(self._chunk(index, event.text, logprobs=logprobs))
-            return self._text[index].fill(event.text) if event.text else b""
+        """The chunk for the beginning or the end; nothing where it adds nothing."""
         if event.kind == "started":
-            return self._text[index].fill(self._echoes[index]) if self._echoes[index] else b""
+            return sse.frame(self._chunk(index, self._echoes[index])) if self._echoes[index] else b""
         self._usage.add(index, event)
         return sse.frame(self._chunk(index, "", reason=answers.finish_reason(event)))
 

@@ -82,7 +82,12 @@ pub enum Form {
     /// As one event, before the ending.
     Whole(Piece),
     /// As bytes for its connection.
-    Bytes(Arc<Template>),
+    Bytes {
+        /// What makes them.
+        template: Arc<Template>,
+        /// Characters of the tokens so far.
+        offset: usize,
+    },
 }
 
 impl fmt::Debug for Traffic {
@@ -254,8 +259,9 @@ impl UnderWay {
         };
         let client = stream.client;
         match (event, &mut stream.form) {
-            (Event::Piece(piece), Form::Bytes(template)) => {
-                self.outlets.text(client, id, template, &piece.text);
+            (Event::Piece(piece), Form::Bytes { template, offset }) => {
+                let content = template.content(piece, offset);
+                self.outlets.text(client, id, template, content);
             }
             (Event::Piece(piece), Form::Whole(all)) => {
                 all.text += &piece.text;

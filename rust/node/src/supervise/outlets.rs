@@ -1,9 +1,9 @@
 //! What waits for the node to take it: events, and bytes that are ready for a client's connection.
 //!
 //! Owns the patience with a client. While it keeps up, each piece of its text is an event of its own.
-//! While it lags, its text is only collected, and becomes one event when it reads again; and a client
-//! that lets more than [`MAX_UNSENT`] wait gets nothing any more. None of that costs another client
-//! anything.
+//! While it lags, its text is only collected, with its log-probabilities if it wants any, and becomes one
+//! event when it reads again; and a client that lets more than [`MAX_UNSENT`] wait gets nothing any more.
+//! None of that costs another client anything.
 //!
 //! Text goes to a client's socket from here, past the node, as long as all that was to come before it is
 //! with the kernel: so says whoever calls [`Outlets::release`], and it holds until something is handed
@@ -20,7 +20,7 @@ use std::{
 use llm_node_core::event::Event;
 
 use super::StreamId;
-use crate::sse::{Bytes, Template};
+use crate::sse::{Bytes, Content, Template};
 
 /// Names a client of the node: one connection's request, with all of its streams.
 pub type ClientId = u64;
@@ -101,7 +101,7 @@ impl fmt::Debug for Client {
 struct Held {
     stream: StreamId,
     template: Arc<Template>,
-    text: String,
+    content: Content,
 }
 
 impl Outlets {
@@ -121,11 +121,17 @@ impl Outlets {
         }
     }
 
-    /// A piece of a stream's text, to be written by its template. What goes to a socket is there after the
+    /// A piece of a stream's text and its log-probabilities, to be written by its template. What goes to a socket is there after the
     /// next [`Self::write`].
-    pub(super) fn text(&mut self, id: ClientId, stream: StreamId, template: &Arc<Template>, text: &str) {
+    pub(super) fn text(
+        &mut self,
+        id: ClientId,
+        stream: StreamId,
+        template: &Arc<Template>,
+        content: Content,
+    ) {
         let Some(client) = self.clients.get_mut(&id).filter(|client| !client.overflowed) else { return };
-        if text.is_empty() {
+        if content.is_empty() {
             return;
         }
         if client.is_clear {
@@ -133,7 +139,7 @@ impl Outlets {
                 self.unwritten.push(id);
             }
             let bytes = client.unwritten.get_or_insert_with(|| template.bytes());
-            template.fill(text, bytes);
+            template.fill(&content, bytes);
             if bytes.len() >= BURST {
                 self.write_to(id);
             }
@@ -149,7 +155,7 @@ impl Outlets {
             if client.held.is_empty() && client.lags_by.is_none() {
                 self.merged.push(id);
             }
-            client.hold(stream, template, text);
+            client.hold(stream, template, content);
             if client.lags_by.is_some_and(|unsent| unsent + client.held_bytes > MAX_UNSENT) {
                 client.overflowed = true;
                 client.held = Vec::new();
@@ -158,10 +164,10 @@ impl Outlets {
             return;
         }
         if let Some(bytes) = bytes {
-            template.fill(text, bytes);
+            template.fill(&content, bytes);
         } else {
             let mut bytes = template.bytes();
-            template.fill(text, &mut bytes);
+            template.fill(&content, &mut bytes);
             client.place = Some((self.round, self.waiting.len()));
             self.hand_over(id, What::Bytes(bytes));
         }
@@ -278,11 +284,11 @@ impl Outlets {
 }
 
 impl Client {
-    fn hold(&mut self, stream: StreamId, template: &Arc<Template>, text: &str) {
-        self.held_bytes += text.len();
+    fn hold(&mut self, stream: StreamId, template: &Arc<Template>, content: Content) {
+        self.held_bytes += content.len();
         match self.held.iter_mut().find(|held| held.stream == stream) {
-            Some(held) => held.text.push_str(text),
-            None => self.held.push(Held { stream, template: Arc::clone(template), text: text.to_owned() }),
+            Some(held) => held.content.append(content),
+            None => self.held.push(Held { stream, template: Arc::clone(template), content }),
         }
     }
 
@@ -290,7 +296,7 @@ impl Client {
     fn collected(&mut self) -> Option<Bytes> {
         let mut bytes = self.held.first()?.template.bytes();
         for held in self.held.drain(..) {
-            held.template.fill(&held.text, &mut bytes);
+            held.template.fill(&held.content, &mut bytes);
         }
         self.held_bytes = 0;
         Some(bytes)
@@ -299,10 +305,11 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use llm_node_core::event::{Finish, Usage};
+    use llm_node_core::event::{Finish, PickedToken, Piece, TokenLogprobs, Usage};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pattern::Pattern;
 
     const CLIENT: ClientId = 7;
 
@@ -337,12 +344,12 @@ mod tests {
     #[test]
     fn who_keeps_up_gets_an_event_for_each_piece_and_one_write() {
         let mut outlets = outlets(2);
-        outlets.text(CLIENT, 0, &template(), "a");
-        outlets.text(CLIENT, 1, &template(), "b");
-        outlets.text(CLIENT, 0, &template(), "");
-        outlets.text(CLIENT, 0, &template(), "c");
+        outlets.text(CLIENT, 0, &template(), "a".into());
+        outlets.text(CLIENT, 1, &template(), "b".into());
+        outlets.text(CLIENT, 0, &template(), "".into());
+        outlets.text(CLIENT, 0, &template(), "c".into());
         assert_eq!(told(&mut outlets), [r#"<"a"><"b"><"c">"#]);
-        outlets.text(CLIENT, 0, &template(), "d");
+        outlets.text(CLIENT, 0, &template(), "d".into());
         assert_eq!(told(&mut outlets), [r#"<"d">"#]);
         assert!(told(&mut outlets).is_empty());
     }
@@ -351,9 +358,9 @@ mod tests {
     fn text_stays_between_the_events_around_it() {
         let mut outlets = outlets(1);
         outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
-        outlets.text(CLIENT, 0, &template(), "b");
+        outlets.text(CLIENT, 0, &template(), "b".into());
         outlets.event(CLIENT, 0, finished());
         assert_eq!(told(&mut outlets), ["0 false", r#"<"a">"#, "0 false", r#"<"b">"#, "0 true"]);
     }
@@ -363,12 +370,12 @@ mod tests {
         let mut outlets = outlets(2);
         outlets.hold(CLIENT, 10);
         for text in ["a", "b", "c"] {
-            outlets.text(CLIENT, 0, &template(), text);
-            outlets.text(CLIENT, 1, &template(), text);
+            outlets.text(CLIENT, 0, &template(), text.into());
+            outlets.text(CLIENT, 1, &template(), text.into());
         }
         assert!(told(&mut outlets).is_empty());
         outlets.release(CLIENT, || None);
-        outlets.text(CLIENT, 0, &template(), "d");
+        outlets.text(CLIENT, 0, &template(), "d".into());
         assert_eq!(told(&mut outlets), [r#"<"abc"><"abc"><"d">"#]);
     }
 
@@ -376,7 +383,7 @@ mod tests {
     fn an_ending_brings_what_was_held_before_it() {
         let mut outlets = outlets(1);
         outlets.hold(CLIENT, 10);
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         outlets.event(CLIENT, 0, finished());
         assert_eq!(told(&mut outlets), [r#"<"a">"#, "0 true"]);
     }
@@ -387,8 +394,8 @@ mod tests {
         outlets.open(8);
         outlets.hold(CLIENT, MAX_UNSENT - 10);
         for _ in 0..20 {
-            outlets.text(CLIENT, 0, &template(), "a");
-            outlets.text(8, 1, &template(), "b");
+            outlets.text(CLIENT, 0, &template(), "a".into());
+            outlets.text(8, 1, &template(), "b".into());
         }
         assert_eq!(told(&mut outlets), [r#"<"b">"#.repeat(20), "overflow".to_owned()]);
         assert!(outlets.clients[&CLIENT].held.is_empty());
@@ -398,16 +405,50 @@ mod tests {
     }
 
     #[test]
+    fn what_was_collected_before_an_event_counts_once_the_node_has_it() {
+        let mut outlets = outlets(2);
+        outlets.hold(CLIENT, 10);
+        outlets.text(CLIENT, 0, &template(), "a".into());
+        outlets.event(CLIENT, 0, finished());
+        outlets.hold(CLIENT, MAX_UNSENT);
+        outlets.text(CLIENT, 1, &template(), "b".into());
+        assert_eq!(told(&mut outlets), [r#"<"a">"#, "0 true", "overflow"]);
+    }
+
+    #[test]
+    fn log_probabilities_are_merged_and_count_against_the_cap() {
+        let pattern = Pattern::parse("<each><logprob></each>").unwrap();
+        let template = Template::new(b"<".to_vec(), b">".to_vec(), false);
+        let template = Arc::new(template.with_logprobs(b" ".to_vec(), pattern, b">".to_vec()));
+        let logprobs = Some(TokenLogprobs { bytes: Vec::new(), logprob: -0.5, top: Vec::new() });
+        let tokens = vec![PickedToken { id: 0, logprobs }];
+        let piece =
+            |text: &str| template.content(Piece { text: text.to_owned(), tokens: tokens.clone() }, &mut 0);
+        let mut outlets = outlets(1);
+        outlets.hold(CLIENT, MAX_UNSENT - 15);
+        outlets.text(CLIENT, 0, &template, piece("a"));
+        outlets.text(CLIENT, 0, &template, piece(""));
+        outlets.text(CLIENT, 0, &template, piece("b"));
+        outlets.release(CLIENT, || None);
+        assert_eq!(told(&mut outlets), [r#"<"ab" -0.5,-0.5,-0.5>"#]);
+        outlets.hold(CLIENT, MAX_UNSENT - 15);
+        for _ in 0..4 {
+            outlets.text(CLIENT, 0, &template, piece(""));
+        }
+        assert_eq!(told(&mut outlets), ["overflow"]);
+    }
+
+    #[test]
     fn a_node_without_time_gets_larger_events_and_no_overflow() {
         let mut outlets = outlets(1);
         let pieces = 1_000_000;
         for _ in 0..pieces {
-            outlets.text(CLIENT, 0, &template(), "a");
+            outlets.text(CLIENT, 0, &template(), "a".into());
         }
         let written = told(&mut outlets).concat();
         assert_eq!(written.matches('a').count(), pieces);
         assert!(written.len() < pieces + 2 * BURST);
-        outlets.text(CLIENT, 0, &template(), "b");
+        outlets.text(CLIENT, 0, &template(), "b".into());
         assert_eq!(told(&mut outlets), [r#"<"b">"#]);
     }
 
@@ -415,7 +456,7 @@ mod tests {
     fn a_client_is_forgotten_with_its_last_stream() {
         let mut outlets = outlets(2);
         outlets.close(CLIENT);
-        outlets.text(CLIENT, 1, &template(), "a");
+        outlets.text(CLIENT, 1, &template(), "a".into());
         outlets.close(CLIENT);
         outlets.close(CLIENT);
         assert!(outlets.clients.is_empty());
@@ -462,21 +503,21 @@ mod tests {
     #[test]
     fn who_keeps_up_is_written_to_past_the_node() {
         let (mut outlets, kernel) = (outlets(2), Kernel::default());
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         kernel.connect(&mut outlets);
-        outlets.text(CLIENT, 0, &template(), "b");
+        outlets.text(CLIENT, 0, &template(), "b".into());
         outlets.write();
         assert_eq!(kernel.text(), "", "something waits for the node, and must come first");
         assert_eq!(told(&mut outlets), [r#"<"a"><"b">"#]);
         outlets.release(CLIENT, || unreachable!("its socket is known"));
-        outlets.text(CLIENT, 0, &template(), "c");
-        outlets.text(CLIENT, 1, &template(), "d");
+        outlets.text(CLIENT, 0, &template(), "c".into());
+        outlets.text(CLIENT, 1, &template(), "d".into());
         assert!(!outlets.wants_waking());
         outlets.write();
         assert_eq!(kernel.text(), r#"<"c"><"d">"#);
         assert!(told(&mut outlets).is_empty());
         outlets.disconnect(CLIENT);
-        outlets.text(CLIENT, 0, &template(), "e");
+        outlets.text(CLIENT, 0, &template(), "e".into());
         outlets.write();
         assert_eq!((kernel.text().as_str(), told(&mut outlets).len()), ("", 1));
     }
@@ -488,16 +529,16 @@ mod tests {
             let (mut outlets, kernel) = (outlets(1), Kernel::default());
             kernel.connect(&mut outlets);
             kernel.takes(room);
-            outlets.text(CLIENT, 0, &chunks, "a");
+            outlets.text(CLIENT, 0, &chunks, "a".into());
             outlets.write();
-            outlets.text(CLIENT, 0, &chunks, "b");
+            outlets.text(CLIENT, 0, &chunks, "b".into());
             outlets.write();
             outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
             assert!(outlets.wants_waking());
             let all = [vec![kernel.text()], told(&mut outlets)].concat();
             assert_eq!(all[..3].concat(), "5\r\n<\"a\">\r\n5\r\n<\"b\">\r\n", "{room}");
             kernel.connect(&mut outlets);
-            outlets.text(CLIENT, 0, &chunks, "c");
+            outlets.text(CLIENT, 0, &chunks, "c".into());
             outlets.write();
             assert_eq!(kernel.text(), "5\r\n<\"c\">\r\n");
         }
@@ -507,16 +548,16 @@ mod tests {
     fn while_the_node_writes_nobody_else_does() {
         let (mut outlets, kernel) = (outlets(1), Kernel::default());
         kernel.connect(&mut outlets);
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         assert_eq!(outlets.hold(CLIENT, 0), 1);
         assert_eq!(kernel.text(), r#"<"a">"#, "what came before is written before");
-        outlets.text(CLIENT, 0, &template(), "b");
-        outlets.text(CLIENT, 0, &template(), "c");
+        outlets.text(CLIENT, 0, &template(), "b".into());
+        outlets.text(CLIENT, 0, &template(), "c".into());
         outlets.write();
         assert_eq!(kernel.text(), "");
         outlets.release(CLIENT, || None);
         assert_eq!(kernel.text(), r#"<"bc">"#);
-        outlets.text(CLIENT, 0, &template(), "d");
+        outlets.text(CLIENT, 0, &template(), "d".into());
         outlets.event(CLIENT, 0, finished());
         assert_eq!(kernel.text(), r#"<"d">"#);
         assert_eq!(told(&mut outlets), ["0 true"]);
@@ -535,7 +576,7 @@ mod tests {
                     0..4 => {
                         let letter = letters.next().unwrap();
                         sent.push(letter);
-                        outlets.text(CLIENT, 0, &chunks, &letter.to_string());
+                        outlets.text(CLIENT, 0, &chunks, letter.to_string().as_str().into());
                     }
                     4 => {
                         kernel.takes(room);
@@ -567,12 +608,12 @@ mod tests {
     fn one_waking_for_all_that_comes_before_it_is_taken() {
         let mut outlets = outlets(1);
         assert!(!outlets.wants_waking());
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         assert!(outlets.wants_waking());
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         assert!(!outlets.wants_waking());
         outlets.take();
-        outlets.text(CLIENT, 0, &template(), "a");
+        outlets.text(CLIENT, 0, &template(), "a".into());
         assert!(outlets.wants_waking());
     }
 }

@@ -1,0 +1,87 @@
+"""The shapes of log-probabilities, made in Rust of patterns, against what Python makes of the numbers.
+
+The engine is `benches/null_engine`, with all 256 bytes as tokens: most are no UTF-8 by themselves.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_node.api import sse
+from llm_node.api.openai import answers
+from llm_node.node import Event, Node, NodeError
+
+Alternative = tuple[bytes, int, float]
+Picked = tuple[bytes, int, float, list[Alternative]]
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def chat(tokens: Sequence[Picked]) -> dict[str, Any]:
+    def token(data: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": text(data), "logprob": logprob, "bytes": list(data)}
+
+    content = [
+        {**token(data, logprob), "top_logprobs": [token(other, value) for other, _, value in top]}
+        for data, _, logprob, top in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def plain(tokens: Sequence[Picked]) -> dict[str, Any]:
+    texts = [text(data) for data, _, _, _ in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [logprob for _, _, logprob, _ in tokens],
+        "top_logprobs": [dict(best(top)) for _, _, _, top in tokens],
+        "text_offset": [len("".join(texts[:index])) for index in range(len(texts))],
+    }
+
+
+def best(top: Sequence[Alternative]) -> list[tuple[str, float]]:
+    """Without those whose text is that of a likelier one."""
+    texts = [text(data) for data, _, _ in top]
+    return [(texts[index], top[index][2]) for index in range(len(top)) if texts[index] not in texts[:index]]
+
+
+async def piece(node: Node, seed: int) -> Event:
+    """A whole answer."""
+    level = [[token, -10.0] for token in b"abcdefghijklmnopqrstuvwxyz "]
+    sampling = {"temperature": 3.0, "seed": seed, "bias": level}
+    request = {
+        "prompt": {"text": " "},
+        "max_tokens": 300,
+        "ignore_eos": True,
+        "sampling": sampling,
+        "logprobs": 20,
+    }
+    async with node.open("null", [request], whole=True) as generation:
+        events = [event async for batch in generation for _, event in batch]
+    (found,) = [event for event in events if event.kind == "piece"]
+    return found
+
+
+async def test_patterns_make_what_python_makes(repository: Path, tmp_path: Path) -> None:
+    make = ["make", "-C", str(repository / "benches/null_engine"), f"OUT={tmp_path / 'engines'}"]
+    subprocess.run(make, check=True, capture_output=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/null.null").write_text("any file at all")
+    folders: Any = {"engines_dirs": [tmp_path / "engines"], "models_dir": tmp_path / "models"}
+    async with Node(**folders, gpu_backend="cpu") as node:
+        for seed in range(4):
+            event = await piece(node, seed)
+            assert event.logprobs is not None
+            assert len(event.logprobs) == 300
+            assert any("\ufffd" in text(data) for data, _, _, _ in event.logprobs)
+            for pattern, shape in ((answers.CHAT_LOGPROBS, chat), (answers.PLAIN_LOGPROBS, plain)):
+                assert event.fill(pattern).decode() == sse.dump(shape(event.logprobs))
+        with pytest.raises(NodeError, match="pattern") as caught:
+            event.fill("<each><nothing></each>")
+        assert caught.value.code == "invalid_request"
