@@ -121,8 +121,8 @@ impl Outlets {
         }
     }
 
-    /// A piece of a stream's text and its log-probabilities, to be written by its template. What goes to a socket is there after the
-    /// next [`Self::write`].
+    /// A piece of a stream's text and its log-probabilities, to be written by its template. What goes to a
+    /// socket is there after the next [`Self::write`].
     pub(super) fn text(
         &mut self,
         id: ClientId,
