@@ -121,11 +121,27 @@ def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) ->
     return Outcome(figures, standing(comparison), {**facts_of(comparison), "ratios": ratios})
 
 
+def disturbed(samples: stats.Samples[Any], what: str = "pairs") -> list[str]:
+    """What other load did to a row, in words."""
+    notes = []
+    if samples.thrown_away:
+        notes.append(f"{samples.thrown_away} more {what} were thrown away because of other load")
+    if samples.spoiled:
+        notes.append(f"{samples.spoiled} of {len(samples.kept)} {what} were disturbed by other load")
+    return notes
+
+
+def foreign_load(samples: stats.Samples[Any]) -> dict[str, Any]:
+    """The same in figures: the share of the machine, for each sample that counts."""
+    return {
+        "foreign load": [sample.foreign for sample in samples.kept],
+        "thrown away": samples.thrown_away,
+    }
+
+
 def standing(comparison: Comparison) -> list[str]:
     """What has to be said beside the figures."""
-    notes = [f"llama-server: {comparison.flavour}"]
-    if comparison.spoiled:
-        notes.append(f"{comparison.spoiled} of {len(comparison.pairs)} pairs were disturbed by other load")
+    notes = [f"llama-server: {comparison.flavour}", *disturbed(comparison.samples)]
     if comparison.setup.model.note:
         notes.append(comparison.setup.model.note)
     return notes
@@ -141,7 +157,7 @@ def facts_of(comparison: Comparison) -> dict[str, Any]:
         "llama-server": str(comparison.flavour),
         "trials of llama-server": comparison.trials,
         "ceiling, tokens/s": comparison.ceiling,
-        "foreign load": [pair.foreign for pair in comparison.pairs],
+        **foreign_load(comparison.samples),
     }
 
 
@@ -242,15 +258,16 @@ def contended(arena: Arena) -> Outcome:
         # Beside: what somebody gets who knows the variable.
         passive = Flavour(comparison.flavour.cache, environment=(("OMP_WAIT_POLICY", "passive"),))
         with arena.llama_server(setup, passive) as server:
-            values = [
-                throughput(
-                    arena.block(server, [], comparison.load.with_seed(700_000 + turn), play_once, [pid])[0]
-                )
-                for turn in range(max(2, arena.options.pairs // 2))
-            ]
-    outcome.figures[f"llama-server with {passive.environment[0][0]}=passive"] = Measured.of(
-        values, "tokens/s"
-    )
+            samples = arena.collect(
+                max(2, arena.options.pairs // 2),
+                lambda turn: arena.block(
+                    server, [], comparison.load.with_seed(700_000 + turn), play_once, [pid]
+                ),
+            )
+    name = f"llama-server with {passive.environment[0][0]}=passive"
+    outcome.figures[name] = Measured.of([throughput(block) for block in samples.values], "tokens/s")
+    outcome.facts[name] = foreign_load(samples)
+    outcome.notes += disturbed(samples, f"blocks of {name}")
     return outcome
 
 
@@ -285,16 +302,22 @@ def host_cpu(arena: Arena) -> Outcome:
     processor varies by.)
     """
     figures: dict[str, Measured] = {}
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
     for concurrency in (1, 8, 32, 64):
         tokens = max(STORIES_OUTPUT, 4000 // concurrency)
         more = ["--row-us", "500", "--tokens", str(tokens), "--requests", "10"]
-        rows = [record["rows"][0] for record in of_nothing(arena, concurrency, more)]
+        samples = of_nothing(arena, concurrency, more)
+        notes += disturbed(samples, f"runs with c={concurrency}")
+        facts[f"c={concurrency}"] = foreign_load(samples)
+        rows = [record["rows"][0] for record in samples.values]
         node, worker = ([row[f"{part}_us_per_token"] for row in rows] for part in ("node", "worker"))
         both = [a + b for a, b in zip(node, worker, strict=True)]
         for name, values in (("", both), ("node, ", node), ("worker, ", worker)):
             figures[f"{name}c={concurrency}"] = Measured.of(values, "µs")
     ours = [figure for name, figure in figures.items() if name.startswith("c=")]
-    return Outcome({"above the engine": max(ours, key=lambda figure: figure.value), **figures})
+    worst = max(ours, key=lambda figure: figure.value)
+    return Outcome({"above the engine": worst, **figures}, notes, facts)
 
 
 def request_cost(arena: Arena) -> Outcome:
@@ -303,7 +326,8 @@ def request_cost(arena: Arena) -> Outcome:
     The node's is what it takes where the engine costs nothing. llama-server has no such engine: there it is
     the whole less what llama-bench takes for the prompt, two figures of which each is ten times as large.
     """
-    ours = [record["request"]["wall_ms"] for record in of_nothing(arena, STREAMS_OF_NOTHING)]
+    samples = of_nothing(arena, STREAMS_OF_NOTHING)
+    ours = [record["request"]["wall_ms"] for record in samples.values]
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     load = Load(1, 100, STORIES_PROMPT, 1, route="chat")
     latency = milliseconds("e2e", "p50")
@@ -324,6 +348,8 @@ def request_cost(arena: Arena) -> Outcome:
         "llm-node": outcome.figures["llm-node"],
         "llama-server": outcome.figures["llama-server"],
     }
+    outcome.facts["outside the engine"] = foreign_load(samples)
+    outcome.notes += disturbed(samples, "runs with an engine that costs nothing")
     return outcome
 
 
@@ -458,27 +484,29 @@ STREAMS_OF_NOTHING = 64
 SAMPLER_CASE = "top_k_40_top_p_min_p_temp"
 
 
-def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> list[dict[str, Any]]:
+def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> stats.Samples[dict[str, Any]]:
     """What token_path.py finds, several times: the node with an engine that costs nothing."""
 
-    def measure() -> list[dict[str, Any]]:
-        records = []
-        for _ in range(arena.options.repeats):
-            with tempfile.NamedTemporaryFile(suffix=".json") as file:
-                command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
-                command += ["--concurrency", str(concurrency), "--idle", "0", *more]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode != 0:
-                    raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
-                records.append(json.load(file))
-        return records
+    def run() -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
+            command += ["--concurrency", str(concurrency), "--idle", "0", *more]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
+            record: dict[str, Any] = json.load(file)
+            return record
 
-    return arena.once(f"an engine that costs nothing: {concurrency} {more}", measure)
+    return arena.once(
+        f"an engine that costs nothing: {concurrency} {more}",
+        lambda: arena.alone(run, arena.options.repeats),
+    )
 
 
 def token_path(arena: Arena) -> Outcome:
     """Tokens that reach 64 clients for each second of processor time, with an engine that costs nothing."""
-    rows = [record["rows"][0] for record in of_nothing(arena, STREAMS_OF_NOTHING)]
+    samples = of_nothing(arena, STREAMS_OF_NOTHING)
+    rows = [record["rows"][0] for record in samples.values]
     node, worker = ([row[f"{part}_us_per_token"] for row in rows] for part in ("node", "worker"))
     rates = [1e3 / (a + b) for a, b in zip(node, worker, strict=True)]
     return Outcome(
@@ -487,7 +515,9 @@ def token_path(arena: Arena) -> Outcome:
             "node": Measured.of(node, "µs/token"),
             "worker": Measured.of(worker, "µs/token"),
             "on this machine": Measured.of([row["tokens_per_second"] / 1e3 for row in rows], "k tokens/s"),
-        }
+        },
+        disturbed(samples, "runs"),
+        foreign_load(samples),
     )
 
 
@@ -499,16 +529,19 @@ def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
         command = ["cargo", "bench", "--quiet", "--locked", "-p", "llm-node-core", "--bench", "sample", "--"]
         command += [f"{SAMPLER_CASE}/{size}"]
         target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-        found = []
-        # Shared machines change their speed within seconds: what criterion says of one run is narrower.
-        for _ in range(arena.options.repeats):
+
+        def run() -> float:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"cargo bench: {done.stderr[-1000:]}")
             files = (target / "criterion").glob(f"**/{size}/new/estimates.json")
             file = next(path for path in files if any(part.endswith(SAMPLER_CASE) for part in path.parts))
-            found.append(json.loads(file.read_text())["median"]["point_estimate"] / 1e3)
-        return Outcome({"a row": Measured.of(found, "µs")})
+            return float(json.loads(file.read_text())["median"]["point_estimate"]) / 1e3
+
+        # Shared machines change their speed within seconds: what criterion says of one run is narrower.
+        samples = arena.alone(run, arena.options.repeats)
+        figures = {"a row": Measured.of(samples.values, "µs")}
+        return Outcome(figures, disturbed(samples, "runs"), foreign_load(samples))
 
     return measure
 

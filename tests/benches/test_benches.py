@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benches.machine import Reading  # noqa: E402
-from benches.rows import ROWS, Goal, Measured, Outcome, Row  # noqa: E402
+from benches.rows import ROWS, Goal, Measured, Outcome, Row, disturbed  # noqa: E402
 
 from benches import models, report, stats  # noqa: E402
 
@@ -31,31 +31,32 @@ def test_blocks_come_in_the_order_abba() -> None:
 def test_a_steady_drift_of_the_machine_leaves_the_median_of_ratios_alone() -> None:
     clock = itertools.count()
 
-    def block(side: str, _: int) -> tuple[float, float]:
+    def block(side: str, _: int) -> stats.Sample[float]:
         speed = 1 - 0.01 * next(clock)  # each block is slower than the one before
-        return (1.2 if side == "A" else 1.0) * speed, 0.0
+        return stats.Sample((1.2 if side == "A" else 1.0) * speed, 0.0)
 
-    pairs = stats.collect(8, block)
-    ratio = stats.median([pair.a / pair.b for pair in pairs])
+    pairs = stats.collect(8, stats.in_turns(block))
+    ratio = stats.median([pair.a / pair.b for pair in pairs.values])
     assert ratio == pytest.approx(1.2, rel=2e-3)
 
 
 def test_spoiled_pairs_are_measured_again() -> None:
     foreign = iter([0.0, 0.0, 0.2, 0.0, 0.0, 0.06, *[0.0] * 20])
-    pairs = stats.collect(3, lambda side, index: (index, next(foreign)))
-    assert [pair.a for pair in pairs] == [0, 3, 4]
-    assert not any(pair.spoiled for pair in pairs)
+    block = stats.in_turns(lambda side, index: stats.Sample(index, next(foreign)))
+    pairs = stats.collect(3, block)
+    assert [pair.a for pair in pairs.values] == [0, 3, 4]
+    assert (pairs.thrown_away, pairs.spoiled) == (2, 0)
 
 
-def test_a_machine_that_is_never_quiet_ends_the_row_with_its_best_pairs() -> None:
+def test_a_machine_that_is_never_quiet_ends_the_row_with_its_best_samples() -> None:
     shares = [0.5, 0.4, 0.3, 0.2, 0.1, 0.04]
-
-    def block(side: str, index: int) -> tuple[int, float]:
-        return index, shares[index]
-
-    pairs = stats.collect(2, block)
-    assert [pair.a for pair in pairs] == [4, 5]
-    assert [pair.spoiled for pair in pairs] == [True, False]
+    samples = stats.collect(2, lambda index: stats.Sample(index, shares[index]))
+    assert samples.values == [4, 5]
+    assert (samples.thrown_away, samples.spoiled) == (4, 1)
+    assert disturbed(samples, "runs") == [
+        "4 more runs were thrown away because of other load",
+        "1 of 2 runs were disturbed by other load",
+    ]
 
 
 def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
