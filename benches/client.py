@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benches.machine import CPUS
+from benches.machine import client_pin
 from benches.servers import Server
 
 
@@ -96,11 +95,9 @@ class Client:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
-        pinned = CPUS > 1 and shutil.which("taskset")
-        self.pin = ["taskset", "-c", str(CPUS - 1)] if pinned else []
 
     def start(self, server: Server, load: Load) -> Running:
-        command = [*self.pin, *self.command, server.url, "--json", "--model", server.model.path.stem]
+        command = [*client_pin(), *self.command, server.url, "--json", "--model", server.model.path.stem]
         command += load.arguments(server.model.vocab)
         return Running(command, load)
 

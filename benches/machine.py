@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -14,6 +15,11 @@ from typing import Any
 
 TICK = os.sysconf("SC_CLK_TCK")
 CPUS = os.cpu_count() or 1
+
+
+def client_pin() -> list[str]:
+    """What a client's command begins with, so that it runs on the last core, whatever it measures."""
+    return ["taskset", "-c", str(CPUS - 1)] if CPUS > 1 and shutil.which("taskset") else []
 
 
 def _stat(pid: int) -> list[str]:

@@ -490,7 +490,7 @@ def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> stat
     def run() -> dict[str, Any]:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
-            command += ["--concurrency", str(concurrency), "--idle", "0", *more]
+            command += ["--concurrency", str(concurrency), *more]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
