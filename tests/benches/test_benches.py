@@ -17,6 +17,7 @@ from support.node import running_node
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benches.__main__ import earlier  # noqa: E402
 from benches.machine import Reading  # noqa: E402
 from benches.rows import ROWS, Goal, Measured, Outcome, Row, disturbed  # noqa: E402
 
@@ -108,35 +109,73 @@ def test_less_is_better_where_the_goal_says_so() -> None:
     assert report.verdict(latency, Outcome({"ratio": Measured.exact(0.7, "x")})) == "no"
 
 
-def document(*results: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "date": "2026-11-24T00:00:00+00:00",
-        "machine": {"processor": "A <processor>", "cores": 2, "gpu": None},
-        "versions": {"llm-node": "1", "libllama": "crate 2", "llama-server": "llama.cpp b3"},
-        "options": {"pairs": 8, "block_seconds": 5.0},
-        "rows": list(results),
+MACHINE = {"processor": "A <processor>", "cores": 2, "gpu": None}
+
+
+def record(
+    outcome: Outcome | str, of: Row | None = None, commit: str | None = "abc", pairs: int = 8
+) -> dict[str, Any]:
+    provenance = {
+        "machine": MACHINE,
+        "versions": {
+            "llm-node": "1",
+            "commit": commit,
+            "libllama": "crate 2",
+            "llama-server": "llama.cpp b3",
+        },
+        "options": {"pairs": pairs, "block_seconds": 5.0},
     }
+    return report.result(of or row(), outcome, provenance)
 
 
 def test_the_tables_have_a_line_for_each_row_measured_or_not() -> None:
-    done = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.152, "x")}, ["split"]))
-    missing = report.result(row(title="on a GPU"), "no GPU")
+    done = record(Outcome({"ratio": Measured(1.1, 1.05, 1.152, "x")}, ["split"]))
+    missing = record("no GPU", row(title="on a GPU"))
     lines = report.table([done, missing]).splitlines()
     assert [line.split()[0] for line in lines] == ["row", "decode", "on"]
     assert "1.10 x [1.05, 1.15]" in lines[1]
     assert lines[1].endswith("yes")
     assert "no GPU" in lines[2]
-    page = report.markdown(document(done, missing)).splitlines()
+    page = report.markdown([done, missing]).splitlines()
     assert all(line.count("|") - line.count("\\|") == len(report.HEADINGS) + 1 for line in page[:4])
     assert "2 cores" in page[-1]
 
 
+def test_the_conditions_name_all_that_rows_were_measured_with() -> None:
+    figures = {"ratio": Measured.exact(1.1, "x")}
+    rows = [
+        record(Outcome(figures)),
+        record(Outcome(figures), commit=None, pairs=3),
+        record("no GPU", commit="z"),
+    ]
+    said = report.conditions(rows)
+    assert "commit abc, unknown;" in said
+    assert "3 to 8 pairs of blocks of about 5 s" in said
+
+
+def test_rows_of_another_machine_are_not_kept_beside_those_of_this_one(tmp_path: Path) -> None:
+    report.write(tmp_path, [record(Outcome({"ratio": Measured.exact(1.1, "x")}))])
+    assert list(earlier(tmp_path, MACHINE)) == ["decode"]
+    assert earlier(tmp_path / "none", MACHINE) == {}
+    with pytest.raises(SystemExit, match=r"A <processor>, 2 cores, no GPU; this one: .* a GPU"):
+        earlier(tmp_path, {**MACHINE, "gpu": "a GPU"})
+
+
+def test_the_results_that_are_kept_can_be_shown_and_are_of_one_machine_each() -> None:
+    files = list((ROOT / "benches" / "results").glob("**/bench.json"))
+    assert files
+    for file in files:
+        rows = report.read(file.parent)
+        assert (file.parent / "bench.md").read_text(encoding="utf-8") == report.markdown(rows)
+        assert len({report.place(one["machine"]) for one in rows}) == 1
+
+
 def test_the_chart_is_xml_with_a_bar_for_each_ratio() -> None:
-    faster = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.15, "x")}))
+    faster = record(Outcome({"ratio": Measured(1.1, 1.05, 1.15, "x")}))
     latency = row(title="less", must=(Goal("ratio", 0.5, False),), aim=())
-    less = report.result(latency, Outcome({"ratio": Measured(0.25, 0.2, 0.3, "x")}))
-    other = report.result(row(must=(), aim=()), Outcome({"RSS": Measured.exact(90, "MB")}))
-    root = xml.etree.ElementTree.fromstring(report.chart(document(faster, less, other)))  # noqa: S314
+    less = record(Outcome({"ratio": Measured(0.25, 0.2, 0.3, "x")}), latency)
+    other = record(Outcome({"RSS": Measured.exact(90, "MB")}), row(must=(), aim=()))
+    root = xml.etree.ElementTree.fromstring(report.chart([faster, less, other]))  # noqa: S314
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert "1.10" in texts and "4.00" in texts  # a quarter of the time is four times better
     assert sum(element.tag.endswith("rect") for element in root.iter()) == 3  # the ground and two bars
