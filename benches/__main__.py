@@ -40,6 +40,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="for the node's engine"
     )
+    parser.add_argument(
+        "--vllm-url",
+        metavar="URL",
+        help="a vLLM on this GPU with a model of 8B's shape, for the row gpu-vllm",
+    )
     parser.add_argument("--client", help="the load generator (llm-node bench)")
     parser.add_argument("--output", type=Path, default=RESULTS / "local", help="folder of the results")
     parser.add_argument("--merge", action="store_true", help="keep the rows in OUTPUT that are not measured")
@@ -112,6 +117,7 @@ def main() -> int:
         client=shlex.split(chosen.client) if chosen.client else client.default_command(),
         node_options=dict(pair.split("=", 1) for pair in chosen.engine_option),
         quick=chosen.quick,
+        vllm_url=chosen.vllm_url,
     )
     arena = Arena(build.build, options)
     provenance = {

@@ -97,7 +97,7 @@ class Client:
         self.command = list(command)
 
     def start(self, server: Server, load: Load) -> Running:
-        command = [*client_pin(), *self.command, server.url, "--json", "--model", server.model.path.stem]
+        command = [*client_pin(), *self.command, server.url, "--json", "--model", server.model_id]
         command += load.arguments(server.model.vocab)
         return Running(command, load)
 

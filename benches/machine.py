@@ -42,6 +42,23 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def listener(port: int) -> int | None:
+    """The process of this machine that listens there; of several that share the socket, the first."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{fields[9]}]")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if any(os.readlink(link) in sockets for link in (entry / "fd").iterdir()):
+                    found.append(int(entry.name))
+    return min(found, default=None)
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time of these processes until now, all threads, user and system."""
     ticks = 0

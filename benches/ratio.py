@@ -23,13 +23,14 @@ from benches.servers import (
     Flavour,
     Server,
     Setup,
+    Started,
     start_llama_server,
     start_node,
 )
 
 T = TypeVar("T")
 
-NODE, LLAMA_SERVER = "A", "B"
+NODE = "A"
 FLAVOURS = (Flavour(SPLIT), Flavour(UNIFIED))
 
 
@@ -44,6 +45,7 @@ class Options:
     client: list[str]
     node_options: dict[str, str]
     quick: bool = False
+    vllm_url: str | None = None
 
     @property
     def repeats(self) -> int:
@@ -90,7 +92,10 @@ class Comparison:
     samples: stats.Samples[stats.Pair[Block]]
     load: Load
     setup: Setup
-    flavour: Flavour
+    other: str
+    """The name of the server that the node is compared with."""
+    flavour: Flavour | None = None
+    """How it was run, if it is llama-server."""
     trials: dict[str, float] = field(default_factory=dict)
     ceilings: list[float] = field(default_factory=list)
     """Tokens per second of llama-batched-bench: the same work with no server around it."""
@@ -106,7 +111,7 @@ class Comparison:
     def of_node(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.a) for pair in self.pairs]
 
-    def of_llama_server(self, metric: Callable[[Block], float]) -> list[float]:
+    def of_other(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.b) for pair in self.pairs]
 
     @property
@@ -133,7 +138,7 @@ class Arena:
         return found
 
     @contextlib.contextmanager
-    def node(self, setup: Setup, **keywords: Any) -> Iterator[Server]:
+    def node(self, setup: Setup, **keywords: Any) -> Iterator[Started]:
         server = start_node(setup, self.options.engines, self.options.node_options, **keywords)
         try:
             yield server
@@ -141,7 +146,7 @@ class Arena:
             server.stop()
 
     @contextlib.contextmanager
-    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Server]:
+    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Started]:
         server = start_llama_server(self.tools(setup.backend), setup, flavour)
         try:
             yield server
@@ -301,39 +306,66 @@ class Arena:
         flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
         ceilings: list[float] = []
         besides: list[float] = []
-        with contextlib.ExitStack() as stack:
-            node = stack.enter_context(self.node(setup))
-            other = stack.enter_context(self.llama_server(setup, flavour))
-            whole = load.times(self.rounds(other, load.with_seed(800_000), play)) if repeat else load
 
-            def measure(side: str, index: int) -> stats.Sample[Block]:
-                # The same prompts for both, new ones for each pair: no cache has seen them.
-                seeded = whole.with_seed(1_000 * (index + 1))
-                if side == NODE:
-                    return self.block(node, [other], seeded, play, helpers)
-                if not fresh_llama_server:
-                    return self.block(other, [node], seeded, play, helpers)
-                with self.llama_server(setup, flavour) as fresh:
-                    return self.block(fresh, [node, other], seeded, play, helpers)
+        def after(index: int) -> None:
+            if ceiling_every and index % ceiling_every == 0:
+                ceilings.append(self.ceiling(setup, load, flavour.more))
+            if beside is not None:
+                besides.append(beside())
 
-            in_turns = stats.in_turns(measure)
+        def start() -> contextlib.AbstractContextManager[Server]:
+            return self.llama_server(setup, flavour)
 
-            def pair(index: int) -> stats.Sample[stats.Pair[Block]]:
-                sample = in_turns(index)
-                print(".", end="", flush=True, file=sys.stderr)
-                if ceiling_every and index % ceiling_every == 0:
-                    ceilings.append(self.ceiling(setup, load, flavour.more))
-                if beside is not None:
-                    besides.append(beside())
-                return sample
+        with self.node(setup) as node, start() as other:
+            again = start if fresh_llama_server else None
+            samples, whole = self._by_turns(node, other, load, play, repeat, helpers, after, again)
+        return Comparison(samples, whole, setup, other.name, flavour, trials, ceilings, besides)
 
-            measured = self.collect(self.options.pairs, pair)
-        for both in measured.values:
-            check_equal_prompts(both.a, both.b)
-        return Comparison(measured, whole, setup, flavour, trials, ceilings, besides)
+    def compare_with_guest(self, setup: Setup, load: Load, other: Server) -> Comparison:
+        """The same with a server that somebody else started, and that stays up."""
+        with self.node(setup) as node:
+            samples, whole = self._by_turns(node, other, load)
+        return Comparison(samples, whole, setup, other.name)
+
+    def _by_turns(
+        self,
+        node: Server,
+        other: Server,
+        load: Load,
+        play: Play = play_once,
+        repeat: bool = True,
+        helpers: Sequence[int] = (),
+        after: Callable[[int], None] = lambda index: None,
+        again: Callable[[], contextlib.AbstractContextManager[Server]] | None = None,
+    ) -> tuple[stats.Samples[stats.Pair[Block]], Load]:
+        """Pairs of blocks of the node and another server, and the load of a block. `again` starts another
+        of the other server's kind, for each block.
+        """
+        whole = load.times(self.rounds(other, load.with_seed(800_000), play)) if repeat else load
+
+        def measure(side: str, index: int) -> stats.Sample[Block]:
+            # The same prompts for both, new ones for each pair: no cache has seen them.
+            seeded = whole.with_seed(1_000 * (index + 1))
+            if side == NODE:
+                return self.block(node, [other], seeded, play, helpers)
+            if again is None:
+                return self.block(other, [node], seeded, play, helpers)
+            with again() as fresh:
+                return self.block(fresh, [node, other], seeded, play, helpers)
+
+        in_turns = stats.in_turns(measure)
+
+        def pair(index: int) -> stats.Sample[stats.Pair[Block]]:
+            sample = in_turns(index)
+            print(".", end="", flush=True, file=sys.stderr)
+            check_equal_prompts(sample.value.a, sample.value.b, other.name)
+            after(index)
+            return sample
+
+        return self.collect(self.options.pairs, pair), whole
 
 
-def check_equal_prompts(a: Block, b: Block) -> None:
+def check_equal_prompts(a: Block, b: Block, other: str) -> None:
     """Servers that were given prompts of different lengths cannot be compared."""
     for ours, theirs in zip(a.reports, b.reports, strict=True):
         if ours.load.may_fail:
@@ -341,5 +373,5 @@ def check_equal_prompts(a: Block, b: Block) -> None:
         if ours["prompt_tokens"] != theirs["prompt_tokens"]:
             raise LoadError(
                 f"unequal prompts: {ours['prompt_tokens']} tokens for llm-node, "
-                f"{theirs['prompt_tokens']} for llama-server"
+                f"{theirs['prompt_tokens']} for {other}"
             )

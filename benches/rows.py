@@ -19,7 +19,7 @@ from typing import Any
 from benches import CACHE, ROOT, machine, models, stats
 from benches.client import Client, Load, LoadError, Report, Running
 from benches.ratio import FLAVOURS, Arena, Block, Comparison, play_once
-from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup
+from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup, guest
 
 MODELS = CACHE / "models"
 RATIO = "\u00d7"
@@ -103,19 +103,19 @@ def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) ->
     figures = {
         "ratio": Measured.of(ratios, RATIO),
         "llm-node": Measured.of(comparison.of_node(metric), unit),
-        "llama-server": Measured.of(comparison.of_llama_server(metric), unit),
+        comparison.other: Measured.of(comparison.of_other(metric), unit),
     }
     if comparison.load.route == "completions":  # else the load generator has words counted meanwhile
         for name, values in (
             ("llm-node CPU", comparison.of_node(lambda block: block.cpu_per_token)),
             ("llm-node front CPU", comparison.of_node(lambda block: block.front_per_token)),
-            ("llama-server CPU", comparison.of_llama_server(lambda block: block.cpu_per_token)),
+            (f"{comparison.other} CPU", comparison.of_other(lambda block: block.cpu_per_token)),
         ):
             figures[name] = Measured.of(values, "µs/token")
     if comparison.ceiling is not None:
         for name, values in (
             ("of the ceiling", comparison.of_node(throughput)),
-            ("llama-server, of the ceiling", comparison.of_llama_server(throughput)),
+            (f"{comparison.other}, of the ceiling", comparison.of_other(throughput)),
         ):
             figures[name] = Measured.of([value / comparison.ceiling for value in values], "")
     return Outcome(figures, standing(comparison), {**facts_of(comparison), "ratios": ratios})
@@ -141,7 +141,8 @@ def foreign_load(samples: stats.Samples[Any]) -> dict[str, Any]:
 
 def standing(comparison: Comparison) -> list[str]:
     """What has to be said beside the figures."""
-    notes = [f"llama-server: {comparison.flavour}", *disturbed(comparison.samples)]
+    notes = [f"{comparison.other}: {comparison.flavour}"] if comparison.flavour else []
+    notes += disturbed(comparison.samples)
     if comparison.setup.model.note:
         notes.append(comparison.setup.model.note)
     return notes
@@ -154,8 +155,8 @@ def facts_of(comparison: Comparison) -> dict[str, Any]:
         "slots": comparison.setup.slots,
         "context": comparison.setup.context,
         "load": vars(comparison.load),
-        "llama-server": str(comparison.flavour),
-        "trials of llama-server": comparison.trials,
+        comparison.other: str(comparison.flavour) if comparison.flavour else None,
+        f"trials of {comparison.other}": comparison.trials,
         "ceiling, tokens/s": comparison.ceiling,
         **foreign_load(comparison.samples),
     }
@@ -255,6 +256,7 @@ def contended(arena: Arena) -> Outcome:
     with busy_core() as pid:
         comparison = arena.compare(setup, load, throughput, helpers=[pid])
         outcome = told(comparison, throughput, "tokens/s")
+        assert comparison.flavour is not None
         # Beside: what somebody gets who knows the variable.
         passive = Flavour(comparison.flavour.cache, environment=(("OMP_WAIT_POLICY", "passive"),))
         with arena.llama_server(setup, passive) as server:
@@ -339,7 +341,7 @@ def request_cost(arena: Arena) -> Outcome:
         beside=lambda: arena.prefill_ms(setup, STORIES_PROMPT),
     )
     engine = stats.median(comparison.beside)
-    theirs = [value - engine for value in comparison.of_llama_server(latency)]
+    theirs = [value - engine for value in comparison.of_other(latency)]
     outcome = told(comparison, latency, "ms")
     outcome.figures = {
         "outside the engine": Measured.of(ours, "ms"),
@@ -415,9 +417,9 @@ def cache_exhaustion(arena: Arena) -> Outcome:
         {
             "failed": Measured.exact(sum(comparison.of_node(failed)), f"of {asked}"),
             "of capacity": Measured.of(comparison.of_node(goodput), ""),
-            "llama-server, failed": Measured.exact(sum(comparison.of_llama_server(failed)), f"of {asked}"),
+            "llama-server, failed": Measured.exact(sum(comparison.of_other(failed)), f"of {asked}"),
             "llm-node": Measured.of(comparison.of_node(throughput), "tokens/s"),
-            "llama-server": Measured.of(comparison.of_llama_server(throughput), "tokens/s"),
+            "llama-server": Measured.of(comparison.of_other(throughput), "tokens/s"),
         },
         standing(comparison),
         facts_of(comparison),
@@ -437,7 +439,7 @@ def node_memory(arena: Arena) -> Outcome:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     with arena.node(setup, load=False) as node, contextlib.ExitStack() as stack:
-        alone = machine.memory_bytes(node.process.pid)
+        alone = machine.memory_bytes(node.pid)
         host, port = node.url.removeprefix("http://").split(":")
         for _ in range(IDLE_CONNECTIONS):
             link = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
@@ -445,7 +447,7 @@ def node_memory(arena: Arena) -> Outcome:
             if not link.recv(4096).startswith(b"HTTP/1.1 200"):
                 raise ServerError("the node refused an idle connection")
         time.sleep(1.0)
-        full = machine.memory_bytes(node.process.pid)
+        full = machine.memory_bytes(node.pid)
     return Outcome(
         {"RSS": Measured.exact(full / 1e6, "MB"), "without connections": Measured.exact(alone / 1e6, "MB")}
     )
@@ -462,7 +464,7 @@ def worker_memory(arena: Arena) -> Outcome:
     for _ in range(arena.options.repeats):
         with arena.node(setup) as node:
             arena.client.run(node, Load(8, 8, prompt=64, output=64))
-            resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.process.pid))
+            resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.pid))
             weights = sum(one["weights_bytes"] for one in node.facts["load"]["memory"] if one["is_host"])
         found.append((resident, weights))
     return Outcome(
@@ -549,22 +551,41 @@ def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
 ## with a GPU #######################################################################################
 
 
+def need_gpu() -> None:
+    if machine.gpu() is None:
+        raise Unavailable("no GPU")
+
+
+def gpu_load(arena: Arena, concurrency: int) -> tuple[Setup, Load]:
+    model = models.random_model(MODELS, "8B")
+    setup = Setup(model, arena.options.threads, concurrency, 512, backend="cuda")
+    return setup, Load(concurrency, concurrency, prompt=128, output=128)
+
+
 def on_gpu(concurrency: int) -> Callable[[Arena], Outcome]:
     def measure(arena: Arena) -> Outcome:
-        if machine.gpu() is None:
-            raise Unavailable("no GPU")
-        model = models.random_model(MODELS, "8B")
-        setup = Setup(model, arena.options.threads, concurrency, 512, backend="cuda")
-        load = Load(concurrency, concurrency, prompt=128, output=128)
+        need_gpu()
+        setup, load = gpu_load(arena, concurrency)
         return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
 
     return measure
 
 
+def against_guest(arena: Arena, setup: Setup, load: Load, name: str, url: str) -> Outcome:
+    """Against a server that the person at the terminal started on the same machine."""
+    other = guest(name, url, setup.model)
+    outcome = told(arena.compare_with_guest(setup, load, other), throughput, "tokens/s")
+    outcome.facts[name] = f"{other.model_id} at {url}"
+    outcome.notes.insert(0, f"{name}: {outcome.facts[name]}")
+    return outcome
+
+
 def against_vllm(arena: Arena) -> Outcome:
-    if machine.gpu() is None:
-        raise Unavailable("no GPU")
-    raise Unavailable("vLLM is to be started by hand: llm-node bench URL --concurrency 128, on both")
+    need_gpu()
+    if arena.options.vllm_url is None:
+        raise Unavailable("no vLLM: start one on this GPU and name it with --vllm-url (docs/benchmarks.md)")
+    setup, load = gpu_load(arena, 128)
+    return against_guest(arena, setup, load, "vLLM", arena.options.vllm_url)
 
 
 ## all ##############################################################################################

@@ -18,8 +18,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benches.__main__ import earlier  # noqa: E402
-from benches.machine import Reading  # noqa: E402
-from benches.rows import ROWS, Goal, Measured, Outcome, Row, disturbed  # noqa: E402
+from benches.client import Load, LoadError, Report, default_command  # noqa: E402
+from benches.machine import Reading, listener  # noqa: E402
+from benches.ratio import Arena, Block, Options, check_equal_prompts  # noqa: E402
+from benches.rows import (  # noqa: E402
+    ROWS,
+    Goal,
+    Measured,
+    Outcome,
+    Row,
+    Unavailable,
+    against_guest,
+    against_vllm,
+    disturbed,
+)
+from benches.servers import Setup  # noqa: E402
 
 from benches import models, report, stats  # noqa: E402
 
@@ -187,6 +200,18 @@ def test_every_goal_names_a_limit_and_rows_have_keys_of_their_own() -> None:
         assert each.must and each.aim, each.key
 
 
+def block(prompt_tokens: int, may_fail: bool = False) -> Block:
+    return Block([Report(Load(1, 1, 8, 8, may_fail=may_fail), {"prompt_tokens": prompt_tokens})], 0.0, 0.0)
+
+
+def test_prompts_of_different_lengths_in_tokens_are_an_error() -> None:
+    check_equal_prompts(block(50), block(50), "llama-server")
+    with pytest.raises(LoadError, match="50 tokens for llm-node, 51 for llama-server"):
+        check_equal_prompts(block(50), block(51), "llama-server")
+    # What failed has no prompt that was read.
+    check_equal_prompts(block(50, may_fail=True), block(40, may_fail=True), "llama-server")
+
+
 TINY = models.Shape(layers=2, width=64, heads=4, kv_heads=2, hidden=96, vocab=1200, context=256)
 
 
@@ -228,3 +253,28 @@ def test_the_node_serves_a_model_that_the_benchmark_wrote(tmp_path: Path, llama_
             assert 4 <= text["usage"]["prompt_tokens"] <= 10
             assert ids["usage"]["prompt_tokens"] == 3
             assert said["usage"]["prompt_tokens"] > text["usage"]["prompt_tokens"]
+
+
+def test_a_comparison_with_vllm_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(lambda backend: pytest.fail("nothing is built"), Options(1, 0.1, 1, ROOT, [], {}))
+    for gpu, lack in ((None, "no GPU"), ("a GPU", "--vllm-url")):
+        monkeypatch.setattr("benches.machine.gpu", lambda gpu=gpu: gpu)
+        with pytest.raises(Unavailable, match=lack):
+            against_vllm(arena)
+
+
+def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_running(
+    tmp_path: Path, llama_cpp: Path
+) -> None:
+    model = models.write_random(tmp_path / "models" / "tiny.gguf", "tiny", TINY, "q8_0")
+    arguments = ["--engines-dir", str(llama_cpp.parent.parent), "--gpu-backend", "cpu", "--demo-model", "no"]
+    with running_node(tmp_path, [*arguments, "--models-dir", str(model.parent)]) as other:
+        options = Options(2, 0.1, 1, llama_cpp.parent.parent, default_command(), {}, quick=True)
+        setup = Setup(models.describe(model, "tiny"), 1, 2, 256)
+        arena = Arena(lambda backend: pytest.fail("no tools are needed"), options)
+        outcome = against_guest(arena, setup, Load(2, 2, 16, 8), "another", f"{other.url}/v1")
+        assert other.get("/healthz").status == 200
+        assert listener(other.address[1]) == other.process.pid
+    assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
+    assert outcome.notes[0] == f"another: tiny at {other.url}/v1"
+    assert len(outcome.facts["ratios"]) == 2
