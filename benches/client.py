@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benches import ROOT
 from benches.machine import client_pin
 from benches.servers import Server
 
@@ -36,6 +36,9 @@ class Load:
     burst: bool = False
     may_fail: bool = False
     """Failed requests are what the row measures; else one is an error of the benchmark."""
+    temperature: float = 0.0
+    filters: dict[str, float] = field(default_factory=dict)
+    """Which tokens may be drawn, in the words that both servers have for it."""
 
     def times(self, rounds: int) -> Load:
         return replace(self, requests=self.requests * rounds)
@@ -53,8 +56,10 @@ class Load:
         words = ["--route", self.route, "--concurrency", str(self.concurrency)]
         words += ["--requests", str(self.requests)]
         words += ["--prompt-tokens", str(self.prefix + self.prompt), "--output-tokens", str(self.output)]
-        words += ["--ignore-eos", "--temperature", "0", "--seed", str(self.seed), "--timeout", "600"]
-        words += ["--per-request"]
+        words += ["--ignore-eos", "--seed", str(self.seed), "--timeout", "600", "--per-request"]
+        words += ["--temperature", str(self.temperature)]
+        if self.filters:
+            words += ["--body", json.dumps(self.filters)]
         if self.route == "completions":
             words += ["--prompt-ids", "--vocab-size", str(vocab)]
         if self.prefix:
@@ -138,4 +143,4 @@ class Running:
 
 
 def default_command() -> list[str]:
-    return [str(Path(sys.executable).with_name("llm-node")), "bench"]
+    return [sys.executable, str(ROOT / "benches" / "load.py")]

@@ -165,11 +165,30 @@ def facts_of(comparison: Comparison) -> dict[str, Any]:
 ## decoding #########################################################################################
 
 
-def decode(concurrency: int) -> Callable[[Arena], Outcome]:
+def decode(
+    concurrency: int, size: str = "135M", quantisation: str = "q8_0", prompt: int = 32, output: int = 128
+) -> Callable[[Arena], Outcome]:
     def measure(arena: Arena) -> Outcome:
-        setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, concurrency, 256)
-        load = Load(concurrency, concurrency, prompt=32, output=128)
+        model = models.random_model(MODELS, size, quantisation)
+        setup = Setup(model, arena.options.threads, concurrency, 256)
+        load = Load(concurrency, concurrency, prompt, output)
         return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
+
+    return measure
+
+
+def sampled(vocabulary: str) -> Callable[[Arena], Outcome]:
+    """A model so small that a row of logits is most of what it computes, and answers that are drawn.
+
+    The filters are those that llama-server has on by default; what else its chain names is off in both. (The
+    ceiling draws nothing, so there is none.)
+    """
+
+    def measure(arena: Arena) -> Outcome:
+        setup = Setup(models.random_model(MODELS, "15M", vocab=vocabulary), arena.options.threads, 8, 256)
+        filters = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}
+        load = Load(8, 8, prompt=32, output=64, temperature=0.8, filters=filters)
+        return told(arena.compare(setup, load, throughput), throughput, "tokens/s")
 
     return measure
 
@@ -596,6 +615,28 @@ ROWS: list[Row] = [
     *(
         Row(f"decode-{c}", f"135M, decode tokens/s, c = {c}", measure=decode(c), **faster(must, aim))
         for c, must, aim in ((1, 1.00, 1.03), (8, 1.05, 1.15), (32, 1.10, 1.15))
+    ),
+    # Larger models answer shorter, so that a pair takes seconds on two cores.
+    Row(
+        "decode-360m",
+        "360M q4_0, decode tokens/s, c = 8",
+        measure=decode(8, "360M", "q4_0", output=32),
+        **faster(1.0, 1.1),
+    ),
+    Row(
+        "decode-1b",
+        "1B q4_0, decode tokens/s, c = 4",
+        measure=decode(4, "1B", "q4_0", prompt=16, output=24),
+        **faster(1.0, 1.1),
+    ),
+    *(
+        Row(
+            f"sampled-{name}",
+            f"15M, {name} vocabulary, sampled, tokens/s, c = 8",
+            measure=sampled(name),
+            **faster(1.0, 1.2),
+        )
+        for name in ("128k", "152k")
     ),
     # Holes among the sequences cost llama.cpp's split cache, llama-server's default with -np, a pass each.
     Row(

@@ -7,6 +7,7 @@ import random
 import statistics
 import sys
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,10 @@ def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_runni
         options = Options(2, 0.1, 1, llama_cpp.parent.parent, default_command(), {}, quick=True)
         setup = Setup(models.describe(model, "tiny"), 1, 2, 256)
         arena = Arena(lambda backend: pytest.fail("no tools are needed"), options)
-        outcome = against_guest(arena, setup, Load(2, 2, 16, 8), "another", f"{other.url}/v1")
+        load = Load(2, 2, 16, 8, temperature=0.8, filters={"top_k": 40, "top_p": 0.95, "min_p": 0.05})
+        outcome = against_guest(arena, setup, load, "another", f"{other.url}/v1")
+        with pytest.raises(LoadError, match="min_p"):  # what is asked for reaches the server
+            against_guest(arena, setup, replace(load, filters={"min_p": 2}), "another", other.url)
         assert other.get("/healthz").status == 200
         assert listener(other.address[1]) == other.process.pid
     assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
