@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from benches.rows import RATIO, Goal, Measured, Outcome, Row
 
-HEADINGS = ("row", "must", "aim", "measured", "met")
+HEADINGS = ("row", "must", "aim", "measured", "CPU per token", "met")
 
 
 def number(value: float) -> str:
@@ -92,8 +92,19 @@ def result(row: Row, outcome: Outcome | str, provenance: dict[str, Any]) -> dict
     }
 
 
+def cpu_per_token(record: dict[str, Any]) -> str:
+    """Processor time of all of the node's processes, divided by llama-server's; empty if not measured."""
+    figures = record.get("figures", {})
+    if "llm-node CPU" not in figures or "llama-server CPU" not in figures:
+        return ""
+    ratio = figures["llm-node CPU"]["value"] / figures["llama-server CPU"]["value"]
+    return with_unit(number(ratio), RATIO)
+
+
 def lines(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [(one["row"], one["must"], one["aim"], one["text"], one["met"]) for one in results]
+    return [
+        (one["row"], one["must"], one["aim"], one["text"], cpu_per_token(one), one["met"]) for one in results
+    ]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

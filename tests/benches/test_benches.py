@@ -143,12 +143,16 @@ def record(
 
 
 def test_the_tables_have_a_line_for_each_row_measured_or_not() -> None:
-    done = record(Outcome({"ratio": Measured(1.1, 1.05, 1.152, "x")}, ["split"]))
+    figures = {"ratio": Measured(1.1, 1.05, 1.152, "x")}
+    figures |= {
+        f"{name} CPU": Measured.exact(us, "us") for name, us in (("llm-node", 30), ("llama-server", 40))
+    }
+    done = record(Outcome(figures, ["split"]))
     missing = record("no GPU", row(title="on a GPU"))
     lines = report.table([done, missing]).splitlines()
     assert [line.split()[0] for line in lines] == ["row", "decode", "on"]
     assert "1.10 x [1.05, 1.15]" in lines[1]
-    assert lines[1].endswith("yes")
+    assert lines[1].split()[-3:] == ["0.75", "\u00d7", "yes"]
     assert "no GPU" in lines[2]
     page = report.markdown([done, missing]).splitlines()
     assert all(line.count("|") - line.count("\\|") == len(report.HEADINGS) + 1 for line in page[:4])
