@@ -95,7 +95,7 @@ def earlier(folder: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if report.place(one["machine"]) != report.place(here):
             raise SystemExit(
                 f"{folder} has rows of another machine ({report.place(one['machine'])}; "
-                f"this one: {report.place(here)}): name another folder with --output"
+                f"this one: {report.place(here)}): name another folder (--output, or make bench RESULTS=)"
             )
     return {one["key"]: one for one in rows}
 
