@@ -117,13 +117,17 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """For a page."""
+    """For a page, with what the rows were measured with."""
+    return f"{markdown_table(results)}\n{conditions(results)}\n"
+
+
+def markdown_table(results: Sequence[dict[str, Any]]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     rows = [line(HEADINGS), "|" + "---|" * len(HEADINGS), *map(line, lines(results))]
-    return "\n".join([*rows, "", conditions(results), ""])
+    return "".join(f"{row}\n" for row in rows)
 
 
 def place(machine: dict[str, Any]) -> str:
