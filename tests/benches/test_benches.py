@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import subprocess
 import sys
 import xml.etree.ElementTree
 from dataclasses import replace
@@ -286,3 +287,26 @@ def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_runni
     assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
     assert outcome.notes[0] == f"another: tiny at {other.url}/v1"
     assert len(outcome.facts["ratios"]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what processes take is read from /proc")
+def test_the_program_measures_rows_and_leaves_json_a_table_and_a_chart(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benches", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--rows", "node-memory,token-path"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    memory, path = report.read(tmp_path)
+    assert 10 < memory["figures"]["RSS"]["value"] < 1000
+    assert path["figures"]["per core"]["value"] > 1
+    assert path["options"]["pairs"] == len(path["facts"]["foreign load"]) == 2
+    table = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert memory["row"] in table and memory["row"] in done.stdout
+    xml.etree.ElementTree.parse(tmp_path / "bench.svg")  # noqa: S314
+    again = subprocess.run(
+        [*command, "--rows", "node-memory", "--merge"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    after = report.read(tmp_path)
+    assert after[1] == path
+    assert after[0]["measured_at"] > memory["measured_at"]
