@@ -141,7 +141,7 @@ def foreign_load(samples: stats.Samples[Any]) -> dict[str, Any]:
 
 def standing(comparison: Comparison) -> list[str]:
     """What has to be said beside the figures."""
-    notes = [f"{comparison.other}: {comparison.flavour}"] if comparison.flavour else []
+    notes = [f"llama-server: {comparison.flavour}"] if comparison.flavour else []
     notes += disturbed(comparison.samples)
     if comparison.setup.model.note:
         notes.append(comparison.setup.model.note)
@@ -149,17 +149,19 @@ def standing(comparison: Comparison) -> list[str]:
 
 
 def facts_of(comparison: Comparison) -> dict[str, Any]:
-    return {
+    facts = {
         "model": comparison.setup.model.name,
         "threads": comparison.setup.threads,
         "slots": comparison.setup.slots,
         "context": comparison.setup.context,
         "load": vars(comparison.load),
-        comparison.other: str(comparison.flavour) if comparison.flavour else None,
-        f"trials of {comparison.other}": comparison.trials,
         "ceiling, tokens/s": comparison.ceiling,
         **foreign_load(comparison.samples),
     }
+    if comparison.flavour:
+        facts["llama-server"] = str(comparison.flavour)
+        facts["trials of llama-server"] = comparison.trials
+    return facts
 
 
 ## decoding #########################################################################################
@@ -595,7 +597,7 @@ def against_guest(arena: Arena, setup: Setup, load: Load, name: str, url: str) -
     other = guest(name, url, setup.model)
     outcome = told(arena.compare_with_guest(setup, load, other), throughput, "tokens/s")
     outcome.facts[name] = f"{other.model_id} at {url}"
-    outcome.notes.insert(0, f"{name}: {outcome.facts[name]}")
+    outcome.notes.append(f"{name}: {outcome.facts[name]}")
     return outcome
 
 

@@ -285,7 +285,7 @@ def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_runni
         assert other.get("/healthz").status == 200
         assert listener(other.address[1]) == other.process.pid
     assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
-    assert outcome.notes[0] == f"another: tiny at {other.url}/v1"
+    assert outcome.notes[-1] == f"another: tiny at {other.url}/v1"
     assert len(outcome.facts["ratios"]) == 2
 
 
