@@ -9,6 +9,7 @@ BIN     := $(VENV)/bin
 STAMPS  := .cache/stamps
 BACKEND ?= $(shell $(BIN)/python tools/detect_backend.py 2>/dev/null || echo cpu)
 PORT    ?= 3000
+RESULTS ?= benches/results
 
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
@@ -79,7 +80,7 @@ gen: $(STAMPS)/wheel
 # Against llama-server, which it builds first; see docs/benchmarks.md. ROWS=decode-8,burst-32 for some only.
 bench: setup
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python -m benches --output benches/results $(if $(ROWS),--rows $(ROWS) --merge)
+	$(BIN)/python -m benches --output $(RESULTS) $(if $(ROWS),--rows $(ROWS) --merge)
 
 clean:
 	rm -rf $(VENV) .cache target engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \

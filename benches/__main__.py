@@ -8,9 +8,7 @@ python -m benches --list
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
-import json
 import shlex
 import signal
 import subprocess
@@ -41,6 +39,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")
     parser.add_argument(
         "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="for the node's engine"
+    )
+    parser.add_argument(
+        "--vllm-url",
+        metavar="URL",
+        help="a vLLM on this GPU with a model of 8B's shape, for the row gpu-vllm",
     )
     parser.add_argument("--client", help="the load generator (llm-node bench)")
     parser.add_argument("--output", type=Path, default=RESULTS / "local", help="folder of the results")
@@ -85,6 +88,18 @@ def measure(row: Row, arena: Arena) -> Outcome | str:
         return f"error: {error}"
 
 
+def earlier(folder: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that are in a folder, by their keys. Those of two machines make no table."""
+    rows = report.read(folder) if (folder / "bench.json").is_file() else []
+    for one in rows:
+        if report.place(one["machine"]) != report.place(here):
+            raise SystemExit(
+                f"{folder} has rows of another machine ({report.place(one['machine'])}; "
+                f"this one: {report.place(here)}): name another folder (--output, or make bench RESULTS=)"
+            )
+    return {one["key"]: one for one in rows}
+
+
 def main() -> int:
     chosen = arguments()
     if chosen.list:
@@ -102,10 +117,10 @@ def main() -> int:
         client=shlex.split(chosen.client) if chosen.client else client.default_command(),
         node_options=dict(pair.split("=", 1) for pair in chosen.engine_option),
         quick=chosen.quick,
+        vllm_url=chosen.vllm_url,
     )
     arena = Arena(build.build, options)
-    document: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    provenance = {
         "machine": machine.describe(),
         "versions": versions(),
         "options": {
@@ -114,27 +129,21 @@ def main() -> int:
             "threads": options.threads,
             "engine_options": options.node_options,
         },
-        "rows": [],
     }
-    earlier = {}
-    if chosen.merge and (chosen.output / "bench.json").is_file():
-        old = json.loads((chosen.output / "bench.json").read_text())
-        earlier = {one["key"]: one for one in old["rows"]}
-        # The conditions are said once for all rows: the least that any was measured with.
-        for name in ("pairs", "block_seconds"):
-            document["options"][name] = min(document["options"][name], old["options"][name])
+    known = earlier(chosen.output, provenance["machine"]) if chosen.merge else {}
+    results: list[dict[str, Any]] = []
     for row in rows:
         print(f"{row.key}: {row.title} ", end="", flush=True, file=sys.stderr)
         began = time.monotonic()
-        record = report.result(row, measure(row, arena))
+        record = report.result(row, measure(row, arena), provenance)
         print(f" {record['text']}  ({time.monotonic() - began:.0f} s)", file=sys.stderr)
         print(report.detail(record), end="", file=sys.stderr)
-        earlier[row.key] = record
-        document["rows"] = [earlier[one.key] for one in ROWS if one.key in earlier]
-        report.write(chosen.output, document)  # after each row: a long run may be interrupted
-    print(report.table(document["rows"]))
-    print(f"\n{report.conditions(document)}\nresults: {chosen.output}")
-    return int(any(one["text"].startswith("error:") for one in document["rows"]))
+        known[row.key] = record
+        results = [known[one.key] for one in ROWS if one.key in known]
+        report.write(chosen.output, results)  # after each row: a long run may be interrupted
+    print(report.table(results))
+    print(f"\n{report.conditions(results)}\nresults: {chosen.output}")
+    return int(any(one["text"].startswith("error:") for one in results))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benches.machine import CPUS
+from benches import ROOT
+from benches.machine import client_pin
 from benches.servers import Server
 
 
@@ -37,6 +36,9 @@ class Load:
     burst: bool = False
     may_fail: bool = False
     """Failed requests are what the row measures; else one is an error of the benchmark."""
+    temperature: float = 0.0
+    filters: dict[str, float] = field(default_factory=dict)
+    """Which tokens may be drawn, in the words that both servers have for it."""
 
     def times(self, rounds: int) -> Load:
         return replace(self, requests=self.requests * rounds)
@@ -54,8 +56,10 @@ class Load:
         words = ["--route", self.route, "--concurrency", str(self.concurrency)]
         words += ["--requests", str(self.requests)]
         words += ["--prompt-tokens", str(self.prefix + self.prompt), "--output-tokens", str(self.output)]
-        words += ["--ignore-eos", "--temperature", "0", "--seed", str(self.seed), "--timeout", "600"]
-        words += ["--per-request"]
+        words += ["--ignore-eos", "--seed", str(self.seed), "--timeout", "600", "--per-request"]
+        words += ["--temperature", str(self.temperature)]
+        if self.filters:
+            words += ["--body", json.dumps(self.filters)]
         if self.route == "completions":
             words += ["--prompt-ids", "--vocab-size", str(vocab)]
         if self.prefix:
@@ -96,11 +100,9 @@ class Client:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
-        pinned = CPUS > 1 and shutil.which("taskset")
-        self.pin = ["taskset", "-c", str(CPUS - 1)] if pinned else []
 
     def start(self, server: Server, load: Load) -> Running:
-        command = [*self.pin, *self.command, server.url, "--json", "--model", server.model.path.stem]
+        command = [*client_pin(), *self.command, server.url, "--json", "--model", server.model_id]
         command += load.arguments(server.model.vocab)
         return Running(command, load)
 
@@ -141,4 +143,4 @@ class Running:
 
 
 def default_command() -> list[str]:
-    return [str(Path(sys.executable).with_name("llm-node")), "bench"]
+    return [sys.executable, str(ROOT / "benches" / "load.py")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -14,6 +15,11 @@ from typing import Any
 
 TICK = os.sysconf("SC_CLK_TCK")
 CPUS = os.cpu_count() or 1
+
+
+def client_pin() -> list[str]:
+    """What a client's command begins with, so that it runs on the last core, whatever it measures."""
+    return ["taskset", "-c", str(CPUS - 1)] if CPUS > 1 and shutil.which("taskset") else []
 
 
 def _stat(pid: int) -> list[str]:
@@ -34,6 +40,23 @@ def children_of(pid: int) -> list[int]:
         found += below
         open_ends += below
     return found
+
+
+def listener(port: int) -> int | None:
+    """The process of this machine that listens there; of several that share the socket, the first."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{fields[9]}]")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if any(os.readlink(link) in sockets for link in (entry / "fd").iterdir()):
+                    found.append(int(entry.name))
+    return min(found, default=None)
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

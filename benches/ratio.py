@@ -23,13 +23,14 @@ from benches.servers import (
     Flavour,
     Server,
     Setup,
+    Started,
     start_llama_server,
     start_node,
 )
 
 T = TypeVar("T")
 
-NODE, LLAMA_SERVER = "A", "B"
+NODE = "A"
 FLAVOURS = (Flavour(SPLIT), Flavour(UNIFIED))
 
 
@@ -44,6 +45,7 @@ class Options:
     client: list[str]
     node_options: dict[str, str]
     quick: bool = False
+    vllm_url: str | None = None
 
     @property
     def repeats(self) -> int:
@@ -87,14 +89,21 @@ def play_once(client: Client, server: Server, load: Load) -> list[Report]:
 class Comparison:
     """The pairs of one row and what else was measured in the same run."""
 
-    pairs: list[stats.Pair[Block]]
+    samples: stats.Samples[stats.Pair[Block]]
     load: Load
     setup: Setup
-    flavour: Flavour
+    other: str
+    """The name of the server that the node is compared with."""
+    flavour: Flavour | None = None
+    """How it was run, if it is llama-server."""
     trials: dict[str, float] = field(default_factory=dict)
     ceilings: list[float] = field(default_factory=list)
     """Tokens per second of llama-batched-bench: the same work with no server around it."""
     beside: list[float] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> list[stats.Pair[Block]]:
+        return self.samples.values
 
     def ratios(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.a) / metric(pair.b) for pair in self.pairs]
@@ -102,12 +111,8 @@ class Comparison:
     def of_node(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.a) for pair in self.pairs]
 
-    def of_llama_server(self, metric: Callable[[Block], float]) -> list[float]:
+    def of_other(self, metric: Callable[[Block], float]) -> list[float]:
         return [metric(pair.b) for pair in self.pairs]
-
-    @property
-    def spoiled(self) -> int:
-        return sum(pair.spoiled for pair in self.pairs)
 
     @property
     def ceiling(self) -> float | None:
@@ -133,7 +138,7 @@ class Arena:
         return found
 
     @contextlib.contextmanager
-    def node(self, setup: Setup, **keywords: Any) -> Iterator[Server]:
+    def node(self, setup: Setup, **keywords: Any) -> Iterator[Started]:
         server = start_node(setup, self.options.engines, self.options.node_options, **keywords)
         try:
             yield server
@@ -141,7 +146,7 @@ class Arena:
             server.stop()
 
     @contextlib.contextmanager
-    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Server]:
+    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Started]:
         server = start_llama_server(self.tools(setup.backend), setup, flavour)
         try:
             yield server
@@ -152,8 +157,8 @@ class Arena:
 
     def block(
         self, server: Server, others: Sequence[Server], load: Load, play: Play, helpers: Sequence[int] = ()
-    ) -> tuple[Block, float]:
-        """Measure one block, and what share of the machine others took meanwhile."""
+    ) -> stats.Sample[Block]:
+        """Measure one block."""
         server.wake(load.seed)
         pids = [pid for other in (*others, server) for pid in other.pids]
         began = Reading.now()
@@ -164,21 +169,26 @@ class Arena:
         # The clients are among the children of this process that have ended.
         ours = cpu_seconds([*pids, *helpers]) - watched + sum(os.times()[:4]) - own
         block = Block(reports, front_after - front, worker_after - worker)
-        return block, ended.foreign_since(began, ours)
+        return stats.Sample(block, ended.foreign_since(began, ours))
+
+    def collect(self, wanted: int, measure: Callable[[int], stats.Sample[T]]) -> stats.Samples[T]:
+        """So many samples during which others took little of the machine; of a quick run, any."""
+        return stats.collect(wanted, measure, wanted if self.options.quick else None)
 
     def rounds(self, server: Server, load: Load, play: Play) -> int:
         """How often the load is to be repeated to fill a block."""
         seconds = float(play(self.client, server, load)[0]["wall_s"])
         return max(1, round(self.options.block_seconds / max(seconds, 1e-3)))
 
-    def quiet(self, measure: Callable[[], T]) -> T:
-        """A figure of a program that runs alone; measured again, at most twice, where others disturb it."""
-        found: list[tuple[float, T]] = []
-        while not found or (found[-1][0] > stats.FOREIGN_LIMIT and len(found) < 3):
+    def alone(self, measure: Callable[[], T], wanted: int = 1) -> stats.Samples[T]:
+        """Figures of programs that run while no server is used, and that have ended when `measure` does."""
+
+        def once(_: int) -> stats.Sample[T]:
             began, ours = Reading.now(), sum(os.times()[:4])
             value = measure()
-            found.append((Reading.now().foreign_since(began, sum(os.times()[:4]) - ours), value))
-        return min(found, key=lambda one: one[0])[1]
+            return stats.Sample(value, Reading.now().foreign_since(began, sum(os.times()[:4]) - ours))
+
+        return self.collect(wanted, once)
 
     def ceiling(self, setup: Setup, load: Load, more: tuple[str, ...]) -> float:
         """Tokens per second of llama-batched-bench, with the cache that the first call finds faster and what
@@ -187,7 +197,8 @@ class Arena:
         sequences = min(load.concurrency, setup.slots)
 
         def bench(unified: bool) -> float:
-            return self.quiet(lambda: self._batched_bench(setup, load, sequences, unified, more))
+            samples = self.alone(lambda: self._batched_bench(setup, load, sequences, unified, more))
+            return samples.values[0]
 
         key = (setup, load.prompt, load.output, sequences, more)
         if sequences == 1:
@@ -210,7 +221,7 @@ class Arena:
                 raise LoadError(f"llama-bench: {done.stderr[-1000:]}")
             return stats.median(json.loads(done.stdout)[0]["samples_ns"]) / 1e6
 
-        return self.quiet(bench)
+        return self.alone(bench).values[0]
 
     def _batched_bench(
         self, setup: Setup, load: Load, sequences: int, unified: bool, more: Sequence[str]
@@ -260,12 +271,13 @@ class Arena:
         found: dict[str, float] = {}
         for number, flavour in enumerate(flavours):
             with self.llama_server(setup, flavour) as server:
-                values = [
-                    metric(self.block(server, [], load.with_seed(900_000 + 10 * number + turn), play)[0])
-                    for turn in range(2 if self.options.quick else 4)
-                ]
-                # The first finds an empty cache, as none after it does.
-                found[str(flavour)] = stats.median(values[1:])
+
+                def trial(turn: int, number: int = number, server: Server = server) -> stats.Sample[Block]:
+                    return self.block(server, [], load.with_seed(900_000 + 10 * number + turn), play)
+
+                trial(-1)  # finds an empty cache, as none after it does
+                samples = self.collect(1 if self.options.quick else 3, trial)
+                found[str(flavour)] = stats.median([metric(block) for block in samples.values])
         best = max if larger_is_better else min
         chosen = best(flavours, key=lambda flavour: found[str(flavour)])
         return chosen, found
@@ -294,36 +306,66 @@ class Arena:
         flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
         ceilings: list[float] = []
         besides: list[float] = []
-        with contextlib.ExitStack() as stack:
-            node = stack.enter_context(self.node(setup))
-            other = stack.enter_context(self.llama_server(setup, flavour))
-            whole = load.times(self.rounds(other, load.with_seed(800_000), play)) if repeat else load
 
-            def measure(side: str, index: int) -> tuple[Block, float]:
-                # The same prompts for both, new ones for each pair: no cache has seen them.
-                seeded = whole.with_seed(1_000 * (index + 1))
-                if side == NODE:
-                    return self.block(node, [other], seeded, play, helpers)
-                if not fresh_llama_server:
-                    return self.block(other, [node], seeded, play, helpers)
-                with self.llama_server(setup, flavour) as fresh:
-                    return self.block(fresh, [node, other], seeded, play, helpers)
+        def after(index: int) -> None:
+            if ceiling_every and index % ceiling_every == 0:
+                ceilings.append(self.ceiling(setup, load, flavour.more))
+            if beside is not None:
+                besides.append(beside())
 
-            def after(index: int) -> None:
-                print(".", end="", flush=True, file=sys.stderr)
-                if ceiling_every and index % ceiling_every == 0:
-                    ceilings.append(self.ceiling(setup, load, flavour.more))
-                if beside is not None:
-                    besides.append(beside())
+        def start() -> contextlib.AbstractContextManager[Server]:
+            return self.llama_server(setup, flavour)
 
-            wanted = self.options.pairs
-            measured = stats.collect(wanted, measure, after, wanted if self.options.quick else None)
-        for pair in measured:
-            check_equal_prompts(pair.a, pair.b)
-        return Comparison(measured, whole, setup, flavour, trials, ceilings, besides)
+        with self.node(setup) as node, start() as other:
+            again = start if fresh_llama_server else None
+            samples, whole = self._by_turns(node, other, load, play, repeat, helpers, after, again)
+        return Comparison(samples, whole, setup, other.name, flavour, trials, ceilings, besides)
+
+    def compare_with_guest(self, setup: Setup, load: Load, other: Server) -> Comparison:
+        """The same with a server that somebody else started, and that stays up."""
+        with self.node(setup) as node:
+            samples, whole = self._by_turns(node, other, load)
+        return Comparison(samples, whole, setup, other.name)
+
+    def _by_turns(
+        self,
+        node: Server,
+        other: Server,
+        load: Load,
+        play: Play = play_once,
+        repeat: bool = True,
+        helpers: Sequence[int] = (),
+        after: Callable[[int], None] = lambda index: None,
+        again: Callable[[], contextlib.AbstractContextManager[Server]] | None = None,
+    ) -> tuple[stats.Samples[stats.Pair[Block]], Load]:
+        """Pairs of blocks of the node and another server, and the load of a block. `again` starts another
+        of the other server's kind, for each block.
+        """
+        whole = load.times(self.rounds(other, load.with_seed(800_000), play)) if repeat else load
+
+        def measure(side: str, index: int) -> stats.Sample[Block]:
+            # The same prompts for both, new ones for each pair: no cache has seen them.
+            seeded = whole.with_seed(1_000 * (index + 1))
+            if side == NODE:
+                return self.block(node, [other], seeded, play, helpers)
+            if again is None:
+                return self.block(other, [node], seeded, play, helpers)
+            with again() as fresh:
+                return self.block(fresh, [node, other], seeded, play, helpers)
+
+        in_turns = stats.in_turns(measure)
+
+        def pair(index: int) -> stats.Sample[stats.Pair[Block]]:
+            sample = in_turns(index)
+            print(".", end="", flush=True, file=sys.stderr)
+            check_equal_prompts(sample.value.a, sample.value.b, other.name)
+            after(index)
+            return sample
+
+        return self.collect(self.options.pairs, pair), whole
 
 
-def check_equal_prompts(a: Block, b: Block) -> None:
+def check_equal_prompts(a: Block, b: Block, other: str) -> None:
     """Servers that were given prompts of different lengths cannot be compared."""
     for ours, theirs in zip(a.reports, b.reports, strict=True):
         if ours.load.may_fail:
@@ -331,5 +373,5 @@ def check_equal_prompts(a: Block, b: Block) -> None:
         if ours["prompt_tokens"] != theirs["prompt_tokens"]:
             raise LoadError(
                 f"unequal prompts: {ours['prompt_tokens']} tokens for llm-node, "
-                f"{theirs['prompt_tokens']} for llama-server"
+                f"{theirs['prompt_tokens']} for {other}"
             )

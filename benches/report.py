@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from benches.rows import RATIO, Goal, Measured, Outcome, Row
 
-HEADINGS = ("row", "must", "aim", "measured", "met")
+HEADINGS = ("row", "must", "aim", "measured", "CPU per token", "met")
 
 
 def number(value: float) -> str:
@@ -51,12 +51,15 @@ def verdict(row: Row, outcome: Outcome) -> str:
     return "aim" if all(goal.met(outcome.figures) for goal in row.aim) else "yes"
 
 
-def result(row: Row, outcome: Outcome | str) -> dict[str, Any]:
-    """A row as JSON. Where it was not measured, `outcome` is the reason."""
+def result(row: Row, outcome: Outcome | str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON. Where it was not measured, `outcome` is the reason. `provenance` is what it was measured
+    with: "machine", "versions" and "options", of which null is what nobody wrote down.
+    """
     record: dict[str, Any] = {
         "key": row.key,
         "row": row.title,
         "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **provenance,
     }
     if isinstance(outcome, str):
         return {
@@ -89,8 +92,19 @@ def result(row: Row, outcome: Outcome | str) -> dict[str, Any]:
     }
 
 
+def cpu_per_token(record: dict[str, Any]) -> str:
+    """Processor time of all of the node's processes, divided by llama-server's; empty if not measured."""
+    figures = record.get("figures", {})
+    if "llm-node CPU" not in figures or "llama-server CPU" not in figures:
+        return ""
+    ratio = figures["llm-node CPU"]["value"] / figures["llama-server CPU"]["value"]
+    return with_unit(number(ratio), RATIO)
+
+
 def lines(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [(one["row"], one["must"], one["aim"], one["text"], one["met"]) for one in results]
+    return [
+        (one["row"], one["must"], one["aim"], one["text"], cpu_per_token(one), one["met"]) for one in results
+    ]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -102,24 +116,42 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """For a page."""
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """For a page, with what the rows were measured with."""
+    return f"{markdown_table(results)}\n{conditions(results)}\n"
+
+
+def markdown_table(results: Sequence[dict[str, Any]]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rows = [line(HEADINGS), "|" + "---|" * len(HEADINGS), *map(line, lines(document["rows"]))]
-    return "\n".join([*rows, "", conditions(document), ""])
+    rows = [line(HEADINGS), "|" + "---|" * len(HEADINGS), *map(line, lines(results))]
+    return "".join(f"{row}\n" for row in rows)
 
 
-def conditions(document: dict[str, Any]) -> str:
-    machine, versions, options = document["machine"], document["versions"], document["options"]
+def place(machine: dict[str, Any]) -> str:
+    """A machine, as far as results of another one cannot stand beside its own."""
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
+
+
+def conditions(results: Sequence[dict[str, Any]]) -> str:
+    """What the rows were measured with, and where that differs, all of it."""
+    found = [one for one in results if "figures" in one] or results
+
+    def options(name: str) -> str:
+        low, high = (f"{edge(one['options'][name] for one in found):g}" for edge in (min, max))
+        return low if low == high else f"{low} to {high}"
+
+    def versions(name: str) -> str:
+        return ", ".join(dict.fromkeys(one["versions"][name] or "unknown" for one in found))
+
+    days = sorted({one["measured_at"][:10] for one in found})
     return (
-        f"{document['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['gpu'] or 'no GPU'}; llm-node {versions['llm-node']}; both servers on the libllama of "
-        f"{versions['libllama']}, llama-server of {versions['llama-server']}; medians over "
-        f"{options['pairs']} or more pairs of blocks of about {options['block_seconds']:g} s, "
-        "95 % intervals in brackets."
+        f"{', '.join(days)}, {place(found[0]['machine'])}; llm-node {versions('llm-node')}, "
+        f"commit {versions('commit')}; both servers on the libllama of {versions('libllama')}, "
+        f"llama-server of {versions('llama-server')}; medians over {options('pairs')} pairs of blocks of "
+        f"about {options('block_seconds')} s, 95 % intervals in brackets."
     )
 
 
@@ -137,10 +169,10 @@ def detail(record: dict[str, Any]) -> str:
 WIDTH, LEFT, RIGHT, ROW, TOP = 960, 430, 70, 26, 64
 
 
-def chart(document: dict[str, Any]) -> str:
+def chart(results: Sequence[dict[str, Any]]) -> str:
     """How many times better than llama-server, on a logarithmic axis: a bar for each row that is a ratio."""
     bars = []
-    for record in document["rows"]:
+    for record in results:
         figure = record.get("figures", {}).get("ratio")
         if figure is None or figure["low"] <= 0:  # a difference lost in noise has no place on this axis
             continue
@@ -166,7 +198,7 @@ def chart(document: dict[str, Any]) -> str:
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         '<text x="12" y="24" font-size="16" font-weight="600">llm-node against llama-server, '
         "on the same libllama: times better</text>",
-        f'<text x="12" y="44" fill="#555" font-size="11">{escape(conditions(document))}</text>',
+        f'<text x="12" y="44" fill="#555" font-size="11">{escape(conditions(results))}</text>',
     ]
     for tick in (0.5, 1, 2, 3, 5, 8, 12, 20):
         if first <= math.log(tick) <= last:
@@ -202,8 +234,17 @@ def chart(document: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def write(folder: Path, document: dict[str, Any]) -> None:
+## files ############################################################################################
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `write` left there."""
+    rows: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def write(folder: Path, results: Sequence[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    (folder / "bench.md").write_text(markdown(document))
-    (folder / "bench.svg").write_text(chart(document))
+    (folder / "bench.json").write_text(json.dumps({"rows": results}, indent=1, ensure_ascii=False) + "\n")
+    (folder / "bench.md").write_text(markdown(results))
+    (folder / "bench.svg").write_text(chart(results))

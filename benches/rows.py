@@ -19,7 +19,7 @@ from typing import Any
 from benches import CACHE, ROOT, machine, models, stats
 from benches.client import Client, Load, LoadError, Report, Running
 from benches.ratio import FLAVOURS, Arena, Block, Comparison, play_once
-from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup
+from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup, guest
 
 MODELS = CACHE / "models"
 RATIO = "\u00d7"
@@ -103,56 +103,94 @@ def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) ->
     figures = {
         "ratio": Measured.of(ratios, RATIO),
         "llm-node": Measured.of(comparison.of_node(metric), unit),
-        "llama-server": Measured.of(comparison.of_llama_server(metric), unit),
+        comparison.other: Measured.of(comparison.of_other(metric), unit),
     }
     if comparison.load.route == "completions":  # else the load generator has words counted meanwhile
         for name, values in (
             ("llm-node CPU", comparison.of_node(lambda block: block.cpu_per_token)),
             ("llm-node front CPU", comparison.of_node(lambda block: block.front_per_token)),
-            ("llama-server CPU", comparison.of_llama_server(lambda block: block.cpu_per_token)),
+            (f"{comparison.other} CPU", comparison.of_other(lambda block: block.cpu_per_token)),
         ):
             figures[name] = Measured.of(values, "µs/token")
     if comparison.ceiling is not None:
         for name, values in (
             ("of the ceiling", comparison.of_node(throughput)),
-            ("llama-server, of the ceiling", comparison.of_llama_server(throughput)),
+            (f"{comparison.other}, of the ceiling", comparison.of_other(throughput)),
         ):
             figures[name] = Measured.of([value / comparison.ceiling for value in values], "")
     return Outcome(figures, standing(comparison), {**facts_of(comparison), "ratios": ratios})
 
 
+def disturbed(samples: stats.Samples[Any], what: str = "pairs") -> list[str]:
+    """What other load did to a row, in words."""
+    notes = []
+    if samples.thrown_away:
+        notes.append(f"{samples.thrown_away} more {what} were thrown away because of other load")
+    if samples.spoiled:
+        notes.append(f"{samples.spoiled} of {len(samples.kept)} {what} were disturbed by other load")
+    return notes
+
+
+def foreign_load(samples: stats.Samples[Any]) -> dict[str, Any]:
+    """The same in figures: the share of the machine, for each sample that counts."""
+    return {
+        "foreign load": [sample.foreign for sample in samples.kept],
+        "thrown away": samples.thrown_away,
+    }
+
+
 def standing(comparison: Comparison) -> list[str]:
     """What has to be said beside the figures."""
-    notes = [f"llama-server: {comparison.flavour}"]
-    if comparison.spoiled:
-        notes.append(f"{comparison.spoiled} of {len(comparison.pairs)} pairs were disturbed by other load")
+    notes = [f"llama-server: {comparison.flavour}"] if comparison.flavour else []
+    notes += disturbed(comparison.samples)
     if comparison.setup.model.note:
         notes.append(comparison.setup.model.note)
     return notes
 
 
 def facts_of(comparison: Comparison) -> dict[str, Any]:
-    return {
+    facts = {
         "model": comparison.setup.model.name,
         "threads": comparison.setup.threads,
         "slots": comparison.setup.slots,
         "context": comparison.setup.context,
         "load": vars(comparison.load),
-        "llama-server": str(comparison.flavour),
-        "trials of llama-server": comparison.trials,
         "ceiling, tokens/s": comparison.ceiling,
-        "foreign load": [pair.foreign for pair in comparison.pairs],
+        **foreign_load(comparison.samples),
     }
+    if comparison.flavour:
+        facts["llama-server"] = str(comparison.flavour)
+        facts["trials of llama-server"] = comparison.trials
+    return facts
 
 
 ## decoding #########################################################################################
 
 
-def decode(concurrency: int) -> Callable[[Arena], Outcome]:
+def decode(
+    concurrency: int, size: str = "135M", quantisation: str = "q8_0", prompt: int = 32, output: int = 128
+) -> Callable[[Arena], Outcome]:
     def measure(arena: Arena) -> Outcome:
-        setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, concurrency, 256)
-        load = Load(concurrency, concurrency, prompt=32, output=128)
+        model = models.random_model(MODELS, size, quantisation)
+        setup = Setup(model, arena.options.threads, concurrency, 256)
+        load = Load(concurrency, concurrency, prompt, output)
         return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
+
+    return measure
+
+
+def sampled(vocabulary: str) -> Callable[[Arena], Outcome]:
+    """A model so small that a row of logits is most of what it computes, and answers that are drawn.
+
+    The filters are those that llama-server has on by default; what else its chain names is off in both. (The
+    ceiling draws nothing, so there is none.)
+    """
+
+    def measure(arena: Arena) -> Outcome:
+        setup = Setup(models.random_model(MODELS, "15M", vocab=vocabulary), arena.options.threads, 8, 256)
+        filters = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}
+        load = Load(8, 8, prompt=32, output=64, temperature=0.8, filters=filters)
+        return told(arena.compare(setup, load, throughput), throughput, "tokens/s")
 
     return measure
 
@@ -239,18 +277,20 @@ def contended(arena: Arena) -> Outcome:
     with busy_core() as pid:
         comparison = arena.compare(setup, load, throughput, helpers=[pid])
         outcome = told(comparison, throughput, "tokens/s")
+        assert comparison.flavour is not None
         # Beside: what somebody gets who knows the variable.
         passive = Flavour(comparison.flavour.cache, environment=(("OMP_WAIT_POLICY", "passive"),))
         with arena.llama_server(setup, passive) as server:
-            values = [
-                throughput(
-                    arena.block(server, [], comparison.load.with_seed(700_000 + turn), play_once, [pid])[0]
-                )
-                for turn in range(max(2, arena.options.pairs // 2))
-            ]
-    outcome.figures[f"llama-server with {passive.environment[0][0]}=passive"] = Measured.of(
-        values, "tokens/s"
-    )
+            samples = arena.collect(
+                max(2, arena.options.pairs // 2),
+                lambda turn: arena.block(
+                    server, [], comparison.load.with_seed(700_000 + turn), play_once, [pid]
+                ),
+            )
+    name = f"llama-server with {passive.environment[0][0]}=passive"
+    outcome.figures[name] = Measured.of([throughput(block) for block in samples.values], "tokens/s")
+    outcome.facts[name] = foreign_load(samples)
+    outcome.notes += disturbed(samples, f"blocks of {name}")
     return outcome
 
 
@@ -285,16 +325,22 @@ def host_cpu(arena: Arena) -> Outcome:
     processor varies by.)
     """
     figures: dict[str, Measured] = {}
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
     for concurrency in (1, 8, 32, 64):
         tokens = max(STORIES_OUTPUT, 4000 // concurrency)
         more = ["--row-us", "500", "--tokens", str(tokens), "--requests", "10"]
-        rows = [record["rows"][0] for record in of_nothing(arena, concurrency, more)]
+        samples = of_nothing(arena, concurrency, more)
+        notes += disturbed(samples, f"runs with c={concurrency}")
+        facts[f"c={concurrency}"] = foreign_load(samples)
+        rows = [record["rows"][0] for record in samples.values]
         node, worker = ([row[f"{part}_us_per_token"] for row in rows] for part in ("node", "worker"))
         both = [a + b for a, b in zip(node, worker, strict=True)]
         for name, values in (("", both), ("node, ", node), ("worker, ", worker)):
             figures[f"{name}c={concurrency}"] = Measured.of(values, "µs")
     ours = [figure for name, figure in figures.items() if name.startswith("c=")]
-    return Outcome({"above the engine": max(ours, key=lambda figure: figure.value), **figures})
+    worst = max(ours, key=lambda figure: figure.value)
+    return Outcome({"above the engine": worst, **figures}, notes, facts)
 
 
 def request_cost(arena: Arena) -> Outcome:
@@ -303,7 +349,8 @@ def request_cost(arena: Arena) -> Outcome:
     The node's is what it takes where the engine costs nothing. llama-server has no such engine: there it is
     the whole less what llama-bench takes for the prompt, two figures of which each is ten times as large.
     """
-    ours = [record["request"]["wall_ms"] for record in of_nothing(arena, STREAMS_OF_NOTHING)]
+    samples = of_nothing(arena, STREAMS_OF_NOTHING)
+    ours = [record["request"]["wall_ms"] for record in samples.values]
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     load = Load(1, 100, STORIES_PROMPT, 1, route="chat")
     latency = milliseconds("e2e", "p50")
@@ -315,7 +362,7 @@ def request_cost(arena: Arena) -> Outcome:
         beside=lambda: arena.prefill_ms(setup, STORIES_PROMPT),
     )
     engine = stats.median(comparison.beside)
-    theirs = [value - engine for value in comparison.of_llama_server(latency)]
+    theirs = [value - engine for value in comparison.of_other(latency)]
     outcome = told(comparison, latency, "ms")
     outcome.figures = {
         "outside the engine": Measured.of(ours, "ms"),
@@ -324,6 +371,8 @@ def request_cost(arena: Arena) -> Outcome:
         "llm-node": outcome.figures["llm-node"],
         "llama-server": outcome.figures["llama-server"],
     }
+    outcome.facts["outside the engine"] = foreign_load(samples)
+    outcome.notes += disturbed(samples, "runs with an engine that costs nothing")
     return outcome
 
 
@@ -389,9 +438,9 @@ def cache_exhaustion(arena: Arena) -> Outcome:
         {
             "failed": Measured.exact(sum(comparison.of_node(failed)), f"of {asked}"),
             "of capacity": Measured.of(comparison.of_node(goodput), ""),
-            "llama-server, failed": Measured.exact(sum(comparison.of_llama_server(failed)), f"of {asked}"),
+            "llama-server, failed": Measured.exact(sum(comparison.of_other(failed)), f"of {asked}"),
             "llm-node": Measured.of(comparison.of_node(throughput), "tokens/s"),
-            "llama-server": Measured.of(comparison.of_llama_server(throughput), "tokens/s"),
+            "llama-server": Measured.of(comparison.of_other(throughput), "tokens/s"),
         },
         standing(comparison),
         facts_of(comparison),
@@ -411,7 +460,7 @@ def node_memory(arena: Arena) -> Outcome:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     setup = Setup(models.small_model(MODELS), 1, 1, 512)
     with arena.node(setup, load=False) as node, contextlib.ExitStack() as stack:
-        alone = machine.memory_bytes(node.process.pid)
+        alone = machine.memory_bytes(node.pid)
         host, port = node.url.removeprefix("http://").split(":")
         for _ in range(IDLE_CONNECTIONS):
             link = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
@@ -419,7 +468,7 @@ def node_memory(arena: Arena) -> Outcome:
             if not link.recv(4096).startswith(b"HTTP/1.1 200"):
                 raise ServerError("the node refused an idle connection")
         time.sleep(1.0)
-        full = machine.memory_bytes(node.process.pid)
+        full = machine.memory_bytes(node.pid)
     return Outcome(
         {"RSS": Measured.exact(full / 1e6, "MB"), "without connections": Measured.exact(alone / 1e6, "MB")}
     )
@@ -436,7 +485,7 @@ def worker_memory(arena: Arena) -> Outcome:
     for _ in range(arena.options.repeats):
         with arena.node(setup) as node:
             arena.client.run(node, Load(8, 8, prompt=64, output=64))
-            resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.process.pid))
+            resident = max(machine.memory_bytes(pid) for pid in machine.children_of(node.pid))
             weights = sum(one["weights_bytes"] for one in node.facts["load"]["memory"] if one["is_host"])
         found.append((resident, weights))
     return Outcome(
@@ -458,27 +507,29 @@ STREAMS_OF_NOTHING = 64
 SAMPLER_CASE = "top_k_40_top_p_min_p_temp"
 
 
-def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> list[dict[str, Any]]:
+def of_nothing(arena: Arena, concurrency: int, more: Sequence[str] = ()) -> stats.Samples[dict[str, Any]]:
     """What token_path.py finds, several times: the node with an engine that costs nothing."""
 
-    def measure() -> list[dict[str, Any]]:
-        records = []
-        for _ in range(arena.options.repeats):
-            with tempfile.NamedTemporaryFile(suffix=".json") as file:
-                command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
-                command += ["--concurrency", str(concurrency), "--idle", "0", *more]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode != 0:
-                    raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
-                records.append(json.load(file))
-        return records
+    def run() -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [sys.executable, str(ROOT / "benches" / "token_path.py"), "--json", file.name]
+            command += ["--concurrency", str(concurrency), *more]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise LoadError(f"token_path.py: {done.stderr[-1000:]}")
+            record: dict[str, Any] = json.load(file)
+            return record
 
-    return arena.once(f"an engine that costs nothing: {concurrency} {more}", measure)
+    return arena.once(
+        f"an engine that costs nothing: {concurrency} {more}",
+        lambda: arena.alone(run, arena.options.repeats),
+    )
 
 
 def token_path(arena: Arena) -> Outcome:
     """Tokens that reach 64 clients for each second of processor time, with an engine that costs nothing."""
-    rows = [record["rows"][0] for record in of_nothing(arena, STREAMS_OF_NOTHING)]
+    samples = of_nothing(arena, STREAMS_OF_NOTHING)
+    rows = [record["rows"][0] for record in samples.values]
     node, worker = ([row[f"{part}_us_per_token"] for row in rows] for part in ("node", "worker"))
     rates = [1e3 / (a + b) for a, b in zip(node, worker, strict=True)]
     return Outcome(
@@ -487,7 +538,9 @@ def token_path(arena: Arena) -> Outcome:
             "node": Measured.of(node, "µs/token"),
             "worker": Measured.of(worker, "µs/token"),
             "on this machine": Measured.of([row["tokens_per_second"] / 1e3 for row in rows], "k tokens/s"),
-        }
+        },
+        disturbed(samples, "runs"),
+        foreign_load(samples),
     )
 
 
@@ -499,16 +552,19 @@ def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
         command = ["cargo", "bench", "--quiet", "--locked", "-p", "llm-node-core", "--bench", "sample", "--"]
         command += [f"{SAMPLER_CASE}/{size}"]
         target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-        found = []
-        # Shared machines change their speed within seconds: what criterion says of one run is narrower.
-        for _ in range(arena.options.repeats):
+
+        def run() -> float:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise LoadError(f"cargo bench: {done.stderr[-1000:]}")
             files = (target / "criterion").glob(f"**/{size}/new/estimates.json")
             file = next(path for path in files if any(part.endswith(SAMPLER_CASE) for part in path.parts))
-            found.append(json.loads(file.read_text())["median"]["point_estimate"] / 1e3)
-        return Outcome({"a row": Measured.of(found, "µs")})
+            return float(json.loads(file.read_text())["median"]["point_estimate"]) / 1e3
+
+        # Shared machines change their speed within seconds: what criterion says of one run is narrower.
+        samples = arena.alone(run, arena.options.repeats)
+        figures = {"a row": Measured.of(samples.values, "µs")}
+        return Outcome(figures, disturbed(samples, "runs"), foreign_load(samples))
 
     return measure
 
@@ -516,22 +572,41 @@ def sampler(vocabulary: str) -> Callable[[Arena], Outcome]:
 ## with a GPU #######################################################################################
 
 
+def need_gpu() -> None:
+    if machine.gpu() is None:
+        raise Unavailable("no GPU")
+
+
+def gpu_load(arena: Arena, concurrency: int) -> tuple[Setup, Load]:
+    model = models.random_model(MODELS, "8B")
+    setup = Setup(model, arena.options.threads, concurrency, 512, backend="cuda")
+    return setup, Load(concurrency, concurrency, prompt=128, output=128)
+
+
 def on_gpu(concurrency: int) -> Callable[[Arena], Outcome]:
     def measure(arena: Arena) -> Outcome:
-        if machine.gpu() is None:
-            raise Unavailable("no GPU")
-        model = models.random_model(MODELS, "8B")
-        setup = Setup(model, arena.options.threads, concurrency, 512, backend="cuda")
-        load = Load(concurrency, concurrency, prompt=128, output=128)
+        need_gpu()
+        setup, load = gpu_load(arena, concurrency)
         return told(arena.compare(setup, load, throughput, ceiling_every=4), throughput, "tokens/s")
 
     return measure
 
 
+def against_guest(arena: Arena, setup: Setup, load: Load, name: str, url: str) -> Outcome:
+    """Against a server that the person at the terminal started on the same machine."""
+    other = guest(name, url, setup.model)
+    outcome = told(arena.compare_with_guest(setup, load, other), throughput, "tokens/s")
+    outcome.facts[name] = f"{other.model_id} at {url}"
+    outcome.notes.append(f"{name}: {outcome.facts[name]}")
+    return outcome
+
+
 def against_vllm(arena: Arena) -> Outcome:
-    if machine.gpu() is None:
-        raise Unavailable("no GPU")
-    raise Unavailable("vLLM is to be started by hand: llm-node bench URL --concurrency 128, on both")
+    need_gpu()
+    if arena.options.vllm_url is None:
+        raise Unavailable("no vLLM: start one on this GPU and name it with --vllm-url (docs/benchmarks.md)")
+    setup, load = gpu_load(arena, 128)
+    return against_guest(arena, setup, load, "vLLM", arena.options.vllm_url)
 
 
 ## all ##############################################################################################
@@ -542,6 +617,28 @@ ROWS: list[Row] = [
     *(
         Row(f"decode-{c}", f"135M, decode tokens/s, c = {c}", measure=decode(c), **faster(must, aim))
         for c, must, aim in ((1, 1.00, 1.03), (8, 1.05, 1.15), (32, 1.10, 1.15))
+    ),
+    # Larger models answer shorter, so that a pair takes seconds on two cores.
+    Row(
+        "decode-360m",
+        "360M q4_0, decode tokens/s, c = 8",
+        measure=decode(8, "360M", "q4_0", output=32),
+        **faster(1.0, 1.1),
+    ),
+    Row(
+        "decode-1b",
+        "1B q4_0, decode tokens/s, c = 4",
+        measure=decode(4, "1B", "q4_0", prompt=16, output=24),
+        **faster(1.0, 1.1),
+    ),
+    *(
+        Row(
+            f"sampled-{name}",
+            f"15M, {name} vocabulary, sampled, tokens/s, c = 8",
+            measure=sampled(name),
+            **faster(1.0, 1.2),
+        )
+        for name in ("128k", "152k")
     ),
     # Holes among the sequences cost llama.cpp's split cache, llama-server's default with -np, a pass each.
     Row(

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.build import Tools
-from benches.machine import children_of, cpu_seconds
+from benches.machine import children_of, cpu_seconds, listener
 from benches.models import Model
 
 START_SECONDS = 120.0
@@ -69,21 +70,19 @@ class Server:
     """A server that is up."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    pid: int
     url: str
     model: Model
-    log: Path
-    command: list[str]
-    folder: tempfile.TemporaryDirectory[str]
-    facts: dict[str, Any] = field(default_factory=dict)
+    model_id: str
+    """What it calls the model."""
 
     @property
     def pids(self) -> list[int]:
-        return [self.process.pid, *children_of(self.process.pid)]
+        return [self.pid, *children_of(self.pid)]
 
     def cpu(self) -> tuple[float, float]:
         """Processor seconds of the process that talks HTTP, and of those below it."""
-        return cpu_seconds([self.process.pid]), cpu_seconds(children_of(self.process.pid))
+        return cpu_seconds([self.pid]), cpu_seconds(children_of(self.pid))
 
     def request(self, path: str, body: Any = None, timeout: float = 120.0) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -100,8 +99,18 @@ class Server:
         chance = random.Random(seed)
         low = self.model.vocab // 2
         prompt = [chance.randrange(low, self.model.vocab) for _ in range(8)]
-        body = {"model": self.model.path.stem, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
+        body = {"model": self.model_id, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
         self.request("/v1/completions", {**body, "temperature": 0})
+
+
+@dataclass
+class Started(Server):
+    """A server that is ours to end."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    folder: tempfile.TemporaryDirectory[str]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def stop(self) -> None:
         below = children_of(self.process.pid)
@@ -122,7 +131,7 @@ class Server:
 
 
 class ServerError(RuntimeError):
-    """A server did not start, or refused what the benchmark asked."""
+    """A server did not start, is not there, or refused what the benchmark asked."""
 
 
 def start(
@@ -133,7 +142,7 @@ def start(
     model: Model,
     environment: Mapping[str, str] | None = None,
     cores: Sequence[int] | None = None,
-) -> Server:
+) -> Started:
     folder = tempfile.TemporaryDirectory(prefix="llm-node-bench-")
     log = Path(folder.name) / "log"
     # No setting of the person who runs the benchmark leaks in.
@@ -147,7 +156,8 @@ def start(
             stderr=sink,
             env={**kept, "HOME": folder.name, **(environment or {})},
         )
-    server = Server(name, process, f"http://127.0.0.1:{port}", model, log, list(command), folder)
+    url = f"http://127.0.0.1:{port}"
+    server = Started(name, process.pid, url, model, model.path.stem, process, log, folder)
     deadline = time.monotonic() + START_SECONDS
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
@@ -160,7 +170,23 @@ def start(
         time.sleep(0.05)
 
 
-def start_llama_server(tools: Tools, setup: Setup, flavour: Flavour) -> Server:
+def guest(name: str, url: str, model: Model) -> Server:
+    """A server that somebody else started on this machine, with a model of the same shape; it stays up."""
+    server = Server(name, 0, url.rstrip("/").removesuffix("/v1"), model, "")
+    try:
+        server.model_id = str(server.request("/v1/models")["data"][0]["id"])
+    except (OSError, LookupError, ValueError) as error:
+        raise ServerError(f"no {name} answers at {url}: {error}") from error
+    pid = listener(urllib.parse.urlsplit(server.url).port or 80)
+    if pid is None:
+        raise ServerError(
+            f"{url}: no process that can be seen listens there, so its load cannot be told apart"
+        )
+    server.pid = pid
+    return server
+
+
+def start_llama_server(tools: Tools, setup: Setup, flavour: Flavour) -> Started:
     port = free_port()
     command = [str(tools.server), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-m", str(setup.model.path), "--alias", setup.model.path.stem]
@@ -181,7 +207,7 @@ def start_node(
     options: Mapping[str, str] | None = None,
     cores: Sequence[int] | None = None,
     load: bool = True,
-) -> Server:
+) -> Started:
     port = free_port()
     command = [str(Path(sys.executable).with_name("llm-node")), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--engines-dir", str(engines), "--models-dir", str(setup.model.path.parent)]

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FOREIGN_LIMIT = 0.05
-"""A block during which others took more of the machine than this is spoiled."""
+"""What is measured while others take more of the machine than this is spoiled."""
 RESAMPLES = 5000
 
 
@@ -28,45 +28,64 @@ class Pair(Generic[T]):
 
     a: T
     b: T
+
+
+@dataclass(frozen=True)
+class Sample(Generic[T]):
+    """What was measured once."""
+
+    value: T
     foreign: float
-    """The larger share of the machine that others took during one of the two, 0 to 1."""
+    """The share of the machine that others took meanwhile, 0 to 1."""
 
     @property
     def spoiled(self) -> bool:
         return self.foreign > FOREIGN_LIMIT
 
 
-def collect(
-    wanted: int,
-    block: Callable[[str, int], tuple[T, float]],
-    after: Callable[[int], None] = lambda index: None,
-    attempts: int | None = None,
-) -> list[Pair[T]]:
-    """Measure pairs until `wanted` of them are clean, in ABBA order.
+@dataclass(frozen=True)
+class Samples(Generic[T]):
+    """What counts of all that was measured, in the order it was measured."""
 
-    `block(side, index)` measures one block and tells what others took of the machine meanwhile; `after`
-    is called after each pair. Where the machine does not become quiet within `attempts` pairs (three
-    times as many as wanted), the least disturbed ones fill up, and stay marked as spoiled.
+    kept: list[Sample[T]]
+    thrown_away: int
+    """So many more were measured, during which others took too much of the machine."""
+
+    @property
+    def values(self) -> list[T]:
+        return [sample.value for sample in self.kept]
+
+    @property
+    def spoiled(self) -> int:
+        """How many count though others took too much, because the machine did not become quiet."""
+        return sum(sample.spoiled for sample in self.kept)
+
+
+def collect(wanted: int, measure: Callable[[int], Sample[T]], attempts: int | None = None) -> Samples[T]:
+    """Measure until `wanted` samples are clean; `measure` is told how many there are already.
+
+    Where the machine does not become quiet within `attempts` samples (three times as many as wanted), the
+    least disturbed ones fill up, and stay marked as spoiled.
     """
     attempts = 3 * wanted if attempts is None else attempts
-    pairs: list[Pair[T]] = []
+    samples: list[Sample[T]] = []
+    while sum(not sample.spoiled for sample in samples) < wanted and len(samples) < attempts:
+        samples.append(measure(len(samples)))
+    best = sorted(range(len(samples)), key=lambda index: samples[index].foreign)[:wanted]
+    kept = [samples[index] for index in sorted(best)]
+    return Samples(kept, len(samples) - len(kept))
+
+
+def in_turns(block: Callable[[str, int], Sample[T]]) -> Callable[[int], Sample[Pair[T]]]:
+    """Pairs to collect, in ABBA order, of `block(side, index)`; a pair is as disturbed as its worse half."""
     order = abba()
-    while sum(not pair.spoiled for pair in pairs) < wanted and len(pairs) < attempts:
-        index = len(pairs)
+
+    def pair(index: int) -> Sample[Pair[T]]:
         measured = {side: block(side, index) for side in next(order)}
-        (a, foreign_a), (b, foreign_b) = measured["A"], measured["B"]
-        pairs.append(Pair(a, b, max(foreign_a, foreign_b)))
-        after(index)
-    return choose(pairs, wanted)
+        a, b = measured["A"], measured["B"]
+        return Sample(Pair(a.value, b.value), max(a.foreign, b.foreign))
 
-
-def choose(pairs: Sequence[Pair[T]], wanted: int) -> list[Pair[T]]:
-    """The clean pairs, or else the least disturbed ones, in the order they were measured."""
-    clean = [pair for pair in pairs if not pair.spoiled]
-    if len(clean) >= wanted:
-        return clean
-    best = sorted(range(len(pairs)), key=lambda index: pairs[index].foreign)[:wanted]
-    return [pairs[index] for index in sorted(best)]
+    return pair
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""What the host itself costs: streams of an engine that costs nothing, and connections that do nothing.
+"""What the host itself costs: streams and chats of an engine that costs nothing.
 
 Builds `benches/null_engine`, starts a node with it, and prints for each concurrency the tokens per second
 that reach a client which only reads, and the CPU time per token of the node and of the worker, which is all
@@ -6,7 +6,9 @@ there is above an engine. `--step-us` makes each step wait, as it does for a rea
 show that a saturated pipeline hides. `--row-us` lets the engine compute for each token, as it does on a CPU;
 its own time is not counted.
 
-    python benches/token_path.py [--concurrency 1,8,64] [--tokens 20000] [--step-us 0] [--idle 1000]
+The client is `benches/null_engine/reader.c`, pinned as that of all rows is.
+
+    python benches/token_path.py [--concurrency 1,8,64] [--tokens 20000] [--step-us 0]
 """
 
 from __future__ import annotations
@@ -16,19 +18,17 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from benches.machine import client_pin  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
 
 MODEL = "null"
@@ -49,16 +49,18 @@ def cpu(pid: int) -> float:
     return sum(cpu_by_thread(pid).values())
 
 
-def rss(pid: int) -> float:
-    """MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("a process without memory")
+def read(node: RunningNode, reader: Path, what: str, count: int, body: dict[str, Any]) -> dict[str, Any]:
+    """What `reader` says of so many streams, or chats."""
+    _, port = node.address
+    command = [*client_pin(), str(reader), str(port), what, str(count), json.dumps(body)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["broken"] == 0, (result, node.log_text()[-500:])
+    return result
 
 
 def measure(
-    node: RunningNode, worker: int, reader: Path, streams: int, tokens: int, row_us: int, cores: str | None
+    node: RunningNode, worker: int, reader: Path, streams: int, tokens: int, row_us: int
 ) -> dict[str, Any]:
     body = {
         "model": MODEL,
@@ -68,13 +70,8 @@ def measure(
         "ignore_eos": True,
         "stream": True,
     }
-    _, port = node.address
-    command = [str(reader), str(port), str(streams), json.dumps(body)]
-    if cores is not None:
-        command = ["taskset", "-c", cores, *command]
     before = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
-    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout)
-    assert result["broken"] == 0, (result, node.log_text()[-500:])
+    result = read(node, reader, "streams", streams, body)
     after = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
     total = streams * tokens
     of_node, of_worker = (
@@ -97,51 +94,25 @@ def measure(
     }
 
 
-@contextlib.contextmanager
-def idle_connections(node: RunningNode, count: int) -> Iterator[None]:
-    """So many connections, each of which has had one answer and stays open."""
-    with contextlib.ExitStack() as stack:
-        for _ in range(count):
-            connection = stack.enter_context(socket.create_connection(node.address))
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        yield
-
-
-def request_cost(node: RunningNode, worker: int, count: int) -> dict[str, float]:
-    """CPU milliseconds of one chat request of one token, not streamed, by one idle client."""
-    body = json.dumps(
-        {
-            "model": MODEL,
-            "messages": [
-                {"role": "system", "content": "You are a helpful assistant."},
-                {"role": "user", "content": "Say one letter. " * 12},
-            ],
-            "max_tokens": 1,
-            "temperature": 0,
-        }
-    ).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(node.address) as connection:
-
-        def ask() -> None:
-            connection.sendall(head.encode() + body)
-            answer = b""
-            while b'"usage"' not in answer or not answer.endswith(b"}"):
-                answer += connection.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 200"), answer
-
-        for _ in range(100):
-            ask()
-        before, began = (cpu(node.process.pid), cpu(worker)), time.perf_counter()
-        for _ in range(count):
-            ask()
-        seconds = time.perf_counter() - began
-        after = (cpu(node.process.pid), cpu(worker))
+def request_cost(node: RunningNode, worker: int, reader: Path, count: int) -> dict[str, float]:
+    """Milliseconds of one chat of one token, not streamed, one after the other."""
+    body = {
+        "model": MODEL,
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "Say one letter. " * 12},
+        ],
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    read(node, reader, "chats", 100, body)
+    before = cpu(node.process.pid), cpu(worker)
+    result = read(node, reader, "chats", count, body)
+    after = cpu(node.process.pid), cpu(worker)
     return {
         "node_ms": 1e3 * (after[0] - before[0]) / count,
         "worker_ms": 1e3 * (after[1] - before[1]) / count,
-        "wall_ms": 1e3 * seconds / count,
+        "wall_ms": 1e3 * result["seconds"] / count,
     }
 
 
@@ -151,9 +122,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000, help="of each stream")
     parser.add_argument("--step-us", type=int, default=0)
     parser.add_argument("--row-us", type=int, default=0)
-    parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--reader-core", help="pin the reading client: 1")
     parser.add_argument("--node-core", help="pin the node, not its worker: 0")
     parser.add_argument("--threads", action="store_true", help="show each thread")
     parser.add_argument("--json", type=Path)
@@ -185,18 +154,18 @@ def main() -> None:
             if options.node_core is not None:
                 for task in Path(f"/proc/{node.process.pid}/task").iterdir():
                     os.sched_setaffinity(int(task.name), {int(options.node_core)})
-            record["request"] = request_cost(node, worker, options.requests)
+            reader = folder / "engines/reader"
+            record["request"] = request_cost(node, worker, reader, options.requests)
             print("one chat request: " + ", ".join(f"{k} {v:.2f}" for k, v in record["request"].items()))
             print(f"{'streams':>8} {'tokens/s':>10} {'tokens/event':>13} {'node us':>8} {'worker us':>10}")
             for streams in map(int, options.concurrency.split(",")):
                 row = measure(
                     node,
                     worker,
-                    folder / "engines/reader",
+                    reader,
                     streams,
                     options.tokens,
                     options.row_us,
-                    options.reader_core,
                 )
                 record["rows"].append(row)
                 print(
@@ -205,14 +174,6 @@ def main() -> None:
                 )
                 if options.threads:
                     print(f"{'':>8} {row['threads_us_per_token']}")
-            record["rss_mib"] = rss(node.process.pid)
-            with idle_connections(node, options.idle):
-                record["rss_idle_connections_mib"] = rss(node.process.pid)
-            print(
-                f"memory of the node: {record['rss_mib']:.0f} MiB, "
-                f"with {options.idle} idle connections {record['rss_idle_connections_mib']:.0f} MiB; "
-                f"of the worker {rss(worker):.0f} MiB"
-            )
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are printed from tables: errors.md and settings.md.
+"""Write what is printed from tables: docs/errors.md, docs/settings.md, and the figures in README.md.
 
 `python tools/generate_docs.py` writes them, `--check` only says whether they are current.
 """
@@ -11,7 +11,15 @@ from pathlib import Path
 
 from llm_node import errors, settings
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benches.rows import ROWS  # noqa: E402
+
+from benches import report  # noqa: E402
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "benches" / "results"
 
 
 def errors_page() -> str:
@@ -75,20 +83,36 @@ environment. Sizes take `K`, `M`, `G`, `T` as powers of 1024.
     return head + table(rows)
 
 
+def readme() -> str:
+    """README.md with every row of the benchmark: those of a GPU, then the others."""
+    begin = "<!-- Printed from benches/results by `make gen`; changes made here are lost. -->\n"
+    end = "<!-- End of what is printed. -->\n"
+    kept = [*report.read(RESULTS), *report.read(RESULTS / "h200")]
+    found = {one["key"]: one for one in kept if "figures" in one}
+    rows = sorted(ROWS, key=lambda row: not row.key.startswith("gpu-"))
+    results = [found.get(row.key) or report.result(row, "not measured", {}) for row in rows]
+    before, rest = README.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{report.markdown_table(results)}\n{end}{after}"
+
+
 def table(rows: Iterable[Sequence[str]]) -> str:
     lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
     return "".join(f"| {line} |\n" for line in lines)
 
 
-PAGES = {"errors.md": errors_page, "settings.md": settings_page}
+PAGES = {
+    ROOT / "docs" / "errors.md": errors_page,
+    ROOT / "docs" / "settings.md": settings_page,
+    README: readme,
+}
 
 
 def main() -> int:
     stale = []
-    for name, page in PAGES.items():
-        path = DOCS / name
+    for path, page in PAGES.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != page():
-            stale.append(name)
+            stale.append(path.name)
             if "--check" not in sys.argv[1:]:
                 path.write_text(page(), encoding="utf-8")
     if "--check" in sys.argv[1:] and stale:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import subprocess
 import sys
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,22 @@ from support.node import running_node
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benches.machine import Reading  # noqa: E402
-from benches.rows import ROWS, Goal, Measured, Outcome, Row  # noqa: E402
+from benches.__main__ import earlier  # noqa: E402
+from benches.client import Load, LoadError, Report, default_command  # noqa: E402
+from benches.machine import Reading, listener  # noqa: E402
+from benches.ratio import Arena, Block, Options, check_equal_prompts  # noqa: E402
+from benches.rows import (  # noqa: E402
+    ROWS,
+    Goal,
+    Measured,
+    Outcome,
+    Row,
+    Unavailable,
+    against_guest,
+    against_vllm,
+    disturbed,
+)
+from benches.servers import Setup  # noqa: E402
 
 from benches import models, report, stats  # noqa: E402
 
@@ -31,31 +47,32 @@ def test_blocks_come_in_the_order_abba() -> None:
 def test_a_steady_drift_of_the_machine_leaves_the_median_of_ratios_alone() -> None:
     clock = itertools.count()
 
-    def block(side: str, _: int) -> tuple[float, float]:
+    def block(side: str, _: int) -> stats.Sample[float]:
         speed = 1 - 0.01 * next(clock)  # each block is slower than the one before
-        return (1.2 if side == "A" else 1.0) * speed, 0.0
+        return stats.Sample((1.2 if side == "A" else 1.0) * speed, 0.0)
 
-    pairs = stats.collect(8, block)
-    ratio = stats.median([pair.a / pair.b for pair in pairs])
+    pairs = stats.collect(8, stats.in_turns(block))
+    ratio = stats.median([pair.a / pair.b for pair in pairs.values])
     assert ratio == pytest.approx(1.2, rel=2e-3)
 
 
 def test_spoiled_pairs_are_measured_again() -> None:
     foreign = iter([0.0, 0.0, 0.2, 0.0, 0.0, 0.06, *[0.0] * 20])
-    pairs = stats.collect(3, lambda side, index: (index, next(foreign)))
-    assert [pair.a for pair in pairs] == [0, 3, 4]
-    assert not any(pair.spoiled for pair in pairs)
+    block = stats.in_turns(lambda side, index: stats.Sample(index, next(foreign)))
+    pairs = stats.collect(3, block)
+    assert [pair.a for pair in pairs.values] == [0, 3, 4]
+    assert (pairs.thrown_away, pairs.spoiled) == (2, 0)
 
 
-def test_a_machine_that_is_never_quiet_ends_the_row_with_its_best_pairs() -> None:
+def test_a_machine_that_is_never_quiet_ends_the_row_with_its_best_samples() -> None:
     shares = [0.5, 0.4, 0.3, 0.2, 0.1, 0.04]
-
-    def block(side: str, index: int) -> tuple[int, float]:
-        return index, shares[index]
-
-    pairs = stats.collect(2, block)
-    assert [pair.a for pair in pairs] == [4, 5]
-    assert [pair.spoiled for pair in pairs] == [True, False]
+    samples = stats.collect(2, lambda index: stats.Sample(index, shares[index]))
+    assert samples.values == [4, 5]
+    assert (samples.thrown_away, samples.spoiled) == (4, 1)
+    assert disturbed(samples, "runs") == [
+        "4 more runs were thrown away because of other load",
+        "1 of 2 runs were disturbed by other load",
+    ]
 
 
 def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
@@ -107,35 +124,77 @@ def test_less_is_better_where_the_goal_says_so() -> None:
     assert report.verdict(latency, Outcome({"ratio": Measured.exact(0.7, "x")})) == "no"
 
 
-def document(*results: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "date": "2026-11-24T00:00:00+00:00",
-        "machine": {"processor": "A <processor>", "cores": 2, "gpu": None},
-        "versions": {"llm-node": "1", "libllama": "crate 2", "llama-server": "llama.cpp b3"},
-        "options": {"pairs": 8, "block_seconds": 5.0},
-        "rows": list(results),
+MACHINE = {"processor": "A <processor>", "cores": 2, "gpu": None}
+
+
+def record(
+    outcome: Outcome | str, of: Row | None = None, commit: str | None = "abc", pairs: int = 8
+) -> dict[str, Any]:
+    provenance = {
+        "machine": MACHINE,
+        "versions": {
+            "llm-node": "1",
+            "commit": commit,
+            "libllama": "crate 2",
+            "llama-server": "llama.cpp b3",
+        },
+        "options": {"pairs": pairs, "block_seconds": 5.0},
     }
+    return report.result(of or row(), outcome, provenance)
 
 
 def test_the_tables_have_a_line_for_each_row_measured_or_not() -> None:
-    done = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.152, "x")}, ["split"]))
-    missing = report.result(row(title="on a GPU"), "no GPU")
+    figures = {"ratio": Measured(1.1, 1.05, 1.152, "x")}
+    figures |= {
+        f"{name} CPU": Measured.exact(us, "us") for name, us in (("llm-node", 30), ("llama-server", 40))
+    }
+    done = record(Outcome(figures, ["split"]))
+    missing = record("no GPU", row(title="on a GPU"))
     lines = report.table([done, missing]).splitlines()
     assert [line.split()[0] for line in lines] == ["row", "decode", "on"]
     assert "1.10 x [1.05, 1.15]" in lines[1]
-    assert lines[1].endswith("yes")
+    assert lines[1].split()[-3:] == ["0.75", "\u00d7", "yes"]
     assert "no GPU" in lines[2]
-    page = report.markdown(document(done, missing)).splitlines()
+    page = report.markdown([done, missing]).splitlines()
     assert all(line.count("|") - line.count("\\|") == len(report.HEADINGS) + 1 for line in page[:4])
     assert "2 cores" in page[-1]
 
 
+def test_the_conditions_name_all_that_rows_were_measured_with() -> None:
+    figures = {"ratio": Measured.exact(1.1, "x")}
+    rows = [
+        record(Outcome(figures)),
+        record(Outcome(figures), commit=None, pairs=3),
+        record("no GPU", commit="z"),
+    ]
+    said = report.conditions(rows)
+    assert "commit abc, unknown;" in said
+    assert "3 to 8 pairs of blocks of about 5 s" in said
+
+
+def test_rows_of_another_machine_are_not_kept_beside_those_of_this_one(tmp_path: Path) -> None:
+    report.write(tmp_path, [record(Outcome({"ratio": Measured.exact(1.1, "x")}))])
+    assert list(earlier(tmp_path, MACHINE)) == ["decode"]
+    assert earlier(tmp_path / "none", MACHINE) == {}
+    with pytest.raises(SystemExit, match=r"A <processor>, 2 cores, no GPU; this one: .* a GPU"):
+        earlier(tmp_path, {**MACHINE, "gpu": "a GPU"})
+
+
+def test_the_results_that_are_kept_can_be_shown_and_are_of_one_machine_each() -> None:
+    files = list((ROOT / "benches" / "results").glob("**/bench.json"))
+    assert files
+    for file in files:
+        rows = report.read(file.parent)
+        assert (file.parent / "bench.md").read_text(encoding="utf-8") == report.markdown(rows)
+        assert len({report.place(one["machine"]) for one in rows}) == 1
+
+
 def test_the_chart_is_xml_with_a_bar_for_each_ratio() -> None:
-    faster = report.result(row(), Outcome({"ratio": Measured(1.1, 1.05, 1.15, "x")}))
+    faster = record(Outcome({"ratio": Measured(1.1, 1.05, 1.15, "x")}))
     latency = row(title="less", must=(Goal("ratio", 0.5, False),), aim=())
-    less = report.result(latency, Outcome({"ratio": Measured(0.25, 0.2, 0.3, "x")}))
-    other = report.result(row(must=(), aim=()), Outcome({"RSS": Measured.exact(90, "MB")}))
-    root = xml.etree.ElementTree.fromstring(report.chart(document(faster, less, other)))  # noqa: S314
+    less = record(Outcome({"ratio": Measured(0.25, 0.2, 0.3, "x")}), latency)
+    other = record(Outcome({"RSS": Measured.exact(90, "MB")}), row(must=(), aim=()))
+    root = xml.etree.ElementTree.fromstring(report.chart([faster, less, other]))  # noqa: S314
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert "1.10" in texts and "4.00" in texts  # a quarter of the time is four times better
     assert sum(element.tag.endswith("rect") for element in root.iter()) == 3  # the ground and two bars
@@ -145,6 +204,18 @@ def test_every_goal_names_a_limit_and_rows_have_keys_of_their_own() -> None:
     assert len({each.key for each in ROWS}) == len(ROWS)
     for each in ROWS:
         assert each.must and each.aim, each.key
+
+
+def block(prompt_tokens: int, may_fail: bool = False) -> Block:
+    return Block([Report(Load(1, 1, 8, 8, may_fail=may_fail), {"prompt_tokens": prompt_tokens})], 0.0, 0.0)
+
+
+def test_prompts_of_different_lengths_in_tokens_are_an_error() -> None:
+    check_equal_prompts(block(50), block(50), "llama-server")
+    with pytest.raises(LoadError, match="50 tokens for llm-node, 51 for llama-server"):
+        check_equal_prompts(block(50), block(51), "llama-server")
+    # What failed has no prompt that was read.
+    check_equal_prompts(block(50, may_fail=True), block(40, may_fail=True), "llama-server")
 
 
 TINY = models.Shape(layers=2, width=64, heads=4, kv_heads=2, hidden=96, vocab=1200, context=256)
@@ -188,3 +259,54 @@ def test_the_node_serves_a_model_that_the_benchmark_wrote(tmp_path: Path, llama_
             assert 4 <= text["usage"]["prompt_tokens"] <= 10
             assert ids["usage"]["prompt_tokens"] == 3
             assert said["usage"]["prompt_tokens"] > text["usage"]["prompt_tokens"]
+
+
+def test_a_comparison_with_vllm_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(lambda backend: pytest.fail("nothing is built"), Options(1, 0.1, 1, ROOT, [], {}))
+    for gpu, lack in ((None, "no GPU"), ("a GPU", "--vllm-url")):
+        monkeypatch.setattr("benches.machine.gpu", lambda gpu=gpu: gpu)
+        with pytest.raises(Unavailable, match=lack):
+            against_vllm(arena)
+
+
+def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_running(
+    tmp_path: Path, llama_cpp: Path
+) -> None:
+    model = models.write_random(tmp_path / "models" / "tiny.gguf", "tiny", TINY, "q8_0")
+    arguments = ["--engines-dir", str(llama_cpp.parent.parent), "--gpu-backend", "cpu", "--demo-model", "no"]
+    with running_node(tmp_path, [*arguments, "--models-dir", str(model.parent)]) as other:
+        options = Options(2, 0.1, 1, llama_cpp.parent.parent, default_command(), {}, quick=True)
+        setup = Setup(models.describe(model, "tiny"), 1, 2, 256)
+        arena = Arena(lambda backend: pytest.fail("no tools are needed"), options)
+        load = Load(2, 2, 16, 8, temperature=0.8, filters={"top_k": 40, "top_p": 0.95, "min_p": 0.05})
+        outcome = against_guest(arena, setup, load, "another", f"{other.url}/v1")
+        with pytest.raises(LoadError, match="min_p"):  # what is asked for reaches the server
+            against_guest(arena, setup, replace(load, filters={"min_p": 2}), "another", other.url)
+        assert other.get("/healthz").status == 200
+        assert listener(other.address[1]) == other.process.pid
+    assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
+    assert outcome.notes[-1] == f"another: tiny at {other.url}/v1"
+    assert len(outcome.facts["ratios"]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what processes take is read from /proc")
+def test_the_program_measures_rows_and_leaves_json_a_table_and_a_chart(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benches", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--rows", "node-memory,token-path"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    memory, path = report.read(tmp_path)
+    assert 10 < memory["figures"]["RSS"]["value"] < 1000
+    assert path["figures"]["per core"]["value"] > 1
+    assert path["options"]["pairs"] == len(path["facts"]["foreign load"]) == 2
+    table = (tmp_path / "bench.md").read_text(encoding="utf-8")
+    assert memory["row"] in table and memory["row"] in done.stdout
+    xml.etree.ElementTree.parse(tmp_path / "bench.svg")  # noqa: S314
+    again = subprocess.run(
+        [*command, "--rows", "node-memory", "--merge"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    after = report.read(tmp_path)
+    assert after[1] == path
+    assert after[0]["measured_at"] > memory["measured_at"]
