@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from benches import ROOT
 from benches.machine import client_pin
 from benches.servers import Server
 
@@ -143,4 +143,4 @@ class Running:
 
 
 def default_command() -> list[str]:
-    return [sys.executable, str(ROOT / "benches" / "load.py")]
+    return [str(Path(sys.executable).with_name("llm-node")), "bench"]

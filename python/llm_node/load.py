@@ -14,7 +14,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llm_node._core import run_load
@@ -56,6 +56,10 @@ WORDS = (
 ).split()
 
 
+OWN_FIELDS = frozenset({"max_tokens", "messages", "model", "prompt", "seed", "stream", "stream_options"})
+"""What a run itself says in the body of each request."""
+
+
 class LoadError(Exception):
     """The server cannot be asked, or its answer is of no use. The message is for people."""
 
@@ -83,6 +87,8 @@ class Options:
     short_every: int = 0
     ignore_eos: bool = False
     temperature: float | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """More for the body of each request; none of `OWN_FIELDS`."""
     seed: int | None = None
     prompt_ids: bool = False
     vocab_size: int | None = None
@@ -265,7 +271,7 @@ def _tokenizer(server: Server, model: str) -> Callable[[str], int] | None:
 
 def _body(options: Options, model: str) -> list[Any]:
     """A request's body as a template: texts, and the names of what differs from request to request."""
-    fixed: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
+    fixed = {**options.body, "model": model, "stream": True, "stream_options": {"include_usage": True}}
     if options.ignore_eos:
         fixed["ignore_eos"] = True
     if options.temperature is not None:

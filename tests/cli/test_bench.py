@@ -91,6 +91,12 @@ def test_a_table_for_people_and_the_first_model(run: Run, node: RunningNode) -> 
         (["--prefix-tokens", "129"], "--prefix-tokens is more than --prompt-tokens"),
         (["--short-every", "2"], "need each other"),
         (["--concurrency", "0"], "--concurrency"),
+        (["--body", "top_k=40"], "top_k=40 is no JSON"),
+        (["--body", "[40]"], "[40] is no JSON object"),
+        (
+            ["--body", '{"stream": false, "top_k": 4, "model": "m"}'],
+            "model, stream: each request has that anyway",
+        ),
     ],
 )
 def test_options_that_make_no_sense(run: Run, arguments: list[str], words: str) -> None:
@@ -118,6 +124,18 @@ def test_a_refusal_before_the_run_has_the_servers_words(run: Run, node: RunningN
     assert (result.returncode, result.stdout) == (1, "")
     assert "no-such-model" in result.stderr
     assert "HTTP 404" in result.stderr
+
+
+@pytest.mark.parametrize("route", ["completions", "chat"])
+def test_further_fields_are_in_each_request(run: Run, node: RunningNode, route: str) -> None:
+    load = ["--json", "--model", MODEL, "--route", route, "--requests", "3", "--output-tokens", "5"]
+    found = report(run(node.url, *load, "--body", '{"top_k": 40, "stop": ["never\\n"]}'))
+    assert (found["completed"], found["failed"]) == (3, 0)
+    result = run(node.url, *load, "--body", '{"top_k": -7}')
+    assert result.returncode == 1
+    (error,) = json.loads(result.stdout)["errors"]
+    assert error["count"] == 3
+    assert "top_k" in error["message"]
 
 
 def test_when_every_request_fails_the_report_says_why(run: Run, node: RunningNode) -> None:

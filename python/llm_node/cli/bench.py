@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,21 @@ DEFAULT_CONCURRENCY = 8
 
 _COUNT = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+def _fields(context: click.Context, parameter: click.Parameter, given: str | None) -> dict[str, Any]:
+    """A JSON object with fields that a run does not set itself."""
+    if given is None:
+        return {}
+    try:
+        body = json.loads(given)
+    except ValueError as error:
+        raise click.BadParameter(f"{given} is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise click.BadParameter(f"{given} is no JSON object")
+    if taken := load.OWN_FIELDS & body.keys():
+        raise click.BadParameter(f"{', '.join(sorted(taken))}: each request has that anyway")
+    return body
 
 
 @click.command()
@@ -58,6 +74,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option("--burst", is_flag=True, help="Send --concurrency requests at once; when all ended, the next.")
 @click.option("--ignore-eos", is_flag=True, help="Answers do not end before their length.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="[default: the server's]")
+@click.option("--body", callback=_fields, metavar="JSON", help="Further fields of each request.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0, max=2**63 - 1),
