@@ -70,6 +70,7 @@ def test_a_shared_beginning_and_answers_that_end_early(run: Run, node: RunningNo
     found = report(run(node.url, "--json", "--model", MODEL, *lengths, *early, *load))
     assert found["prompt_tokens"] == 4 * 60
     assert [request["tokens"] for request in found["per_request"]] == [9, 3, 9, 3]
+    assert found["cached_tokens"] >= 40, "the server has seen no beginning twice"
 
 
 def test_a_table_for_people_and_the_first_model(run: Run, node: RunningNode) -> None:
