@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.engines import HEADER_FOLDER  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
+from support.streams import Alone  # noqa: E402
 
 LLAMA_CPP = ROOT / "engines/llama_cpp/cpu"
 STORIES = ROOT.parent / "shared/models/stories260K.gguf"
@@ -92,9 +93,28 @@ def node(engines: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield running
 
 
+@pytest.fixture(scope="session")
+def plain(engines: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node as `node`, that keeps nothing and guesses nothing."""
+    folder = tmp_path_factory.mktemp("plain")
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
+    with running_node(folder, [*arguments, "--prefix-cache", "no", "--speculation", "off"]) as running:
+        yield running
+
+
 @pytest.fixture(params=["llm-node-demo", "stories260K"])
 def model(request: pytest.FixtureRequest, models: Path) -> str:
     """The demo model, and stories260K where there is one."""
     if request.param != "llm-node-demo":
         request.getfixturevalue("stories")
     return str(request.param)
+
+
+@pytest.fixture
+def alone(plain: RunningNode, model: str, models: Path, demo_model: Path) -> Alone:
+    """What `model` says to one request alone."""
+    if model not in plain.extra:
+        file = models / f"{model}.gguf"
+        plain.extra[model] = Alone(plain, model, file if file.is_file() else demo_model)
+    known: Alone = plain.extra[model]
+    return known

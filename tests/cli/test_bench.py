@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +18,14 @@ from support.node import RunningNode, free_port, node_environment
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 MODEL = "llm-node-demo"
+COMMAND = Path(sys.executable).with_name("llm-node")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(Path(sys.executable).with_name("llm-node")), "bench", *arguments],
+            [str(COMMAND), "bench", *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -35,6 +39,7 @@ def run(tmp_path: Path) -> Run:
 
 def report(result: subprocess.CompletedProcess[str]) -> Any:
     assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "no bar where nobody sees it"
     return json.loads(result.stdout)
 
 
@@ -65,6 +70,7 @@ def test_a_shared_beginning_and_answers_that_end_early(run: Run, node: RunningNo
     found = report(run(node.url, "--json", "--model", MODEL, *lengths, *early, *load))
     assert found["prompt_tokens"] == 4 * 60
     assert [request["tokens"] for request in found["per_request"]] == [9, 3, 9, 3]
+    assert found["cached_tokens"] >= 40, "the server has seen no beginning twice"
 
 
 def test_a_table_for_people_and_the_first_model(run: Run, node: RunningNode) -> None:
@@ -80,6 +86,34 @@ def test_a_table_for_people_and_the_first_model(run: Run, node: RunningNode) -> 
         "per",
         "whole",
     ]
+
+
+@pytest.mark.parametrize("limit", [["--requests", "4"], ["--duration", "0.3"]])
+def test_a_bar_on_a_terminal(node: RunningNode, tmp_path: Path, limit: list[str]) -> None:
+    """It is on stderr, so that it is not in the way of who reads the report from stdout."""
+    terminal, programs = pty.openpty()
+    length = ["--prompt-tokens", "8", "--output-tokens", "4", "--ignore-eos"]
+    with subprocess.Popen(
+        [str(COMMAND), "bench", node.url, "--json", "--model", MODEL, *limit, *length],
+        stdout=subprocess.PIPE,
+        stderr=programs,
+        cwd=tmp_path,
+        env=node_environment(tmp_path),
+    ) as process:
+        os.close(programs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says when the program has closed its end
+            while more := os.read(terminal, 4096):
+                shown += more
+        os.close(terminal)
+        assert process.stdout is not None
+        found = json.loads(process.stdout.read())
+    assert process.returncode == 0, shown
+    assert found["completed"] >= 1
+    last = shown.decode().strip().splitlines()[-1].split("\r")[-1]
+    assert "100%" in last
+    assert f"{found['completed']} answers, " in last
+    assert "failed" not in last
 
 
 @pytest.mark.parametrize(

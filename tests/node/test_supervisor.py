@@ -89,6 +89,13 @@ class House:
         (row,) = [row for row in rows if row["id"] == model_id]
         return row
 
+    def wait_for_load(self, model_id: str) -> None:
+        """Until a load of it, in another thread, is in the engine."""
+        deadline = time.monotonic() + 30
+        while "load" not in (self.state(model_id).get("stage") or ""):
+            assert time.monotonic() < deadline, self.state(model_id)
+            time.sleep(0.05)
+
     def shutdown(self) -> None:
         self.core.shutdown(0)
         self.wakening.close()
@@ -247,10 +254,7 @@ def test_an_unload_gives_a_load_up(house: House) -> None:
     faults: list[Fault] = []
     thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(model))))
     thread.start()
-    deadline = time.monotonic() + 30
-    while "load" not in (house.state(model).get("stage") or ""):
-        assert time.monotonic() < deadline, house.state(model)
-        time.sleep(0.05)
+    house.wait_for_load(model)
     house.core.unload(model, 5)
     thread.join()
     assert faults[0].code == "cancelled"
@@ -265,7 +269,7 @@ def test_shutdown_ends_what_hangs(tmp_path: Path) -> None:
     faults: list[Fault] = []
     thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(loading))))
     thread.start()
-    time.sleep(1)
+    house.wait_for_load(loading)
     began = time.monotonic()
     house.core.shutdown(2)
     assert time.monotonic() - began < 8
@@ -309,12 +313,12 @@ def test_without_a_gpu_every_load_says_so(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
-    for command_line, words in [
-        (["/does/not/exist"], "/does/not/exist"),
-        ([sys.executable, "-c", "print('no worker'); raise SystemExit(3)"], "exit code 3"),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "did not start within 1 s"),
+    for command_line, seconds, words in [
+        (["/does/not/exist"], 60, "/does/not/exist"),
+        ([sys.executable, "-c", "print('no worker'); raise SystemExit(3)"], 60, "exit code 3"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], 1, "did not start within 1 s"),
     ]:
-        house = House(tmp_path, worker_command=command_line, start_timeout_seconds=1)
+        house = House(tmp_path, worker_command=command_line, start_timeout_seconds=seconds)
         house.add("toy")
         (engine,) = json.loads(house.core.engines())
         assert (engine["status"], engine["error"]["kind"]) == ("rejected", "NotProbed")

@@ -13,7 +13,7 @@ import pytest
 
 from support.engines import fake_engine
 from support.node import RunningNode, alive, running_node
-from support.streams import assert_same_or_tied, greedy, session, stream, text_of
+from support.streams import Alone, greedy, session, stream, text_of
 
 STORY = (
     ", there was a little girl named Lily. She loved to play outside in the park. "
@@ -45,17 +45,18 @@ async def test_the_story(node: RunningNode, stories: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [16, CONCURRENT])
-async def test_concurrent_greedy_equals_alone(node: RunningNode, model: str, streams: int) -> None:
+async def test_concurrent_greedy_equals_alone(
+    node: RunningNode, alone: Alone, model: str, streams: int
+) -> None:
     """None lost, none mixed up: every stream of many gives what its prompt gives alone."""
     names = ("Lily", "Tom", "Max", "Anna", "Ben", "Sue", "Tim", "Mia")
     ends = ("the dog", "a cat", "his mom", "her dad", "the park", "a big tree", "the red ball", "a bird")
-    prompts = [f"{name} saw {end}" for name in names for end in ends][:streams]
+    bodies = [greedy(model, f"{name} saw {end}", 40) for name in names for end in ends][:streams]
     async with session() as client:
-        together = await asyncio.gather(*(greedy(client, node.url, model, each, 40) for each in prompts))
-        alone = [await greedy(client, node.url, model, each, 40) for each in prompts]
-    assert len({"".join(tokens) for tokens, _ in alone}) > streams // 4, "the prompts tell nothing apart"
-    for one, (other, _) in zip(alone, together, strict=True):
-        assert_same_or_tied(model, one, other)
+        together = await asyncio.gather(*(text_of(client, node.url, body) for body in bodies))
+    assert len({text for text, _ in together}) > streams // 4, "the prompts tell nothing apart"
+    for body, (text, reason) in zip(bodies, together, strict=True):
+        alone.assert_said(body, text, reason)
 
 
 async def test_seeded_streams_repeat(node: RunningNode, model: str) -> None:
@@ -136,8 +137,8 @@ async def test_a_killed_worker_is_a_typed_error_and_comes_back(unhurried: Runnin
         await anext(under_way)
         os.kill(unhurried.workers()[0], signal.SIGKILL)
         rest = [chunk async for chunk in under_way]
-    assert rest[-1]["error"]["code"] == "engine_crashed"  # type: ignore[index]
-    assert "signal 9" in rest[-1]["error"]["message"] or "SIGKILL" in rest[-1]["error"]["message"]  # type: ignore[index]
+    assert rest[-1]["error"]["code"] == "engine_crashed"
+    assert "signal 9" in rest[-1]["error"]["message"] or "SIGKILL" in rest[-1]["error"]["message"]
     assert unhurried.get("/healthz").status == 200
     deadline = time.monotonic() + 20
     while True:
