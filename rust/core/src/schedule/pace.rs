@@ -381,6 +381,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_measured_on_a_busy_machine_is_corrected_by_a_try() {
+        let mut pace = Pace::new(ms(120), 64);
+        pace.stepped(7, 0, ms(20));
+        for _ in 0..1000 {
+            pace.stepped(1, 0, ms(2));
+        }
+        assert!(pace.marginal_cost(1) > 0.95, "as if each token took a seventh of the long step");
+        pace.stepped(2, 0, Duration::from_micros(2200));
+        assert!(pace.marginal_cost(1) < 0.8, "{}", pace.marginal_cost(1));
+    }
+
+    #[test]
     fn steps_of_one_size_say_nothing_of_their_parts() {
         let mut pace = Pace::new(ms(120), 64);
         // 8 ms and 1 ms per token, on a machine that is a tenth slower at one time than at the other.

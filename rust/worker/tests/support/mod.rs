@@ -140,7 +140,6 @@ pub struct Worker {
     writer: FrameWriter<Stream>,
     /// Stages seen so far.
     pub stages: Vec<String>,
-    pub logs: Vec<String>,
     _folder: tempfile::TempDir,
 }
 
@@ -163,7 +162,6 @@ impl Worker {
             reader: FrameReader::new(endpoint::send_pipe(&socket).unwrap()),
             writer: FrameWriter::new(socket),
             stages: Vec::new(),
-            logs: Vec::new(),
             _folder: folder,
         };
         let hello = worker.next().unwrap();
@@ -194,8 +192,7 @@ impl Worker {
         loop {
             match self.reader.read()? {
                 FromWorker::Stage(stage) => self.stages.push(stage),
-                FromWorker::Log { message, .. } => self.logs.push(message),
-                FromWorker::Progress(_) => {}
+                FromWorker::Log { .. } | FromWorker::Progress(_) => {}
                 message => return Ok(message),
             }
         }
