@@ -264,6 +264,7 @@ class Arena:
         metric: Callable[[Block], float],
         larger_is_better: bool,
         flavours: Sequence[Flavour],
+        helpers: Sequence[int],
     ) -> tuple[Flavour, dict[str, float]]:
         """The way to run llama-server that does best at this load, by a short trial of each."""
         if len(flavours) == 1:
@@ -273,7 +274,8 @@ class Arena:
             with self.llama_server(setup, flavour) as server:
 
                 def trial(turn: int, number: int = number, server: Server = server) -> stats.Sample[Block]:
-                    return self.block(server, [], load.with_seed(900_000 + 10 * number + turn), play)
+                    seeded = load.with_seed(900_000 + 10 * number + turn)
+                    return self.block(server, [], seeded, play, helpers)
 
                 trial(-1)  # finds an empty cache, as none after it does
                 samples = self.collect(1 if self.options.quick else 3, trial)
@@ -303,7 +305,7 @@ class Arena:
         """
         if setup.slots == 1:  # one sequence has nothing to share
             flavours = [flavour for flavour in flavours if flavour.cache != UNIFIED]
-        flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours)
+        flavour, trials = self.choose_flavour(setup, load, play, metric, larger_is_better, flavours, helpers)
         ceilings: list[float] = []
         besides: list[float] = []
 
