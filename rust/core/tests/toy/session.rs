@@ -33,9 +33,12 @@ fn valid(request: Request, limits: &Limits) -> ValidRequest {
     ValidRequest::new(request, &ToyTokenizer::new(), None, limits, 42, 0).unwrap()
 }
 
+fn hosting(engine: ToyEngine, options: SessionOptions) -> Session<ToyEngine> {
+    Session::new(engine, Arc::new(ToyTokenizer::new().vocabulary().clone()), options)
+}
+
 fn session(limits: Limits, options: SessionOptions) -> Session<ToyEngine> {
-    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
-    Session::new(ToyEngine::new(limits), vocabulary, options)
+    hosting(ToyEngine::new(limits), options)
 }
 
 /// All that one request got.
@@ -314,7 +317,6 @@ proptest! {
             clock: if ways.restless { restless } else { || Duration::ZERO },
             ..SessionOptions::default()
         };
-        let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
         let mut engine = ToyEngine::new(limits.clone());
         engine.boast = ways.boast;
         engine.copies_whole = ways.copies_whole;
@@ -323,7 +325,7 @@ proptest! {
             // Then it has to give what was asked for.
             engine.stages.most = 0;
         }
-        let mut session = Session::new(engine, vocabulary, options);
+        let mut session = hosting(engine, options);
         session = match ways.drafts {
             0 => session,
             1 => session.with_drafter(Box::new(Lookup::default())),
@@ -384,10 +386,9 @@ fn candidates_decide_where_they_can() {
         let mut request = request(vec![BOS, 0x61], 40);
         (request.sampling, request.ignore_eos) = (sampling, true);
         let request = valid(request, &limits);
-        let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
         let mut engine = ToyEngine::new(limits);
         engine.stages = stages;
-        let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+        let mut session = hosting(engine, SessionOptions::default());
         let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
         assert_eq!(answer.content(), alone(&request).content());
         (session.engine().cut_down, session.engine().fetched)
@@ -409,10 +410,9 @@ fn candidates_decide_where_they_can() {
 #[test]
 fn a_row_that_cannot_be_fetched_costs_its_request_alone() {
     let limits = Limits { max_candidates: 10, fetches: true, ..limits() };
-    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
     let mut engine = ToyEngine::new(limits.clone());
     engine.stages.fails_to_fetch = true;
-    let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+    let mut session = hosting(engine, SessionOptions::default());
     let good = valid(request(vec![BOS, 0x61], 20), &limits);
     let mut bad = request(vec![BOS, 0x62], 20);
     bad.sampling = Sampling { top_k: 5, ..Sampling::default() };
@@ -442,10 +442,9 @@ fn a_short_cache_preempts_and_nobody_fails() {
     assert_eq!(answers.values().cloned().collect::<Vec<_>>(), expected);
     assert_eq!(session.load().preemptions, 0);
 
-    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
     let mut engine = ToyEngine::new(session.limits().clone());
     engine.boast = 10_000;
-    let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+    let mut session = hosting(engine, SessionOptions::default());
     let answers = run(&mut session, requests);
     assert_eq!(answers.into_values().collect::<Vec<_>>(), expected);
     assert!(session.load().preemptions > 0);
@@ -520,8 +519,7 @@ fn timed(limits: Limits, [step, token, copy]: [u64; 3], options: &SessionOptions
     let mut engine = ToyEngine::new(limits);
     let [step, token, copy] = [step, token, copy].map(Duration::from_millis);
     engine.costs = Costs { step, token, copy };
-    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
-    Session::new(engine, vocabulary, SessionOptions { clock: simulated, ..*options })
+    hosting(engine, SessionOptions { clock: simulated, ..*options })
 }
 
 /// Forty prompts of 20 tokens take 0.8 seconds. How long are streams without a token, if there are any, and
@@ -970,10 +968,9 @@ fn a_bias_that_forbids_everything_is_the_client_s_fault() {
 
 /// A session with an engine that fails once, and two requests of which both are in the step.
 fn failing(spoil: impl Fn(&mut ToyEngine)) -> (Session<ToyEngine>, BTreeMap<u64, Answer>, bool) {
-    let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
     let mut engine = ToyEngine::new(limits());
     spoil(&mut engine);
-    let mut session = Session::new(engine, vocabulary, SessionOptions::default());
+    let mut session = hosting(engine, SessionOptions::default());
     let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
     for id in 0..2 {
         session.submit(id, valid(request(vec![BOS, 0x61], 20), &limits())).unwrap();
@@ -1027,13 +1024,12 @@ fn what_ends_the_engine_fails_everything() {
 #[test]
 fn nobody_is_forgotten_when_freeing_ends_the_engine() {
     for (cache_tokens, max_tokens) in [(1 << 20, 3), (60, 50)] {
-        let vocabulary = Arc::new(ToyTokenizer::new().vocabulary().clone());
         let mut engine = ToyEngine::new(Limits { cache_tokens, ..limits() });
         // Promises what it does not have, so that in the small cache somebody gives way.
         engine.boast = 10_000;
         engine.fail_truncate = Some(EngineFaultKind::DeviceLost);
         let options = SessionOptions { keep_prefixes: false, ..SessionOptions::default() };
-        let mut session = Session::new(engine, vocabulary, options);
+        let mut session = hosting(engine, options);
         let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
         for id in 0..3 {
             let mut request = request(vec![BOS, 0x61], max_tokens);
