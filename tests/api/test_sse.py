@@ -40,10 +40,10 @@ def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
         return {"model": name, "choices": [{"text": text, "logprobs": logprobs, "end": None}]}
 
     string = sse.dump(text).encode()
-    head, tail, _, nothing = sse.Template(content(sse.HOLE, None)).parts(chunked=True)
+    head, tail, _, nothing = sse.Template(content(sse.HOLE, sse.HOLE), None).parts(chunked=True)
     assert head + string + tail == sse.frame(content(text, None))
     assert nothing is None
-    template = sse.Template(content(sse.HOLE, None), content(sse.HOLE, sse.HOLE), "[]")
+    template = sse.Template(content(sse.HOLE, sse.HOLE), "[]")
     head, tail, _, logprobs = template.parts(chunked=True)
     assert logprobs is not None
     before, pattern, behind = logprobs

@@ -62,21 +62,15 @@ class Template:
     """Events that differ in one text alone, and in the log-probabilities of its tokens, formatted once for
     the whole stream."""
 
-    def __init__(
-        self,
-        content: Mapping[str, Any],
-        longer: Mapping[str, Any] | None = None,
-        pattern: str | None = None,
-    ) -> None:
-        """`content` has `HOLE` as a value where the text goes. `longer`: the same where there are
-        log-probabilities, with a second `HOLE` behind the first where these go. `pattern`: theirs
-        (`rust/node/src/pattern.rs`); without one there are none."""
-        head, tail = dump(content).split(f'"{HOLE}"')
+    def __init__(self, content: Mapping[str, Any], pattern: str | None) -> None:
+        """`content` has `HOLE` as a value where the text goes, and behind it once more where the
+        log-probabilities do; null stands there where there are none. `pattern`: theirs
+        (`rust/node/src/pattern.rs`); None for streams without."""
+        head, middle, tail = dump(content).split(f'"{HOLE}"')
         self._head = f"data: {head}".encode()
-        self._tail = f"{tail}\n\n".encode()
+        self._tail = f"{middle}null{tail}\n\n".encode()
         self._logprobs = None
-        if longer is not None and pattern is not None:
-            _, middle, tail = dump(longer).split(f'"{HOLE}"')
+        if pattern is not None:
             self._logprobs = (middle.encode(), pattern, f"{tail}\n\n".encode())
 
     def parts(self, chunked: bool) -> Parts:

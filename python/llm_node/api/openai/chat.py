@@ -69,11 +69,8 @@ class _Chunks:
         self._same = answers.identity("chatcmpl", "chat.completion.chunk", wanted.model)
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
-        text = {"content": sse.HOLE}
         self.templates = [
-            sse.Template(
-                self._chunk(index, text), self._chunk(index, text, logprobs=sse.HOLE), _pattern(wanted)
-            )
+            sse.Template(self._chunk(index, {"content": sse.HOLE}, logprobs=sse.HOLE), _pattern(wanted))
             for index in range(wanted.n)
         ]
 

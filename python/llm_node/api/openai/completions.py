@@ -84,11 +84,7 @@ class _Chunks:
         self._last = {"usage": None} if wanted.stream_options.include_usage else {}
         self._usage = answers.Usage(wanted.n)
         self.templates = [
-            sse.Template(
-                self._chunk(index, sse.HOLE),
-                self._chunk(index, sse.HOLE, logprobs=sse.HOLE),
-                _pattern(wanted),
-            )
+            sse.Template(self._chunk(index, sse.HOLE, logprobs=sse.HOLE), _pattern(wanted))
             for index in range(len(echoes))
         ]
 
