@@ -217,14 +217,14 @@ class Settings:
     context_length: int | None = _setting(
         None,
         _integer(1, 1 << 30),
-        "Longest sequence in tokens, where a load names none.",
+        "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
         shown="the model's own, or what fits",
     )
     max_sequences: int | None = _setting(
         None,
         _integer(1, 4096),
-        "Sequences that a model computes at once, where a load names none.",
+        "Sequences that a model computes at once, where a load names none; as far as its engine goes.",
         metavar="COUNT",
         shown="the worker's choice",
     )

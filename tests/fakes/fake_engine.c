@@ -32,6 +32,8 @@
 //    CRASH_ON_BYTE=N              a step (or tier 0, stream) with token N dies of signal 11
 //    HANG_ON_BYTE=N               ... never returns
 //    CRASH_AFTER_STEPS=N          step N + 1 dies of signal 11
+//    MOST_SEQUENCES=4096          a context for more of them is refused
+//    EMBED_US=0                   what an embedding takes
 //    TABLE_SIZE=N                 every table's struct_size (0, 0xFFFFFFFF, ...)
 //
 // -DFAKE_..., fewer features
@@ -44,6 +46,7 @@
 //    at loading     CRASH_IN_CONSTRUCTOR  HANG_IN_CONSTRUCTOR  MISSING_SYMBOL (engine_generate)  NULL_INFO
 //                   GARBAGE_INFO  GARBAGE_ID  NULL_ID  UNTERMINATED_ID  VERSION_NOT_UTF8  GARBAGE_TABLE  NULL_SLOT
 //    in init        CRASH_IN_INIT  ABORT_IN_INIT  HANG_IN_INIT  EXIT_IN_INIT  UNKNOWN_CODE (4711)
+//                   FORK_IN_INIT (a helper that lives for ten minutes)
 //                   PRINTF  SOCKET_IN_INIT  SIGNAL_IN_INIT  SETENV_IN_INIT  WRITE_PAST_CONFIG  LEAK_DESCRIPTORS
 //    in load        CRASH_IN_LOAD  HANG_IN_LOAD  NULL_MODEL  NULL_ARCHITECTURE  HUGE_VOCAB
 //    in generate    CRASH_IN_GENERATE  HANG_IN_GENERATE  NO_END_MARKER  GARBAGE_RESULTS  GARBAGE_TEXT  LEAK_MEMORY
@@ -98,6 +101,9 @@
 #ifndef FAKE_TOKEN_US
 #  define FAKE_TOKEN_US 0
 #endif
+#ifndef FAKE_EMBED_US
+#  define FAKE_EMBED_US 0
+#endif
 #ifndef FAKE_EOG_EVERY
 #  define FAKE_EOG_EVERY 64
 #endif
@@ -119,7 +125,11 @@
 #define TOKEN_EOS 257
 #define N_EMBEDDING 8
 #define CACHE_BYTES_PER_TOKEN 64
-#define MOST_SEQUENCES 4096
+#ifdef FAKE_MOST_SEQUENCES
+#  define MOST_SEQUENCES FAKE_MOST_SEQUENCES
+#else
+#  define MOST_SEQUENCES 4096
+#endif
 #define MOST_METADATA 16
 #define NOWHERE ((void *)(uintptr_t)0x10)
 
@@ -291,6 +301,12 @@ int engine_init(EngineConfig *config) {
 #endif
 #ifdef FAKE_HANG_IN_INIT
    hang();
+#endif
+#ifdef FAKE_FORK_IN_INIT
+   if (fork() == 0) {
+      sleep_us(600000000);
+      _exit(0);
+   }
 #endif
 #ifdef FAKE_EXIT_IN_INIT
    exit(0);
@@ -1397,6 +1413,7 @@ static MAYBE_UNUSED int embed_embed(EngineModel *model, const EngineEmbedParams 
    if (capacity < params->n_inputs * N_EMBEDDING) {
       return ERR_BUFFER_TOO_SMALL;
    }
+   sleep_us(FAKE_EMBED_US);
    size_t width = N_EMBEDDING;
 #ifdef FAKE_SHORT_VECTORS
    width--;

@@ -19,7 +19,7 @@ use llm_node_node::{
     config::{self, OptionValue},
     registry::{manifest, verdict::Refusal},
 };
-use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
+use llm_node_wire::message::{ContextSize, EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use pyo3::prelude::*;
 use serde::Deserialize;
@@ -113,9 +113,12 @@ impl PyEngine {
             engine: self.address.clone(),
             model: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
             model_id: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
-            context_length: options.context_length,
-            max_sequences: options.max_sequences,
-            cache_tokens: options.cache_tokens,
+            size: ContextSize {
+                context_length: options.context_length,
+                max_sequences: options.max_sequences,
+                cache_tokens: options.cache_tokens,
+            },
+            usual_size: ContextSize::default(),
             gpu_layers: options.gpu_layers.unwrap_or(-1),
             threads: options.threads.unwrap_or(0),
             vram_limit_bytes: 0,

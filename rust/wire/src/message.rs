@@ -10,7 +10,7 @@ use llm_node_core::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -53,12 +53,10 @@ pub struct LoadPlan {
     pub model: std::path::PathBuf,
     /// What the node calls it.
     pub model_id: String,
-    /// Longest sequence in tokens; `None`: the model's own, or what the engine can give.
-    pub context_length: Option<u32>,
-    /// Sequences at once; `None`: the worker's default.
-    pub max_sequences: Option<u32>,
-    /// KV cache for all sequences together, in tokens; `None`: the full length for each of them.
-    pub cache_tokens: Option<u64>,
+    /// What this load was asked to be. A model that cannot be so is refused.
+    pub size: ContextSize,
+    /// What is taken where `size` says nothing, as far as the model and its engine go.
+    pub usual_size: ContextSize,
     /// Layers on the devices; negative: all.
     pub gpu_layers: i32,
     /// CPU threads; 0: the engine's own choice.
@@ -73,6 +71,17 @@ pub struct LoadPlan {
     pub speculation: Speculation,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
+}
+
+/// How long and how many sequences are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextSize {
+    /// Longest sequence in tokens; `None`: the model's own, or what the engine can give.
+    pub context_length: Option<u32>,
+    /// Sequences at once; `None`: the worker's default.
+    pub max_sequences: Option<u32>,
+    /// KV cache for all sequences together, in tokens; `None`: the full length for each of them.
+    pub cache_tokens: Option<u64>,
 }
 
 /// Who proposes tokens that a step then verifies. It changes how fast an answer comes, never what it is.
@@ -271,6 +280,11 @@ pub enum FromWorker {
     },
     /// Nothing is under way any more.
     Drained,
+    /// A loaded model's control thread is alive: once a second.
+    Beat {
+        /// For how long the engine's step under way has been running, in milliseconds; 0: there is none.
+        step_ms: u64,
+    },
 }
 
 /// Why an engine cannot be used: one of the typed load errors.

@@ -11,8 +11,8 @@ use llm_node_core::{
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse, ModelFacts,
-        Question, Scheduling, Speculation, ToWorker,
+        Answer, ContextSize, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse,
+        ModelFacts, Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -97,11 +97,19 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn context_size()(
+        (context_length, max_sequences, cache_tokens) in (any::<Option<u32>>(), any::<Option<u32>>(), any::<Option<u64>>()),
+    ) -> ContextSize {
+        ContextSize { context_length, max_sequences, cache_tokens }
+    }
+}
+
+prop_compose! {
     fn plan()(
         engine in address(),
         model in text(),
         model_id in text(),
-        (context_length, max_sequences, cache_tokens) in (any::<Option<u32>>(), any::<Option<u32>>(), any::<Option<u64>>()),
+        (size, usual_size) in (context_size(), context_size()),
         (gpu_layers, threads, vram_limit_bytes, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
         (queue_limit, target_step_ms, keep_prefixes) in (any::<u32>(), any::<u32>(), any::<bool>()),
         speculation in prop_oneof![
@@ -110,7 +118,7 @@ prop_compose! {
         options in vec((text(), text()), 0..4),
     ) -> LoadPlan {
         LoadPlan {
-            engine, model: model.into(), model_id, context_length, max_sequences, cache_tokens, gpu_layers, threads,
+            engine, model: model.into(), model_id, size, usual_size, gpu_layers, threads,
             vram_limit_bytes, step_timeout_seconds, speculation, options,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
@@ -224,6 +232,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             .prop_map(|(id, answer)| FromWorker::Answer { id, answer }),
         (any::<u8>(), text()).prop_map(|(severity, message)| FromWorker::Log { severity, message }),
         Just(FromWorker::Drained),
+        any::<u64>().prop_map(|step_ms| FromWorker::Beat { step_ms }),
     ]
 }
 

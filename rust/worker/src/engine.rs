@@ -20,7 +20,7 @@ use llm_node_host::{
 };
 pub use llm_node_host::{Observer, unobserved};
 use llm_node_wire::message::{
-    EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts, Speculation,
+    ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts, Speculation,
 };
 
 use crate::{
@@ -51,7 +51,7 @@ impl From<&LoadPlan> for EngineSettings {
         Self {
             threads: plan.threads,
             vram_limit_bytes: plan.vram_limit_bytes,
-            context_length: plan.context_length,
+            context_length: plan.size.context_length.or(plan.usual_size.context_length),
             options: plan.options.clone(),
         }
     }
@@ -130,9 +130,10 @@ impl Engine {
     pub fn estimate(&self, plan: &LoadPlan) -> Result<Option<Vec<MemoryUse>>, Fault> {
         let Home::Shared(engine) = &self.home else { return Ok(None) };
         let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
-        let length = if plan.context_length.is_some() { 0 } else { length_of(&figures.one) };
-        let shape = Shape::choose(wanted(plan, &figures), length, &figures.one)?;
-        let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
+        let length = if plan.size.context_length.is_some() { 0 } else { length_of(&figures.one) };
+        let (shape, uses) = as_far_as_it_goes(plan, &figures, length, |shape| {
+            engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
+        })?;
         let mut uses = named(engine, uses);
         if let Speculation::Model(path) = &plan.speculation {
             let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
@@ -170,12 +171,15 @@ impl Engine {
         let template = tokenizer.as_deref().and_then(chat_template);
         let info = model.info();
         let figures = figures.unwrap_or(Figures { one: Vec::new(), draft: Vec::new() });
-        let shape = Shape::choose(wanted(plan, &figures), info.n_context, &figures.one)?;
+        // What the model cannot be is refused, whichever way its requests take.
+        Shape::choose(wanted(plan, &figures), info.n_context, &figures.one)?;
         let on_device = figures.one.iter().any(|one| !one.is_host && one.weights > 0);
 
         let mut models = vec![Arc::clone(&model)];
         let (voice, context_length, max_sequences) = if info.generates && generates_in_steps(engine) {
-            let context = Context::create(&model, &context_params(plan, shape))?;
+            let (shape, context) = as_far_as_it_goes(plan, &figures, info.n_context, |shape| {
+                Context::create(&model, &context_params(plan, shape))
+            })?;
             let limits = context.limits();
             // An engine may have ids to spare, for what is kept.
             let sizes = (limits.context_length, limits.max_sequences.min(shape.max_sequences));
@@ -223,7 +227,7 @@ impl Engine {
         {
             return Ok(Some(figures.clone()));
         }
-        let own_length = Shape { context_length: 0, max_sequences: 1 };
+        let own_length = Shape { context_length: 0, max_sequences: 1, cache_tokens: 0 };
         let uses = match engine.estimate(&model_params(plan), Some(&context_params(plan, own_length))) {
             Ok(uses) => uses,
             Err(error) if error.kind() == EngineFaultKind::Unsupported => return Ok(None),
@@ -256,7 +260,7 @@ fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<Load
         format: String::new(),
         quantization: None,
         n_parameters: 0,
-        context_length: plan.context_length.unwrap_or(0),
+        context_length: plan.size.context_length.or(plan.usual_size.context_length).unwrap_or(0),
         max_sequences: 1,
         n_embedding: 0,
         generates: true,
@@ -299,13 +303,46 @@ fn chat_template(tokenizer: &ModelTokenizer) -> Option<Result<ChatTemplate, Faul
 fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {
     let draft: u64 = figures.draft.iter().map(|one| one.weights.saturating_add(one.compute)).sum();
     Wanted {
-        context_length: plan.context_length,
-        max_sequences: plan.max_sequences,
-        cache_tokens: plan.cache_tokens,
+        size: plan.size,
+        usual: plan.usual_size,
         memory_limit: match plan.vram_limit_bytes {
             0 => 0,
             limit => limit.saturating_sub(draft).max(1),
         },
+    }
+}
+
+/// Chooses a shape and makes something of it. What the node names for every model is a wish: where the engine
+/// refuses so many sequences, it gets its usual number of them.
+fn as_far_as_it_goes<T>(
+    plan: &LoadPlan,
+    figures: &Figures,
+    model_length: u32,
+    make: impl Fn(Shape) -> Result<T, EngineError>,
+) -> Result<(Shape, T), Fault> {
+    let wanted = wanted(plan, figures);
+    let shape = Shape::choose(wanted, model_length, &figures.one)?;
+    if let Some(usual) = plan.usual_size.context_length
+        && plan.size.context_length.is_none()
+        && shape.context_length < usual
+    {
+        log::info!(
+            "a context of {usual} tokens is the node's default; the model takes {}",
+            shape.context_length
+        );
+    }
+    match make(shape) {
+        Err(error)
+            if error.kind() == EngineFaultKind::InvalidArgument
+                && plan.size.max_sequences.is_none()
+                && plan.usual_size.max_sequences.is_some() =>
+        {
+            log::info!("the node's default for max_sequences is left out: {error}");
+            let usual = ContextSize { max_sequences: None, ..plan.usual_size };
+            let shape = Shape::choose(Wanted { usual, ..wanted }, model_length, &figures.one)?;
+            Ok((shape, make(shape)?))
+        }
+        made => Ok((shape, made?)),
     }
 }
 
@@ -322,7 +359,7 @@ fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
     ContextParams {
         max_sequences: shape.max_sequences,
         context_length: shape.context_length,
-        cache_tokens: plan.cache_tokens.unwrap_or(0),
+        cache_tokens: shape.cache_tokens,
         max_rows: match plan.speculation {
             Speculation::Off => 0,
             Speculation::Lookup | Speculation::Model(_) => {
@@ -344,8 +381,7 @@ fn draft_params(plan: &LoadPlan, path: &Path) -> ModelParams {
 }
 
 fn draft_context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
-    // Its own rule bounds how many sequences it has, each of full length.
-    ContextParams { max_rows: 0, cache_tokens: 0, ..context_params(plan, shape) }
+    ContextParams { max_rows: 0, ..context_params(plan, shape) }
 }
 
 fn draft_estimate(

@@ -16,7 +16,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use interprocess::local_socket::{Stream, traits::Stream as _};
@@ -61,8 +61,8 @@ const INFO: u8 = 1;
 const WARNING: u8 = 2;
 const ERROR: u8 = 3;
 
-/// How often a model that serves is looked at.
-const GLANCE: Duration = Duration::from_secs(1);
+/// How often a model that serves is looked at, and the node told that somebody looked.
+const BEAT: Duration = Duration::from_secs(1);
 
 enum Input {
     Message(Box<ToWorker>),
@@ -222,13 +222,19 @@ impl Worker {
 
     fn serve(&self, model: &RunningModel, step_timeout_seconds: u32) -> i32 {
         let patience = Duration::from_secs(step_timeout_seconds.into());
+        let mut told = Instant::now();
         loop {
+            if told.elapsed() >= BEAT {
+                told = Instant::now();
+                let step_ms = model.stepping_for().map_or(0, |time| time.as_millis() as u64);
+                self.outbox.send(FromWorker::Beat { step_ms });
+            }
             if step_timeout_seconds > 0 && model.stepping_for().is_some_and(|time| time > patience) {
                 // A hung call cannot be cancelled, only left behind with its process.
                 let message = format!("a step did not return within {step_timeout_seconds} s");
                 self.give_up(&Fault::new(ErrorCode::Timeout, message));
             }
-            let input = match self.inputs.recv_timeout(GLANCE) {
+            let input = match self.inputs.recv_timeout(BEAT.saturating_sub(told.elapsed())) {
                 Ok(input) => self.message(input),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => Err(exit::ORPHANED),

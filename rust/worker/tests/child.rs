@@ -9,7 +9,7 @@ use llm_node_core::{
     event::{Event, Finish, Usage},
     request::{Prompt, Request, Sampling},
 };
-use llm_node_wire::message::{Answer, EngineAddress, FromWorker, LoadPlan, Question, ToWorker};
+use llm_node_wire::message::{Answer, ContextSize, EngineAddress, FromWorker, LoadPlan, Question, ToWorker};
 use llm_node_worker::serve::exit;
 use support::{Outcome, Worker, compile, fake, greedy, plan, root, toy_model};
 use tempfile::{TempDir, tempdir};
@@ -200,7 +200,7 @@ fn an_engine_that_gives_candidates_answers_as_one_that_gives_whole_rows() {
 fn a_cancelled_request_ends_and_frees_its_place() {
     let toy = Toy::new(&[]);
     let mut wanted = toy.plan();
-    wanted.max_sequences = Some(1);
+    wanted.size.max_sequences = Some(1);
     let mut worker = Worker::load(slow(wanted)).0;
     worker.generate(1, endless());
     worker.generate(2, greedy("hello", 3));
@@ -388,7 +388,7 @@ fn the_reason_of_a_failed_load_is_told_before_the_engine_can_hang() {
 fn a_context_longer_than_the_model_is_refused_by_name() {
     let toy = Toy::new(&[]);
     let mut plan = toy.plan();
-    plan.context_length = Some(1 << 20);
+    plan.size.context_length = Some(1 << 20);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Load(plan));
     loop {
@@ -402,6 +402,41 @@ fn a_context_longer_than_the_model_is_refused_by_name() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
+    let toy = Toy::new(&["-DFAKE_MOST_SEQUENCES=100"]);
+    let mut plan = LoadPlan {
+        model: toy.folder.path().join("model.toy"),
+        usual_size: ContextSize {
+            context_length: Some(8192),
+            max_sequences: Some(1000),
+            cache_tokens: Some(1 << 31),
+        },
+        ..toy.plan()
+    };
+    std::fs::write(&plan.model, "TOY1\nn_context=300\n").unwrap();
+    let (mut worker, facts) = Worker::load(plan.clone());
+    assert_eq!((facts.context_length, facts.max_sequences), (300, 64));
+    worker.generate(1, greedy("hello", 3));
+    worker.outcome(1).finished();
+    plan.size.max_sequences = Some(1000);
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(plan));
+    let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
+    worker.send(&ToWorker::Proceed);
+    let FromWorker::LoadFailed(_) = worker.next().unwrap() else { panic!("a load's own figure was changed") };
+}
+
+#[test]
+fn a_loaded_model_says_that_it_is_alive() {
+    let toy = Toy::new(&["-DFAKE_HANG_ON_BYTE=33"]);
+    let mut worker = toy.load();
+    let FromWorker::Beat { step_ms: 0 } = worker.any().unwrap() else { panic!("no beat") };
+    worker.generate(1, greedy("stop!", 3));
+    // A step that hangs does not keep the control thread from saying so.
+    while !matches!(worker.any().unwrap(), FromWorker::Beat { step_ms: 1000.. }) {}
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::{
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{
-    EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, Scheduling, Speculation,
-    ToWorker,
+    ContextSize, EngineAddress, EngineFacts, FromWorker, LoadPlan, MemoryUse, ModelFacts, Scheduling,
+    Speculation, ToWorker,
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -240,9 +240,16 @@ fn plan(
         engine: address(candidate)?,
         model: model.path.clone(),
         model_id: model.id.clone(),
-        context_length: request.context_length.or(config.context_length),
-        max_sequences: request.max_sequences.or(config.max_sequences),
-        cache_tokens: request.cache_tokens.or(config.cache_tokens),
+        size: ContextSize {
+            context_length: request.context_length,
+            max_sequences: request.max_sequences,
+            cache_tokens: request.cache_tokens,
+        },
+        usual_size: ContextSize {
+            context_length: config.context_length,
+            max_sequences: config.max_sequences,
+            cache_tokens: config.cache_tokens,
+        },
         gpu_layers: request.gpu_layers.unwrap_or(-1),
         threads: request.threads.unwrap_or(config.threads),
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),

@@ -457,6 +457,7 @@ impl Reading {
                     unwritten = true;
                 }
                 Ok(FromWorker::Answer { id, answer }) => self.traffic.answer(worker, id, answer),
+                Ok(FromWorker::Beat { .. }) => {}
                 Ok(FromWorker::Stage(stage)) => *self.process.stage.lock() = stage,
                 Ok(FromWorker::Progress(fraction)) => {
                     let thousandths = (fraction.clamp(0.0, 1.0) * 1000.0) as u32;

@@ -20,8 +20,8 @@ use llm_node_wire::{
     endpoint::{self, FromWorkerReader},
     frame::{FrameError, FrameReader, FrameWriter},
     message::{
-        EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId, Scheduling,
-        Speculation, ToWorker,
+        ContextSize, EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId,
+        Scheduling, Speculation, ToWorker,
     },
 };
 
@@ -76,9 +76,8 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         engine,
         model,
         model_id: "toy".into(),
-        context_length: None,
-        max_sequences: None,
-        cache_tokens: None,
+        size: ContextSize::default(),
+        usual_size: ContextSize::default(),
         gpu_layers: -1,
         threads: 1,
         vram_limit_bytes: 0,
@@ -187,15 +186,20 @@ impl Worker {
         self.writer.write(message).unwrap();
     }
 
-    /// The next message that is neither stage nor log nor progress.
+    /// The next message that is neither stage nor log nor progress nor beat.
     pub fn next(&mut self) -> Result<FromWorker, FrameError> {
         loop {
             match self.reader.read()? {
                 FromWorker::Stage(stage) => self.stages.push(stage),
-                FromWorker::Log { .. } | FromWorker::Progress(_) => {}
+                FromWorker::Log { .. } | FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
                 message => return Ok(message),
             }
         }
+    }
+
+    /// The next message, whatever it is.
+    pub fn any(&mut self) -> Result<FromWorker, FrameError> {
+        self.reader.read()
     }
 
     /// Waits until the worker says that it begins this call.
@@ -208,7 +212,7 @@ impl Worker {
                         return;
                     }
                 }
-                FromWorker::Log { .. } | FromWorker::Progress(_) => {}
+                FromWorker::Log { .. } | FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
                 other => panic!("{other:?} before stage {stage}"),
             }
         }
