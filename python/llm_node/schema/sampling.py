@@ -38,11 +38,9 @@ class Generation(Wire):
 
     harmless: ClassVar[frozenset[str]] = frozenset(
         {
-            "user",
             "metadata",
             "store",
             "service_tier",
-            "prompt_cache_key",
             "prompt_cache_retention",
             "safety_identifier",
             "parallel_tool_calls",
@@ -50,6 +48,9 @@ class Generation(Wire):
     )
 
     model: str = Field(min_length=1, max_length=512)
+    user: Any = None
+    prompt_cache_key: Any = None
+    """Whose request it is: sources take turns where requests wait. Nothing else depends on it."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: int = Field(default=1, ge=1, le=MAX_ANSWERS)

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     engine::{Limits, Token, Tokenizer},
     error::{ErrorCode, Fault},
+    schedule::admission::{Source, Weight},
     text::template::ChatTemplate,
 };
 
@@ -39,6 +40,9 @@ pub struct Request {
     /// Log-probabilities of each token, with so many alternatives beside it.
     #[serde(default)]
     pub logprobs: Option<u32>,
+    /// Whose it is: where requests wait, sources take turns.
+    #[serde(default)]
+    pub source: Source,
 }
 
 /// What the model is to go on from.
@@ -178,6 +182,7 @@ pub struct ValidRequest {
     stop: Vec<String>,
     ignore_eos: bool,
     logprobs: Option<u32>,
+    source: Source,
 }
 
 impl ValidRequest {
@@ -194,7 +199,7 @@ impl ValidRequest {
         unix_seconds: i64,
     ) -> Result<Self, Fault> {
         request.check()?;
-        let Request { prompt, max_tokens, mut sampling, stop, ignore_eos, logprobs } = request;
+        let Request { prompt, max_tokens, mut sampling, stop, ignore_eos, logprobs, source } = request;
         let param = prompt.param();
         let vocabulary = tokenizer.vocabulary();
         let n_tokens = if vocabulary.is_empty() { limits.n_vocab as usize } else { vocabulary.len() };
@@ -242,6 +247,7 @@ impl ValidRequest {
             stop,
             ignore_eos,
             logprobs,
+            source,
         })
     }
 
@@ -278,6 +284,16 @@ impl ValidRequest {
     /// How many alternatives are wanted beside each token's log-probability, if that is wanted.
     pub fn logprobs(&self) -> Option<u32> {
         self.logprobs
+    }
+
+    /// Whose it is.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// What it asks for.
+    pub fn weight(&self) -> Weight {
+        Weight { prompt: self.prompt.len(), answer: self.max_tokens }
     }
 }
 

@@ -180,9 +180,9 @@ impl<E: StepEngine> Session<E> {
         if let Some(fault) = &self.ended {
             return Err(crashed(fault));
         }
-        let tokens = request.prompt().len();
+        let (source, weight) = (request.source(), request.weight());
         let room = self.max_running - self.running.len();
-        self.queue.push(Generation::new(id, self.arrivals, request), tokens, room)?;
+        self.queue.push(Generation::new(id, self.arrivals, request), source, weight, room)?;
         self.arrivals += 1;
         Ok(())
     }

@@ -85,8 +85,9 @@ prop_compose! {
         stop in vec(text(), 0..4),
         ignore_eos in any::<bool>(),
         logprobs in any::<Option<u32>>(),
+        source in any::<u64>(),
     ) -> Request {
-        Request { prompt, max_tokens, sampling, stop, ignore_eos, logprobs }
+        Request { prompt, max_tokens, sampling, stop, ignore_eos, logprobs, source }
     }
 }
 
@@ -378,6 +379,7 @@ fn forbidding_a_token_survives() {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        source: 0,
     };
     returns(&ToWorker::Generate { id: 1, request });
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_node.api import body, sse
+from llm_node.api import body, source, sse
 from llm_node.api.context import NODE
 from llm_node.api.openai import answers, neutral
 from llm_node.node import Event, Node
@@ -17,20 +17,22 @@ async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, ChatCompletionRequest)
     node = request.app[NODE]
-    requests = [_neutral(wanted, answer) for answer in range(wanted.n)]
+    whose = source.of(request, wanted)
+    requests = [_neutral(wanted, whose, answer) for answer in range(wanted.n)]
     if wanted.stream:
         chunks = _Chunks(wanted)
         return await sse.respond(request, lambda out: answers.stream(node, wanted, requests, chunks, out))
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
-def _neutral(wanted: ChatCompletionRequest, answer: int) -> dict[str, Any]:
+def _neutral(wanted: ChatCompletionRequest, whose: int, answer: int) -> dict[str, Any]:
     chat = {"messages": sse.dump([message.plain() for message in wanted.messages])}
     if wanted.chat_template_kwargs:
         chat["variables"] = sse.dump(wanted.chat_template_kwargs)
     return neutral.request(
         wanted,
         {"chat": chat},
+        source=whose,
         answer=answer,
         max_tokens=wanted.max_tokens
         if wanted.max_completion_tokens is None

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_node.api import body, sse
+from llm_node.api import body, source, sse
 from llm_node.api.context import NODE
 from llm_node.api.openai import answers, neutral
 from llm_node.node import Event, Node
@@ -17,21 +17,25 @@ async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, CompletionRequest)
     node = request.app[NODE]
-    requests = [_neutral(wanted, prompt, answer) for prompt in wanted.prompts for answer in range(wanted.n)]
+    whose = source.of(request, wanted)
+    requests = [
+        _neutral(wanted, whose, prompt, answer) for prompt in wanted.prompts for answer in range(wanted.n)
+    ]
     if wanted.stream:
 
-        async def source(out: sse.Stream) -> None:
-            chunks = _Chunks(wanted, await _echoes(node, wanted))
-            await answers.stream(node, wanted, requests, chunks, out)
+        async def chunks(out: sse.Stream) -> None:
+            made = _Chunks(wanted, await _echoes(node, wanted))
+            await answers.stream(node, wanted, requests, made, out)
 
-        return await sse.respond(request, source)
+        return await sse.respond(request, chunks)
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
-def _neutral(wanted: CompletionRequest, prompt: str | list[int], answer: int) -> dict[str, Any]:
+def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int], answer: int) -> dict[str, Any]:
     return neutral.request(
         wanted,
         {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt},
+        source=whose,
         answer=answer,
         max_tokens=wanted.max_tokens,
         logprobs=wanted.logprobs,

@@ -14,9 +14,15 @@ SEED_RANGE = 1 << 64
 
 
 def request(
-    body: Generation, prompt: dict[str, Any], *, answer: int, max_tokens: int | None, logprobs: int | None
+    body: Generation,
+    prompt: dict[str, Any],
+    *,
+    source: int,
+    answer: int,
+    max_tokens: int | None,
+    logprobs: int | None,
 ) -> dict[str, Any]:
-    """One request. `answer`: which of the `n` it is; each has a seed of its own.
+    """One request. `answer`: which of the `n` it is; each has a seed of its own. `source`: see `source.py`.
 
     `logprobs`: alternatives wanted beside each token; None: no log-probabilities.
     """
@@ -27,6 +33,7 @@ def request(
         "stop": body.stop,
         "ignore_eos": body.ignore_eos,
         "logprobs": logprobs,
+        "source": source,
     }
 
 

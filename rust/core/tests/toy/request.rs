@@ -16,6 +16,7 @@ fn request(prompt: Prompt) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        source: 0,
     }
 }
 

@@ -26,6 +26,7 @@ fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        source: 0,
     }
 }
 
@@ -168,20 +169,23 @@ fn job() -> impl Strategy<Value = Job> {
     (
         (prompt, 0u32..40, sampling(), stop),
         (any::<bool>(), prop_oneof![3 => Just(None), 1 => (0u32..3).prop_map(Some)]),
-        (0usize..30, prop_oneof![3 => Just(None), 1 => (0usize..40).prop_map(Some)]),
+        (0usize..30, prop_oneof![3 => Just(None), 1 => (0usize..40).prop_map(Some)], 0u64..4),
     )
         .prop_map(
-            |((prompt, max_tokens, sampling, stop), (ignore_eos, logprobs), (arrives, cancelled))| Job {
-                request: Request {
-                    prompt: Prompt::Tokens(prompt),
-                    max_tokens: Some(max_tokens),
-                    sampling,
-                    stop,
-                    ignore_eos,
-                    logprobs,
-                },
-                arrives,
-                cancelled: cancelled.map(|it| arrives + it),
+            |((prompt, max_tokens, sampling, stop), (ignore_eos, logprobs), (arrives, cancelled, source))| {
+                Job {
+                    request: Request {
+                        prompt: Prompt::Tokens(prompt),
+                        max_tokens: Some(max_tokens),
+                        sampling,
+                        stop,
+                        ignore_eos,
+                        logprobs,
+                        source,
+                    },
+                    arrives,
+                    cancelled: cancelled.map(|it| arrives + it),
+                }
             },
         )
 }

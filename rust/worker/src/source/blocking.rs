@@ -4,7 +4,7 @@
 //! Tokens come from a [`Generator`]: `stream.rs` gets them one by one, `tier0.rs` all at the end.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -16,8 +16,9 @@ use std::{
 
 use llm_node_core::{
     engine::{EngineFault, EngineFaultKind, Token},
-    error::{ErrorCode, Fault},
+    error::Fault,
     event::{Event, Finish, PickedToken, Piece, Usage},
+    schedule::admission::Queue,
     text::answer::AnswerText,
 };
 use llm_node_wire::message::RequestId;
@@ -48,12 +49,10 @@ struct Shared {
     changed: Condvar,
     generator: Box<dyn Generator>,
     report: Reporter,
-    queue_limit: usize,
 }
 
-#[derive(Default)]
 struct State {
-    waiting: VecDeque<(RequestId, Prepared)>,
+    waiting: Queue<(RequestId, Prepared)>,
     /// The flag is set when the client has left.
     running: HashMap<RequestId, Arc<AtomicBool>>,
     draining: bool,
@@ -69,11 +68,16 @@ impl BlockingSource {
         report: Reporter,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                waiting: Queue::new(queue_limit as usize, usize::MAX),
+                running: HashMap::new(),
+                draining: false,
+                stopping: false,
+                lost: false,
+            }),
             changed: Condvar::new(),
             generator,
             report,
-            queue_limit: queue_limit as usize,
         });
         let threads = (0..threads.max(1))
             .map(|n| {
@@ -86,30 +90,24 @@ impl BlockingSource {
 
     pub(crate) fn submit(&self, id: RequestId, request: Prepared) {
         let mut state = self.shared.lock();
-        let refusal = if state.draining || state.stopping || state.lost {
-            Some(stopped())
-        } else if state.waiting.len() >= self.shared.queue_limit {
-            let message = format!("{} requests wait already; try again later", state.waiting.len());
-            Some(Fault::new(ErrorCode::QueueFull, message))
+        let (source, weight) = (request.source, request.weight);
+        let queued = if state.draining || state.stopping || state.lost {
+            Err(stopped())
         } else {
-            None
+            state.waiting.push((id, request), source, weight, 0)
         };
-        if let Some(fault) = refusal {
-            drop(state);
-            self.shared.report.event(id, Event::Failed(fault));
-            return;
-        }
-        state.waiting.push_back((id, request));
         drop(state);
-        self.shared.changed.notify_one();
+        match queued {
+            Ok(()) => self.shared.changed.notify_one(),
+            Err(fault) => self.shared.report.event(id, Event::Failed(fault)),
+        }
     }
 
     pub(crate) fn cancel(&self, id: RequestId) {
         let mut state = self.shared.lock();
         if let Some(flag) = state.running.get(&id) {
             flag.store(true, Ordering::Relaxed);
-        } else if let Some(at) = state.waiting.iter().position(|(waiting, _)| *waiting == id) {
-            state.waiting.remove(at);
+        } else if state.waiting.remove(|(waiting, _)| *waiting == id).is_some() {
             drop(state);
             let finished = Event::Finished { reason: Finish::Cancelled, usage: Usage::default() };
             self.shared.report.event(id, finished);
@@ -135,9 +133,9 @@ impl BlockingSource {
         for flag in state.running.values() {
             flag.store(true, Ordering::Relaxed);
         }
-        let left = std::mem::take(&mut state.waiting);
+        let left = state.fail_waiting(&stopped());
         drop(state);
-        self.shared.report.events(left.into_iter().map(|(id, _)| (id, Event::Failed(stopped()))).collect());
+        self.shared.report.events(left);
         self.shared.changed.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
@@ -153,6 +151,14 @@ impl Drop for BlockingSource {
     }
 }
 
+impl State {
+    /// Empties the queue; gives the endings of those that waited.
+    fn fail_waiting(&mut self, fault: &Fault) -> Vec<(RequestId, Event)> {
+        let waiting = std::iter::from_fn(|| self.waiting.take(0));
+        waiting.map(|(id, _)| (id, Event::Failed(fault.clone()))).collect()
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,7 +167,7 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            let Some((id, request)) = state.waiting.pop_front() else {
+            let Some((id, request)) = state.waiting.take(0) else {
                 if state.stopping || state.lost {
                     return;
                 }
@@ -178,10 +184,9 @@ impl Shared {
                 && !state.lost
             {
                 state.lost = true;
-                let left = std::mem::take(&mut state.waiting);
+                let left = state.fail_waiting(&fault);
                 drop(state);
-                let failed = |(id, _)| (id, Event::Failed(fault.clone()));
-                self.report.events(left.into_iter().map(failed).collect());
+                self.report.events(left);
                 self.report.tell(Report::Lost(fault));
                 self.changed.notify_all();
                 return;

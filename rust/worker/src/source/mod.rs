@@ -17,6 +17,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Finish,
     request::{Sampling, ValidRequest},
+    schedule::admission::{Source, Weight},
 };
 
 /// A request as an engine that runs the loop by itself takes it.
@@ -29,6 +30,9 @@ pub(crate) struct Prepared {
     pub(crate) stop: Vec<String>,
     pub(crate) sampling: Sampling,
     pub(crate) seed: u64,
+    /// Whose it is, and what it asks for.
+    pub(crate) source: Source,
+    pub(crate) weight: Weight,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +50,8 @@ impl From<ValidRequest> for Prepared {
             stop: request.stop().to_vec(),
             sampling: request.sampling().clone(),
             seed: request.seed(),
+            source: request.source(),
+            weight: request.weight(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use llm_node_core::{
     error::{ErrorCode, Fault},
     request::{Prompt, Request, Sampling},
+    schedule::admission::Weight,
 };
 
 use super::{EnginePrompt, Prepared};
@@ -32,7 +33,11 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         let message = "the prompt holds a zero character, which this engine cannot take";
         return Err(Fault::new(ErrorCode::InvalidRequest, message).param("prompt"));
     }
+    // Nobody can count the tokens of such a text; there are not more than bytes.
+    let weight = Weight { prompt: text.len(), answer: request.max_tokens.unwrap_or(u32::MAX) };
     Ok(Prepared {
+        weight,
+        source: request.source,
         prompt: EnginePrompt::Text(text),
         prompt_tokens: 0,
         max_tokens: request.max_tokens,
@@ -93,6 +98,7 @@ mod tests {
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            source: 0,
         }
     }
 

@@ -98,6 +98,7 @@ pub fn greedy(prompt: &str, max_tokens: u32) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        source: 0,
     }
 }
 
