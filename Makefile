@@ -1,7 +1,8 @@
 # Everything a checkout needs, in a handful of words:
-#   make run    set up, then chat with the demo model over HTTP
-#   make test   set up, lint, run every test
-# Both bring what a package index can bring, and say plainly what you must install yourself.
+#   make run      set up, then chat with the demo model over HTTP
+#   make test     set up, lint, run every test
+#   make check    the inner loop: types only, or CRATE=core (one crate), TEST=tests/api (a folder, a file, a test)
+# They bring what a package index can bring, and say plainly what you must install yourself.
 
 PYTHON  ?= python3
 VENV    := .venv
@@ -14,11 +15,11 @@ RESULTS ?= benches/results
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
 
-.PHONY: setup run test lint bench gen engine samples wheel clean help
+.PHONY: setup run test check lint bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,4s/^# *//p' $(MAKEFILE_LIST)
+	@sed -n '2,5s/^# *//p' $(MAKEFILE_LIST)
 	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | bench | gen | wheel | clean"
 
 ## set-up ###########################################################################################
@@ -63,6 +64,22 @@ test: setup lint
 	cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
 	$(BIN)/python -m pytest
+
+# Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
+check: $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)
+ifeq ($(CRATE)$(TEST),)
+	cargo check --workspace --all-targets --locked --quiet
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+endif
+ifneq ($(CRATE),)
+	cargo clippy -p llm-node-$(CRATE) --all-targets --locked --quiet -- -D warnings
+	$(if $(filter py,$(CRATE)),,cargo test -p llm-node-$(CRATE) --locked --quiet)
+endif
+ifneq ($(TEST),)
+	@$(MAKE) --no-print-directory wheel
+	$(BIN)/python -m pytest -q -x $(TEST)
+endif
 
 lint: $(STAMPS)/wheel
 	cargo fmt --all --check

@@ -6,9 +6,11 @@ Run by `make setup` with whatever Python there is; needs nothing but the standar
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 RUST = "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
 COMPILER = {
@@ -16,12 +18,25 @@ COMPILER = {
     "Darwin": "xcode-select --install",
     "Windows": "winget install Microsoft.VisualStudio.2022.BuildTools",
 }
-OLDEST_RUST = (1, 88)
+WORKSPACE = Path(__file__).resolve().parents[1] / "Cargo.toml"
 
 
-def rust_version() -> tuple[int, ...]:
-    text = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in text.split()[1].split("-")[0].split(".")[:2])
+def version(text: str) -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", text)[:2]
+    return int(major), int(minor)
+
+
+def oldest_rust() -> str:
+    """`rust-version` of Cargo.toml. By pattern, since Python 3.10 reads no TOML."""
+    found = re.search(r'^rust-version = "([\d.]+)"', WORKSPACE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"no rust-version in {WORKSPACE}"
+    return found.group(1)
+
+
+def installed_rust() -> str:
+    # In the folder of the checkout, where `rustup override` and RUSTUP_TOOLCHAIN count.
+    command = ["rustc", "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=WORKSPACE.parent).stdout
 
 
 def missing() -> list[str]:
@@ -32,8 +47,8 @@ def missing() -> list[str]:
         )
     if not (shutil.which("cargo") and shutil.which("rustc")):
         found.append(f"a Rust toolchain:\n      {RUST}")
-    elif rust_version() < OLDEST_RUST:
-        found.append(f"Rust {'.'.join(map(str, OLDEST_RUST))} or newer:\n      rustup update stable")
+    elif version(installed_rust()) < version(oldest_rust()):
+        found.append(f"Rust {oldest_rust()} or newer:\n      rustup update stable")
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         hint = COMPILER.get(platform.system(), "your system's C++ compiler package")
         found.append(f"a C and C++ compiler:\n      {hint}")

@@ -176,3 +176,24 @@ def test_folders_and_files_have_telling_names() -> None:
     vague = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
     for path in [*rust_files(), *python_files()]:
         assert not vague & {part.removesuffix(path.suffix) for part in path.relative_to(ROOT).parts}, path
+
+
+def test_one_oldest_rust() -> None:
+    """The engines' workspaces cannot inherit it; clippy's `incompatible_msrv` holds the code to it."""
+    pattern = re.compile(r'^rust-version = "([\d.]+)"', re.MULTILINE)
+    (oldest,) = pattern.findall((ROOT / "Cargo.toml").read_text())
+    for manifest in ROOT.glob("engines/*/Cargo.toml"):
+        assert pattern.findall(manifest.read_text()) == [oldest], manifest
+    for manifest in ROOT.glob("rust/*/Cargo.toml"):
+        assert "\nrust-version.workspace = true\n" in manifest.read_text(), manifest
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    uses = re.compile(r"\buses: (\S+)(.*)")
+    found = [
+        match for path in ROOT.glob(".github/workflows/*.yml") for match in uses.findall(path.read_text())
+    ]
+    assert found
+    for action, comment in found:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+        assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), f"{action}: which version is it?"
