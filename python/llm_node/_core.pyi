@@ -62,10 +62,6 @@ class Event:
     kind: Literal["started", "piece", "finished", "failed"]
     text: str
     """Of a piece: whole UTF-8 characters."""
-    tokens: list[int]
-    """Of a piece."""
-    logprobs: list[tuple[bytes, int, float, list[tuple[bytes, int, float]]]] | None
-    """Of a piece, where asked for: (bytes, id, logprob, alternatives best first) per token."""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int

@@ -5,6 +5,7 @@ The engine is `benches/null_engine`, with all 256 bytes as tokens: most are no U
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ from llm_node.api import sse
 from llm_node.api.openai import answers
 from llm_node.node import Event, Node, NodeError
 
-Alternative = tuple[bytes, int, float]
-Picked = tuple[bytes, int, float, list[Alternative]]
+Alternative = tuple[bytes, float]
+Picked = tuple[bytes, float, list[Alternative]]
+
+# The numbers themselves: bytes and log-probability of each token, and of its alternatives.
+NUMBERS = "[<each>[<bytes>,<logprob>,[<top>[<bytes>,<logprob>]</top>]]</each>]"
 
 
 def text(data: bytes) -> str:
@@ -29,26 +33,33 @@ def chat(tokens: Sequence[Picked]) -> dict[str, Any]:
         return {"token": text(data), "logprob": logprob, "bytes": list(data)}
 
     content = [
-        {**token(data, logprob), "top_logprobs": [token(other, value) for other, _, value in top]}
-        for data, _, logprob, top in tokens
+        {**token(data, logprob), "top_logprobs": [token(other, value) for other, value in top]}
+        for data, logprob, top in tokens
     ]
     return {"content": content, "refusal": None}
 
 
 def plain(tokens: Sequence[Picked]) -> dict[str, Any]:
-    texts = [text(data) for data, _, _, _ in tokens]
+    texts = [text(data) for data, _, _ in tokens]
     return {
         "tokens": texts,
-        "token_logprobs": [logprob for _, _, logprob, _ in tokens],
-        "top_logprobs": [dict(best(top)) for _, _, _, top in tokens],
+        "token_logprobs": [logprob for _, logprob, _ in tokens],
+        "top_logprobs": [dict(best(top)) for _, _, top in tokens],
         "text_offset": [len("".join(texts[:index])) for index in range(len(texts))],
     }
 
 
 def best(top: Sequence[Alternative]) -> list[tuple[str, float]]:
     """Without those whose text is that of a likelier one."""
-    texts = [text(data) for data, _, _ in top]
-    return [(texts[index], top[index][2]) for index in range(len(top)) if texts[index] not in texts[:index]]
+    texts = [text(data) for data, _ in top]
+    return [(texts[index], top[index][1]) for index in range(len(top)) if texts[index] not in texts[:index]]
+
+
+def numbers(event: Event) -> list[Picked]:
+    return [
+        (bytes(data), logprob, [(bytes(other), value) for other, value in top])
+        for data, logprob, top in json.loads(event.fill(NUMBERS))
+    ]
 
 
 async def piece(node: Node, seed: int) -> Event:
@@ -77,11 +88,12 @@ async def test_patterns_make_what_python_makes(repository: Path, tmp_path: Path)
     async with Node(**folders, gpu_backend="cpu") as node:
         for seed in range(4):
             event = await piece(node, seed)
-            assert event.logprobs is not None
-            assert len(event.logprobs) == 300
-            assert any("\ufffd" in text(data) for data, _, _, _ in event.logprobs)
+            tokens = numbers(event)
+            assert len(tokens) == 300
+            assert all(len(top) == 20 for _, _, top in tokens)
+            assert any("\ufffd" in text(data) for data, _, _ in tokens)
             for pattern, shape in ((answers.CHAT_LOGPROBS, chat), (answers.PLAIN_LOGPROBS, plain)):
-                assert event.fill(pattern).decode() == sse.dump(shape(event.logprobs))
+                assert event.fill(pattern).decode() == sse.dump(shape(tokens))
         with pytest.raises(NodeError, match="pattern") as caught:
             event.fill("<each><nothing></each>")
         assert caught.value.code == "invalid_request"

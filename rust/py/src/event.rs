@@ -6,11 +6,6 @@ use pyo3::{prelude::*, types::PyBytes};
 
 use crate::fault;
 
-/// Bytes, number, log-probability.
-type Alternative = (Vec<u8>, i32, f32);
-/// The same of the picked token, and its alternatives.
-type Picked = (Vec<u8>, i32, f32, Vec<Alternative>);
-
 /// See `_core.pyi`.
 #[pyclass(frozen, name = "Event", module = "llm_node._core")]
 pub(crate) struct PyEvent {
@@ -40,24 +35,6 @@ impl PyEvent {
     #[getter]
     fn text(&self) -> &str {
         self.piece.as_ref().map_or("", |piece| &piece.text)
-    }
-
-    #[getter]
-    fn tokens(&self) -> Vec<i32> {
-        self.piece.iter().flat_map(|piece| &piece.tokens).map(|token| token.id).collect()
-    }
-
-    #[getter]
-    fn logprobs(&self) -> Option<Vec<Picked>> {
-        let piece = self.piece.as_ref()?;
-        if !piece.tokens.iter().any(|token| token.logprobs.is_some()) {
-            return None;
-        }
-        let of_tokens = piece.tokens.iter().filter_map(|token| {
-            let logprobs = token.logprobs.as_ref()?;
-            Some((logprobs.bytes.clone(), token.id, logprobs.logprob, logprobs.top.clone()))
-        });
-        Some(of_tokens.collect())
     }
 
     fn fill<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Bound<'py, PyBytes>> {

@@ -147,11 +147,6 @@ impl<W: Write> FrameWriter<W> {
     pub fn resume(&mut self, rest: &[u8]) -> Result<(), FrameError> {
         self.inner.write_all(rest).and_then(|()| self.inner.flush()).map_err(FrameError::io)
     }
-
-    /// The socket below.
-    pub fn get_ref(&self) -> &W {
-        &self.inner
-    }
 }
 
 /// One message as a whole frame, in the place of what `frame` held.

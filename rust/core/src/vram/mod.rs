@@ -4,4 +4,4 @@
 //! it.
 
 pub mod ledger;
-pub mod size;
+mod size;
