@@ -234,6 +234,13 @@ fn plan(
     speculation: Speculation,
 ) -> Result<LoadPlan, Fault> {
     let config = &inner.config;
+    if let (Some(asked), Some(longest)) = (request.context_length, model.context_length)
+        && u64::from(asked) > longest
+    {
+        // An engine would first find out what so long a context takes.
+        let message = format!("a context of {asked} tokens was asked for; the model takes 1 to {longest}");
+        return Err(Fault::new(ErrorCode::InvalidRequest, message).param("context_length"));
+    }
     let mut options = config.engine_options.clone();
     options.extend(request.options.clone().unwrap_or_default());
     Ok(LoadPlan {
