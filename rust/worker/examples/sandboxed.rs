@@ -1,5 +1,6 @@
-//! Runs a program without a network, as a worker runs its engine: `sandboxed PROGRAM ARGUMENT...`.
-//! For trying whether a device library bears it.
+//! Runs a program shut in as a worker shuts its engine in: `sandboxed PROGRAM ARGUMENT...`.
+//! For trying whether a device library bears it. The program can be dumped again: that does not stay over
+//! `exec`.
 
 #[cfg(unix)]
 fn main() {

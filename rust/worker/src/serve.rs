@@ -75,12 +75,14 @@ enum Input {
 /// running destructors of an engine that may still be mapped. When the node disappears the process
 /// ends from within.
 pub fn run_worker(endpoint: &str, secret: String) -> i32 {
-    let sandbox = sandbox::apply();
+    sandbox::close_inherited_sockets();
     let Ok(name) = endpoint::name(endpoint) else { return exit::NO_NODE };
     let Ok(socket) = Stream::connect(name) else { return exit::NO_NODE };
     let Ok((waiting, direct)) = endpoint::receive_pipe(&socket).and_then(Sending::pair) else {
         return exit::NO_NODE;
     };
+    // The way to the node is made, and there is one thread: see there.
+    let sandbox = sandbox::apply();
     let (sender, inputs) = mpsc::channel();
     let reading = sender.clone();
     let reader = thread::Builder::new().name("reader".into()).spawn(move || read(socket, &reading));
@@ -96,8 +98,8 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
         log::set_max_level(log::LevelFilter::Info);
     }
     match sandbox {
-        Ok(Sandbox::Applied) => log(&outbox, DEBUG, "the engine has no network"),
-        Ok(Sandbox::Unsupported) => log(&outbox, DEBUG, "no sandbox here: the engine may use the network"),
+        Ok(Sandbox::Applied) => log(&outbox, DEBUG, "the engine is shut in"),
+        Ok(Sandbox::Unsupported) => log(&outbox, DEBUG, "no sandbox here: the engine is not shut in"),
         Err(error) => log(&outbox, WARNING, &error),
     }
     let worker = Worker { outbox, sender, inputs };

@@ -452,24 +452,51 @@ fn a_worker_can_be_stopped_between_estimate_and_load() {
     assert_eq!(worker.ended().code(), Some(exit::DONE));
 }
 
-fn network(flags: &[&str]) -> (TempDir, EngineAddress) {
+fn confined(flags: &[&str]) -> (TempDir, EngineAddress) {
     let folder = tempdir().unwrap();
-    let source = root().join("rust/worker/tests/engines/network.c");
-    let engine = compile(folder.path(), &source, "network", flags);
+    let source = root().join("rust/worker/tests/engines/confined.c");
+    let engine = compile(folder.path(), &source, "confined", flags);
     (folder, engine)
 }
 
-#[test]
-fn an_engine_has_no_network() {
-    let (folder, engine) = network(&[]);
+/// What the engine says to a table of its attempts, a line for each.
+fn attempts(table: &str) -> String {
+    let (folder, engine) = confined(&[]);
     let mut worker = Worker::load(plan(engine, toy_model(folder.path()))).0;
-    worker.generate(1, greedy("hello", 10));
-    assert_eq!(worker.outcome(1).text, "refused refused open refused");
+    worker.generate(1, greedy(table, 200));
+    worker.outcome(1).text
 }
 
 #[test]
-fn an_engine_has_no_network_while_it_is_probed() {
-    let (_folder, engine) = network(&["-DIN_CONSTRUCTOR"]);
+fn an_engine_is_refused_what_it_has_no_business_with() {
+    let text = attempts("forbidden");
+    let allowed: Vec<&str> = text.lines().filter(|line| !line.ends_with(": refused")).collect();
+    assert_eq!(allowed, [""; 0]);
+    for name in [
+        "inet",
+        "unix_datagram",
+        "netlink",
+        "connect_unix",
+        "io_uring_setup",
+        "trace",
+        "kill_parent",
+        "privileged",
+    ] {
+        assert!(text.contains(&format!("{name}: refused\n")), "{name}: {text}");
+    }
+}
+
+#[test]
+fn an_engine_may_do_what_it_needs() {
+    let text = attempts("needed");
+    let refused: Vec<&str> = text.lines().filter(|line| !line.ends_with(": allowed")).collect();
+    assert_eq!(refused, [""; 0]);
+    assert!(text.contains("thread: allowed\n") && text.contains("run_program: allowed\n"), "{text}");
+}
+
+#[test]
+fn an_engine_is_shut_in_while_it_is_probed() {
+    let (_folder, engine) = confined(&["-DIN_CONSTRUCTOR"]);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Probe(engine));
     let FromWorker::Verdict(Ok(facts)) = worker.next().unwrap() else { panic!("no verdict") };
@@ -478,21 +505,22 @@ fn an_engine_has_no_network_while_it_is_probed() {
 
 #[test]
 fn a_tier_0_engine_answers_in_order_as_a_stream() {
-    let (folder, engine) = network(&[]);
+    let (folder, engine) = confined(&[]);
     let (mut worker, facts) = Worker::load(plan(engine, toy_model(folder.path())));
     assert_eq!(facts.source, "tier0");
-    worker.generate(1, greedy("hello", 2));
-    let mut stopping = greedy("hello", 10);
-    stopping.stop = vec!["d open".into()];
+    let prompt = "inet inet6 thread netlink";
+    worker.generate(1, greedy(prompt, 2));
+    let mut stopping = greedy(prompt, 10);
+    stopping.stop = vec!["d\nthread".into()];
     worker.generate(2, stopping);
-    let mut warm = greedy("hello", 10);
+    let mut warm = greedy(prompt, 10);
     warm.sampling.temperature = 0.7;
     worker.generate(3, warm);
     let outcomes = worker.outcomes(&[1, 2, 3]);
-    assert_eq!(outcomes[&1].text, "refused refused ");
+    assert_eq!(outcomes[&1].text, "inet: refused\ninet6: refused\n");
     assert_eq!(outcomes[&1].pieces, 2);
     assert_eq!(outcomes[&1].finished().0, Finish::Length);
-    assert_eq!(outcomes[&2].text, "refused refuse");
+    assert_eq!(outcomes[&2].text, "inet: refused\ninet6: refuse");
     assert_eq!(outcomes[&2].finished().0, Finish::Stop);
     let Some(Event::Failed(fault)) = &outcomes[&3].ending else { panic!("{:?}", outcomes[&3]) };
     assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedParameter, Some("temperature")));
