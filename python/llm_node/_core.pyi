@@ -1,4 +1,5 @@
-"""The typed boundary between Python and Rust. Imported by `node.py`, `worker.py` and `load.py` alone."""
+"""The typed boundary between Python and Rust. Imported by `node.py`, `devices.py` and `load.py` alone;
+`worker.py` brings it in by its file."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, final
@@ -13,6 +14,8 @@ __all__ = [
     "Stream",
     "Supervisor",
     "__version__",
+    "host_memory_bytes",
+    "keep_memory_private",
     "run_load",
     "run_worker",
 ]
@@ -38,6 +41,13 @@ class Fault(Exception):
         param: str | None = None,
         details: dict[str, object] | None = None,
     ) -> None: ...
+
+def host_memory_bytes() -> tuple[int, int]:
+    """The host's memory: all that this process may have, in a container no more than its limit; and what of
+    it is free or held by the file cache alone."""
+
+def keep_memory_private() -> None:
+    """From now on no process of the same user may read this one's memory or trace it. Raises `OSError`."""
 
 def run_worker(endpoint: str) -> int:
     """Be a worker: connect to the node at `endpoint`, serve until it says stop. Gives the exit code.

@@ -7,12 +7,12 @@ fall back from a GPU to the CPU.
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pynvml
+
+from llm_node._core import host_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -124,52 +124,6 @@ def _bus_id(text: str) -> str:
 
 
 def host() -> Device:
-    """The machine's RAM."""
-    if sys.platform == "win32":
-        total, available = _windows_memory()
-    else:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * page
-        available = _linux_available() or _free_pages() * page or total
-    return Device(0, "host", None, total, min(available, total), is_host=True)
-
-
-def _free_pages() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError):
-        return 0  # macOS does not say
-
-
-def _linux_available() -> int:
-    """MemAvailable counts the page cache that would be given up; free pages do not."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return 0
-
-
-def _windows_memory() -> tuple[int, int]:
-    import ctypes
-
-    class Status(ctypes.Structure):
-        _fields_: Sequence[tuple[str, type]] = [  # type: ignore[misc]
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            ("total", ctypes.c_ulonglong),
-            ("available", ctypes.c_ulonglong),
-            ("page_total", ctypes.c_ulonglong),
-            ("page_available", ctypes.c_ulonglong),
-            ("virtual_total", ctypes.c_ulonglong),
-            ("virtual_available", ctypes.c_ulonglong),
-            ("extended", ctypes.c_ulonglong),
-        ]
-
-    status = Status()
-    status.length = ctypes.sizeof(Status)
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return int(status.total), int(status.available)
+    """The machine's RAM; in a container as much of it as its limit allows."""
+    total, available = host_memory_bytes()
+    return Device(0, "host", None, total, available, is_host=True)

@@ -1,4 +1,5 @@
-"""`Node`: the supervisor of `rust/node` as asyncio sees it. The only importer of `_core` beside `worker.py`.
+"""`Node`: the supervisor of `rust/node` as asyncio sees it. `_core` is imported here, by `devices.py` for the
+host's memory and by `load.py` for the load generator, and nowhere else.
 
 Owns the one wake-up per loop turn that spreads what has come to those it is for, and the rule that a
 load goes on when its client leaves. Knows nothing of HTTP, and of no API family's words: requests are
@@ -13,7 +14,6 @@ import itertools
 import json
 import logging
 import socket
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from llm_node import devices
+from llm_node import _core, devices, worker
 from llm_node._core import (
     ABI_VERSION,
     ERROR_CODES,
@@ -29,6 +29,7 @@ from llm_node._core import (
     Fault,
     Supervisor,
     __version__,
+    keep_memory_private,
 )
 from llm_node._core import Engine as NativeEngine
 from llm_node._core import Model as NativeModel
@@ -46,6 +47,7 @@ __all__ = [
     "NodeError",
     "Receiver",
     "__version__",
+    "keep_memory_private",
 ]
 
 log = logging.getLogger(__name__)
@@ -255,6 +257,7 @@ class Node:
         speculation: str = "lookup",
         draft_model: Path | str | None = None,
         engine_options: Mapping[str, str] | None = None,
+        engine_env: Sequence[str] = (),
         load_timeout: float = 600.0,
         drain_timeout: float = 8.0,
         monitor_interval: float = 1.0,
@@ -268,6 +271,7 @@ class Node:
             `gpu_not_found` where there is no GPU.
         vram_limit: bytes on each device. Timeouts and intervals: seconds.
         speculation: "off" or "lookup". draft_model: a file that guesses instead, unless it is "off".
+        engine_env: names of environment variables that engines see beside the usual ones.
         needs_device: False for one who only lists engines and models.
         """
         self._wanted_backend = gpu_backend
@@ -287,6 +291,7 @@ class Node:
         self._speculation = speculation
         self._draft_model = None if draft_model is None else str(Path(draft_model).absolute())
         self._engine_options = dict(engine_options or {})
+        self._engine_env = list(engine_env)
         self._load_timeout = load_timeout
         self._drain_timeout = drain_timeout
         self._monitor_interval = monitor_interval
@@ -374,6 +379,7 @@ class Node:
             "max_sequences": self._max_sequences,
             "cache_tokens": self._cache_tokens,
             "engine_options": self._engine_options,
+            "engine_env": self._engine_env,
             "threads": self._threads,
             "queue_limit": self._queue_limit,
             "target_step_ms": self._target_step_ms,
@@ -383,7 +389,7 @@ class Node:
             "draft_model": self._draft_model,
             "load_timeout_seconds": self._load_timeout,
             "start_timeout_seconds": START_SECONDS,
-            "worker_command": [sys.executable, "-m", "llm_node.worker"],
+            "worker_command": worker.command(_core.__file__),
             "log_level": self._log_level,
         }
 

@@ -76,6 +76,15 @@ def _key_and_value(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _variable(text: str) -> str:
+    name = text.strip()
+    if not name or "=" in name or "\0" in name:
+        raise ValueError("expected the name of a variable, without a value")
+    if name.upper().startswith(PREFIX):
+        raise ValueError("expected a variable that is no setting of the node")
+    return name
+
+
 def _one_of(words: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -286,6 +295,15 @@ class Settings:
         shown="none",
         many=True,
     )
+    engine_env: tuple[str, ...] = _setting(
+        (),
+        _variable,
+        "A variable of the environment that engines may see, beside those of devices, libraries, threads. "
+        "May be given several times.",
+        metavar="NAME",
+        shown="none",
+        many=True,
+    )
     load_timeout: float = _setting(600.0, _seconds(0.1, 86_400), "Deadline of a load.", metavar="SECONDS")
     drain_timeout: float = _setting(
         8.0, _seconds(0, 3600), "How long answers under way may go on after SIGTERM.", metavar="SECONDS"
@@ -373,11 +391,28 @@ def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
         raise SettingsError(f"{source}: {error}, got {', '.join(map(repr, texts))}") from None
 
 
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
+
+def service_variables(variables: Mapping[str, str] | None = None) -> list[str]:
+    """Variables of the environment that look like ours and are not: Kubernetes tells each container where a
+    Service is by variables that begin with its name, and it may be called llm-node."""
+    found = os.environ if variables is None else variables
+    return [key for key in sorted(found) if key.startswith(PREFIX) and _tells_of_a_service(key, found[key])]
+
+
+def _tells_of_a_service(key: str, value: str) -> bool:
+    return bool(_SERVICE.search(key) or (key.endswith("_PORT") and _LINK.fullmatch(value)))
+
+
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # Windows knows no case in names.
     for key in sorted(variables):
         if not key.upper().startswith(PREFIX) or key.upper() in NOT_SETTINGS:
+            continue
+        if _tells_of_a_service(key, variables[key]):
             continue
         setting = BY_ENVIRONMENT.get(key.upper() if sys.platform == "win32" else key)
         if setting is None:

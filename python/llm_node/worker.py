@@ -1,24 +1,45 @@
-"""A worker process: `python -m llm_node.worker ENDPOINT`. Enters Rust at once and stays there.
+"""A worker process: how the node starts one, and what it does first, which is to enter Rust and stay there.
 
-Started by the node alone, which passes a secret in the environment. Nothing else is imported here: a
-worker must not pay for the HTTP side.
+It is this file, run by the node's own interpreter and shut off from the surroundings: no module is looked for
+in the current directory, in PYTHONPATH or among a user's or an environment's packages. So nothing that lies
+there can take the place of a module. What it needs beside the standard library is one file, and the node says
+where that is: the `_core` that it runs itself, however it was installed.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
-from llm_node._core import run_worker
+
+def command(core: str) -> list[str]:
+    """Program and arguments of a worker, before its endpoint. `core`: the file of `_core`."""
+    flags = ["-s", "-S"]  # no packages
+    if sys.version_info >= (3, 11):
+        flags.append("-P")  # and no folder of the script, see below
+    if sys.flags.ignore_environment:
+        # Of Python's variables a worker gets PYTHONHOME alone, which an interpreter may need to start.
+        flags.append("-E")
+    return [sys.executable, *flags, __file__, core]
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        sys.stderr.write("llm_node.worker is started by the node; run `llm-node` instead\n")
+    if len(sys.argv) != 3:
+        sys.stderr.write("this is started by the node; run `llm-node` instead\n")
         return 2
-    return run_worker(sys.argv[1])
+    from importlib.machinery import ExtensionFileLoader, ModuleSpec
+
+    _, core, endpoint = sys.argv
+    loader = ExtensionFileLoader("llm_node._core", core)
+    module = loader.create_module(ModuleSpec(loader.name, loader, origin=core))
+    loader.exec_module(module)
+    code: int = module.run_worker(endpoint)
+    return code
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        del sys.path[0]
+    import os
+
     # Not sys.exit: an engine's static destructors would run, beside threads that it may have left.
     os._exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_node.node import ABI_VERSION, __version__
-from support.node import RunningNode, node_environment
+from support.node import RunningNode, node_environment, running_node
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -122,3 +122,9 @@ def test_a_port_in_use_is_said(run: Run, node: RunningNode) -> None:
     result = run("--port", port, "--gpu-backend", "cpu")
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_beside_a_kubernetes_service_of_its_name_it_starts(tmp_path: Path) -> None:
+    service = {"LLM_NODE_PORT": "tcp://10.96.3.7:3000", "LLM_NODE_SERVICE_HOST": "10.96.3.7"}
+    with running_node(tmp_path, ["--gpu-backend", "cpu"], environment=service) as started:
+        assert "Kubernetes Service is: LLM_NODE_PORT, LLM_NODE_SERVICE_HOST" in started.log_text()

@@ -12,6 +12,7 @@ import pytest
 
 from llm_node import devices
 from support.engines import compile_library
+from support.node import running_node
 
 READ = (
     "import dataclasses, json; from llm_node import devices;"
@@ -25,6 +26,39 @@ def test_host_memory() -> None:
     assert host.is_host
     assert 0 < host.free_bytes <= host.total_bytes
     assert devices.read("cpu")[0].total_bytes == host.total_bytes
+
+
+def unprivileged() -> bool:
+    """Can no mount namespace of one's own be had?"""
+    return sys.platform != "linux" or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0
+
+
+def test_a_containers_limit_counts(tmp_path: Path, engines: Path) -> None:
+    """The real node under control groups that a test wrote; `rust/node/src/host_memory.rs` has the cases."""
+    if unprivileged():
+        pytest.skip("needs root, for a mount namespace")
+    limit, used = 64 << 20, 60 << 20
+    groups = tmp_path / "groups"
+    (groups / "memory").mkdir(parents=True)
+    (groups / "memory.max").write_text(f"{limit}\n")
+    (groups / "memory.current").write_text(f"{used}\n")
+    mount = f'mount --bind {groups} /sys/fs/cgroup && exec "$@"'
+    prefix = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    read = "from llm_node import devices; host = devices.host(); print(host.total_bytes, host.free_bytes)"
+    read_in_python = subprocess.run(
+        [*prefix, sys.executable, "-c", read], capture_output=True, text=True, check=True
+    ).stdout
+    assert read_in_python.split() == [str(limit), str(limit - used)]
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments, prefix=prefix) as node:
+        (host,) = node.get("/api/system").json()["devices"]
+        assert (host["total_bytes"], host["free_bytes"]) == (limit, limit - used)
+        refused = node.post("/api/models/load", {"model_id": "llm-node-demo"})
+        assert (refused.status, refused.json()["error"]["code"]) == (507, "oom_ram")
+        # Files in the cache are given up: the same load fits now.
+        (groups / "memory.stat").write_text(f"anon 0\nfile {used}\nshmem 0\n")
+        loaded = node.post("/api/models/load", {"model_id": "llm-node-demo", "cache_tokens": 1024})
+        assert loaded.status == 200, loaded.body
 
 
 @pytest.mark.parametrize("backend", ["cpu", "vulkan", "metal"])

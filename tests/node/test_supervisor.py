@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm_node import _core, worker
 from llm_node._core import Event, Fault, Supervisor
 from support.engines import fake_engine
 from support.node import alive, children_of
@@ -42,7 +43,7 @@ class House:
             "engines_dirs": [str(self.engines)],
             "models_dir": str(self.models),
             "gpu_backend": "cpu",
-            "worker_command": [sys.executable, "-m", "llm_node.worker"],
+            "worker_command": worker.command(_core.__file__),
             "probe_timeout_seconds": 20,
             "load_timeout_seconds": 60,
             "start_timeout_seconds": 60,
@@ -113,7 +114,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def assert_childless() -> None:
-    left = [pid for pid in children_of(os.getpid()) if alive(pid) and b"llm_node.worker" in command(pid)]
+    left = [pid for pid in children_of(os.getpid()) if alive(pid) and b"llm_node/worker.py" in command(pid)]
     assert not left
 
 

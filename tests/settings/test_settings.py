@@ -48,6 +48,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "vram_limit": "8G",
         "host": "0.0.0.0",
         "engine_option": "a=b",
+        "engine_env": "HF_HOME",
         "log_level": "debug",
         "max_body": "1M",
     }
@@ -126,6 +127,46 @@ def test_an_unknown_variable_names_its_neighbours() -> None:
         Settings.load({}, {"LLM_NODE_VRAM_LIMT": "8G"})
 
 
+SERVICE = {
+    "LLM_NODE_SERVICE_HOST": "10.96.3.7",
+    "LLM_NODE_SERVICE_PORT": "3000",
+    "LLM_NODE_SERVICE_PORT_HTTP": "3000",
+    "LLM_NODE_PORT": "tcp://10.96.3.7:3000",
+    "LLM_NODE_PORT_3000_TCP": "tcp://10.96.3.7:3000",
+    "LLM_NODE_PORT_3000_TCP_PROTO": "tcp",
+    "LLM_NODE_PORT_3000_TCP_PORT": "3000",
+    "LLM_NODE_PORT_3000_TCP_ADDR": "10.96.3.7",
+    # Others that begin alike: llm-node-host, llm-node-metrics.
+    "LLM_NODE_HOST_PORT": "udp://[fd00::7]:53",
+    "LLM_NODE_METRICS_SERVICE_HOST": "10.96.3.8",
+    "LLM_NODE_METRICS_PORT_9090_UDP_ADDR": "10.96.3.8",
+}
+
+
+def test_where_a_kubernetes_service_is_is_no_setting() -> None:
+    assert Settings.load({}, SERVICE) == Settings.load({}, {})
+    assert settings.service_variables({**SERVICE, "LLM_NODE_QUEUE_LIMIT": "5", "PORT": "1"}) == sorted(
+        SERVICE
+    )
+    assert settings.service_variables({"LLM_NODE_PORT": "3001"}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LLM_NODE_PORT", "tcp:3000"),
+        ("LLM_NODE_PORT", "http://10.96.3.7:3000"),
+        ("LLM_NODE_PROT", "3000"),
+        ("LLM_NODE_HOST_PORT", "3000"),
+        ("LLM_NODE_SERVICE", "10.96.3.7"),
+        ("LLM_NODE_PORT_TCP", "3000"),
+    ],
+)
+def test_what_is_not_shaped_like_one_stays_an_error(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.load({}, {name: value})
+
+
 def test_variables_of_others_are_left_alone() -> None:
     Settings.load({}, {"LLM_NODE_WORKER_SECRET": "x", "LLM": "x", "NODE_PORT": "x", "LLM_NODE_PORT": ""})
 
@@ -145,6 +186,8 @@ def test_variables_of_others_are_left_alone() -> None:
         ("demo_model", "maybe"),
         ("models_dir", " "),
         ("monitor_interval", "0"),
+        ("engine_env", "NAME=VALUE"),
+        ("engine_env", "LLM_NODE_PORT"),
     ],
 )
 def test_a_bad_value_names_its_source(name: str, text: str) -> None:

@@ -63,3 +63,19 @@ def fake_engine(
     }
     write_manifest(folder, **{key: value for key, value in fields.items() if value is not None})
     return folder
+
+
+def confined_engine(engines: Path) -> None:
+    """The engine of the worker's own tests that says what it is refused. It takes models NAME.confined."""
+    folder = engines / "confined/cpu"
+    compile_library(ROOT / "rust/worker/tests/engines/confined.c", folder / "libconfined.so")
+    write_manifest(
+        folder,
+        id="confined",
+        version="1.0.0",
+        abi_version="1",
+        gpu_backend="cpu",
+        architectures=["*"],
+        formats=["confined"],
+        binary="libconfined.so",
+    )

@@ -145,12 +145,17 @@ def running_node(
     arguments: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    inherited: Sequence[int] = (),
 ) -> Iterator[RunningNode]:
-    """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens."""
+    """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens.
+
+    `prefix`: a program that runs the rest of its command line. `inherited`: descriptors that it gets.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = folder / "node.log"
-    command = [str(Path(sys.executable).with_name("llm-node")), "--port", str(port), *arguments]
+    command = [*prefix, str(Path(sys.executable).with_name("llm-node")), "--port", str(port), *arguments]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,
@@ -159,6 +164,7 @@ def running_node(
             stderr=sink,
             cwd=folder,
             env=node_environment(folder, **(environment or {})),
+            pass_fds=inherited,
         )
     node = RunningNode(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -64,6 +64,7 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         speculation=settings.speculation,
         draft_model=settings.draft_model,
         engine_options=dict(settings.engine_option),
+        engine_env=settings.engine_env,
         load_timeout=settings.load_timeout,
         drain_timeout=settings.drain_timeout,
         monitor_interval=settings.monitor_interval / 1000,

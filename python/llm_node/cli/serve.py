@@ -15,9 +15,9 @@ from aiohttp import web
 
 from llm_node import demo
 from llm_node.cli import options
-from llm_node.node import Node, NodeError, __version__
+from llm_node.node import Node, NodeError, __version__, keep_memory_private
 from llm_node.server.app import make_app, make_runner
-from llm_node.settings import LEVELS, Settings
+from llm_node.settings import LEVELS, Settings, service_variables
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ DEMO_QUESTION = "What is an engine?"
 def serve(settings: Settings) -> None:
     """Serve. Ends with 0 after SIGTERM or SIGINT, with 1 where the node cannot start."""
     logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
+    if skipped := service_variables():
+        log.info("not settings, but where a Kubernetes Service is: %s", ", ".join(skipped))
+    # Workers run as the same user, and what the node holds (keys, prompts) is not an engine's.
+    keep_memory_private()
     try:
         asyncio.run(_serve(settings))
     except NodeError as fault:

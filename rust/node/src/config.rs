@@ -68,6 +68,9 @@ pub struct NodeConfig {
     /// Settings for engines: a flat object; values are text, numbers or truth values.
     #[serde(default)]
     pub engine_options: BTreeMap<String, OptionValue>,
+    /// Variables of the node's environment that engines get beside the usual ones.
+    #[serde(default)]
+    pub engine_env: Vec<String>,
     /// "error", "warning", "info", "debug" or "trace".
     #[serde(default = "info")]
     pub log_level: String,

@@ -1,8 +1,7 @@
 //! What models may be placed on, and how much of it is spoken for.
 //!
 //! Owns the translation between an engine's account of memory and the ledger's devices, and the
-//! question whether there is room. Refuses to touch a GPU: figures come from NVML, through Python;
-//! only the host's own memory is measured here.
+//! question whether there is room. Refuses to touch a GPU: figures come from NVML, through Python.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,9 +13,11 @@ use llm_node_wire::message::MemoryUse;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::json;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use crate::config::{Device, DeviceKind};
+use crate::{
+    config::{Device, DeviceKind},
+    host_memory,
+};
 
 /// The account of the host's memory.
 const HOST: &str = "host";
@@ -92,7 +93,7 @@ impl Devices {
         let mut state = self.state.lock();
         let mut devices = devices.to_vec();
         if !devices.iter().any(|device| device.kind == DeviceKind::Host) {
-            devices.push(measure_host(None));
+            devices.push(measure_host());
         }
         for device in devices {
             self.enter(&mut state, device);
@@ -113,8 +114,7 @@ impl Devices {
     /// Room for what an engine says that a load takes. A refusal names every device concerned.
     pub fn reserve(&self, uses: &[MemoryUse], model_id: &str) -> Result<Room, Fault> {
         let mut state = self.state.lock();
-        let host = state.devices.get(HOST).map(|entry| entry.device.clone());
-        self.enter(&mut state, measure_host(host));
+        self.enter(&mut state, measure_host());
         let mut needs: BTreeMap<String, u64> = BTreeMap::new();
         for use_ in uses {
             let need = needs.entry(account_of(&state, use_)).or_default();
@@ -159,8 +159,7 @@ impl Devices {
     /// For `/api/system`.
     pub fn rows(&self) -> Vec<DeviceRow> {
         let mut state = self.state.lock();
-        let host = state.devices.get(HOST).map(|entry| entry.device.clone());
-        self.enter(&mut state, measure_host(host));
+        self.enter(&mut state, measure_host());
         let mut rows: Vec<DeviceRow> = state
             .devices
             .iter()
@@ -317,26 +316,16 @@ fn holders(account: &DeviceAccount) -> Vec<Holder> {
     account.holders.iter().map(holder).collect()
 }
 
-/// The host's memory as it is now; name and total stay as they were given.
-fn measure_host(given: Option<Device>) -> Device {
-    let system = System::new_with_specifics(
-        RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
-    );
-    let (mut total, mut free) = (system.total_memory(), system.available_memory());
-    if let Some(limits) = system.cgroup_limits() {
-        total = total.min(limits.total_memory);
-        free = free.min(limits.free_memory);
-    }
-    match given {
-        Some(device) => Device { free_bytes: free, ..device },
-        None => Device {
-            index: 0,
-            name: HOST.to_owned(),
-            bus_id: None,
-            total_bytes: total,
-            free_bytes: free,
-            kind: DeviceKind::Host,
-        },
+/// The host's memory as it is now.
+fn measure_host() -> Device {
+    let memory = host_memory::read();
+    Device {
+        index: 0,
+        name: HOST.to_owned(),
+        bus_id: None,
+        total_bytes: memory.total,
+        free_bytes: memory.available,
+        kind: DeviceKind::Host,
     }
 }
 

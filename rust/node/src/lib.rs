@@ -6,6 +6,7 @@
 pub mod choose;
 pub mod config;
 pub mod devices;
+pub mod host_memory;
 pub mod models;
 pub mod pattern;
 pub mod platform;

@@ -9,6 +9,7 @@ mod engine;
 mod event;
 mod fault;
 mod logging;
+mod process;
 mod supervisor;
 mod worker;
 
@@ -28,5 +29,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::PyModel>()?;
     module.add_class::<engine::PyStream>()?;
     module.add_function(wrap_pyfunction!(bench::run_load, module)?)?;
+    module.add_function(wrap_pyfunction!(process::host_memory_bytes, module)?)?;
+    module.add_function(wrap_pyfunction!(process::keep_memory_private, module)?)?;
     module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
 }

@@ -23,6 +23,21 @@ pub fn detach_from_terminal(command: &mut Command) {
     command.process_group(0);
 }
 
+/// No process of the same user may read this one's memory, environment or descriptors from now on, or trace
+/// it; nor is it dumped. Root may, and who has its privileges.
+#[cfg(target_os = "linux")]
+pub fn keep_memory_private() -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Nothing: there is no such thing here.
+#[cfg(not(target_os = "linux"))]
+pub fn keep_memory_private() -> io::Result<()> {
+    Ok(())
+}
+
 /// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which
 /// is the caller's to close.
 pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {

@@ -18,6 +18,11 @@ pub fn detach_from_terminal(command: &mut Command) {
     command.creation_flags(CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW);
 }
 
+/// Nothing: there is no such thing here.
+pub fn keep_memory_private() -> io::Result<()> {
+    Ok(())
+}
+
 /// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which
 /// is the caller's to close.
 pub fn wake_pair() -> io::Result<(impl Write + Send, i64)> {

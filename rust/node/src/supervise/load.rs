@@ -103,6 +103,7 @@ pub(super) fn load(
     let started = inner.processes.start(
         Launch {
             command: &inner.config.worker_command,
+            engine_env: &inner.config.engine_env,
             start_timeout: inner.config.start_timeout(),
             label: plan.engine.id.clone(),
             on_death: Box::new(move |death| match dying.upgrade() {
@@ -374,6 +375,7 @@ impl Probe for ProcessProbe<'_> {
             .start(
                 Launch {
                     command: &inner.config.worker_command,
+                    engine_env: &inner.config.engine_env,
                     start_timeout: inner.config.start_timeout(),
                     label: address.id.clone(),
                     on_death: Box::new(|_| shutting_down()),

@@ -4,6 +4,7 @@
 //! Owns the life of every worker: none outlives it. Refuses to know any API family; requests and
 //! events pass through as they are.
 
+mod environment;
 mod inflight;
 mod load;
 mod outlets;

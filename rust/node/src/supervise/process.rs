@@ -25,7 +25,10 @@ use llm_node_wire::{
 };
 use parking_lot::{Condvar, Mutex};
 
-use super::inflight::{Link, Outgoing, Traffic, too_large};
+use super::{
+    environment,
+    inflight::{Link, Outgoing, Traffic, too_large},
+};
 use crate::platform::{self, Ending};
 
 /// Lines of a child's output that are kept for the log of its crash.
@@ -69,6 +72,8 @@ impl Death {
 /// What a new process needs.
 pub(super) struct Launch<'a> {
     pub(super) command: &'a [String],
+    /// Variables that engines get beside the usual ones.
+    pub(super) engine_env: &'a [String],
     pub(super) start_timeout: Duration,
     /// Prefix of its lines in the log.
     pub(super) label: String,
@@ -188,32 +193,14 @@ impl Processes {
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
         let mut command = Command::new(program);
-        // Settings, API keys among them, are the node's: an engine has no use for them.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LLM_NODE_") {
-                command.env_remove(name);
-            }
-        }
+        environment::prepare(&mut command, launch.engine_env);
         command
             .args(arguments)
             .arg(&meeting.endpoint)
             .env("LLM_NODE_WORKER_SECRET", &meeting.secret)
-            // ggml would fork a debugger from its terminate handler; see the ABI's notes.
-            .env("GGML_NO_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // libgomp reads it when an engine brings it in. Its threads would spin for milliseconds at each
-        // barrier, which a busy machine pays for many times over. 10000 looks take 0.1 to 0.5 ms: longer than
-        // a host needs between two steps, and nothing to a worker at rest.
-        if std::env::var_os("GOMP_SPINCOUNT").is_none() && std::env::var_os("OMP_WAIT_POLICY").is_none() {
-            command.env("GOMP_SPINCOUNT", "10000");
-        }
-        // The C library asks for huge pages then, where the kernel gives them to who asks. A token reads all
-        // weights and much of the cache, and looks up thousands of small pages for it.
-        if std::env::var_os("GLIBC_TUNABLES").is_none() {
-            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
-        }
         platform::detach_from_terminal(&mut command);
         command.spawn()
     }

@@ -1,0 +1,244 @@
+//! What a worker finds in its environment.
+//!
+//! Owns the list of what engines have a use for: how a device, a thread pool or an allocator behaves, where
+//! libraries and temporary files lie, which language is spoken. All else stays with the node, so that a key
+//! for some service, which a shell or a container holds beside them, is never within an engine's reach.
+//! A list of what to leave out would have to know every secret's name.
+
+use std::{env, process::Command};
+
+/// Whole names.
+const NAMES: &[&str] = &[
+    "ComSpec",
+    "DRI_PRIME",
+    "GLIBC_TUNABLES",
+    "GCONV_PATH",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LOCPATH",
+    "LOGNAME",
+    "NUMBER_OF_PROCESSORS",
+    "OS",
+    "PATH",
+    "PATHEXT",
+    // Of Python's own alone: without it some interpreters do not start.
+    "PYTHONHOME",
+    "SystemDrive",
+    "SystemRoot",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "TZ",
+    "TZDIR",
+    "USER",
+    "USERNAME",
+    "USERPROFILE",
+    "windir",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_DIRS",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_DIRS",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+];
+
+/// Beginnings of names.
+const FAMILIES: &[&str] = &[
+    // Devices and their libraries.
+    "ACL_",
+    "AMD_",
+    "ANV_",
+    "ASCEND_",
+    "CANN_",
+    "CL_",
+    "CUBLAS_",
+    "CUBLASLT_",
+    "CUDA_",
+    "CUDNN_",
+    "GPU_",
+    "HABANA_",
+    "HIP_",
+    "HIPBLASLT_",
+    "HSA_",
+    "IGC_",
+    "LEVEL_ZERO_",
+    "MESA_",
+    "METAL_",
+    "MIOPEN_",
+    "MTL_",
+    "MUSA_",
+    "NCCL_",
+    "NEO",
+    "NV_",
+    "NVIDIA_",
+    "OCL_",
+    "ONEAPI_",
+    "OPENCL_",
+    "RADV_",
+    "RCCL_",
+    "ROCBLAS_",
+    "ROCM_",
+    "ROCR_",
+    "SYCL_",
+    "UR_",
+    "VK_",
+    "VULKAN_",
+    "ZE_",
+    "ZES_",
+    "ZET_",
+    "__GL_",
+    "__NV_",
+    // Arithmetic and threads on the CPU.
+    "BLIS_",
+    "DNNL_",
+    "GGML_",
+    "GOMP_",
+    "GOTO_",
+    "KMP_",
+    "LLAMA_",
+    "MKL_",
+    "OMP_",
+    "ONEDNN_",
+    "OPENBLAS_",
+    "PROCESSOR_",
+    "RAYON_",
+    "TBB_",
+    "VECLIB_",
+    // Libraries, memory, what a defect looks like.
+    "ASAN_",
+    "DYLD_",
+    "LC_",
+    "LD_",
+    "LSAN_",
+    "MALLOC_",
+    "MIMALLOC_",
+    "MSAN_",
+    "NUMA_",
+    "RUST_",
+    "TCMALLOC_",
+    "TSAN_",
+    "UBSAN_",
+    // Windows: where programs and their data lie.
+    "ALLUSERSPROFILE",
+    "APPDATA",
+    "COMMONPROGRAM",
+    "LOCALAPPDATA",
+    "PROGRAM",
+];
+
+/// A word of a name that is a secret's, whatever family the name is of: `NVIDIA_API_KEY` opens a service.
+const SECRETS: &[&str] = &[
+    "APIKEY",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "KEY",
+    "KEYS",
+    "PASSPHRASE",
+    "PASSWD",
+    "PASSWORD",
+    "SECRET",
+    "SECRETS",
+    "TOKEN",
+    "TOKENS",
+];
+
+/// Settings of the node.
+const OURS: &str = "LLM_NODE_";
+
+/// Leaves to the process what is on the list and what `more` names, and adds what makes engines run well
+/// where nobody chose otherwise.
+pub(super) fn prepare(command: &mut Command, more: &[String]) {
+    command.env_clear();
+    command.envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| passes(name, more))));
+    // ggml would fork a debugger from its terminate handler; see the ABI's notes.
+    command.env("GGML_NO_BACKTRACE", "1");
+    // libgomp reads it when an engine brings it in. Its threads would spin for milliseconds at each
+    // barrier, which a busy machine pays for many times over. 10000 looks take 0.1 to 0.5 ms: longer than
+    // a host needs between two steps, and nothing to a worker at rest.
+    if env::var_os("GOMP_SPINCOUNT").is_none() && env::var_os("OMP_WAIT_POLICY").is_none() {
+        command.env("GOMP_SPINCOUNT", "10000");
+    }
+    // The C library asks for huge pages then, where the kernel gives them to who asks. A token reads all
+    // weights and much of the cache, and looks up thousands of small pages for it.
+    if env::var_os("GLIBC_TUNABLES").is_none() {
+        command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+    }
+}
+
+fn passes(name: &str, more: &[String]) -> bool {
+    // Windows knows no case in names.
+    let same = |a: &str, b: &str| if cfg!(windows) { a.eq_ignore_ascii_case(b) } else { a == b };
+    let begins = |family: &&str| name.get(..family.len()).is_some_and(|beginning| same(beginning, family));
+    if begins(&OURS) {
+        return false;
+    }
+    let secret =
+        || name.split('_').any(|word| SECRETS.iter().any(|secret| word.eq_ignore_ascii_case(secret)));
+    more.iter().any(|wanted| same(wanted, name))
+        || NAMES.iter().any(|known| same(known, name))
+        || (FAMILIES.iter().any(begins) && !secret())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_has_a_use_for_passes() {
+        for name in [
+            "PATH",
+            "HOME",
+            "TMPDIR",
+            "LD_LIBRARY_PATH",
+            "LC_ALL",
+            "CUDA_VISIBLE_DEVICES",
+            "NVIDIA_VISIBLE_DEVICES",
+            "GGML_CUDA_ENABLE_UNIFIED_MEMORY",
+            "OMP_NUM_THREADS",
+            "MALLOC_ARENA_MAX",
+            "VK_ICD_FILENAMES",
+            "ROCR_VISIBLE_DEVICES",
+            "XDG_CACHE_HOME",
+            "PYTHONHOME",
+        ] {
+            assert!(passes(name, &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn all_else_stays_with_the_node() {
+        for name in [
+            "HF_TOKEN",
+            "OPENAI_API_KEY",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_PROFILE",
+            "GITHUB_TOKEN",
+            "NVIDIA_API_KEY",
+            "LLAMA_HF_TOKEN",
+            "VK_PASSWORD",
+            "SSH_AUTH_SOCK",
+            "DBUS_SESSION_BUS_ADDRESS",
+            "KUBERNETES_SERVICE_HOST",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "DATABASE_URL",
+            "PYTHONPATH",
+            "PYTHONSTARTUP",
+            "XDG_RUNTIME_DIR",
+            "LLM_NODE_PORT",
+            "PATHS",
+            "",
+        ] {
+            assert!(!passes(name, &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_names_passes_but_for_our_own() {
+        let more = ["HF_TOKEN".to_owned(), "LLM_NODE_PORT".to_owned()];
+        assert!(passes("HF_TOKEN", &more));
+        assert!(!passes("HF_TOKENS", &more));
+        assert!(!passes("LLM_NODE_PORT", &more));
+    }
+}
