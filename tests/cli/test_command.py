@@ -73,6 +73,13 @@ def test_header(run: Run) -> None:
     assert result.returncode == 0
 
 
+def test_sdk(run: Run) -> None:
+    result = run("engine", "sdk")
+    folder = Path(result.stdout.removesuffix("\n"))
+    assert (folder / "Cargo.toml").is_file() and (folder.parent / "abi/src/lib.rs").is_file()
+    assert result.returncode == 0
+
+
 def test_engines(run: Run, engines: Path) -> None:
     result = run("--engines-dir", str(engines), "--gpu-backend", "cpu", "engines")
     assert result.returncode == 0, result.stderr

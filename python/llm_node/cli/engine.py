@@ -9,6 +9,7 @@ import click
 import llm_node
 
 HEADER = "include/engine_api.h"
+SDK = "rust/sdk"
 
 
 @click.group()
@@ -19,7 +20,17 @@ def engine() -> None:
 @engine.command()
 def header() -> None:
     """Print the path of engine_api.h, the contract: cc -I"$(dirname "$(llm-node engine header)")" ..."""
-    path = Path(llm_node.__file__).parent / HEADER
-    if not path.is_file():
+    _print_path(HEADER)
+
+
+@engine.command()
+def sdk() -> None:
+    """Print the folder of the crate for engines in Rust: cargo add llm-node-sdk --path "$(...)"."""
+    _print_path(SDK)
+
+
+def _print_path(name: str) -> None:
+    path = Path(llm_node.__file__).parent / name
+    if not path.exists():
         raise click.ClickException(f"{path} is missing: this installation is incomplete")
     click.echo(str(path))
