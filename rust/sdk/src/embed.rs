@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use llm_node_abi as abi;
 
-use crate::export::{Exported, ModelHandle};
+use crate::instance::{Exported, ModelHandle};
 use crate::{Failure, Models, Token, guard, read};
 
 /// How the embeddings of an input's tokens become one.

@@ -60,6 +60,7 @@ pub mod export;
 mod failure;
 mod guard;
 mod host;
+mod instance;
 mod memory;
 mod models;
 mod read;

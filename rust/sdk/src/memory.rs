@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llm_node_abi as abi;
 
-use crate::export::{Exported, ModelHandle};
+use crate::instance::{Exported, ModelHandle};
 use crate::{ContextParams, Failure, ModelParams, Models, guard, read};
 
 /// What kind of device it is.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use llm_node_abi as abi;
 
-use crate::export::{Exported, ModelHandle};
+use crate::instance::{Exported, ModelHandle};
 use crate::{Engine, Failure, Options, guard, read};
 
 /// What to load, and where to.
@@ -128,7 +128,7 @@ unsafe extern "C" fn load<E: Exported + Models>(
         let loaded = E::slot().engine()?.load(&params, &mut progress)?;
         let handle = ModelHandle::<E>::new(Arc::new(loaded));
         let pointer = Box::into_raw(Box::new(handle)).cast::<abi::EngineModel>();
-        E::slot().models().insert(pointer.cast::<c_void>(), free::<E>);
+        E::slot().models.insert(pointer.cast::<c_void>(), free::<E>);
         // SAFETY: checked above, and written on success only.
         unsafe { model.write(pointer) };
         Ok(())
@@ -145,7 +145,7 @@ unsafe fn free<E: Exported + Models>(pointer: *mut c_void) {
 
 unsafe extern "C" fn unload<E: Exported + Models>(model: *mut abi::EngineModel) {
     guard::value("unload", (), || {
-        E::slot().models().remove(model.cast());
+        E::slot().models.remove(model.cast());
         Ok(())
     });
 }

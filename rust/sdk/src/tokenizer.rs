@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use llm_node_abi as abi;
 
-use crate::export::{Exported, ModelHandle};
+use crate::instance::{Exported, ModelHandle};
 use crate::models::view;
 use crate::{Failure, Models, Token, guard, read};
 
