@@ -15,12 +15,12 @@ RESULTS ?= benches/results
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
 
-.PHONY: setup run test check lint bench gen engine samples wheel clean help
+.PHONY: setup run test check lint sanitize bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,5s/^# *//p' $(MAKEFILE_LIST)
-	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | bench | gen | wheel | clean"
+	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | sanitize | bench | gen | wheel | clean"
 
 ## set-up ###########################################################################################
 
@@ -90,6 +90,10 @@ lint: $(STAMPS)/wheel
 	$(BIN)/python -m mypy.stubtest llm_node._core
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/lint_c.py
+
+# What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
+sanitize:
+	@$(PYTHON) tools/sanitize.py $(SANITIZE)
 
 gen: $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py

@@ -24,11 +24,15 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
     path
 }
 
-/// Compiles a C file into a library.
+/// Compiles a C file into a library; with ENGINE_CFLAGS too, which `make sanitize` sets.
 pub(crate) fn compile(source: &Path, output: &Path, flags: &[&str]) {
+    let further = std::env::var("ENGINE_CFLAGS").unwrap_or_default();
     let result = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
+        // What is preloaded into the test is not for the compiler.
+        .env_remove("LD_PRELOAD")
         .args(["-std=c99", "-shared", "-fPIC", "-O0", "-I", llm_node_abi::HEADER_DIR])
         .args(flags)
+        .args(further.split_whitespace())
         .arg("-o")
         .args([output, source])
         .args(["-lm", "-lpthread"])

@@ -19,7 +19,7 @@ pub struct ContextParams {
     pub max_batch_tokens: u32,
     /// Most rows in one step; 0: `max_sequences`.
     pub max_rows: u32,
-    /// Tokens that [`Batching::remove`] should be able to take back, where that costs memory.
+    /// Tokens that [`Batching::remove`](crate::Batching::remove) should be able to take back, where that costs memory.
     pub rollback: u32,
     /// KV cache for all sequences together, in tokens; 0: `max_sequences * context_length`.
     pub cache_tokens: u64,
@@ -48,13 +48,13 @@ impl ContextParams {
 /// What was made of [`ContextParams`]. The comments of `EngineContextInfo` in the header hold.
 #[derive(Clone, Debug, Default)]
 pub struct ContextInfo {
-    /// [`Batching::copy`] shares memory.
+    /// [`Batching::copy`](crate::Batching::copy) shares memory.
     pub shares_prefixes: bool,
-    /// [`Batching::step`] returns before the device is done.
+    /// [`Batching::step`](crate::Batching::step) returns before the device is done.
     pub asynchronous: bool,
     /// `ENGINE_TOKEN_PREVIOUS` is understood.
     pub chains: bool,
-    /// Masks that come with [`Batching::collect`] are applied on the device.
+    /// Masks that come with [`Batching::collect`](crate::Batching::collect) are applied on the device.
     pub late_masks: bool,
     /// Sequences at once.
     pub max_sequences: u32,
@@ -66,7 +66,7 @@ pub struct ContextInfo {
     pub max_rows: u32,
     /// Steps under way at once; 0 is taken for 1.
     pub max_in_flight: u32,
-    /// Tokens that [`Batching::remove`] may take back; `u32::MAX`: any number.
+    /// Tokens that [`Batching::remove`](crate::Batching::remove) may take back; `u32::MAX`: any number.
     pub max_rollback: u32,
     /// Of the stage TOP; 0: that stage is never reached.
     pub max_candidates: u32,
@@ -356,7 +356,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Where [`Batching::collect`] puts its rows, in the order of the slices.
+/// Where [`Batching::collect`](crate::Batching::collect) puts its rows, in the order of the slices.
 #[derive(Debug)]
 pub struct Rows<'a> {
     target: *mut abi::EngineRow,
