@@ -19,9 +19,10 @@ from typing import Any
 
 from benches import ROOT, build, client, machine, report
 from benches.client import LoadError
+from benches.outcome import Outcome, Row, Unavailable
 from benches.ratio import Arena, Options
-from benches.rows import ROWS, Outcome, Row, Unavailable
 from benches.servers import ServerError
+from benches.table import ROWS
 
 RESULTS = ROOT / "benches" / "results"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benches.rows import RATIO, Goal, Measured, Outcome, Row
+from benches.outcome import RATIO, Goal, Measured, Outcome, Row
 
 HEADINGS = ("row", "must", "aim", "measured", "CPU per token", "met")
 

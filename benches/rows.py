@@ -1,4 +1,4 @@
-"""The rows of the benchmark: what is loaded how, what is compared, and what has to come out."""
+"""How each row of the benchmark is measured: what is loaded how, and what is compared; see `table.py`."""
 
 from __future__ import annotations
 
@@ -12,156 +12,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benches import CACHE, ROOT, machine, models, stats
 from benches.client import Client, Load, LoadError, Report, Running
+from benches.outcome import (
+    RATIO,
+    Measured,
+    Outcome,
+    Unavailable,
+    disturbed,
+    facts_of,
+    foreign_load,
+    milliseconds,
+    standing,
+    throughput,
+    told,
+)
 from benches.ratio import FLAVOURS, Arena, Block, Comparison, play_once
 from benches.servers import SPLIT, UNIFIED, Flavour, Server, ServerError, Setup, guest
 
 MODELS = CACHE / "models"
-RATIO = "\u00d7"
-
-
-class Unavailable(Exception):
-    """This machine, or this tree, cannot measure the row; the reason is the message."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    unit: str
-
-    @classmethod
-    def of(cls, values: Sequence[float], unit: str) -> Measured:
-        return cls(stats.median(values), *stats.bootstrap(values), unit)
-
-    @classmethod
-    def exact(cls, value: float, unit: str) -> Measured:
-        return cls(value, value, value, unit)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A limit of one of the row's figures."""
-
-    figure: str
-    limit: float
-    at_least: bool = True
-
-    def met(self, figures: dict[str, Measured]) -> bool:
-        value = figures[self.figure].value
-        return value >= self.limit if self.at_least else value <= self.limit
-
-
-@dataclass
-class Outcome:
-    """What a row found. The first figure is the row's own."""
-
-    figures: dict[str, Measured]
-    notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Row:
-    key: str
-    title: str
-    must: tuple[Goal, ...]
-    aim: tuple[Goal, ...]
-    measure: Callable[[Arena], Outcome]
-
-
-def faster(must: float, aim: float) -> dict[str, tuple[Goal, ...]]:
-    return {"must": (Goal("ratio", must),), "aim": (Goal("ratio", aim),)}
-
-
-def at_most(figure: str, must: float, aim: float) -> dict[str, tuple[Goal, ...]]:
-    return {"must": (Goal(figure, must, False),), "aim": (Goal(figure, aim, False),)}
-
-
-## what all comparisons say ##########################################################################
-
-
-def throughput(block: Block) -> float:
-    return block.main.tokens_per_second
-
-
-def milliseconds(name: str, which: str) -> Callable[[Block], float]:
-    return lambda block: block.main.milliseconds(name, which)
-
-
-def told(comparison: Comparison, metric: Callable[[Block], float], unit: str) -> Outcome:
-    """The ratio first, then both servers' own figures."""
-    ratios = comparison.ratios(metric)
-    figures = {
-        "ratio": Measured.of(ratios, RATIO),
-        "llm-node": Measured.of(comparison.of_node(metric), unit),
-        comparison.other: Measured.of(comparison.of_other(metric), unit),
-    }
-    if comparison.load.route == "completions":  # else the load generator has words counted meanwhile
-        for name, values in (
-            ("llm-node CPU", comparison.of_node(lambda block: block.cpu_per_token)),
-            ("llm-node front CPU", comparison.of_node(lambda block: block.front_per_token)),
-            (f"{comparison.other} CPU", comparison.of_other(lambda block: block.cpu_per_token)),
-        ):
-            figures[name] = Measured.of(values, "µs/token")
-    if comparison.ceiling is not None:
-        for name, values in (
-            ("of the ceiling", comparison.of_node(throughput)),
-            (f"{comparison.other}, of the ceiling", comparison.of_other(throughput)),
-        ):
-            figures[name] = Measured.of([value / comparison.ceiling for value in values], "")
-    return Outcome(figures, standing(comparison), {**facts_of(comparison), "ratios": ratios})
-
-
-def disturbed(samples: stats.Samples[Any], what: str = "pairs") -> list[str]:
-    """What other load did to a row, in words."""
-    notes = []
-    if samples.thrown_away:
-        notes.append(f"{samples.thrown_away} more {what} were thrown away because of other load")
-    if samples.spoiled:
-        notes.append(f"{samples.spoiled} of {len(samples.kept)} {what} were disturbed by other load")
-    return notes
-
-
-def foreign_load(samples: stats.Samples[Any]) -> dict[str, Any]:
-    """The same in figures: the share of the machine, for each sample that counts."""
-    return {
-        "foreign load": [sample.foreign for sample in samples.kept],
-        "thrown away": samples.thrown_away,
-    }
-
-
-def standing(comparison: Comparison) -> list[str]:
-    """What has to be said beside the figures."""
-    notes = [f"llama-server: {comparison.flavour}"] if comparison.flavour else []
-    notes += disturbed(comparison.samples)
-    if comparison.setup.model.note:
-        notes.append(comparison.setup.model.note)
-    return notes
-
-
-def facts_of(comparison: Comparison) -> dict[str, Any]:
-    facts = {
-        "model": comparison.setup.model.name,
-        "threads": comparison.setup.threads,
-        "slots": comparison.setup.slots,
-        "context": comparison.setup.context,
-        "load": vars(comparison.load),
-        "ceiling, tokens/s": comparison.ceiling,
-        **foreign_load(comparison.samples),
-    }
-    if comparison.flavour:
-        facts["llama-server"] = str(comparison.flavour)
-        facts["trials of llama-server"] = comparison.trials
-    return facts
 
 
 ## decoding #########################################################################################
@@ -607,136 +479,3 @@ def against_vllm(arena: Arena) -> Outcome:
         raise Unavailable("no vLLM: start one on this GPU and name it with --vllm-url (docs/benchmarks.md)")
     setup, load = gpu_load(arena, 128)
     return against_guest(arena, setup, load, "vLLM", arena.options.vllm_url)
-
-
-## all ##############################################################################################
-
-STORIES_RATIOS = {1: 1.12, 8: 1.07, 32: 1.07, 64: 1.15}
-
-ROWS: list[Row] = [
-    *(
-        Row(f"decode-{c}", f"135M, decode tokens/s, c = {c}", measure=decode(c), **faster(must, aim))
-        for c, must, aim in ((1, 1.00, 1.03), (8, 1.05, 1.15), (32, 1.10, 1.15))
-    ),
-    # Larger models answer shorter, so that a pair takes seconds on two cores.
-    Row(
-        "decode-360m",
-        "360M q4_0, decode tokens/s, c = 8",
-        measure=decode(8, "360M", "q4_0", output=32),
-        **faster(1.0, 1.1),
-    ),
-    Row(
-        "decode-1b",
-        "1B q4_0, decode tokens/s, c = 4",
-        measure=decode(4, "1B", "q4_0", prompt=16, output=24),
-        **faster(1.0, 1.1),
-    ),
-    *(
-        Row(
-            f"sampled-{name}",
-            f"15M, {name} vocabulary, sampled, tokens/s, c = 8",
-            measure=sampled(name),
-            **faster(1.0, 1.2),
-        )
-        for name in ("128k", "152k")
-    ),
-    # Holes among the sequences cost llama.cpp's split cache, llama-server's default with -np, a pass each.
-    Row(
-        "fragmented",
-        "135M, fragmented (16 live of 32), decode speed",
-        measure=fragmented(SPLIT),
-        **faster(2.8, 3.2),
-    ),
-    Row(
-        "fragmented-unified",
-        "the same, llama-server with --kv-unified",
-        measure=fragmented(UNIFIED),
-        **faster(1.0, 1.15),
-    ),
-    Row(
-        "prefill-stall",
-        "135M, ITL p99 while a long prompt is prefilled, c = 8",
-        measure=prefill_stall,
-        **at_most("ratio", 0.35, 0.2),
-    ),
-    Row("busy-core", "135M, one core busy with something else, c = 8", measure=contended, **faster(1.7, 2.1)),
-    *(
-        Row(
-            f"stories-{c}" + ("-chat" if route == "chat" else ""),
-            f"stories260K, {route}, tokens/s, c = {c}",
-            must=(Goal("ratio", must),),
-            aim=(Goal("of the ceiling", 0.96),),
-            measure=overhead(c, route),
-        )
-        for route in ("completions", "chat")
-        for c, must in STORIES_RATIOS.items()
-    ),
-    *(
-        Row(
-            f"burst-{c}",
-            f"135M, burst of {c} prompts, TTFT p50",
-            must=(Goal("ratio", 0.65, False), Goal("ratio of the latest", 1.1, False)),
-            aim=(Goal("ratio", 0.55, False),),
-            measure=burst(c),
-        )
-        for c in (32, 64)
-    ),
-    Row(
-        "shared-prefix",
-        "15M, shared prefix 2k + 64, c = 32, TTFT p50",
-        measure=shared_prefix,
-        **at_most("ratio", 0.15, 0.08),
-    ),
-    Row(
-        "host-cpu",
-        "host CPU per token above the engine, worst of c = 1, 8, 32, 64",
-        measure=host_cpu,
-        **at_most("above the engine", 25, 15),
-    ),
-    Row(
-        "request-cost",
-        "request cost outside the engine, chat, idle",
-        measure=request_cost,
-        **at_most("outside the engine", 0.8, 0.4),
-    ),
-    Row(
-        "cache-exhaustion",
-        "135M, twice the load that the KV cache holds",
-        must=(Goal("failed", 0, False),),
-        aim=(Goal("of capacity", 0.9),),
-        measure=cache_exhaustion,
-    ),
-    Row(
-        "node-memory",
-        "node's RSS with 1,000 idle connections",
-        measure=node_memory,
-        **at_most("RSS", 150, 100),
-    ),
-    Row(
-        "worker-memory",
-        "135M, worker's RSS above model and KV cache",
-        measure=worker_memory,
-        **at_most("above model and cache", 60, 40),
-    ),
-    *(
-        Row(
-            f"sampler-{name}",
-            f"sampler, {name} vocabulary, temperature + top-k + top-p + min-p, one thread",
-            measure=sampler(name),
-            **at_most("a row", must, aim),
-        )
-        for name, must, aim in (("128k", 25, 20), ("152k", 30, 24))
-    ),
-    Row(
-        "token-path",
-        "streamed tokens per second of one core, an engine that costs nothing, 64 clients",
-        must=(Goal("per core", 150),),
-        aim=(Goal("per core", 180),),
-        measure=token_path,
-    ),
-    *(
-        Row(f"gpu-{c}", f"H200, 8B, decode tokens/s, c = {c}", measure=on_gpu(c), **faster(must, aim))
-        for c, must, aim in ((1, 1.02, 1.05), (8, 1.10, 1.2), (32, 1.5, 1.8), (128, 2.0, 3.0))
-    ),
-    Row("gpu-vllm", "H200, c = 128, against vLLM", measure=against_vllm, **faster(0.7, 0.85)),
-]

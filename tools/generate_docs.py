@@ -14,7 +14,7 @@ from llm_node import errors, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benches.rows import ROWS  # noqa: E402
+from benches.table import ROWS  # noqa: E402
 
 from benches import report  # noqa: E402
 

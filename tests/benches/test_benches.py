@@ -22,19 +22,11 @@ sys.path.insert(0, str(ROOT))
 from benches.__main__ import earlier  # noqa: E402
 from benches.client import Load, LoadError, Report, default_command  # noqa: E402
 from benches.machine import Reading, listener  # noqa: E402
+from benches.outcome import Goal, Measured, Outcome, Row, Unavailable, disturbed  # noqa: E402
 from benches.ratio import Arena, Block, Options, check_equal_prompts  # noqa: E402
-from benches.rows import (  # noqa: E402
-    ROWS,
-    Goal,
-    Measured,
-    Outcome,
-    Row,
-    Unavailable,
-    against_guest,
-    against_vllm,
-    disturbed,
-)
+from benches.rows import against_guest, against_vllm  # noqa: E402
 from benches.servers import Setup  # noqa: E402
+from benches.table import ROWS  # noqa: E402
 
 from benches import models, report, stats  # noqa: E402
 
