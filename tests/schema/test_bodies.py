@@ -16,6 +16,7 @@ from llm_node.schema.admin import LoadRequest
 from llm_node.schema.chat import ChatCompletionRequest
 from llm_node.schema.completions import CompletionRequest
 from llm_node.schema.embeddings import EmbeddingRequest
+from llm_node.schema.messages import REASONING, Message
 from llm_node.schema.wire import Wire
 
 unhurried = hypothesis_settings(deadline=None)
@@ -76,6 +77,62 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
     ]
 
 
+NOTHING: list[Any] = [None, [], {}, ""]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("field", sorted(ChatCompletionRequest.idle))
+def test_what_asks_for_nothing_is_dropped(field: str, nothing: Any) -> None:
+    assert chat(**{field: nothing}) == chat()
+    with pytest.raises(NodeError, match=field if field not in ("tools", "functions") else "tools") as caught:
+        chat(**{field: ["something"]})
+    assert caught.value.code == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+@pytest.mark.parametrize("field", sorted(Message.idle))
+def test_what_asks_for_nothing_is_dropped_from_messages(role: str, field: str, nothing: Any) -> None:
+    plain = {"role": role, "content": "hi"}
+    assert chat(messages=[{**plain, field: nothing}]) == chat(messages=[plain])
+
+
+@pytest.mark.parametrize("field", REASONING)
+def test_reasoning_reaches_the_template_under_its_name(field: str) -> None:
+    (message,) = chat(messages=[{"role": "assistant", "content": "4", field: "two and two"}]).messages
+    assert message.plain() == {"role": "assistant", "content": "4", field: "two and two"}
+
+
+INPUTS: list[tuple[Any, list[str | list[int]]]] = [
+    ("hi", ["hi"]),
+    (["a", "b"], ["a", "b"]),
+    ([1, 2], [[1, 2]]),
+    ([[1, 2], [3]], [[1, 2], [3]]),
+]
+
+
+@pytest.mark.parametrize(("value", "wanted"), INPUTS)
+def test_inputs_of_embeddings(value: Any, wanted: list[str | list[int]]) -> None:
+    assert parse(json.dumps({"model": "m", "input": value}).encode(), EmbeddingRequest).inputs == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ([], "input"),
+        ("", "input"),
+        (5, "input"),
+        ([1, -1], "input.1"),
+        ([[1], []], "input.1"),
+        ([[1.5]], "input.0.0"),
+    ],
+)
+def test_refused_inputs_of_embeddings(value: Any, param: str) -> None:
+    with pytest.raises(NodeError) as caught:
+        parse(json.dumps({"model": "m", "input": value}).encode(), EmbeddingRequest)
+    assert (caught.value.code, caught.value.param) == ("invalid_request", param)
+
+
 @pytest.mark.parametrize(
     ("prompt", "wanted"),
     [
@@ -126,6 +183,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": 5}]}, "invalid_request", "messages.0.content"),
     ({"messages": [{"role": "user", "content": ["x"]}]}, "invalid_request", "messages.0.content"),
     ({"messages": [{"role": "user", "content": "x", "zip": 1}]}, "unsupported_parameter", "messages.0.zip"),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "reasoning_content": 5}]},
+        "invalid_request",
+        "messages.0.reasoning_content",
+    ),
     ({"messages": [{"role": "tool", "content": "x"}]}, "unsupported_parameter", "messages.0.role"),
     (
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
@@ -140,7 +202,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
     ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
     ({"tool_choice": {"type": "function"}}, "unsupported_parameter", "tool_choice"),
-    ({"functions": []}, "unsupported_parameter", "functions"),
+    ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions"),
+    ({"function_call": {"name": "f"}}, "unsupported_parameter", "function_call"),
     ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
     ({"response_format": {"type": "json_schema"}}, "unsupported_parameter", "response_format"),
     ({"response_format": "json"}, "invalid_request", "response_format"),

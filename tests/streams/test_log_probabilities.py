@@ -40,19 +40,34 @@ def chat(tokens: Sequence[Picked]) -> dict[str, Any]:
 
 
 def plain(tokens: Sequence[Picked]) -> dict[str, Any]:
-    texts = [text(data) for data, _, _ in tokens]
     return {
-        "tokens": texts,
+        "tokens": [name(data) for data, _, _ in tokens],
         "token_logprobs": [logprob for _, logprob, _ in tokens],
-        "top_logprobs": [dict(best(top)) for _, _, top in tokens],
-        "text_offset": [len("".join(texts[:index])) for index in range(len(texts))],
+        "top_logprobs": [best(top) for _, _, top in tokens],
+        "text_offset": offsets([data for data, _, _ in tokens]),
     }
 
 
-def best(top: Sequence[Alternative]) -> list[tuple[str, float]]:
-    """Without those whose text is that of a likelier one."""
-    texts = [text(data) for data, _ in top]
-    return [(texts[index], top[index][1]) for index in range(len(top)) if texts[index] not in texts[:index]]
+def name(data: bytes) -> str:
+    """Its text, or its bytes where it has none."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def best(top: Sequence[Alternative]) -> dict[str, float]:
+    """By name. No two tokens of this vocabulary have the same one."""
+    found = {name(data): logprob for data, logprob in top}
+    assert len(found) == len(top)
+    return found
+
+
+def offsets(tokens: Sequence[bytes]) -> list[int]:
+    """Where each token's first byte is, in characters of the whole text."""
+    whole = b"".join(tokens)
+    begins = [len(b"".join(tokens[:index])) for index in range(len(tokens))]
+    return [len(text(whole[: begin + 1])) - 1 for begin in begins]
 
 
 def numbers(event: Event) -> list[Picked]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -12,15 +12,13 @@ from llm_node.schema.wire import invalid, unsupported
 
 
 def _no_tools(value: Any) -> Any:
-    if value == []:
-        return value
     raise unsupported("tools are not supported")
 
 
 def _no_choice(value: Any) -> Any:
     if value in ("none", "auto"):
         return value
-    raise unsupported("tool_choice is not supported, as tools are not; only 'none' and 'auto' are")
+    raise unsupported("choosing tools is not supported, as tools are not; only 'none' and 'auto' are")
 
 
 def _text_alone(value: list[str]) -> list[str]:
@@ -32,6 +30,10 @@ def _text_alone(value: list[str]) -> list[str]:
 class ChatCompletionRequest(Generation):
     """The body."""
 
+    idle: ClassVar[frozenset[str]] = frozenset(
+        {"tools", "functions", "audio", "web_search_options", "prediction"}
+    )
+
     messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     logprobs: bool = False
@@ -41,7 +43,9 @@ class ChatCompletionRequest(Generation):
 
     # Understood only as far as they say what is done anyway.
     tools: Annotated[Any, BeforeValidator(_no_tools)] = None
+    functions: Annotated[Any, BeforeValidator(_no_tools)] = None
     tool_choice: Annotated[Any, BeforeValidator(_no_choice)] = None
+    function_call: Annotated[Any, BeforeValidator(_no_choice)] = None
     response_format: Annotated[Any, BeforeValidator(only_text)] = None
     modalities: Annotated[list[str], AfterValidator(_text_alone)] = Field(default_factory=lambda: ["text"])
 

@@ -4,35 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from llm_node.schema.sampling import Generation, TokenId, only_text
+from llm_node.schema.prompts import ANY_FORM, Prompt, Text, Tokens, several
+from llm_node.schema.sampling import Generation, only_text
 from llm_node.schema.wire import unsupported
 
-
-def _kind(value: Any) -> str | None:
-    """Which of its forms a prompt has, so that errors speak of that form alone."""
-    if isinstance(value, str):
-        return "text"
-    if not isinstance(value, list):
-        return None
-    return "tokens" if value and isinstance(value[0], int) else "list"
-
-
-def _one(value: Any) -> str | None:
-    kind = _kind(value)
-    return "tokens" if kind == "list" else kind
-
-
-Text = Annotated[str, Field(min_length=1), Tag("text")]
-Tokens = Annotated[list[TokenId], Field(min_length=1), Tag("tokens")]
-Prompt = Annotated[
-    Text | Tokens,
-    Discriminator(_one, "prompt", "Input should be a string or a list of tokens"),
-]
 Prompts = Annotated[
-    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, max_length=256), Tag("list")],
-    Discriminator(_kind, "prompt", "Input should be a string, a list of tokens, or a list of either"),
+    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, max_length=256), Tag("list")], ANY_FORM
 ]
 
 
@@ -47,6 +26,8 @@ class CompletionRequest(Generation):
 
     prompt: Prompts
     """Text, tokens, or a list of either."""
+    parse_special: bool = True
+    """Are the texts of special tokens in a prompt these tokens, or only letters?"""
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: int | None = Field(default=None, ge=1)
@@ -56,8 +37,7 @@ class CompletionRequest(Generation):
     @property
     def prompts(self) -> list[str | list[int]]:
         """All prompts, whether one was sent or several."""
-        many: Any = self.prompt if _kind(self.prompt) == "list" else [self.prompt]
-        return list(many)
+        return several(self.prompt)
 
     @model_validator(mode="after")
     def _honoured(self) -> CompletionRequest:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, Tag
 
-from llm_node.schema.wire import Wire, unsupported
+from llm_node.schema.prompts import ANY_FORM, Prompt, Text, Tokens, several
+from llm_node.schema.wire import Wire
 
-
-def _texts(value: Any) -> Any:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise unsupported("input as tokens is not supported; send text")
-    if not isinstance(value, list):
-        raise ValueError("Input should be a string or a list of strings")
-    return value
+Inputs = Annotated[
+    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, max_length=2048), Tag("list")], ANY_FORM
+]
 
 
 class EmbeddingRequest(Wire):
@@ -25,9 +20,11 @@ class EmbeddingRequest(Wire):
     harmless: ClassVar[frozenset[str]] = frozenset({"user"})
 
     model: str = Field(min_length=1, max_length=512)
-    input: Annotated[
-        list[Annotated[str, Field(min_length=1)]],
-        BeforeValidator(_texts),
-        Field(min_length=1, max_length=2048),
-    ]
+    input: Inputs
+    """Text, tokens, or a list of either."""
     encoding_format: Literal["float", "base64"] = "float"
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """All inputs, whether one was sent or several."""
+        return several(self.input)

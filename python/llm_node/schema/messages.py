@@ -30,14 +30,24 @@ def _joined(value: Any) -> Any:
 Content = Annotated[str, BeforeValidator(_joined)]
 
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
 class Message(Wire):
     """One message. What a client got from a completion may be sent back as it was."""
 
-    harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "reasoning_content"})
+    harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations"})
+    idle: ClassVar[frozenset[str]] = frozenset(
+        {"tool_calls", "function_call", "tool_call_id", "audio", "reasoning_details", *REASONING}
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
+    reasoning_content: str | None = None
+    """What the model thought before an earlier answer; so are the next two. Servers call it differently."""
+    reasoning: str | None = None
+    thinking: str | None = None
 
     @field_validator("role")
     @classmethod
@@ -55,8 +65,9 @@ class Message(Wire):
     def plain(self) -> dict[str, str]:
         """As chat templates see it. They know no "developer"; it is the "system" of older models."""
         role = "system" if self.role == "developer" else self.role
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": role, "content": self.content or "", **named}
+        more = {"name": self.name, **{field: getattr(self, field) for field in REASONING}}
+        given = {field: value for field, value in more.items() if value is not None}
+        return {"role": role, "content": self.content or "", **given}
 
 
 Messages = Annotated[list[Message], Field(min_length=1)]

@@ -2,7 +2,8 @@
 
 Strict types; `null` means "not given" for any optional field; a field that nobody knows is refused,
 because it might change the answer; those known to change nothing are dropped, and named in
-`harmless`. A validator raises `invalid`, `unsupported` or `feature`.
+`harmless`, or in `idle` where that is so of empty values alone. A validator raises `invalid`,
+`unsupported` or `feature`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ class Wire(BaseModel):
     harmless: ClassVar[frozenset[str]] = frozenset()
     """Fields that are taken and dropped: they do not change the answer."""
 
+    idle: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are taken and dropped while they are empty: they ask for nothing."""
+
     @model_validator(mode="before")
     @classmethod
     def _drop_what_says_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {key: value for key, value in data.items() if value is not None and key not in cls.harmless}
+        return {key: value for key, value in data.items() if not cls._says_nothing(key, value)}
+
+    @classmethod
+    def _says_nothing(cls, key: str, value: Any) -> bool:
+        return value is None or key in cls.harmless or (key in cls.idle and value in ([], {}, ""))
 
 
 def invalid(message: str, param: str | None = None) -> PydanticCustomError:

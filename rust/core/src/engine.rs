@@ -3,9 +3,12 @@
 //! `llm-node-host` implements these traits over the C ABI, tests implement them with a toy. Nothing
 //! here knows how an engine is opened or where its memory lies.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::OnceLock};
 
-use crate::error::{ErrorCode, Fault};
+use crate::{
+    error::{ErrorCode, Fault},
+    text::{control::ControlTokens, density::Density},
+};
 
 /// The number of a token in the model's vocabulary. Negative values are never tokens.
 pub type Token = i32;
@@ -321,7 +324,25 @@ pub struct Vocabulary {
     pub eot: Option<Token>,
     /// Does tokenising with specials put BOS first?
     pub adds_bos: bool,
+    /// What is found out about its texts once somebody asks.
+    pub found: Found,
 }
+
+/// What follows from the texts of a vocabulary, found out once.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    density: OnceLock<Density>,
+    control: OnceLock<ControlTokens>,
+}
+
+/// It follows from the rest of the vocabulary.
+impl PartialEq for Found {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Found {}
 
 impl Vocabulary {
     /// Number of tokens.
@@ -341,6 +362,16 @@ impl Vocabulary {
             (Some(&begin), Some(&end)) => self.bytes.get(begin as usize..end as usize).unwrap_or(&[]),
             _ => &[],
         }
+    }
+
+    /// A number of tokens that a text has in any case; 0 where that is not known.
+    pub fn least_tokens(&self, text: &str) -> u64 {
+        self.found.density.get_or_init(|| Density::of(self)).least_tokens(text)
+    }
+
+    /// The texts of its control tokens.
+    pub fn control_tokens(&self) -> &ControlTokens {
+        self.found.control.get_or_init(|| ControlTokens::of(self))
     }
 
     /// Has the token this attribute?

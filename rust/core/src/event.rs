@@ -48,8 +48,10 @@ pub struct PickedToken {
 /// Log-probabilities (natural logarithm) of one position, at temperature 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
-    /// The picked token's bytes.
+    /// The picked token's bytes; of a control token its name.
     pub bytes: Vec<u8>,
+    /// Are these part of the answer's text?
+    pub is_text: bool,
     /// The picked token's.
     pub logprob: f32,
     /// The likeliest tokens, best first: bytes, number, log-probability.

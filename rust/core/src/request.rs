@@ -3,19 +3,23 @@
 //! API families translate their own shapes into [`Request`]; the worker, which knows the model,
 //! turns it into a `ValidRequest`. No word of any API family stands here.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Limits, Token, Tokenizer},
+    engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     schedule::admission::{Source, Weight},
-    text::template::ChatTemplate,
+    text::{answer::AnswerText, control::Rendered, template::ChatTemplate},
 };
 
 /// Stop strings per request. Each costs a look at every piece of text.
 pub const MAX_STOP_STRINGS: usize = 64;
 /// Bytes per stop string.
 pub const MAX_STOP_LENGTH: usize = 1024;
+/// A bias of this or less forbids a token altogether. JSON has no infinity.
+pub const FORBIDS: f32 = -1e30;
 /// Alternatives per token beside its log-probability.
 pub const MAX_LOGPROBS: u32 = 128;
 
@@ -49,8 +53,10 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Prompt {
-    /// Plain text. BOS is added as the model wants it; special tokens in it are only letters.
+    /// Plain text. BOS is added as the model wants it, and the texts of special tokens are these tokens.
     Text(String),
+    /// The same, where the texts of special tokens are only letters.
+    Literal(String),
     /// Tokens, exactly.
     Tokens(Vec<Token>),
     /// A conversation, rendered by the model's chat template.
@@ -91,7 +97,7 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Equal seeds give equal answers; `None`: the worker draws one.
     pub seed: Option<u64>,
-    /// Added to the logit of a token; -infinity (or -100 in the public API) forbids it.
+    /// Added to the logit of a token; [`FORBIDS`] or less (-100 in the public API) forbids it.
     pub bias: Vec<(Token, f32)>,
 }
 
@@ -129,7 +135,7 @@ impl Request {
             return Err(invalid("logprobs", format!("logprobs must be at most {MAX_LOGPROBS}")));
         }
         let empty = match &self.prompt {
-            Prompt::Text(text) => text.is_empty(),
+            Prompt::Text(text) | Prompt::Literal(text) => text.is_empty(),
             Prompt::Tokens(tokens) => tokens.is_empty(),
             Prompt::Chat(_) => false,
         };
@@ -141,7 +147,7 @@ impl Prompt {
     /// The public name of the field that it came in.
     fn param(&self) -> &'static str {
         match self {
-            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+            Prompt::Text(_) | Prompt::Literal(_) | Prompt::Tokens(_) => "prompt",
             Prompt::Chat(_) => "messages",
         }
     }
@@ -180,6 +186,7 @@ pub struct ValidRequest {
     sampling: Sampling,
     seed: u64,
     stop: Vec<String>,
+    answer: AnswerText,
     ignore_eos: bool,
     logprobs: Option<u32>,
     source: Source,
@@ -206,8 +213,19 @@ impl ValidRequest {
         let known = |token: Token| usize::try_from(token).is_ok_and(|it| it < n_tokens);
 
         let given = matches!(prompt, Prompt::Tokens(_));
+        // Tokenising takes long where a text is long, and refusing is quick.
+        let fits = |text: &str| {
+            may_fit(vocabulary.least_tokens(text), max_tokens, limits).map_err(|fault| fault.param(param))
+        };
         let prompt = match prompt {
-            Prompt::Text(text) => tokenizer.tokenize(&text, true, false)?,
+            Prompt::Text(text) => {
+                fits(&text)?;
+                tokenizer.tokenize(&text, true, true)?
+            }
+            Prompt::Literal(text) => {
+                fits(&text)?;
+                tokenizer.tokenize(&text, true, false)?
+            }
             Prompt::Tokens(tokens) => tokens,
             Prompt::Chat(chat) => {
                 let template = template.ok_or_else(|| {
@@ -215,7 +233,9 @@ impl ValidRequest {
                                    Send a prompt to /v1/completions instead.";
                     Fault::new(ErrorCode::UnsupportedFeature, message).param(param)
                 })?;
-                chat_tokens(&template.render(&chat, unix_seconds)?, tokenizer)?
+                let rendered = template.render(&chat, unix_seconds)?;
+                fits(rendered.text())?;
+                chat_tokens(&rendered, tokenizer)?
             }
         };
         if prompt.is_empty() {
@@ -237,6 +257,12 @@ impl ValidRequest {
                 format!("token {token} is outside the vocabulary of {n_tokens} tokens"),
             ));
         }
+        for (_, bias) in sampling.bias.iter_mut().filter(|it| it.1 <= FORBIDS) {
+            *bias = f32::NEG_INFINITY;
+        }
+        if forbids_all(&sampling, vocabulary, n_tokens) {
+            return Err(nothing_allowed());
+        }
         sampling.seed = Some(sampling.seed.unwrap_or(seed));
         let max_tokens = room(prompt.len(), max_tokens, limits).map_err(|fault| fault.param(param))?;
         Ok(Self {
@@ -244,6 +270,7 @@ impl ValidRequest {
             max_tokens,
             seed: sampling.seed.unwrap_or(seed),
             sampling,
+            answer: AnswerText::new(&stop, vocabulary.control_tokens()),
             stop,
             ignore_eos,
             logprobs,
@@ -276,6 +303,11 @@ impl ValidRequest {
         &self.stop
     }
 
+    /// The text of the answer, in which nothing stands yet.
+    pub fn answer(&self) -> AnswerText {
+        self.answer.clone()
+    }
+
     /// Go on after an end-of-generation token?
     pub fn ignore_eos(&self) -> bool {
         self.ignore_eos
@@ -299,8 +331,11 @@ impl ValidRequest {
 
 /// The tokens of a rendered conversation. A template writes its special tokens itself, most of them
 /// BOS as well: it must be there once, if the model wants it.
-fn chat_tokens(text: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
-    let mut tokens = tokenizer.tokenize(text, false, true)?;
+fn chat_tokens(rendered: &Rendered, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
+    let mut tokens = Vec::new();
+    for (text, may_be_special) in rendered.parts() {
+        tokens.extend(tokenizer.tokenize(text, false, may_be_special)?);
+    }
     let vocabulary = tokenizer.vocabulary();
     if let (true, Some(bos)) = (vocabulary.adds_bos, vocabulary.bos)
         && tokens.first() != Some(&bos)
@@ -310,31 +345,64 @@ fn chat_tokens(text: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Faul
     Ok(tokens)
 }
 
+/// Tokens that prompt and answer may have together.
+fn context(limits: &Limits) -> u64 {
+    let page = u64::from(limits.cache_page.max(1));
+    u64::from(limits.context_length).min(limits.cache_tokens / page * page)
+}
+
+fn exceeded(context: u64, needed: &str, split: &str) -> Fault {
+    let message =
+        format!("This model's maximum context length is {context} tokens, but {needed} are needed: {split}.");
+    Fault::new(ErrorCode::ContextLengthExceeded, message)
+}
+
+/// Refuses a prompt of at least so many tokens if these are too many already.
+fn may_fit(prompt: u64, max_tokens: Option<u32>, limits: &Limits) -> Result<(), Fault> {
+    let context = context(limits);
+    let answer = max_tokens.map_or(1, u64::from);
+    if prompt == 0 || prompt + answer <= context {
+        return Ok(());
+    }
+    let least = if max_tokens.is_some() { "" } else { "at least " };
+    Err(exceeded(
+        context,
+        &format!("at least {}", prompt + answer),
+        &format!("at least {prompt} for the prompt and {least}{answer} for the answer"),
+    ))
+}
+
 /// How many tokens may be generated: never fewer than asked for.
 fn room(prompt: usize, max_tokens: Option<u32>, limits: &Limits) -> Result<u32, Fault> {
-    let page = u64::from(limits.cache_page.max(1));
-    let cache = limits.cache_tokens / page * page;
-    let context = u64::from(limits.context_length).min(cache);
+    let context = context(limits);
     let prompt = prompt as u64;
-    let exceeded = |needed: u64, split: String| {
-        Fault::new(
-            ErrorCode::ContextLengthExceeded,
-            format!(
-                "This model's maximum context length is {context} tokens, but {needed} are needed: {split}."
-            ),
-        )
-    };
     match max_tokens {
         Some(max_tokens) if prompt + u64::from(max_tokens) > context => Err(exceeded(
-            prompt + u64::from(max_tokens),
-            format!("{prompt} for the prompt and {max_tokens} for the answer (max_tokens)"),
+            context,
+            &(prompt + u64::from(max_tokens)).to_string(),
+            &format!("{prompt} for the prompt and {max_tokens} for the answer (max_tokens)"),
         )),
         Some(max_tokens) => Ok(max_tokens),
-        None if prompt >= context => {
-            Err(exceeded(prompt + 1, format!("{prompt} for the prompt and at least 1 for the answer")))
-        }
+        None if prompt >= context => Err(exceeded(
+            context,
+            &(prompt + 1).to_string(),
+            &format!("{prompt} for the prompt and at least 1 for the answer"),
+        )),
         None => Ok((context - prompt) as u32),
     }
+}
+
+/// Does the bias leave nothing that may be generated?
+fn forbids_all(sampling: &Sampling, vocabulary: &Vocabulary, n_tokens: usize) -> bool {
+    let forbidden: HashSet<Token> =
+        sampling.bias.iter().filter(|it| it.1 == f32::NEG_INFINITY).map(|it| it.0).collect();
+    !forbidden.is_empty()
+        && (0..n_tokens as Token).all(|it| forbidden.contains(&it) || vocabulary.has(it, attribute::UNUSED))
+}
+
+/// What is said of a bias that leaves no token.
+pub fn nothing_allowed() -> Fault {
+    invalid("logit_bias", "logit_bias forbids every token that the model could generate; leave some out")
 }
 
 fn invalid(param: &str, message: impl Into<String>) -> Fault {

@@ -739,7 +739,7 @@ impl<E: StepEngine> Session<E> {
                         generation.held -= 1;
                         break;
                     }
-                    Err(fault) => Some(Err(unpickable(fault, generation.length()))),
+                    Err(fault) => Some(Err(generation.unpickable(fault))),
                 };
                 let proposed = draft.get(looked_at);
                 if let Some(how) = finish {
@@ -790,7 +790,7 @@ impl<E: StepEngine> Session<E> {
         let picked = self.samplers.pick(&[generation.job(&row)], &self.forbidden).next();
         Ok(match picked {
             Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events).map(Ok),
-            Some(Err(fault)) => Some(Err(unpickable(fault, generation.length()))),
+            Some(Err(fault)) => Some(Err(generation.unpickable(fault))),
             None => None,
         })
     }
@@ -864,18 +864,4 @@ fn misbehaved(message: String, call: &'static str) -> EngineFault {
 
 fn crashed(fault: &EngineFault) -> Fault {
     Fault::new(ErrorCode::EngineCrashed, format!("The engine can no longer be used: {fault}"))
-}
-
-fn unpickable(fault: PickFault, position: u32) -> Fault {
-    match fault {
-        PickFault::NothingAllowed => Fault::new(
-            ErrorCode::InvalidRequest,
-            "logit_bias forbids every token that the model could generate",
-        )
-        .param("logit_bias"),
-        PickFault::NotANumber | PickFault::Empty | PickFault::Undecided => Fault::new(
-            ErrorCode::Internal,
-            format!("No token can be picked at position {position}: {fault}."),
-        ),
-    }
 }

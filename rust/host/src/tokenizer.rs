@@ -217,5 +217,6 @@ fn vocabulary(model: &Model, table: &EngineTokenizer) -> Result<Vocabulary, Engi
         bytes,
         offsets,
         attributes,
+        ..Vocabulary::default()
     })
 }

@@ -7,16 +7,17 @@
 //! `<each>`…`</each>` are the items of a list, one for each token. In it stand for the token
 //!
 //! - `<token>`: its text as a JSON string, with U+FFFD for what is no UTF-8;
+//! - `<name>`: its text, or `bytes:\\xe8\\xaa` where that is no UTF-8, as a JSON string;
 //! - `<bytes>`: its bytes as a list of numbers;
 //! - `<logprob>`: its log-probability;
-//! - `<offset>`: how many characters the texts of the tokens before it have;
-//! - `<top>`…`</top>`: the likeliest tokens, best first, each with `<token>`, `<bytes>` and `<logprob>`;
-//! - `<distinct>`…`</distinct>`: the same without those whose text is that of a likelier one, for texts that
-//!   are to be the keys of an object.
+//! - `<offset>`: which character of the answer's text it begins in, counted in code points from 0;
+//! - `<top>`…`</top>`: the likeliest tokens, best first, each with all of these but `<offset>`;
+//! - `<distinct>`…`</distinct>`: the same for names that are the keys of an object: where a likelier one has
+//!   the same name, `<name>` is `token_id:` and the token's number.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet, fmt::Write};
 
-use llm_node_core::event::PickedToken;
+use llm_node_core::{event::PickedToken, text::detok::Utf8Decoder};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -40,6 +41,7 @@ struct List {
 enum Part {
     Fixed(Vec<u8>),
     Token,
+    Name,
     Bytes,
     Logprob,
     Offset,
@@ -55,9 +57,40 @@ pub struct BadPattern(String);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Items(Vec<Vec<u8>>);
 
+/// Where the next token of a stream begins in its text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    decoder: Utf8Decoder,
+    /// Characters that are complete.
+    characters: usize,
+}
+
+impl Place {
+    /// The character in which these bytes begin; they come next.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let incomplete = self.decoder.incomplete();
+        let begin = self.characters + usize::from(!incomplete.is_empty() && !continues(incomplete, bytes));
+        let mut text = String::new();
+        self.decoder.push(bytes, &mut text);
+        self.characters += text.chars().count();
+        begin
+    }
+}
+
+/// Do these bytes belong to the character that is not complete yet?
+fn continues(incomplete: &[u8], bytes: &[u8]) -> bool {
+    match std::str::from_utf8(&[incomplete, bytes].concat()) {
+        Ok(_) => true,
+        Err(error) => error.valid_up_to() > 0 || error.error_len().is_none_or(|it| it > incomplete.len()),
+    }
+}
+
 /// What the holes are filled with.
 struct Known<'a> {
+    id: i32,
     bytes: &'a [u8],
+    /// Another has its name.
+    is_second: bool,
     logprob: f32,
     offset: usize,
     top: &'a [(Vec<u8>, i32, f32)],
@@ -76,16 +109,21 @@ impl Pattern {
         Ok(Self { lists, tail: rest.into() })
     }
 
-    /// The items for a stream's next tokens; none where they have no log-probabilities. `offset`: the
-    /// characters of the tokens so far.
-    pub fn items(&self, tokens: &[PickedToken], offset: &mut usize) -> Items {
+    /// The items for a stream's next tokens; none where they have no log-probabilities. `place` is where
+    /// they begin, and then where they end.
+    pub fn items(&self, tokens: &[PickedToken], place: &mut Place) -> Items {
         let mut items = Items::default();
-        for token in tokens.iter().filter_map(|token| token.logprobs.as_ref()) {
-            let known =
-                Known { bytes: &token.bytes, logprob: token.logprob, offset: *offset, top: &token.top };
+        for (id, token) in tokens.iter().filter_map(|it| Some((it.id, it.logprobs.as_ref()?))) {
+            let known = Known {
+                id,
+                bytes: &token.bytes,
+                is_second: false,
+                logprob: token.logprob,
+                offset: place.take(if token.is_text { &token.bytes } else { &[] }),
+                top: &token.top,
+            };
             let written = self.lists.iter().map(|list| known.written(&list.item)).collect();
             items.append(Items(written));
-            *offset += String::from_utf8_lossy(&token.bytes).chars().count();
         }
         items
     }
@@ -136,6 +174,8 @@ impl Known<'_> {
             match part {
                 Part::Fixed(bytes) => into.extend_from_slice(bytes),
                 Part::Token => json(&String::from_utf8_lossy(self.bytes), into),
+                Part::Name if self.is_second => json(&format!("token_id:{}", self.id), into),
+                Part::Name => json(&name(self.bytes), into),
                 Part::Bytes => json(self.bytes, into),
                 Part::Logprob => number(f64::from(self.logprob).max(LEAST), into),
                 Part::Offset => json(&self.offset, into),
@@ -147,16 +187,29 @@ impl Known<'_> {
     fn write_top(&self, item: &[Part], distinct: bool, into: &mut Vec<u8>) {
         let mut seen = HashSet::new();
         let mut is_first = true;
-        for (bytes, _, logprob) in self.top {
-            if distinct && !seen.insert(String::from_utf8_lossy(bytes)) {
-                continue;
-            }
+        for &(ref bytes, id, logprob) in self.top {
+            let is_second = distinct && !seen.insert(name(bytes));
             if !is_first {
                 into.push(b',');
             }
             is_first = false;
-            Known { bytes, logprob: *logprob, offset: self.offset, top: &[] }.write(item, into);
+            Known { id, bytes, is_second, logprob, offset: self.offset, top: &[] }.write(item, into);
         }
+    }
+}
+
+/// A text, or in ASCII what bytes there are.
+fn name(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => bytes
+            .iter()
+            .fold(String::from("bytes:"), |mut name, byte| {
+                // Writing to memory does not fail.
+                let _ = write!(name, "\\x{byte:02x}");
+                name
+            })
+            .into(),
     }
 }
 
@@ -172,6 +225,7 @@ fn parse_item(text: &str) -> Result<Vec<Part>, BadPattern> {
         rest = behind;
         parts.push(match name {
             "token" => Part::Token,
+            "name" => Part::Name,
             "bytes" => Part::Bytes,
             "logprob" => Part::Logprob,
             "offset" => Part::Offset,
@@ -213,17 +267,18 @@ mod tests {
     use super::*;
 
     const OBJECTS: &str = "{\"a\":[<each>{\"t\":<token>,\"l\":<logprob>,\"b\":<bytes>,\"top\":[<top>{\"t\":<token>}</top>]}</each>]}";
-    const COLUMNS: &str = "[[<each><token></each>],[<each><logprob></each>],[<each>{<distinct><token>:<logprob></distinct>}</each>],[<each><offset></each>]]";
+    const COLUMNS: &str = "[[<each><token></each>],[<each><logprob></each>],[<each>{<distinct><name>:<logprob></distinct>}</each>],[<each><offset></each>]]";
 
     fn token(bytes: &[u8], logprob: f32, top: &[(&[u8], f32)]) -> PickedToken {
-        let top = top.iter().map(|(bytes, logprob)| (bytes.to_vec(), 0, *logprob)).collect();
-        PickedToken { id: 0, logprobs: Some(TokenLogprobs { bytes: bytes.to_vec(), logprob, top }) }
+        let top = (7..).zip(top).map(|(id, (bytes, logprob))| (bytes.to_vec(), id, *logprob)).collect();
+        let bytes = bytes.to_vec();
+        PickedToken { id: 0, logprobs: Some(TokenLogprobs { bytes, is_text: true, logprob, top }) }
     }
 
     fn written(pattern: &str, tokens: &[PickedToken]) -> String {
         let pattern = Pattern::parse(pattern).unwrap();
         let mut into = Vec::new();
-        pattern.write(&pattern.items(tokens, &mut 0), &mut into);
+        pattern.write(&pattern.items(tokens, &mut Place::default()), &mut into);
         String::from_utf8(into).unwrap()
     }
 
@@ -265,14 +320,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_stands_once_with_the_likeliest() {
-        let top: [(&[u8], f32); 4] = [(b"\xff", -1.0), (b"a", -2.0), (b"\xfe", -3.0), (b"a", -4.0)];
-        let tokens = [token(b"a", -2.0, &top)];
+    fn no_key_stands_twice_and_no_token_is_lost() {
+        let top: [(&[u8], f32); 5] =
+            [(b"\xff", -1.0), (b"a", -2.0), (b"\xe8\xaa", -3.0), (b"a", -4.0), (b"\xff", -5.0)];
+        let tokens = [token(b"\xff", -1.0, &top)];
         assert_eq!(
-            written("<each>{<distinct><token>:<logprob></distinct>}</each>", &tokens),
-            "{\"\u{fffd}\":-1.0,\"a\":-2.0}"
+            written("<each><name>{<distinct><name>:<logprob></distinct>}</each>", &tokens),
+            r#""bytes:\\xff"{"bytes:\\xff":-1.0,"a":-2.0,"bytes:\\xe8\\xaa":-3.0,"token_id:10":-4.0,"token_id:11":-5.0}"#
         );
-        assert_eq!(written("<each>[<top><logprob></top>]</each>", &tokens), "[-1.0,-2.0,-3.0,-4.0]");
+        assert_eq!(written("<each>[<top><logprob></top>]</each>", &tokens), "[-1.0,-2.0,-3.0,-4.0,-5.0]");
     }
 
     #[test]
@@ -300,15 +356,32 @@ mod tests {
     }
 
     #[test]
-    fn offsets_count_characters_from_call_to_call() {
-        let pattern = Pattern::parse("[<each><offset></each>]").unwrap();
-        let mut offset = 0;
-        let mut all = pattern.items(&[token("é語".as_bytes(), 0.0, &[]), token(b"", 0.0, &[])], &mut offset);
-        all.append(pattern.items(&[], &mut offset));
-        all.append(pattern.items(&[token(b"\xff\xff", 0.0, &[]), token(b"a", 0.0, &[])], &mut offset));
-        let mut into = Vec::new();
-        pattern.write(&all, &mut into);
-        assert_eq!((into.as_slice(), offset), (&b"[0,2,2,4]"[..], 5));
+    fn offsets_count_the_text_s_characters() {
+        for (tokens, wanted) in [
+            (&["\u{e9}\u{8a9e}".as_bytes(), b"", b"a", b"b"][..], &[0, 2, 2, 3][..]),
+            // A character out of three tokens, and what follows it.
+            (&[b"x", b"\xe8", b"\xaa", b"\x9ey", b"z"], &[0, 1, 1, 1, 3]),
+            // What is no character is U+FFFD in the text, once for each piece of one that was begun.
+            (&[b"\xff\xff", b"a", b"\xe8", b"b", b"\xe8\xaa", b"\xe8"], &[0, 2, 3, 4, 5, 6]),
+        ] {
+            let pattern = Pattern::parse("[<each><offset></each>]").unwrap();
+            let mut place = Place::default();
+            let mut all = Items::default();
+            for bytes in tokens {
+                all.append(pattern.items(&[token(bytes, 0.0, &[])], &mut place));
+            }
+            let mut into = Vec::new();
+            pattern.write(&all, &mut into);
+            assert_eq!(into, format!("{wanted:?}").replace(' ', "").into_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_not_shown_moves_no_offset() {
+        let mut hidden = token(b"<|x|>", 0.0, &[]);
+        hidden.logprobs.as_mut().unwrap().is_text = false;
+        let tokens = [token(b"a", 0.0, &[]), hidden, token(b"b", 0.0, &[])];
+        assert_eq!(written("[<each><name><offset></each>]", &tokens), r#"["a"0,"<|x|>"1,"b"1]"#);
     }
 
     #[test]
@@ -323,7 +396,7 @@ mod tests {
         let top = prop::collection::vec((bytes(), any::<i32>(), any::<f32>()), 0..4);
         (bytes(), any::<f32>(), top).prop_map(|(bytes, logprob, top)| PickedToken {
             id: 0,
-            logprobs: Some(TokenLogprobs { bytes, logprob, top }),
+            logprobs: Some(TokenLogprobs { bytes, is_text: true, logprob, top }),
         })
     }
 
@@ -337,12 +410,30 @@ mod tests {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&whole).is_ok(), "{whole}");
                 let pattern = Pattern::parse(text).unwrap();
                 let (first, rest) = tokens.split_at(cut.min(tokens.len()));
-                let mut offset = 0;
-                let mut items = pattern.items(first, &mut offset);
-                items.append(pattern.items(rest, &mut offset));
+                let mut place = Place::default();
+                let mut items = pattern.items(first, &mut place);
+                items.append(pattern.items(rest, &mut place));
                 let mut into = Vec::new();
                 pattern.write(&items, &mut into);
                 prop_assert_eq!(whole, String::from_utf8(into).unwrap());
+            }
+        }
+
+        #[test]
+        fn a_token_begins_in_the_character_at_its_offset(tokens in prop::collection::vec(
+            prop::collection::vec(prop::sample::select(vec![0x61u8, 0xe8, 0xaa, 0x9e, 0xf0, 0x9f, 0xc3, 0xff]), 0..4), 0..8
+        )) {
+            let mut place = Place::default();
+            let all = tokens.concat();
+            let mut before = 0;
+            for bytes in tokens.iter().filter(|it| !it.is_empty()) {
+                // What comes next shows whether the first byte goes on with a character.
+                let (without, with) = (&all[..before], &all[..=before]);
+                let (without, with) = (String::from_utf8_lossy(without), String::from_utf8_lossy(with));
+                let expected = with.chars().count() - 1;
+                prop_assert!(expected == without.chars().count() || expected + 1 == without.chars().count());
+                prop_assert_eq!(place.take(bytes), expected);
+                before += bytes.len();
             }
         }
 

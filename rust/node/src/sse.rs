@@ -8,7 +8,7 @@ use std::io::Write as _;
 
 use llm_node_core::event::Piece;
 
-use crate::pattern::{Items, Pattern};
+use crate::pattern::{Items, Pattern, Place};
 
 /// An event that is always the same but for one text, and the log-probabilities of its tokens: bytes, a JSON
 /// string, bytes.
@@ -66,9 +66,9 @@ impl Template {
         Self { logprobs: Some(Logprobs { middle, pattern, tail }), ..self }
     }
 
-    /// What a piece is to tell in this template. `offset`: see [`Pattern::items`].
-    pub fn content(&self, piece: Piece, offset: &mut usize) -> Content {
-        let items = |logprobs: &Logprobs| logprobs.pattern.items(&piece.tokens, offset);
+    /// What a piece is to tell in this template. `place`: see [`Pattern::items`].
+    pub fn content(&self, piece: Piece, place: &mut Place) -> Content {
+        let items = |logprobs: &Logprobs| logprobs.pattern.items(&piece.tokens, place);
         Content { items: self.logprobs.as_ref().map(items).unwrap_or_default(), text: piece.text }
     }
 
@@ -192,6 +192,7 @@ mod tests {
         let piece = |text: &str, tokens: &[&str]| {
             let logprobs = |token: &&str| TokenLogprobs {
                 bytes: token.as_bytes().to_vec(),
+                is_text: true,
                 logprob: -1.0,
                 top: Vec::new(),
             };
@@ -201,7 +202,7 @@ mod tests {
         let mut bytes = template.bytes();
         let mut merged = Content::default();
         for (text, tokens) in [("", &["a"][..]), ("a", &[]), ("bc", &["b", "c"])] {
-            let content = template.content(piece(text, tokens), &mut 0);
+            let content = template.content(piece(text, tokens), &mut Place::default());
             assert!(!content.is_empty());
             template.fill(&content, &mut bytes);
             merged.append(content);
@@ -210,7 +211,7 @@ mod tests {
         let mut bytes = template.bytes();
         template.fill(&merged, &mut bytes);
         assert_eq!(bytes.frame(), br#"<"abc",["a","b","c"]>"#);
-        assert!(template.content(piece("", &[]), &mut 0).is_empty());
+        assert!(template.content(piece("", &[]), &mut Place::default()).is_empty());
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! `Event`: what happened to a stream, as Python sees it.
 
 use llm_node_core::event::{Event, Piece};
-use llm_node_node::pattern::Pattern;
+use llm_node_node::pattern::{Pattern, Place};
 use pyo3::{prelude::*, types::PyBytes};
 
 use crate::fault;
@@ -41,7 +41,7 @@ impl PyEvent {
         let pattern = self::pattern(py, pattern)?;
         let tokens = self.piece.as_ref().map_or(&[][..], |piece| &piece.tokens);
         let mut json = Vec::new();
-        pattern.write(&pattern.items(tokens, &mut 0), &mut json);
+        pattern.write(&pattern.items(tokens, &mut Place::default()), &mut json);
         Ok(PyBytes::new(py, &json))
     }
 

@@ -12,6 +12,7 @@ use llm_node_core::{
 };
 use llm_node_node::{
     config::{Device, NodeConfig},
+    pattern::Place,
     platform::wake_pair,
     sse::Template,
     supervise::{Delivery, Form, LoadRequest, Supervisor, Waker, What},
@@ -93,7 +94,7 @@ impl PySupervisor {
                 if let Some((middle, text, tail)) = logprobs {
                     template = template.with_logprobs(middle.into(), pattern(py, text)?, tail.into());
                 }
-                Form::Bytes { template: Arc::new(template), offset: 0 }
+                Form::Bytes { template: Arc::new(template), place: Place::default() }
             }
             None if whole => Form::Whole(Piece::default()),
             None => Form::Events,

@@ -149,13 +149,23 @@ pub enum Question {
     },
     /// A conversation to the prompt's text.
     ApplyTemplate(Chat),
-    /// One vector for each text.
+    /// One vector for each input.
     Embed {
-        /// The texts.
-        inputs: Vec<String>,
+        /// The inputs.
+        inputs: Vec<EmbedInput>,
     },
     /// What the model takes on each device now.
     MemoryUse,
+}
+
+/// What a vector is to be made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbedInput {
+    /// Text, in which the names of special tokens are only letters.
+    Text(String),
+    /// Tokens, exactly.
+    Tokens(Vec<i32>),
 }
 
 /// The answers to [`Question`].

@@ -11,8 +11,8 @@ use llm_node_core::{
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, ContextSize, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, MemoryUse,
-        ModelFacts, Question, Scheduling, Speculation, ToWorker,
+        Answer, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan,
+        MemoryUse, ModelFacts, Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -133,7 +133,7 @@ fn question() -> impl Strategy<Value = Question> {
         }),
         vec(any::<i32>(), 0..50).prop_map(|tokens| Question::Detokenize { tokens }),
         chat().prop_map(Question::ApplyTemplate),
-        vec(text(), 0..4).prop_map(|inputs| Question::Embed { inputs }),
+        vec(embed_input(), 0..4).prop_map(|inputs| Question::Embed { inputs }),
         Just(Question::MemoryUse),
     ]
 }
@@ -160,12 +160,16 @@ prop_compose! {
     }
 }
 
+fn embed_input() -> impl Strategy<Value = EmbedInput> {
+    prop_oneof![text().prop_map(EmbedInput::Text), vec(any::<i32>(), 0..5).prop_map(EmbedInput::Tokens)]
+}
+
 prop_compose! {
     fn picked()(
         id in any::<i32>(),
-        logprobs in option::of((vec(any::<u8>(), 0..5), float(), vec((vec(any::<u8>(), 0..5), any::<i32>(), float()), 0..4))),
+        logprobs in option::of((vec(any::<u8>(), 0..5), any::<bool>(), float(), vec((vec(any::<u8>(), 0..5), any::<i32>(), float()), 0..4))),
     ) -> PickedToken {
-        PickedToken { id, logprobs: logprobs.map(|(bytes, logprob, top)| TokenLogprobs { bytes, logprob, top }) }
+        PickedToken { id, logprobs: logprobs.map(|(bytes, is_text, logprob, top)| TokenLogprobs { bytes, is_text, logprob, top }) }
     }
 }
 

@@ -286,14 +286,10 @@ fn facts(extensions: &[&'static str]) -> EngineFacts {
     }
 }
 
-/// A template that cannot be compiled costs the model its chat, not its life.
+/// A template that cannot be compiled costs the model its chat, not its life. One without a word is none.
 fn chat_template(tokenizer: &ModelTokenizer) -> Option<Result<ChatTemplate, Fault>> {
-    let vocabulary = tokenizer.vocabulary();
-    let text = |token: Option<_>| {
-        String::from_utf8_lossy(token.map_or(&[][..], |token| vocabulary.token_bytes(token))).into_owned()
-    };
-    let source = tokenizer.chat_template()?;
-    let template = ChatTemplate::compile(source, &text(vocabulary.bos), &text(vocabulary.eos));
+    let source = tokenizer.chat_template().filter(|it| !it.trim().is_empty())?;
+    let template = ChatTemplate::compile(source, tokenizer.vocabulary());
     if let Err(fault) = &template {
         log::warn!("{fault}");
     }

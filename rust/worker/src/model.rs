@@ -17,7 +17,7 @@ use llm_node_core::{
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
+use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId, Scheduling};
 
 use crate::{
     engine::{fault, memory_use},
@@ -220,7 +220,7 @@ impl RunningModel {
     pub fn ask(&self, question: Question, reply: impl FnOnce(Result<Answer, Fault>) + Send + 'static) {
         let reply = Reply(Some(Box::new(reply)));
         match question {
-            Question::Embed { inputs } => self.embed(&inputs, reply),
+            Question::Embed { inputs } => self.embed(inputs, reply),
             question => reply.send(self.answer(question)),
         }
     }
@@ -299,8 +299,7 @@ impl RunningModel {
     fn detokenize(&self, tokens: &[i32]) -> Result<Answer, Fault> {
         let tokenizer = self.tokenizer()?;
         let n_tokens = tokenizer.vocabulary().len();
-        let known = |&token: &i32| usize::try_from(token).is_ok_and(|token| token < n_tokens);
-        if let Some(token) = tokens.iter().find(|token| !known(token)) {
+        if let Some(token) = unknown(tokens, n_tokens) {
             let message = format!("token {token} is outside the vocabulary of {n_tokens} tokens");
             return Err(Fault::new(ErrorCode::InvalidRequest, message).param("tokens"));
         }
@@ -310,13 +309,13 @@ impl RunningModel {
 
     fn render(&self, chat: &Chat) -> Result<String, Fault> {
         match &self.template {
-            Some(Ok(template)) => template.render(chat, unix_seconds()),
+            Some(Ok(template)) => Ok(template.render(chat, unix_seconds())?.into_text()),
             Some(Err(fault)) => Err(fault.clone()),
             None => Err(Fault::new(ErrorCode::UnsupportedFeature, "the model has no chat template")),
         }
     }
 
-    fn embed(&self, inputs: &[String], reply: Reply) {
+    fn embed(&self, inputs: Vec<EmbedInput>, reply: Reply) {
         let (model, inputs) = match self.embeddable(inputs) {
             Ok(ready) => ready,
             Err(fault) => return reply.send(Err(fault)),
@@ -333,20 +332,39 @@ impl RunningModel {
         }
     }
 
-    fn embeddable(&self, inputs: &[String]) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
+    fn embeddable(&self, inputs: Vec<EmbedInput>) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
         let model = self.models.first().filter(|_| self.facts.n_embedding > 0);
         let model = model.ok_or_else(|| lacks("makes embeddings"))?;
         let tokenizer = self.tokenizer()?;
-        let longest = model.info().n_context as usize;
-        let inputs = inputs.iter().enumerate().map(|(n, input)| {
-            let tokens = tokenizer.tokenize(input, true, false)?;
+        let vocabulary = tokenizer.vocabulary();
+        let longest = u64::from(model.info().n_context);
+        let inputs = inputs.into_iter().enumerate().map(|(n, input)| {
+            let refused = |code, message| Fault::new(code, format!("input {n} {message}")).param("input");
+            let too_long = |tokens: &str| {
+                let message = format!("has {tokens} tokens; the model takes {longest}");
+                refused(ErrorCode::ContextLengthExceeded, message)
+            };
+            let tokens = match input {
+                EmbedInput::Text(text) => {
+                    // Tokenising takes long where a text is long, and refusing is quick.
+                    let least = vocabulary.least_tokens(&text);
+                    if least > longest {
+                        return Err(too_long(&format!("at least {least}")));
+                    }
+                    tokenizer.tokenize(&text, true, false)?
+                }
+                EmbedInput::Tokens(tokens) => tokens,
+            };
             if tokens.is_empty() {
-                let message = format!("input {n} is empty");
-                return Err(Fault::new(ErrorCode::InvalidRequest, message).param("input"));
+                return Err(refused(ErrorCode::InvalidRequest, "is empty".into()));
             }
-            if tokens.len() > longest {
-                let message = format!("input {n} has {} tokens; the model takes {longest}", tokens.len());
-                return Err(Fault::new(ErrorCode::ContextLengthExceeded, message).param("input"));
+            if let Some(token) = unknown(&tokens, vocabulary.len()) {
+                let n_tokens = vocabulary.len();
+                let message = format!("holds token {token}, outside the vocabulary of {n_tokens} tokens");
+                return Err(refused(ErrorCode::InvalidRequest, message));
+            }
+            if tokens.len() as u64 > longest {
+                return Err(too_long(&tokens.len().to_string()));
             }
             Ok(tokens)
         });
@@ -377,6 +395,12 @@ impl Drop for Reply {
             reply(Err(stopped()));
         }
     }
+}
+
+/// The first that is none of a vocabulary's tokens.
+fn unknown(tokens: &[i32], n_tokens: usize) -> Option<i32> {
+    let known = |&token: &i32| usize::try_from(token).is_ok_and(|token| token < n_tokens);
+    tokens.iter().copied().find(|token| !known(token))
 }
 
 fn lacks(what: &str) -> Fault {

@@ -9,7 +9,9 @@ use llm_node_core::{
     event::{Event, Finish, Usage},
     request::{Prompt, Request, Sampling},
 };
-use llm_node_wire::message::{Answer, ContextSize, EngineAddress, FromWorker, LoadPlan, Question, ToWorker};
+use llm_node_wire::message::{
+    Answer, ContextSize, EmbedInput, EngineAddress, FromWorker, LoadPlan, Question, ToWorker,
+};
 use llm_node_worker::serve::exit;
 use support::{Outcome, Worker, compile, fake, greedy, plan, root, toy_model};
 use tempfile::{TempDir, tempdir};
@@ -585,7 +587,8 @@ fn rows_that_lie_end_the_worker_after_its_requests() {
 fn texts_become_vectors() {
     let toy = Toy::new(&[]);
     let mut worker = toy.load();
-    let question = Question::Embed { inputs: vec!["one".into(), "three".into()] };
+    let question =
+        Question::Embed { inputs: vec![EmbedInput::Text("one".into()), EmbedInput::Text("three".into())] };
     worker.send(&ToWorker::Ask { id: 1, question });
     match worker.next().unwrap() {
         FromWorker::Answer { id: 1, answer: Ok(Answer::Embeddings { vectors, tokens }) } => {

@@ -7,7 +7,7 @@ mod support;
 use std::{collections::HashMap, path::PathBuf, sync::mpsc};
 
 use llm_node_core::event::{Event, Finish};
-use llm_node_wire::message::{Answer, MemoryUse, Question, Scheduling, Speculation};
+use llm_node_wire::message::{Answer, EmbedInput, MemoryUse, Question, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use support::{Outcome, SCHEDULING, fake, greedy, plan, toy_model};
 use tempfile::{TempDir, tempdir};
@@ -161,7 +161,7 @@ fn a_question_gets_its_answer_even_after_the_stop() {
         running.model.ask(question, move |answer| drop(sender.send(answer)));
         answer.recv().unwrap()
     };
-    let embed = Question::Embed { inputs: vec!["hello".into()] };
+    let embed = Question::Embed { inputs: vec![EmbedInput::Text("hello".into())] };
     assert!(matches!(ask(embed.clone()), Ok(Answer::Embeddings { .. })));
     assert!(matches!(ask(Question::MemoryUse), Ok(Answer::MemoryUse(_))));
     running.model.stop();

@@ -20,8 +20,8 @@ CHAT_LOGPROBS = (
 """The shape of chat completions, as a pattern of `rust/node/src/pattern.rs`."""
 
 PLAIN_LOGPROBS = (
-    '{"tokens":[<each><token></each>],"token_logprobs":[<each><logprob></each>],"top_logprobs":['
-    '<each>{<distinct><token>:<logprob></distinct>}</each>],"text_offset":[<each><offset></each>]}'
+    '{"tokens":[<each><name></each>],"token_logprobs":[<each><logprob></each>],"top_logprobs":['
+    '<each>{<distinct><name>:<logprob></distinct>}</each>],"text_offset":[<each><offset></each>]}'
 )
 """The shape of plain completions: parallel lists, with the offset of each token in the text."""
 

@@ -32,9 +32,10 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int], answer: int) -> dict[str, Any]:
+    text = "text" if wanted.parse_special else "literal"
     return neutral.request(
         wanted,
-        {"text": prompt} if isinstance(prompt, str) else {"tokens": prompt},
+        {text: prompt} if isinstance(prompt, str) else {"tokens": prompt},
         source=whose,
         answer=answer,
         max_tokens=wanted.max_tokens,

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: one unit vector for each text."""
+"""`POST /v1/embeddings`: one unit vector for each text, or list of tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from llm_node.schema.embeddings import EmbeddingRequest
 async def create(request: web.Request) -> web.Response:
     """The route."""
     wanted = await body.read(request, EmbeddingRequest)
-    answer = await request.app[NODE].ask(wanted.model, {"Embed": {"inputs": wanted.input}})
+    inputs = [{"text": one} if isinstance(one, str) else {"tokens": one} for one in wanted.inputs]
+    answer = await request.app[NODE].ask(wanted.model, {"Embed": {"inputs": inputs}})
     vectors = [unit(vector) for vector in answer["vectors"]]
     tokens = sum(answer["tokens"])
     encode = packed if wanted.encoding_format == "base64" else list

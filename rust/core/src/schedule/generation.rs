@@ -2,9 +2,10 @@
 
 use crate::{
     engine::{Limits, Row, Token, Vocabulary, attribute},
+    error::{ErrorCode, Fault},
     event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
-    request::ValidRequest,
-    sample::{Forbidden, Job, Occurrences, Picked, candidates_for, penalise, rng},
+    request::{ValidRequest, nothing_allowed},
+    sample::{Forbidden, Job, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
     schedule::admission::ANSWER_SHARE,
     speculate::Pays,
     text::answer::AnswerText,
@@ -66,7 +67,7 @@ impl Generation {
         let tokens = request.prompt().to_vec();
         let occurrences =
             if penalise(request.sampling()) { Occurrences::of(&tokens) } else { Occurrences::default() };
-        let answer = AnswerText::new(request.stop());
+        let answer = request.answer();
         let mut generation = Self {
             id,
             age,
@@ -160,6 +161,16 @@ impl Generation {
         }
     }
 
+    /// What is said where no token could be picked.
+    pub fn unpickable(&self, fault: PickFault) -> Fault {
+        let forbids = |it: &(Token, f32)| it.1 == f32::NEG_INFINITY;
+        if fault == PickFault::NothingAllowed && self.request.sampling().bias.iter().any(forbids) {
+            return nothing_allowed();
+        }
+        let message = format!("No token can be picked at position {}: {fault}.", self.length());
+        Fault::new(ErrorCode::Internal, message)
+    }
+
     /// Takes the next token, and tells what that brings. `Some`: the answer is at its end, and all of its
     /// text has been told.
     pub fn take(
@@ -178,7 +189,12 @@ impl Generation {
             return Some(Finish::Stop);
         }
         self.unsent.push(named(picked, vocabulary));
-        let text = self.answer.push(text_bytes(token, vocabulary));
+        let bytes = vocabulary.token_bytes(token);
+        let text = if vocabulary.has(token, attribute::CONTROL) {
+            self.answer.push_control(bytes)
+        } else {
+            self.answer.push(bytes)
+        };
         if self.answer.stopped() {
             // Tokens that lie wholly in the stop string or behind it are no part of the answer.
             self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
@@ -216,11 +232,17 @@ impl Generation {
         }
     }
 
+    /// What a token counts among the bytes that the answer holds or cuts.
+    fn weight(&self, token: Token, vocabulary: &Vocabulary) -> usize {
+        let bytes = vocabulary.token_bytes(token);
+        if vocabulary.has(token, attribute::CONTROL) { self.answer.weight(bytes) } else { bytes.len() }
+    }
+
     /// How many of the tokens that wait begin before the last `bytes` bytes.
     fn without_last(&self, mut bytes: usize, vocabulary: &Vocabulary) -> usize {
         let mut count = self.unsent.len();
         while bytes > 0 && count > 0 {
-            let length = text_bytes(self.unsent[count - 1].id, vocabulary).len();
+            let length = self.weight(self.unsent[count - 1].id, vocabulary);
             if length > bytes {
                 break;
             }
@@ -231,15 +253,11 @@ impl Generation {
     }
 }
 
-/// What a token adds to the text.
-fn text_bytes(token: Token, vocabulary: &Vocabulary) -> &[u8] {
-    if vocabulary.has(token, attribute::CONTROL) { &[] } else { vocabulary.token_bytes(token) }
-}
-
 fn named(picked: Picked, vocabulary: &Vocabulary) -> PickedToken {
     let bytes = |token| vocabulary.token_bytes(token).to_vec();
     let logprobs = picked.logprobs.map(|(logprob, top)| TokenLogprobs {
         bytes: bytes(picked.token),
+        is_text: !vocabulary.has(picked.token, attribute::CONTROL),
         logprob,
         top: top.into_iter().map(|(token, logprob)| (bytes(token), token, logprob)).collect(),
     });

@@ -2,7 +2,7 @@
 
 /// Decodes UTF-8 that comes in pieces. However the bytes are cut, the text put together is what
 /// [`String::from_utf8_lossy`] makes of the whole.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Utf8Decoder {
     /// The beginning of a character: three bytes at most.
     incomplete: Vec<u8>,

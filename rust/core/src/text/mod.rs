@@ -4,6 +4,8 @@
 //! tokenizers: those belong to the engine.
 
 pub mod answer;
+pub mod control;
+pub mod density;
 pub mod detok;
 pub mod stop;
 pub mod template;

@@ -2,16 +2,19 @@
 //!
 //! It owns the differences between that dialect and the engine, minijinja. Templates come with
 //! models from anywhere, so what they may compute is bounded, and they see nothing but the request.
+//! Which parts of their output may be control tokens is told by [`super::control`].
 
-use std::fmt::Write;
+use std::{collections::HashSet, fmt::Write};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, context,
     syntax::SyntaxConfig,
-    value::{Kwargs, from_args},
+    value::{Kwargs, StringInput, ValueKind, from_args},
 };
 
+use super::control::{ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, private, private_in};
 use crate::{
+    engine::Vocabulary,
     error::{ErrorCode, Fault},
     request::Chat,
 };
@@ -25,13 +28,27 @@ const NAME: &str = "chat_template";
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The same, whose methods look past the marks of a disguise.
+    marked: Environment<'static>,
     bos: String,
     eos: String,
+    control: ControlTokens,
+    words: Words,
+    /// Private characters that the template holds itself.
+    private: HashSet<u32>,
+}
+
+/// What a template is given of a request.
+struct Conversation {
+    messages: Value,
+    tools: Value,
+    variables: Value,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `bos` and `eos` are the texts of the model's tokens, empty where it has none.
-    pub fn compile(source: &str, bos: &str, eos: &str) -> Result<Self, Fault> {
+    /// Compiles `source` for a model with this vocabulary.
+    pub fn compile(source: &str, vocabulary: &Vocabulary) -> Result<Self, Fault> {
+        let source = with_line_feeds(source);
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
@@ -40,33 +57,69 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_blocks(source)).map_err(|error| {
+        environment.add_template_owned(NAME, without_generation_blocks(&source)).map_err(|error| {
             Fault::new(
                 ErrorCode::UnsupportedFeature,
                 format!("The model's chat template cannot be read: {}", describe(&error)),
             )
         })?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        let mut marked = environment.clone();
+        marked.set_unknown_method_callback(marked_method);
+        marked.add_filter("trim", marked_trim);
+        marked.add_filter("length", marked_length);
+        let text = |token: Option<_>| {
+            String::from_utf8_lossy(token.map_or(&[][..], |it| vocabulary.token_bytes(it))).into_owned()
+        };
+        let control = vocabulary.control_tokens().clone();
+        let mut private = HashSet::new();
+        private_in(&source, &mut private);
+        Ok(Self {
+            environment,
+            marked,
+            bos: text(vocabulary.bos),
+            eos: text(vocabulary.eos),
+            words: Words::of(&source, &control),
+            control,
+            private,
+        })
     }
 
     /// The prompt for a conversation, up to where the model's answer begins. `unix_seconds` is the
     /// time that `strftime_now` tells, in UTC.
-    pub fn render(&self, chat: &Chat, unix_seconds: i64) -> Result<String, Fault> {
-        let messages = json(&chat.messages, "messages")?;
-        if messages.kind() != minijinja::value::ValueKind::Seq {
-            return Err(invalid("messages must be an array of messages", "messages"));
+    pub fn render(&self, chat: &Chat, unix_seconds: i64) -> Result<Rendered, Fault> {
+        let conversation = Conversation::of(chat)?;
+        let plain =
+            self.run(&self.environment, &conversation, unix_seconds).map_err(|error| failed(&error))?;
+        if !self.control.occur_in(&plain) {
+            return Ok(Rendered::plain(plain));
         }
-        let tools = match &chat.tools {
-            Some(tools) => json(tools, "tools")?,
-            None => Value::from(()),
-        };
-        let variables = match &chat.variables {
-            Some(variables) => json(variables, "chat_template_kwargs")?,
-            None => context! {},
-        };
-        if variables.kind() != minijinja::value::ValueKind::Map {
-            return Err(invalid("chat_template_kwargs must be an object", "chat_template_kwargs"));
+        let mut used = self.private.clone();
+        conversation.all().for_each(|it| private(it, &mut used));
+        for disguise in [Disguise::Characters, Disguise::Marks, Disguise::Tokens] {
+            let Some(disguiser) = Disguiser::new(&self.control, &self.words, disguise, &used) else {
+                continue;
+            };
+            let environment = if disguise == Disguise::Marks { &self.marked } else { &self.environment };
+            let disguised = conversation.in_disguise(&disguiser);
+            // A template that fails now has looked at what was changed.
+            let Ok(text) = self.run(environment, &disguised, unix_seconds) else { continue };
+            let uncovered = disguiser.take_off(&text);
+            if uncovered.0 == plain || disguise == Disguise::Tokens {
+                return Ok(disguiser.cut(uncovered));
+            }
         }
+        let message = "The conversation holds the texts of control tokens in places where the model's chat \
+                       template does not tell them from its own. Leave them out.";
+        Err(invalid(message, "messages"))
+    }
+
+    fn run(
+        &self,
+        environment: &Environment<'_>,
+        conversation: &Conversation,
+        unix_seconds: i64,
+    ) -> Result<String, Error> {
+        let Conversation { messages, tools, variables } = conversation;
         let given = context! {
             messages,
             tools,
@@ -79,9 +132,47 @@ impl ChatTemplate {
             add_generation_prompt => true,
         };
         // Of two variables with one name the first counts.
-        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
-        template.render(context! { ..given, ..variables, ..defaults }).map_err(|error| failed(&error))
+        let all = context! { ..given, ..variables.clone(), ..defaults };
+        environment.get_template(NAME)?.render(all)
     }
+}
+
+impl Conversation {
+    fn of(chat: &Chat) -> Result<Self, Fault> {
+        let messages = json(&chat.messages, "messages")?;
+        if messages.kind() != ValueKind::Seq {
+            return Err(invalid("messages must be an array of messages", "messages"));
+        }
+        let tools = match &chat.tools {
+            Some(tools) => json(tools, "tools")?,
+            None => Value::from(()),
+        };
+        let variables = match &chat.variables {
+            Some(variables) => json(variables, "chat_template_kwargs")?,
+            None => context! {},
+        };
+        if variables.kind() != ValueKind::Map {
+            return Err(invalid("chat_template_kwargs must be an object", "chat_template_kwargs"));
+        }
+        Ok(Self { messages, tools, variables })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Value> {
+        [&self.messages, &self.tools, &self.variables].into_iter()
+    }
+
+    fn in_disguise(&self, disguiser: &Disguiser<'_>) -> Self {
+        Self {
+            messages: disguiser.put_on(&self.messages),
+            tools: disguiser.put_on(&self.tools),
+            variables: disguiser.put_on(&self.variables),
+        }
+    }
+}
+
+/// As Jinja reads a source: every line ends in one line feed. It drops one at the end, as minijinja does.
+fn with_line_feeds(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// As `transformers` sets up Jinja.
@@ -110,6 +201,66 @@ fn python_method(
         return Ok(Value::from(parts));
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// The same in a disguise of marks: what is asked of a text is asked of it without them, and what cuts it
+/// loses none that stands before its token.
+fn marked_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    let Some(text) = value.as_str().filter(|it| it.contains(is_mark)) else {
+        return python_method(state, value, method, args);
+    };
+    match method {
+        "strip" | "lstrip" | "rstrip" => {
+            let (characters,): (Option<&str>,) = from_args(args)?;
+            let (begin, end) = (method != "rstrip", method != "lstrip");
+            Ok(Value::from(stripped(text, characters, begin, end)))
+        }
+        "split" | "rsplit" => {
+            let parts: Vec<Value> = python_method(state, value, method, args)?.try_iter()?.collect();
+            let last = parts.len().saturating_sub(1);
+            // The separator is gone, and with it what a mark before it was there for.
+            let part = |(index, part): (usize, Value)| match part.as_str() {
+                Some(text) if index < last => Value::from(text.trim_end_matches(is_mark)),
+                _ => part,
+            };
+            Ok(parts.into_iter().enumerate().map(part).collect())
+        }
+        "startswith" | "endswith" | "count" => {
+            let plain: String = text.chars().filter(|it| !is_mark(*it)).collect();
+            python_method(state, &Value::from(plain), method, args)
+        }
+        _ => python_method(state, value, method, args),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a filter")]
+fn marked_trim(value: StringInput<'_>, characters: Option<String>) -> String {
+    stripped(value.as_str(), characters.as_deref(), true, true).to_owned()
+}
+
+fn marked_length(value: &Value) -> Result<usize, Error> {
+    match value.as_str() {
+        Some(text) => Ok(text.chars().filter(|it| !is_mark(*it)).count()),
+        None => minijinja::filters::length(value),
+    }
+}
+
+/// `text.strip(characters)`, which does not end at a mark. One that stands before what is left stays.
+fn stripped<'a>(text: &'a str, characters: Option<&str>, begin: bool, end: bool) -> &'a str {
+    let goes = |it: char| is_mark(it) || characters.map_or(it.is_whitespace(), |all| all.contains(it));
+    let mut rest = text;
+    if begin {
+        rest = rest.trim_start_matches(goes);
+        let before = &text[..text.len() - rest.len()];
+        let mark = before.chars().next_back().filter(|it| is_mark(*it)).map_or(0, char::len_utf8);
+        rest = &text[before.len() - mark..];
+    }
+    if end { rest.trim_end_matches(goes) } else { rest }
 }
 
 /// What a template says when a conversation is not to its liking ("roles must alternate"): a private
@@ -342,13 +493,27 @@ fn without_generation_blocks(source: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::attribute;
 
     fn chat(messages: &str) -> Chat {
         Chat { messages: messages.to_owned(), tools: None, variables: None }
     }
 
+    fn vocabulary() -> Vocabulary {
+        Vocabulary {
+            bytes: b"<s></s>".to_vec(),
+            offsets: vec![0, 3, 7],
+            attributes: vec![attribute::CONTROL; 2],
+            bos: Some(0),
+            eos: Some(1),
+            ..Vocabulary::default()
+        }
+    }
+
     fn render(source: &str, messages: &str) -> Result<String, Fault> {
-        ChatTemplate::compile(source, "<s>", "</s>")?.render(&chat(messages), 1_700_000_000)
+        let rendered =
+            ChatTemplate::compile(source, &vocabulary())?.render(&chat(messages), 1_700_000_000)?;
+        Ok(rendered.into_text())
     }
 
     #[test]
@@ -422,8 +587,7 @@ mod tests {
     fn tools_and_variables() {
         let template = ChatTemplate::compile(
             "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ enable_thinking }}{{ add_generation_prompt }}{{ messages | length }}",
-            "",
-            "",
+            &Vocabulary::default(),
         )
         .unwrap();
         let chat = Chat {
@@ -433,7 +597,7 @@ mod tests {
                 r#"{"enable_thinking":false,"add_generation_prompt":false,"messages":[1,2]}"#.into(),
             ),
         };
-        assert_eq!(template.render(&chat, 0).unwrap(), "addFalseFalse0");
+        assert_eq!(template.render(&chat, 0).unwrap().text(), "addFalseFalse0");
     }
 
     #[test]
@@ -445,11 +609,11 @@ mod tests {
     #[test]
     fn bad_input_is_a_fault() {
         assert_eq!(
-            ChatTemplate::compile("{% for %}", "", "").unwrap_err().code,
+            ChatTemplate::compile("{% for %}", &Vocabulary::default()).unwrap_err().code,
             ErrorCode::UnsupportedFeature
         );
         assert_eq!(
-            ChatTemplate::compile("{% frobnicate %}", "", "").unwrap_err().code,
+            ChatTemplate::compile("{% frobnicate %}", &Vocabulary::default()).unwrap_err().code,
             ErrorCode::UnsupportedFeature
         );
         for messages in ["", "{}", "[", "1"] {

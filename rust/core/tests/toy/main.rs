@@ -1,6 +1,8 @@
 //! The whole core on a toy engine: requests in, events out.
 
 #[cfg(test)]
+mod control_tokens;
+#[cfg(test)]
 mod request;
 #[cfg(test)]
 mod session;

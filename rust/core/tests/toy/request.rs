@@ -1,8 +1,10 @@
 //! What a request must be like, and what is said of one that is not.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use crate::toy_engine::{BOS, TURN, ToyTokenizer, limits};
 use llm_node_core::{
-    engine::{Limits, Token},
+    engine::{EngineFault, Limits, Token, Tokenizer, Vocabulary},
     error::{ErrorCode, Fault},
     request::{Chat, Prompt, Request, Sampling, ValidRequest},
     text::template::ChatTemplate,
@@ -86,9 +88,71 @@ fn nothing_is_ever_truncated() {
 }
 
 #[test]
-fn special_tokens_in_plain_text_are_letters() {
-    let it = check(request(Prompt::Text("<s>".into())), None, &limits()).unwrap();
-    assert_eq!(it.prompt(), [BOS, 0x3c, 0x73, 0x3e]);
+fn special_tokens_in_plain_text_are_read_unless_it_says_otherwise() {
+    let tokens = |prompt| check(request(prompt), None, &limits()).unwrap().prompt().to_vec();
+    assert_eq!(tokens(Prompt::Text("<|turn|>a".into())), [BOS, TURN, 0x61]);
+    assert_eq!(tokens(Prompt::Literal("<s>".into())), [BOS, 0x3c, 0x73, 0x3e]);
+}
+
+#[test]
+fn what_cannot_fit_by_its_length_is_not_tokenised() {
+    /// Counts the calls.
+    #[derive(Debug)]
+    struct Counting(ToyTokenizer, AtomicU32);
+
+    impl Tokenizer for Counting {
+        fn vocabulary(&self) -> &Vocabulary {
+            self.0.vocabulary()
+        }
+
+        fn tokenize(
+            &self,
+            text: &str,
+            add_special: bool,
+            parse_special: bool,
+        ) -> Result<Vec<Token>, EngineFault> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.tokenize(text, add_special, parse_special)
+        }
+
+        fn detokenize(&self, tokens: &[Token]) -> Result<Vec<u8>, EngineFault> {
+            self.0.detokenize(tokens)
+        }
+
+        fn chat_template(&self) -> Option<&str> {
+            None
+        }
+    }
+
+    let template = |tokenizer: &Counting| {
+        ChatTemplate::compile("{{ messages[0].content * 10 }}", tokenizer.vocabulary()).unwrap()
+    };
+    let chat = |text: &str| {
+        let messages = format!(r#"[{{"role": "user", "content": "{text}"}}]"#);
+        Prompt::Chat(Chat { messages, tools: None, variables: None })
+    };
+    // The longest token of the vocabulary has 8 characters, and the context 256 tokens.
+    let long = "a".repeat(2048);
+    for (prompt, param, calls) in [
+        (Prompt::Text(long.clone()), "prompt", 0),
+        (Prompt::Literal(long.clone()), "prompt", 0),
+        (chat(&"a".repeat(205)), "messages", 0),
+        (Prompt::Text(long[..2040].into()), "prompt", 1),
+        (Prompt::Text(" ".repeat(4000)), "prompt", 1),
+    ] {
+        let tokenizer = Counting(ToyTokenizer::new(), AtomicU32::new(0));
+        let template = template(&tokenizer);
+        let fault =
+            ValidRequest::new(request(prompt), &tokenizer, Some(&template), &limits(), 42, 0).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some(param)));
+        assert_eq!(tokenizer.1.load(Ordering::Relaxed), calls, "{fault}");
+        assert!(fault.message.contains("256"), "{fault}");
+        assert_eq!(
+            fault.message.contains("at least 257 are needed: at least 256 for the prompt"),
+            calls == 0 && param == "prompt",
+            "{fault}"
+        );
+    }
 }
 
 #[test]
@@ -102,13 +166,14 @@ fn a_chat_has_bos_once() {
     };
     let expected: [Token; 3] = [BOS, TURN, 0x61];
     for source in ["{{ bos_token }}<|turn|>{{ messages[0].content }}", "<|turn|>{{ messages[0].content }}"] {
-        let template = ChatTemplate::compile(source, "<s>", "</s>").unwrap();
+        let template = ChatTemplate::compile(source, ToyTokenizer::new().vocabulary()).unwrap();
         assert_eq!(check(request(chat()), Some(&template), &limits()).unwrap().prompt(), expected);
     }
     let fault = check(request(chat()), None, &limits()).unwrap_err();
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
     assert!(fault.message.contains("/v1/completions"));
-    let template = ChatTemplate::compile("{{ messages[0].content }}", "<s>", "").unwrap();
+    let template =
+        ChatTemplate::compile("{{ messages[0].content }}", ToyTokenizer::new().vocabulary()).unwrap();
     let short = Limits { context_length: 2, ..limits() };
     let fault = check(request(chat()), Some(&template), &short).unwrap_err();
     assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("messages")));

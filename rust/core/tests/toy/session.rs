@@ -12,7 +12,7 @@ use llm_node_core::{
     engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
     event::{Event, Finish, PickedToken, Usage},
-    request::{Prompt, Request, Sampling, ValidRequest},
+    request::{FORBIDS, Prompt, Request, Sampling, ValidRequest},
     session::{Session, SessionOptions},
     speculate::{Drafter, Lookup, Want},
 };
@@ -964,10 +964,16 @@ fn rows_that_are_not_numbers_cost_their_request_alone() {
 
 #[test]
 fn a_bias_that_forbids_everything_is_the_client_s_fault() {
-    let mut request = request(vec![BOS, 0x61], 20);
-    request.sampling.bias = (0..263).map(|it| (it, f32::NEG_INFINITY)).collect();
-    let Some(Err(fault)) = alone(&valid(request, &limits())).ending else { panic!() };
-    assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("logit_bias")));
+    // The last four tokens of the vocabulary are never generated anyway.
+    for (n_tokens, forbids) in [(263, f32::NEG_INFINITY), (263, FORBIDS), (259, FORBIDS)] {
+        let mut request = request(vec![BOS, 0x61], 20);
+        request.sampling.bias = (0..n_tokens).map(|it| (it, forbids)).collect();
+        let fault = ValidRequest::new(request, &ToyTokenizer::new(), None, &limits(), 1, 0).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("logit_bias")));
+    }
+    let mut request = request(vec![BOS, 0x61], 3);
+    request.sampling.bias = (0..259).filter(|it| *it != 0x62).map(|it| (it, FORBIDS)).collect();
+    assert_eq!(alone(&valid(request, &limits())).text, "bbb");
 }
 
 /// A session with an engine that fails once, and two requests of which both are in the step.

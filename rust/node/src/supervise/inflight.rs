@@ -21,7 +21,7 @@ use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
 
 use super::outlets::{ClientId, Delivery, Outlets, Socket};
-use crate::sse::Template;
+use crate::{pattern::Place, sse::Template};
 
 /// Called, from any thread, when events wait. It must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -85,8 +85,8 @@ pub enum Form {
     Bytes {
         /// What makes them.
         template: Arc<Template>,
-        /// Characters of the tokens so far.
-        offset: usize,
+        /// Where the tokens so far end in its text.
+        place: Place,
     },
 }
 
@@ -259,8 +259,8 @@ impl UnderWay {
         };
         let client = stream.client;
         match (event, &mut stream.form) {
-            (Event::Piece(piece), Form::Bytes { template, offset }) => {
-                let content = template.content(piece, offset);
+            (Event::Piece(piece), Form::Bytes { template, place }) => {
+                let content = template.content(piece, place);
                 self.outlets.text(client, id, template, content);
             }
             (Event::Piece(piece), Form::Whole(all)) => {

@@ -309,7 +309,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pattern::Pattern;
+    use crate::pattern::{Pattern, Place};
 
     const CLIENT: ClientId = 7;
 
@@ -420,10 +420,12 @@ mod tests {
         let pattern = Pattern::parse("<each><logprob></each>").unwrap();
         let template = Template::new(b"<".to_vec(), b">".to_vec(), false);
         let template = Arc::new(template.with_logprobs(b" ".to_vec(), pattern, b">".to_vec()));
-        let logprobs = Some(TokenLogprobs { bytes: Vec::new(), logprob: -0.5, top: Vec::new() });
+        let logprobs =
+            Some(TokenLogprobs { bytes: Vec::new(), is_text: true, logprob: -0.5, top: Vec::new() });
         let tokens = vec![PickedToken { id: 0, logprobs }];
-        let piece =
-            |text: &str| template.content(Piece { text: text.to_owned(), tokens: tokens.clone() }, &mut 0);
+        let piece = |text: &str| {
+            template.content(Piece { text: text.to_owned(), tokens: tokens.clone() }, &mut Place::default())
+        };
         let mut outlets = outlets(1);
         outlets.hold(CLIENT, MAX_UNSENT - 15);
         outlets.text(CLIENT, 0, &template, piece("a"));

@@ -36,8 +36,17 @@ pub(crate) trait Generator: Send + Sync + 'static {
     fn events_at_once(&self) -> usize;
 }
 
-/// Takes a token's bytes and number (-1: not known); false: no more of them.
-pub(crate) type OnToken<'a> = dyn FnMut(&[u8], Token) -> bool + 'a;
+/// What a token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said<'a> {
+    /// So many bytes of the answer.
+    Text(&'a [u8]),
+    /// Nothing: it is a control token of this name.
+    Control(&'a [u8]),
+}
+
+/// Takes what a token says, and its number (-1: not known); false: no more of them.
+pub(crate) type OnToken<'a> = dyn FnMut(Said<'_>, Token) -> bool + 'a;
 
 pub(crate) struct BlockingSource {
     shared: Arc<Shared>,
@@ -206,12 +215,12 @@ impl Shared {
             Ok(Finish::Length)
         } else {
             let at_once = self.generator.events_at_once();
-            let mut on_token = |bytes: &[u8], token: Token| {
+            let mut on_token = |said: Said<'_>, token: Token| {
                 if cancelled.load(Ordering::Relaxed) {
                     answer.finish = Some(Finish::Cancelled);
                     return false;
                 }
-                let more = answer.push(bytes, token);
+                let more = answer.push(said, token);
                 if answer.events.len() >= at_once {
                     self.report.events(std::mem::take(&mut answer.events));
                 }
@@ -261,7 +270,7 @@ impl Answer {
         let prompt_tokens = request.prompt_tokens;
         Self {
             id,
-            text: AnswerText::new(&request.stop),
+            text: request.answer.clone(),
             usage: Usage { prompt_tokens, ..Usage::default() },
             max_tokens: request.max_tokens,
             finish: None,
@@ -270,13 +279,16 @@ impl Answer {
     }
 
     /// false: that was the last one.
-    fn push(&mut self, bytes: &[u8], token: Token) -> bool {
+    fn push(&mut self, said: Said<'_>, token: Token) -> bool {
         // An engine that goes on after being told to end adds nothing.
         if self.finish.is_some() {
             return false;
         }
         self.usage.completion_tokens += 1;
-        let text = self.text.push(bytes);
+        let text = match said {
+            Said::Text(bytes) => self.text.push(bytes),
+            Said::Control(name) => self.text.push_control(name),
+        };
         let tokens = vec![PickedToken { id: token, logprobs: None }];
         self.events.push((self.id, Event::Piece(Piece { text, tokens })));
         if self.text.stopped() {

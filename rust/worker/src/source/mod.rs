@@ -18,6 +18,7 @@ use llm_node_core::{
     event::Finish,
     request::{Sampling, ValidRequest},
     schedule::admission::{Source, Weight},
+    text::answer::AnswerText,
 };
 
 /// A request as an engine that runs the loop by itself takes it.
@@ -28,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: Option<u32>,
     pub(crate) stop: Vec<String>,
+    /// The text of the answer, in which nothing stands yet.
+    pub(crate) answer: AnswerText,
     pub(crate) sampling: Sampling,
     pub(crate) seed: u64,
     /// Whose it is, and what it asks for.
@@ -48,6 +51,7 @@ impl From<ValidRequest> for Prepared {
             prompt_tokens: request.prompt().len() as u32,
             max_tokens: Some(request.max_tokens()),
             stop: request.stop().to_vec(),
+            answer: request.answer(),
             sampling: request.sampling().clone(),
             seed: request.seed(),
             source: request.source(),

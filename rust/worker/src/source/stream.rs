@@ -11,7 +11,7 @@ use llm_node_host::{Model, ModelTokenizer, Prompt, StreamRequest};
 
 use super::{
     EnginePrompt, Prepared,
-    blocking::{Generator, OnToken},
+    blocking::{Generator, OnToken, Said},
     finish,
 };
 
@@ -26,11 +26,13 @@ impl StreamGenerator {
     }
 
     /// An engine with a tokenizer may give the number alone.
-    fn text_of(&self, token: i32) -> &[u8] {
-        let vocabulary = self.tokenizer.as_ref().map(|tokenizer| tokenizer.vocabulary());
-        match vocabulary {
-            Some(vocabulary) if !vocabulary.has(token, attribute::CONTROL) => vocabulary.token_bytes(token),
-            _ => &[],
+    fn said_by(&self, token: i32) -> Said<'_> {
+        match self.tokenizer.as_ref().map(|tokenizer| tokenizer.vocabulary()) {
+            Some(vocabulary) if vocabulary.has(token, attribute::CONTROL) => {
+                Said::Control(vocabulary.token_bytes(token))
+            }
+            Some(vocabulary) => Said::Text(vocabulary.token_bytes(token)),
+            None => Said::Text(&[]),
         }
     }
 }
@@ -48,11 +50,11 @@ impl Generator for StreamGenerator {
             stop: &request.stop,
         };
         let finished = self.model.generate(&stream, &mut |token| {
-            let bytes = match token.id {
-                Some(id) if token.text.is_empty() => self.text_of(id),
-                _ => &token.text,
+            let said = match token.id {
+                Some(id) if token.text.is_empty() => self.said_by(id),
+                _ => Said::Text(&token.text),
             };
-            if on_token(bytes, token.id.unwrap_or(-1)) {
+            if on_token(said, token.id.unwrap_or(-1)) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())

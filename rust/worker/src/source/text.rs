@@ -4,6 +4,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     request::{Prompt, Request, Sampling},
     schedule::admission::Weight,
+    text::{answer::AnswerText, control::ControlTokens},
 };
 
 use super::{EnginePrompt, Prepared};
@@ -25,7 +26,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         return Err(unsupported(name));
     }
     let text = match request.prompt {
-        Prompt::Text(text) => text,
+        Prompt::Text(text) | Prompt::Literal(text) => text,
         Prompt::Tokens(_) => return Err(without("tokens", "prompt")),
         Prompt::Chat(_) => return Err(without("messages", "messages")),
     };
@@ -41,6 +42,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         prompt: EnginePrompt::Text(text),
         prompt_tokens: 0,
         max_tokens: request.max_tokens,
+        answer: AnswerText::new(&request.stop, &ControlTokens::default()),
         stop: request.stop,
         seed: request.sampling.seed.unwrap_or(seed),
         sampling: request.sampling,

@@ -10,7 +10,7 @@ use llm_node_host::LoadedEngine;
 
 use super::{
     EnginePrompt, Prepared,
-    blocking::{Generator, OnToken},
+    blocking::{Generator, OnToken, Said},
     finish,
 };
 
@@ -35,7 +35,7 @@ impl Generator for Tier0Generator {
         };
         let generated = self.engine.lock().unwrap_or_else(PoisonError::into_inner).tier0_generate(prompt)?;
         for token in &generated.tokens {
-            if !on_token(&token.text, token.id.unwrap_or(-1)) {
+            if !on_token(Said::Text(&token.text), token.id.unwrap_or(-1)) {
                 break;
             }
         }
