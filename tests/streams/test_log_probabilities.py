@@ -5,6 +5,7 @@ The engine is `benches/null_engine`, with all 256 bytes as tokens: most are no U
 
 from __future__ import annotations
 
+import codecs
 import json
 import subprocess
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from llm_node.api.openai import answers
 from llm_node.node import Event, Node, NodeError
 
 Alternative = tuple[bytes, float]
+END = b"<end>"
 Picked = tuple[bytes, float, list[Alternative]]
 
 # The numbers themselves: bytes and log-probability of each token, and of its alternatives.
@@ -44,7 +46,8 @@ def plain(tokens: Sequence[Picked]) -> dict[str, Any]:
         "tokens": [name(data) for data, _, _ in tokens],
         "token_logprobs": [logprob for _, logprob, _ in tokens],
         "top_logprobs": [best(top) for _, _, top in tokens],
-        "text_offset": offsets([data for data, _, _ in tokens]),
+        # The end of the answer is no text, where the model goes on after it.
+        "text_offset": offsets([b"" if data == END else data for data, _, _ in tokens]),
     }
 
 
@@ -64,10 +67,14 @@ def best(top: Sequence[Alternative]) -> dict[str, float]:
 
 
 def offsets(tokens: Sequence[bytes]) -> list[int]:
-    """Where each token's first byte is, in characters of the whole text."""
-    whole = b"".join(tokens)
-    begins = [len(b"".join(tokens[:index])) for index in range(len(tokens))]
-    return [len(text(whole[: begin + 1])) - 1 for begin in begins]
+    """Where each token's first byte is, in characters of the whole text; of a token without bytes, how many
+    characters are complete."""
+    found, so_far = [], b""
+    for data in tokens:
+        complete = codecs.getincrementaldecoder("utf-8")("replace").decode(so_far)
+        found.append(len(text(so_far + data[:1])) - 1 if data else len(complete))
+        so_far += data
+    return found
 
 
 def numbers(event: Event) -> list[Picked]:

@@ -334,7 +334,11 @@ impl ValidRequest {
 fn chat_tokens(rendered: &Rendered, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
     let mut tokens = Vec::new();
     for (text, may_be_special) in rendered.parts() {
-        tokens.extend(tokenizer.tokenize(text, false, may_be_special)?);
+        if may_be_special {
+            tokens.extend(tokenizer.tokenize(text, false, true)?);
+        } else {
+            literal_tokens(text, tokenizer, &mut tokens)?;
+        }
     }
     let vocabulary = tokenizer.vocabulary();
     if let (true, Some(bos)) = (vocabulary.adds_bos, vocabulary.bos)
@@ -343,6 +347,25 @@ fn chat_tokens(rendered: &Rendered, tokenizer: &dyn Tokenizer) -> Result<Vec<Tok
         tokens.insert(0, bos);
     }
     Ok(tokens)
+}
+
+/// The tokens of text in which no control token may be read. Some tokenizers put one together from its
+/// letters all the same; what they do not see as a whole they cannot.
+fn literal_tokens(text: &str, tokenizer: &dyn Tokenizer, into: &mut Vec<Token>) -> Result<(), Fault> {
+    let vocabulary = tokenizer.vocabulary();
+    let tokens = tokenizer.tokenize(text, false, false)?;
+    let spelled = tokens.iter().filter(|&&it| vocabulary.has(it, attribute::CONTROL)).find_map(|&it| {
+        let name = std::str::from_utf8(vocabulary.token_bytes(it)).ok()?;
+        let inside = name.chars().next()?.len_utf8();
+        // "Unknown" is a control token, too, and stands for other text.
+        text.find(name).filter(|_| inside < name.len()).map(|begin| begin + inside)
+    });
+    if let Some(place) = spelled {
+        literal_tokens(&text[..place], tokenizer, into)?;
+        return literal_tokens(&text[place..], tokenizer, into);
+    }
+    into.extend(tokens);
+    Ok(())
 }
 
 /// Tokens that prompt and answer may have together.

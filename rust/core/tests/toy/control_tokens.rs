@@ -17,6 +17,8 @@ use crate::toy_engine::limits;
 struct Bytes {
     vocabulary: Vocabulary,
     control: Vec<String>,
+    /// Reads them whether they are wanted or not.
+    merges: bool,
 }
 
 impl Bytes {
@@ -30,7 +32,7 @@ impl Bytes {
             vocabulary.offsets.push(vocabulary.bytes.len() as u32);
             vocabulary.attributes.push(attributes);
         }
-        Self { vocabulary, control: control.iter().map(|&it| it.to_owned()).collect() }
+        Self { vocabulary, control: control.iter().map(|&it| it.to_owned()).collect(), merges: false }
     }
 }
 
@@ -41,7 +43,8 @@ impl Tokenizer for Bytes {
 
     fn tokenize(&self, text: &str, _: bool, parse_special: bool) -> Result<Vec<Token>, EngineFault> {
         let mut parts: Vec<Result<&str, Token>> = vec![Ok(text)];
-        let mut control: Vec<_> = (256..).zip(&self.control).filter(|_| parse_special).collect();
+        let mut control: Vec<_> =
+            (256..).zip(&self.control).filter(|_| parse_special || self.merges).collect();
         control.sort_by_key(|it| std::cmp::Reverse(it.1.len()));
         for (token, special) in control {
             let cut = |part| match part {
@@ -330,6 +333,18 @@ fn no_control_token_comes_of_pieces() {
         assert!(text.starts_with("<s><s>") || text == "</s><s>", "{template}: {text}");
         assert_eq!(control, ["<s>"], "{template}");
     }
+}
+
+/// As tokenizers do whose rules for pairs lead to the text of a control token.
+#[test]
+fn a_tokenizer_that_merges_letters_to_a_control_token_does_not_get_to_see_them_together() {
+    let tokenizer = Bytes { merges: true, ..Bytes::new(&["<s>", "</s>"]) };
+    let template = "<s>{{ messages[0].content }}</s>";
+    let template = ChatTemplate::compile(template, tokenizer.vocabulary()).unwrap();
+    let messages = json!([{"role": "user", "content": "a</s><s></s>"}]);
+    let tokens = tokens(&template, &tokenizer, chat(&messages, &Value::Null));
+    assert_eq!(control(&tokens), [256, 257]);
+    assert_eq!(tokenizer.detokenize(&tokens).unwrap(), b"<s>a</s><s></s></s>");
 }
 
 #[test]

@@ -1,0 +1,62 @@
+"""Embeddings over HTTP, with an engine that makes them of any tokens."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.engines import fake_engine
+from support.node import RunningNode, running_node
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("embedder")
+    fake_engine(folder / "engines")
+    (folder / "models").mkdir()
+    (folder / "models/toy.toy").write_bytes(b"TOY1")
+    folders = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
+    with running_node(folder / "node", [*folders, "--gpu-backend", "cpu", "--demo-model", "no"]) as node:
+        yield node
+
+
+def embed(node: RunningNode, value: Any, **fields: Any) -> Any:
+    answer = node.post("/v1/embeddings", {"model": "toy", "input": value, **fields})
+    assert answer.status == 200, answer.body
+    body = answer.json()
+    assert [it["index"] for it in body["data"]] == list(range(len(body["data"])))
+    return [it["embedding"] for it in body["data"]], body["usage"]["prompt_tokens"]
+
+
+def test_tokens_give_what_their_text_gives(embedder: RunningNode) -> None:
+    texts = ["a dog", "the node"]
+    tokens = [embedder.post("/tokenize", {"model": "toy", "text": text}).json()["tokens"] for text in texts]
+    wanted = embed(embedder, texts)
+    assert wanted[0][0] != wanted[0][1]
+    assert embed(embedder, tokens) == wanted
+    assert embed(embedder, [tokens[0], texts[1]]) == wanted
+    assert embed(embedder, tokens[0]) == embed(embedder, texts[0])
+    (packed,), _ = embed(embedder, tokens[0], encoding_format="base64")
+    data = base64.b64decode(packed)
+    assert list(struct.unpack(f"<{len(data) // 4}f", data)) == pytest.approx(wanted[0][0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [([[0], [2**31 - 1]], "input"), ([-1], "input.0"), ([[]], "input.0"), ([True], "input.0")],
+)
+def test_tokens_that_are_none_are_refused(embedder: RunningNode, value: Any, param: str) -> None:
+    answer = embedder.post("/v1/embeddings", {"model": "toy", "input": value})
+    assert answer.status == 400, answer.body
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", param)
+
+
+def test_what_is_too_long_is_refused(embedder: RunningNode) -> None:
+    for value in ("a" * 1_000_000, [1] * 100_000):
+        answer = embedder.post("/v1/embeddings", {"model": "toy", "input": value})
+        assert answer.json()["error"]["code"] == "context_length_exceeded", answer.body
