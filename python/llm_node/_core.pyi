@@ -92,25 +92,31 @@ class Supervisor:
     def __new__(cls, config: str) -> Supervisor:
         """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
 
-    def engines(self, refresh: bool = False) -> str:
-        """JSON array: every candidate with its verdict. Blocks while candidates are probed."""
+    def engines(self, refresh: bool = False) -> int:
+        """A ticket for a JSON array: every candidate with its verdict. Comes once all are probed.
 
-    def models(self) -> str:
-        """JSON array: every model found, with its state."""
-
-    def load(self, request: str) -> str:
-        """Load a model, or join a load under way. Blocks until it is ready; raises `Fault`.
-
-        `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
-        "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "options"?}. Gives JSON: what the load
-        came to.
+        Here and below: what comes of a ticket is in the second list of `drain`.
         """
 
-    def unload(self, model_id: str, timeout_seconds: float) -> None:
-        """Drain, stop and wait. Blocks; raises `Fault`."""
+    def models(self) -> int:
+        """A ticket for a JSON array: every model found, with its state."""
 
-    def system(self) -> str:
-        """JSON object: devices, ledger, versions."""
+    def load(self, request: str) -> int:
+        """A ticket: load a model, or join a load under way.
+
+        `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
+        "cache_tokens"?, "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "options"?}. What comes is
+        JSON: what the load came to. Raises `Fault` at once where the request is no such JSON.
+        """
+
+    def unload(self, model_id: str, timeout_seconds: float) -> int:
+        """A ticket: drain, stop and wait. What comes is null."""
+
+    def system(self) -> int:
+        """A ticket for a JSON object: devices, ledger, versions."""
+
+    def standstill(self) -> str | None:
+        """Why a model answers nothing although it is loaded, if there is one. Never blocks."""
 
     def update_devices(self, devices: str) -> None:
         """`devices`: JSON array as in the configuration, measured anew. Host memory needs none of this."""
@@ -138,17 +144,24 @@ class Supervisor:
     def cancel(self, stream: int) -> None:
         """The client of a stream has left. Its last event still comes. Unknown streams are ignored."""
 
-    def ask(self, model_id: str, question: str) -> str:
-        """`question`: JSON of `rust/wire/src/message.rs` `Question`; gives JSON of `Answer`. Blocks."""
+    def ask(self, model_id: str, question: str) -> int:
+        """A ticket. `question`: JSON of `Question` in `rust/wire/src/message.rs`; what comes, of `Answer`.
+
+        Never blocks. Raises `Fault` at once where no worker is ready, as `submit` does.
+        """
+
+    def forget(self, ticket: int) -> None:
+        """Nobody waits for the answer to a question any more."""
 
     def wake_socket(self) -> int:
         """A new socket, the caller's to close: it gets a byte, once, when something waits for `drain`."""
 
-    def drain(self) -> list[tuple[int, bytes | Event | None]]:
-        """All that came since the last call, in order, each with its client. Arms the socket again.
+    def drain(self) -> tuple[list[tuple[int, bytes | Event | None]], list[tuple[int, str | Fault]]]:
+        """All that came since the last call. Arms the socket again.
 
-        bytes: for the client's connection, as they are. None: the client was held, and more waits for it
-        than it may let wait; its text is dropped from here on.
+        First what is for clients, in order, each item with its client. bytes: for the client's connection, as
+        they are. None: the client was held, and more waits for it than it may let wait; its text is dropped
+        from here on. Then what came of tickets: JSON, or why there is none.
         """
 
     def hold(self, client: int, unsent: int) -> int:

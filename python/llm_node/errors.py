@@ -78,6 +78,11 @@ TABLE: Mapping[str, Row] = {
     "invalid_api_key": Row(401, "authentication_error", "The API key is missing or unknown."),
     "insufficient_scope": Row(403, "permission_error", "An inference key was used on an admin route."),
     "model_not_found": Row(404, _REQUEST, "No model of that name; the message lists near names."),
+    "model_loaded_differently": Row(
+        409,
+        _REQUEST,
+        "The model is loaded, or being loaded, in another way than was asked for; the message names both.",
+    ),
     "not_found": Row(404, _REQUEST, "No such route."),
     "method_not_allowed": Row(
         405, _REQUEST, "The route does not know the method; `Allow` lists those it knows."
@@ -106,11 +111,14 @@ TABLE: Mapping[str, Row] = {
     "engine_crashed": Row(
         503,
         _PLUGIN,
-        "The model's worker died; the message has the signal and the last engine call.",
+        "The model's worker died or stands still; the message has the signal and the engine call. "
+        "With `crashes`: this request was under way each time, and is not run again for a while.",
         retry_after=2,
     ),
     "gpu_not_found": Row(503, _RESOURCE, "There is no usable GPU, and nobody chose the CPU."),
-    "shutting_down": Row(503, _SERVER, "The node is going down.", retry_after=5),
+    "shutting_down": Row(
+        503, _SERVER, "The node is going down, or the model was unloaded meanwhile.", retry_after=5
+    ),
     "model_loading": Row(503, _SERVER, "The model is still being loaded.", retry_after=2),
     "timeout": Row(504, "timeout_error", "A deadline passed: of a load, or of a request."),
     "oom_vram": Row(

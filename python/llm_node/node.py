@@ -16,10 +16,9 @@ import logging
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from llm_node import _core, devices, worker
 from llm_node._core import (
@@ -58,10 +57,6 @@ NodeError = Fault
 Request = Mapping[str, Any]
 """A request in neutral words; JSON of `rust/core/src/request.rs`."""
 
-T = TypeVar("T")
-
-LOADS_AT_ONCE = 16
-QUESTIONS_AT_ONCE = 8
 START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
 
@@ -306,8 +301,7 @@ class Node:
         self._clients: dict[int, Client] = {}
         self._numbers = itertools.count()
         self._loads: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._loaders = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="load")
-        self._askers = ThreadPoolExecutor(QUESTIONS_AT_ONCE, thread_name_prefix="ask")
+        self._tickets: dict[int, asyncio.Future[str]] = {}
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -320,6 +314,11 @@ class Node:
     def is_ready(self) -> bool:
         """Started, and not going down."""
         return self._core is not None and self._closing is None
+
+    @property
+    def standstill(self) -> str | None:
+        """Why a model answers nothing although it is loaded, if there is one."""
+        return None if self._core is None else self._core.standstill()
 
     async def start(self) -> None:
         """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
@@ -354,8 +353,9 @@ class Node:
             self._wakening.close()
         for client in list(self._clients.values()):
             client.end(NodeError("shutting_down", "The node is going down"))
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        for future in self._tickets.values():
+            if not future.done():
+                future.set_exception(NodeError("shutting_down", "The node is going down"))
 
     async def __aenter__(self) -> Node:
         await self.start()
@@ -404,24 +404,24 @@ class Node:
 
     async def engines(self, *, refresh: bool = False) -> list[dict[str, Any]]:
         """Every candidate with its verdict. Slow the first time: candidates are probed."""
-        text = await self._call(self._askers, self._running().engines, refresh)
-        return _list(text)
+        engines: list[dict[str, Any]] = await self._outcome(self._running().engines(refresh))
+        return engines
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
-        rows = _list(await self._call(self._askers, self._running().models))
-        return [_model(row) for row in rows]
+        return [_model(row) for row in await self._outcome(self._running().models())]
 
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
-        `threads`, `speculation`, `draft_model` (a name), `options` (text to text, for the engine). The load
-        goes on when the caller is cancelled.
+        `threads`, `speculation`, `draft_model` (a name), `options` (text to text, for the engine). A model
+        that is loaded with others is not loaded anew (`model_loaded_differently`). The load goes on when the
+        caller is cancelled.
         """
-        task = asyncio.ensure_future(self._load({"model_id": model_id, **options}))
-        task.add_done_callback(_look_at)
-        return await asyncio.shield(task)
+        request = json.dumps({"model_id": model_id, **options})
+        loaded: dict[str, Any] = await self._outcome(self._running().load(request))
+        return loaded
 
     async def ensure_ready(self, model_id: str) -> dict[str, Any]:
         """Load a model with the node's defaults unless it is loaded. One load for all who ask.
@@ -430,25 +430,39 @@ class Node:
         """
         task = self._loads.get(model_id)
         if task is None:
-            task = asyncio.ensure_future(self._load({"model_id": model_id}))
+            task = asyncio.ensure_future(self._load_for_requests(model_id))
             self._loads[model_id] = task
             task.add_done_callback(_look_at)
             task.add_done_callback(lambda _: self._loads.pop(model_id, None))
         return await asyncio.shield(task)
 
-    async def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        text = await self._call(self._loaders, self._running().load, json.dumps(request))
-        loaded: dict[str, Any] = json.loads(text)
-        return loaded
+    async def _load_for_requests(self, model_id: str) -> dict[str, Any]:
+        try:
+            return await self.load(model_id)
+        except NodeError as fault:
+            if fault.code != "shutting_down" or self._closing is not None:
+                raise
+        # Somebody unloaded it before it was loaded. Those who wait here did not: once more for them.
+        return await self.load(model_id)
 
     async def unload(self, model_id: str, *, timeout_seconds: float = 30.0) -> None:
         """Drain the model's worker for at most so long, end it, wait until it is gone."""
-        await self._call(self._loaders, self._running().unload, model_id, timeout_seconds)
+        await self._outcome(self._running().unload(model_id, timeout_seconds))
 
     async def system(self) -> dict[str, Any]:
         """Devices with what is free now, the ledger, versions."""
-        report: dict[str, Any] = json.loads(await self._call(self._askers, self._running().system))
+        report: dict[str, Any] = await self._outcome(self._running().system())
         return report
+
+    async def _outcome(self, ticket: int) -> Any:
+        """What comes of a ticket. Nothing but this coroutine waits for it."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        # What comes is spread by the loop's own thread, so nothing can have come before this line.
+        self._tickets[ticket] = future
+        try:
+            return json.loads(await future)
+        finally:
+            del self._tickets[ticket]
 
     async def _watch_devices(self) -> None:
         while self._backend is not None:
@@ -460,9 +474,6 @@ class Node:
             except Exception:
                 log.exception("the devices cannot be read; their last figures stand")
 
-    async def _call(self, threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
-
     # ---- generation ------------------------------------------------------------------------------
 
     async def ask(self, model_id: str, question: Any) -> Any:
@@ -471,13 +482,17 @@ class Node:
         core = self._running()
         text = json.dumps(question)
         try:
-            answer = await self._call(self._askers, core.ask, model_id, text)
+            ticket = core.ask(model_id, text)
         except NodeError as fault:
             if not _wants_load(fault):
                 raise
             await self.ensure_ready(model_id)
-            answer = await self._call(self._askers, core.ask, model_id, text)
-        (value,) = json.loads(answer).values()
+            ticket = core.ask(model_id, text)
+        try:
+            (value,) = (await self._outcome(ticket)).values()
+        except asyncio.CancelledError:
+            core.forget(ticket)
+            raise
         return value
 
     @contextlib.asynccontextmanager
@@ -552,7 +567,15 @@ class Node:
         if self._core is None:
             return
         clients = self._clients
-        items = self._core.drain()
+        items, outcomes = self._core.drain()
+        for ticket, outcome in outcomes:
+            future = self._tickets.get(ticket)
+            if future is None or future.done():
+                continue  # whoever asked has left
+            if isinstance(outcome, str):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
         for number, item in items:
             client = clients.get(number)
             if client is not None:
@@ -582,13 +605,8 @@ def _model(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wants_load(fault: NodeError) -> bool:
-    """Did the model only lack a ready worker? After a crash, `load` knows whether the pause is over."""
-    return fault.code in ("model_loading", "engine_crashed")
-
-
-def _list(text: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(text)
-    return found
+    """Did the model only lack a ready worker?"""
+    return fault.code == "model_loading"
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

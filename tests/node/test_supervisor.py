@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llm_node import _core, worker
-from llm_node._core import Event, Fault, Supervisor
-from support.engines import fake_engine
-from support.node import alive, children_of
+from llm_node._core import Fault
+from support.house import House, assert_childless, house_in
 
-CLIENT = 7
-MEBIBYTE = 1 << 20
 GIB = 1 << 30
 GPU = {
     "index": 0,
@@ -33,106 +26,15 @@ GPU = {
 }
 
 
-class House:
-    """One supervisor over a folder of its own, and what its tests ask of it."""
-
-    def __init__(self, root: Path, **settings: Any) -> None:
-        self.engines, self.models = root / "engines", root / "models"
-        self.models.mkdir(parents=True, exist_ok=True)
-        configuration = {
-            "engines_dirs": [str(self.engines)],
-            "models_dir": str(self.models),
-            "gpu_backend": "cpu",
-            "worker_command": worker.command(_core.__file__),
-            "probe_timeout_seconds": 20,
-            "load_timeout_seconds": 60,
-            "start_timeout_seconds": 60,
-            "queue_limit": 64,
-            **settings,
-        }
-        self.core = Supervisor(json.dumps(configuration))
-        self.wakening = socket.socket(fileno=self.core.wake_socket())
-
-    def add(self, name: str, *, size: int = 4, **defines: Any) -> str:
-        """A model NAME that only the fake engine of that name reads."""
-        fake_engine(self.engines, name, defines=defines, manifest={"formats": [name]})
-        (self.models / f"{name}.{name}").write_bytes(b"TOY1".ljust(size, b"\0"))
-        return name
-
-    def load(self, model_id: str, **more: Any) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.core.load(json.dumps({"model_id": model_id, **more})))
-        return loaded
-
-    def fault(self, call: Callable[[], Any]) -> Fault:
-        with pytest.raises(Fault) as caught:
-            call()
-        return caught.value
-
-    def submit(self, model_id: str, *, max_tokens: int = 8, text: str = "Hello") -> int:
-        request = {"prompt": {"text": text}, "max_tokens": max_tokens, "ignore_eos": True}
-        return self.core.submit(model_id, json.dumps(request), CLIENT)
-
-    def events(self, streams: set[int], seconds: float = 60) -> dict[int, list[Event]]:
-        """All events of these streams, until each has ended."""
-        found: dict[int, list[Event]] = {stream: [] for stream in streams}
-        deadline = time.monotonic() + seconds
-        while not all(events and events[-1].kind in ("finished", "failed") for events in found.values()):
-            self.wakening.settimeout(max(0.001, deadline - time.monotonic()))
-            assert self.wakening.recv(64), f"no end: {found}"
-            for client, event in self.core.drain():
-                assert client == CLIENT
-                assert isinstance(event, Event)
-                found[event.stream].append(event)
-        return found
-
-    def state(self, model_id: str) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = json.loads(self.core.models())
-        (row,) = [row for row in rows if row["id"] == model_id]
-        return row
-
-    def wait_for_load(self, model_id: str) -> None:
-        """Until a load of it, in another thread, is in the engine."""
-        deadline = time.monotonic() + 30
-        while "load" not in (self.state(model_id).get("stage") or ""):
-            assert time.monotonic() < deadline, self.state(model_id)
-            time.sleep(0.05)
-
-    def shutdown(self) -> None:
-        self.core.shutdown(0)
-        self.wakening.close()
-
-    def reserved(self) -> int:
-        return sum(device["reserved_bytes"] for device in json.loads(self.core.system())["devices"])
-
-
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    yield house
-    house.shutdown()
-    assert_childless()
-
-
-def assert_childless() -> None:
-    left = [pid for pid in children_of(os.getpid()) if alive(pid) and b"llm_node/worker.py" in command(pid)]
-    assert not left
-
-
-def command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    with house_in(tmp_path) as house:
+        yield house
 
 
 def test_many_loads_are_one(house: House) -> None:
     model = house.add("toy")
-    results: list[dict[str, Any]] = []
-    threads = [threading.Thread(target=lambda: results.append(house.load(model))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = [house.outcome(ticket) for ticket in [house.begin_load(model) for _ in range(6)]]
     assert len({json.dumps(result) for result in results}) == 1
     assert len(results) == 6
     assert results[0]["status"] == "loaded"
@@ -165,7 +67,7 @@ def test_what_is_not_loaded_wants_a_load(house: House) -> None:
     assert house.fault(lambda: house.submit(model)).code == "model_loading"
     assert house.fault(lambda: house.load("toys")).code == "model_not_found"
     assert "'toy'" in house.fault(lambda: house.load("toys")).message
-    assert house.fault(lambda: house.core.unload(model, 1)).code == "model_not_found"
+    assert house.fault(lambda: house.unload(model, 1)).code == "model_not_found"
     house.load(model)
     other = house.add("other")
     fault = house.fault(lambda: house.load(model, engine=other))
@@ -184,7 +86,8 @@ def test_a_crash_ends_its_streams_and_costs_patience(house: House) -> None:
         last = events[stream][-1]
         assert last.fault is not None
         assert last.fault.code == "engine_crashed"
-        assert "signal 11 (SIGSEGV) during engine.batch" in last.fault.message
+        call = "died in engine.batch/1 step: signal 11 (SIGSEGV)"
+        assert last.fault.message == f"Engine 'bad' of model 'bad' {call}"
         assert last.fault.details == {"retry_after": 1}
     again = house.fault(lambda: house.load(bad))
     assert (again.code, again.details) == ("engine_crashed", {"retry_after": 1})
@@ -193,11 +96,11 @@ def test_a_crash_ends_its_streams_and_costs_patience(house: House) -> None:
     assert (state["status"], state["error"]["code"]) == ("failed", "engine_crashed")
     time.sleep(1.1)
     house.load(bad)
-    stream = house.submit(bad, max_tokens=100)
+    stream = house.submit(bad, max_tokens=100, text="another")
     fault = house.events({stream})[stream][-1].fault
     assert fault is not None
     assert fault.details == {"retry_after": 2}
-    house.core.unload(bad, 1)
+    house.unload(bad, 1)
     assert house.state(bad)["status"] == "available"
 
 
@@ -219,7 +122,7 @@ def test_a_hang_has_a_deadline_and_a_name(tmp_path: Path) -> None:
     fault = house.fault(lambda: house.load(in_init))
     assert fault.code == "timeout"
     assert "engine_init did not return within 2 s" in fault.message
-    verdicts = {engine["id"]: engine for engine in json.loads(house.core.engines())}
+    verdicts = {engine["id"]: engine for engine in house.engine_rows()}
     assert verdicts["init"]["status"] == "loaded"
     assert verdicts["constructor"]["error"]["kind"] == "TimedOut"
     assert "dlopen did not return within 2 s" in verdicts["constructor"]["error"]["message"]
@@ -232,7 +135,7 @@ def test_unload_lets_answers_end(house: House) -> None:
     house.load(model)
     assert house.reserved() > 0
     stream = house.submit(model, max_tokens=40)
-    house.core.unload(model, 30)
+    house.unload(model, 30)
     assert house.events({stream})[stream][-1].finish == "length"
     assert house.state(model)["status"] == "available"
     assert house.reserved() == 0
@@ -243,7 +146,7 @@ def test_unload_waits_no_longer_than_said(house: House) -> None:
     model = house.add("toy", FAKE_HANG_ON_BYTE=ord("!"))
     house.load(model)
     stream = house.submit(model, text="stop here!")
-    house.core.unload(model, 0.5)
+    house.unload(model, 0.5)
     fault = house.events({stream})[stream][-1].fault
     assert fault is not None
     assert fault.code == "shutting_down"
@@ -252,13 +155,11 @@ def test_unload_waits_no_longer_than_said(house: House) -> None:
 
 def test_an_unload_gives_a_load_up(house: House) -> None:
     model = house.add("toy", FAKE_HANG_IN_LOAD=None)
-    faults: list[Fault] = []
-    thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(model))))
-    thread.start()
+    load = house.begin_load(model)
     house.wait_for_load(model)
-    house.core.unload(model, 5)
-    thread.join()
-    assert faults[0].code == "cancelled"
+    house.unload(model, 5)
+    fault = house.fault(lambda: house.outcome(load))
+    assert (fault.code, fault.details) == ("shutting_down", {"retry_after": 1})
     assert house.state(model)["status"] == "available"
 
 
@@ -267,19 +168,16 @@ def test_shutdown_ends_what_hangs(tmp_path: Path) -> None:
     hanging, loading = house.add("toy", FAKE_HANG_ON_BYTE=ord("!")), house.add("slow", FAKE_HANG_IN_LOAD=None)
     house.load(hanging)
     stream = house.submit(hanging, text="stop here!")
-    faults: list[Fault] = []
-    thread = threading.Thread(target=lambda: faults.append(house.fault(lambda: house.load(loading))))
-    thread.start()
+    load = house.begin_load(loading)
     house.wait_for_load(loading)
     began = time.monotonic()
     house.core.shutdown(2)
     assert time.monotonic() - began < 8
     assert_childless()
-    thread.join()
-    assert faults[0].code == "shutting_down"
+    assert house.fault(lambda: house.outcome(load)).code == "shutting_down"
     assert house.events({stream})[stream][-1].kind == "failed"
-    house.shutdown()
     assert house.fault(lambda: house.load(hanging)).code == "shutting_down"
+    house.shutdown()
 
 
 def test_memory_that_is_not_there(tmp_path: Path) -> None:
@@ -321,7 +219,7 @@ def test_a_worker_that_cannot_start(tmp_path: Path) -> None:
     ]:
         house = House(tmp_path, worker_command=command_line, start_timeout_seconds=seconds)
         house.add("toy")
-        (engine,) = json.loads(house.core.engines())
+        (engine,) = house.engine_rows()
         assert (engine["status"], engine["error"]["kind"]) == ("rejected", "NotProbed")
         assert words in engine["error"]["message"]
         house.shutdown()

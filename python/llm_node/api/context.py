@@ -14,3 +14,6 @@ KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")
 """The id of the request that this task answers, as in `x-request-id` and the log."""
+
+ERROR_CODE: ContextVar[str] = ContextVar("error_code", default="")
+"""What error the request came to, for its line in the log: a stream that fails has status 200 by then."""

@@ -27,7 +27,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
-from llm_node.api.context import KEEP_ALIVE, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, KEEP_ALIVE, REQUEST_ID
 from llm_node.node import Client, NodeError
 from llm_node.node import Template as Parts
 
@@ -100,11 +100,13 @@ async def respond(request: web.Request, source: Source) -> web.StreamResponse:
         try:
             await running
         except NodeError as fault:
+            ERROR_CODE.set(fault.code)
             stream.send(frame(errors.body(fault)))
         except ConnectionError:
             raise  # the client left
         except Exception:
             request_id = REQUEST_ID.get()
+            ERROR_CODE.set("internal")
             log.exception("defect while streaming request %s", request_id)
             stream.send(frame(errors.internal(request_id).body))
         return await stream.end()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api.context import REQUEST_ID
+from llm_node.api.context import ERROR_CODE, REQUEST_ID
 from llm_node.node import NodeError
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     sent = request.headers.get(HEADER, "")
     request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
     REQUEST_ID.set(request_id)
+    ERROR_CODE.set("")
     began = time.monotonic()
     status = 499  # the client left
     try:
@@ -41,12 +42,13 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         return response
     finally:
         access.info(
-            '"%s %s" %d %.3fs %s',
+            '"%s %s" %d %.3fs %s%s',
             request.method,
             request.rel_url.raw_path,
             status,
             time.monotonic() - began,
             request_id,
+            f" {ERROR_CODE.get()}" if ERROR_CODE.get() else "",
         )
 
 
@@ -56,6 +58,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except NodeError as fault:
+        ERROR_CODE.set(fault.code)
         return _answer(errors.reply(fault))
     except web.HTTPException as error:
         if error.status < 400:
@@ -64,6 +67,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
+        ERROR_CODE.set("internal")
         log.exception("defect while answering request %s", REQUEST_ID.get())
         return _answer(errors.internal(REQUEST_ID.get()))
 

@@ -47,6 +47,8 @@ codes! {
     InsufficientScope = "insufficient_scope",
     /// No model of that name.
     ModelNotFound = "model_not_found",
+    /// The model is loaded, or being loaded, in another way than was asked for.
+    ModelLoadedDifferently = "model_loaded_differently",
     /// No such route.
     NotFound = "not_found",
     /// The route does not know the method.

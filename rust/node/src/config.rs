@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_wire::message;
 use serde::{Deserialize, Serialize};
 
 /// Everything that the node must know.
@@ -165,6 +166,15 @@ impl NodeConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Who guesses tokens for a model whose load does not say.
+    pub fn usual_speculation(&self) -> message::Speculation {
+        match (self.speculation, &self.draft_model) {
+            (Speculation::Off, _) => message::Speculation::Off,
+            (Speculation::Lookup, None) => message::Speculation::Lookup,
+            (Speculation::Lookup, Some(path)) => message::Speculation::Model(path.clone()),
+        }
     }
 
     /// [`NodeConfig::probe_timeout_seconds`].

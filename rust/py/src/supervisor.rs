@@ -15,20 +15,26 @@ use llm_node_node::{
     pattern::Place,
     platform::wake_pair,
     sse::Template,
-    supervise::{Delivery, Form, LoadRequest, Supervisor, Waker, What},
+    supervise::{Delivery, Form, LoadRequest, Supervisor, Waiting, Waker, What},
 };
-use pyo3::{prelude::*, types::PyBytes};
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyString},
+};
 use serde::Serialize;
 
 use crate::{
     event::{PyEvent, pattern},
-    fault::{malformed, raised},
+    fault::{instance, malformed, raised},
     logging,
 };
 
 /// Head, tail, whether the connection takes chunks; and where there are log-probabilities, what stands
 /// before them, their pattern, and the tail.
 type PyTemplate<'a> = (&'a [u8], &'a [u8], bool, Option<(&'a [u8], &'a str, &'a [u8])>);
+
+/// Items by client, outcomes by ticket.
+type Drained<'py> = (Vec<(u64, Bound<'py, PyAny>)>, Vec<(u64, Bound<'py, PyAny>)>);
 
 /// See `_core.pyi`.
 #[pyclass(frozen, name = "Supervisor", module = "llm_node._core")]
@@ -46,29 +52,31 @@ impl PySupervisor {
     }
 
     #[pyo3(signature = (refresh=false))]
-    fn engines(&self, py: Python<'_>, refresh: bool) -> PyResult<String> {
-        call(py, || Ok(self.inner.engines(refresh)))
+    fn engines(&self, py: Python<'_>, refresh: bool) -> u64 {
+        py.detach(|| self.inner.engines(refresh))
     }
 
-    fn models(&self, py: Python<'_>) -> PyResult<String> {
-        call(py, || Ok(self.inner.models()))
+    fn models(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.models())
     }
 
-    fn load(&self, py: Python<'_>, request: &str) -> PyResult<String> {
-        call(py, || {
-            let request: LoadRequest =
-                serde_json::from_str(request).map_err(|error| malformed("the request to load", &error))?;
-            self.inner.load(&request)
-        })
+    fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
+        let request: LoadRequest = serde_json::from_str(request)
+            .map_err(|error| raised(py, &malformed("the request to load", &error)))?;
+        Ok(py.detach(|| self.inner.load(request)))
     }
 
-    fn unload(&self, py: Python<'_>, model_id: &str, timeout_seconds: f64) -> PyResult<()> {
+    fn unload(&self, py: Python<'_>, model_id: &str, timeout_seconds: f64) -> u64 {
         let timeout = duration(timeout_seconds);
-        py.detach(|| self.inner.unload(model_id, timeout)).map_err(|fault| raised(py, &fault))
+        py.detach(|| self.inner.unload(model_id, timeout))
     }
 
-    fn system(&self, py: Python<'_>) -> PyResult<String> {
-        call(py, || Ok(self.inner.system()))
+    fn system(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.system())
+    }
+
+    fn standstill(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| self.inner.standstill())
     }
 
     fn update_devices(&self, py: Python<'_>, devices: &str) -> PyResult<()> {
@@ -110,12 +118,17 @@ impl PySupervisor {
         py.detach(|| self.inner.cancel(stream));
     }
 
-    fn ask(&self, py: Python<'_>, model_id: &str, question: &str) -> PyResult<String> {
-        call(py, || {
+    fn ask(&self, py: Python<'_>, model_id: &str, question: &str) -> PyResult<u64> {
+        py.detach(|| {
             let question =
                 serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
             self.inner.ask(model_id, question)
         })
+        .map_err(|fault| raised(py, &fault))
+    }
+
+    fn forget(&self, py: Python<'_>, ticket: u64) {
+        py.detach(|| self.inner.forget(ticket));
     }
 
     fn wake_socket(&self, py: Python<'_>) -> PyResult<i64> {
@@ -129,8 +142,8 @@ impl PySupervisor {
         Ok(number)
     }
 
-    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Vec<(u64, Bound<'py, PyAny>)>> {
-        let deliveries = py.detach(|| self.inner.drain());
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Drained<'py>> {
+        let Waiting { deliveries, outcomes } = py.detach(|| self.inner.drain());
         let mut items = Vec::with_capacity(deliveries.len());
         for Delivery { client, what } in deliveries {
             let item = match what {
@@ -140,7 +153,15 @@ impl PySupervisor {
             };
             items.push((client, item));
         }
-        Ok(items)
+        let mut told = Vec::with_capacity(outcomes.len());
+        for (ticket, outcome) in outcomes {
+            let outcome = match outcome {
+                Ok(json) => PyString::new(py, &json).into_any(),
+                Err(fault) => instance(py, &fault)?,
+            };
+            told.push((ticket, outcome));
+        }
+        Ok((items, told))
     }
 
     fn hold(&self, py: Python<'_>, client: u64, unsent: usize) -> u64 {
@@ -163,11 +184,6 @@ impl PySupervisor {
             logging::flush();
         });
     }
-}
-
-/// Runs without the GIL; gives JSON.
-fn call<T: Serialize>(py: Python<'_>, body: impl FnOnce() -> Result<T, Fault> + Send) -> PyResult<String> {
-    py.detach(|| body().and_then(|value| json(&value))).map_err(|fault| raised(py, &fault))
 }
 
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<String, Fault> {

@@ -272,6 +272,23 @@ pub(crate) fn leave(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Ends the process at once, and what it has started with it: nobody else does once the node is gone.
+#[cfg(unix)]
+pub(crate) fn leave_with_helpers(code: i32) -> ! {
+    use rustix::process::{Signal, getpgrp, getpid, kill_process_group};
+    // A worker of the node leads a group of its own. Any other group has strangers in it.
+    if getpgrp() == getpid() {
+        let _ = kill_process_group(getpid(), Signal::KILL);
+    }
+    leave(code)
+}
+
+/// Ends the process at once. What it has started is the platform's.
+#[cfg(not(unix))]
+pub(crate) fn leave_with_helpers(code: i32) -> ! {
+    leave(code)
+}
+
 /// Ends the process at once, as far as the platform's way out of a process lets it.
 #[cfg(not(unix))]
 pub(crate) fn leave(code: i32) -> ! {

@@ -35,7 +35,7 @@ use crate::{
     model::RunningModel,
     outbox::Outbox,
     report::{Report, Reporter},
-    sandbox::{self, Sandbox, leave},
+    sandbox::{self, Sandbox, leave, leave_with_helpers},
     sending::Sending,
 };
 
@@ -115,7 +115,7 @@ fn read(socket: Stream, inputs: &Sender<Input>) {
         let input = match reader.read() {
             Ok(message) => Input::Message(Box::new(message)),
             Err(error @ (FrameError::Malformed(_) | FrameError::TooLarge { .. })) => Input::Garbled(error),
-            Err(_) => leave(exit::ORPHANED),
+            Err(_) => leave_with_helpers(exit::ORPHANED),
         };
         // Once garbled there is nothing more to say, but the end must still be seen.
         let _ = inputs.send(input);

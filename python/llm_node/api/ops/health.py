@@ -1,4 +1,5 @@
-"""`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down."""
+"""`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down, nor while a
+model that is loaded stands still."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Requests may be sent here."""
-    if not request.app[NODE].is_ready:
+    node = request.app[NODE]
+    if not node.is_ready:
         raise NodeError("shutting_down", "The node is going down")
+    if (standstill := node.standstill) is not None:
+        raise NodeError("engine_crashed", standstill)
     return web.json_response({"status": "ready"})

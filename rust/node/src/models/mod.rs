@@ -1,7 +1,9 @@
 //! The models there are: local files, each with the format and architecture that stand in it.
 //!
-//! Owns names: which model a client means. Refuses to look anywhere but in the models folder, so no
-//! name can lead out of it, and refuses to fetch anything.
+//! Owns names: which model a client means. A name is no path. Each file belongs to one model, whichever of
+//! its names is used: `NAME`, `NAME.gguf`, the name of one of its parts. A link is a file of its own, so that
+//! one file can be two models. Refuses to look anywhere but in the models folder, so no name can lead out of
+//! it, and refuses to fetch anything.
 
 pub mod gguf;
 pub mod quantization;
@@ -43,6 +45,9 @@ pub struct Model {
     /// See `folder`.
     #[serde(skip)]
     pub(crate) variant: Option<String>,
+    /// Names of its files in the models folder; none where it has a folder of its own.
+    #[serde(skip)]
+    pub(crate) files: Vec<String>,
 }
 
 /// The models folder, and the demo model.
@@ -73,7 +78,8 @@ impl Catalog {
     /// The model that a client means.
     pub fn find(&self, id: &str, formats: &[String]) -> Result<Model, Fault> {
         let mut models = self.models(formats);
-        if let Some(position) = models.iter().position(|model| names(model, id)) {
+        let is_named = |names: fn(&Model, &str) -> bool| models.iter().position(|model| names(model, id));
+        if let Some(position) = is_named(|model, id| model.id == id).or_else(|| is_named(is_alias)) {
             return Ok(models.swap_remove(position));
         }
         let of_folder: Vec<String> = models
@@ -96,8 +102,9 @@ impl Catalog {
     }
 }
 
-fn names(model: &Model, id: &str) -> bool {
-    if model.id == id {
+/// Does it lead to the model, beside its id?
+fn is_alias(model: &Model, id: &str) -> bool {
+    if model.files.iter().any(|file| file == id || scan::stem(file) == id && scan::is_known(file)) {
         return true;
     }
     let Some((name, variant)) = id.split_once(':') else { return false };
@@ -170,12 +177,15 @@ mod tests {
         put("llama-7b/llama-7b-Q8_0.gguf", &gguf("llama"));
         put("one/one-Q4_0.gguf", &gguf("qwen3"));
         put("big/big-00001-of-00002.gguf", &gguf("llama"));
+        put("two-00001-of-00002.gguf", &gguf("llama"));
+        put("two-00002-of-00002.gguf", &gguf("llama"));
         put("hf/config.json", br#"{"model_type": "qwen3", "max_position_embeddings": 4096}"#);
         put("hf/model.safetensors", &[0; 16]);
         put("markov.toy", b"toy");
         put("stories.toy", b"toy");
         put("README.md", b"read me");
         put("bad.gguf", b"");
+        put("mmproj-stories.gguf", &gguf("clip"));
         let catalog = Catalog::new(root.path().to_path_buf(), None);
         (root, catalog)
     }
@@ -198,6 +208,7 @@ mod tests {
                 ("single-Q8_0", "gguf"),
                 ("stories", "gguf"),
                 ("stories.toy", "toy"),
+                ("two", "gguf"),
             ]
         );
         let problem = |id: &str| models.iter().find(|model| model.id == id).unwrap().problem.clone();
@@ -223,6 +234,19 @@ mod tests {
             "Model 'storys' not found; did you mean 'stories' or 'stories.toy'?"
         );
         assert_eq!(find("hf").unwrap(), "hf");
+        for (name, id) in [
+            ("stories.gguf", "stories"),
+            ("stories.toy", "stories.toy"),
+            ("markov.toy", "markov"),
+            ("bad.gguf", "bad"),
+            ("single-Q8_0.gguf", "single-Q8_0"),
+            ("two-00001-of-00002", "two"),
+            ("two-00002-of-00002.gguf", "two"),
+        ] {
+            assert_eq!(find(name).as_deref(), Ok(id), "a file is one model, by whichever name");
+        }
+        // No model: then neither by its whole name, past the reader of its header.
+        assert!(find("mmproj-stories.gguf").is_err() && find("mmproj-stories").is_err());
         // A format that no engine reads is a model all the same, so that the error can say so.
         assert_eq!(catalog.find("README", &[]).unwrap().format, "md");
     }
@@ -231,8 +255,20 @@ mod tests {
     fn no_name_leads_out_of_the_folder() {
         let (root, catalog) = catalog();
         fs::write(root.path().parent().unwrap().join("outside-of-it.gguf"), gguf("llama")).unwrap();
-        for id in ["../outside-of-it", "/etc/passwd", "..", ".", "", "hf/../stories", "a\\b", "one/one-Q4_0"]
-        {
+        let absolute = root.path().join("stories.gguf").display().to_string();
+        assert_eq!(catalog.find(&absolute, &[]).unwrap_err().code, ErrorCode::ModelNotFound);
+        for id in [
+            "../outside-of-it",
+            "./stories",
+            "stories.gguf/",
+            "/etc/passwd",
+            "..",
+            ".",
+            "",
+            "hf/../stories",
+            "a\\b",
+            "one/one-Q4_0",
+        ] {
             assert_eq!(catalog.find(id, &[]).unwrap_err().code, ErrorCode::ModelNotFound, "{id}");
         }
         fs::remove_file(root.path().parent().unwrap().join("outside-of-it.gguf")).unwrap();

@@ -49,6 +49,8 @@ struct Group {
     stem: String,
     size_bytes: u64,
     problem: Option<Fault>,
+    /// Names of all its files.
+    files: Vec<String>,
 }
 
 /// All models of a folder, sorted by name. `formats`: what engines read beside the formats known here;
@@ -77,6 +79,7 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
             .map(|group| {
                 let stem = group.stem.clone();
                 let mut model = gguf_model(name.clone(), group, headers);
+                model.files.clear();
                 model.variant = Some(model.quantization.clone().unwrap_or(stem));
                 model
             })
@@ -92,7 +95,7 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
     }
     for file in files {
         let Some(format) = extension(&file) else { continue };
-        if format == "gguf" || format == "safetensors" || !formats.contains(&format) {
+        if is_known(&file) || !formats.contains(&format) {
             continue;
         }
         let stem = file_stem(&file);
@@ -118,18 +121,20 @@ pub(super) fn one(id: &str, path: &Path, headers: &Headers) -> Model {
                 stem: file_stem(path),
                 size_bytes: fs::metadata(path).map_or(0, |metadata| metadata.len()),
                 problem: None,
+                files: Vec::new(),
             },
             headers,
         ),
     }
 }
 
-/// A file of this name whose format no engine's manifest mentions: better named than called missing.
+/// A file of this name whose format no engine's manifest mentions: better named than called missing. A file
+/// of a format that is known here is a model already, or none.
 pub(super) fn unclaimed(models_dir: &Path, name: &str) -> Option<Model> {
     let (files, _) = entries(models_dir);
-    let file = files.into_iter().find(|file| {
-        file_stem(file) == name || file.file_name().is_some_and(|whole| whole.to_string_lossy() == name)
-    })?;
+    let file = files
+        .into_iter()
+        .find(|file| !is_known(file) && (file_stem(file) == name || file_name(file) == name))?;
     let format = extension(&file)?;
     Some(other_model(name.to_owned(), file, format))
 }
@@ -143,6 +148,7 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
         path: group.first,
         size_bytes: group.size_bytes,
         problem: group.problem,
+        files: group.files,
         quantization: named,
         ..Model::default()
     };
@@ -174,7 +180,7 @@ fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
 
 fn other_model(id: String, path: PathBuf, format: String) -> Model {
     let size_bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    Model { id, format, size_bytes, path, ..Model::default() }
+    Model { id, format, size_bytes, files: vec![file_name(&path)], path, ..Model::default() }
 }
 
 /// Variants of one folder with equal names go by their file names instead.
@@ -218,7 +224,8 @@ fn groups(files: &[PathBuf]) -> Vec<Group> {
                     format!("{}: part {part} of {parts} is missing", first.display()),
                 )
             });
-            Some(Group { first, stem, size_bytes, problem })
+            let files = files.values().map(|file| file_name(file)).collect();
+            Some(Group { first, stem, size_bytes, problem, files })
         })
         .collect()
 }
@@ -253,6 +260,20 @@ fn entries(directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     files.sort();
     folders.sort();
     (files, folders)
+}
+
+/// Is it of a format that is read here, whatever engines there are?
+pub(super) fn is_known(file: impl AsRef<Path>) -> bool {
+    matches!(extension(file.as_ref()).as_deref(), Some("gguf" | "safetensors"))
+}
+
+/// A file's name without its extension.
+pub(super) fn stem(file: &str) -> String {
+    file_stem(Path::new(file))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn extension(path: &Path) -> Option<String> {

@@ -4,12 +4,18 @@
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
-pub use unix::{detach_from_terminal, ending, keep_memory_private, socket, wake_pair, writable_by_others};
+pub use unix::{
+    await_end, detach_from_terminal, ending, keep_memory_private, kill_group, socket, wake_pair,
+    writable_by_others,
+};
 
 #[cfg(not(unix))]
 mod windows;
 #[cfg(not(unix))]
-pub use windows::{detach_from_terminal, ending, keep_memory_private, socket, wake_pair, writable_by_others};
+pub use windows::{
+    await_end, detach_from_terminal, ending, keep_memory_private, kill_group, socket, wake_pair,
+    writable_by_others,
+};
 
 use std::fmt;
 

@@ -12,13 +12,20 @@ use std::{
             process::{CommandExt, ExitStatusExt},
         },
     },
-    process::{Command, ExitStatus},
+    process::{Child, Command, ExitStatus},
+};
+
+use parking_lot::Mutex;
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
 };
 
 use super::Ending;
 
-/// Keeps Ctrl-C, which a terminal sends to its whole foreground group, away from the child: the node
-/// drains before it ends its workers.
+/// Makes the child the first of a group of its own. So Ctrl-C, which a terminal sends to its whole foreground
+/// group, does not reach it: the node drains before it ends its workers. And what the child starts can be
+/// ended with it.
 pub fn detach_from_terminal(command: &mut Command) {
     command.process_group(0);
 }
@@ -36,6 +43,19 @@ pub fn keep_memory_private() -> io::Result<()> {
 #[cfg(not(target_os = "linux"))]
 pub fn keep_memory_private() -> io::Result<()> {
     Ok(())
+}
+
+/// Waits until the child has ended. It is not reaped by that: its number names nobody else until it is.
+pub fn await_end(child: &Mutex<Child>) {
+    let pid = Pid::from_child(&child.lock());
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while let Err(Errno::INTR) = waitid(WaitId::Pid(pid), options) {}
+}
+
+/// Ends the child, which must not have been reaped, and all that it has started and that stayed in its group.
+pub fn kill_group(child: &mut Child) {
+    // An error means that nobody is left.
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 
 /// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which
@@ -98,6 +118,27 @@ fn name(number: i32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_s_end_is_its_own_and_takes_what_it_started_along() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & echo $!; exec sleep 600"]).stdout(std::process::Stdio::piped());
+        detach_from_terminal(&mut command);
+        let mut child = command.spawn().unwrap();
+        let mut output = io::BufReader::new(child.stdout.take().unwrap());
+        let mut helper = String::new();
+        io::BufRead::read_line(&mut output, &mut helper).unwrap();
+        let child = Mutex::new(child);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| await_end(&child));
+            child.lock().kill().unwrap();
+            waiting.join().unwrap();
+        });
+        kill_group(&mut child.lock());
+        assert_eq!(ending(child.lock().wait().unwrap()).to_string(), "signal 9 (SIGKILL)");
+        // The helper holds the other end of its output: it is gone when nobody does.
+        io::copy(&mut output, &mut io::sink()).unwrap();
+    }
 
     #[test]
     fn a_signal_has_its_name_and_a_code_its_number() {

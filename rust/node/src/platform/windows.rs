@@ -5,8 +5,12 @@ use std::{
     io::{self, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::windows::{io::IntoRawSocket, process::CommandExt},
-    process::{Command, ExitStatus},
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use super::Ending;
 
@@ -21,6 +25,19 @@ pub fn detach_from_terminal(command: &mut Command) {
 /// Nothing: there is no such thing here.
 pub fn keep_memory_private() -> io::Result<()> {
     Ok(())
+}
+
+/// Waits until the child has ended.
+pub fn await_end(child: &Mutex<Child>) {
+    while matches!(child.lock().try_wait(), Ok(None)) {
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends the child. What it has started goes on: that would need a job object.
+pub fn kill_group(child: &mut Child) {
+    // An error means that it has ended.
+    let _ = child.kill();
 }
 
 /// A pair of connected sockets: the end to write to, which never blocks, and the other's number, which

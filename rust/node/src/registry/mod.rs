@@ -16,7 +16,7 @@ use std::{
 };
 
 use llm_node_wire::message::{EngineAddress, EngineFacts};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use self::{
     manifest::EngineManifest,
@@ -40,13 +40,52 @@ type Stamp = Vec<(PathBuf, Option<SystemTime>, u64)>;
 #[derive(Debug, Default)]
 pub struct Registry {
     engines_dirs: Vec<PathBuf>,
-    verdicts: Mutex<HashMap<Stamp, Result<EngineFacts, Refusal>>>,
+    known: Mutex<HashMap<Stamp, Known>>,
+    /// Probes have ended.
+    probed: Condvar,
+}
+
+/// What is known of an engine.
+#[derive(Debug, Default)]
+struct Known {
+    verdict: Option<Result<EngineFacts, Refusal>>,
+    /// It is being looked at.
+    is_probed: bool,
+}
+
+impl Known {
+    /// Does somebody have to look?
+    fn is_open(&self, refresh: bool) -> bool {
+        let passing = |verdict: &Result<_, Refusal>| verdict.as_ref().is_err_and(Refusal::is_passing);
+        !self.is_probed && (refresh || self.verdict.as_ref().is_none_or(passing))
+    }
+
+    /// Does somebody look whose verdict is needed? Without `refresh` the last one will do.
+    fn is_awaited(&self, refresh: bool) -> bool {
+        self.is_probed && (refresh || self.verdict.is_none())
+    }
+}
+
+/// Whatever becomes of a probe, nobody waits for it for ever.
+struct Probing<'a>(&'a Registry, Vec<Stamp>);
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        let mut known = self.0.known.lock();
+        for stamp in &self.1 {
+            if let Some(known) = known.get_mut(stamp) {
+                known.is_probed = false;
+            }
+        }
+        drop(known);
+        self.0.probed.notify_all();
+    }
 }
 
 impl Registry {
     /// Over these folders, in search order.
     pub fn new(engines_dirs: Vec<PathBuf>) -> Self {
-        Self { engines_dirs, verdicts: Mutex::default() }
+        Self { engines_dirs, known: Mutex::default(), probed: Condvar::new() }
     }
 
     /// Model formats that some manifest names. Opens no engine.
@@ -61,36 +100,56 @@ impl Registry {
         formats
     }
 
-    /// Every candidate with its verdict. `refresh` forgets the verdicts reached before. Blocks while
-    /// engines that are new or changed are probed; a second caller waits for the first.
+    /// Every candidate with its verdict. `refresh` looks at each of them anew. Blocks while engines that are
+    /// new or changed are probed, each once, however many ask; whoever asks for no refresh does not wait for
+    /// that of another.
     pub fn candidates(&self, probe: &dyn Probe, refresh: bool) -> Vec<Candidate> {
         let found = search::search(&self.engines_dirs);
-        // Held throughout: each engine is probed once, however many ask.
-        let mut verdicts = self.verdicts.lock();
-        if refresh {
-            verdicts.clear();
-        }
-        let open: Vec<(Stamp, EngineAddress)> = found
+        let addresses: Vec<(Stamp, EngineAddress)> = found
             .iter()
             .filter(|found| found.refusal.is_none())
             .filter_map(|found| found.address().map(|address| (stamp(found), address)))
-            .filter(|(stamp, _)| !verdicts.contains_key(stamp))
             .collect();
-        for ((stamp, _), verdict) in open.iter().zip(probe_all(probe, &open)) {
-            verdicts.insert(stamp.clone(), verdict);
+        let mut known = self.known.lock();
+        if refresh {
+            let is_there = |stamp: &Stamp| addresses.iter().any(|(found, _)| found == stamp);
+            known.retain(|stamp, known| known.is_probed || is_there(stamp));
+        }
+        let mut open = Vec::new();
+        for (stamp, address) in &addresses {
+            let known = known.entry(stamp.clone()).or_default();
+            if known.is_open(refresh) {
+                known.is_probed = true;
+                open.push((stamp.clone(), address.clone()));
+            }
+        }
+        drop(known);
+        let probing = Probing(self, open.iter().map(|(stamp, _)| stamp.clone()).collect());
+        let probed = probe_all(probe, &open);
+        let mut known = self.known.lock();
+        for ((stamp, _), verdict) in open.into_iter().zip(probed) {
+            known.entry(stamp).or_default().verdict = Some(verdict);
+        }
+        drop(known);
+        drop(probing);
+        let mut known = self.known.lock();
+        while addresses.iter().any(|(stamp, _)| known.get(stamp).is_some_and(|it| it.is_awaited(refresh))) {
+            self.probed.wait(&mut known);
         }
         let candidates = found
             .into_iter()
             .map(|found| {
-                let verdict = match &found.refusal {
-                    Some(refusal) => Err(refusal.clone()),
-                    None => verdicts.get(&stamp(&found)).cloned().unwrap_or_else(|| {
+                let verdict = if let Some(refusal) = &found.refusal {
+                    Err(refusal.clone())
+                } else {
+                    let verdict = known.get(&stamp(&found)).and_then(|known| known.verdict.clone());
+                    verdict.unwrap_or_else(|| {
                         // The files changed while their engine was looked at.
                         Err(Refusal::ManifestUnreadable {
                             path: found.directory.join("manifest.json"),
                             reason: "it is being replaced; ask again".to_owned(),
                         })
-                    }),
+                    })
                 };
                 Candidate {
                     id: found.id,
@@ -101,7 +160,7 @@ impl Registry {
                 }
             })
             .collect();
-        verdicts.retain(|_, verdict| !verdict.as_ref().err().is_some_and(Refusal::is_passing));
+        drop(known);
         candidates
     }
 }
@@ -142,5 +201,70 @@ fn stamp(found: &Found) -> Stamp {
     match &found.manifest {
         Some(EngineManifest { binary, .. }) => vec![manifest, of(&found.directory.join(binary))],
         None => vec![manifest],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        atomic::AtomicBool,
+        mpsc::{Receiver, Sender, channel},
+    };
+
+    use super::*;
+
+    /// Looks at engines when it is told to.
+    struct Gate {
+        began: Mutex<Sender<String>>,
+        open: Mutex<Receiver<()>>,
+        refuses: AtomicBool,
+    }
+
+    impl Probe for Gate {
+        fn probe(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
+            self.began.lock().send(address.id.clone()).unwrap();
+            self.open.lock().recv().unwrap();
+            if self.refuses.load(Ordering::Relaxed) {
+                return Err(Refusal::BinaryNotFound { path: address.binary.clone() });
+            }
+            Ok(EngineFacts { abi_version: 1, extensions: vec![] })
+        }
+    }
+
+    fn usable(candidates: &[Candidate]) -> Vec<bool> {
+        candidates.iter().map(Candidate::is_usable).collect()
+    }
+
+    #[test]
+    fn nobody_waits_for_another_s_refresh() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("e/cpu");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("libe.so"), "library").unwrap();
+        let manifest = r#"{"id": "e", "version": "1", "abi_version": "1", "gpu_backend": "cpu",
+                           "architectures": ["a"], "formats": ["f"], "binary": "libe.so"}"#;
+        fs::write(folder.join("manifest.json"), manifest).unwrap();
+        let registry = Registry::new(vec![root.path().to_owned()]);
+        let ((began, begins), (opens, open)) = (channel(), channel());
+        let gate = Gate { began: Mutex::new(began), open: Mutex::new(open), refuses: AtomicBool::new(false) };
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| registry.candidates(&gate, false));
+            begins.recv().unwrap();
+            let second = scope.spawn(|| registry.candidates(&gate, false));
+            opens.send(()).unwrap();
+            assert_eq!([first, second].map(|it| usable(&it.join().unwrap())), [[true], [true]]);
+            gate.refuses.store(true, Ordering::Relaxed);
+            let refresh = scope.spawn(|| registry.candidates(&gate, true));
+            begins.recv().unwrap();
+            assert_eq!(
+                usable(&registry.candidates(&gate, false)),
+                [true],
+                "the last verdict stands meanwhile"
+            );
+            opens.send(()).unwrap();
+            assert_eq!(usable(&refresh.join().unwrap()), [false]);
+            assert_eq!(usable(&registry.candidates(&gate, false)), [false]);
+        });
+        assert!(begins.try_recv().is_err(), "it was looked at once for each wish to look");
     }
 }

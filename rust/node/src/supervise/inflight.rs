@@ -1,7 +1,7 @@
 //! Everything under way: which streams and questions belong to which worker and which client.
 //!
-//! Owns the rule that each stream gets exactly one ending, whatever becomes of its worker. What waits
-//! for the node is in `outlets`.
+//! Owns the rule that each stream and each question gets exactly one ending, whatever becomes of its worker.
+//! What waits for the node is in `outlets`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,16 +11,22 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
+    time::Instant,
 };
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::{Event, Piece},
+    event::{Event, Finish, Piece},
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
+use serde_json::json;
 
-use super::outlets::{ClientId, Delivery, Outlets, Socket};
+use super::{
+    QUESTION_SECONDS, Ticket,
+    outlets::{ClientId, Outlets, Socket, Waiting},
+    suspects::{Fingerprint, Suspects},
+};
 use crate::{pattern::Place, sse::Template};
 
 /// Called, from any thread, when events wait. It must not block.
@@ -60,17 +66,54 @@ pub(super) struct Traffic {
 struct UnderWay {
     /// By age, in which their endings are told where a worker dies.
     streams: BTreeMap<RequestId, Stream>,
-    questions: HashMap<RequestId, (u64, mpsc::Sender<Result<Answer, Fault>>)>,
+    questions: BTreeMap<RequestId, Unanswered>,
     /// Workers that may have streams. Death takes a worker out before its streams end, so that none
     /// is added behind it.
     workers: HashMap<u64, usize>,
     outlets: Outlets,
+    suspects: Suspects,
 }
 
 struct Stream {
     link: Link,
     client: ClientId,
     form: Form,
+    asked: Fingerprint,
+    /// Something of its answer has come.
+    is_answered: bool,
+}
+
+/// A question that has had no answer.
+struct Unanswered {
+    worker: u64,
+    asked: Fingerprint,
+    /// Seconds of the node's clock since it was asked.
+    seconds: u32,
+}
+
+/// Owed to whoever holds the ticket: sent once, and by being dropped if by nothing else.
+#[derive(Debug)]
+pub(super) struct Reply {
+    traffic: Arc<Traffic>,
+    ticket: Option<Ticket>,
+}
+
+impl Reply {
+    /// JSON, or why there is none.
+    pub(super) fn send(mut self, outcome: Result<String, Fault>) {
+        if let Some(ticket) = self.ticket.take() {
+            self.traffic.resolve(ticket, outcome);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            let fault = Fault::new(ErrorCode::Internal, "What was asked for has ended without a result");
+            self.traffic.resolve(ticket, Err(fault));
+        }
+    }
 }
 
 /// How a stream's pieces come to its client.
@@ -110,36 +153,81 @@ impl Traffic {
         link: &Link,
         client: ClientId,
         form: Form,
+        asked: Fingerprint,
         message: impl FnOnce(RequestId) -> ToWorker,
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
         *under_way.workers.get_mut(&link.worker)? += 1;
         under_way.outlets.open(client);
-        under_way.streams.insert(id, Stream { link: link.clone(), client, form });
+        let stream = Stream { link: link.clone(), client, form, asked, is_answered: false };
+        under_way.streams.insert(id, stream);
         // Under the lock: what is sent first arrives first, and a cancel never overtakes its stream.
         link.send(message(id));
         Some(id)
     }
 
-    /// A question, and where its answer will come.
+    /// A new question; `None` where the worker has died.
     pub(super) fn ask(
         &self,
         link: &Link,
+        asked: Fingerprint,
         message: impl FnOnce(RequestId) -> ToWorker,
-    ) -> Option<(RequestId, mpsc::Receiver<Result<Answer, Fault>>)> {
+    ) -> Option<Ticket> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = mpsc::channel();
         let mut under_way = self.under_way.lock();
         under_way.workers.get(&link.worker)?;
-        under_way.questions.insert(id, (link.worker, sender));
+        under_way.questions.insert(id, Unanswered { worker: link.worker, asked, seconds: 0 });
         link.send(message(id));
-        Some((id, receiver))
+        Some(id)
+    }
+
+    /// A ticket for anything else, and what has to be sent to its holder.
+    pub(super) fn ticket(self: &Arc<Self>) -> (Ticket, Reply) {
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        (ticket, Reply { traffic: Arc::clone(self), ticket: Some(ticket) })
+    }
+
+    fn resolve(&self, ticket: Ticket, outcome: Result<String, Fault>) {
+        self.change(|under_way| under_way.outlets.outcome((ticket, outcome)));
     }
 
     /// Nobody waits for that answer any more.
-    pub(super) fn forget_question(&self, id: RequestId) {
+    pub(super) fn forget_question(&self, id: Ticket) {
         self.under_way.lock().questions.remove(&id);
+    }
+
+    /// Is this request one that has killed its engine again and again? Then it is not run.
+    pub(super) fn acquit(&self, asked: Fingerprint, model_id: &str) -> Result<(), Fault> {
+        let Some((crashes, left)) = self.under_way.lock().suspects.refuses(Instant::now(), asked) else {
+            return Ok(());
+        };
+        let seconds = left.as_secs().max(1);
+        let message = format!(
+            "This request was under way when the engine of model '{model_id}' died, {crashes} times in a row, \
+             and is not run again for {seconds} s"
+        );
+        Err(Fault::new(ErrorCode::EngineCrashed, message)
+            .details(json!({ "retry_after": seconds, "crashes": crashes }).to_string()))
+    }
+
+    /// A worker has died: what it had under way is suspected, of that what had sent nothing, if there is
+    /// such. True: none of it is new to that.
+    pub(super) fn suspect(&self, worker: u64, model_id: &str) -> bool {
+        let mut under_way = self.under_way.lock();
+        let questions = under_way.questions.values().filter(|question| question.worker == worker);
+        let streams = under_way.streams.values().filter(|stream| stream.link.worker == worker);
+        let (answered, mut silent): (Vec<_>, Vec<_>) =
+            streams.map(|stream| (stream.asked, stream.is_answered)).partition(|(_, answered)| *answered);
+        silent.extend(questions.map(|question| (question.asked, false)));
+        let suspected: Vec<Fingerprint> =
+            if silent.is_empty() { answered } else { silent }.into_iter().map(|(asked, _)| asked).collect();
+        under_way.suspects.died(Instant::now(), model_id, &suspected)
+    }
+
+    /// Nothing is held against requests to this model any more.
+    pub(super) fn forget_suspects(&self, model_id: &str) {
+        self.under_way.lock().suspects.forget(model_id);
     }
 
     /// The client has left; the stream's ending still comes.
@@ -163,14 +251,49 @@ impl Traffic {
         });
     }
 
+    /// What a worker owes: streams and questions; `None`: it is not one that answers.
+    pub(super) fn owed_by(&self, worker: u64) -> Option<usize> {
+        let under_way = self.under_way.lock();
+        let streams = *under_way.workers.get(&worker)?;
+        Some(streams + under_way.questions.values().filter(|question| question.worker == worker).count())
+    }
+
     /// A worker's answer.
     pub(super) fn answer(&self, worker: u64, id: RequestId, answer: Result<Answer, Fault>) {
-        let mut under_way = self.under_way.lock();
-        if under_way.questions.get(&id).is_some_and(|(own, _)| *own == worker)
-            && let Some((_, sender)) = under_way.questions.remove(&id)
-        {
-            let _ = sender.send(answer);
-        }
+        // Made here, on the thread of that worker: nobody else waits for it.
+        let answer = answer.and_then(|answer| {
+            serde_json::to_string(&answer).map_err(|error| {
+                Fault::new(ErrorCode::Internal, format!("an answer cannot be written: {error}"))
+            })
+        });
+        self.change(|under_way| {
+            if under_way.questions.get(&id).is_some_and(|question| question.worker == worker)
+                && let Some(question) = under_way.questions.remove(&id)
+            {
+                if answer.is_ok() {
+                    under_way.suspects.served(question.asked);
+                }
+                under_way.outlets.outcome((id, answer));
+            }
+        });
+    }
+
+    /// A second of the node's clock has passed.
+    pub(super) fn tick(&self) {
+        self.change(|under_way| {
+            let mut late = Vec::new();
+            for (id, question) in &mut under_way.questions {
+                question.seconds += 1;
+                if question.seconds > QUESTION_SECONDS {
+                    late.push(*id);
+                }
+            }
+            for id in late {
+                under_way.questions.remove(&id);
+                let message = format!("The model did not answer within {QUESTION_SECONDS} s");
+                under_way.outlets.outcome((id, Err(Fault::new(ErrorCode::Timeout, message))));
+            }
+        });
     }
 
     /// One request could not be sent.
@@ -189,10 +312,11 @@ impl Traffic {
             for id in ended {
                 under_way.event(worker, id, Event::Failed(fault.clone()));
             }
-            under_way.questions.retain(|_, (own, sender)| {
-                let dead = *own == worker;
+            let UnderWay { questions, outlets, .. } = under_way;
+            questions.retain(|id, question| {
+                let dead = question.worker == worker;
                 if dead {
-                    let _ = sender.send(Err(fault.clone()));
+                    outlets.outcome((*id, Err(fault.clone())));
                 }
                 !dead
             });
@@ -245,8 +369,8 @@ impl Traffic {
         self.change(|under_way| under_way.outlets.forget_waking());
     }
 
-    /// Everything since the last call, in order.
-    pub(super) fn drain(&self) -> Vec<Delivery> {
+    /// Everything since the last call.
+    pub(super) fn drain(&self) -> Waiting {
         self.under_way.lock().outlets.take()
     }
 }
@@ -258,6 +382,7 @@ impl UnderWay {
             return;
         };
         let client = stream.client;
+        stream.is_answered |= matches!(event, Event::Piece(_));
         match (event, &mut stream.form) {
             (Event::Piece(piece), Form::Bytes { template, place }) => {
                 let content = template.content(piece, place);
@@ -271,7 +396,11 @@ impl UnderWay {
                 if let Form::Whole(all) = mem::take(form) {
                     self.outlets.event(client, id, Event::Piece(all));
                 }
-                self.streams.remove(&id);
+                if let Some(ended) = self.streams.remove(&id)
+                    && matches!(event, Event::Finished { reason: Finish::Stop | Finish::Length, .. })
+                {
+                    self.suspects.served(ended.asked);
+                }
                 if let Some(count) = self.workers.get_mut(&worker) {
                     *count = count.saturating_sub(1);
                 }
@@ -292,7 +421,7 @@ pub(super) fn too_large() -> Fault {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use llm_node_core::event::{Finish, PickedToken, Usage};
+    use llm_node_core::event::{PickedToken, Usage};
 
     use super::*;
     use crate::supervise::What;
@@ -300,6 +429,10 @@ mod tests {
     fn link(worker: u64) -> (Link, mpsc::Receiver<Outgoing>) {
         let (outbox, receiver) = mpsc::channel();
         (Link { worker, outbox }, receiver)
+    }
+
+    fn asked() -> Fingerprint {
+        Fingerprint::of("m", &"hello")
     }
 
     fn finished() -> Event {
@@ -311,21 +444,23 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         assert!(
-            traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).is_none(),
+            traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).is_none(),
             "a worker that is not open"
         );
         traffic.open(1);
-        let ids: Vec<_> =
-            (0..3).map(|_| traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).unwrap()).collect();
+        let ids: Vec<_> = (0..3)
+            .map(|_| traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap())
+            .collect();
         traffic.step(2, vec![(ids[0], finished())]); // not its stream
         traffic.step(1, vec![(ids[0], finished())]);
         traffic.step(1, vec![(ids[0], finished())]);
         assert_eq!(traffic.streams_of(1), 2);
         traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         traffic.step(1, vec![(ids[1], finished())]);
-        assert!(traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).is_none());
+        assert!(traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).is_none());
         let ended: Vec<_> = traffic
             .drain()
+            .deliveries
             .into_iter()
             .filter_map(|delivery| match delivery.what {
                 What::Event(id, _) => Some(id),
@@ -340,14 +475,15 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         traffic.open(1);
-        let id = traffic.submit(&link, 0, Form::Whole(Piece::default()), |_| ToWorker::Drain).unwrap();
+        let id =
+            traffic.submit(&link, 0, Form::Whole(Piece::default()), asked(), |_| ToWorker::Drain).unwrap();
         let token = |id| PickedToken { id, logprobs: None };
         for (text, tokens) in [("a", vec![token(1)]), ("", vec![]), ("bc", vec![token(2), token(3)])] {
             traffic.step(1, vec![(id, Event::Piece(Piece { text: text.to_owned(), tokens }))]);
         }
-        assert!(traffic.drain().is_empty());
+        assert!(traffic.drain().deliveries.is_empty());
         traffic.step(1, vec![(id, finished())]);
-        let told: Vec<_> = traffic.drain().into_iter().map(|delivery| delivery.what).collect();
+        let told: Vec<_> = traffic.drain().deliveries.into_iter().map(|delivery| delivery.what).collect();
         let [What::Event(_, Event::Piece(piece)), What::Event(_, Event::Finished { .. })] = &told[..] else {
             panic!("{told:?}");
         };
@@ -361,7 +497,7 @@ mod tests {
         traffic.open(1);
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let id = traffic.submit(&link, 0, Form::Events, |_| ToWorker::Drain).unwrap();
+        let id = traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap();
         let started = || vec![(id, Event::Started { prompt_tokens: 1 })];
         traffic.step(1, started());
         traffic.set_waker(Some(Arc::new(move || {
@@ -369,9 +505,82 @@ mod tests {
         })));
         traffic.step(1, started());
         assert_eq!(calls.load(Ordering::SeqCst), 1);
-        assert_eq!(traffic.drain().len(), 2);
+        assert_eq!(traffic.drain().deliveries.len(), 2);
         traffic.step(1, started());
         traffic.step(1, started());
         assert_eq!(calls.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn each_question_is_answered_once_and_has_a_deadline() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        traffic.open(1);
+        let ask = || traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
+        let outcomes =
+            || traffic.drain().outcomes.into_iter().map(|(id, it)| (id, it.map_err(|fault| fault.code)));
+        let (answered, forgotten, late) = (ask(), ask(), ask());
+        assert_eq!(traffic.owed_by(1), Some(3));
+        traffic.answer(2, answered, Ok(Answer::Text("of another".into())));
+        traffic.answer(1, answered, Ok(Answer::Text("hello".into())));
+        traffic.answer(1, answered, Ok(Answer::Text("again".into())));
+        traffic.forget_question(forgotten);
+        traffic.answer(1, forgotten, Ok(Answer::Text("late".into())));
+        assert_eq!(outcomes().collect::<Vec<_>>(), [(answered, Ok(r#"{"Text":"hello"}"#.to_owned()))]);
+        for _ in 0..=QUESTION_SECONDS {
+            traffic.tick();
+        }
+        assert_eq!(outcomes().collect::<Vec<_>>(), [(late, Err(ErrorCode::Timeout))]);
+        let orphan = ask();
+        traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
+        assert_eq!(outcomes().collect::<Vec<_>>(), [(orphan, Err(ErrorCode::EngineCrashed))]);
+        assert_eq!((traffic.owed_by(1), traffic.ask(&link, asked(), |_| ToWorker::Drain)), (None, None));
+    }
+
+    #[test]
+    fn who_had_sent_nothing_is_suspected_first() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        let run = |texts: &[&'static str]| -> Vec<RequestId> {
+            traffic.open(1);
+            let submit = |text: &&str| {
+                let asked = Fingerprint::of("m", text);
+                traffic.submit(&link, 0, Form::Events, asked, |_| ToWorker::Drain).unwrap()
+            };
+            texts.iter().map(submit).collect()
+        };
+        let refused = |text: &str| traffic.acquit(Fingerprint::of("m", &text), "m").is_err();
+        for times in 1..=2 {
+            let ids = run(&["answered", "poison"]);
+            traffic.step(1, vec![(ids[0], Event::Piece(Piece { text: "a".into(), tokens: vec![] }))]);
+            assert_eq!(traffic.suspect(1, "m"), times == 2);
+            traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
+        }
+        assert!(refused("poison") && !refused("answered"));
+        // Where all had sent something, it may be any of them; who is served afterwards was not.
+        for _ in 0..2 {
+            for id in run(&["answered"]) {
+                traffic.step(1, vec![(id, Event::Piece(Piece { text: "a".into(), tokens: vec![] }))]);
+            }
+            traffic.suspect(1, "m");
+            traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
+        }
+        assert!(refused("answered"));
+        for id in run(&["answered"]) {
+            traffic.step(1, vec![(id, finished())]);
+        }
+        assert!(!refused("answered"));
+    }
+
+    #[test]
+    fn a_reply_that_is_dropped_is_an_error() {
+        let traffic = Arc::new(Traffic::default());
+        let (ticket, reply) = traffic.ticket();
+        drop(reply);
+        let (other, reply) = traffic.ticket();
+        reply.send(Ok("1".into()));
+        let outcomes = traffic.drain().outcomes;
+        assert_eq!((outcomes[0].0, outcomes[0].1.as_ref().unwrap_err().code), (ticket, ErrorCode::Internal));
+        assert_eq!(outcomes[1..], [(other, Ok("1".to_owned()))]);
     }
 }

@@ -19,8 +19,11 @@ use serde_json::{Value, json};
 
 use super::{
     Inner,
-    process::{Control, Death, Launch, Process, shutting_down},
-    slot::{Loaded, Running, Slot},
+    inflight::Reply,
+    minding::{Control, Death},
+    process::{Launch, Process, shutting_down},
+    slot::{Begin, Loaded, Running, Slot, Waiter},
+    wishes::{Setup, Wishes},
 };
 use crate::{
     choose::choose,
@@ -34,7 +37,7 @@ use crate::{
 };
 
 /// How long a worker may take to end after it has said its last word.
-const FAREWELL: Duration = Duration::from_secs(3);
+const END_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What a client may say of a load.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -74,18 +77,106 @@ pub struct LoadRequest {
     pub options: Option<BTreeMap<String, OptionValue>>,
 }
 
-/// Why a load came to nothing, and whether the engine died of it.
-type Failure = (Fault, bool);
+/// Why a load came to nothing, and how the engine died of it, if it did.
+type Failure = Box<(Fault, Option<Death>)>;
 
 fn plainly(fault: Fault) -> Failure {
-    (fault, false)
+    Box::new((fault, None))
 }
 
-pub(super) fn load(
+/// Loads a model, or lets the asker wait for a load under way. The thread of the one that loads is busy until
+/// it has ended; all others are free at once.
+pub(super) fn load(inner: &Arc<Inner>, request: LoadRequest, reply: Reply) {
+    let (slot, model, wishes) = match prepare(inner, &request) {
+        Ok(prepared) => prepared,
+        Err(fault) => return reply.send(Err(fault)),
+    };
+    let format = request.format.clone();
+    let setup = Setup::new(&wishes, &inner.config);
+    match slot.begin(Waiter { request, reply }, &wishes, setup.clone()) {
+        Begin::Waits => {}
+        Begin::Known(reply, known) => reply.send(known.and_then(|loaded| written(&loaded))),
+        Begin::Load => {
+            let guard = LoadGuard(inner, &slot);
+            let result = run(inner, &slot, &model, setup, format.as_deref()).map_err(|failure| {
+                // Whatever else it looks like, the shutdown is why it failed.
+                if inner.processes.is_closed() { plainly(shutting_down()) } else { failure }
+            });
+            std::mem::forget(guard);
+            end(inner, &slot, result);
+            if let Ok(running) = slot.ready() {
+                // It may have died before the slot knew it as its own.
+                inner.notice_early_death(&slot, &running);
+            }
+        }
+    }
+}
+
+fn prepare(inner: &Inner, request: &LoadRequest) -> Result<(Arc<Slot>, Model, Wishes), Fault> {
+    if inner.processes.is_closed() {
+        return Err(shutting_down());
+    }
+    let model = inner.find(&request.model_id)?;
+    let wishes = wishes(inner, request)?;
+    if request.engine.is_some() || request.format.is_some() {
+        // What cannot be had is said, also where the model is loaded in another way already.
+        choose(
+            inner.wish(&model, request.engine.as_deref(), request.format.as_deref()),
+            &inner.candidates(false),
+        )?;
+    }
+    Ok((inner.slot(&request.model_id, &model.id), model, wishes))
+}
+
+/// Tells all who waited what came of it.
+fn end(inner: &Arc<Inner>, slot: &Arc<Slot>, result: Result<Arc<Running>, Failure>) {
+    let (outcome, waiting, is_given_up) = slot.end_load(result);
+    match &outcome {
+        Ok(loaded) => log::info!("{}", in_words(loaded)),
+        Err(fault) if is_given_up || fault.code == ErrorCode::ShuttingDown => log::info!("{fault}"),
+        Err(fault) => log::error!("'{}' could not be loaded: {fault}", slot.model_id),
+    }
+    if is_given_up {
+        return inner.load_again(waiting);
+    }
+    let outcome = outcome.and_then(|loaded| written(&loaded));
+    for Waiter { reply, .. } in waiting {
+        reply.send(outcome.clone());
+    }
+}
+
+fn in_words(loaded: &Loaded) -> String {
+    let Loaded { model_id, engine, engine_version, load_ms, facts, .. } = loaded;
+    let bytes = facts.memory.iter().fold(0, |sum, use_| use_.total().saturating_add(sum));
+    format!(
+        "'{model_id}' is loaded with {engine} {engine_version}, in {load_ms} ms: context {} tokens, {} sequences, \
+         {} MiB",
+        facts.context_length,
+        facts.max_sequences,
+        bytes.div_ceil(1 << 20)
+    )
+}
+
+fn written(loaded: &Loaded) -> Result<String, Fault> {
+    serde_json::to_string(loaded)
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}")))
+}
+
+/// A load that panics must not leave its slot waiting for ever.
+struct LoadGuard<'a>(&'a Arc<Inner>, &'a Arc<Slot>);
+
+impl Drop for LoadGuard<'_> {
+    fn drop(&mut self) {
+        end(self.0, self.1, Err(plainly(Fault::new(ErrorCode::Internal, "The load ended without a result"))));
+    }
+}
+
+fn run(
     inner: &Arc<Inner>,
     slot: &Arc<Slot>,
     model: &Model,
-    request: &LoadRequest,
+    mut setup: Setup,
+    format: Option<&str>,
 ) -> Result<Arc<Running>, Failure> {
     let begun = Instant::now();
     if let (Some(problem), Some(_)) = (&model.problem, &inner.config.gpu_backend) {
@@ -93,11 +184,13 @@ pub(super) fn load(
         return Err(plainly(problem.clone()));
     }
     let candidates = inner.candidates(false);
-    let candidate = choose(inner.wish(model, request), &candidates).map_err(plainly)?;
-    let speculation = speculation(inner, request).map_err(plainly)?;
-    let plan = plan(inner, model, candidate, request, speculation).map_err(plainly)?;
+    let candidate = choose(inner.wish(model, setup.engine(), format), &candidates).map_err(plainly)?;
+    setup.chosen(&candidate.id);
+    slot.chosen(&candidate.id);
+    let plan = plan(inner, model, candidate, &setup).map_err(plainly)?;
     log::info!("loading '{}' with {} {}", model.id, plan.engine.id, plan.engine.version);
     let dying = Arc::downgrade(slot);
+    let traffic = Arc::downgrade(&inner.traffic);
     let number = Arc::new(Mutex::new(0));
     let own = Arc::clone(&number);
     let started = inner.processes.start(
@@ -105,10 +198,15 @@ pub(super) fn load(
             command: &inner.config.worker_command,
             engine_env: &inner.config.engine_env,
             start_timeout: inner.config.start_timeout(),
-            label: plan.engine.id.clone(),
-            on_death: Box::new(move |death| match dying.upgrade() {
-                Some(slot) => slot.worker_died(*own.lock(), death),
-                None => shutting_down(),
+            engine: plan.engine.id.clone(),
+            model: Some(model.id.clone()),
+            on_death: Box::new(move |death| match (dying.upgrade(), traffic.upgrade()) {
+                (Some(slot), Some(traffic)) => {
+                    let worker = *own.lock();
+                    let is_known = !death.expected && traffic.suspect(worker, &slot.model_id);
+                    slot.worker_died(worker, death, is_known)
+                }
+                _ => shutting_down(),
             }),
         },
         &inner.traffic,
@@ -118,18 +216,19 @@ pub(super) fn load(
     let flight = Flight { inner, slot, process: &process, controls: &controls, plan: &plan };
     if !slot.loading(&process) {
         process.kill();
-        return Err(plainly(flight.given_up()));
+        return Err(plainly(slot.unloaded()));
     }
     let result = flight.fly(model);
     match result {
         Ok((facts, mut room)) => {
             room.settle(&facts.memory, &model.id);
             inner.traffic.open(process.link.worker);
+            setup.came_to(&facts);
             let loaded = loaded(model, candidate, facts, begun.elapsed());
-            log::info!("'{}' is loaded, in {} ms", model.id, loaded.load_ms);
             Ok(Arc::new(Running {
                 process,
                 loaded,
+                setup,
                 room: Mutex::new(Some(room)),
                 controls: Mutex::new(controls),
                 since: Instant::now(),
@@ -137,7 +236,7 @@ pub(super) fn load(
         }
         Err(failure) => {
             // The model's memory is free only when the process is gone.
-            process.stop(Instant::now() + FAREWELL);
+            process.stop(Instant::now() + END_DEADLINE);
             Err(failure)
         }
     }
@@ -177,13 +276,13 @@ impl Flight<'_> {
                 }
                 Ok(Control::Message(FromWorker::LoadFailed(fault))) => return Err(plainly(fault)),
                 Ok(Control::Message(_)) => {}
-                Ok(Control::Died(death)) => return Err(self.died(&death)),
+                Ok(Control::Died(death)) => return Err(self.died(death)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(plainly(Fault::new(ErrorCode::Internal, "The worker's thread is gone")));
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.process.kill();
-                    let message = timed_out(&self.process.stage(), timeout);
+                    let message = timed_out(&self.process.output.stage(), timeout);
                     return Err(plainly(Fault::new(
                         ErrorCode::Timeout,
                         format!("Model '{}' with engine '{}': {message}", model.id, self.plan.engine.id),
@@ -203,63 +302,24 @@ impl Flight<'_> {
         })
     }
 
-    fn died(&self, death: &Death) -> Failure {
+    fn died(&self, death: Death) -> Failure {
         if self.slot.is_given_up() {
-            return plainly(self.given_up());
+            return plainly(self.slot.unloaded());
         }
-        let fault = Fault::new(
-            ErrorCode::EngineCrashed,
-            format!(
-                "Engine '{}' crashed while it loaded model '{}': {}",
-                self.plan.engine.id,
-                self.plan.model_id,
-                death.describe()
-            ),
-        );
-        (fault, true)
-    }
-
-    fn given_up(&self) -> Fault {
-        Fault::new(
-            ErrorCode::Cancelled,
-            format!("The load of model '{}' was given up: it was unloaded", self.plan.model_id),
-        )
+        Box::new((Fault::new(ErrorCode::EngineCrashed, death.describe()), Some(death)))
     }
 }
 
-fn plan(
-    inner: &Inner,
-    model: &Model,
-    candidate: &Candidate,
-    request: &LoadRequest,
-    speculation: Speculation,
-) -> Result<LoadPlan, Fault> {
+fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> Result<LoadPlan, Fault> {
     let config = &inner.config;
-    if let (Some(asked), Some(longest)) = (request.context_length, model.context_length)
-        && u64::from(asked) > longest
-    {
-        // An engine would first find out what so long a context takes.
-        let message = format!("a context of {asked} tokens was asked for; the model takes 1 to {longest}");
-        return Err(Fault::new(ErrorCode::InvalidRequest, message).param("context_length"));
-    }
-    let mut options = config.engine_options.clone();
-    options.extend(request.options.clone().unwrap_or_default());
-    Ok(LoadPlan {
+    let plan = LoadPlan {
         engine: address(candidate)?,
         model: model.path.clone(),
         model_id: model.id.clone(),
-        size: ContextSize {
-            context_length: request.context_length,
-            max_sequences: request.max_sequences,
-            cache_tokens: request.cache_tokens,
-        },
-        usual_size: ContextSize {
-            context_length: config.context_length,
-            max_sequences: config.max_sequences,
-            cache_tokens: config.cache_tokens,
-        },
-        gpu_layers: request.gpu_layers.unwrap_or(-1),
-        threads: request.threads.unwrap_or(config.threads),
+        size: ContextSize::default(),
+        usual_size: ContextSize::default(),
+        gpu_layers: -1,
+        threads: 0,
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
         scheduling: Scheduling {
             queue_limit: config.queue_limit,
@@ -267,35 +327,53 @@ fn plan(
             keep_prefixes: config.keep_prefixes,
         },
         step_timeout_seconds: config.step_timeout_seconds,
-        speculation,
-        options: options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect(),
-    })
+        speculation: Speculation::Off,
+        options: Vec::new(),
+    };
+    let plan = setup.laid_into(plan);
+    if let (Some(asked), Some(longest)) = (plan.size.context_length, model.context_length)
+        && u64::from(asked) > longest
+    {
+        // An engine would first find out what so long a context takes.
+        let message = format!("a context of {asked} tokens was asked for; the model takes 1 to {longest}");
+        return Err(Fault::new(ErrorCode::InvalidRequest, message).param("context_length"));
+    }
+    Ok(plan)
 }
 
-/// What the request says, or else the configuration.
-fn speculation(inner: &Inner, request: &LoadRequest) -> Result<Speculation, Fault> {
-    let config = &inner.config;
-    match (request.speculation, &request.draft_model) {
-        (Some(_), Some(_)) => Err(Fault::new(
-            ErrorCode::InvalidRequest,
-            "speculation and draft_model exclude each other: a load that names a draft model uses it",
-        )
-        .param("draft_model")),
+fn wishes(inner: &Inner, request: &LoadRequest) -> Result<Wishes, Fault> {
+    let speculation = match (request.speculation, &request.draft_model) {
+        (Some(_), Some(_)) => {
+            return Err(Fault::new(
+                ErrorCode::InvalidRequest,
+                "speculation and draft_model exclude each other: a load that names a draft model uses it",
+            )
+            .param("draft_model"));
+        }
         (None, Some(id)) => {
             let draft = inner.find(id).map_err(|fault| fault.param("draft_model"))?;
             match draft.problem {
-                Some(problem) => Err(problem.param("draft_model")),
-                None => Ok(Speculation::Model(draft.path)),
+                Some(problem) => return Err(problem.param("draft_model")),
+                None => Some(Speculation::Model(draft.path)),
             }
         }
-        (Some(config::Speculation::Off), None) => Ok(Speculation::Off),
-        (Some(config::Speculation::Lookup), None) => Ok(Speculation::Lookup),
-        (None, None) => Ok(match (config.speculation, &config.draft_model) {
-            (config::Speculation::Off, _) => Speculation::Off,
-            (config::Speculation::Lookup, None) => Speculation::Lookup,
-            (config::Speculation::Lookup, Some(path)) => Speculation::Model(path.clone()),
-        }),
-    }
+        (Some(config::Speculation::Off), None) => Some(Speculation::Off),
+        (Some(config::Speculation::Lookup), None) => Some(Speculation::Lookup),
+        (None, None) => None,
+    };
+    let text = |(name, value): (&String, &OptionValue)| (name.clone(), value.to_text());
+    Ok(Wishes {
+        engine: request.engine.clone(),
+        size: ContextSize {
+            context_length: request.context_length,
+            max_sequences: request.max_sequences,
+            cache_tokens: request.cache_tokens,
+        },
+        gpu_layers: request.gpu_layers,
+        threads: request.threads,
+        speculation,
+        options: request.options.as_ref().map(|options| options.iter().map(text).collect()),
+    })
 }
 
 fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
@@ -369,6 +447,16 @@ pub(super) struct ProcessProbe<'a>(pub(super) &'a Inner);
 
 impl Probe for ProcessProbe<'_> {
     fn probe(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
+        self.look(address).inspect_err(|refusal| {
+            if !self.0.processes.is_closed() {
+                log::warn!("engine '{}' is of no use: {refusal}", address.id);
+            }
+        })
+    }
+}
+
+impl ProcessProbe<'_> {
+    fn look(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
         let inner = self.0;
         let (process, controls) = inner
             .processes
@@ -377,7 +465,8 @@ impl Probe for ProcessProbe<'_> {
                     command: &inner.config.worker_command,
                     engine_env: &inner.config.engine_env,
                     start_timeout: inner.config.start_timeout(),
-                    label: address.id.clone(),
+                    engine: address.id.clone(),
+                    model: None,
                     on_death: Box::new(|_| shutting_down()),
                 },
                 &inner.traffic,
@@ -390,7 +479,7 @@ impl Probe for ProcessProbe<'_> {
             match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Control::Message(FromWorker::Verdict(verdict))) => {
                     // It ends by itself; one that hangs at its end does not get in the way.
-                    process.stop(Instant::now() + FAREWELL);
+                    process.stop(Instant::now() + END_DEADLINE);
                     return verdict.map_err(Refusal::Probed);
                 }
                 Ok(Control::Message(_)) => {}
@@ -406,7 +495,7 @@ impl Probe for ProcessProbe<'_> {
                 }
                 Err(_) => {
                     process.kill();
-                    let stage = process.stage();
+                    let stage = process.output.stage();
                     return Err(Refusal::TimedOut {
                         path: address.binary.clone(),
                         during: if stage.is_empty() { "its start".to_owned() } else { stage },

@@ -4,12 +4,19 @@
 //! Owns the life of every worker: none outlives it. Refuses to know any API family; requests and
 //! events pass through as they are.
 
+mod clock;
 mod environment;
+mod errands;
 mod inflight;
 mod load;
+mod minding;
 mod outlets;
+mod output;
 mod process;
+mod silence;
 mod slot;
+mod suspects;
+mod wishes;
 
 use std::{
     collections::HashMap,
@@ -22,20 +29,24 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     request::Request,
 };
-use llm_node_wire::message::{Answer, FromWorker, PROTOCOL_VERSION, Question, ToWorker};
+use llm_node_wire::message::{FromWorker, PROTOCOL_VERSION, Question, ToWorker};
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
+    errands::Errands,
     inflight::Traffic,
     load::ProcessProbe,
-    process::{Control, Process, Processes, shutting_down},
-    slot::{Begin, Running, Slot, to_be_loaded},
+    minding::Control,
+    process::{Process, Processes, shutting_down},
+    slot::{Running, Slot, Unload, Waiter, not_loaded, to_be_loaded},
+    suspects::Fingerprint,
 };
 pub use self::{
     inflight::{Form, Waker},
     load::LoadRequest,
-    outlets::{ClientId, Delivery, MAX_UNSENT, What},
+    outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Waiting, What},
     slot::Loaded,
 };
 use crate::{
@@ -53,12 +64,17 @@ use crate::{
 /// Names a stream within the node.
 pub type StreamId = u64;
 
+/// Names something that was asked for, and whose [`Outcome`] comes by [`Supervisor::drain`].
+pub type Ticket = u64;
+
 /// How long an answer to a question may take: embeddings of a large batch on a slow machine.
-const ANSWER_DEADLINE: Duration = Duration::from_mins(10);
+const QUESTION_SECONDS: u32 = 600;
+/// A model of which nothing was heard for so long stands still, whatever `--step-timeout` says.
+const STANDSTILL_SECONDS: u32 = 30;
 /// How long an engine may take to shut down once its requests have ended.
-const FAREWELL: Duration = Duration::from_secs(5);
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Of a shutdown's time, this much is kept for workers that do not stop by themselves.
-const LAST_RESORT: Duration = Duration::from_secs(2);
+const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
@@ -75,6 +91,10 @@ struct Inner {
     processes: Arc<Processes>,
     traffic: Arc<Traffic>,
     slots: Mutex<Slots>,
+    /// Loads and unloads.
+    changes: Errands,
+    /// Looks at what there is.
+    reports: Errands,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +112,7 @@ impl Supervisor {
                 log::info!("{}: no such folder, so nothing is found there", folder.display());
             }
         }
-        Self {
+        let this = Self {
             inner: Arc::new(Inner {
                 registry: Registry::new(config.engines_dirs.clone()),
                 catalog: Catalog::new(config.models_dir.clone(), config.demo_model.clone()),
@@ -104,148 +124,67 @@ impl Supervisor {
                 processes: Arc::new(Processes::default()),
                 traffic: Arc::new(Traffic::default()),
                 slots: Mutex::default(),
+                changes: Errands::default(),
+                reports: Errands::default(),
                 config,
             }),
-        }
-    }
-
-    /// Every candidate with its verdict. Blocks while candidates are probed.
-    pub fn engines(&self, refresh: bool) -> Vec<EngineRow> {
-        self.inner.candidates(refresh).iter().map(EngineRow::from).collect()
-    }
-
-    /// Every model found, with its state: `available`, `loading`, `loaded` or `failed`.
-    pub fn models(&self) -> Vec<Value> {
-        let formats = self.inner.registry.formats();
-        let models = self.inner.catalog.models(&formats);
-        let slots = self.inner.slots.lock().by_id.clone();
-        let mut rows: Vec<Value> = models
-            .iter()
-            .map(|model| self.model_row(model, slots.get(&model.id).map(AsRef::as_ref)))
-            .collect();
-        // A loaded model whose file has gone is still served.
-        for (id, slot) in slots {
-            if !models.iter().any(|model| model.id == id) {
-                let (status, fields) = slot.report(&self.inner.traffic);
-                if status == "loaded" || status == "loading" {
-                    rows.push(merge(json!({ "id": id, "status": status }), fields));
-                }
-            }
-        }
-        rows
-    }
-
-    fn model_row(&self, model: &Model, slot: Option<&Slot>) -> Value {
-        let row = json!({
-            "id": model.id,
-            "format": model.format,
-            "architecture": model.architecture,
-            "name": model.name,
-            "quantization": model.quantization,
-            "size_bytes": model.size_bytes,
-            "context_length": model.context_length,
-            "path": model.path.display().to_string(),
-        });
-        let (status, fields) = slot.map_or(("available", json!({})), |slot| slot.report(&self.inner.traffic));
-        match &model.problem {
-            Some(problem) if status == "available" => merge(
-                row,
-                json!({
-                    "status": "failed",
-                    "error": { "code": problem.code, "message": problem.message },
-                }),
-            ),
-            _ => merge(merge(row, json!({ "status": status })), fields),
-        }
-    }
-
-    /// Loads a model, or joins a load under way. Blocks until it is ready.
-    pub fn load(&self, request: &LoadRequest) -> Result<Loaded, Fault> {
-        let inner = &self.inner;
-        if inner.processes.is_closed() {
-            return Err(shutting_down());
-        }
-        let model = inner.find(&request.model_id)?;
-        if request.engine.is_some() || request.format.is_some() {
-            // What cannot be had is said, also where the model is loaded in another way already.
-            choose(inner.wish(&model, request), &inner.candidates(false))?;
-        }
-        let slot = inner.slot(&request.model_id, &model.id);
-        match slot.begin(inner.patience()) {
-            Begin::Done(result) => match ((*result)?, &request.engine) {
-                (loaded, Some(engine)) if *engine != loaded.engine => Err(Fault::new(
-                    ErrorCode::InvalidRequest,
-                    format!(
-                        "Model '{}' is loaded with engine '{}'; unload it before it can be loaded with '{engine}'",
-                        model.id, loaded.engine
-                    ),
-                )
-                .param("engine")),
-                (loaded, _) => Ok(loaded),
-            },
-            Begin::Load => {
-                let guard = LoadGuard(&slot);
-                let result = load::load(inner, &slot, &model, request).map_err(|failure| {
-                    // Whatever else it looks like, the shutdown is why it failed.
-                    if inner.processes.is_closed() { (shutting_down(), false) } else { failure }
-                });
-                std::mem::forget(guard);
-                let loaded = slot.end_load(result);
-                if let Ok(running) = slot.ready() {
-                    // It may have died before the slot knew it as its own.
-                    inner.notice_early_death(&slot, &running);
-                }
-                loaded
-            }
-        }
-    }
-
-    /// Drains, stops, waits for the process to end.
-    pub fn unload(&self, model_id: &str, timeout: Duration) -> Result<(), Fault> {
-        let inner = &self.inner;
-        let Some(slot) = inner.known_slot(model_id) else {
-            let model = inner.catalog.find(model_id, &inner.registry.formats())?;
-            return Err(Fault::new(ErrorCode::ModelNotFound, format!("Model '{}' is not loaded", model.id))
-                .param("model"));
         };
-        let deadline = Instant::now() + timeout;
-        if let Some(running) = slot.begin_unload()? {
-            drain(&running, deadline);
-            end(&running, Instant::now() + FAREWELL);
-            slot.end_unload();
-            log::info!("'{}' is unloaded", slot.model_id);
-        } else if !slot.wait_until_gone(deadline + FAREWELL * 2) {
-            return Err(Fault::new(
-                ErrorCode::Timeout,
-                format!("Model '{}' was not unloaded in time", slot.model_id),
-            ));
-        }
-        Ok(())
+        let inner = Arc::downgrade(&this.inner);
+        process::spawn_thread("clock", move || clock::keep(&inner));
+        this
     }
 
-    /// Devices, ledger, workers, versions.
-    pub fn system(&self) -> Value {
-        let inner = &self.inner;
-        let slots: Vec<Arc<Slot>> = inner.slots.lock().by_id.values().cloned().collect();
-        let workers: Vec<Value> = slots
-            .iter()
-            .filter_map(|slot| {
-                let (status, fields) = slot.report(&inner.traffic);
-                (status != "available")
-                    .then(|| merge(json!({ "model_id": slot.model_id, "status": status }), fields))
-            })
-            .collect();
-        json!({
-            "gpu_backend": inner.config.gpu_backend,
-            "vram_limit_bytes": inner.config.vram_limit_bytes,
-            "devices": inner.devices.rows(),
-            "workers": workers,
-            "versions": {
-                "llm_node": env!("CARGO_PKG_VERSION"),
-                "abi": llm_node_abi::ENGINE_ABI_VERSION,
-                "protocol": PROTOCOL_VERSION,
-            },
+    /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
+    pub fn engines(&self, refresh: bool) -> Ticket {
+        self.report("engines", move |inner| {
+            inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>()
         })
+    }
+
+    /// Every model found, with its state: `available`, `loading`, `loaded` or `failed`. Waits for no worker.
+    pub fn models(&self) -> Ticket {
+        self.report("models", |inner| inner.models())
+    }
+
+    /// Devices, ledger, workers, versions. Waits for no worker.
+    pub fn system(&self) -> Ticket {
+        self.report("system", |inner| inner.system())
+    }
+
+    fn report<T: Serialize>(
+        &self,
+        name: &'static str,
+        look: impl FnOnce(&Arc<Inner>) -> T + Send + 'static,
+    ) -> Ticket {
+        self.inner.reports.run(&self.inner, name, |inner, reply| {
+            let report = serde_json::to_string(&look(inner));
+            reply.send(report.map_err(|error| {
+                Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}"))
+            }));
+        })
+    }
+
+    /// Loads a model, or joins a load under way. What comes is [`Loaded`].
+    pub fn load(&self, request: LoadRequest) -> Ticket {
+        self.inner.changes.run(&self.inner, "load", |inner, reply| load::load(inner, request, reply))
+    }
+
+    /// Drains, stops, waits for the process to end. What comes is null.
+    pub fn unload(&self, model_id: &str, timeout: Duration) -> Ticket {
+        let model_id = model_id.to_owned();
+        self.inner.changes.run(&self.inner, "unload", move |inner, reply| {
+            reply.send(inner.unload(&model_id, timeout).map(|()| "null".to_owned()));
+        })
+    }
+
+    /// Why a model answers nothing although it is loaded, if there is one. Never blocks.
+    pub fn standstill(&self) -> Option<String> {
+        let limit = match self.inner.config.step_timeout_seconds {
+            0 => STANDSTILL_SECONDS,
+            limit => limit.min(STANDSTILL_SECONDS),
+        };
+        let slots: Vec<Arc<Slot>> = self.inner.slots.lock().by_id.values().cloned().collect();
+        slots.iter().find_map(|slot| slot.stands_still(limit))
     }
 
     /// New figures of the devices.
@@ -259,14 +198,43 @@ impl Supervisor {
     pub fn submit(
         &self,
         model_id: &str,
-        request: Request,
+        mut request: Request,
         client: ClientId,
         form: Form,
     ) -> Result<StreamId, Fault> {
-        let running = self.ready(model_id)?;
-        let send = |id| ToWorker::Generate { id, request };
+        let slot = self.known(model_id)?;
+        // Another seed does not make it another request.
+        let seed = request.sampling.seed.take();
+        let asked = Fingerprint::of(&slot.model_id, &request);
+        request.sampling.seed = seed;
         let traffic = &self.inner.traffic;
-        traffic.submit(&running.process.link, client, form, send).ok_or_else(|| died(model_id))
+        traffic.acquit(asked, &slot.model_id)?;
+        let running = slot.ready()?;
+        let send = |id| ToWorker::Generate { id, request };
+        traffic.submit(&running.process.link, client, form, asked, send).ok_or_else(|| died(model_id))
+    }
+
+    /// Asks a model that is ready. Never blocks. What comes is an `Answer`.
+    pub fn ask(&self, model_id: &str, question: Question) -> Result<Ticket, Fault> {
+        let slot = self.known(model_id)?;
+        let asked = Fingerprint::of(&slot.model_id, &question);
+        let traffic = &self.inner.traffic;
+        traffic.acquit(asked, &slot.model_id)?;
+        let running = slot.ready()?;
+        let send = |id| ToWorker::Ask { id, question };
+        traffic.ask(&running.process.link, asked, send).ok_or_else(|| died(model_id))
+    }
+
+    /// Nobody waits for the answer to a question any more.
+    pub fn forget(&self, ticket: Ticket) {
+        self.inner.traffic.forget_question(ticket);
+    }
+
+    fn known(&self, model_id: &str) -> Result<Arc<Slot>, Fault> {
+        if self.inner.processes.is_closed() {
+            return Err(shutting_down());
+        }
+        self.inner.known_slot(model_id).ok_or_else(|| to_be_loaded(model_id))
     }
 
     /// The client's connection has so many bytes that it cannot send now, or is about to be written to. Its
@@ -295,39 +263,14 @@ impl Supervisor {
         self.inner.traffic.cancel(stream);
     }
 
-    /// Asks a model that is ready. Blocks for the answer.
-    pub fn ask(&self, model_id: &str, question: Question) -> Result<Answer, Fault> {
-        let running = self.ready(model_id)?;
-        let send = |id| ToWorker::Ask { id, question };
-        let (id, answer) =
-            self.inner.traffic.ask(&running.process.link, send).ok_or_else(|| died(model_id))?;
-        answer.recv_timeout(ANSWER_DEADLINE).unwrap_or_else(|_| {
-            self.inner.traffic.forget_question(id);
-            Err(Fault::new(
-                ErrorCode::Timeout,
-                format!("Model '{model_id}' did not answer within {} s", ANSWER_DEADLINE.as_secs()),
-            ))
-        })
-    }
-
-    fn ready(&self, model_id: &str) -> Result<Arc<Running>, Fault> {
-        if self.inner.processes.is_closed() {
-            return Err(shutting_down());
-        }
-        match self.inner.known_slot(model_id) {
-            Some(slot) => slot.ready(),
-            None => Err(to_be_loaded(model_id)),
-        }
-    }
-
     /// Whom to call when something waits for [`Supervisor::drain`]. Called once per drain, from any
     /// thread; it must not block.
     pub fn set_waker(&self, waker: Option<Waker>) {
         self.inner.traffic.set_waker(waker);
     }
 
-    /// Everything since the last call, in order.
-    pub fn drain(&self) -> Vec<Delivery> {
+    /// Everything since the last call.
+    pub fn drain(&self) -> Waiting {
         self.inner.traffic.drain()
     }
 
@@ -338,12 +281,20 @@ impl Supervisor {
         let begun = Instant::now();
         inner.processes.close();
         let slots: Vec<Arc<Slot>> = inner.slots.lock().by_id.values().cloned().collect();
-        let drained = begun + limit.saturating_sub(LAST_RESORT.min(limit / 2));
+        let drained = begun + limit.saturating_sub(KILL_DEADLINE.min(limit / 2));
         let mut loaded: Vec<(Arc<Slot>, Arc<Running>)> = Vec::new();
         for slot in slots {
-            if let Ok(Some(running)) = slot.begin_unload() {
-                running.process.link.send(ToWorker::Drain);
-                loaded.push((slot, running));
+            match slot.begin_unload() {
+                Ok(Unload::Drain(running)) => {
+                    running.process.link.send(ToWorker::Drain);
+                    loaded.push((slot, running));
+                }
+                Ok(Unload::Wait(waiting)) => {
+                    for Waiter { reply, .. } in waiting {
+                        reply.send(Err(shutting_down()));
+                    }
+                }
+                Ok(Unload::Done) | Err(_) => {}
             }
         }
         // Probes and loads under way have nothing to drain.
@@ -362,14 +313,16 @@ impl Supervisor {
             }
         });
         for (slot, _) in &loaded {
-            slot.end_unload();
+            for Waiter { reply, .. } in slot.end_unload() {
+                reply.send(Err(shutting_down()));
+            }
         }
         let rest: Vec<Arc<Process>> = inner.processes.all();
         for process in &rest {
             process.kill();
         }
         for process in rest {
-            process.wait(Instant::now() + LAST_RESORT);
+            process.wait(Instant::now() + KILL_DEADLINE);
         }
     }
 }
@@ -385,6 +338,113 @@ impl Inner {
         self.registry.candidates(&ProcessProbe(self), refresh)
     }
 
+    fn models(&self) -> Vec<Value> {
+        let formats = self.registry.formats();
+        let models = self.catalog.models(&formats);
+        let slots = self.slots.lock().by_id.clone();
+        let mut rows: Vec<Value> = models
+            .iter()
+            .map(|model| self.model_row(model, slots.get(&model.id).map(AsRef::as_ref)))
+            .collect();
+        // A loaded model whose file has gone is still served.
+        for (id, slot) in slots {
+            if !models.iter().any(|model| model.id == id) {
+                let (status, fields) = slot.report(&self.traffic);
+                if status == "loaded" || status == "loading" {
+                    rows.push(merge(json!({ "id": id, "status": status }), fields));
+                }
+            }
+        }
+        rows
+    }
+
+    fn model_row(&self, model: &Model, slot: Option<&Slot>) -> Value {
+        let row = json!({
+            "id": model.id,
+            "format": model.format,
+            "architecture": model.architecture,
+            "name": model.name,
+            "quantization": model.quantization,
+            "size_bytes": model.size_bytes,
+            "context_length": model.context_length,
+            "path": model.path.display().to_string(),
+        });
+        let (status, fields) = slot.map_or(("available", json!({})), |slot| slot.report(&self.traffic));
+        match &model.problem {
+            Some(problem) if status == "available" => merge(
+                row,
+                json!({
+                    "status": "failed",
+                    "error": { "code": problem.code, "message": problem.message },
+                }),
+            ),
+            _ => merge(merge(row, json!({ "status": status })), fields),
+        }
+    }
+
+    fn system(&self) -> Value {
+        let slots: Vec<Arc<Slot>> = self.slots.lock().by_id.values().cloned().collect();
+        let workers: Vec<Value> = slots
+            .iter()
+            .filter_map(|slot| {
+                let (status, fields) = slot.report(&self.traffic);
+                (status != "available")
+                    .then(|| merge(json!({ "model_id": slot.model_id, "status": status }), fields))
+            })
+            .collect();
+        json!({
+            "gpu_backend": self.config.gpu_backend,
+            "vram_limit_bytes": self.config.vram_limit_bytes,
+            "devices": self.devices.rows(),
+            "workers": workers,
+            "versions": {
+                "llm_node": env!("CARGO_PKG_VERSION"),
+                "abi": llm_node_abi::ENGINE_ABI_VERSION,
+                "protocol": PROTOCOL_VERSION,
+            },
+        })
+    }
+
+    fn unload(self: &Arc<Self>, model_id: &str, timeout: Duration) -> Result<(), Fault> {
+        let slot = match self.known_slot(model_id) {
+            Some(slot) => slot,
+            // Under another name than it was asked for so far?
+            None => match self.catalog.find(model_id, &self.registry.formats())?.id {
+                id if self.known_slot(&id).is_some() => self.slot(model_id, &id),
+                id => return Err(not_loaded(&id)),
+            },
+        };
+        let deadline = Instant::now() + timeout;
+        match slot.begin_unload()? {
+            Unload::Drain(running) => {
+                drain(&running, deadline);
+                end(&running, Instant::now() + STOP_DEADLINE);
+                let waiting = slot.end_unload();
+                log::info!("'{}' is unloaded", slot.model_id);
+                self.load_again(waiting);
+            }
+            Unload::Wait(waiting) => {
+                for Waiter { reply, .. } in waiting {
+                    reply.send(Err(slot.unloaded()));
+                }
+                if !slot.wait_until_gone(deadline + STOP_DEADLINE * 2) {
+                    let message = format!("Model '{}' was not unloaded in time", slot.model_id);
+                    return Err(Fault::new(ErrorCode::Timeout, message));
+                }
+            }
+            Unload::Done => {}
+        }
+        self.traffic.forget_suspects(&slot.model_id);
+        Ok(())
+    }
+
+    /// These came while the model was being unloaded.
+    fn load_again(self: &Arc<Self>, waiting: Vec<Waiter>) {
+        for Waiter { request, reply } in waiting {
+            self.changes.run_for(self, "load", reply, |inner, reply| load::load(inner, request, reply));
+        }
+    }
+
     fn find(&self, model_id: &str) -> Result<Model, Fault> {
         match self.catalog.find(model_id, &self.registry.formats()) {
             // Without a device there is nothing to choose, whatever the model.
@@ -396,13 +456,8 @@ impl Inner {
         }
     }
 
-    fn wish<'a>(&'a self, model: &'a Model, request: &'a LoadRequest) -> Wish<'a> {
-        Wish {
-            model,
-            gpu_backend: self.config.gpu_backend.as_deref(),
-            engine: request.engine.as_deref(),
-            format: request.format.as_deref(),
-        }
+    fn wish<'a>(&'a self, model: &'a Model, engine: Option<&'a str>, format: Option<&'a str>) -> Wish<'a> {
+        Wish { model, gpu_backend: self.config.gpu_backend.as_deref(), engine, format }
     }
 
     fn slot(&self, asked: &str, model_id: &str) -> Arc<Slot> {
@@ -423,31 +478,12 @@ impl Inner {
         slots.by_id.get(id).cloned()
     }
 
-    /// Beyond every deadline of a load: probes of all engines first, then start and load.
-    fn patience(&self) -> Instant {
-        let config = &self.config;
-        let once = config.start_timeout() + config.probe_timeout();
-        let whole =
-            once.saturating_mul(20).saturating_add(config.load_timeout()).saturating_add(LAST_RESORT * 10);
-        Instant::now() + whole.min(Duration::from_hours(24))
-    }
-
     fn notice_early_death(&self, slot: &Slot, running: &Running) {
         let worker = running.process.link.worker;
         if let Some(death) = running.process.death() {
-            let fault = slot.worker_died(worker, &death);
+            let fault = slot.worker_died(worker, &death, false);
             self.traffic.end_of_worker(worker, &fault);
         }
-    }
-}
-
-/// A load that panics must not leave its slot waiting for ever.
-struct LoadGuard<'a>(&'a Slot);
-
-impl Drop for LoadGuard<'_> {
-    fn drop(&mut self) {
-        let fault = Fault::new(ErrorCode::Internal, "The load ended without a result");
-        let _ = self.0.end_load(Err((fault, false)));
     }
 }
 

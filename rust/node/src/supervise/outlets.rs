@@ -17,9 +17,9 @@ use std::{
     sync::Arc,
 };
 
-use llm_node_core::event::Event;
+use llm_node_core::{error::Fault, event::Event};
 
-use super::StreamId;
+use super::{StreamId, Ticket};
 use crate::sse::{Bytes, Content, Template};
 
 /// Names a client of the node: one connection's request, with all of its streams.
@@ -52,12 +52,25 @@ pub enum What {
     Overflow,
 }
 
+/// What came of something that was asked for: JSON, or why there is none.
+pub type Outcome = (Ticket, Result<String, Fault>);
+
+/// All that waits for the node.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// For its clients, in order.
+    pub deliveries: Vec<Delivery>,
+    /// For whoever asked.
+    pub outcomes: Vec<Outcome>,
+}
+
 /// The sending side of a client's connection. A write takes what the kernel takes at once.
 pub(super) type Socket = Box<dyn Write + Send>;
 
 #[derive(Debug, Default)]
 pub(super) struct Outlets {
     waiting: Vec<Delivery>,
+    outcomes: Vec<Outcome>,
     /// Counts the times that everything was taken.
     round: u64,
     clients: HashMap<ClientId, Client>,
@@ -229,7 +242,8 @@ impl Outlets {
 
     /// Is something there that the node has not been told of? It counts as told from now on.
     pub(super) fn wants_waking(&mut self) -> bool {
-        !self.waiting.is_empty() && !mem::replace(&mut self.woken, true)
+        let is_empty = self.waiting.is_empty() && self.outcomes.is_empty();
+        !is_empty && !mem::replace(&mut self.woken, true)
     }
 
     /// There is somebody new to be told.
@@ -237,8 +251,13 @@ impl Outlets {
         self.woken = false;
     }
 
-    /// Everything, in order.
-    pub(super) fn take(&mut self) -> Vec<Delivery> {
+    /// For whoever asked.
+    pub(super) fn outcome(&mut self, outcome: Outcome) {
+        self.outcomes.push(outcome);
+    }
+
+    /// Everything.
+    pub(super) fn take(&mut self) -> Waiting {
         self.woken = false;
         for id in mem::take(&mut self.merged) {
             if self.clients.get(&id).is_some_and(|client| client.lags_by.is_none()) {
@@ -247,7 +266,10 @@ impl Outlets {
         }
         self.round += 1;
         let room = self.waiting.len();
-        mem::replace(&mut self.waiting, Vec::with_capacity(room))
+        Waiting {
+            deliveries: mem::replace(&mut self.waiting, Vec::with_capacity(room)),
+            outcomes: mem::take(&mut self.outcomes),
+        }
     }
 
     /// What was collected becomes one event for each stream.
@@ -334,7 +356,7 @@ mod tests {
             }
             What::Overflow => "overflow".to_owned(),
         };
-        outlets.take().into_iter().map(line).collect()
+        outlets.take().deliveries.into_iter().map(line).collect()
     }
 
     fn finished() -> Event {

@@ -1,11 +1,11 @@
-//! One worker process, from its start to its end.
+//! One worker process: how it is started, asked to end, and ended.
 //!
-//! Owns the socket, the child's output and the watch over it. Nothing here waits without a deadline,
-//! and whoever waits for the child to connect watches at the same time whether it still lives.
+//! Nothing here waits without a deadline, and whoever waits for the child to connect watches at the same time
+//! whether it still lives. Who notices its end is in `minding`, what it says in `output`.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    io::{self, BufRead, BufReader, Read},
+    collections::HashMap,
+    io::{self, Read},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -19,64 +19,33 @@ use std::{
 use interprocess::local_socket::{ListenerNonblockingMode, ListenerOptions, Stream, traits::Listener as _};
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::{
-    endpoint::{self, FromWorkerReader},
-    frame::{FrameError, FrameReader, FrameWriter},
-    message::{FromWorker, PROTOCOL_VERSION, ToWorker},
+    endpoint,
+    message::{FromWorker, ToWorker},
 };
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     environment,
-    inflight::{Link, Outgoing, Traffic, too_large},
+    inflight::{Link, Outgoing, Traffic},
+    minding::{Control, DYING_DEADLINE, Death, Fate, LAST_WORDS_DEADLINE, Minding, Reading, write},
+    output::{Output, pump},
+    silence::Silence,
 };
 use crate::platform::{self, Ending};
 
-/// Lines of a child's output that are kept for the log of its crash.
-const TAIL: usize = 50;
-/// Longest line of a child's output; a longer one is cut into several.
-const MAX_LINE: u64 = 8192;
-/// How long a child may take to end once it has closed its socket: a crash may write a core dump.
-const LAST_BREATH: Duration = Duration::from_secs(5);
-/// Between two looks at a child that is to connect or to end.
+/// Between two looks at a child that is to connect.
 const GLANCE: Duration = Duration::from_millis(5);
-
-/// What a load, a probe or an unload hears from its worker.
-#[derive(Debug)]
-pub(super) enum Control {
-    Message(FromWorker),
-    /// Nothing more comes.
-    Died(Death),
-}
-
-/// How a worker ended.
-#[derive(Clone, Debug)]
-pub(super) struct Death {
-    pub(super) ending: Ending,
-    /// The engine call under way.
-    pub(super) stage: String,
-    /// Was it told to stop, or killed by us?
-    pub(super) expected: bool,
-    /// The last error that it logged, or what it did to the protocol.
-    pub(super) complaint: Option<String>,
-}
-
-impl Death {
-    /// "signal 11 (SIGSEGV) during engine_init"
-    pub(super) fn describe(&self) -> String {
-        let during = if self.stage.is_empty() { "its start" } else { &self.stage };
-        let complaint = self.complaint.as_ref().map(|complaint| format!(": {complaint}")).unwrap_or_default();
-        format!("{} during {during}{complaint}", self.ending)
-    }
-}
 
 /// What a new process needs.
 pub(super) struct Launch<'a> {
     pub(super) command: &'a [String],
+    pub(super) start_timeout: Duration,
     /// Variables that engines get beside the usual ones.
     pub(super) engine_env: &'a [String],
-    pub(super) start_timeout: Duration,
-    /// Prefix of its lines in the log.
-    pub(super) label: String,
+    /// Id of the engine that it is to open.
+    pub(super) engine: String,
+    /// The model that it is to load.
+    pub(super) model: Option<String>,
     /// Decides what the worker's streams are told when it dies.
     pub(super) on_death: Box<dyn FnOnce(&Death) -> Fault + Send>,
 }
@@ -93,15 +62,21 @@ pub(super) struct Processes {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) link: Link,
-    label: String,
+    pub(super) output: Output,
+    pub(super) silence: Silence,
+    engine: String,
+    model: Option<String>,
     pid: u32,
     child: Mutex<Child>,
-    stage: Mutex<String>,
+    /// Its exit status was taken: its number may be somebody else's by now. Changed while `child` is locked.
+    is_reaped: AtomicBool,
+    fates: mpsc::Sender<Fate>,
     /// In thousandths.
     progress: AtomicU32,
-    complaint: Mutex<Option<String>>,
-    tail: Mutex<VecDeque<String>>,
+    /// Milliseconds that the engine's step under way had taken at the last beat.
+    step_ms: AtomicU64,
     expected: AtomicBool,
+    silent_for: Mutex<Option<u32>>,
     death: Mutex<Option<Death>>,
     died: Condvar,
 }
@@ -141,12 +116,26 @@ impl Processes {
             child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>),
         ];
         let (outbox, outgoing) = mpsc::channel();
-        let process = self.adopt(child, launch.label, outbox);
-        let pumps: Vec<mpsc::Receiver<()>> =
-            output.into_iter().flatten().map(|pipe| pump(Arc::clone(&process), pipe)).collect();
+        let (fate, fates) = mpsc::channel();
+        let (control, controls) = mpsc::channel();
+        let (read_out, read) = mpsc::channel();
+        let process = self.adopt(child, launch.engine, launch.model, outbox, fate);
+        let minding = Minding {
+            process: Arc::clone(&process),
+            processes: Arc::clone(self),
+            traffic: Arc::clone(traffic),
+            control: control.clone(),
+            fates,
+            read_out: read,
+            pumps: output.into_iter().flatten().map(|pipe| pump(Arc::clone(&process), pipe)).collect(),
+            on_death: launch.on_death,
+        };
+        spawn_thread("worker-minder", move || minding.run());
+        let waiting = Arc::clone(&process);
+        spawn_thread("worker-end", move || waiting.await_end());
         let start_failed = |fault: Fault| {
             process.kill();
-            process.finish(&pumps, self);
+            process.wait(Instant::now() + DYING_DEADLINE + LAST_WORDS_DEADLINE);
             fault
         };
         let stream = match process.accept(&meeting, deadline, launch.start_timeout) {
@@ -160,15 +149,12 @@ impl Processes {
             Ok(reading_end) => reading_end,
             Err(error) => return Err(start_failed(failed("its socket", &error))),
         };
-        let (control, controls) = mpsc::channel();
         let reading = Reading {
             process: Arc::clone(&process),
-            processes: Arc::clone(self),
             traffic: Arc::clone(traffic),
             control,
             secret,
-            pumps,
-            on_death: launch.on_death,
+            read_out,
         };
         spawn_thread("worker-reader", move || reading.run(reading_end));
         let traffic = Arc::clone(traffic);
@@ -177,9 +163,7 @@ impl Processes {
         // The reader lets nothing through but a proper introduction.
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Control::Message(FromWorker::Hello { .. })) => Ok((process, controls)),
-            Ok(Control::Died(death)) => {
-                Err(Fault::new(ErrorCode::EngineCrashed, format!("A worker died: {}", death.describe())))
-            }
+            Ok(Control::Died(death)) => Err(Fault::new(ErrorCode::EngineCrashed, death.describe())),
             _ => {
                 process.kill();
                 Err(did_not_start(launch.start_timeout))
@@ -205,18 +189,29 @@ impl Processes {
         command.spawn()
     }
 
-    fn adopt(&self, child: Child, label: String, outbox: mpsc::Sender<Outgoing>) -> Arc<Process> {
+    fn adopt(
+        &self,
+        child: Child,
+        engine: String,
+        model: Option<String>,
+        outbox: mpsc::Sender<Outgoing>,
+        fates: mpsc::Sender<Fate>,
+    ) -> Arc<Process> {
         let worker = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let process = Arc::new(Process {
             link: Link { worker, outbox },
-            label,
+            output: Output::new(engine.clone()),
+            silence: Silence::default(),
+            engine,
+            model,
             pid: child.id(),
             child: Mutex::new(child),
-            stage: Mutex::default(),
+            is_reaped: AtomicBool::new(false),
+            fates,
             progress: AtomicU32::new(0),
-            complaint: Mutex::default(),
-            tail: Mutex::default(),
+            step_ms: AtomicU64::new(0),
             expected: AtomicBool::new(false),
+            silent_for: Mutex::default(),
             death: Mutex::default(),
             died: Condvar::new(),
         });
@@ -234,14 +229,30 @@ impl Process {
         self.pid
     }
 
-    /// The engine call that began last.
-    pub(super) fn stage(&self) -> String {
-        self.stage.lock().clone()
+    /// For the log: "engine 'a' of model 'm'".
+    pub(super) fn who(&self) -> String {
+        match &self.model {
+            Some(model) => format!("engine '{}' of model '{model}'", self.engine),
+            None => format!("engine '{}'", self.engine),
+        }
     }
 
     /// How far the load is, 0 to 1.
     pub(super) fn progress(&self) -> f32 {
         self.progress.load(Ordering::Relaxed) as f32 / 1000.0
+    }
+
+    pub(super) fn set_progress(&self, fraction: f32) {
+        self.progress.store((fraction.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
+    }
+
+    /// For how many milliseconds the engine's step under way had been running at the last beat.
+    pub(super) fn step_ms(&self) -> u64 {
+        self.step_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn stepping(&self, step_ms: u64) {
+        self.step_ms.store(step_ms, Ordering::Relaxed);
     }
 
     /// How it ended, once it has.
@@ -254,11 +265,45 @@ impl Process {
         self.expected.store(true, Ordering::SeqCst);
     }
 
-    /// Ends it at once.
+    pub(super) fn is_expected_to_die(&self) -> bool {
+        self.expected.load(Ordering::SeqCst)
+    }
+
+    /// Ends it at once, because we want it to.
     pub(super) fn kill(&self) {
         self.expect_death();
-        // An error means that it has ended already.
-        let _ = self.child.lock().kill();
+        self.put_down();
+    }
+
+    /// Ends it at once, because nothing was heard of it for so many seconds.
+    pub(super) fn give_up(&self, silent_for: u32) {
+        self.silent_for.lock().get_or_insert(silent_for);
+        self.put_down();
+    }
+
+    /// Ends it at once, with all that it has started.
+    pub(super) fn put_down(&self) {
+        let mut child = self.child.lock();
+        if !self.is_reaped.load(Ordering::Relaxed) {
+            platform::kill_group(&mut child);
+            let _ = self.fates.send(Fate::Killed);
+        }
+    }
+
+    /// It says nothing more.
+    pub(super) fn closed(&self) {
+        let _ = self.fates.send(Fate::Closed);
+    }
+
+    /// Waits for the end of the process, and ends what it has started.
+    fn await_end(&self) {
+        platform::await_end(&self.child);
+        let mut child = self.child.lock();
+        platform::kill_group(&mut child);
+        // It has ended: this does not wait.
+        let ending = child.wait().map_or(Ending::Unknown, platform::ending);
+        self.is_reaped.store(true, Ordering::Relaxed);
+        let _ = self.fates.send(Fate::Ended(ending));
     }
 
     /// Asks it to end, and ends it where it has not by the deadline. True: it went by itself.
@@ -268,9 +313,9 @@ impl Process {
         if self.wait(deadline) {
             return true;
         }
-        log::warn!("[{}] did not stop in time during {}: killed", self.label, self.stage());
+        log::warn!("{} did not stop in time in {}, and is killed", self.who(), self.output.stage());
         self.kill();
-        self.wait(Instant::now() + LAST_BREATH);
+        self.wait(Instant::now() + DYING_DEADLINE + LAST_WORDS_DEADLINE);
         false
     }
 
@@ -294,12 +339,11 @@ impl Process {
                     return Err(Fault::new(ErrorCode::Internal, format!("A worker cannot connect: {error}")));
                 }
             }
-            if let Ok(Some(status)) = self.child.lock().try_wait() {
-                thread::sleep(Duration::from_millis(50)); // its last words are on their way
-                let words = self.tail.lock().back().cloned().unwrap_or_default();
+            if let Some(death) = self.death() {
+                let words = self.output.last_line();
                 return Err(Fault::new(
                     ErrorCode::EngineCrashed,
-                    format!("A worker ended before it connected: {}: {words}", platform::ending(status)),
+                    format!("A worker ended before it connected: {}: {words}", death.ending),
                 ));
             }
             if Instant::now() >= deadline {
@@ -309,207 +353,26 @@ impl Process {
         }
     }
 
-    /// Waits for the exit status of a child that has closed its socket, or was killed.
-    fn reap(&self) -> Ending {
-        let deadline = Instant::now() + LAST_BREATH;
-        let mut killed = false;
-        loop {
-            match self.child.lock().try_wait() {
-                Ok(Some(status)) if killed => {
-                    log::warn!("[{}] closed its connection and went on; killed", self.label);
-                    return platform::ending(status);
-                }
-                Ok(Some(status)) => return platform::ending(status),
-                Ok(None) => {}
-                Err(_) => return Ending::Unknown,
-            }
-            if Instant::now() >= deadline {
-                if killed {
-                    return Ending::Unknown; // not even a kill ends it: stuck in the kernel
-                }
-                let _ = self.child.lock().kill();
-                killed = true;
-            }
-            thread::sleep(GLANCE);
-        }
-    }
-
     /// Says to all who wait that it is over. Its last lines are in the log by then.
-    fn finish(&self, pumps: &[mpsc::Receiver<()>], processes: &Processes) -> Death {
-        let ending = self.reap();
-        // A pipe stays open while somebody else has it; then its last lines may come later.
-        let patience = Instant::now() + Duration::from_millis(500);
-        for pump in pumps {
-            let _ = pump.recv_timeout(patience.saturating_duration_since(Instant::now()));
-        }
+    pub(super) fn has_ended(&self, ending: Ending, processes: &Processes) -> Death {
         let death = Death {
+            engine: self.engine.clone(),
+            model: self.model.clone(),
             ending,
-            stage: self.stage(),
-            expected: self.expected.load(Ordering::SeqCst),
-            complaint: self.complaint.lock().clone(),
+            stage: self.output.stage(),
+            expected: self.is_expected_to_die(),
+            complaint: self.output.complaint(),
+            silent_for: *self.silent_for.lock(),
         };
         let _ = self.link.outbox.send(Outgoing::Close);
         processes.running.lock().remove(&self.link.worker);
-        if !death.expected && death.ending != Ending::Code(0) {
-            log::error!("[{}] {}", self.label, death.describe());
-            for line in self.tail.lock().iter() {
-                log::error!("[{}] | {line}", self.label);
-            }
-        }
         *self.death.lock() = Some(death.clone());
         self.died.notify_all();
         death
     }
-
-    fn keep(&self, line: &str) {
-        let mut tail = self.tail.lock();
-        if tail.len() == TAIL {
-            tail.pop_front();
-        }
-        tail.push_back(line.to_owned());
-    }
-
-    fn log(&self, severity: u8, message: &str) {
-        let level = match severity {
-            0 => log::Level::Debug,
-            1 => log::Level::Info,
-            2 => log::Level::Warn,
-            _ => log::Level::Error,
-        };
-        for line in message.lines().filter(|line| !line.trim().is_empty()) {
-            log::log!(level, "[{}] {line}", self.label);
-            self.keep(line);
-        }
-        if level == log::Level::Error {
-            *self.complaint.lock() = message.lines().next_back().map(str::to_owned);
-        }
-    }
 }
 
-/// The thread that reads from a worker, and notices its end.
-struct Reading {
-    process: Arc<Process>,
-    processes: Arc<Processes>,
-    traffic: Arc<Traffic>,
-    control: mpsc::Sender<Control>,
-    secret: String,
-    pumps: Vec<mpsc::Receiver<()>>,
-    on_death: Box<dyn FnOnce(&Death) -> Fault + Send>,
-}
-
-impl Reading {
-    fn run(self, reading_end: FromWorkerReader) {
-        let mut reader = FrameReader::new(reading_end);
-        if self.greeting(&mut reader) {
-            self.messages(&mut reader);
-        }
-        drop(reader);
-        let death = self.process.finish(&self.pumps, &self.processes);
-        let fault = (self.on_death)(&death);
-        self.traffic.end_of_worker(self.process.link.worker, &fault);
-        let _ = self.control.send(Control::Died(death));
-    }
-
-    fn greeting(&self, reader: &mut FrameReader<FromWorkerReader>) -> bool {
-        let complaint = match reader.read() {
-            Ok(FromWorker::Hello { protocol, secret })
-                if protocol == PROTOCOL_VERSION && secret == self.secret =>
-            {
-                let hello = FromWorker::Hello { protocol, secret: String::new() };
-                return self.control.send(Control::Message(hello)).is_ok();
-            }
-            Ok(FromWorker::Hello { protocol, .. }) if protocol != PROTOCOL_VERSION => {
-                format!("it speaks version {protocol} of the protocol, not {PROTOCOL_VERSION}")
-            }
-            Ok(_) => "it did not introduce itself".to_owned(),
-            Err(error) if error.is_end() => return false,
-            Err(error) => error.to_string(),
-        };
-        self.break_off(complaint);
-        false
-    }
-
-    fn messages(&self, reader: &mut FrameReader<FromWorkerReader>) {
-        let worker = self.process.link.worker;
-        let mut unwritten = false;
-        loop {
-            // Steps that came while the last were written go out together.
-            if unwritten && !reader.has_another() {
-                self.traffic.write();
-                unwritten = false;
-            }
-            match reader.read() {
-                Ok(FromWorker::Step(events)) => {
-                    self.traffic.step(worker, events);
-                    unwritten = true;
-                }
-                Ok(FromWorker::Answer { id, answer }) => self.traffic.answer(worker, id, answer),
-                Ok(FromWorker::Beat { .. }) => {}
-                Ok(FromWorker::Stage(stage)) => *self.process.stage.lock() = stage,
-                Ok(FromWorker::Progress(fraction)) => {
-                    let thousandths = (fraction.clamp(0.0, 1.0) * 1000.0) as u32;
-                    self.process.progress.store(thousandths, Ordering::Relaxed);
-                }
-                Ok(FromWorker::Log { severity, message }) => self.process.log(severity, &message),
-                Ok(message) => {
-                    let _ = self.control.send(Control::Message(message));
-                }
-                Err(error) if error.is_end() => return,
-                Err(error) => return self.break_off(error.to_string()),
-            }
-        }
-    }
-
-    /// It does not keep to the protocol: nothing that it says can be used.
-    fn break_off(&self, complaint: String) {
-        *self.process.complaint.lock() = Some(complaint);
-        let _ = self.process.child.lock().kill();
-    }
-}
-
-fn write(worker: u64, stream: Stream, outgoing: &mpsc::Receiver<Outgoing>, traffic: &Traffic) {
-    let mut writer = FrameWriter::new(stream);
-    while let Ok(Outgoing::Message(message)) = outgoing.recv() {
-        match (writer.write(message.as_ref()), *message) {
-            (Ok(()), _) => {}
-            (
-                Err(FrameError::TooLarge { .. } | FrameError::Malformed(_)),
-                ToWorker::Generate { id, .. } | ToWorker::Ask { id, .. },
-            ) => traffic.fail(worker, id, &too_large()),
-            (Err(FrameError::TooLarge { .. } | FrameError::Malformed(_)), other) => {
-                log::error!("a message could not be written: {other:?}");
-            }
-            // Gone; the reading thread sees it too.
-            (Err(_), _) => return,
-        }
-    }
-}
-
-/// Reads a child's output into the log; the receiver hears when there is no more.
-fn pump(process: Arc<Process>, pipe: Box<dyn Read + Send>) -> mpsc::Receiver<()> {
-    let (sender, receiver) = mpsc::channel();
-    spawn_thread("worker-output", move || {
-        let _ended = sender;
-        let mut reader = BufReader::new(pipe);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end();
-            if !text.is_empty() {
-                log::info!("[{}] {text}", process.label);
-                process.keep(text);
-            }
-        }
-    });
-    receiver
-}
-
-fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) {
     // Where no thread can be had, the sender that `body` owns is dropped, and whoever waits sees that.
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(body) {
         log::error!("no thread for {name}: {error}");

@@ -1,0 +1,36 @@
+//! The node's own second hand: deadlines of questions, and workers of which nothing is heard.
+//!
+//! It counts the seconds in which this process ran. A machine that sleeps, and a container that is frozen, make
+//! none of them, so that nobody is late for having slept along with the node.
+
+use std::{
+    sync::{Arc, Weak},
+    thread,
+    time::Duration,
+};
+
+use super::Inner;
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ends with the supervisor.
+pub(super) fn keep(inner: &Weak<Inner>) {
+    loop {
+        thread::sleep(TICK);
+        let Some(inner) = inner.upgrade() else { return };
+        tick(&inner);
+    }
+}
+
+fn tick(inner: &Arc<Inner>) {
+    inner.traffic.tick();
+    let limit = inner.config.step_timeout_seconds;
+    for process in inner.processes.all() {
+        // Loads, probes and unloads have deadlines of their own.
+        let Some(owed) = inner.traffic.owed_by(process.link.worker) else { continue };
+        process.silence.tick(owed > 0);
+        if limit > 0 && process.silence.is_too_long(limit) && !process.is_expected_to_die() {
+            process.give_up(process.silence.seconds());
+        }
+    }
+}

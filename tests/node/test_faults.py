@@ -1,0 +1,213 @@
+"""What one model, one engine or one client does wrong, and what all others notice of it: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.house import House, house_in
+from support.node import alive, children_of
+
+SOON = 20
+"""Far below the deadline of whatever hangs, and far above what a busy machine needs."""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with house_in(tmp_path, load_timeout_seconds=600) as house:
+        yield house
+
+
+def tokenize(house: House, model: str, text: str = "hello") -> int:
+    return house.ask(model, Tokenize={"text": text, "add_special": False, "parse_special": False})
+
+
+# ---- nobody waits for another ----------------------------------------------------------------------
+
+
+def test_questions_that_hang_hold_up_nobody(house: House) -> None:
+    hanging, well = house.add("hanging", FAKE_EMBED_US=600_000_000), house.add("well")
+    house.load(hanging)
+    house.load(well)
+    questions = [house.ask(hanging, Embed={"inputs": ["x"]}) for _ in range(64)]
+    for ticket in (house.core.models(), house.core.system(), house.core.engines(), tokenize(house, well)):
+        house.outcome(ticket, SOON)
+    house.core.forget(questions[0])
+    house.unload(hanging, 0)
+    for question in questions[1:]:
+        assert house.fault(lambda question=question: house.outcome(question)).code == "shutting_down"  # type: ignore[misc]
+
+
+def test_loads_that_hang_hold_up_nobody(house: House) -> None:
+    hanging = [house.add(f"hanging{n}", FAKE_HANG_IN_LOAD=None) for n in range(2)]
+    well = house.add("well")
+    loads = [house.begin_load(model) for model in hanging for _ in range(100)]
+    for model in hanging:
+        house.wait_for_load(model)
+    house.outcome(house.begin_load(well), SOON)
+    house.outcome(house.core.unload(well, 5), SOON)
+    for model in hanging:
+        house.outcome(house.core.unload(model, 5), SOON)
+    faults = [house.fault(lambda load=load: house.outcome(load, SOON)) for load in loads]  # type: ignore[misc]
+    assert {(fault.code, json.dumps(fault.details)) for fault in faults} == {
+        ("shutting_down", '{"retry_after": 1}')
+    }
+
+
+def test_who_comes_while_a_model_is_unloaded_gets_it_loaded(house: House) -> None:
+    model = house.add("toy", FAKE_STEP_US=20_000)
+    house.load(model)
+    stream = house.submit(model, max_tokens=100)
+    unload = house.core.unload(model, 60)
+    house.wait_for_state(model, lambda state: state["draining"] is True)
+    load = house.begin_load(model)
+    house.outcome(unload)
+    assert house.events({stream})[stream][-1].finish == "length"
+    assert house.outcome(load)["status"] == "loaded"
+
+
+# ---- a worker's end --------------------------------------------------------------------------------
+
+
+def test_a_helper_of_the_engine_neither_hides_the_death_of_its_worker_nor_outlives_it(house: House) -> None:
+    model = house.add("toy", FAKE_FORK_IN_INIT=None, FAKE_STEP_US=5000)
+    for end in ("kill", "unload"):
+        house.load(model)
+        worker = house.state(model)["pid"]
+        helpers = children_of(worker)
+        assert helpers
+        if end == "kill":
+            stream = house.submit(model, max_tokens=1000)
+            house.wait_for_token(stream)
+            os.kill(worker, signal.SIGKILL)
+            assert "signal 9 (SIGKILL)" in house.fault_of(stream).message
+            assert house.state(model)["status"] == "failed"
+        house.unload(model, 1)
+        assert not [pid for pid in helpers if alive(pid)]
+
+
+@pytest.mark.parametrize("source", ["batch", "stream", "tier0"])
+def test_a_worker_that_stands_still_is_ended_and_its_requests_are_told(tmp_path: Path, source: str) -> None:
+    fewer: dict[str, Any] = {
+        "batch": {},
+        "stream": {"FAKE_NO_BATCH": None},
+        "tier0": {"FAKE_NO_EXTENSIONS": None},
+    }
+    with house_in(tmp_path, step_timeout_seconds=3) as house:
+        model = house.add("toy", FAKE_STEP_US=20_000, **fewer[source])
+        assert house.load(model)["facts"]["source"] == source
+        os.kill(house.state(model)["pid"], signal.SIGSTOP)
+        stream = house.submit(model, max_tokens=1000) if source == "batch" else None
+        request = {"prompt": {"text": "Hello"}, "max_tokens": 1000}
+        stream = stream or house.core.submit(model, json.dumps(request), 7)
+        fault = house.fault_of(stream)
+        assert fault.code == "engine_crashed"
+        assert fault.message.startswith("Engine 'toy' of model 'toy' stood still in engine")
+        assert "nothing was heard of its worker for" in fault.message
+        assert house.state(model)["last_crash"]["signal"] == signal.SIGKILL
+
+
+def test_a_model_that_stands_still_is_named_and_may_go_on(tmp_path: Path) -> None:
+    with house_in(tmp_path, step_timeout_seconds=3) as house:
+        model = house.add("toy")
+        house.load(model)
+        worker = house.state(model)["pid"]
+        assert house.core.standstill() is None
+        os.kill(worker, signal.SIGSTOP)
+        house.wait_for_state(model, lambda state: state["silent_seconds"] > 3)
+        standstill = house.core.standstill()
+        assert standstill is not None
+        assert standstill.startswith("Model 'toy' stands still in engine.batch/1 step: ")
+        os.kill(worker, signal.SIGCONT)
+        house.wait_for_state(model, lambda state: state["silent_seconds"] == 0)
+        assert house.core.standstill() is None
+        stream = house.submit(model)
+        assert house.events({stream})[stream][-1].kind == "finished"
+        assert house.state(model)["pid"] == worker, "who owes nothing may be silent"
+
+
+# ---- wishes ----------------------------------------------------------------------------------------
+
+
+def test_another_wish_is_refused_and_the_same_joins(house: House) -> None:
+    model = house.add("toy")
+    loaded = house.load(model, context_length=128, max_sequences=2, options={"step_us": 0})
+    assert loaded["facts"]["context_length"] == 128
+    for same in (
+        {},
+        {"context_length": 128},
+        {"options": {"step_us": "0"}, "max_sequences": 2, "engine": "toy"},
+    ):
+        assert house.load(model, **same) == loaded
+    for other, words in (
+        ({"context_length": 512}, "is loaded with context_length 128; 512 was asked for"),
+        ({"max_sequences": 16}, "is loaded with max_sequences 2; 16 was asked for"),
+        ({"speculation": "off"}, "is loaded with speculation lookup; off was asked for"),
+        (
+            {"options": {"step_us": 1}},
+            'is loaded with options {"step_us":"0"}; {"step_us":"1"} was asked for',
+        ),
+    ):
+        fault = house.fault(lambda other=other: house.load(model, **other))  # type: ignore[misc]
+        assert (fault.code, [fault.param]) == ("model_loaded_differently", list(other))
+        assert words in fault.message
+    fault = house.fault(lambda: house.load(model, draft_model="nosuch"))
+    assert (fault.code, fault.param) == ("model_not_found", "draft_model")
+
+
+def test_another_wish_is_refused_while_the_model_is_being_loaded(house: House) -> None:
+    model = house.add("toy", FAKE_HANG_IN_LOAD=None)
+    load = house.begin_load(model, context_length=128)
+    house.wait_for_load(model)
+    same = house.begin_load(model, context_length=128)
+    fault = house.fault(lambda: house.load(model, context_length=256))
+    assert fault.code == "model_loaded_differently"
+    assert "is being loaded with context_length 128; 256 was asked for" in fault.message
+    house.unload(model, 1)
+    for waiting in (load, same):
+        assert house.fault(lambda waiting=waiting: house.outcome(waiting)).code == "shutting_down"  # type: ignore[misc]
+
+
+def test_a_file_is_one_model_by_whichever_name(house: House) -> None:
+    model = house.add("toy")
+    assert house.load("toy.toy") == house.load(model)
+    assert len(house.outcome(house.core.system())["workers"]) == 1
+    stream = house.submit("toy.toy")
+    assert house.events({stream})[stream][-1].kind == "finished"
+    house.unload("toy.toy", 5)
+    assert house.state(model)["status"] == "available"
+    house.load(model)
+    house.unload("toy.toy", 5)
+
+
+# ---- a request that kills its engine -----------------------------------------------------------------
+
+
+def test_a_request_that_kills_its_engine_again_is_not_run_a_third_time(house: House) -> None:
+    model = house.add("toy", FAKE_CRASH_ON_BYTE=ord("!"), FAKE_STEP_US=20_000)
+    for pause in (1, 1):
+        house.load(model)
+        beside = house.submit(model, max_tokens=1000, text="I was here before")
+        house.wait_for_token(beside)
+        poison = house.submit(model, text="bang!")
+        fault = house.fault_of(poison)
+        assert fault.details == {"retry_after": pause}, "the second time says nothing of the engine"
+        assert house.fault_of(beside).message == fault.message
+        time.sleep(pause + 0.1)
+    house.load(model)
+    refusals = [house.fault(lambda: house.submit(model, text="bang!"))]
+    assert "2 times in a row" in refusals[0].message
+    assert refusals[0].details is not None
+    assert refusals[0].details["crashes"] == 2
+    well = house.submit(model, max_tokens=10, text="I was here before")
+    assert house.events({well})[well][-1].finish == "length"
+    house.unload(model, 1)
+    house.load(model)
+    assert house.fault_of(house.submit(model, text="bang!")).code == "engine_crashed"
