@@ -94,7 +94,6 @@ mod linux {
         libc::SYS_io_uring_register,
         // A look into another process, or a hand on it.
         libc::SYS_ptrace,
-        libc::SYS_process_vm_readv,
         libc::SYS_process_vm_writev,
         libc::SYS_process_madvise,
         libc::SYS_process_mrelease,
@@ -216,6 +215,8 @@ mod linux {
             (libc::SYS_socketpair, sockets()?),
             (libc::SYS_kill, vec![rule(elsewhere)?]),
             (libc::SYS_tgkill, of_others()?),
+            // Of its own memory: that is how the host looks whether an engine's pointer leads anywhere.
+            (libc::SYS_process_vm_readv, of_others()?),
             (libc::SYS_rt_sigqueueinfo, of_others()?),
             (libc::SYS_rt_tgsigqueueinfo, of_others()?),
             // Limits of others. 0 is one's own.
