@@ -121,7 +121,8 @@ class Model:
     ) -> Iterator[str]:
         """The answer, piece by piece.
 
-        prompt: text, tokens, or a conversation as messages with "role" and "content".
+        prompt: text, tokens, or a conversation as messages with "role" and "content". The texts of special
+        tokens are these tokens in text, and only letters in a conversation.
         max_tokens: None: what is left of the context. temperature 0 is greedy. Equal seeds give equal
         answers. The answer ends before the first `stop`. Raises `NodeError`. Leaving the iterator
         early cancels the rest.
