@@ -336,7 +336,7 @@ def node_memory(arena: Arena) -> Outcome:
         host, port = node.url.removeprefix("http://").split(":")
         for _ in range(IDLE_CONNECTIONS):
             link = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
-            link.sendall(b"GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n")
+            link.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             if not link.recv(4096).startswith(b"HTTP/1.1 200"):
                 raise ServerError("the node refused an idle connection")
         time.sleep(1.0)

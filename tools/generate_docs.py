@@ -65,7 +65,8 @@ port = 8080
 ```
 
 Several folders: repeat the flag, write a list in the file, or separate them as in `PATH` in the
-environment. Sizes take `K`, `M`, `G`, `T` as powers of 1024.
+environment. Several hosts or origins: the same, but with commas between them. Sizes take `K`, `M`, `G`,
+`T` as powers of 1024.
 
 """
     rows = [("flag", "variable", "key in the file", "value", "default", ""), ("---",) * 6]

@@ -45,12 +45,18 @@ class Row:
 
 _REQUEST = "invalid_request_error"
 _UNSUPPORTED = "unsupported_error"
+_PERMISSION = "permission_error"
 _PLUGIN = "plugin_error"
 _RESOURCE = "resource_error"
 _SERVER = "server_error"
 
 TABLE: Mapping[str, Row] = {
     "invalid_json": Row(400, _REQUEST, "The body is not JSON, or not an object."),
+    "malformed_request": Row(
+        400,
+        _REQUEST,
+        "The bytes are no HTTP/1 request, or its body is cut or corrupt; the message says where.",
+    ),
     "invalid_request": Row(
         400,
         _REQUEST,
@@ -76,7 +82,17 @@ TABLE: Mapping[str, Row] = {
         "The engine or the model lacks what was asked for (embeddings, images, a chat template).",
     ),
     "invalid_api_key": Row(401, "authentication_error", "The API key is missing or unknown."),
-    "insufficient_scope": Row(403, "permission_error", "An inference key was used on an admin route."),
+    "insufficient_scope": Row(403, _PERMISSION, "An inference key was used on an admin route."),
+    "host_not_allowed": Row(
+        403,
+        _PERMISSION,
+        "The `Host` header has a name that public DNS may point here; `--allow-host` allows it.",
+    ),
+    "origin_not_allowed": Row(
+        403,
+        _PERMISSION,
+        "A web page of another origin sent the request; `--cors-origin` allows that origin.",
+    ),
     "model_not_found": Row(404, _REQUEST, "No model of that name; the message lists near names."),
     "model_loaded_differently": Row(
         409,
@@ -87,7 +103,15 @@ TABLE: Mapping[str, Row] = {
     "method_not_allowed": Row(
         405, _REQUEST, "The route does not know the method; `Allow` lists those it knows."
     ),
-    "request_too_large": Row(413, _REQUEST, "The body is larger than `--max-body`."),
+    "request_timeout": Row(
+        408, _REQUEST, "Headers (`--header-timeout`) or body (`--transfer-timeout`) did not come in time."
+    ),
+    "request_too_large": Row(413, _REQUEST, "The body is larger than `--max-body`, unpacked or not."),
+    "unsupported_encoding": Row(
+        415, _REQUEST, "The body's `Content-Encoding` is one that the node does not read."
+    ),
+    "expectation_failed": Row(417, _REQUEST, "The `Expect` header asks for more than `100-continue`."),
+    "headers_too_large": Row(431, _REQUEST, "The request line or a header is longer than 64 KiB."),
     "queue_full": Row(
         429,
         "rate_limit_error",
@@ -116,6 +140,9 @@ TABLE: Mapping[str, Row] = {
         retry_after=2,
     ),
     "gpu_not_found": Row(503, _RESOURCE, "There is no usable GPU, and nobody chose the CPU."),
+    "too_many_connections": Row(
+        503, _SERVER, "As many connections are open as `--max-connections` allows.", retry_after=5
+    ),
     "shutting_down": Row(
         503, _SERVER, "The node is going down, or the model was unloaded meanwhile.", retry_after=5
     ),

@@ -336,10 +336,15 @@ class Node:
         self._monitor = asyncio.create_task(self._watch_devices())
 
     async def close(self, drain_seconds: float | None = None) -> None:
-        """Refuse what is new, let answers under way end for at most so long, end all workers."""
+        """Refuse what is new, let answers under way end for at most so long, end all workers.
+
+        With 0 seconds this also ends at once a `close` that still waits.
+        """
+        seconds = self._drain_timeout if drain_seconds is None else drain_seconds
         if self._closing is None:
-            seconds = self._drain_timeout if drain_seconds is None else drain_seconds
             self._closing = asyncio.create_task(self._close(seconds))
+        elif seconds == 0 and self._core is not None:
+            await asyncio.to_thread(self._core.shutdown, 0)
         await asyncio.shield(self._closing)
 
     async def _close(self, drain_seconds: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import ipaddress
 import logging
 import math
 import os
@@ -48,6 +49,8 @@ class Setting:
     """From the text of one value; raises ValueError saying what was expected."""
     many: bool
     """Several values: a repeated flag, a list in the file, separated as in PATH in the environment."""
+    commas: bool
+    """Several values that are separated by commas wherever they stand, since they may contain colons."""
     in_file: bool
 
 
@@ -63,10 +66,41 @@ def _path(text: str) -> Path:
         raise ValueError("expected a path in a home folder that exists") from None
 
 
-def _word(text: str) -> str:
-    if not text.strip():
+def _address(text: str) -> str:
+    """An address or a name to listen on; one of IPv6 also as it stands in a URL."""
+    word = text.strip()
+    if word.startswith("[") and word.endswith("]"):
+        word = word[1:-1]
+    if not word or any(character.isspace() or character in "[]/" for character in word):
         raise ValueError("expected a name or an address")
-    return text.strip()
+    return word
+
+
+_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?", re.ASCII)
+
+
+def _host_name(text: str) -> str:
+    """A name as it stands in a request's `Host`, without its port."""
+    name = text.strip().lower().removesuffix(".")
+    if len(name) > 253 or not _NAME.fullmatch(name):
+        raise ValueError("expected the name of a host, without scheme and port")
+    return name
+
+
+def _origin(text: str) -> str:
+    """A web page's origin, as browsers write it."""
+    match = _ORIGIN.fullmatch(text.strip().lower())
+    if not match:
+        raise ValueError("expected an origin such as https://chat.example.com or http://localhost:5173")
+    scheme, host, port = match.groups()
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise ValueError("expected an origin with an IPv6 address that is one") from None
+    usual = {"http": "80", "https": "443"}[scheme]
+    return f"{scheme}://{host}" if port in (None, usual) else f"{scheme}://{host}:{port}"
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -169,6 +203,7 @@ def _setting(
     environment: str | None = None,
     shown: str | None = None,
     many: bool = False,
+    commas: bool = False,
     in_file: bool = True,
 ) -> Any:
     metadata = {
@@ -179,6 +214,7 @@ def _setting(
         "environment": environment,
         "shown": shown,
         "many": many,
+        "commas": commas,
         "in_file": in_file,
     }
     if callable(default):
@@ -221,8 +257,65 @@ class Settings:
         metavar="SIZE",
         shown="what the device has",
     )
-    host: str = _setting("127.0.0.1", _word, "Address to listen on.", metavar="ADDRESS")
+    host: str = _setting(
+        "127.0.0.1",
+        _address,
+        "Address to listen on. One that other machines reach needs --allow-open as well.",
+        metavar="ADDRESS",
+    )
     port: int = _setting(3000, _integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT")
+    allow_open: bool = _setting(
+        False,
+        _yes_or_no,
+        "Listen where other machines reach the node, though it asks nobody for a key: whoever reaches it may "
+        "use it, and load and unload models.",
+        metavar="YES|NO",
+    )
+    allow_host: tuple[str, ...] = _setting(
+        (),
+        _host_name,
+        "Names that requests may have in their Host header, beside addresses, localhost, *.localhost, "
+        "*.local and the name of --host. Separated by commas, or given several times.",
+        metavar="NAME",
+        shown="none",
+        many=True,
+        commas=True,
+    )
+    cors_origin: tuple[str, ...] = _setting(
+        (),
+        _origin,
+        "Origins of web pages that may use the node, such as https://chat.example.com. "
+        "Separated by commas, or given several times.",
+        metavar="ORIGIN",
+        shown="none",
+        many=True,
+        commas=True,
+    )
+    max_connections: int | None = _setting(
+        None,
+        _integer(1, 1_000_000),
+        "Connections that may be open at once; further ones get 503.",
+        metavar="COUNT",
+        shown="what the limit of open files allows, 8192 at most",
+    )
+    header_timeout: float = _setting(
+        10.0,
+        _seconds(0.05, 3600),
+        "How long the headers of a request may take, from a connection's beginning or their first byte.",
+        metavar="SECONDS",
+    )
+    transfer_timeout: float = _setting(
+        60.0,
+        _seconds(0.05, 3600),
+        "How long a body or an answer may stand still on its way.",
+        metavar="SECONDS",
+    )
+    idle_timeout: float = _setting(
+        75.0,
+        _seconds(0.05, 86_400),
+        "How long a connection may wait for its next request.",
+        metavar="SECONDS",
+    )
     context_length: int | None = _setting(
         None,
         _integer(1, 1 << 30),
@@ -306,7 +399,10 @@ class Settings:
     )
     load_timeout: float = _setting(600.0, _seconds(0.1, 86_400), "Deadline of a load.", metavar="SECONDS")
     drain_timeout: float = _setting(
-        8.0, _seconds(0, 3600), "How long answers under way may go on after SIGTERM.", metavar="SECONDS"
+        8.0,
+        _seconds(0, 3600),
+        "How long answers under way may go on after SIGTERM, SIGINT or SIGHUP.",
+        metavar="SECONDS",
     )
     keep_alive: float = _setting(
         15.0, _seconds(0.05, 3600), "A silent stream gets an SSE comment this often.", metavar="SECONDS"
@@ -318,7 +414,9 @@ class Settings:
         metavar="MILLISECONDS",
         environment="LLM_NODE_MONITOR_INTERVAL_MS",
     )
-    max_body: int = _setting(16 << 20, parse_size, "Largest body of a request.", metavar="SIZE", shown="16M")
+    max_body: int = _setting(
+        16 << 20, parse_size, "Largest body of a request, unpacked.", metavar="SIZE", shown="16M"
+    )
     log_level: str = _setting(
         "info", _one_of(LOG_LEVELS), "Least severity that is logged to stderr.", metavar="|".join(LOG_LEVELS)
     )
@@ -371,6 +469,7 @@ def _describe(field: dataclasses.Field[Any]) -> Setting:
         shown_default=shown,
         parse=metadata["parse"],
         many=metadata["many"],
+        commas=metadata["commas"],
         in_file=metadata["in_file"],
     )
 
@@ -384,6 +483,8 @@ def _plain(value: object) -> str:
 
 def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
     try:
+        if setting.commas:
+            texts = [part for text in texts for part in text.split(",") if part.strip()]
         if setting.many:
             return tuple(setting.parse(text) for text in texts)
         return setting.parse(texts[-1])
@@ -418,7 +519,8 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
         if setting is None:
             raise SettingsError(f"unknown variable {key}{_near(key, BY_ENVIRONMENT)}")
         text = variables[key]
-        texts = [part for part in text.split(os.pathsep) if part] if setting.many else [text]
+        paths = setting.many and not setting.commas
+        texts = [part for part in text.split(os.pathsep) if part] if paths else [text]
         if text:  # an empty variable is how many tools write "not set"
             found[setting.name] = _value(setting, texts, key)
     return found

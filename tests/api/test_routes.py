@@ -218,7 +218,7 @@ def test_a_request_id_of_the_client(node: RunningNode) -> None:
     for sent, kept in ((b"mine-1", True), (b"in jected", False)):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(
-                b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: "
+                b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-Id: "
                 + sent
                 + b"\r\n\r\n"
             )

@@ -47,6 +47,9 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "gpu_backend": "vulkan",
         "vram_limit": "8G",
         "host": "0.0.0.0",
+        "allow_open": "yes",
+        "allow_host": "llm.example.com",
+        "cors_origin": "https://chat.example.com",
         "engine_option": "a=b",
         "engine_env": "HF_HOME",
         "log_level": "debug",
@@ -87,6 +90,32 @@ def test_several_folders() -> None:
     assert Settings.load({"engines_dir": ["/a", "/b"]}, {}).engines_dir == both
     joined = os.pathsep.join(("/a", "/b"))
     assert Settings.load({}, {"LLM_NODE_ENGINES_DIR": joined}).engines_dir == both
+
+
+def test_several_names_stand_between_commas() -> None:
+    both = ("a.example.com", "b.example.com")
+    text = "A.example.com, b.example.com.,"
+    assert Settings.load({"allow_host": [text]}, {}).allow_host == both
+    assert Settings.load({"allow_host": list(both)}, {}).allow_host == both
+    assert Settings.load({}, {"LLM_NODE_ALLOW_HOST": text}).allow_host == both
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://Chat.Example.com", "https://chat.example.com"),
+        ("https://chat.example.com:443", "https://chat.example.com"),
+        ("http://localhost:5173", "http://localhost:5173"),
+        ("http://[0:0::1]:80", "http://[::1]"),
+    ],
+)
+def test_origins_are_kept_as_browsers_write_them(text: str, kept: str) -> None:
+    assert Settings.load({}, {"LLM_NODE_CORS_ORIGIN": text}).cors_origin == (kept,)
+
+
+@pytest.mark.parametrize("text", ["::1", "[::1]", " ::1 "])
+def test_an_address_of_ipv6_with_brackets_and_without(text: str) -> None:
+    assert Settings.load({"host": [text]}, {}).host == "::1"
 
 
 def test_a_list_in_the_file(tmp_path: Path) -> None:
@@ -188,6 +217,14 @@ def test_variables_of_others_are_left_alone() -> None:
         ("monitor_interval", "0"),
         ("engine_env", "NAME=VALUE"),
         ("engine_env", "LLM_NODE_PORT"),
+        ("host", "http://localhost"),
+        ("allow_host", "https://llm.example.com"),
+        ("allow_host", "llm.example.com:3000"),
+        ("cors_origin", "*"),
+        ("cors_origin", "null"),
+        ("cors_origin", "chat.example.com"),
+        ("cors_origin", "https://chat.example.com/"),
+        ("max_connections", "0"),
     ],
 )
 def test_a_bad_value_names_its_source(name: str, text: str) -> None:

@@ -194,7 +194,7 @@ def test_a_connection_is_kept_for_the_next_answer(null_node: RunningNode) -> Non
     data = json.dumps(body(max_tokens=5, stream=True)).encode()
     with socket.create_connection(null_node.address, timeout=30) as client:
         for _ in range(3):
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
             client.sendall(head.encode() + data)
             answer = b""
             while not answer.endswith(b"\r\n0\r\n\r\n"):
@@ -217,7 +217,7 @@ def slow_client(node: RunningNode, request: dict[str, Any], path: str = "/v1/com
     client.settimeout(60)
     client.connect(node.address)
     data = json.dumps({**request, "stream": True}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: node\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     client.sendall(head.encode() + data)
     return client
 

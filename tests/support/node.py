@@ -139,6 +139,11 @@ def node_environment(home: Path, **changes: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), **changes}
 
 
+def after(command: str) -> list[str]:
+    """A prefix of the node's command line: what a shell does before it becomes the node."""
+    return ["sh", "-c", f'{command}; exec "$@"', "sh"]
+
+
 @contextlib.contextmanager
 def running_node(
     folder: Path,
@@ -147,10 +152,12 @@ def running_node(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     inherited: Sequence[int] = (),
+    address: str = "127.0.0.1",
 ) -> Iterator[RunningNode]:
     """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens.
 
     `prefix`: a program that runs the rest of its command line. `inherited`: descriptors that it gets.
+    `address`: where it is asked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -166,7 +173,7 @@ def running_node(
             env=node_environment(folder, **(environment or {})),
             pass_fds=inherited,
         )
-    node = RunningNode(process, f"http://127.0.0.1:{port}", log)
+    node = RunningNode(process, f"http://{address}:{port}", log)
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:

@@ -1,38 +1,121 @@
-"""Reads a request's body: capped, parsed, and validated, or refused with a typed error."""
+"""Reads a request's body: capped in size and time, unpacked, parsed, and validated, or refused with a typed
+error. A large one is parsed in a thread, so that nobody else waits for it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from llm_node.api.context import TRANSFER_TIMEOUT
 from llm_node.node import NodeError
+from llm_node.schema import bounds
 from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, Wire
 
 Shape = TypeVar("Shape", bound=Wire)
 
 
+ENCODINGS = frozenset({"identity", "gzip", "deflate", "br", "zstd"})
+"""What aiohttp unpacks; the last two where their libraries are there, which it says itself."""
+
+SLOWEST = 4096
+"""Bytes in a second, on the whole: a body that comes slower is given up."""
+
+LARGE = 256 << 10
+"""From so many bytes on, a body is parsed in a thread."""
+
+
 async def read(request: web.Request, shape: type[Shape]) -> Shape:
     """The body as `shape`. Raises `NodeError`; a body over the limit is aiohttp's own 413."""
-    return parse(await request.read(), shape)
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() not in ENCODINGS:
+        raise NodeError("unsupported_encoding", f"The Content-Encoding {encoding[:99]!r} is not read here")
+    data = await _receive(request)
+    if len(data) < LARGE:
+        return parse(data, shape)
+    return await asyncio.to_thread(parse, data, shape)
+
+
+async def _receive(request: web.Request) -> bytes:
+    watch = None
+    if not request.content.is_eof():
+        watch = _Watch(request.content, request.app[TRANSFER_TIMEOUT])
+    try:
+        return await request.read()
+    except web.RequestPayloadError as error:
+        cause = error.__cause__
+        reason = words_of(cause) if isinstance(cause, HttpProcessingError) else str(error)
+        raise NodeError("malformed_request", f"The body cannot be read: {reason}") from None
+    finally:
+        if watch is not None:
+            watch.end()
+
+
+def words_of(error: HttpProcessingError) -> str:
+    """What aiohttp's parser says, in one line, and without the arrow that it draws under what is wrong."""
+    lines = (" ".join(line.split()) for line in error.message.splitlines())
+    return " ".join(line for line in lines if line.strip("^"))[:300]
+
+
+class _Watch:
+    """Gives a body up that does not go on, or is slow for too long."""
+
+    def __init__(self, content: StreamReader, seconds: float) -> None:
+        self._content = content
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._expect()
+
+    def end(self) -> None:
+        """It is here, or nobody waits for it any more."""
+        self._timer.cancel()
+
+    def _expect(self) -> None:
+        self._timer = self._loop.call_later(self._seconds, self._look, self._content.total_bytes)
+
+    def _look(self, before: int) -> None:
+        now = self._content.total_bytes
+        slowest = (self._loop.time() - self._began - self._seconds) * SLOWEST
+        if now > before and now >= slowest:
+            self._expect()
+            return
+        how = f"nothing of it for {self._seconds:g} s" if now == before else f"less than {SLOWEST} bytes/s"
+        self._content.set_exception(
+            NodeError("request_timeout", f"The body did not come in time: {now} bytes, {how}")
+        )
 
 
 def parse(data: bytes, shape: type[Shape]) -> Shape:
     """Bytes as `shape`. Raises `NodeError` with `param` naming the field that was wrong."""
     try:
+        bounds.check_bytes(data)
         # Refuses NaN, lone surrogates, and nesting without end.
         content = from_json(data, allow_inf_nan=False)
+    except bounds.TooMuch as error:
+        raise _too_much(error) from None
     except ValueError as error:
         raise NodeError("invalid_json", f"The body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise NodeError("invalid_json", "The body should be a JSON object")
     try:
+        bounds.check(content, len(data))
+    except bounds.TooMuch as error:
+        raise _too_much(error) from None
+    try:
         return shape.model_validate(content)
     except ValidationError as error:
         raise _fault(error.errors(include_url=False, include_input=False), content) from None
+
+
+def _too_much(error: bounds.TooMuch) -> NodeError:
+    return NodeError("invalid_request", str(error), error.param)
 
 
 def _fault(errors: Sequence[ErrorDetails], content: Mapping[str, Any]) -> NodeError:

@@ -1,7 +1,8 @@
-"""What a route finds in its application. Set once, in `server/app.py`."""
+"""What a route finds in its application and its request. Set once, in `server/`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from aiohttp import web
@@ -11,9 +12,15 @@ from llm_node.node import Node
 NODE = web.AppKey("NODE", Node)
 KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 """Seconds of silence after which a stream gets an SSE comment."""
+TRANSFER_TIMEOUT = web.AppKey("TRANSFER_TIMEOUT", float)
+"""Seconds for which a body may stand still on its way."""
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")
 """The id of the request that this task answers, as in `x-request-id` and the log."""
 
 ERROR_CODE: ContextVar[str] = ContextVar("error_code", default="")
 """What error the request came to, for its line in the log: a stream that fails has status 200 by then."""
+
+PROBE: web.RequestKey[Callable[[], None]] = web.RequestKey("PROBE")
+"""In a request whose answer is a stream: a function that sends what changes nothing, to show whether a client
+that sends no more still reads."""

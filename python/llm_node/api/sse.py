@@ -27,7 +27,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, KEEP_ALIVE, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, KEEP_ALIVE, PROBE, REQUEST_ID
 from llm_node.node import Client, NodeError
 from llm_node.node import Template as Parts
 
@@ -132,6 +132,7 @@ class Stream:
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
+        self._is_closed = False
         self._writes = 0
         self._silence: asyncio.TimerHandle | None = None
         self._catching_up: asyncio.Task[None] | None = None
@@ -188,6 +189,7 @@ class Stream:
         # Anything that it does not take at once is to be seen: `drain` waits until all is sent.
         transport.set_write_buffer_limits(high=0)
         self._transport = transport
+        self._request[PROBE] = self._probe
         early, self._early = self._early, []
         if early:
             self.pass_on(b"".join(early))
@@ -203,6 +205,7 @@ class Stream:
 
     def close(self) -> None:
         """Nothing more is sent but the ending."""
+        self._is_closed = True
         self.client = None
         if self._silence is not None:
             self._silence.cancel()
@@ -237,12 +240,22 @@ class Stream:
     def _break_silence(self, seconds: float, before: int) -> None:
         """A comment whenever nothing was written for so long. One write is whole events, so a comment
         never lands inside one; nor does it land among what is written past here, which waits for it."""
-        writes = before
-        if self._catching_up is None:
-            writes = self._writes + (self.client.hold(0) if self.client is not None else 0)
-            if writes == before:
-                self.send(COMMENT)
-                writes += 1
-            if self._catching_up is None and self.client is not None:
-                self.client.release()
-        self._expect(seconds, writes)
+        self._expect(seconds, self._comment(before))
+
+    def _probe(self) -> None:
+        """See `PROBE`."""
+        if not self._is_closed:
+            self._comment(None)
+
+    def _comment(self, before: int | None) -> int:
+        """Send a comment, unless something waits to be sent, or more was written than `before`. Gives what is
+        written by then."""
+        if self._catching_up is not None:
+            return before or 0
+        writes = self._writes + (self.client.hold(0) if self.client is not None else 0)
+        if before is None or writes == before:
+            self.send(COMMENT)
+            writes += 1
+        if self._catching_up is None and self.client is not None:
+            self.client.release()
+        return writes

@@ -11,7 +11,7 @@ from llm_node.schema.sampling import Generation, only_text
 from llm_node.schema.wire import unsupported
 
 Prompts = Annotated[
-    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, max_length=256), Tag("list")], ANY_FORM
+    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, fail_fast=True), Tag("list")], ANY_FORM
 ]
 
 

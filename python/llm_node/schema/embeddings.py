@@ -10,7 +10,7 @@ from llm_node.schema.prompts import ANY_FORM, Prompt, Text, Tokens, several
 from llm_node.schema.wire import Wire
 
 Inputs = Annotated[
-    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, max_length=2048), Tag("list")], ANY_FORM
+    Text | Tokens | Annotated[list[Prompt], Field(min_length=1, fail_fast=True), Tag("list")], ANY_FORM
 ]
 
 

@@ -70,4 +70,4 @@ class Message(Wire):
         return {"role": role, "content": self.content or "", **given}
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]

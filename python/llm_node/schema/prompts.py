@@ -29,7 +29,7 @@ def several(value: Any) -> list[str | list[int]]:
 
 
 Text = Annotated[str, Field(min_length=1), Tag("text")]
-Tokens = Annotated[list[TokenId], Field(min_length=1), Tag("tokens")]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), Tag("tokens")]
 Prompt = Annotated[
     Text | Tokens,
     Discriminator(_one, "prompt", "Input should be a string or a list of tokens"),

@@ -21,7 +21,10 @@ def _as_list(value: Any) -> Any:
 
 
 StopList = Annotated[
-    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
+    list[Annotated[str, Field(min_length=1)]],
+    Field(fail_fast=True),
+    BeforeValidator(_as_list),
+    Field(max_length=MAX_STOPS),
 ]
 
 

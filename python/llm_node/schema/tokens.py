@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ class DetokenizeRequest(Wire):
     """Tokens to text."""
 
     model: str = Field(min_length=1, max_length=512)
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class ApplyTemplateRequest(Wire):

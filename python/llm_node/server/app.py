@@ -5,9 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from llm_node.api import admin, openai, ops, tokenizer
-from llm_node.api.context import KEEP_ALIVE, NODE
+from llm_node.api.context import KEEP_ALIVE, NODE, TRANSFER_TIMEOUT
 from llm_node.node import Node
 from llm_node.server import lifecycle, middleware
+from llm_node.server.origin import OriginRules
 from llm_node.settings import Settings
 
 FAREWELL_SECONDS = 1.0
@@ -19,7 +20,11 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
     app[KEEP_ALIVE] = settings.keep_alive
-    app.on_response_prepare.append(middleware.name_the_request)
+    app[TRANSFER_TIMEOUT] = settings.transfer_timeout
+    app[middleware.ORIGIN_RULES] = OriginRules(
+        bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
+    )
+    app.on_response_prepare.append(middleware.complete_headers)
     app.cleanup_ctx.append(lifecycle.node_lives)
     for family in (admin, openai, ops, tokenizer):
         app.add_routes(family.routes())
@@ -27,14 +32,9 @@ def make_app(node: Node, settings: Settings) -> web.Application:
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
-    """Runs the application.
+    """Runs the application, for connections that a `Listener` lets in.
 
     `handler_cancellation` is on: a client that leaves cancels its handler, which cancels its streams,
     so that its sequences are free before the next step. (aiohttp has it off by default.)
     """
-    return web.AppRunner(
-        app,
-        handler_cancellation=True,
-        shutdown_timeout=FAREWELL_SECONDS,
-        access_log=None,  # the middleware writes one that has the request id
-    )
+    return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=FAREWELL_SECONDS)

@@ -1,4 +1,8 @@
-"""What every request passes: an id, a line in the log, and errors in the one form that they have."""
+"""What every request passes: an id, a line in the log, the rules of hosts and origins, and errors in the one
+form that they have.
+
+What comes to no route because it is no request at all is answered by `connection.py`, in the same form.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +18,39 @@ from aiohttp import web
 from llm_node import errors
 from llm_node.api.context import ERROR_CODE, REQUEST_ID
 from llm_node.node import NodeError
+from llm_node.server.origin import OriginRules
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("llm_node.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+ORIGIN_RULES = web.AppKey("ORIGIN_RULES", OriginRules)
+
 HEADER = "X-Request-Id"
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""For browsers, on every answer."""
+
+OF_STATUS = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    417: "expectation_failed",
+}
 """aiohttp's own refusals, as codes of ours."""
 
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id (the client's own, where it sent a plain one), and log how it ended."""
-    sent = request.headers.get(HEADER, "")
-    request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
-    REQUEST_ID.set(request_id)
-    ERROR_CODE.set("")
+    name_request(request)
     began = time.monotonic()
     status = 499  # the client left
     try:
@@ -41,15 +58,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
-        access.info(
-            '"%s %s" %d %.3fs %s%s',
-            request.method,
-            request.rel_url.raw_path,
-            status,
-            time.monotonic() - began,
-            request_id,
-            f" {ERROR_CODE.get()}" if ERROR_CODE.get() else "",
-        )
+        log_access(request, status, time.monotonic() - began)
 
 
 @web.middleware
@@ -59,38 +68,81 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except NodeError as fault:
         ERROR_CODE.set(fault.code)
-        return _answer(errors.reply(fault))
+        return answer(errors.reply(fault))
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _refusal(request, error)
+        return refusal(request, error)
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
         ERROR_CODE.set("internal")
         log.exception("defect while answering request %s", REQUEST_ID.get())
-        return _answer(errors.internal(REQUEST_ID.get()))
+        return answer(errors.internal(REQUEST_ID.get()))
 
 
-def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let through what is for this node, and from where it may come."""
+    rules = request.app.get(ORIGIN_RULES)
+    if rules is None:
+        return await handler(request)
+    rules.check(request.path, request.headers)
+    preflight = rules.preflight(request.method, request.headers)
+    if preflight is not None:
+        return web.Response(status=204, headers=preflight)
+    return await handler(request)
+
+
+def name_request(request: web.BaseRequest) -> str:
+    """The request's id, which `REQUEST_ID` has from here on."""
+    sent = request.headers.get(HEADER, "")
+    request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    REQUEST_ID.set(request_id)
+    ERROR_CODE.set("")
+    return request_id
+
+
+def log_access(request: web.BaseRequest, status: int, seconds: float) -> None:
+    """The request's line in the log."""
+    access.info(
+        '"%s %s" %d %.3fs %s%s',
+        request.method,
+        request.rel_url.raw_path,
+        status,
+        seconds,
+        REQUEST_ID.get(),
+        f" {ERROR_CODE.get()}" if ERROR_CODE.get() else "",
+    )
+
+
+def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusal, as the table has it."""
     code = OF_STATUS.get(error.status, "invalid_request")
     message = {
         "not_found": f"No such route: {request.method} {request.path}",
         "method_not_allowed": f"{request.path} does not know {request.method}",
+        "request_too_large": f"The body is larger than {request.client_max_size} bytes (--max-body)",
+        "expectation_failed": "Of what a client may expect, only 100-continue is understood",
     }.get(code, error.text or error.reason)
-    response = _answer(errors.reply(NodeError(code, message)))
+    response = answer(errors.reply(NodeError(code, message)))
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return response
 
 
-def _answer(reply: errors.Reply) -> web.Response:
+def answer(reply: errors.Reply) -> web.Response:
+    """An error as a response."""
     return web.json_response(reply.body, status=reply.status, headers=reply.headers)
 
 
-async def name_the_request(request: web.Request, response: web.StreamResponse) -> None:
-    """Every answer carries the id of its request, streams too."""
+async def complete_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """What the headers of every answer have, streams too."""
     response.headers[HEADER] = REQUEST_ID.get()
+    response.headers.update(SAFE_HEADERS)
+    rules = request.app.get(ORIGIN_RULES)
+    if rules is not None:
+        response.headers.update(rules.cors(request.headers))
 
 
-ALL = (identify, explain)
+ALL = (identify, explain, guard)

@@ -29,6 +29,8 @@ macro_rules! codes {
 codes! {
     /// The body is not JSON, or not an object.
     InvalidJson = "invalid_json",
+    /// The bytes are no HTTP request.
+    MalformedRequest = "malformed_request",
     /// A field has the wrong type or range.
     InvalidRequest = "invalid_request",
     /// A parameter that would change the answer cannot be honoured.
@@ -45,6 +47,10 @@ codes! {
     InvalidApiKey = "invalid_api_key",
     /// An inference key was used on an admin route.
     InsufficientScope = "insufficient_scope",
+    /// The request names a host that may be anybody's.
+    HostNotAllowed = "host_not_allowed",
+    /// The request comes from a web page of another origin.
+    OriginNotAllowed = "origin_not_allowed",
     /// No model of that name.
     ModelNotFound = "model_not_found",
     /// The model is loaded, or being loaded, in another way than was asked for.
@@ -53,8 +59,16 @@ codes! {
     NotFound = "not_found",
     /// The route does not know the method.
     MethodNotAllowed = "method_not_allowed",
+    /// Headers or body did not come in time.
+    RequestTimeout = "request_timeout",
     /// The body is larger than the limit.
     RequestTooLarge = "request_too_large",
+    /// The body is encoded in a way that the node does not read.
+    UnsupportedEncoding = "unsupported_encoding",
+    /// The client expects what the node does not do.
+    ExpectationFailed = "expectation_failed",
+    /// The headers are larger than the limit.
+    HeadersTooLarge = "headers_too_large",
     /// The admission queue is full.
     QueueFull = "queue_full",
     /// The client left.
@@ -73,6 +87,8 @@ codes! {
     EngineCrashed = "engine_crashed",
     /// No usable GPU, and nobody chose the CPU.
     GpuNotFound = "gpu_not_found",
+    /// As many connections are open as may be.
+    TooManyConnections = "too_many_connections",
     /// The node is going down.
     ShuttingDown = "shutting_down",
     /// The model is still being loaded.

@@ -18,17 +18,22 @@ async def create(request: web.Request) -> web.StreamResponse:
     wanted = await body.read(request, ChatCompletionRequest)
     node = request.app[NODE]
     whose = source.of(request, wanted)
-    requests = [_neutral(wanted, whose, answer) for answer in range(wanted.n)]
+    chat = _conversation(wanted)
+    requests = [_neutral(wanted, chat, whose, answer) for answer in range(wanted.n)]
     if wanted.stream:
         chunks = _Chunks(wanted)
         return await sse.respond(request, lambda out: answers.stream(node, wanted, requests, chunks, out))
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
 
 
-def _neutral(wanted: ChatCompletionRequest, whose: int, answer: int) -> dict[str, Any]:
+def _conversation(wanted: ChatCompletionRequest) -> dict[str, str]:
     chat = {"messages": sse.dump([message.plain() for message in wanted.messages])}
     if wanted.chat_template_kwargs:
         chat["variables"] = sse.dump(wanted.chat_template_kwargs)
+    return chat
+
+
+def _neutral(wanted: ChatCompletionRequest, chat: dict[str, str], whose: int, answer: int) -> dict[str, Any]:
     return neutral.request(
         wanted,
         {"chat": chat},

@@ -73,7 +73,7 @@ const QUESTION_SECONDS: u32 = 600;
 const STANDSTILL_SECONDS: u32 = 30;
 /// How long an engine may take to shut down once its requests have ended.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// Of a shutdown's time, this much is kept for workers that do not stop by themselves.
+/// How long a worker that is told to stop may take in a shutdown before it is ended.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// See the module.
@@ -274,14 +274,14 @@ impl Supervisor {
         self.inner.traffic.drain()
     }
 
-    /// Refuses new work, lets what is under way end, ends all workers. All of it takes no longer than
-    /// `limit`, and a little more where a process is stuck in the kernel.
+    /// Refuses new work, lets what is under way go on for at most `limit`, then ends all workers, which takes
+    /// a little more where an engine does not stop. Another call meanwhile ends all workers at once.
     pub fn shutdown(&self, limit: Duration) {
         let inner = &self.inner;
         let begun = Instant::now();
         inner.processes.close();
         let slots: Vec<Arc<Slot>> = inner.slots.lock().by_id.values().cloned().collect();
-        let drained = begun + limit.saturating_sub(KILL_DEADLINE.min(limit / 2));
+        let farewell = KILL_DEADLINE.min(limit);
         let mut loaded: Vec<(Arc<Slot>, Arc<Running>)> = Vec::new();
         for slot in slots {
             match slot.begin_unload() {
@@ -307,8 +307,8 @@ impl Supervisor {
         thread::scope(|scope| {
             for (_, running) in &loaded {
                 scope.spawn(|| {
-                    drain(running, drained);
-                    end(running, begun + limit);
+                    drain(running, begun + limit);
+                    end(running, Instant::now() + farewell);
                 });
             }
         });
