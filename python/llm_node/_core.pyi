@@ -14,6 +14,7 @@ __all__ = [
     "Stream",
     "Supervisor",
     "__version__",
+    "engines_folder_meant",
     "host_memory_bytes",
     "keep_memory_private",
     "run_load",
@@ -42,6 +43,9 @@ class Fault(Exception):
         details: dict[str, object] | None = None,
     ) -> None: ...
 
+def engines_folder_meant(folder: str) -> str | None:
+    """The engines folder that is meant by who names this one, which holds none; None: nobody knows."""
+
 def host_memory_bytes() -> tuple[int, int]:
     """The host's memory: all that this process may have, in a container no more than its limit; and what of
     it is free or held by the file cache alone."""
@@ -61,7 +65,8 @@ def run_load(plan: str, progress: Callable[[float, int, int, int], None]) -> str
     `plan`: JSON of `rust/load/src/plan.rs`; a wrong one raises `Fault`. Gives JSON of
     `rust/load/src/report.rs`. `progress` is called a few times a second, after a signal and at the end,
     with the seconds since the beginning and the requests completed, requests failed and events with text
-    so far. What it raises ends the run, and is raised here.
+    so far. What it raises ends the run, and is raised here; after a KeyboardInterrupt, its own or the user's,
+    the report is of what has ended until then.
     """
 
 @final
@@ -100,6 +105,10 @@ class Supervisor:
 
     def models(self) -> int:
         """A ticket for a JSON array: every model found, with its state."""
+
+    def obstacles(self) -> int:
+        """A ticket for a JSON object: (code, message) for each model that cannot be loaded, since it has a
+        defect or no engine is for it. Comes once all engines are probed."""
 
     def load(self, request: str) -> int:
         """A ticket: load a model, or join a load under way.

@@ -162,17 +162,17 @@ class Server:
 
 
 def run(server: Server, options: Options, progress: Progress) -> dict[str, Any]:
-    """Prepare, run, and give the result as `rust/load/src/report.rs` has it, with the client's CPU time."""
-    plan = json.dumps(plan_of(server, options))
+    """Prepare, run, and give the result as `rust/load/src/report.rs` has it, with the model's name and the
+    client's CPU time. Ctrl-C during the run ends it, and the result is of what had ended until then."""
+    model, vocab_size = _model(server, options)
+    plan = json.dumps(plan_of(server, options, model, vocab_size))
     cpu = time.process_time()
     report: dict[str, Any] = json.loads(run_load(plan, progress))
-    report["client_cpu_s"] = time.process_time() - cpu
-    return report
+    return {"model": model, **report, "client_cpu_s": time.process_time() - cpu}
 
 
-def plan_of(server: Server, options: Options) -> dict[str, Any]:
+def plan_of(server: Server, options: Options, model: str, vocab_size: int | None) -> dict[str, Any]:
     """The plan as `rust/load/src/plan.rs` reads it. Sends one request, so that the model is loaded."""
-    model, vocab_size = _model(server, options)
     if options.prompt_ids:
         high = options.vocab_size or vocab_size
         if high is None:

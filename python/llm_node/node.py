@@ -28,6 +28,7 @@ from llm_node._core import (
     Fault,
     Supervisor,
     __version__,
+    engines_folder_meant,
     keep_memory_private,
 )
 from llm_node._core import Engine as NativeEngine
@@ -46,6 +47,7 @@ __all__ = [
     "NodeError",
     "Receiver",
     "__version__",
+    "engines_folder_meant",
     "keep_memory_private",
 ]
 
@@ -415,6 +417,12 @@ class Node:
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
         return [_model(row) for row in await self._outcome(self._running().models())]
+
+    async def obstacles(self) -> dict[str, tuple[str, str]]:
+        """Code and message for each model that cannot be loaded, with the engines that there are. Slow the
+        first time, as `engines` is."""
+        found: dict[str, list[str]] = await self._outcome(self._running().obstacles())
+        return {model: (code, message) for model, (code, message) in found.items()}
 
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.

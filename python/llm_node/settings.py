@@ -185,12 +185,30 @@ def parse_size(text: str) -> int:
 
 
 def _home() -> Path:
-    return Path.home() / ".llm-node"
+    try:
+        return Path.home() / ".llm-node"
+    except RuntimeError:
+        raise SettingsError(
+            "this user has no home folder: set HOME, or name --config, --engines-dir and --models-dir"
+        ) from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be looked for: {error.strerror}. Set HOME to a folder that this user may read, "
+            "or name --config, --engines-dir and --models-dir"
+        ) from None
+    return True
 
 
 def _engines() -> tuple[Path, ...]:
     own, bundled = _home() / "engines", Path(__file__).parent / "engines"
-    return tuple(path for path in (own, bundled) if path.is_dir()) or (own,)
+    return tuple(path for path in (own, bundled) if _is_there(path)) or (own,)
 
 
 def _setting(
@@ -229,7 +247,8 @@ class Settings:
     engines_dir: tuple[Path, ...] = _setting(
         _engines,
         _path,
-        "Folder of engines, each in <id>/<gpu_backend>. May be given several times; the first of an id wins.",
+        "Folder that holds engines, each in <id>/<gpu_backend>/. May be given several times; the first of an "
+        "id wins.",
         metavar="DIR",
         shown="~/.llm-node/engines, and the engines inside the package",
         many=True,
@@ -237,7 +256,7 @@ class Settings:
     models_dir: Path = _setting(  # noqa: RUF009
         lambda: _home() / "models",
         _path,
-        "Folder of the models: NAME.gguf, or a folder NAME.",
+        "Folder that holds models: each NAME.gguf in it, or folder NAME, is one.",
         metavar="DIR",
         shown="~/.llm-node/models",
     )
@@ -452,6 +471,17 @@ class Settings:
             found.setdefault(name, value)
         return cls(**found)
 
+    def has_default(self, name: str) -> bool:
+        """Is the setting what it is where nobody says anything?"""
+        (field,) = (field for field in dataclasses.fields(self) if field.name == name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            try:
+                default = field.default_factory()
+            except SettingsError:  # without a home folder
+                return False
+        return bool(getattr(self, name) == default)
+
 
 def _describe(field: dataclasses.Field[Any]) -> Setting:
     metadata = field.metadata
@@ -528,7 +558,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_file(named: Path | None) -> dict[str, Any]:
     path = named or _home() / "config.toml"
-    if named is None and not path.is_file():
+    if named is None and not _is_there(path):
         return {}
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import pty
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,3 +181,40 @@ def test_when_every_request_fails_the_report_says_why(run: Run, node: RunningNod
     assert (found["completed"], found["failed"]) == (0, 2)
     assert found["errors"][0]["message"].startswith("HTTP 400: ")
     assert found["ttft_ms"] == dict.fromkeys(("p50", "p90", "p99", "mean", "max"))
+
+
+def test_answers_that_end_early_are_told(run: Run, node: RunningNode) -> None:
+    load = ["--model", MODEL, "--route", "chat", "--requests", "2", "--temperature", "0"]
+    result = run(node.url, *load, "--output-tokens", "900", "--prompt-tokens", "20")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split() == ["model", MODEL]
+    assert "of 2 answers ended before the length that was asked for" in result.stderr
+    assert "--ignore-eos" in result.stderr
+    found = report(run(node.url, "--json", *load, "--output-tokens", "4", "--ignore-eos"))
+    assert (found["model"], found["shorter"], found["stopped"]) == (MODEL, 0, False)
+
+
+def test_ctrl_c_keeps_the_figures(node: RunningNode, tmp_path: Path) -> None:
+    load = ["--model", MODEL, "--duration", "600", "--output-tokens", "2", "--ignore-eos"]
+    terminal, programs = pty.openpty()
+    with subprocess.Popen(
+        [str(COMMAND), "bench", node.url, *load],
+        stdout=subprocess.PIPE,
+        stderr=programs,
+        cwd=tmp_path,
+        env=node_environment(tmp_path),
+    ) as process:
+        os.close(programs)
+        shown = b""
+        while not re.search(rb"[1-9]\d* answers", shown):
+            shown += os.read(terminal, 4096)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):
+            while more := os.read(terminal, 4096):
+                shown += more
+        os.close(terminal)
+        assert process.stdout is not None
+        table = process.stdout.read().decode()
+    assert process.returncode == 130, shown
+    assert re.search(r"requests +[1-9]\d* completed, 0 failed", table), table
+    assert b"Stopped: these figures are of the answers that had ended by then." in shown

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_node.node import ABI_VERSION, __version__
+from support.gguf import write_gguf
 from support.node import RunningNode, node_environment, running_node
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -129,9 +133,166 @@ def test_a_port_in_use_is_said(run: Run, node: RunningNode) -> None:
     result = run("--port", port, "--gpu-backend", "cpu")
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "another --port" in result.stderr
 
 
 def test_beside_a_kubernetes_service_of_its_name_it_starts(tmp_path: Path) -> None:
     service = {"LLM_NODE_PORT": "tcp://10.96.3.7:3000", "LLM_NODE_SERVICE_HOST": "10.96.3.7"}
     with running_node(tmp_path, ["--gpu-backend", "cpu"], environment=service) as started:
         assert "Kubernetes Service is: LLM_NODE_PORT, LLM_NODE_SERVICE_HOST" in started.log_text()
+
+
+# ---- what is wrong with a path is said before anything starts ------------------------------------------
+
+
+@pytest.mark.parametrize("near", ["engines/llama_cpp", "engines/llama_cpp/cpu", ""])
+def test_an_engines_folder_that_is_off_by_a_level(
+    run: Run, tmp_path: Path, llama_cpp: Path, near: str
+) -> None:
+    (tmp_path / "engines/llama_cpp").mkdir(parents=True)
+    (tmp_path / "engines/llama_cpp/cpu").symlink_to(llama_cpp)
+    for verb in ([], ["engines"]):
+        result = run("--engines-dir", str(tmp_path / near), "--gpu-backend", "cpu", "--port", "0", *verb)
+        assert result.returncode == 2
+        assert f"there are no engines in it; name {tmp_path / 'engines'}, which" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "words"),
+    [
+        ("--engines-dir", "absent", ["no such folder", "make it, or name another"]),
+        ("--engines-dir", "file", ["this is a file", "name a folder"]),
+        ("--engines-dir", "loop", ["cannot be looked at"]),
+        ("--models-dir", "absent", ["no such folder", "make it, or name another"]),
+        ("--models-dir", "file", ["this is a file", "name a folder"]),
+        ("--models-dir", "file/below", ["no such folder"]),
+        ("--models-dir", "loop", ["cannot be looked at"]),
+        ("--draft-model", "absent", ["no such file", "same vocabulary"]),
+    ],
+)
+def test_a_path_that_leads_nowhere(run: Run, tmp_path: Path, flag: str, name: str, words: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    path = tmp_path / name
+    result = run(flag, str(path), "--gpu-backend", "cpu", "--port", "0")
+    assert result.returncode == 2
+    for word in [f"{flag} {path}: ", *words]:
+        assert word in result.stderr
+
+
+def test_a_folder_without_the_right_to_read_it(run: Run, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (tmp_path / "locked").mkdir(mode=0)
+    result = run("--models-dir", str(tmp_path / "locked"), "--gpu-backend", "cpu", "--port", "0")
+    assert result.returncode == 2
+    assert "cannot be read: Permission denied; give the user" in result.stderr
+
+
+def test_a_home_that_cannot_be_looked_into(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    result = run("models", HOME=str(tmp_path / "loop"))
+    assert result.returncode == 2
+    assert "cannot be looked for" in result.stderr
+    assert "Set HOME" in result.stderr
+    (tmp_path / "config.toml").write_text("")
+    named = {"--config": "config.toml", "--engines-dir": ".", "--models-dir": "."}
+    arguments = [word for flag, name in named.items() for word in (flag, str(tmp_path / name))]
+    result = run("models", *arguments, HOME=str(tmp_path / "loop"))
+    assert result.returncode == 0, result.stderr
+
+
+# ---- what a node says once it listens --------------------------------------------------------------------
+
+
+def greeting(tmp_path: Path, *arguments: str) -> tuple[str, str]:
+    """What it says, and what the command that it names answers."""
+    with running_node(tmp_path / "node", ["--gpu-backend", "cpu", *arguments]) as started:
+        deadline = time.monotonic() + 60
+        while (said := started.log_text()).partition("models:")[2].count("\n\n") < 2:
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+        command = re.search(r"^  (curl .*\n.*)$", said, re.MULTILINE)
+        if command is None:
+            return said, ""
+        shell = ["sh", "-c", command[1]]
+        return said, subprocess.run(shell, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_the_command_that_it_names_works(tmp_path: Path, engines: Path) -> None:
+    said, answer = greeting(tmp_path, "--engines-dir", str(engines))
+    assert "Ask it something:" in said
+    assert answer.rstrip().endswith("data: [DONE]")
+    assert '"content"' in answer
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({}, ["/v1/completions", "Have it go on with a text:", "client.completions.create"]),
+        ({"pooling_type": 1}, ["/v1/embeddings", "turn a text into a vector:", "client.embeddings.create"]),
+    ],
+)
+def test_a_model_is_not_asked_for_what_it_is_not_for(
+    tmp_path: Path, engines: Path, numbers: dict[str, int], words: list[str]
+) -> None:
+    """The file is a header alone: what it answers is not the point here."""
+    write_gguf(tmp_path / "it's.gguf", "llama", **numbers)
+    folders = ["--engines-dir", str(engines), "--models-dir", str(tmp_path)]
+    said, answer = greeting(tmp_path, *folders, "--demo-model", "no")
+    for word in words:
+        assert word in said
+    assert "chat/completions" not in said
+    assert "it's" in answer, "the shell broke the command"
+
+
+def test_without_an_engine_it_says_what_one_is_and_where_it_goes(tmp_path: Path) -> None:
+    said, answer = greeting(tmp_path)
+    assert "engines: none" in said
+    assert f"put one into {tmp_path}/node/.llm-node/engines/<id>/cpu/" in said
+    assert "--engines-dir" in said
+    assert answer == ""
+
+
+def test_without_a_model_it_says_where_one_goes(tmp_path: Path, engines: Path) -> None:
+    said, answer = greeting(tmp_path, "--engines-dir", str(engines), "--demo-model", "no")
+    assert "No model yet: put NAME.gguf into" in said
+    assert answer == ""
+
+
+def test_with_models_that_cannot_be_loaded_it_says_why(tmp_path: Path, engines: Path) -> None:
+    write_gguf(tmp_path / "new.gguf", "brand-new")
+    folders = ["--engines-dir", str(engines), "--models-dir", str(tmp_path)]
+    said, answer = greeting(tmp_path, *folders, "--demo-model", "no")
+    assert "None of these models can be loaded (architecture_mismatch): Architecture 'brand-new'" in said
+    assert answer == ""
+
+
+def test_engines_for_other_devices_alone_are_an_error(run: Run, engines: Path) -> None:
+    """Whatever model came, such a node would serve nothing."""
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "vulkan"]
+    result = run(*arguments, "--port", "0")
+    assert result.returncode == 1
+    assert "no engine for the GPU backend vulkan: 'llama_cpp' is for cpu" in result.stderr
+    assert "Choose --gpu-backend cpu" in result.stderr
+    result = run("engines", *arguments)
+    assert result.returncode == 0
+    assert "A node would not start: no engine for the GPU backend vulkan" in result.stderr
+
+
+def test_models_says_why_one_cannot_be_loaded(run: Run, tmp_path: Path, engines: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "corrupt.gguf").write_bytes(b"GGUF\x03")
+    write_gguf(models / "new.gguf", "brand-new")
+    write_gguf(models / "fine.gguf", "llama")
+    folders = ["--engines-dir", str(engines), "--models-dir", str(models), "--demo-model", "no"]
+    result = run("models", *folders, "--gpu-backend", "cpu")
+    assert result.returncode == 0, result.stderr
+    heading, corrupt, fine, new = result.stdout.splitlines()
+    assert heading.endswith("WHAT IS WRONG")
+    assert corrupt.split()[0] == "corrupt"
+    assert "model_corrupt" in corrupt
+    assert "damaged at byte" in corrupt
+    assert fine.split()[-1] == "available"
+    assert "architecture_mismatch  Architecture 'brand-new' not supported by plugin 'llama_cpp'" in new

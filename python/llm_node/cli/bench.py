@@ -89,10 +89,12 @@ def _fields(context: click.Context, parameter: click.Parameter, given: str | Non
 def bench(
     url: str, as_json: bool, api_key: str | None, rate: float | None, burst: bool, **given: Any
 ) -> None:
-    """Put load on the OpenAI-compatible server at URL and measure how fast it answers.
+    """Put load on the OpenAI-compatible server at URL, such as http://127.0.0.1:3000, and measure how fast it
+    answers.
 
     Every answer is streamed. Each prompt is new, unless --prefix-tokens or --seed says otherwise, so no
-    cache makes it fast by accident. One request is sent before the run: it loads the model.
+    cache makes it fast by accident. One request is sent before the run: it loads the model. Ctrl-C ends a run
+    and shows what it came to.
     """
     options = _options(rate, burst, given)
     try:
@@ -107,6 +109,8 @@ def bench(
         table.show_json(report)
     else:
         _show(report)
+    if report["stopped"]:
+        sys.exit(130)  # as what Ctrl-C ended
     if not report["completed"]:
         sys.exit(1)
 
@@ -159,6 +163,7 @@ def _show(report: dict[str, Any]) -> None:
         return "-" if value is None else f"{value:,.{digits}f}"
 
     rows = [
+        ["model", report["model"]],
         ["requests", f"{report['completed']} completed, {report['failed']} failed"],
         ["time", f"{report['wall_s']:.2f} s"],
         ["prompts", f"{report['prompt_tokens']} tokens, {report['cached_tokens']} of them cached"],
@@ -184,5 +189,13 @@ def _show(report: dict[str, Any]) -> None:
     }
     times = [[name, *(number(report[key][column], 2) for column in columns)] for key, name in names.items()]
     table.show([["MILLISECONDS", *(column.upper() for column in columns)], *times])
+    if report["stopped"]:
+        click.echo("Stopped: these figures are of the answers that had ended by then.", err=True)
+    if report["shorter"]:
+        click.echo(
+            f"{report['shorter']} of {report['completed']} answers ended before the length that was asked "
+            "for, as the model saw fit; --ignore-eos keeps them going where the server knows it.",
+            err=True,
+        )
     for error in report["errors"]:
         click.echo(f"{error['count']} x {error['message']}", err=True)

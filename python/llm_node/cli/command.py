@@ -15,8 +15,9 @@ from llm_node.node import ABI_VERSION, __version__
 def command(context: click.Context, /, **given: options.Given) -> None:
     """Turn this machine into an LLM inference node: every engine behind one OpenAI-compatible API.
 
-    Without a command it serves. Each setting can also be given in the environment or in the settings
-    file; the command line wins, then the environment, then the file.
+    Without a command it serves, until Ctrl-C. Options stand before or behind a command. Each can also be
+    given in the environment or in the settings file; the command line wins, then the environment, then the
+    file.
     """
     context.obj = given
     if context.invoked_subcommand is None:

@@ -19,13 +19,19 @@ def engine() -> None:
 
 @engine.command()
 def header() -> None:
-    """Print the path of engine_api.h, the contract: cc -I"$(dirname "$(llm-node engine header)")" ..."""
+    """Print the path of engine_api.h, the C header that every engine includes.
+
+    For a compiler: cc -I"$(dirname "$(llm-node engine header)")" ...
+    """
     _print_path(HEADER)
 
 
 @engine.command()
 def sdk() -> None:
-    """Print the folder of the crate for engines in Rust: cargo add llm-node-sdk --path "$(...)"."""
+    """Print the folder of the crate for engines in Rust.
+
+    For a project: cargo add llm-node-sdk --path "$(llm-node engine sdk)"
+    """
     _print_path(SDK)
 
 

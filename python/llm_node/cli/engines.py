@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from llm_node.cli import options, table
+from llm_node.cli import greeting, options, table
 from llm_node.node import Node
+
+SHOWN = 12
+"""Of an engine's architectures: llama.cpp knows well over a hundred."""
 
 
 @click.command()
@@ -17,7 +21,7 @@ from llm_node.node import Node
 def engines(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
     """List the engines that were found, and why some cannot be used."""
     settings = options.settings(context.obj, given)
-    found = options.look_up(settings, Node.engines)
+    found, gpu_backend = options.look_up(settings, _engines_and_backend)
     if as_json:
         table.show_json({"engines": found})
         return
@@ -26,10 +30,21 @@ def engines(context: click.Context, /, as_json: bool, **given: options.Given) ->
     if not found:
         folders = ", ".join(str(path) for path in settings.engines_dir)
         click.echo(f"No engine in {folders}; name another folder with --engines-dir", err=True)
+    elif gpu_backend is not None and (reason := greeting.wrong_backend(found, gpu_backend)):
+        click.echo(f"A node would not start: {reason}", err=True)
+
+
+async def _engines_and_backend(node: Node) -> tuple[list[dict[str, Any]], str | None]:
+    return await node.engines(), node.gpu_backend
 
 
 def _row(engine: dict[str, Any]) -> list[str]:
     error = engine.get("error")
-    words = error["message"] if error else ", ".join(engine.get("architectures") or ())
+    words = error["message"] if error else _some(engine.get("architectures") or ())
     cells = [engine.get(key) or "?" for key in ("id", "version", "gpu_backend", "status")]
     return [*map(str, cells), " ".join(str(words).split())]
+
+
+def _some(names: Sequence[str]) -> str:
+    left = f", and {len(names) - SHOWN} more (see --json)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + left

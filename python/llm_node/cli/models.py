@@ -15,24 +15,37 @@ from llm_node.node import Node
 @options.settings_options
 @click.pass_context
 def models(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
-    """List the models that were found."""
+    """List the models that were found, and why some cannot be loaded."""
     settings = options.settings(context.obj, given)
-    found = options.look_up(settings, Node.models)
     if as_json:
-        table.show_json({"models": found})
+        table.show_json({"models": options.look_up(settings, Node.models)})
         return
-    table.show([["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "STATUS"], *(_row(model) for model in found)])
+    found, obstacles = options.look_up(settings, _models_and_obstacles)
+    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "STATUS", "WHAT IS WRONG"]
+    table.show([heading, *(_row(model, obstacles.get(model["model_id"])) for model in found)])
     if not found:
-        click.echo(f"No model in {settings.models_dir}; name another folder with --models-dir", err=True)
+        hint = "put NAME.gguf there, or name another folder with --models-dir"
+        click.echo(f"No model in {settings.models_dir}; {hint}", err=True)
 
 
-def _row(model: dict[str, Any]) -> list[str]:
+async def _models_and_obstacles(node: Node) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
+    found = await node.models()
+    if node.gpu_backend is None:
+        # That there is no GPU is no model's fault. Their own defects are said without one.
+        errors = ((model["model_id"], model.get("error")) for model in found)
+        return found, {name: (error["code"], error["message"]) for name, error in errors if error}
+    return found, await node.obstacles()
+
+
+def _row(model: dict[str, Any], obstacle: tuple[str, str] | None) -> list[str]:
     size = model.get("size_bytes")
     shown = f"{size / (1 << 20):.1f} MiB" if isinstance(size, int) else "?"
+    code, message = obstacle or ("", "")
     return [
         str(model.get("model_id")),
         str(model.get("architecture") or "?"),
         str(model.get("format") or "?"),
         shown,
-        str(model.get("status") or "?"),
+        code or str(model.get("status") or "?"),
+        " ".join(message.split()),
     ]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from llm_node import demo
+from llm_node.cli import startup
 from llm_node.node import Node, NodeError
 from llm_node.settings import ALL, Settings, SettingsError
 
@@ -17,6 +18,7 @@ Given = str | tuple[str, ...] | None
 """What click hands over for one setting."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def settings_options(function: Command) -> Command:
@@ -40,9 +42,11 @@ def settings(*given: dict[str, Given]) -> Settings:
             if value:
                 texts[name] = (value,) if isinstance(value, str) else value
     try:
-        return Settings.load(texts)
+        found = Settings.load(texts)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
+    startup.check(found)
+    return found
 
 
 def node(settings: Settings, *, needs_device: bool) -> Node:
@@ -73,12 +77,10 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
     )
 
 
-def look_up(
-    settings: Settings, question: Callable[[Node], Awaitable[list[dict[str, Any]]]]
-) -> list[dict[str, Any]]:
+def look_up(settings: Settings, question: Callable[[Node], Awaitable[T]]) -> T:
     """What a node of these settings answers. It needs no device, and lives for the question alone."""
 
-    async def ask() -> list[dict[str, Any]]:
+    async def ask() -> T:
         async with node(settings, needs_device=False) as started:
             return await question(started)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
 
 import click
 
-from llm_node import demo
-from llm_node.cli import options
+from llm_node.cli import greeting, options
 from llm_node.node import Node, NodeError, __version__, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
@@ -25,7 +24,6 @@ from llm_node.settings import LEVELS, Settings, service_variables
 log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-DEMO_QUESTION = "What is an engine?"
 
 
 def serve(settings: Settings) -> None:
@@ -65,9 +63,7 @@ async def _serve(settings: Settings) -> int | None:
             listener.open(addresses)
         except OSError as error:
             raise _cannot_listen(settings, error) from None
-        greeting = asyncio.create_task(_greet(node, url(settings.host, listener.port)))
-        await signals.first.wait()
-        greeting.cancel()
+        await _greet_until(signals.first, _greet(node, settings, url(settings.host, listener.port)))
         log.info("going down: answers under way have %g s", settings.drain_timeout)
         # Still listening, so that new requests get a typed refusal instead of a closed door.
         await _drain(node, signals)
@@ -75,6 +71,19 @@ async def _serve(settings: Settings) -> int | None:
         await listener.close()
         await runner.cleanup()
     return signals.hurried_by
+
+
+async def _greet_until(stop: asyncio.Event, greeting: Coroutine[None, None, None]) -> None:
+    """Wait for the signal to end. What the greeting raises ends the node as well."""
+    signalled, greeted = asyncio.create_task(stop.wait()), asyncio.create_task(greeting)
+    try:
+        await asyncio.wait({signalled, greeted}, return_when=asyncio.FIRST_COMPLETED)
+        if greeted.done():
+            greeted.result()
+        await signalled
+    finally:
+        signalled.cancel()
+        greeted.cancel()
 
 
 async def _drain(node: Node, signals: _Signals) -> None:
@@ -110,7 +119,12 @@ def _cannot_listen(settings: Settings, error: OSError) -> click.ClickException:
     # What the resolver says has a negative number, and words of its own.
     number = error.errno or 0
     reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-    return click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {reason}")
+    way_out = (
+        "another --port (0 takes a free one)" if number == errno.EADDRINUSE else "another --host or --port"
+    )
+    return click.ClickException(
+        f"cannot listen on {settings.host}:{settings.port}: {reason}; choose {way_out}"
+    )
 
 
 class _Signals:
@@ -148,41 +162,19 @@ def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -
     return handler
 
 
-async def _greet(node: Node, url: str) -> None:
-    """Say where the node listens, what it has, and what to type next."""
+async def _greet(node: Node, settings: Settings, url: str) -> None:
+    """Say where the node listens, what it has, and what to type next. Raises where it can serve nothing."""
     _say(f"llm-node {__version__} listens on {url} (GPU backend: {node.gpu_backend})")
     try:
-        engines, models = await node.engines(), await node.models()
+        engines, models, obstacles = await node.engines(), await node.models(), await node.obstacles()
     except NodeError as fault:
         log.warning("engines and models cannot be listed: %s", fault.message)
         return
-    usable = [engine for engine in engines if engine["status"] == "loaded"]
-    _say(f"engines: {_names(usable, 'id')}" + _rejected(len(engines) - len(usable)))
-    _say(f"models:  {_names(models, 'model_id')}")
-    if not models:
-        return
-    names = [str(model["model_id"]) for model in models]
-    name = demo.NAME if demo.NAME in names else names[0]
-    _say("")
-    _say("Ask it something:")
-    _say(f"  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
-    _say(f"""    -d '{{"model": "{name}", "stream": true, "temperature": 0,""")
-    _say(f"""         "messages": [{{"role": "user", "content": "{DEMO_QUESTION}"}}]}}'""")
-    _say("or from Python, with `pip install openai`:")
-    _say("  from openai import OpenAI")
-    _say(f'  client = OpenAI(base_url="{url}/v1", api_key="none")')
-    _say(f'  messages = [{{"role": "user", "content": "{DEMO_QUESTION}"}}]')
-    _say(f'  answer = client.chat.completions.create(model="{name}", messages=messages)')
-    _say("  print(answer.choices[0].message.content)")
-    _say("")
-
-
-def _names(entries: list[dict[str, Any]], key: str) -> str:
-    return ", ".join(str(entry[key]) for entry in entries) or "none"
-
-
-def _rejected(count: int) -> str:
-    return f" ({count} rejected: see `llm-node engines`)" if count else ""
+    if reason := greeting.wrong_backend(engines, node.gpu_backend):
+        raise click.ClickException(reason)
+    folders = settings.engines_dir, settings.models_dir
+    for line in greeting.lines(url, node.gpu_backend, engines, models, obstacles, *folders):
+        _say(line)
 
 
 def _say(line: str) -> None:

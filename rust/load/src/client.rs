@@ -41,28 +41,26 @@ pub struct Progress {
 /// Why a run has no report.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The caller's progress function said stop.
-    #[error("the run was stopped")]
-    Stopped,
     /// The operating system's event queue failed.
     #[error("waiting for the network: {0}")]
     Poll(#[from] io::Error),
 }
 
 /// Carry out a plan. `progress` is called a few times a second, whenever a signal has come, and at the end.
+/// Where it says stop, the report is of what has ended until then.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Report, LoadError> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(EVENTS_AT_ONCE);
     let start = Instant::now();
     let mut load = Load::new(plan, start);
     let mut next_progress = start + PROGRESS_INTERVAL;
-    loop {
+    let stopped = loop {
         let now = Instant::now();
         load.send_what_is_due(now, &poll);
         if load.under_way == 0 && load.schedule.is_over(now) {
             // Nothing is left to be stopped.
             let _ = progress(load.progress(now));
-            break;
+            break None;
         }
         let mut until = next_progress;
         until = load.schedule.next(now, load.under_way).map_or(until, |due| until.min(due));
@@ -81,19 +79,22 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -
         if interrupted || now >= next_progress {
             next_progress = now + PROGRESS_INTERVAL;
             if progress(load.progress(now)).is_break() {
-                return Err(LoadError::Stopped);
+                break Some(now);
             }
         }
-    }
+    };
     let wall = load.last_end.saturating_duration_since(start).as_secs_f64();
     let window = match plan.limit {
-        Limit::Seconds(seconds) => seconds,
+        Limit::Seconds(seconds) => {
+            stopped.map_or(seconds, |now| seconds.min(now.saturating_duration_since(start).as_secs_f64()))
+        }
         Limit::Requests(_) => wall,
     };
-    Ok(load.collected.report(wall, window))
+    Ok(load.collected.report(wall, window, stopped.is_some()))
 }
 
 struct Load<'a> {
+    plan: &'a Plan,
     address: SocketAddr,
     timeout: Option<Duration>,
     start: Instant,
@@ -145,6 +146,7 @@ impl<'a> Load<'a> {
             itl: plan.itl_goal_ms.map_or(f64::INFINITY, |ms| ms * 1e3),
         });
         Self {
+            plan,
             address: plan.address,
             timeout: plan.timeout(),
             start,
@@ -319,7 +321,8 @@ impl<'a> Load<'a> {
         let failed = error.is_some();
         let start = micros(self.start, exchange.start) / 1e6;
         let e2e = micros(exchange.start, now);
-        self.collected.add(&mut exchange, start, e2e, error);
+        let asked = u64::from(self.plan.output_tokens_of(exchange.index));
+        self.collected.add(&mut exchange, asked, start, e2e, error);
         self.spare_gaps.push(exchange.gaps);
         self.under_way -= 1;
         self.last_end = now;

@@ -18,6 +18,10 @@ pub struct Report {
     pub failed: u64,
     /// Why, the most frequent first.
     pub errors: Vec<ErrorCount>,
+    /// Completed requests whose answer ended before the length that was asked for, by the server's count.
+    pub shorter: u64,
+    /// Did the caller end the run?
+    pub stopped: bool,
     /// From the first request to the end of the last.
     pub wall_s: f64,
     /// The time in which tokens count for `output_tokens_per_s`.
@@ -101,6 +105,7 @@ pub(crate) struct Collected {
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     good: u64,
+    shorter: u64,
     errors: Vec<ErrorCount>,
     prompt_tokens: u64,
     cached_tokens: u64,
@@ -128,6 +133,7 @@ impl Collected {
             completed: 0,
             failed: 0,
             good: 0,
+            shorter: 0,
             errors: Vec::new(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -141,8 +147,16 @@ impl Collected {
         }
     }
 
-    /// A request has ended after `e2e` microseconds; `start` is when it was sent, in seconds of the run.
-    pub(crate) fn add(&mut self, exchange: &mut Exchange, start: f64, e2e: f64, error: Option<String>) {
+    /// A request for `asked` tokens has ended after `e2e` microseconds; `start` is when it was sent, in
+    /// seconds of the run.
+    pub(crate) fn add(
+        &mut self,
+        exchange: &mut Exchange,
+        asked: u64,
+        start: f64,
+        e2e: f64,
+        error: Option<String>,
+    ) {
         let ttft = exchange.ttft();
         let events = exchange.events();
         let usage = exchange.usage.unwrap_or_default();
@@ -169,6 +183,7 @@ impl Collected {
             return;
         }
         self.completed += 1;
+        self.shorter += u64::from((1..asked).contains(&usage.completion_tokens));
         self.prompt_tokens += usage.prompt_tokens;
         self.cached_tokens += usage.cached_tokens();
         self.output_tokens += tokens;
@@ -192,7 +207,7 @@ impl Collected {
     }
 
     /// The report of a run of `wall` seconds, whose tokens counted for `window` seconds.
-    pub(crate) fn report(mut self, wall: f64, window: f64) -> Report {
+    pub(crate) fn report(mut self, wall: f64, window: f64, stopped: bool) -> Report {
         self.errors.sort_by_key(|error| std::cmp::Reverse(error.count));
         let requests = self.completed + self.failed;
         Report {
@@ -200,6 +215,8 @@ impl Collected {
             completed: self.completed,
             failed: self.failed,
             errors: self.errors,
+            shorter: self.shorter,
+            stopped,
             wall_s: wall,
             window_s: window,
             prompt_tokens: self.prompt_tokens,

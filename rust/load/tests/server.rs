@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use llm_node_load::{LoadError, Plan, Report, run};
+use llm_node_load::{Plan, Report, run};
 use serde_json::{Value, json};
 
 /// What a request got: its number on the server, and its body.
@@ -277,17 +277,19 @@ fn after_the_duration_nothing_begins_and_the_rest_is_waited_for() {
 }
 
 #[test]
-fn the_caller_can_stop_it() {
+fn the_caller_can_stop_it_and_gets_what_there_is() {
     let server = server(|_, _, _| {
         thread::sleep(Duration::from_mins(1));
         Ok(AfterAnswer::Close)
     });
     let mut calls = 0;
-    let stopped = run(&plan(server.address, &json!({})), &mut |progress| {
+    let report = run(&plan(server.address, &json!({})), &mut |progress| {
         assert_eq!((progress.completed, progress.failed, progress.events), (0, 0, 0));
         calls += 1;
         if calls == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    assert!(matches!(stopped, Err(LoadError::Stopped)));
+    let report = report.unwrap();
     assert_eq!(calls, 2);
+    assert!(report.stopped);
+    assert_eq!((report.requests, report.completed, report.failed), (0, 0, 0));
 }

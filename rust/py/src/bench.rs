@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_load::{LoadError, Plan};
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 
 use crate::{fault::raised, supervisor::json};
 
@@ -33,9 +33,10 @@ pub(crate) fn run_load(py: Python<'_>, plan: &str, progress: &Bound<'_, PyAny>) 
         (report, stopped)
     });
     match (report, stopped) {
-        (_, Some(error)) => Err(error),
-        (Ok(report), None) => json(&report).map_err(|fault| raised(py, &fault)),
-        (Err(error @ (LoadError::Stopped | LoadError::Poll(_))), None) => {
+        // Who stops a run wants to see what it came to.
+        (_, Some(error)) if !error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
+        (Ok(report), _) => json(&report).map_err(|fault| raised(py, &fault)),
+        (Err(error @ LoadError::Poll(_)), _) => {
             Err(raised(py, &Fault::new(ErrorCode::Internal, error.to_string())))
         }
     }

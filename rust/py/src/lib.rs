@@ -9,8 +9,8 @@ mod engine;
 mod event;
 mod fault;
 mod logging;
-mod process;
 mod supervisor;
+mod surroundings;
 mod worker;
 
 use pyo3::prelude::*;
@@ -29,7 +29,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::PyModel>()?;
     module.add_class::<engine::PyStream>()?;
     module.add_function(wrap_pyfunction!(bench::run_load, module)?)?;
-    module.add_function(wrap_pyfunction!(process::host_memory_bytes, module)?)?;
-    module.add_function(wrap_pyfunction!(process::keep_memory_private, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::engines_folder_meant, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::host_memory_bytes, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::keep_memory_private, module)?)?;
     module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
 }

@@ -60,6 +60,10 @@ impl PySupervisor {
         py.detach(|| self.inner.models())
     }
 
+    fn obstacles(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.obstacles())
+    }
+
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
         let request: LoadRequest = serde_json::from_str(request)
             .map_err(|error| raised(py, &malformed("the request to load", &error)))?;

@@ -48,6 +48,10 @@ pub struct Header {
     pub file_type: Option<u64>,
     /// `<architecture>.context_length`: what the model was trained for, in tokens.
     pub context_length: Option<u64>,
+    /// Is there a `tokenizer.chat_template`?
+    pub has_chat_template: bool,
+    /// `<architecture>.pooling_type`, other than none: it makes one vector of a text, and no next token.
+    pub pools: bool,
     /// `split.count`: of how many files the model consists.
     pub split_count: Option<u64>,
     /// Number of tensors in this file.
@@ -90,6 +94,8 @@ pub fn parse<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header
             ("general.name", Value::Text(text)) => header.name = Some(text),
             ("general.file_type", Value::Integer(number)) => header.file_type = Some(number),
             ("general.alignment", Value::Integer(number)) => alignment = number,
+            ("tokenizer.chat_template", _) => header.has_chat_template = true,
+            (key, Value::Integer(kind)) if key.ends_with(".pooling_type") => header.pools = kind != 0,
             ("split.count", Value::Integer(number)) => header.split_count = Some(number),
             // One model has one; an absurd file must not make us keep thousands.
             (key, Value::Integer(number))
@@ -394,10 +400,35 @@ mod tests {
                 name: Some("A toy".into()),
                 file_type: Some(7),
                 context_length: Some(512),
+                has_chat_template: false,
+                pools: false,
                 split_count: None,
                 tensor_count: 1
             }
         );
+    }
+
+    #[test]
+    fn what_a_model_is_for_is_read() {
+        let header = |template: &str, pooling: u32| {
+            let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+            bytes.extend(0_u64.to_le_bytes());
+            bytes.extend(3_u64.to_le_bytes());
+            text(&mut bytes, "toy.pooling_type");
+            bytes.extend(4_u32.to_le_bytes());
+            bytes.extend(pooling.to_le_bytes());
+            text(&mut bytes, "general.architecture");
+            bytes.extend(8_u32.to_le_bytes());
+            text(&mut bytes, "toy");
+            text(&mut bytes, "tokenizer.chat_template");
+            bytes.extend(8_u32.to_le_bytes());
+            text(&mut bytes, template);
+            let header = parse_bytes(&bytes).unwrap();
+            (header.has_chat_template, header.pools)
+        };
+        assert_eq!(header("{{ messages }}", 0), (true, false));
+        // One too long to be kept is there all the same.
+        assert_eq!(header(&"x".repeat(10_000), 1), (true, true));
     }
 
     #[test]

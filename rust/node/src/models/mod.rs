@@ -34,6 +34,8 @@ pub struct Model {
     pub size_bytes: u64,
     /// Longest sequence it was trained for, in tokens.
     pub context_length: Option<u64>,
+    /// What it is for, where the file tells: "chat", "completions" or "embeddings".
+    pub task: Option<&'static str>,
     /// What an engine is given: a file (the first of several), or a folder.
     pub path: PathBuf,
     /// What is wrong with it.

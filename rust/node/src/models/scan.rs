@@ -156,6 +156,11 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
         Ok(header) => {
             let told = header.file_type.and_then(quantization::from_file_type).map(str::to_owned);
             model.quantization = model.quantization.take().or(told);
+            model.task = Some(match (header.pools, header.has_chat_template) {
+                (true, _) => "embeddings",
+                (false, true) => "chat",
+                (false, false) => "completions",
+            });
             model.architecture = Some(header.architecture);
             model.name = header.name;
             model.context_length = header.context_length;

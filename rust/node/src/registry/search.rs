@@ -80,6 +80,26 @@ pub fn search(engines_dirs: &[PathBuf]) -> Vec<Found> {
     found
 }
 
+/// The engines folder that somebody means who names this one, which holds no engines: the folder of one
+/// engine, of one of its backends, or one above engines.
+pub fn meant(folder: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(folder).ok()?;
+    let is_backend = |folder: &Path| folder.join("manifest.json").is_file();
+    let is_engine = |folder: &Path| folders(folder).iter().any(|it| is_backend(it));
+    let holds_engines = |folder: &Path| folders(folder).iter().any(|it| is_engine(it));
+    if holds_engines(&folder) {
+        return None;
+    }
+    let above = folder.parent();
+    if is_backend(&folder) {
+        above?.parent().map(Path::to_path_buf)
+    } else if is_engine(&folder) {
+        above.map(Path::to_path_buf)
+    } else {
+        folders(&folder).into_iter().find(|it| holds_engines(it))
+    }
+}
+
 fn look(engine: &Path, directory: &Path) -> Option<Found> {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
     let path = directory.join("manifest.json");
@@ -151,6 +171,21 @@ mod tests {
             .map(|found| (found.id.as_str(), found.refusal.as_ref().map(Refusal::kind)))
             .collect();
         assert_eq!(seen, [("other", None), ("same", None), ("same", Some("DuplicateEngine"))]);
+    }
+
+    #[test]
+    fn a_folder_one_or_two_levels_off_leads_to_the_right_one() {
+        let root = tempfile::tempdir().unwrap();
+        let engines = root.path().join("engines");
+        engine(&engines, "one/cpu", "one", true, "1");
+        fs::create_dir_all(root.path().join("empty")).unwrap();
+        let meant_by = |folder: &str| meant(&root.path().join(folder));
+        assert_eq!(meant_by("engines"), None);
+        for near in ["engines/one", "engines/one/cpu", ""] {
+            assert_eq!(meant_by(near).as_deref(), Some(engines.as_path()), "{near}");
+        }
+        assert_eq!(meant_by("empty"), None);
+        assert_eq!(meant_by("absent"), None);
     }
 
     #[test]

@@ -146,6 +146,22 @@ impl Supervisor {
         self.report("models", |inner| inner.models())
     }
 
+    /// The models that cannot be loaded, with code and message of what is in the way: a defect of their own, or
+    /// that there is no engine for them. Comes once all candidates are probed.
+    pub fn obstacles(&self) -> Ticket {
+        self.report("obstacles", |inner| {
+            let candidates = inner.candidates(false);
+            let obstacle = |model: &Model| {
+                let gpu_backend = inner.config.gpu_backend.as_deref();
+                let wish = Wish { model, gpu_backend, engine: None, format: None };
+                let fault = model.problem.clone().or_else(|| choose(wish, &candidates).err())?;
+                Some((model.id.clone(), (fault.code, fault.message)))
+            };
+            let models = inner.catalog.models(&inner.registry.formats());
+            models.iter().filter_map(obstacle).collect::<HashMap<_, _>>()
+        })
+    }
+
     /// Devices, ledger, workers, versions. Waits for no worker.
     pub fn system(&self) -> Ticket {
         self.report("system", |inner| inner.system())
@@ -365,6 +381,7 @@ impl Inner {
             "architecture": model.architecture,
             "name": model.name,
             "quantization": model.quantization,
+            "task": model.task,
             "size_bytes": model.size_bytes,
             "context_length": model.context_length,
             "path": model.path.display().to_string(),
