@@ -1,7 +1,7 @@
 """llm-node: one machine, any number of inference engines, one API.
 
-The public names, and nothing else. They are looked up on first use: a worker process imports this
-package too, and must not pay for the HTTP side.
+The public names, and nothing else. They are looked up on first use: who only loads a model does not pay for
+the HTTP side.
 
 In this process, without a server::
 

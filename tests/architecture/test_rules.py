@@ -163,7 +163,7 @@ def test_one_parser_of_manifests() -> None:
 
 
 def test_importing_the_package_stays_light() -> None:
-    """A worker imports the package too: it must not pay for the HTTP side."""
+    """Who only loads a model in a program of their own does not pay for the HTTP side."""
     import sys
 
     code = "import sys, llm_node; print(sorted({m.split('.')[0] for m in sys.modules}))"
