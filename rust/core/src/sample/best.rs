@@ -6,8 +6,10 @@
 
 use super::{
     blockmax::Candidate,
-    chain::{Filters, Forbidden, LOOK, PickFault, Picked},
+    filters::{Filters, LOOK},
+    forbidden::Forbidden,
     penalties::{self, Occurrences},
+    picked::{PickFault, Picked},
 };
 use crate::{
     engine::{Best, Limits, Token},

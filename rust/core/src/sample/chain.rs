@@ -6,180 +6,16 @@ use super::{
     best::Shaped,
     blockmax::{Candidate, RowState, ShapedRow},
     deep::Buckets,
+    filters::{Filters, LOOK},
+    forbidden::Forbidden,
     lanes::Rounding,
     penalties::{self, Occurrences},
+    picked::{PickFault, Picked},
 };
 use crate::{
-    engine::{Row, Token, Vocabulary, attribute},
+    engine::{Row, Token},
     request::Sampling,
 };
-
-/// How many candidates are looked at one by one where no top-k says it. If they are not enough, the row
-/// is seen through its mass: to look at twice as many takes longer than that.
-pub(super) const LOOK: usize = 256;
-
-/// Why no token could be picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PickFault {
-    /// The engine's row holds a NaN or a positive infinity.
-    #[error("the engine returned logits that are not numbers")]
-    NotANumber,
-    /// The engine's row holds nothing but negative infinity.
-    #[error("the engine returned logits that forbid every token")]
-    Empty,
-    /// Bias and mask leave no token.
-    #[error("no token is allowed: bias and mask forbid all of them")]
-    NothingAllowed,
-    /// The row came as candidates, and what is not among them matters.
-    #[error("the candidates that the engine returned do not decide on a token")]
-    Undecided,
-}
-
-/// The tokens that a model must never generate, as bits of blocks of 64.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forbidden {
-    blocks: Vec<(u32, u64)>,
-}
-
-impl Forbidden {
-    /// The unused tokens of a vocabulary, and what a row of `n_vocab` logits has beyond it.
-    pub fn of(vocabulary: &Vocabulary, n_vocab: usize) -> Self {
-        let mut blocks: Vec<(u32, u64)> = Vec::new();
-        for id in 0..n_vocab {
-            let beyond = !vocabulary.is_empty() && id >= vocabulary.len();
-            if beyond || vocabulary.has(id as Token, attribute::UNUSED) {
-                let (block, bit) = ((id / 64) as u32, 1 << (id % 64));
-                match blocks.last_mut() {
-                    Some((last, bits)) if *last == block => *bits |= bit,
-                    _ => blocks.push((block, bit)),
-                }
-            }
-        }
-        Self { blocks }
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> u32 {
-        self.blocks.iter().map(|(_, bits)| bits.count_ones()).sum()
-    }
-
-    /// Is this one of them?
-    pub(super) fn has(&self, id: u32) -> bool {
-        let block = self.blocks.binary_search_by_key(&(id / 64), |it| it.0);
-        block.is_ok_and(|index| self.blocks[index].1 >> (id % 64) & 1 != 0)
-    }
-}
-
-/// What was picked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Picked {
-    /// The token.
-    pub token: Token,
-    /// Its log-probability at temperature 1 among the shaped logits, and the likeliest tokens with
-    /// theirs, where these were asked for.
-    pub logprobs: Option<(f32, Vec<(Token, f32)>)>,
-}
-
-/// What follows the shaping, on candidates best first. Every filter leaves a prefix of them, so together
-/// they leave the shortest of these prefixes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Filters {
-    temperature: f64,
-    /// The largest logit: its weight is 1.
-    max: f64,
-    /// 0: off.
-    pub(super) top_k: usize,
-    top_p: f64,
-    min_p: f64,
-    uniform: f64,
-}
-
-/// What the filters leave.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Kept {
-    pub(super) count: usize,
-    sum: f64,
-    /// A filter ended it, not the end of the candidates.
-    pub(super) ended: bool,
-}
-
-impl Filters {
-    pub(super) fn new(sampling: &Sampling, n_vocab: usize, max: f32, uniform: f32) -> Self {
-        Self {
-            temperature: f64::from(sampling.temperature),
-            max: f64::from(max),
-            top_k: if (sampling.top_k as usize) < n_vocab { sampling.top_k as usize } else { 0 },
-            top_p: f64::from(sampling.top_p),
-            min_p: f64::from(sampling.min_p),
-            uniform: f64::from(uniform),
-        }
-    }
-
-    fn factor(&self) -> f32 {
-        (LOG2_E / self.temperature).min(f64::from(f32::MAX)) as f32
-    }
-
-    fn weight(&self, logit: f32) -> f64 {
-        libm::exp((f64::from(logit) - self.max) / self.temperature)
-    }
-
-    pub(super) fn sum(&self, candidates: &[Candidate]) -> f64 {
-        candidates.iter().map(|it| self.weight(it.logit)).sum()
-    }
-
-    /// Without top-k, does it matter what the whole row adds up to? Min-p alone does not ask.
-    pub(super) fn asks_for_total(&self) -> bool {
-        self.top_p < 1.0 || self.min_p <= 0.0
-    }
-
-    /// Without any filter the draw itself says how many candidates have to be looked at.
-    fn unfiltered(&self) -> bool {
-        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
-    }
-
-    /// `total` is the weight of all that top-k left.
-    pub(super) fn keep(&self, candidates: &[Candidate], total: f64) -> Kept {
-        let unfiltered = self.unfiltered();
-        let enough = if unfiltered {
-            self.uniform * total
-        } else if self.top_p < 1.0 {
-            self.top_p * total
-        } else {
-            f64::INFINITY
-        };
-        let (mut count, mut sum) = (0, 0.0);
-        for candidate in candidates {
-            let weight = self.weight(candidate.logit);
-            // The best one has weight 1.
-            if weight < self.min_p {
-                return Kept { count, sum, ended: true };
-            }
-            count += 1;
-            sum += weight;
-            if sum > enough || (!unfiltered && sum >= enough) {
-                return Kept { count, sum, ended: true };
-            }
-        }
-        Kept { count, sum, ended: false }
-    }
-
-    pub(super) fn draw(&self, candidates: &[Candidate], kept: &Kept) -> u32 {
-        let candidates = &candidates[..kept.count];
-        let last = candidates.last().map_or(0, |it| it.id);
-        if self.unfiltered() {
-            return last;
-        }
-        let target = self.uniform * kept.sum;
-        let mut cumulated = 0.0;
-        for candidate in candidates {
-            cumulated += self.weight(candidate.logit);
-            if cumulated > target {
-                return candidate.id;
-            }
-        }
-        last
-    }
-}
 
 /// Picks tokens. Holds only room that is used again from row to row.
 #[derive(Debug, Default)]
@@ -248,7 +84,7 @@ impl Sampler {
                 self.view.change(row, id, |logit| penalties::biased(logit, bias));
             }
         }
-        for &(block, bits) in &forbidden.blocks {
+        for &(block, bits) in forbidden.blocks() {
             self.view.forbid(row, block as usize, bits);
         }
         self.view.settle();
@@ -307,6 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::{Vocabulary, attribute};
 
     /// The chain as the header words it, without any regard for speed. Also says how near the nearest
     /// decision was to going the other way.

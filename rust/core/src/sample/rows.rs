@@ -5,8 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use llm_node_cpu::Crew;
 
 use super::{
-    chain::{Forbidden, PickFault, Picked, Sampler},
+    chain::Sampler,
+    forbidden::Forbidden,
     penalties::Occurrences,
+    picked::{PickFault, Picked},
 };
 use crate::{engine::Row, request::Sampling};
 
