@@ -4,36 +4,37 @@
 //! starts no thread, and the clock that it is given decides only *when* things happen: the same requests
 //! give the same answers, whatever runs beside them.
 
+mod turns;
+mod verify;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use llm_node_cpu::Crew;
 
 use crate::{
-    engine::{
-        EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket, Token, Vocabulary,
-    },
+    engine::{EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token, Vocabulary},
     error::{ErrorCode, Fault},
     event::{Event, Finish},
     request::ValidRequest,
-    sample::{Forbidden, PickFault, Samplers},
+    sample::{Forbidden, Samplers},
     schedule::{
         admission::{Queue, in_pages},
-        batch::{Budget, Demand, Share, Turn, plan},
+        batch::{Share, Turn, plan},
         generation::{Generation, Saved},
-        pace::{Hole, Holes, Pace},
+        pace::Pace,
         preempt::victim,
     },
     sequences::{Clock, Sequences},
-    speculate::{Drafter, Want},
+    speculate::Drafter,
 };
+
+pub use verify::MOST_DRAFTED;
 
 /// Tokens that a prompt must have in common with one that is just being read, beyond what the cache
 /// holds, to wait for it. Both would take them from the same steps, so waiting costs nothing.
 const WORTH_WAITING: u32 = 16;
 /// How many of those that wait are looked at for one that need not.
 const LOOK_AHEAD: usize = 256;
-/// Most tokens drafted for one request in one step.
-pub const MOST_DRAFTED: u32 = 16;
 
 /// How much a session takes on.
 #[derive(Clone, Debug)]
@@ -429,167 +430,6 @@ impl<E: StepEngine> Session<E> {
         removed
     }
 
-    /// Sees to it that the ids which run have no holes where that costs the engine further passes. Gives
-    /// the ids that are to be padded in this step.
-    ///
-    /// Nobody knows how long a hole would last, so every step with holes counts as the promise of as many
-    /// again: what has cost as much as closing them gets closed.
-    fn close_holes(&mut self) -> Result<Vec<SequenceId>, EngineFault> {
-        let mut holes = self.sequences.holes();
-        if holes.is_empty() {
-            self.steps_with_holes = 0;
-            return Ok(Vec::new());
-        }
-        self.steps_with_holes += 1;
-        let first = self.running.keys().next().copied().unwrap_or_default();
-        let end = first + self.running.len() as u32;
-        let picture = Holes {
-            gaps: 1 + holes.windows(2).filter(|it| it[0] + 1 != it[1]).count() as u32,
-            width: holes.len() as u32,
-            moves: self.running.range(end..).count() as u32,
-            steps: self.steps_with_holes,
-        };
-        match self.pace.holes(&picture) {
-            Hole::Leave => Ok(Vec::new()),
-            Hole::Pad => {
-                let limits = self.limits();
-                holes.retain(|&id| {
-                    let held = self.sequences.held(id);
-                    held < limits.context_length && (held == 0 || limits.max_rollback > 0)
-                });
-                Ok(holes)
-            }
-            Hole::Fill => {
-                let worth = self.pace.worth_copying();
-                for hole in holes {
-                    let Some((&from, _)) = self.running.last_key_value().filter(|(from, _)| **from > hole)
-                    else {
-                        break;
-                    };
-                    let Some(took) = self.sequences.shift(from, hole, worth)? else { break };
-                    self.pace.copied(took);
-                    if let Some(generation) = self.running.remove(&from) {
-                        self.running.insert(hole, generation);
-                    }
-                }
-                Ok(Vec::new())
-            }
-        }
-    }
-
-    fn demands(&self) -> Vec<Demand> {
-        self.running
-            .iter()
-            .map(|(&sequence, it)| Demand { sequence, age: it.age, held: it.held, pending: it.pending() })
-            .collect()
-    }
-
-    /// Whose step is next, and do answers wait for more than their turn?
-    ///
-    /// Where each sequence has a part of the cache to itself, engines need a pass for each length among the
-    /// slices: prompts beside answers are read without their first token, so both are slower than apart.
-    fn turn(&mut self) -> (Turn, bool) {
-        let all = || self.running.values().map(Generation::pending);
-        let short = self.pace.prefill_tokens(0, true, self.limits().max_batch_tokens);
-        let prompts = all().filter(|&it| it > 1).count();
-        let burst = all().filter(|&it| it > 1 && it <= short).count() as u32;
-        let streaming = self.running.values().any(|it| it.pending() == 1 && it.generated() > 1);
-        let now = (self.options.clock)();
-        if prompts == self.running.len() {
-            // Nobody waits.
-            (self.answered, self.burst) = (now, 0);
-        }
-        self.burst = self.burst.max(burst);
-        let waited = now.saturating_sub(self.answered);
-        if prompts == 0 {
-            (Turn::Answers, false)
-        } else if prompts == self.running.len() || self.pace.holds_decodes(self.burst, streaming, waited) {
-            (Turn::Prompts, true)
-        } else if self.limits().shares_prefixes {
-            (Turn::Both, false)
-        } else if self.prompts_next {
-            (Turn::Prompts, false)
-        } else {
-            (Turn::Answers, false)
-        }
-    }
-
-    fn budget(&self, demands: &[Demand], turn: Turn, held: bool, pads: u32) -> Budget {
-        let limits = self.limits();
-        let prompts = demands.iter().filter(|it| it.pending > 1).count() as u32;
-        let decodes = if held { 0 } else { demands.len() as u32 - prompts };
-        // Enough for all answers: with the holes among them they are no more than may run at once, since ids at
-        // the sides are taken only where there is no hole.
-        let tokens = limits.max_batch_tokens - pads;
-        Budget {
-            tokens,
-            prefill_tokens: if prompts as usize == demands.len() {
-                self.pace.undisturbed_tokens(tokens)
-            } else {
-                self.pace.prefill_tokens(decodes, turn != Turn::Both, tokens)
-            },
-            joint_tokens: if decodes == 0 { self.pace.joint_tokens() } else { u32::MAX },
-            // A sequence that is alone was found to fit; let the engine say otherwise.
-            cache_free: if demands.len() == 1 && self.sequences.n_kept() == 0 {
-                u64::MAX
-            } else {
-                self.sequences.room()
-            },
-            cache_page: limits.cache_page,
-            turn,
-        }
-    }
-
-    /// Is there a prompt under way, or what takes the place of one after a preemption?
-    fn reads_prompts(&self) -> bool {
-        self.running.values().any(|it| it.pending() > 1)
-    }
-
-    /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
-    /// the proposed ones. Nothing while prompts are read: these need the time more.
-    fn drafts(&mut self, shares: &[Share], pads: u32) -> BTreeMap<SequenceId, Vec<Token>> {
-        let reads_prompts = self.reads_prompts();
-        let (Some(drafter), false) = (&mut self.drafter, reads_prompts) else {
-            return BTreeMap::new();
-        };
-        let limits = self.sequences.limits();
-        let decodes = shares.len() as u32;
-        let cost = self.pace.marginal_cost(decodes);
-        let most = MOST_DRAFTED.min(limits.max_rollback);
-        let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens - pads).saturating_sub(decodes))
-            .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
-        let mut asked = Vec::new();
-        let mut wants = Vec::new();
-        for (&sequence, it) in &mut self.running {
-            let most = most
-                .min(it.remaining().saturating_sub(1))
-                .min(limits.context_length.saturating_sub(it.length()))
-                .min(u32::try_from(room).unwrap_or(u32::MAX));
-            it.pays.step();
-            let most = it.pays.tokens(cost, most);
-            if most > 0 && shares.iter().any(|share| share.sequence == sequence) {
-                room -= u64::from(most);
-                asked.push(sequence);
-                wants.push(Want { id: it.id, tokens: it.tokens(), most, draft: Vec::new() });
-            }
-        }
-        if wants.is_empty() {
-            return BTreeMap::new();
-        }
-        drafter.draft_all(&mut wants);
-        let known = |token: &Token| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary.len());
-        asked
-            .into_iter()
-            .zip(wants)
-            .filter_map(|(sequence, want)| {
-                let due = *want.tokens.last()?;
-                let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
-                let tokens: Vec<_> = std::iter::once(due).chain(draft).collect();
-                (tokens.len() > 1).then_some((sequence, tokens))
-            })
-            .collect()
-    }
-
     fn run(
         &mut self,
         shares: &[Share],
@@ -684,117 +524,6 @@ impl<E: StepEngine> Session<E> {
         Ok(Outcome::Done)
     }
 
-    /// Picks tokens from the rows of a step, and gives who came to an end by that. The inner error is one
-    /// that costs this step's requests.
-    fn pick(
-        &mut self,
-        shares: &[Share],
-        drafts: &BTreeMap<SequenceId, Vec<Token>>,
-        rows: &[u32],
-        ticket: Ticket,
-        events: &mut Vec<(u64, Event)>,
-    ) -> Result<Result<Vec<Ended>, EngineFault>, EngineFault> {
-        let wanted = rows.iter().sum::<u32>() as usize;
-        let width = self.limits().n_vocab as usize;
-        let all = match self.sequences.collect(ticket, wanted) {
-            Ok(all) => all,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        if all.len() != wanted || all.iter().any(|it| it.n_vocab() != width) {
-            let what = format!("{wanted} rows of {width} logits were due, and came otherwise");
-            return Err(misbehaved(what, "engine.batch collect"));
-        }
-        let mut next = 0;
-        let mut own = Vec::with_capacity(shares.len());
-        let mut jobs = Vec::with_capacity(shares.len());
-        for (share, &rows) in shares.iter().zip(rows) {
-            let begin = next;
-            next += rows as usize;
-            if rows > 0
-                && let Some(generation) = self.running.get(&share.sequence)
-            {
-                own.push((share.sequence, begin));
-                jobs.push(generation.job(&all[begin]));
-            }
-        }
-        let firsts: Vec<_> = self.samplers.pick(&jobs, &self.forbidden).collect();
-        let (mut ended, mut undecided) = (Vec::new(), Vec::new());
-        for ((sequence, begin), first) in own.into_iter().zip(firsts) {
-            let Some(generation) = self.running.get_mut(&sequence) else { continue };
-            let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
-            let (mut accepted, mut looked_at) = (0, 0);
-            let mut pick = Some(first);
-            while let Some(picked) = pick.take() {
-                if let Row::Best(_) = all[begin + accepted] {
-                    generation.candidates_came(picked != Err(PickFault::Undecided));
-                }
-                let finish = match picked {
-                    Ok(picked) => generation.take(picked, &self.vocabulary, events).map(Ok),
-                    Err(PickFault::Undecided) if accepted == 0 => {
-                        undecided.push((sequence, begin));
-                        break;
-                    }
-                    Err(PickFault::Undecided) => {
-                        // Computed once more, its row is the first of its slice, and can be fetched.
-                        generation.held -= 1;
-                        break;
-                    }
-                    Err(fault) => Some(Err(generation.unpickable(fault))),
-                };
-                let proposed = draft.get(looked_at);
-                if let Some(how) = finish {
-                    ended.push((sequence, how));
-                } else if proposed.is_some() && proposed == generation.tokens().last() {
-                    // The proposal was right, so that the row behind it is of use.
-                    accepted += 1;
-                    let job = generation.job(&all[begin + accepted]);
-                    pick = self.samplers.pick(&[job], &self.forbidden).next();
-                }
-                looked_at += usize::from(proposed.is_some());
-            }
-            generation.held -= (draft.len() - accepted) as u32;
-            if !draft.is_empty() {
-                generation.pays.learn(looked_at as u32, accepted as u32);
-                generation.drafted += draft.len() as u32;
-                generation.accepted += accepted as u32;
-                self.drafted += draft.len() as u64;
-                self.accepted += accepted as u64;
-            }
-        }
-        drop(all);
-        for (sequence, row) in undecided {
-            ended.extend(self.pick_whole(sequence, ticket, row, events)?.map(|how| (sequence, how)));
-        }
-        Ok(Ok(ended))
-    }
-
-    /// Picks from the whole of a row whose candidates did not decide; `Some`: the answer is at its end.
-    fn pick_whole(
-        &mut self,
-        sequence: SequenceId,
-        ticket: Ticket,
-        row: usize,
-        events: &mut Vec<(u64, Event)>,
-    ) -> Result<Option<Result<Finish, Fault>>, EngineFault> {
-        let width = self.limits().n_vocab as usize;
-        let Some(generation) = self.running.get_mut(&sequence) else { return Ok(None) };
-        let row = match self.sequences.fetch(ticket, row) {
-            Ok(row) => row,
-            Err(fault) if fault.kind.ends_engine() => return Err(fault),
-            Err(fault) => return Ok(Some(Err(fault.into()))),
-        };
-        if !matches!(&row, Row::Whole(logits) if logits.len() == width) {
-            let what = format!("a whole row of {width} logits was due, and came otherwise");
-            return Err(misbehaved(what, "engine.batch fetch"));
-        }
-        let picked = self.samplers.pick(&[generation.job(&row)], &self.forbidden).next();
-        Ok(match picked {
-            Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events).map(Ok),
-            Some(Err(fault)) => Some(Err(generation.unpickable(fault))),
-            None => None,
-        })
-    }
-
     /// A step that failed costs the requests in it; what the engine holds of them is not known.
     fn step_failed(
         &mut self,
@@ -854,9 +583,6 @@ enum Outcome {
     /// Nothing was changed; somebody has to give way.
     CacheFull,
 }
-
-/// Who came to an end, and how.
-type Ended = (SequenceId, Result<Finish, Fault>);
 
 fn misbehaved(message: String, call: &'static str) -> EngineFault {
     EngineFault { kind: EngineFaultKind::Misbehaved, message, call }

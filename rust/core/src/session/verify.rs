@@ -1,0 +1,177 @@
+//! What is proposed for answers, and what the rows of a step say of it: how many of the tokens were right.
+
+use std::collections::BTreeMap;
+
+use super::{Session, misbehaved};
+use crate::{
+    engine::{EngineFault, Row, SequenceId, StepEngine, Ticket, Token},
+    error::Fault,
+    event::{Event, Finish},
+    sample::PickFault,
+    schedule::batch::Share,
+    speculate::Want,
+};
+
+/// Most tokens drafted for one request in one step.
+pub const MOST_DRAFTED: u32 = 16;
+
+/// Who came to an end, and how.
+type Ended = (SequenceId, Result<Finish, Fault>);
+
+impl<E: StepEngine> Session<E> {
+    /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
+    /// the proposed ones. Nothing while prompts are read: these need the time more.
+    pub(super) fn drafts(&mut self, shares: &[Share], pads: u32) -> BTreeMap<SequenceId, Vec<Token>> {
+        let reads_prompts = self.reads_prompts();
+        let (Some(drafter), false) = (&mut self.drafter, reads_prompts) else {
+            return BTreeMap::new();
+        };
+        let limits = self.sequences.limits();
+        let decodes = shares.len() as u32;
+        let cost = self.pace.marginal_cost(decodes);
+        let most = MOST_DRAFTED.min(limits.max_rollback);
+        let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens - pads).saturating_sub(decodes))
+            .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
+        let mut asked = Vec::new();
+        let mut wants = Vec::new();
+        for (&sequence, it) in &mut self.running {
+            let most = most
+                .min(it.remaining().saturating_sub(1))
+                .min(limits.context_length.saturating_sub(it.length()))
+                .min(u32::try_from(room).unwrap_or(u32::MAX));
+            it.pays.step();
+            let most = it.pays.tokens(cost, most);
+            if most > 0 && shares.iter().any(|share| share.sequence == sequence) {
+                room -= u64::from(most);
+                asked.push(sequence);
+                wants.push(Want { id: it.id, tokens: it.tokens(), most, draft: Vec::new() });
+            }
+        }
+        if wants.is_empty() {
+            return BTreeMap::new();
+        }
+        drafter.draft_all(&mut wants);
+        let known = |token: &Token| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary.len());
+        asked
+            .into_iter()
+            .zip(wants)
+            .filter_map(|(sequence, want)| {
+                let due = *want.tokens.last()?;
+                let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
+                let tokens: Vec<_> = std::iter::once(due).chain(draft).collect();
+                (tokens.len() > 1).then_some((sequence, tokens))
+            })
+            .collect()
+    }
+
+    /// Picks tokens from the rows of a step, and gives who came to an end by that. The inner error is one
+    /// that costs this step's requests.
+    pub(super) fn pick(
+        &mut self,
+        shares: &[Share],
+        drafts: &BTreeMap<SequenceId, Vec<Token>>,
+        rows: &[u32],
+        ticket: Ticket,
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Result<Vec<Ended>, EngineFault>, EngineFault> {
+        let wanted = rows.iter().sum::<u32>() as usize;
+        let width = self.limits().n_vocab as usize;
+        let all = match self.sequences.collect(ticket, wanted) {
+            Ok(all) => all,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        if all.len() != wanted || all.iter().any(|it| it.n_vocab() != width) {
+            let what = format!("{wanted} rows of {width} logits were due, and came otherwise");
+            return Err(misbehaved(what, "engine.batch collect"));
+        }
+        let mut next = 0;
+        let mut own = Vec::with_capacity(shares.len());
+        let mut jobs = Vec::with_capacity(shares.len());
+        for (share, &rows) in shares.iter().zip(rows) {
+            let begin = next;
+            next += rows as usize;
+            if rows > 0
+                && let Some(generation) = self.running.get(&share.sequence)
+            {
+                own.push((share.sequence, begin));
+                jobs.push(generation.job(&all[begin]));
+            }
+        }
+        let firsts: Vec<_> = self.samplers.pick(&jobs, &self.forbidden).collect();
+        let (mut ended, mut undecided) = (Vec::new(), Vec::new());
+        for ((sequence, begin), first) in own.into_iter().zip(firsts) {
+            let Some(generation) = self.running.get_mut(&sequence) else { continue };
+            let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
+            let (mut accepted, mut looked_at) = (0, 0);
+            let mut pick = Some(first);
+            while let Some(picked) = pick.take() {
+                if let Row::Best(_) = all[begin + accepted] {
+                    generation.candidates_came(picked != Err(PickFault::Undecided));
+                }
+                let finish = match picked {
+                    Ok(picked) => generation.take(picked, &self.vocabulary, events).map(Ok),
+                    Err(PickFault::Undecided) if accepted == 0 => {
+                        undecided.push((sequence, begin));
+                        break;
+                    }
+                    Err(PickFault::Undecided) => {
+                        // Computed once more, its row is the first of its slice, and can be fetched.
+                        generation.held -= 1;
+                        break;
+                    }
+                    Err(fault) => Some(Err(generation.unpickable(fault))),
+                };
+                let proposed = draft.get(looked_at);
+                if let Some(how) = finish {
+                    ended.push((sequence, how));
+                } else if proposed.is_some() && proposed == generation.tokens().last() {
+                    // The proposal was right, so that the row behind it is of use.
+                    accepted += 1;
+                    let job = generation.job(&all[begin + accepted]);
+                    pick = self.samplers.pick(&[job], &self.forbidden).next();
+                }
+                looked_at += usize::from(proposed.is_some());
+            }
+            generation.held -= (draft.len() - accepted) as u32;
+            if !draft.is_empty() {
+                generation.pays.learn(looked_at as u32, accepted as u32);
+                generation.drafted += draft.len() as u32;
+                generation.accepted += accepted as u32;
+                self.drafted += draft.len() as u64;
+                self.accepted += accepted as u64;
+            }
+        }
+        drop(all);
+        for (sequence, row) in undecided {
+            ended.extend(self.pick_whole(sequence, ticket, row, events)?.map(|how| (sequence, how)));
+        }
+        Ok(Ok(ended))
+    }
+
+    /// Picks from the whole of a row whose candidates did not decide; `Some`: the answer is at its end.
+    fn pick_whole(
+        &mut self,
+        sequence: SequenceId,
+        ticket: Ticket,
+        row: usize,
+        events: &mut Vec<(u64, Event)>,
+    ) -> Result<Option<Result<Finish, Fault>>, EngineFault> {
+        let width = self.limits().n_vocab as usize;
+        let Some(generation) = self.running.get_mut(&sequence) else { return Ok(None) };
+        let row = match self.sequences.fetch(ticket, row) {
+            Ok(row) => row,
+            Err(fault) if fault.kind.ends_engine() => return Err(fault),
+            Err(fault) => return Ok(Some(Err(fault.into()))),
+        };
+        if !matches!(&row, Row::Whole(logits) if logits.len() == width) {
+            let what = format!("a whole row of {width} logits was due, and came otherwise");
+            return Err(misbehaved(what, "engine.batch fetch"));
+        }
+        let picked = self.samplers.pick(&[generation.job(&row)], &self.forbidden).next();
+        Ok(match picked {
+            Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events).map(Ok),
+            Some(Err(fault)) => Some(Err(generation.unpickable(fault))),
+            None => None,
+        })
+    }
+}
