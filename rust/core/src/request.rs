@@ -14,6 +14,8 @@ use crate::{
     text::{answer::AnswerText, control::Rendered, template::ChatTemplate},
 };
 
+pub use crate::text::conversation::Chat;
+
 /// Stop strings per request. Each costs a look at every piece of text.
 pub const MAX_STOP_STRINGS: usize = 64;
 /// Bytes per stop string.
@@ -61,20 +63,6 @@ pub enum Prompt {
     Tokens(Vec<Token>),
     /// A conversation, rendered by the model's chat template.
     Chat(Chat),
-}
-
-/// A conversation for the chat template.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Chat {
-    /// JSON text of an array of message objects, as the template sees them.
-    pub messages: String,
-    /// JSON text of an array of tool definitions, as the template sees them.
-    #[serde(default)]
-    pub tools: Option<String>,
-    /// JSON text of an object with further variables for the template.
-    #[serde(default)]
-    pub variables: Option<String>,
 }
 
 /// How a token is picked. The defaults leave the model's own distribution alone.

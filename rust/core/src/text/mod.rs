@@ -5,6 +5,7 @@
 
 pub mod answer;
 pub mod control;
+pub mod conversation;
 pub mod density;
 pub mod detok;
 pub mod stop;

@@ -12,11 +12,13 @@ use minijinja::{
     value::{Kwargs, StringInput, ValueKind, from_args},
 };
 
-use super::control::{ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, private, private_in};
+use super::{
+    control::{ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, private, private_in},
+    conversation::Chat,
+};
 use crate::{
     engine::Vocabulary,
     error::{ErrorCode, Fault},
-    request::Chat,
 };
 
 /// Instructions that a template may execute for one prompt. A conversation of a thousand messages
