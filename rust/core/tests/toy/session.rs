@@ -306,7 +306,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn company_changes_nothing(
+    fn answers_are_batch_invariant(
         jobs in prop::collection::vec(job(), 1..24),
         limits in tight_limits(),
         ways in ways(),

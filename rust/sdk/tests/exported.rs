@@ -527,7 +527,7 @@ fn a_start_that_fails_says_why_and_may_be_tried_again() {
     assert_eq!(start(Some(c"panic")), abi::ERR_INTERNAL);
     let said = error();
     assert!(
-        said.contains("engine_init") && said.contains("asked to panic") && said.contains("toy.rs"),
+        said.contains("engine_init") && said.contains("asked to panic") && said.contains("exported.rs"),
         "{said}"
     );
     // SAFETY: as the header says.
