@@ -150,7 +150,7 @@ def crowded(
         yield node
 
 
-def test_company_changes_nothing(crowded: RunningNode, alone: Alone, model: str) -> None:
+def test_answers_are_batch_invariant(crowded: RunningNode, alone: Alone, model: str) -> None:
     """Batches, pieces of prompts, kept beginnings, guesses, waiting, giving way, clients that leave."""
     seen = Seen()
 
