@@ -1,5 +1,5 @@
-"""Batch invariance: what a request is answered does not depend on what runs beside it. rust/core checks it on a
-toy engine, this on real models."""
+"""Batch invariance: what a request is answered does not depend on what runs beside it. rust/core checks it on
+a toy engine, this on real models."""
 
 from __future__ import annotations
 
