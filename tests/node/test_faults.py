@@ -36,7 +36,7 @@ def test_questions_that_hang_hold_up_nobody(house: House) -> None:
     hanging, well = house.add("hanging", FAKE_EMBED_US=600_000_000), house.add("well")
     house.load(hanging)
     house.load(well)
-    questions = [house.ask(hanging, Embed={"inputs": ["x"]}) for _ in range(64)]
+    questions = [house.ask(hanging, Embed={"inputs": [{"text": "x"}]}) for _ in range(64)]
     for ticket in (house.core.models(), house.core.system(), house.core.engines(), tokenize(house, well)):
         house.outcome(ticket, SOON)
     house.core.forget(questions[0])
