@@ -129,6 +129,11 @@ TABLE: Mapping[str, Row] = {
     ),
     "model_corrupt": Row(500, _PLUGIN, "The model file is damaged."),
     "internal": Row(500, _SERVER, "A defect of the node. Its log has the details under the request id."),
+    "engine_fault": Row(
+        502,
+        _PLUGIN,
+        "The engine failed at its work, or gave what the interface forbids; the message names the call.",
+    ),
     "engine_not_found": Row(
         503, _PLUGIN, "No engine can take the model; the message lists every candidate with its reason."
     ),

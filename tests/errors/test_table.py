@@ -32,6 +32,7 @@ def test_every_code_has_a_row_and_no_row_is_without_code() -> None:
         ("abi_mismatch", 500, "plugin_error"),
         ("model_corrupt", 500, "plugin_error"),
         ("internal", 500, "server_error"),
+        ("engine_fault", 502, "plugin_error"),
         ("engine_not_found", 503, "plugin_error"),
         ("engine_crashed", 503, "plugin_error"),
         ("gpu_not_found", 503, "resource_error"),

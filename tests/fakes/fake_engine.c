@@ -24,6 +24,7 @@
 // -DFAKE_...=VALUE
 //    ENGINE_ID="fake"  ENGINE_VERSION="1.0.0"  ABI_VERSION=1
 //    STEP_US=0  TOKEN_US=0        defaults of the options
+//    TOKENIZE_NS=0                nanoseconds that the tokenizer takes for a byte
 //    EOG_EVERY=64                 default of the key
 //    ESTIMATE_BYTES=N             what estimate and usage say for every model, all in all
 //    DEVICE_BYTES=8589934592ULL   memory of the one device
@@ -35,6 +36,9 @@
 //    MOST_SEQUENCES=4096          a context for more of them is refused
 //    EMBED_US=0                   what an embedding takes
 //    TABLE_SIZE=N                 every table's struct_size (0, 0xFFFFFFFF, ...)
+//    HANG_IN_CALL=NAME            never returns from it, where it happens between steps: TOKENIZE (of what
+//                                 begins with "!"), EMBED, SEQ_REMOVE, SEQ_COPY, SEQ_SAVE, SEQ_RESTORE,
+//                                 CACHE_FREE (once something is in the cache)
 //
 // -DFAKE_..., fewer features
 //    NO_EXTENSIONS   tier 0 alone        NO_GET_EXTENSION   nor the symbol
@@ -49,11 +53,15 @@
 //                   FORK_IN_INIT (a helper that lives for ten minutes)
 //                   PRINTF  SOCKET_IN_INIT  SIGNAL_IN_INIT  SETENV_IN_INIT  WRITE_PAST_CONFIG  LEAK_DESCRIPTORS
 //    in load        CRASH_IN_LOAD  HANG_IN_LOAD  NULL_MODEL  NULL_ARCHITECTURE  HUGE_VOCAB
+//    the memory     NO_SUCH_DEVICE  ESTIMATE_NOTHING
 //    in generate    CRASH_IN_GENERATE  HANG_IN_GENERATE  NO_END_MARKER  GARBAGE_RESULTS  GARBAGE_TEXT  LEAK_MEMORY
 //    the tokenizer  OFFSETS_FALL  VOCAB_TOO_SHORT  SPECIAL_OUT_OF_RANGE  TOKENS_OUT_OF_RANGE  COUNT_TOO_LARGE
+//                   REFUSE_TEXT (one with "?")
 //    the batch      NULL_CONTEXT  ZERO_LIMITS  CRASH_IN_STEP  HANG_IN_STEP  TICKETS_JUMP  NAN_LOGITS  NULL_LOGITS
 //                   CROOKED_LOGITS  ROW_TOO_NARROW  ROWS_UNWRITTEN  STAGE_TOO_FAR  UNKNOWN_DTYPE  RANGE_BACKWARDS
 //                   SAVE_NEEDS_NOTHING  SAVE_NEEDS_ALL  SAVE_NEEDS_MORE  SAVE_WROTE_MORE  RESTORE_NOTHING
+//                   RESTORE_SHORT  REMOVE_NOTHING  REMOVE_LEAKS  COPY_SHORT  COPY_SPOILS  TICKET_ZERO
+//                   FEWER_SEQUENCES  SHORTER_CONTEXT  FEWER_ROWS  SMALLER_CACHE  ENDLESS_SEQUENCES
 //    the stream     TOKEN_AFTER_END  NO_END_ELEMENT
 //    embed          SHORT_VECTORS
 //    at the end     CRASH_IN_SHUTDOWN  HANG_IN_SHUTDOWN  THREAD_LEFT
@@ -103,6 +111,9 @@
 #endif
 #ifndef FAKE_EMBED_US
 #  define FAKE_EMBED_US 0
+#endif
+#ifndef FAKE_TOKENIZE_NS
+#  define FAKE_TOKENIZE_NS 0
 #endif
 #ifndef FAKE_EOG_EVERY
 #  define FAKE_EOG_EVERY 64
@@ -162,6 +173,17 @@ static void sleep_us(uint64_t us) {
 static MAYBE_UNUSED void hang(void) {
    for (;;) {
       sleep_us(1000000);
+   }
+}
+
+enum { NO_CALL, TOKENIZE, EMBED, SEQ_REMOVE, SEQ_COPY, SEQ_SAVE, SEQ_RESTORE, CACHE_FREE };
+#ifndef FAKE_HANG_IN_CALL
+#  define FAKE_HANG_IN_CALL NO_CALL
+#endif
+
+static MAYBE_UNUSED void perhaps_hang(int call) {
+   if (call == FAKE_HANG_IN_CALL) {
+      hang();
    }
 }
 
@@ -526,6 +548,12 @@ static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryU
    use->weights = FAKE_ESTIMATE_BYTES - use->cache - use->compute;
 #endif
    use->cache_per_token = CACHE_BYTES_PER_TOKEN;
+#ifdef FAKE_NO_SUCH_DEVICE
+   use->device = 7;
+#endif
+#ifdef FAKE_ESTIMATE_NOTHING
+   use->weights = use->cache = use->compute = use->cache_per_token = 0;
+#endif
 }
 
 static uint64_t cache_capacity(const EngineContextParams *params, uint32_t context_length) {
@@ -617,6 +645,15 @@ static MAYBE_UNUSED int tokenizer_tokenize(const EngineModel *model, const char 
                                            size_t capacity, size_t *count) {
    (void)model;
    size_t n = 0;
+   sleep_us((uint64_t)text_len * FAKE_TOKENIZE_NS / 1000);
+   if (text_len > 0 && text[0] == '!') {
+      perhaps_hang(TOKENIZE);
+   }
+#ifdef FAKE_REFUSE_TEXT
+   if (memchr(text, '?', text_len) != NULL) {
+      return fail(ERR_INVALID_ARGUMENT, "the toy takes no questions");
+   }
+#endif
    if ((flags & ENGINE_TOKENIZE_ADD_SPECIAL) != 0) {
       if (n < capacity) {
          tokens[n] = TOKEN_BOS;
@@ -829,6 +866,21 @@ static MAYBE_UNUSED int batch_info(const EngineContext *context, EngineContextIn
 #ifdef FAKE_ZERO_LIMITS
    mine.max_batch_tokens = 0;
 #endif
+#ifdef FAKE_FEWER_SEQUENCES
+   mine.max_sequences--;
+#endif
+#ifdef FAKE_SHORTER_CONTEXT
+   mine.context_length--;
+#endif
+#ifdef FAKE_FEWER_ROWS
+   mine.max_rows--;
+#endif
+#ifdef FAKE_SMALLER_CACHE
+   mine.cache_tokens--;
+#endif
+#ifdef FAKE_ENDLESS_SEQUENCES
+   mine.max_sequences = UINT32_MAX;
+#endif
    memcpy(info, &mine, info->struct_size < sizeof mine ? info->struct_size : sizeof mine);
    return ERR_OK;
 }
@@ -844,7 +896,9 @@ static uint32_t take_cell(EngineContext *context) {
 
 static void drop_cell(EngineContext *context, uint32_t cell) {
    if (--context->cells[cell].references == 0) {
+#ifndef FAKE_REMOVE_LEAKS
       context->n_free++;
+#endif
    }
 }
 
@@ -970,6 +1024,9 @@ static MAYBE_UNUSED int batch_step(EngineContext *context, const EngineBatch *ba
    context->ticket++;
 #endif
    *ticket = context->ticket;
+#ifdef FAKE_TICKET_ZERO
+   *ticket -= 1;
+#endif
    return ERR_OK;
 }
 
@@ -1137,6 +1194,7 @@ static MAYBE_UNUSED int batch_seq_copy(EngineContext *context, uint32_t from, ui
        end > context->sequences[from].length || context->sequences[to].length != 0) {
       return fail(ERR_INVALID_ARGUMENT, "no such sequences, no such end, or the copy is not empty");
    }
+   perhaps_hang(SEQ_COPY);
 #ifdef FAKE_NO_SHARE
    if (end > context->n_free) {
       return fail(ERR_CACHE_FULL, "the toy's cache is full");
@@ -1154,6 +1212,12 @@ static MAYBE_UNUSED int batch_seq_copy(EngineContext *context, uint32_t from, ui
       context->sequences[to].cells[i] = cell;
    }
    context->sequences[to].length = end;
+#ifdef FAKE_COPY_SHORT
+   context->sequences[to].length--;
+#endif
+#ifdef FAKE_COPY_SPOILS
+   context->sequences[from].length--;
+#endif
    return ERR_OK;
 }
 
@@ -1161,7 +1225,11 @@ static MAYBE_UNUSED int batch_seq_remove(EngineContext *context, uint32_t sequen
    if (sequence >= context->max_sequences) {
       return fail(ERR_INVALID_ARGUMENT, "no such sequence");
    }
+   perhaps_hang(SEQ_REMOVE);
    Sequence *one = &context->sequences[sequence];
+#ifdef FAKE_REMOVE_NOTHING
+   begin = one->length;
+#endif
    while (one->length > begin) {
       drop_cell(context, one->cells[--one->length]);
    }
@@ -1182,6 +1250,9 @@ static MAYBE_UNUSED int batch_seq_range(const EngineContext *context, uint32_t s
 }
 
 static MAYBE_UNUSED uint64_t batch_cache_free(const EngineContext *context) {
+   if (context->n_free < context->n_cells) {
+      perhaps_hang(CACHE_FREE);
+   }
    return context->n_free;
 }
 
@@ -1194,6 +1265,7 @@ static MAYBE_UNUSED int batch_seq_save(EngineContext *context, uint32_t sequence
    if (sequence >= context->max_sequences || context->sequences[sequence].length == 0) {
       return fail(ERR_INVALID_ARGUMENT, "no such sequence, or an empty one");
    }
+   perhaps_hang(SEQ_SAVE);
    const Sequence *one    = &context->sequences[sequence];
    size_t          needed = (STATE_WORDS + one->length) * sizeof(uint64_t);
 #ifdef FAKE_SAVE_NEEDS_NOTHING
@@ -1240,6 +1312,7 @@ static MAYBE_UNUSED int batch_seq_restore(EngineContext *context, uint32_t seque
    if (head[1] > context->n_free) {
       return fail(ERR_CACHE_FULL, "the toy's cache is full");
    }
+   perhaps_hang(SEQ_RESTORE);
 #ifdef FAKE_RESTORE_NOTHING
    return ERR_OK;
 #endif
@@ -1251,6 +1324,9 @@ static MAYBE_UNUSED int batch_seq_restore(EngineContext *context, uint32_t seque
       one->cells[i] = cell;
    }
    one->length = (uint32_t)head[1];
+#ifdef FAKE_RESTORE_SHORT
+   one->length--;
+#endif
    return ERR_OK;
 }
 
@@ -1414,6 +1490,7 @@ static MAYBE_UNUSED int embed_embed(EngineModel *model, const EngineEmbedParams 
       return ERR_BUFFER_TOO_SMALL;
    }
    sleep_us(FAKE_EMBED_US);
+   perhaps_hang(EMBED);
    size_t width = N_EMBEDDING;
 #ifdef FAKE_SHORT_VECTORS
    width--;

@@ -39,6 +39,8 @@ pub enum EngineFaultKind {
     Unsupported,
     /// The arguments were wrong; nothing was changed.
     InvalidArgument,
+    /// What the client sent, and the host only passed on, cannot be used: a text that cannot be tokenised.
+    InvalidInput,
     /// There is no such thing (a chat template, say).
     NotFound,
     /// Device memory ran out.
@@ -75,14 +77,17 @@ impl From<EngineFault> for Fault {
             EngineFaultKind::OomVram => ErrorCode::OomVram,
             EngineFaultKind::OomRam => ErrorCode::OomRam,
             EngineFaultKind::ModelCorrupt => ErrorCode::ModelCorrupt,
-            EngineFaultKind::LoadFailed => ErrorCode::LoadFailed,
+            // What is looked for and not found is a model, or a part of it.
+            EngineFaultKind::LoadFailed | EngineFaultKind::NotFound => ErrorCode::LoadFailed,
             EngineFaultKind::Timeout => ErrorCode::Timeout,
+            EngineFaultKind::InvalidInput => ErrorCode::InvalidRequest,
+            // The scheduler gives the engine only what fits by the engine's own figures.
             EngineFaultKind::CacheFull
-            | EngineFaultKind::InvalidArgument
-            | EngineFaultKind::NotFound
             | EngineFaultKind::DeviceLost
             | EngineFaultKind::Misbehaved
-            | EngineFaultKind::Internal => ErrorCode::Internal,
+            | EngineFaultKind::Internal => ErrorCode::EngineFault,
+            // What the host makes up by itself is for the host to get right.
+            EngineFaultKind::InvalidArgument => ErrorCode::Internal,
         };
         Fault::new(code, fault.to_string())
     }

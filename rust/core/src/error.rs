@@ -81,6 +81,8 @@ codes! {
     ModelCorrupt = "model_corrupt",
     /// Anything unmapped.
     Internal = "internal",
+    /// The engine failed at its work, or gave what it must not give.
+    EngineFault = "engine_fault",
     /// No engine fits; the message lists each candidate with its reason.
     EngineNotFound = "engine_not_found",
     /// The model's worker died.

@@ -234,8 +234,8 @@ impl ValidRequest {
                 invalid(param, format!("token {token} is outside the vocabulary of {n_tokens} tokens"))
             } else {
                 Fault::new(
-                    ErrorCode::Internal,
-                    format!("The engine's tokenizer gave token {token}, of a vocabulary of {n_tokens}."),
+                    ErrorCode::EngineFault,
+                    format!("tokenizer.tokenize: token {token} is outside the vocabulary of {n_tokens}"),
                 )
             });
         }

@@ -11,6 +11,7 @@ use llm_node_abi::{
     Code, ENGINE_ABI_VERSION, ENGINE_LOG_DEBUG, ENGINE_LOG_ERROR, ENGINE_LOG_INFO, EngineHost, Growing,
 };
 
+use crate::calls;
 use crate::error::EngineError;
 use crate::readable;
 
@@ -67,7 +68,7 @@ impl HostServices {
 /// Runs one call of an engine and attaches what it said to the code that it returns.
 pub(crate) fn checked(call: &'static str, function: impl FnOnce() -> Code) -> Result<(), EngineError> {
     REASON.with_borrow_mut(|reason| *reason = None);
-    let code = function();
+    let code = calls::under_way(call, function);
     let message = REASON.with_borrow_mut(Option::take);
     if code.is_ok() { Ok(()) } else { Err(EngineError::Failed { code, message, call }) }
 }

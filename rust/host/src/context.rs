@@ -16,9 +16,12 @@ use llm_node_abi::{
     EngineContext, EngineContextInfo, EngineContextParams, EnginePick, EngineRow, EngineSlice, EngineToken,
     Growing,
 };
-use llm_node_core::engine::{Best, EngineFault, Limits, Row, SequenceId, Slice, StepEngine, Ticket};
+use llm_node_core::engine::{
+    Best, EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket,
+};
 
 use crate::callbacks::checked;
+use crate::calls;
 use crate::error::EngineError;
 use crate::model::Model;
 use crate::parameters::Options;
@@ -26,6 +29,10 @@ use crate::readable;
 
 /// No engine captures more graphs.
 const MOST_DECODE_SIZES: usize = 4096;
+/// No engine keeps more sequences.
+const MOST_SEQUENCES: u32 = 1 << 20;
+/// What is added to the bytes of a state: how many tokens it holds.
+const STATE_TRAILER: usize = size_of::<u32>();
 
 /// What a context should be able to take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,6 +134,8 @@ pub struct Context {
     /// Tickets whose rows are still valid, oldest first, and for each of their rows how many candidates
     /// suffice; 0: it must be whole.
     in_flight: VecDeque<(u64, Vec<u32>)>,
+    /// What must be in the engine's cache.
+    ledger: Ledger,
     /// Scratch of `step` and `collect`; holds nothing between calls.
     slices: Vec<EngineSlice>,
     picks: Vec<EnginePick>,
@@ -149,8 +158,11 @@ impl fmt::Debug for Context {
 
 impl Context {
     /// Makes a context for a model, which it keeps loaded.
+    ///
+    /// The engine may have given more than was asked for, but not less.
     pub fn create(model: &Arc<Model>, params: &ContextParams) -> Result<Self, EngineError> {
         const CALL: &str = "batch.create";
+        let asked = params;
         let engine = model.engine();
         let table = engine.tables().batch.ok_or_else(|| EngineError::unsupported(CALL))?;
         let create = table.create.ok_or_else(|| EngineError::unsupported(CALL))?;
@@ -192,12 +204,54 @@ impl Context {
                 n_vocab: model.info().n_vocab,
             },
             in_flight: VecDeque::new(),
+            ledger: Ledger::default(),
             slices: Vec::new(),
             picks: Vec::new(),
             rows: Vec::new(),
         };
         context.read_info()?;
+        context.check_promises(asked)?;
+        context.ledger.ends = vec![Some(0); context.limits.max_sequences as usize];
         Ok(context)
+    }
+
+    fn check_promises(&self, asked: &ContextParams) -> Result<(), EngineError> {
+        let limits = &self.limits;
+        for (what, asked, given) in [
+            ("max_sequences", asked.max_sequences.into(), limits.max_sequences.into()),
+            ("context_length", asked.context_length.into(), limits.context_length.into()),
+            ("max_rows", asked.max_rows.into(), limits.max_rows.into()),
+            ("cache_tokens", asked.cache_tokens, limits.cache_tokens),
+        ] {
+            if given < asked {
+                let what = format!("{what} is {given}, and {asked} were asked for");
+                return Err(EngineError::misbehaved("batch.info", what));
+            }
+        }
+        if limits.max_sequences > MOST_SEQUENCES {
+            let what = format!("max_sequences is {}", limits.max_sequences);
+            return Err(EngineError::misbehaved("batch.info", what));
+        }
+        Ok(())
+    }
+
+    /// Is the sequence in the engine's cache what it must be after `call`?
+    fn check_end(&mut self, call: &'static str, sequence: SequenceId, due: u32) -> Result<(), EngineFault> {
+        let (_, end) = self.range(sequence)?;
+        if end != due {
+            let what = format!("sequence {sequence} ends at position {end} after it, not at {due}");
+            return Err(EngineError::misbehaved(call, what).into());
+        }
+        self.ledger.set(sequence, Some(end));
+        if self.ledger.is_empty() && self.cache_free() != self.limits.cache_tokens {
+            let what = format!(
+                "room for {} tokens in an empty cache of {}",
+                self.cache_free(),
+                self.limits.cache_tokens
+            );
+            return Err(EngineError::misbehaved("batch.cache_free", what).into());
+        }
+        Ok(())
     }
 
     /// The model that it runs.
@@ -329,11 +383,26 @@ impl StepEngine for Context {
         let result =
             checked(CALL, || unsafe { step(self.handle.as_ptr(), &raw const batch, &raw mut ticket) });
         self.slices.clear();
-        result?;
-        if let Some((last, _)) = self.in_flight.back()
-            && ticket != last.wrapping_add(1)
-        {
-            return Err(EngineError::misbehaved(CALL, format!("ticket {ticket} after {last}")).into());
+        if let Err(error) = result {
+            if !matches!(error.kind(), EngineFaultKind::CacheFull | EngineFaultKind::InvalidArgument) {
+                // Part of it may have been done.
+                for slice in slices {
+                    self.ledger.set(slice.sequence, None);
+                }
+            }
+            return Err(error.into());
+        }
+        for slice in slices {
+            self.ledger.set(slice.sequence, Some(slice.position + slice.tokens.len() as u32));
+        }
+        match self.in_flight.back() {
+            Some((last, _)) if ticket != last.wrapping_add(1) => {
+                return Err(EngineError::misbehaved(CALL, format!("ticket {ticket} after {last}")).into());
+            }
+            None if ticket == 0 => {
+                return Err(EngineError::misbehaved(CALL, "ticket 0: they count from 1").into());
+            }
+            _ => {}
         }
         let mut rows = Vec::new();
         if self.in_flight.len() >= self.info.max_in_flight as usize
@@ -360,7 +429,7 @@ impl StepEngine for Context {
         }
         self.rows.clear();
         self.rows.resize(rows, UNWRITTEN);
-        checked(CALL, || {
+        let collected = checked(CALL, || {
             // SAFETY: [step]: `&mut self`. There is room for `rows` rows, one after the other.
             unsafe {
                 collect(
@@ -372,7 +441,12 @@ impl StepEngine for Context {
                     size_of::<EngineRow>(),
                 )
             }
-        })?;
+        });
+        if let Err(error) = collected {
+            // The step failed late, and part of it may have been done.
+            self.ledger.forget();
+            return Err(error.into());
+        }
         let n_vocab = self.limits.n_vocab;
         self.rows
             .iter()
@@ -407,14 +481,24 @@ impl StepEngine for Context {
         const CALL: &str = "batch.seq_copy";
         let function = self.table.seq_copy.ok_or_else(|| EngineError::unsupported(CALL))?;
         // SAFETY: [step]: `&mut self`.
-        Ok(checked(CALL, || unsafe { function(self.handle.as_ptr(), from, to, end) })?)
+        checked(CALL, || unsafe { function(self.handle.as_ptr(), from, to, end) })?;
+        self.check_end(CALL, to, end)?;
+        if let Some(held) = self.ledger.end(from) {
+            self.check_end(CALL, from, held)?;
+        }
+        Ok(())
     }
 
     fn truncate(&mut self, sequence: SequenceId, begin: u32) -> Result<(), EngineFault> {
         const CALL: &str = "batch.seq_remove";
         let function = self.table.seq_remove.ok_or_else(|| EngineError::unsupported(CALL))?;
         // SAFETY: [step]: `&mut self`.
-        Ok(checked(CALL, || unsafe { function(self.handle.as_ptr(), sequence, begin) })?)
+        checked(CALL, || unsafe { function(self.handle.as_ptr(), sequence, begin) })?;
+        let due = match self.ledger.end(sequence) {
+            Some(held) => held.min(begin),
+            None => self.range(sequence)?.1.min(begin),
+        };
+        self.check_end(CALL, sequence, due)
     }
 
     fn range(&self, sequence: SequenceId) -> Result<(u32, u32), EngineFault> {
@@ -438,7 +522,7 @@ impl StepEngine for Context {
     fn cache_free(&self) -> u64 {
         let Some(function) = self.table.cache_free else { return 0 };
         // SAFETY: as for `range`.
-        let free = unsafe { function(self.handle.as_ptr()) };
+        let free = calls::under_way("batch.cache_free", || unsafe { function(self.handle.as_ptr()) });
         free.min(self.limits.cache_tokens)
     }
 
@@ -460,7 +544,7 @@ impl StepEngine for Context {
             let what = format!("it asks for {needed} bytes for {tokens} tokens");
             return Err(EngineError::misbehaved(CALL, what).into());
         }
-        let mut state = zeroed(needed).ok_or_else(|| EngineError::Failed {
+        let mut state = zeroed(needed + STATE_TRAILER).ok_or_else(|| EngineError::Failed {
             code: ERR_OOM_RAM,
             message: Some(format!("no memory for {needed} bytes")),
             call: CALL,
@@ -484,20 +568,55 @@ impl StepEngine for Context {
             return Err(EngineError::misbehaved(CALL, what).into());
         }
         state.truncate(size);
+        state.extend(tokens.to_le_bytes());
         Ok(state)
     }
 
     fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> Result<(), EngineFault> {
         const CALL: &str = "batch.seq_restore";
         let function = self.table.seq_restore.ok_or_else(|| EngineError::unsupported(CALL))?;
+        let (state, tokens) = state
+            .split_last_chunk::<STATE_TRAILER>()
+            .ok_or_else(|| EngineError::invalid(CALL, "bytes that are no state"))?;
         checked(CALL, || {
             // SAFETY: [step]: `&mut self`. The bytes outlive the call.
             unsafe { function(self.handle.as_ptr(), sequence, state.as_ptr().cast(), state.len()) }
         })?;
-        if self.range(sequence)?.1 == 0 {
-            return Err(EngineError::misbehaved(CALL, "the restored sequence is empty").into());
-        }
-        Ok(())
+        self.check_end(CALL, sequence, u32::from_le_bytes(*tokens))
+    }
+}
+
+/// Where the host believes each sequence to end.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// `None`: a call failed that had to do with the sequence.
+    ends: Vec<Option<u32>>,
+    /// The tokens of all sequences whose ends are known.
+    tokens: u64,
+    unknown: usize,
+}
+
+impl Ledger {
+    fn end(&self, sequence: SequenceId) -> Option<u32> {
+        self.ends.get(sequence as usize).copied().flatten()
+    }
+
+    fn set(&mut self, sequence: SequenceId, end: Option<u32>) {
+        let Some(place) = self.ends.get_mut(sequence as usize) else { return };
+        let old = std::mem::replace(place, end);
+        self.tokens = self.tokens + u64::from(end.unwrap_or(0)) - u64::from(old.unwrap_or(0));
+        self.unknown = self.unknown + usize::from(end.is_none()) - usize::from(old.is_none());
+    }
+
+    fn forget(&mut self) {
+        self.ends.fill(None);
+        self.tokens = 0;
+        self.unknown = self.ends.len();
+    }
+
+    /// Is there for certain no token of any sequence?
+    fn is_empty(&self) -> bool {
+        self.tokens == 0 && self.unknown == 0
     }
 }
 

@@ -142,6 +142,10 @@ impl From<LoadError> for Fault {
     }
 }
 
+/// Calls whose arguments are what a client sent, as it was sent.
+const CLIENTS_OWN: [&str; 5] =
+    ["engine_generate", "stream.generate", "tokenizer.tokenize", "tokenizer.detokenize", "embed.embed"];
+
 /// Why a call into a running engine failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -186,8 +190,9 @@ impl EngineError {
 
     /// What kind of failure it is.
     pub fn kind(&self) -> EngineFaultKind {
-        let Self::Failed { code, .. } = self else { return EngineFaultKind::Misbehaved };
+        let Self::Failed { code, call, .. } = self else { return EngineFaultKind::Misbehaved };
         match *code {
+            ERR_INVALID_ARGUMENT if CLIENTS_OWN.contains(call) => EngineFaultKind::InvalidInput,
             ERR_OOM_VRAM => EngineFaultKind::OomVram,
             ERR_OOM_RAM => EngineFaultKind::OomRam,
             ERR_MODEL_CORRUPT => EngineFaultKind::ModelCorrupt,

@@ -21,6 +21,7 @@
 #![warn(missing_docs)]
 
 mod callbacks;
+mod calls;
 mod context;
 mod embed;
 mod engine;
@@ -35,6 +36,7 @@ mod table;
 mod tier0;
 mod tokenizer;
 
+pub use calls::Watch;
 pub use context::{Canceller, Context, ContextInfo, ContextParams};
 pub use embed::Pooling;
 pub use engine::{InitConfig, LoadedEngine, Observer, OpenedEngine, unobserved};

@@ -67,6 +67,17 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
+    fn from_abi(one: &EngineMemoryUse) -> Self {
+        Self {
+            device: (one.device != ENGINE_DEVICE_HOST).then_some(one.device),
+            weights: one.weights,
+            cache: one.cache,
+            compute: one.compute,
+            cache_per_token: one.cache_per_token,
+            cache_per_sequence: one.cache_per_sequence,
+        }
+    }
+
     /// All of it together.
     pub const fn total(&self) -> u64 {
         self.weights.saturating_add(self.cache).saturating_add(self.compute)
@@ -143,7 +154,7 @@ impl LoadedEngine {
             model.with_abi(CALL, None, |model| {
                 let _one_at_a_time = self.load_lock();
                 self.announce(CALL);
-                uses(CALL, |array, capacity, count| {
+                self.uses(CALL, |array, capacity, count| {
                     // SAFETY: [load]: the lock is held. All parameters outlive the call, and the engine
                     // writes at most `capacity` elements.
                     unsafe { function(&raw const *model, context, array, capacity, count) }
@@ -167,39 +178,42 @@ impl Model {
             .memory
             .and_then(|table| table.usage)
             .ok_or_else(|| EngineError::unsupported(CALL))?;
-        uses(CALL, |array, capacity, count| {
+        self.engine().uses(CALL, |array, capacity, count| {
             // SAFETY: [any]; the engine writes at most `capacity` elements.
             unsafe { function(self.as_ptr(), array, capacity, count) }
         })
     }
 }
 
-fn uses(
-    call: &'static str,
-    function: impl Fn(*mut EngineMemoryUse, usize, *mut usize) -> Code,
-) -> Result<Vec<MemoryUse>, EngineError> {
-    let mut array = vec![EngineMemoryUse::default(); 16];
-    loop {
-        let mut count = usize::MAX;
-        checked(call, || function(array.as_mut_ptr(), array.len(), &raw mut count))?;
-        if count > MOST_DEVICES {
-            return Err(EngineError::misbehaved(call, format!("uses of {count} devices")));
+impl LoadedEngine {
+    fn uses(
+        &self,
+        call: &'static str,
+        function: impl Fn(*mut EngineMemoryUse, usize, *mut usize) -> Code,
+    ) -> Result<Vec<MemoryUse>, EngineError> {
+        let mut array = vec![EngineMemoryUse::default(); 16];
+        loop {
+            let mut count = usize::MAX;
+            checked(call, || function(array.as_mut_ptr(), array.len(), &raw mut count))?;
+            if count > MOST_DEVICES {
+                return Err(EngineError::misbehaved(call, format!("uses of {count} devices")));
+            }
+            if count > array.len() {
+                array = vec![EngineMemoryUse::default(); MOST_DEVICES];
+                continue;
+            }
+            array.truncate(count);
+            break;
         }
-        if count > array.len() {
-            array = vec![EngineMemoryUse::default(); MOST_DEVICES];
-            continue;
+        let uses: Vec<_> = array.iter().map(MemoryUse::from_abi).collect();
+        if let Some(count) = self.tables().memory.and_then(|table| table.device_count) {
+            // SAFETY: [any].
+            let count = unsafe { count() };
+            if let Some(index) = uses.iter().filter_map(|one| one.device).find(|index| *index >= count) {
+                let what = format!("a use of device {index}, where memory.device_count says {count}");
+                return Err(EngineError::misbehaved(call, what));
+            }
         }
-        array.truncate(count);
-        return Ok(array
-            .iter()
-            .map(|one| MemoryUse {
-                device: (one.device != ENGINE_DEVICE_HOST).then_some(one.device),
-                weights: one.weights,
-                cache: one.cache,
-                compute: one.compute,
-                cache_per_token: one.cache_per_token,
-                cache_per_sequence: one.cache_per_sequence,
-            })
-            .collect());
+        Ok(uses)
     }
 }

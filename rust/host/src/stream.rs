@@ -13,6 +13,7 @@ use llm_node_abi::{
 use llm_node_core::engine::Token;
 
 use crate::callbacks::checked;
+use crate::calls;
 use crate::error::EngineError;
 use crate::model::Model;
 use crate::readable;
@@ -178,6 +179,7 @@ impl Model {
 
 impl Listener<'_> {
     fn hear(&mut self, result: &TokenResult) -> Result<ControlFlow<()>, EngineError> {
+        calls::alive();
         if self.finish.is_some() || self.cancelled {
             return Err(EngineError::misbehaved(CALL, "a token after the end"));
         }

@@ -242,7 +242,7 @@ fn the_tokenizer() {
         assert_eq!(tokenizer.detokenize(&tokens).unwrap(), text.as_bytes());
     }
     assert_eq!(tokenizer.detokenize(&[257; 100]).unwrap(), "</s>".repeat(100).as_bytes());
-    assert_eq!(tokenizer.detokenize(&[258]).unwrap_err().kind, EngineFaultKind::InvalidArgument);
+    assert_eq!(tokenizer.detokenize(&[258]).unwrap_err().kind, EngineFaultKind::InvalidInput);
     assert!(tokenizer.chat_template().unwrap().contains("messages"));
     assert_eq!(tokenizer.named_chat_template("tool_use").unwrap(), None);
 

@@ -7,9 +7,10 @@ mod support;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use llm_node_core::engine::{EngineFaultKind, Slice, StepEngine, Tokenizer};
+use llm_node_core::engine::{EngineFault, EngineFaultKind, Slice, StepEngine, Tokenizer};
 use llm_node_host::{
-    Context, EngineError, Model, ModelParams, ModelTokenizer, Pooling, Prompt, Sampling, StreamRequest,
+    Context, ContextParams, EngineError, Model, ModelParams, ModelTokenizer, Pooling, Prompt, Sampling,
+    StreamRequest,
 };
 use support::*;
 
@@ -85,11 +86,26 @@ fn tokens_that_do_not_exist() {
 
 #[test]
 fn contexts_that_are_none() {
-    for (switch, call, words) in
-        [("NULL_CONTEXT", "batch.create", "NULL"), ("ZERO_LIMITS", "batch.info", "max_batch_tokens is 0")]
-    {
-        assert_misbehaved(Context::create(&model(switch, &[switch]), &params()), call, words);
+    for (switch, call, words) in [
+        ("NULL_CONTEXT", "batch.create", "NULL"),
+        ("ZERO_LIMITS", "batch.info", "max_batch_tokens is 0"),
+        ("FEWER_SEQUENCES", "batch.info", "max_sequences is 7, and 8 were asked for"),
+        ("SHORTER_CONTEXT", "batch.info", "context_length is 63, and 64 were asked for"),
+        ("FEWER_ROWS", "batch.info", "max_rows is 11, and 12 were asked for"),
+        ("SMALLER_CACHE", "batch.info", "cache_tokens is 99, and 100 were asked for"),
+        ("ENDLESS_SEQUENCES", "batch.info", "max_sequences is 4294967295"),
+    ] {
+        let params = ContextParams { max_rows: 12, cache_tokens: 100, ..params() };
+        assert_misbehaved(Context::create(&model(switch, &[switch]), &params), call, words);
     }
+}
+
+#[test]
+fn memory_on_a_device_that_is_not_there() {
+    let model = model("device", &["NO_SUCH_DEVICE"]);
+    assert_misbehaved(model.memory_use(), "memory.usage", "device 7, where memory.device_count says 1");
+    let params = ModelParams::new(toy_model("device", ""));
+    assert_misbehaved(model.engine().estimate(&params, None), "memory.estimate", "device 7");
 }
 
 #[test]
@@ -160,6 +176,59 @@ fn tickets_that_jump() {
 }
 
 #[test]
+fn a_first_ticket_that_is_none() {
+    let mut context = context("ticket_zero", &["TICKET_ZERO"], &params());
+    let fault = context.step(&[slice(0, 0, &[1], 0)]).unwrap_err();
+    assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.step"));
+    assert!(fault.message.contains("they count from 1"), "{fault}");
+}
+
+/// What is silently not done to the cache would let answers go on from what nobody said.
+#[test]
+fn cache_operations_that_do_something_else() {
+    type Operation = fn(&mut Context) -> Result<(), EngineFault>;
+    let cases: [(&str, &str, &str, Operation); 7] = [
+        ("REMOVE_NOTHING", "batch.seq_remove", "ends at position 3 after it, not at 2", |context| {
+            context.truncate(0, 2)
+        }),
+        ("REMOVE_NOTHING", "batch.seq_remove", "ends at position 3 after it, not at 0", |context| {
+            context.truncate(0, 0)
+        }),
+        ("REMOVE_LEAKS", "batch.cache_free", "room for 509 tokens in an empty cache of 512", |context| {
+            context.truncate(0, 0)
+        }),
+        ("COPY_SHORT", "batch.seq_copy", "sequence 1 ends at position 1 after it, not at 2", |context| {
+            context.copy_prefix(0, 1, 2)
+        }),
+        ("COPY_SPOILS", "batch.seq_copy", "sequence 0 ends at position 2 after it, not at 3", |context| {
+            context.copy_prefix(0, 1, 2)
+        }),
+        ("RESTORE_NOTHING", "batch.seq_restore", "sequence 1 ends at position 0", moved),
+        ("RESTORE_SHORT", "batch.seq_restore", "sequence 1 ends at position 2 after it, not at 3", moved),
+    ];
+    for (switch, call, words, operation) in cases {
+        let mut context = context(switch, &[switch], &params());
+        context.step(&[slice(0, 0, &[1, 2, 3], 0)]).unwrap();
+        let fault = operation(&mut context).unwrap_err();
+        assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, call), "{switch}: {fault}");
+        assert!(fault.message.contains(words), "{switch}: {fault}");
+    }
+}
+
+fn moved(context: &mut Context) -> Result<(), EngineFault> {
+    let state = context.save(0)?;
+    context.restore(1, &state)
+}
+
+#[test]
+fn a_text_that_an_engine_refuses_is_the_client_s() {
+    let tokenizer = ModelTokenizer::new(&model("refuses", &["REFUSE_TEXT"])).unwrap();
+    let fault = tokenizer.tokenize("why?", true, false).unwrap_err();
+    assert_eq!((fault.kind, fault.call), (EngineFaultKind::InvalidInput, "tokenizer.tokenize"));
+    assert_eq!(tokenizer.tokenize("because", false, false).unwrap().len(), 7);
+}
+
+#[test]
 fn a_range_that_runs_backwards() {
     let context = context("backwards", &["RANGE_BACKWARDS"], &params());
     let fault = context.range(0).unwrap_err();
@@ -180,15 +249,6 @@ fn states_of_a_size_that_cannot_be() {
         assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.seq_save"), "{switch}");
         assert!(fault.message.contains(words), "{fault}");
     }
-}
-
-#[test]
-fn a_restored_sequence_that_is_empty() {
-    let mut context = context("nothing", &["RESTORE_NOTHING"], &params());
-    context.step(&[slice(0, 0, &[1, 2, 3], 0)]).unwrap();
-    let state = context.save(0).unwrap();
-    let fault = context.restore(1, &state).unwrap_err();
-    assert_eq!((fault.kind, fault.call), (EngineFaultKind::Misbehaved, "batch.seq_restore"));
 }
 
 #[test]

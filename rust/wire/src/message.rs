@@ -290,9 +290,9 @@ pub enum FromWorker {
     },
     /// Nothing is under way any more.
     Drained,
-    /// A loaded model's control thread is alive: once a second.
+    /// A loaded model's process is alive: once a second.
     Beat {
-        /// For how long the engine's step under way has been running, in milliseconds; 0: there is none.
+        /// For how long the engine's call under way has been running, in milliseconds; 0: there is none.
         step_ms: u64,
     },
 }

@@ -167,8 +167,18 @@ impl Generation {
         if fault == PickFault::NothingAllowed && self.request.sampling().bias.iter().any(forbids) {
             return nothing_allowed();
         }
-        let message = format!("No token can be picked at position {}: {fault}.", self.length());
-        Fault::new(ErrorCode::Internal, message)
+        let position = self.length();
+        match fault {
+            PickFault::NotANumber | PickFault::Empty => Fault::new(
+                ErrorCode::EngineFault,
+                format!("batch.collect: the row of position {position} is of no use: {fault}"),
+            ),
+            // The host had asked for candidates where they might not be enough, or forbids all there is.
+            PickFault::Undecided | PickFault::NothingAllowed => Fault::new(
+                ErrorCode::Internal,
+                format!("No token can be picked at position {position}: {fault}."),
+            ),
+        }
     }
 
     /// Takes the next token, and tells what that brings. `Some`: the answer is at its end, and all of its

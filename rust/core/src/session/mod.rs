@@ -302,8 +302,8 @@ impl<E: StepEngine> Session<E> {
             }
             let Some(sequence) = victim(&demands) else {
                 let fault = Fault::new(
-                    ErrorCode::Internal,
-                    "The engine's KV cache is full with one sequence that should fit it.",
+                    ErrorCode::EngineFault,
+                    "The engine's KV cache is full with one sequence that fits it by the engine's own figures.",
                 );
                 return self.fail(demands.iter().map(|it| it.sequence), &fault, events);
             };
@@ -588,6 +588,12 @@ fn misbehaved(message: String, call: &'static str) -> EngineFault {
     EngineFault { kind: EngineFaultKind::Misbehaved, message, call }
 }
 
+/// What requests are told whose engine is of no more use.
 fn crashed(fault: &EngineFault) -> Fault {
-    Fault::new(ErrorCode::EngineCrashed, format!("The engine can no longer be used: {fault}"))
+    let code = if fault.kind == EngineFaultKind::Misbehaved {
+        ErrorCode::EngineFault
+    } else {
+        ErrorCode::EngineCrashed
+    };
+    Fault::new(code, format!("The engine can no longer be used: {fault}"))
 }

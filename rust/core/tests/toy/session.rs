@@ -956,7 +956,7 @@ fn rows_that_are_not_numbers_cost_their_request_alone() {
     let answers =
         run(&mut session, vec![good.clone(), valid(request(vec![BOS, POISON], 5), &limits()), good.clone()]);
     let Some(Err(fault)) = &answers[&1].ending else { panic!("{answers:?}") };
-    assert_eq!(fault.code, ErrorCode::Internal);
+    assert_eq!(fault.code, ErrorCode::EngineFault);
     assert!(fault.message.contains("the engine returned logits that are not numbers"), "{fault}");
     assert_eq!([&answers[&0], &answers[&2]], [&alone(&good), &alone(&good)]);
     assert!(session.engine().is_empty());
@@ -994,7 +994,7 @@ fn failing(spoil: impl Fn(&mut ToyEngine)) -> (Session<ToyEngine>, BTreeMap<u64,
 fn a_failed_step_costs_its_requests_and_no_more() {
     type Spoil = fn(&mut ToyEngine);
     let ways: [(Spoil, ErrorCode); 3] = [
-        (|it| it.fail_step = Some(EngineFaultKind::Internal), ErrorCode::Internal),
+        (|it| it.fail_step = Some(EngineFaultKind::Internal), ErrorCode::EngineFault),
         (|it| it.fail_collect = Some(EngineFaultKind::OomVram), ErrorCode::OomVram),
         (|it| it.fail_step = Some(EngineFaultKind::InvalidArgument), ErrorCode::Internal),
     ];
@@ -1012,20 +1012,20 @@ fn a_failed_step_costs_its_requests_and_no_more() {
 #[test]
 fn what_ends_the_engine_fails_everything() {
     type Spoil = fn(&mut ToyEngine);
-    let ways: [Spoil; 3] = [
-        |it| it.fail_step = Some(EngineFaultKind::DeviceLost),
-        |it| it.fail_collect = Some(EngineFaultKind::Misbehaved),
-        |it| it.forget_a_row = true,
+    let ways: [(Spoil, ErrorCode); 3] = [
+        (|it| it.fail_step = Some(EngineFaultKind::DeviceLost), ErrorCode::EngineCrashed),
+        (|it| it.fail_collect = Some(EngineFaultKind::Misbehaved), ErrorCode::EngineFault),
+        (|it| it.forget_a_row = true, ErrorCode::EngineFault),
     ];
-    for spoil in ways {
+    for (spoil, code) in ways {
         let (mut session, answers, ok) = failing(spoil);
         assert!(!ok && session.is_idle());
         assert_eq!(answers.len(), 2);
         for answer in answers.values() {
-            assert_eq!(answer.ending.as_ref().unwrap().as_ref().unwrap_err().code, ErrorCode::EngineCrashed);
+            assert_eq!(answer.ending.as_ref().unwrap().as_ref().unwrap_err().code, code);
         }
         let refused = session.submit(5, valid(request(vec![BOS], 1), &limits())).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::EngineCrashed);
+        assert_eq!(refused.code, code);
         assert!(session.step(&mut Vec::new()).is_err());
     }
 }
