@@ -381,7 +381,8 @@ class Settings:
     step_timeout: int = _setting(
         600,
         _integer(0, 86_400),
-        "One step of an engine may take so long before its worker is ended; 0 waits for ever.",
+        "One call of an engine may take so long before its worker is ended: a step, an embedding, a text "
+        "to tokenise; with `engine.stream/1` until the next token, at tier 0 a whole answer. 0: for ever.",
         metavar="SECONDS",
     )
     speculation: str = _setting(

@@ -134,6 +134,13 @@ impl Engine {
         let (shape, uses) = as_far_as_it_goes(plan, &figures, length, |shape| {
             engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
         })?;
+        if uses.iter().all(|one| one.weights == 0) {
+            log::warn!(
+                "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
+                plan.model.display()
+            );
+            return Ok(None);
+        }
         let mut uses = named(engine, uses);
         if let Speculation::Model(path) = &plan.speculation {
             let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
@@ -210,10 +217,14 @@ impl Engine {
             n_parameters: info.n_parameters,
             context_length,
             max_sequences,
-            n_embedding: if engine.offers("engine.embed/1") { info.n_embedding } else { 0 },
+            // A ranking model's is the width of a score.
+            n_embedding: if engine.offers("engine.embed/1") && !info.ranks { info.n_embedding } else { 0 },
             generates: !matches!(voice, Voice::Mute),
             has_chat_template: matches!(template, Some(Ok(_))),
-            memory: memory_use(&models).unwrap_or_default(),
+            memory: match memory_use(&models) {
+                Err(error) if error.kind() == EngineFaultKind::Misbehaved => return Err(error.into()),
+                uses => uses.unwrap_or_default(),
+            },
             source: voice.name().to_owned(),
         };
         Ok(LoadedModel::new(facts, Parts { voice, tokenizer, template, models }))
@@ -464,9 +475,4 @@ fn refusal(error: LoadError) -> EngineRefusal {
         _ => Fault::from(error),
     };
     EngineRefusal { kind: kind.to_owned(), fault }
-}
-
-/// What a client is told of a call that failed.
-pub(crate) fn fault(error: EngineError) -> Fault {
-    Fault::from(error)
 }

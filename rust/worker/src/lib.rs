@@ -15,6 +15,7 @@
 
 mod draft;
 pub mod engine;
+mod intake;
 pub mod model;
 mod outbox;
 pub mod report;
@@ -22,6 +23,7 @@ pub mod report;
 pub mod sandbox;
 mod sending;
 pub mod serve;
+mod served;
 mod shape;
 mod source;
 

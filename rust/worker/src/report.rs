@@ -2,8 +2,18 @@
 
 use std::sync::Arc;
 
-use llm_node_core::{error::Fault, event::Event};
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    event::Event,
+};
 use llm_node_wire::message::RequestId;
+
+/// Writes down what is for whoever wrote the engine: clients are told as well, but may not tell.
+pub(crate) fn note(fault: &Fault) {
+    if fault.code == ErrorCode::EngineFault {
+        log::error!("the engine is at fault: {fault}");
+    }
+}
 
 /// One thing that a running model has to say.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,22 +1,23 @@
 //! The child process: a greeting, then a verdict, or a model until the node says stop.
 //!
-//! Four threads. The reader owns the receiving side of the socket from the very start and does
-//! nothing else, so that the worker ends the moment its node is gone, even while the engine hangs.
-//! The outbox writes. This one, the control thread, opens the engine, checks and tokenises requests.
-//! The scheduler steps.
+//! The reader owns the receiving side of the socket from the very start and does nothing else, so that the
+//! worker ends the moment its node is gone, even while the engine hangs. The outbox writes. This one, the
+//! control thread, opens the engine, takes requests and cancellations. The intake's threads tokenise what is
+//! long. The scheduler steps. The watch sees that no call of the engine hangs.
 //!
 //! Whoever starts a worker sets `GGML_NO_BACKTRACE=1` in its environment: engines built on ggml then
 //! neither install a terminate handler nor fork a debugger. It cannot be set here, where threads may
 //! run already.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use interprocess::local_socket::{Stream, traits::Stream as _};
@@ -24,6 +25,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
 };
+use llm_node_host::Watch;
 use llm_node_wire::{
     endpoint,
     frame::{FrameError, FrameReader},
@@ -61,7 +63,7 @@ const INFO: u8 = 1;
 const WARNING: u8 = 2;
 const ERROR: u8 = 3;
 
-/// How often a model that serves is looked at, and the node told that somebody looked.
+/// How often the calls of an engine that serves are looked at, and the node told that somebody looked.
 const BEAT: Duration = Duration::from_secs(1);
 
 enum Input {
@@ -122,8 +124,43 @@ fn read(socket: Stream, inputs: &Sender<Input>) {
     }
 }
 
+fn no_thread(error: &io::Error) -> Fault {
+    Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}"))
+}
+
 fn log(outbox: &Outbox, severity: u8, message: &(impl ToString + ?Sized)) {
     outbox.send(FromWorker::Log { severity, message: message.to_string() });
+}
+
+/// Ends the process. No shutdown: it would call into an engine that is known to be broken.
+fn give_up(outbox: &Outbox, fault: &Fault) -> ! {
+    log(outbox, ERROR, fault);
+    outbox.flush();
+    leave(exit::ENGINE_LOST)
+}
+
+/// Tells the node that the process is alive, and ends it once a call of the engine has not returned for so
+/// long (0: never), until what it gives is dropped. A thread of its own: the control thread makes calls itself.
+fn watch(outbox: Outbox, timeout_seconds: u32) -> io::Result<Sender<()>> {
+    let patience = Duration::from_secs(timeout_seconds.into());
+    let (watching, over) = mpsc::channel();
+    thread::Builder::new().name("watch".into()).spawn(move || {
+        let mut calls = Watch::default();
+        while over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+            let longest = calls.longest();
+            let step_ms = longest.map_or(0, |(_, time)| time.as_millis() as u64);
+            outbox.send(FromWorker::Beat { step_ms });
+            if let Some((call, time)) = longest
+                && timeout_seconds > 0
+                && time > patience
+            {
+                // A hung call cannot be cancelled, only left behind with its process.
+                let message = format!("{call} did not return within {timeout_seconds} s");
+                give_up(&outbox, &Fault::new(ErrorCode::Timeout, message));
+            }
+        }
+    })?;
+    Ok(watching)
 }
 
 struct Worker {
@@ -157,15 +194,8 @@ impl Worker {
                 log(&self.outbox, ERROR, &format!("the node sent what is not a message: {error}"));
                 Err(exit::PROTOCOL)
             }
-            Input::Lost(fault) => self.give_up(&fault),
+            Input::Lost(fault) => give_up(&self.outbox, &fault),
         }
-    }
-
-    /// Ends the process. No shutdown: it would call into an engine that is known to be broken.
-    fn give_up(&self, fault: &Fault) -> ! {
-        log(&self.outbox, ERROR, fault);
-        self.outbox.flush();
-        leave(exit::ENGINE_LOST)
     }
 
     fn probe(&self, address: &EngineAddress) -> i32 {
@@ -212,36 +242,20 @@ impl Worker {
         let facts = model.facts().clone();
         stages.begin(model.serving_stage());
         stages.serving(true);
-        let running = model
-            .start(plan.scheduling, self.reporter())
-            .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
+        let running = model.start(plan.scheduling, self.reporter()).map_err(|error| no_thread(&error))?;
         self.outbox.send(FromWorker::Ready(facts));
-        let code = self.serve(&running, plan.step_timeout_seconds);
+        let watching =
+            watch(self.outbox.clone(), plan.step_timeout_seconds).map_err(|error| no_thread(&error))?;
+        let code = self.serve(&running);
+        drop(watching);
         stages.serving(false);
         running.stop();
         Ok(code)
     }
 
-    fn serve(&self, model: &RunningModel, step_timeout_seconds: u32) -> i32 {
-        let patience = Duration::from_secs(step_timeout_seconds.into());
-        let mut told = Instant::now();
+    fn serve(&self, model: &RunningModel) -> i32 {
         loop {
-            if told.elapsed() >= BEAT {
-                told = Instant::now();
-                let step_ms = model.stepping_for().map_or(0, |time| time.as_millis() as u64);
-                self.outbox.send(FromWorker::Beat { step_ms });
-            }
-            if step_timeout_seconds > 0 && model.stepping_for().is_some_and(|time| time > patience) {
-                // A hung call cannot be cancelled, only left behind with its process.
-                let message = format!("a step did not return within {step_timeout_seconds} s");
-                self.give_up(&Fault::new(ErrorCode::Timeout, message));
-            }
-            let input = match self.inputs.recv_timeout(BEAT.saturating_sub(told.elapsed())) {
-                Ok(input) => self.message(input),
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => Err(exit::ORPHANED),
-            };
-            match input {
+            match self.next() {
                 Ok(ToWorker::Generate { id, request }) => model.submit(id, request),
                 Ok(ToWorker::Cancel { id }) => model.cancel(id),
                 Ok(ToWorker::Ask { id, question }) => {

@@ -578,9 +578,68 @@ fn rows_that_lie_end_the_worker_after_its_requests() {
     let toy = Toy::new(&["-DFAKE_ROW_TOO_NARROW"]);
     let mut worker = toy.load();
     worker.generate(1, greedy("hello", 3));
-    let Some(Event::Failed(_)) = worker.outcome(1).ending else { panic!("it did not fail") };
+    let Some(Event::Failed(fault)) = worker.outcome(1).ending else { panic!("it did not fail") };
+    assert_eq!(fault.code, ErrorCode::EngineFault);
     while worker.next().is_ok() {}
     assert_eq!(worker.ended().code(), Some(exit::ENGINE_LOST));
+    assert!(worker.log.iter().any(|line| line.contains("batch.collect")), "{:?}", worker.log);
+}
+
+/// The kind of a call that never returns, and what leads to it.
+#[test]
+fn a_call_that_hangs_ends_the_worker_and_is_named() {
+    type Provoke = fn(&mut Worker);
+    let generate: Provoke = |worker| worker.generate(1, greedy("hello", 3));
+    let again: Provoke = |worker| {
+        worker.generate(1, greedy(&"once upon a time ".repeat(8), 200));
+        worker.generate(2, greedy(&"once upon a time ".repeat(8), 200));
+    };
+    let embed: Provoke = |worker| {
+        worker.send(&ToWorker::Ask {
+            id: 1,
+            question: Question::Embed { inputs: vec![EmbedInput::Text("x".into())] },
+        });
+    };
+    let ask: Provoke = |worker| {
+        let question =
+            Question::Tokenize { text: "!".repeat(100_000), add_special: false, parse_special: false };
+        worker.send(&ToWorker::Ask { id: 1, question });
+    };
+    let prompt: Provoke = |worker| worker.generate(1, greedy("!", 3));
+    let cases: [(&str, &[&str], Provoke); 9] = [
+        ("engine_generate", &["-DFAKE_HANG_IN_GENERATE", "-DFAKE_NO_EXTENSIONS"], generate),
+        ("stream.generate", &["-DFAKE_HANG_ON_BYTE=101", "-DFAKE_NO_BATCH"], generate),
+        ("batch.step", &["-DFAKE_HANG_ON_BYTE=101"], generate),
+        ("batch.seq_remove", &["-DFAKE_HANG_IN_CALL=SEQ_REMOVE"], generate),
+        ("batch.seq_copy", &["-DFAKE_HANG_IN_CALL=SEQ_COPY"], again),
+        ("batch.cache_free", &["-DFAKE_HANG_IN_CALL=CACHE_FREE"], generate),
+        ("embed.embed", &["-DFAKE_HANG_IN_CALL=EMBED"], embed),
+        ("tokenizer.tokenize", &["-DFAKE_HANG_IN_CALL=TOKENIZE"], ask),
+        // A short one is tokenised on the thread that watches.
+        ("tokenizer.tokenize", &["-DFAKE_HANG_IN_CALL=TOKENIZE"], prompt),
+    ];
+    for (call, flags, provoke) in cases {
+        let toy = Toy::new(flags);
+        let mut plan = toy.plan();
+        plan.step_timeout_seconds = 1;
+        plan.scheduling.keep_prefixes = call != "batch.seq_remove";
+        let (mut worker, _) = Worker::load(plan);
+        provoke(&mut worker);
+        while worker.next().is_ok() {}
+        assert_eq!(worker.ended().code(), Some(exit::ENGINE_LOST), "{call}");
+        let expected = format!("{call} did not return within 1 s");
+        assert!(worker.log.contains(&expected), "{call}: {:?}", worker.log);
+    }
+}
+
+#[test]
+fn a_stream_that_goes_on_does_not_hang() {
+    let toy = Toy::new(&["-DFAKE_NO_BATCH", "-DFAKE_STEP_US=400000", "-DFAKE_EOG_EVERY=0"]);
+    let mut plan = toy.plan();
+    plan.step_timeout_seconds = 2;
+    let (mut worker, _) = Worker::load(plan);
+    worker.generate(1, greedy("hello", 12));
+    assert_eq!(worker.outcome(1).finished().0, Finish::Length);
 }
 
 #[test]

@@ -6,8 +6,12 @@ mod support;
 
 use std::{collections::HashMap, path::PathBuf, sync::mpsc};
 
-use llm_node_core::event::{Event, Finish};
-use llm_node_wire::message::{Answer, EmbedInput, MemoryUse, Question, Scheduling, Speculation};
+use llm_node_core::{
+    error::ErrorCode,
+    event::{Event, Finish},
+    request::Request,
+};
+use llm_node_wire::message::{Answer, EmbedInput, LoadPlan, MemoryUse, Question, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use support::{Outcome, SCHEDULING, fake, greedy, plan, toy_model};
 use tempfile::{TempDir, tempdir};
@@ -27,16 +31,47 @@ impl Running {
 
     /// `speculation`: as it is wanted with this model's file.
     fn with(flags: &[&str], speculation: impl FnOnce(PathBuf) -> Speculation) -> Self {
+        Self::planned(flags, |plan| plan.speculation = speculation(plan.model.clone()))
+    }
+
+    /// A tokenizer that takes 10 us for a byte, and a context for the longest text here.
+    fn slow(queue_limit: u32) -> Self {
+        Self::planned(&["-DFAKE_TOKENIZE_NS=10000"], |plan| {
+            std::fs::write(&plan.model, "TOY1\nn_context=400000\n").unwrap();
+            plan.size.context_length = Some(400_000);
+            plan.size.max_sequences = Some(8);
+            plan.size.cache_tokens = Some(2_000_000);
+            plan.scheduling.queue_limit = queue_limit;
+        })
+    }
+
+    fn planned(flags: &[&str], change: impl FnOnce(&mut LoadPlan)) -> Self {
         let folder = tempdir().unwrap();
         let address = fake(folder.path(), flags);
         let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
         let mut plan = plan(address, toy_model(folder.path()));
-        plan.speculation = speculation(plan.model.clone());
+        change(&mut plan);
         let (sender, reports) = mpsc::channel();
         let reporter = Reporter::new(move |report| drop(sender.send(report)));
         let estimate = engine.estimate(&plan).unwrap().unwrap_or_default();
-        let model = engine.load(&plan, &mut |_| ()).unwrap().start(SCHEDULING, reporter).unwrap();
+        let model = engine.load(&plan, &mut |_| ()).unwrap().start(plan.scheduling, reporter).unwrap();
         Self { model, estimate, reports, engine, _folder: folder }
+    }
+
+    /// The ids of requests, in the order in which they end, until the model is drained.
+    fn endings(&self) -> Vec<(u64, Event)> {
+        let mut endings = Vec::new();
+        loop {
+            match self.reports.recv().unwrap() {
+                Report::Events(events) => endings.extend(
+                    events
+                        .into_iter()
+                        .filter(|(_, event)| matches!(event, Event::Finished { .. } | Event::Failed(_))),
+                ),
+                Report::Drained => return endings,
+                Report::Lost(fault) => panic!("{fault}"),
+            }
+        }
     }
 
     fn outcomes(&self, ids: &[u64]) -> HashMap<u64, Outcome> {
@@ -150,6 +185,145 @@ fn many_threads_may_submit_and_cancel() {
         if id % 2 == 1 {
             assert_eq!((finish, usage.completion_tokens), (Finish::Length, 1000));
         }
+    }
+}
+
+fn long(bytes: usize) -> Request {
+    greedy(&"x".repeat(bytes), 1)
+}
+
+fn code(event: &Event) -> ErrorCode {
+    match event {
+        Event::Failed(fault) => fault.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one_and_long_ones_keep_their_order() {
+    let running = Running::slow(256);
+    running.model.submit(1, long(300 << 10)); // 3 s
+    running.model.submit(2, long(300 << 10));
+    running.model.submit(3, long(100 << 10)); // 1 s
+    running.model.submit(4, long(5 << 10));
+    running.model.submit(5, greedy("hello", 3));
+    running.model.drain();
+    let endings = running.endings();
+    let order: Vec<u64> = endings.iter().map(|(id, _)| *id).collect();
+    assert_eq!(order, [5, 3, 4, 1, 2]);
+    assert!(endings.iter().all(|(_, event)| matches!(event, Event::Finished { .. })), "{endings:?}");
+}
+
+#[test]
+fn what_is_being_tokenised_can_be_cancelled_and_ends_once() {
+    let running = Running::slow(256);
+    for id in 1..=3 {
+        running.model.submit(id, long(100 << 10));
+    }
+    for id in [1, 3] {
+        running.model.cancel(id);
+    }
+    running.model.drain();
+    let endings = running.endings();
+    let order: Vec<u64> = endings.iter().map(|(id, _)| *id).collect();
+    assert_eq!(order, [1, 3, 2]);
+    for (_, event) in &endings[..2] {
+        assert!(matches!(event, Event::Finished { reason: Finish::Cancelled, .. }), "{event:?}");
+    }
+    assert!(matches!(&endings[2].1, Event::Finished { reason: Finish::Length, .. }), "{endings:?}");
+    running.model.submit(4, greedy("hello", 3));
+    assert_eq!(code(running.outcomes(&[4])[&4].ending.as_ref().unwrap()), ErrorCode::ShuttingDown);
+}
+
+#[test]
+fn a_stop_ends_what_waits_to_be_tokenised_and_answers_every_question() {
+    let running = Running::slow(256);
+    let (sender, answers) = mpsc::channel();
+    for id in 1..=3 {
+        running.model.submit(id, long(100 << 10));
+        let sender = sender.clone();
+        let text = "x".repeat(100 << 10);
+        let question = Question::Tokenize { text, add_special: false, parse_special: false };
+        running.model.ask(question, move |answer| drop(sender.send(answer)));
+    }
+    running.model.stop();
+    for outcome in running.outcomes(&[1, 2, 3]).values() {
+        assert_eq!(code(outcome.ending.as_ref().unwrap()), ErrorCode::ShuttingDown);
+    }
+    for _ in 1..=3 {
+        assert_eq!(answers.recv().unwrap().unwrap_err().code, ErrorCode::ShuttingDown);
+    }
+}
+
+#[test]
+fn no_more_wait_to_be_tokenised_than_may_wait_at_all() {
+    let running = Running::slow(2);
+    running.model.submit(0, long(100 << 10));
+    // It is being tokenised once its neighbour of another kind has been.
+    running.model.submit(100, greedy(&"x".repeat(4000), 1));
+    for id in 1..=6 {
+        running.model.submit(id, long(100 << 10));
+    }
+    let (sender, answers) = mpsc::channel();
+    let question = Question::Tokenize { text: "x".repeat(5000), add_special: false, parse_special: false };
+    running.model.ask(question, move |answer| drop(sender.send(answer)));
+    assert_eq!(answers.recv().unwrap().unwrap_err().code, ErrorCode::QueueFull);
+    running.model.drain();
+    let full = |event: &Event| matches!(event, Event::Failed(fault) if fault.code == ErrorCode::QueueFull);
+    let endings = running.endings();
+    assert_eq!(endings.len(), 8);
+    assert!((4..=5).contains(&endings.iter().filter(|(_, event)| full(event)).count()), "{endings:?}");
+}
+
+#[test]
+fn long_questions_are_answered_while_short_ones_pass_them() {
+    let running = Running::slow(256);
+    let (sender, answers) = mpsc::channel();
+    for length in [100 << 10, 10] {
+        let sender = sender.clone();
+        let question =
+            Question::Tokenize { text: "x".repeat(length), add_special: false, parse_special: false };
+        running.model.ask(question, move |answer| drop(sender.send(answer)));
+    }
+    for length in [10, 100 << 10] {
+        assert_eq!(answers.recv().unwrap(), Ok(Answer::Tokens(vec![120; length])));
+    }
+}
+
+/// The node then counts the files, as for an engine that cannot say.
+#[test]
+fn an_estimate_of_nothing_is_none() {
+    let folder = tempdir().unwrap();
+    let address = fake(folder.path(), &["-DFAKE_ESTIMATE_NOTHING"]);
+    let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
+    assert_eq!(engine.estimate(&plan(address, toy_model(folder.path()))), Ok(None));
+}
+
+#[test]
+fn a_text_that_cannot_be_tokenised_is_the_client_s() {
+    let running = Running::new(&["-DFAKE_REFUSE_TEXT"]);
+    running.model.submit(1, greedy("why?", 3));
+    assert_eq!(code(running.outcomes(&[1])[&1].ending.as_ref().unwrap()), ErrorCode::InvalidRequest);
+}
+
+/// In calls of bounded length, and still one vector for each, in order.
+#[test]
+fn many_inputs_become_as_many_vectors() {
+    let running = Running::new(&[]);
+    let ask = |inputs: Vec<String>| {
+        let (sender, answer) = mpsc::channel();
+        let inputs = inputs.into_iter().map(EmbedInput::Text).collect();
+        running.model.ask(Question::Embed { inputs }, move |answer| drop(sender.send(answer)));
+        match answer.recv().unwrap() {
+            Ok(Answer::Embeddings { vectors, .. }) => vectors,
+            other => panic!("{other:?}"),
+        }
+    };
+    let inputs: Vec<String> = (0..200).map(|n| format!("{}{n}", "x".repeat(n * 5))).collect();
+    let together = ask(inputs.clone());
+    assert_eq!(together.len(), 200);
+    for n in [0, 63, 64, 199] {
+        assert_eq!(ask(vec![inputs[n].clone()]), [together[n].clone()]);
     }
 }
 

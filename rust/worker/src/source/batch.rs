@@ -10,7 +10,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -27,7 +27,7 @@ use llm_node_core::{
 use llm_node_wire::message::RequestId;
 
 use super::{lost, stopped};
-use crate::report::{Report, Reporter};
+use crate::report::{self, Report, Reporter};
 
 /// For how long a piece of an answer may wait for the next ones. A step that takes more than half of it is
 /// always told by itself.
@@ -37,8 +37,6 @@ const MOST_TOGETHER: usize = 256;
 
 pub(crate) struct BatchSource {
     commands: Sender<Command>,
-    /// When the step under way began.
-    step: Arc<Mutex<Option<Instant>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -57,12 +55,9 @@ impl BatchSource {
         E: StepEngine + Send + 'static,
     {
         let (commands, inbox) = mpsc::channel();
-        let step = Arc::new(Mutex::new(None));
-        let own = Arc::clone(&step);
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
             let mut scheduler = Scheduler {
                 session,
-                step: own,
                 live: HashSet::new(),
                 draining: false,
                 drained: false,
@@ -72,13 +67,7 @@ impl BatchSource {
             scheduler.run(&inbox);
             scheduler.stop_listening(&inbox);
         })?;
-        Ok(Self { commands, step, thread: Mutex::new(Some(thread)) })
-    }
-
-    /// For how long the step under way has been running.
-    pub(crate) fn stepping_for(&self) -> Option<Duration> {
-        let began = *self.step.lock().unwrap_or_else(PoisonError::into_inner);
-        began.map(|began| began.elapsed())
+        Ok(Self { commands, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: ValidRequest, report: &Reporter) {
@@ -120,7 +109,6 @@ impl Drop for BatchSource {
 
 struct Scheduler<E: StepEngine> {
     session: Session<E>,
-    step: Arc<Mutex<Option<Instant>>>,
     /// Requests that have not had their ending.
     live: HashSet<RequestId>,
     draining: bool,
@@ -176,9 +164,7 @@ impl<E: StepEngine> Scheduler<E> {
             // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
             // and it is the step that says so.
             let began = Instant::now();
-            self.mark(Some(began));
             let stepped = self.session.step(&mut events);
-            self.mark(None);
             took = only_answers.then(|| began.elapsed());
             if let Err(fault) = stepped {
                 self.tell(&mut events);
@@ -192,10 +178,6 @@ impl<E: StepEngine> Scheduler<E> {
         self.told.elapsed() + step <= TOGETHER
             && events.len() <= MOST_TOGETHER
             && events.iter().all(|(_, event)| matches!(event, Event::Piece(_)))
-    }
-
-    fn mark(&self, began: Option<Instant>) {
-        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = began;
     }
 
     fn take(&mut self, command: Command, events: &mut Vec<(RequestId, Event)>) {
@@ -225,6 +207,9 @@ impl<E: StepEngine> Scheduler<E> {
         for (id, event) in &*events {
             if matches!(event, Event::Finished { .. } | Event::Failed(_)) {
                 self.live.remove(id);
+            }
+            if let Event::Failed(fault) = event {
+                report::note(fault);
             }
         }
         self.report.events(std::mem::take(events));

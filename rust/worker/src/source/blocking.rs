@@ -15,8 +15,8 @@ use std::{
 };
 
 use llm_node_core::{
-    engine::{EngineFault, EngineFaultKind, Token},
-    error::Fault,
+    engine::{EngineFault, Token},
+    error::{ErrorCode, Fault},
     event::{Event, Finish, PickedToken, Piece, Usage},
     schedule::admission::Queue,
     text::answer::AnswerText,
@@ -24,7 +24,7 @@ use llm_node_core::{
 use llm_node_wire::message::RequestId;
 
 use super::{Prepared, stopped};
-use crate::report::{Report, Reporter};
+use crate::report::{self, Report, Reporter};
 
 /// A way to run one request to its end.
 pub(crate) trait Generator: Send + Sync + 'static {
@@ -212,7 +212,7 @@ impl Shared {
     fn run(&self, id: RequestId, request: &Prepared, cancelled: &AtomicBool) -> Option<Fault> {
         let mut answer = Answer::new(id, request);
         let result = if request.max_tokens == Some(0) {
-            Ok(Finish::Length)
+            Ok(Ok(Finish::Length))
         } else {
             let at_once = self.generator.events_at_once();
             let mut on_token = |said: Said<'_>, token: Token| {
@@ -227,28 +227,25 @@ impl Shared {
                 more
             };
             // The generator's own code must not take the queue down with it.
-            catch_unwind(AssertUnwindSafe(|| self.generator.generate(request, &mut on_token))).unwrap_or_else(
-                |_| {
-                    Err(EngineFault {
-                        kind: EngineFaultKind::Internal,
-                        message: "the host panicked; this is a defect of llm-node".into(),
-                        call: "generate",
-                    })
-                },
-            )
+            catch_unwind(AssertUnwindSafe(|| self.generator.generate(request, &mut on_token)))
         };
         if cancelled.load(Ordering::Relaxed) {
             answer.finish.get_or_insert(Finish::Cancelled);
         }
-        let lost = match &result {
-            Err(fault) if fault.kind.ends_engine() => Some(super::lost(fault.clone())),
-            _ => None,
+        let mut lost = None;
+        let result = match result {
+            Ok(Err(fault)) if fault.kind.ends_engine() => Err(lost.insert(super::lost(fault)).clone()),
+            Ok(result) => result.map_err(Fault::from),
+            Err(_) => Err(Fault::new(ErrorCode::Internal, "the host panicked; this is a defect of llm-node")),
         };
         let ending = match (result, answer.finish) {
-            (Err(fault), _) if fault.kind.ends_engine() => Err(super::lost(fault)),
+            (Err(fault), _) if lost.is_some() => Err(fault),
             (Ok(_) | Err(_), Some(finish)) | (Ok(finish), None) => Ok(finish),
-            (Err(fault), None) => Err(Fault::from(fault)),
+            (Err(fault), None) => Err(fault),
         };
+        if let Err(fault) = &ending {
+            report::note(fault);
+        }
         self.report.events(answer.end(ending));
         lost
     }

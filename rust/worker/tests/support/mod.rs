@@ -140,6 +140,8 @@ pub struct Worker {
     writer: FrameWriter<Stream>,
     /// Stages seen so far.
     pub stages: Vec<String>,
+    /// What it has written down so far.
+    pub log: Vec<String>,
     _folder: tempfile::TempDir,
 }
 
@@ -162,6 +164,7 @@ impl Worker {
             reader: FrameReader::new(endpoint::send_pipe(&socket).unwrap()),
             writer: FrameWriter::new(socket),
             stages: Vec::new(),
+            log: Vec::new(),
             _folder: folder,
         };
         let hello = worker.next().unwrap();
@@ -192,7 +195,8 @@ impl Worker {
         loop {
             match self.reader.read()? {
                 FromWorker::Stage(stage) => self.stages.push(stage),
-                FromWorker::Log { .. } | FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
+                FromWorker::Log { message, .. } => self.log.push(message),
+                FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
                 message => return Ok(message),
             }
         }

@@ -1,0 +1,341 @@
+//! What a running model makes of a request or a question. Nothing waits here: who calls when, and on which
+//! thread, is for `intake.rs` to say.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use llm_node_core::{
+    engine::{Limits, Tokenizer},
+    error::{ErrorCode, Fault},
+    event::Event,
+    request::{Chat, Request, ValidRequest},
+    text::template::ChatTemplate,
+};
+use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
+use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId};
+
+use crate::{
+    engine::memory_use,
+    report::{self, Report, Reporter},
+    source::{Prepared, batch::BatchSource, blocking::BlockingSource, stopped, text},
+};
+
+/// Most inputs and tokens that go into one call for embeddings, unless a single input is longer. A call is
+/// as long as these, whatever a client sends, so that a long one is a call that hangs.
+const INPUTS_AT_ONCE: usize = 64;
+const TOKENS_AT_ONCE: usize = 16 << 10;
+
+/// Who runs requests.
+pub(crate) enum Source {
+    Batch {
+        limits: Limits,
+        source: BatchSource,
+    },
+    Stream(BlockingSource),
+    Tier0(BlockingSource),
+    /// It does not generate.
+    None,
+}
+
+/// A model that runs.
+pub(crate) struct Served {
+    // First, so that nothing runs any more when the rest goes.
+    pub(crate) source: Source,
+    pub(crate) tokenizer: Option<Arc<ModelTokenizer>>,
+    pub(crate) template: Option<Result<ChatTemplate, Fault>>,
+    /// The model, and its draft model.
+    pub(crate) models: Vec<Arc<Model>>,
+    pub(crate) facts: ModelFacts,
+    pub(crate) reporter: Reporter,
+}
+
+/// A request that its source takes as it is.
+pub(crate) enum Ready {
+    Batch(ValidRequest),
+    Blocking(Prepared),
+}
+
+/// The rest of an answer: calls of the engine that take their time.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+impl Served {
+    /// Checks, renders and tokenises a request.
+    pub(crate) fn prepare(&self, request: Request) -> Result<Ready, Fault> {
+        match &self.source {
+            Source::Batch { limits, .. } => self.valid(request, limits).map(Ready::Batch),
+            Source::Stream(_) => self.streamable(request).map(Ready::Blocking),
+            Source::Tier0(_) => text::prepare(request, text::Honours::Nothing, seed()).map(Ready::Blocking),
+            Source::None => Err(self.mute()),
+        }
+    }
+
+    /// Gives a request to its source, or its fault to the client. Does not wait.
+    pub(crate) fn begin(&self, id: RequestId, prepared: Result<Ready, Fault>) {
+        match (prepared, &self.source) {
+            (Ok(Ready::Batch(request)), Source::Batch { source, .. }) => {
+                source.submit(id, request, &self.reporter);
+            }
+            (Ok(Ready::Blocking(request)), Source::Stream(source) | Source::Tier0(source)) => {
+                source.submit(id, request);
+            }
+            (Ok(_), _) => self.reporter.event(id, Event::Failed(self.mute())),
+            (Err(fault), _) => {
+                report::note(&fault);
+                self.reporter.event(id, Event::Failed(fault));
+            }
+        }
+    }
+
+    pub(crate) fn cancel(&self, id: RequestId) {
+        match &self.source {
+            Source::Batch { source, .. } => source.cancel(id),
+            Source::Stream(source) | Source::Tier0(source) => source.cancel(id),
+            Source::None => {}
+        }
+    }
+
+    pub(crate) fn drain(&self) {
+        match &self.source {
+            Source::Batch { source, .. } => source.drain(),
+            Source::Stream(source) | Source::Tier0(source) => source.drain(),
+            Source::None => self.reporter.tell(Report::Drained),
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        match &self.source {
+            Source::Batch { source, .. } => source.stop(),
+            Source::Stream(source) | Source::Tier0(source) => source.stop(),
+            Source::None => {}
+        }
+    }
+
+    /// Answers a question; or gives what is left to be done for it, where the scheduler does not do it.
+    pub(crate) fn ask(&self, question: Question, reply: Reply) -> Option<Work> {
+        match question {
+            Question::Embed { inputs } => self.embed(inputs, reply),
+            question => {
+                reply.send(self.answer(question));
+                None
+            }
+        }
+    }
+
+    /// Why a model without a source refuses to generate.
+    fn mute(&self) -> Fault {
+        let info = self.models.first().map(|model| model.info());
+        let message = match info {
+            Some(info) if info.ranks => "the model does not generate; it ranks pairs of texts",
+            Some(info) if info.embeds => "the model does not generate; it makes embeddings",
+            _ => "the model does not generate text token by token",
+        };
+        Fault::new(ErrorCode::UnsupportedFeature, message)
+    }
+
+    fn valid(&self, request: Request, limits: &Limits) -> Result<ValidRequest, Fault> {
+        let tokenizer = self.tokenizer()?;
+        let template = match (&request.prompt, &self.template) {
+            (llm_node_core::request::Prompt::Chat(_), Some(Err(fault))) => return Err(fault.clone()),
+            (_, Some(Ok(template))) => Some(template),
+            _ => None,
+        };
+        ValidRequest::new(request, tokenizer, template, limits, seed(), unix_seconds())
+    }
+
+    fn streamable(&self, request: Request) -> Result<Prepared, Fault> {
+        let (Some(_), Some(model)) = (&self.tokenizer, self.models.first()) else {
+            return text::prepare(request, text::Honours::Sampling, seed());
+        };
+        if let Some(name) = text::not_honoured(&request, text::Honours::Sampling) {
+            return Err(text::unsupported(name));
+        }
+        let info = model.info();
+        let limits = Limits {
+            max_sequences: 1,
+            context_length: info.n_context,
+            max_batch_tokens: info.n_context,
+            max_rows: 1,
+            cache_tokens: u64::from(info.n_context),
+            cache_page: 1,
+            max_rollback: 0,
+            shares_prefixes: false,
+            saves: false,
+            max_candidates: 0,
+            fetches: false,
+            n_vocab: info.n_vocab,
+        };
+        self.valid(request, &limits).map(Prepared::from)
+    }
+
+    fn answer(&self, question: Question) -> Result<Answer, Fault> {
+        match question {
+            Question::Tokenize { text, add_special, parse_special } => {
+                Ok(Answer::Tokens(self.tokenizer()?.tokenize(&text, add_special, parse_special)?))
+            }
+            Question::Detokenize { tokens } => self.detokenize(&tokens),
+            Question::ApplyTemplate(chat) => self.render(&chat).map(Answer::Text),
+            Question::MemoryUse => {
+                if self.models.is_empty() {
+                    return Err(lacks("says what memory it takes"));
+                }
+                Ok(Answer::MemoryUse(memory_use(&self.models)?))
+            }
+            Question::Embed { .. } => Err(lacks("answers this here")),
+        }
+    }
+
+    fn detokenize(&self, tokens: &[i32]) -> Result<Answer, Fault> {
+        let tokenizer = self.tokenizer()?;
+        let n_tokens = tokenizer.vocabulary().len();
+        if let Some(token) = unknown(tokens, n_tokens) {
+            let message = format!("token {token} is outside the vocabulary of {n_tokens} tokens");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message).param("tokens"));
+        }
+        let bytes = tokenizer.detokenize(tokens)?;
+        Ok(Answer::Text(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn render(&self, chat: &Chat) -> Result<String, Fault> {
+        match &self.template {
+            Some(Ok(template)) => Ok(template.render(chat, unix_seconds())?.into_text()),
+            Some(Err(fault)) => Err(fault.clone()),
+            None => Err(Fault::new(ErrorCode::UnsupportedFeature, "the model has no chat template")),
+        }
+    }
+
+    fn embed(&self, inputs: Vec<EmbedInput>, reply: Reply) -> Option<Work> {
+        let (model, inputs) = match self.embeddable(inputs) {
+            Ok(ready) => ready,
+            Err(fault) => {
+                reply.send(Err(fault));
+                return None;
+            }
+        };
+        let work: Work = Box::new(move || {
+            let tokens = inputs.iter().map(|input| input.len() as u32).collect();
+            let vectors = embeddings(&model, &inputs).map_err(Fault::from);
+            reply.send(vectors.map(|vectors| Answer::Embeddings { vectors, tokens }));
+        });
+        match &self.source {
+            // The engine need not bear an embedding during a step.
+            Source::Batch { source, .. } => source.between(work),
+            _ => return Some(work),
+        }
+        None
+    }
+
+    fn embeddable(&self, inputs: Vec<EmbedInput>) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
+        if self.models.first().is_some_and(|model| model.info().ranks) {
+            let message = "the model ranks: it scores pairs of texts, and makes no embeddings";
+            return Err(Fault::new(ErrorCode::UnsupportedFeature, message));
+        }
+        let model = self.models.first().filter(|_| self.facts.n_embedding > 0);
+        let model = model.ok_or_else(|| lacks("makes embeddings"))?;
+        let tokenizer = self.tokenizer()?;
+        let vocabulary = tokenizer.vocabulary();
+        let longest = u64::from(model.info().n_context);
+        let inputs = inputs.into_iter().enumerate().map(|(n, input)| {
+            let refused = |code, message| Fault::new(code, format!("input {n} {message}")).param("input");
+            let too_long = |tokens: &str| {
+                let message = format!("has {tokens} tokens; the model takes {longest}");
+                refused(ErrorCode::ContextLengthExceeded, message)
+            };
+            let tokens = match input {
+                EmbedInput::Text(text) => {
+                    // Tokenising takes long where a text is long, and refusing is quick.
+                    let least = vocabulary.least_tokens(&text);
+                    if least > longest {
+                        return Err(too_long(&format!("at least {least}")));
+                    }
+                    tokenizer.tokenize(&text, true, false)?
+                }
+                EmbedInput::Tokens(tokens) => tokens,
+            };
+            if tokens.is_empty() {
+                return Err(refused(ErrorCode::InvalidRequest, "is empty".into()));
+            }
+            if let Some(token) = unknown(&tokens, vocabulary.len()) {
+                let n_tokens = vocabulary.len();
+                let message = format!("holds token {token}, outside the vocabulary of {n_tokens} tokens");
+                return Err(refused(ErrorCode::InvalidRequest, message));
+            }
+            if tokens.len() as u64 > longest {
+                return Err(too_long(&tokens.len().to_string()));
+            }
+            Ok(tokens)
+        });
+        Ok((Arc::clone(model), inputs.collect::<Result<_, _>>()?))
+    }
+
+    fn tokenizer(&self) -> Result<&ModelTokenizer, Fault> {
+        self.tokenizer.as_deref().ok_or_else(|| lacks("has a tokenizer"))
+    }
+}
+
+/// The one answer to a question; whoever loses it answers as well.
+pub(crate) struct Reply(Option<TakeAnswer>);
+
+type TakeAnswer = Box<dyn FnOnce(Result<Answer, Fault>) + Send>;
+
+impl Reply {
+    pub(crate) fn new(take: impl FnOnce(Result<Answer, Fault>) + Send + 'static) -> Self {
+        Self(Some(Box::new(take)))
+    }
+
+    pub(crate) fn send(mut self, answer: Result<Answer, Fault>) {
+        if let Err(fault) = &answer {
+            report::note(fault);
+        }
+        if let Some(reply) = self.0.take() {
+            reply(answer);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply(Err(stopped()));
+        }
+    }
+}
+
+/// One vector for each input, in calls of bounded length.
+fn embeddings(model: &Model, mut inputs: &[Vec<i32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    let mut vectors = Vec::with_capacity(inputs.len());
+    while !inputs.is_empty() {
+        let mut tokens = 0;
+        let fits = |input: &&Vec<i32>| {
+            tokens += input.len();
+            tokens <= TOKENS_AT_ONCE
+        };
+        let count = inputs.iter().take(INPUTS_AT_ONCE).take_while(fits).count().max(1);
+        let (now, later) = inputs.split_at(count);
+        vectors.extend(model.embed(now, Pooling::Model)?);
+        inputs = later;
+    }
+    Ok(vectors)
+}
+
+/// The first that is none of a vocabulary's tokens.
+fn unknown(tokens: &[i32], n_tokens: usize) -> Option<i32> {
+    let known = |&token: &i32| usize::try_from(token).is_ok_and(|token| token < n_tokens);
+    tokens.iter().copied().find(|token| !known(token))
+}
+
+fn lacks(what: &str) -> Fault {
+    Fault::new(ErrorCode::UnsupportedFeature, format!("no part of the model's engine {what}"))
+}
+
+fn seed() -> u64 {
+    // Without a source of randomness the clock still tells requests apart.
+    getrandom::u64().unwrap_or_else(|_| {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    })
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
