@@ -1,5 +1,5 @@
 //! Compiles the C++ shim against the llama.cpp that `llama-cpp-sys-2` has built, and generates the
-//! list of architectures from that llama.cpp's own table, so that the manifest never drifts.
+//! lists of architectures and pre-tokenizers from that llama.cpp's own tables, so that they never drift.
 
 use std::env;
 use std::fs;
@@ -31,6 +31,11 @@ fn main() {
     let names = architectures(&source.join("src").join("llama-arch.cpp"));
     let out = PathBuf::from(variable("OUT_DIR")).join("architectures.rs");
     // The engine includes this file, and the manifest is made from it.
+    write(&out, &format!("&{names:#?}\n"));
+
+    // For the tests, which try each of them.
+    let names = pre_tokenizers(&source.join("src").join("llama-vocab.cpp"));
+    let out = PathBuf::from(variable("OUT_DIR")).join("pre_tokenizers.rs");
     write(&out, &format!("&{names:#?}\n"));
 
     // For the tests: the processor's libraries before they are installed beside the engine.
@@ -75,6 +80,24 @@ fn architectures(table: &Path) -> Vec<String> {
     names.sort();
     if names.len() < 50 || !names.iter().any(|name| name == "llama") {
         stop("LLM_ARCH_NAMES was not understood: has its form changed?");
+    }
+    names
+}
+
+/// The names that `tokenizer.ggml.pre` may have, sorted.
+fn pre_tokenizers(vocabulary: &Path) -> Vec<String> {
+    println!("cargo:rerun-if-changed={}", vocabulary.display());
+    let text = read(vocabulary);
+    let mut names: Vec<String> = text
+        .split("tokenizer_pre == \"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names.dedup();
+    if names.len() < 50 || !names.iter().any(|name| name == "llama-bpe") {
+        stop("the names of pre-tokenizers were not understood: has their form changed?");
     }
     names
 }

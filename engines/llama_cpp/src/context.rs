@@ -10,7 +10,7 @@ use llm_node_sdk::{
 use crate::cells::Cells;
 use crate::llama::{self, Context, Decoded, Entry};
 use crate::memory::{described, only_weights, unsupported};
-use crate::model::LlamaModel;
+use crate::model::{LlamaModel, generates};
 use crate::options::{ContextOptions, WaitPolicy};
 use crate::plan::{Plan, plan};
 use crate::prefill::{self, PrefillPool};
@@ -196,7 +196,7 @@ impl Batching for LlamaEngine {
         model: &Arc<LlamaModel>,
         params: &ContextParams,
     ) -> Result<(LlamaContext, ContextInfo), Failure> {
-        if !model.generates() {
+        if !generates(&model.raw) {
             return Err(Failure::unsupported("the model does not generate text token by token"));
         }
         let options = ContextOptions::parse(&self.options, &params.options)?;

@@ -91,9 +91,6 @@ impl Embedding for LlamaEngine {
         vectors: &mut [f32],
     ) -> Result<(), Failure> {
         let pooling = pooling_of(model, pooling)?;
-        if model.raw.has_encoder() && model.raw.has_decoder() {
-            return Err(Failure::unsupported("models with encoder and decoder give no embeddings here"));
-        }
         let (n_vocab, longest) = (model.raw.n_vocab(), model.raw.n_context_train());
         let mut needed = BATCH.min(longest.max(1));
         for (index, tokens) in inputs.iter().enumerate() {

@@ -1,8 +1,9 @@
 //! The engine for GGUF models: llama.cpp behind the engine ABI.
 //!
 //! `llama.rs` is the only file that touches llama.cpp. The others are safe Rust: what to make of the
-//! host's parameters (`options`, `plan`), how sequences lie in the cache (`cells`), how prompts come into a
-//! split one (`prefill`) and sequences out of it (`state`), one file per extension (`model`, `memory`,
+//! host's parameters (`options`, `plan`), what a text needs to be tokenised (`words`), how sequences lie in the
+//! cache (`cells`), how prompts come into a split one (`prefill`) and sequences out of it (`state`), one file
+//! per extension (`model`, `memory`,
 //! `context`, `embedding`; the tokenizer is a part of `model`).
 //!
 //! The engine refuses to schedule, to sample and to render templates: it stays at the stage LOGITS,
@@ -23,6 +24,7 @@ mod prefill;
 mod state;
 #[cfg_attr(not(target_os = "linux"), path = "waiting_elsewhere.rs")]
 mod waiting;
+mod words;
 
 use std::ffi::CStr;
 

@@ -541,6 +541,18 @@ impl Model {
         unsafe { sys::llama_model_get_vocab(self.raw.as_ptr()) }
     }
 
+    /// Is the vocabulary one of byte-pair encoding?
+    pub(crate) fn has_byte_pairs(&self) -> bool {
+        // SAFETY: the vocabulary is alive.
+        unsafe { sys::llama_vocab_type(self.vocab()) == sys::LLAMA_VOCAB_TYPE_BPE }
+    }
+
+    /// Is there a vocabulary of text at all?
+    pub(crate) fn has_vocabulary(&self) -> bool {
+        // SAFETY: the vocabulary is alive.
+        unsafe { sys::llama_vocab_type(self.vocab()) != sys::LLAMA_VOCAB_TYPE_NONE }
+    }
+
     /// Number of tokens, which is the width of a row of logits.
     pub(crate) fn n_vocab(&self) -> usize {
         // SAFETY: the vocabulary is alive.
@@ -755,11 +767,7 @@ impl Model {
             }
             let needed = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
             if count == i32::MIN || needed <= tokens.len() {
-                return Err(Fault::refused(if lines.is_empty() {
-                    "the text cannot be tokenised".to_owned()
-                } else {
-                    lines.join("; ")
-                }));
+                return Err(refused(&lines));
             }
             tokens.resize(needed, 0);
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use llm_node_sdk::{ContextParams, Device, DeviceKind, Failure, Memory, MemoryUse, ModelParams, abi};
 
 use crate::llama::{self, Context, ContextSettings, Use};
-use crate::model::{LlamaModel, facts};
+use crate::model::{LlamaModel, check_kind, facts};
 use crate::options::ContextOptions;
 use crate::plan::plan;
 use crate::prefill;
@@ -50,6 +50,7 @@ impl Memory for LlamaEngine {
         let model = Arc::new(source.load_dry().map_err(|fault| {
             Failure::new(abi::ERR_MODEL_CORRUPT, format!("{}: {}", source.path.display(), fault.message))
         })?);
+        check_kind(&model)?;
         let Some(params) = context else {
             let mut uses = weights(&model)?;
             uses.retain(|memory| memory.weights > 0);

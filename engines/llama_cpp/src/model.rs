@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 
 use llm_node_sdk::{
     Failure, MemoryUse, ModelInfo, ModelParams, Models, Pooling, Tokenizer, Vocabulary, abi, attribute,
@@ -12,6 +13,7 @@ use crate::context::Books;
 use crate::embedding::EmbeddingContext;
 use crate::llama::{self, DeviceKind, FaultKind, Header, LoadMode, ModelSettings};
 use crate::plan::Facts;
+use crate::words::{Needs, Words};
 use crate::{ARCHITECTURES, LlamaEngine, internal, options};
 
 /// Where a model came from and where it went: enough to load it again without memory.
@@ -53,6 +55,7 @@ pub(crate) struct LlamaModel {
     pub(crate) source: Source,
     /// What the file says of embeddings.
     pub(crate) pooling: Option<Pooling>,
+    words: Words,
     /// Weights by device, once known.
     pub(crate) weights: OnceLock<Vec<MemoryUse>>,
     pub(crate) contexts: Arc<Mutex<Books>>,
@@ -66,18 +69,6 @@ impl LlamaModel {
         facts(&self.raw)
     }
 
-    /// Does it generate token by token?
-    pub(crate) fn generates(&self) -> bool {
-        // llama.cpp counts encoders as decoders, but for those that have both. Their attention looks
-        // both ways, and the file says so.
-        let both_ways = self.raw.architecture_value("attention.causal");
-        self.raw.has_decoder()
-            && both_ways.as_deref() != Some("false")
-            && !self.raw.has_encoder()
-            && !self.raw.is_diffusion()
-            && self.pooling != Some(Pooling::Rank)
-    }
-
     /// Width of an embedding, or of a rank result where the model ranks.
     pub(crate) fn embedding_width(&self) -> u32 {
         if self.pooling == Some(Pooling::Rank) { self.raw.n_classes() } else { self.raw.n_embedding() }
@@ -87,6 +78,50 @@ impl LlamaModel {
     pub(crate) fn metadata(&self) -> impl Iterator<Item = &[u8]> {
         self.raw.metadata().iter().flat_map(|(key, value)| [key.as_slice(), value.as_slice()])
     }
+}
+
+/// What the file says of embeddings.
+fn pooling(model: &llama::Model) -> Option<Pooling> {
+    match model.architecture_value("pooling_type").as_deref() {
+        Some("1") => Some(Pooling::Mean),
+        Some("2") => Some(Pooling::Cls),
+        Some("3") => Some(Pooling::Last),
+        Some("4") => Some(Pooling::Rank),
+        _ => None,
+    }
+}
+
+/// Does it generate token by token?
+pub(crate) fn generates(model: &llama::Model) -> bool {
+    // llama.cpp counts encoders as decoders, but for those that have both. Their attention looks both ways,
+    // and the file says so.
+    let both_ways = model.architecture_value("attention.causal");
+    model.has_decoder()
+        && both_ways.as_deref() != Some("false")
+        && !model.has_encoder()
+        && !model.is_diffusion()
+        && pooling(model) != Some(Pooling::Rank)
+}
+
+/// Refuses models of a kind that llama.cpp loads, and that nothing here can be done with.
+pub(crate) fn check_kind(model: &llama::Model) -> Result<(), Failure> {
+    let architecture = model.architecture();
+    let kind = match architecture.as_str() {
+        "eagle3" | "dflash" => "the drafting part of another model, and no model of its own",
+        _ if !model.has_vocabulary() => "a model without a vocabulary of text",
+        _ if model.has_encoder() && model.has_decoder() => {
+            "an encoder-decoder model, which reads with one half and writes with the other"
+        }
+        _ if model.is_diffusion() => "a diffusion model, which does not write token by token",
+        _ if !generates(model) && pooling(model).is_none() => {
+            "an encoder whose file names no pooling, so that it neither writes nor makes embeddings"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::unsupported(format!(
+        "the model ({architecture}) is {kind}; this engine runs models that write token by token, and those \
+         that make embeddings or rank"
+    )))
 }
 
 /// What plans depend on.
@@ -201,17 +236,17 @@ impl Models for LlamaEngine {
             }
             Err(fault) => return Err(load_failure(&source, &fault)),
         };
-        let pooling = match raw.architecture_value("pooling_type").as_deref() {
-            Some("1") => Some(Pooling::Mean),
-            Some("2") => Some(Pooling::Cls),
-            Some("3") => Some(Pooling::Last),
-            Some("4") => Some(Pooling::Rank),
-            _ => None,
+        check_kind(&raw)?;
+        let words = if raw.has_byte_pairs() {
+            Words::of(&raw.value("tokenizer.ggml.pre").unwrap_or_default())
+        } else {
+            Words::ByHand
         };
         Ok(LlamaModel {
+            pooling: pooling(&raw),
+            words,
             raw: Arc::new(raw),
             source,
-            pooling,
             weights: OnceLock::new(),
             contexts: Arc::default(),
             embedding: Mutex::default(),
@@ -221,7 +256,7 @@ impl Models for LlamaEngine {
     fn info(model: &LlamaModel) -> ModelInfo {
         let text = |text: String| CString::new(text.replace('\0', "")).unwrap_or_default();
         ModelInfo {
-            generates: model.generates(),
+            generates: generates(&model.raw),
             embeds: model.pooling.is_some_and(|pooling| pooling != Pooling::Rank),
             ranks: model.pooling == Some(Pooling::Rank),
             recurrent: model.raw.is_recurrent(),
@@ -303,9 +338,27 @@ impl Tokenizer for LlamaEngine {
         add_special: bool,
         parse_special: bool,
     ) -> Result<Vec<i32>, Failure> {
-        model.raw.tokenize(text, add_special, parse_special).map_err(|fault| match fault.kind {
-            FaultKind::Refused => Failure::invalid(fault.message),
-            FaultKind::Assertion | FaultKind::NoMemory => internal(fault),
+        let tokenize = || model.raw.tokenize(text, add_special, parse_special);
+        let tokenized = match model.words.needs(text).map_err(Failure::invalid)? {
+            Needs::Nothing => tokenize(),
+            // The system gives a stack's memory as it is used, and has it back when the thread ends.
+            Needs::Stack(size) => thread::scope(|scope| {
+                let thread = thread::Builder::new().stack_size(size).spawn_scoped(scope, tokenize);
+                let thread = thread.map_err(|error| {
+                    Failure::new(
+                        abi::ERR_OOM_RAM,
+                        format!("no stack of {size} bytes for the tokenizer: {error}"),
+                    )
+                })?;
+                thread.join().map_err(|_| Failure::internal("the tokenizer's thread panicked"))
+            })?,
+        };
+        tokenized.map_err(|fault| match fault.kind {
+            // What fails is a text: the vocabulary is only read, and others go on with it.
+            FaultKind::Refused | FaultKind::Assertion => {
+                Failure::invalid(format!("the text cannot be tokenised: {}", fault.message))
+            }
+            FaultKind::NoMemory => internal(fault),
         })
     }
 

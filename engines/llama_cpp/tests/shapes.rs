@@ -397,6 +397,70 @@ fn a_ranker_gives_one_number_for_each_pair() {
     assert_eq!(embed(&model, abi::ENGINE_POOL_MEAN, &inputs).err(), Some(abi::ERR_UNSUPPORTED));
 }
 
+/// Reads with one half and writes with the other.
+fn encoder_decoder(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("t5.gguf");
+    let mut all = vec![("token_embd.weight".to_owned(), vec![WIDTH, u64::from(N_VOCAB)])];
+    for half in ["enc", "dec"] {
+        all.push((format!("{half}.output_norm.weight"), vec![WIDTH]));
+        all.push((format!("{half}.blk.0.attn_rel_b.weight"), vec![4, 32]));
+        let mut parts = vec!["attn_q", "attn_k", "attn_v", "attn_o"];
+        let mut norms = vec!["attn_norm", "ffn_norm"];
+        if half == "dec" {
+            parts.extend(["cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_o"]);
+            norms.push("cross_attn_norm");
+        }
+        for part in parts {
+            all.push((format!("{half}.blk.0.{part}.weight"), vec![WIDTH, WIDTH]));
+        }
+        for norm in norms {
+            all.push((format!("{half}.blk.0.{norm}.weight"), vec![WIDTH]));
+        }
+        for (part, shape) in [
+            ("ffn_up", vec![WIDTH, INNER]),
+            ("ffn_gate", vec![WIDTH, INNER]),
+            ("ffn_down", vec![INNER, WIDTH]),
+        ] {
+            all.push((format!("{half}.blk.0.{part}.weight"), shape));
+        }
+    }
+    write(
+        &path,
+        "t5",
+        &[
+            ("context_length", Value::Number(512)),
+            ("embedding_length", Value::Number(32)),
+            ("block_count", Value::Number(1)),
+            ("feed_forward_length", Value::Number(64)),
+            ("attention.head_count", Value::Number(4)),
+            ("attention.key_length", Value::Number(8)),
+            ("attention.value_length", Value::Number(8)),
+            ("attention.layer_norm_rms_epsilon", Value::Float(1e-6)),
+            ("attention.layer_norm_epsilon", Value::Float(1e-6)),
+            ("attention.relative_buckets_count", Value::Number(32)),
+            ("decoder_start_token_id", Value::Number(0)),
+        ],
+        &all,
+    );
+    path
+}
+
+/// llama.cpp would load them, and stop at an assertion once they are asked something.
+#[test]
+fn kinds_of_models_that_nothing_can_be_done_with_are_refused_in_words() {
+    let folder = folder();
+    let (engine, _turn) = engine();
+    for (path, words) in [
+        (encoder_decoder(&folder), "(t5) is an encoder-decoder model"),
+        (encoder(&folder, 0), "(bert) is an encoder whose file names no pooling"),
+    ] {
+        let (code, said) = engine.refusal(&path);
+        assert_eq!(code, abi::ERR_UNSUPPORTED, "{said}");
+        assert!(said.contains(words), "{said}");
+        assert_eq!(engine.try_load(&path).err(), Some(abi::ERR_UNSUPPORTED));
+    }
+}
+
 #[test]
 fn an_architecture_that_llama_cpp_does_not_know_is_unsupported() {
     let folder = folder();

@@ -11,6 +11,8 @@ pub(crate) enum Value {
 
 /// Three specials and a token for each byte.
 pub(crate) const N_VOCAB: u32 = 259;
+/// A token for each byte, "aa", an end, and a token for each byte by its number.
+pub(crate) const N_PAIRS: u32 = 514;
 
 struct Writer(Vec<u8>);
 
@@ -28,11 +30,84 @@ impl Writer {
         self.0.extend_from_slice(text.as_bytes());
     }
 
-    fn array(&mut self, key: &str, kind: u32) {
+    fn array(&mut self, key: &str, kind: u32, length: u32) {
         self.text(key);
         self.u32(9);
         self.u32(kind);
-        self.u64(u64::from(N_VOCAB));
+        self.u64(u64::from(length));
+    }
+
+    /// Keys that a vocabulary of bytes takes: [`Self::bytes`].
+    const BYTES: u64 = 4;
+
+    fn bytes(&mut self) {
+        self.text("tokenizer.ggml.model");
+        self.u32(8);
+        self.text("llama");
+        self.array("tokenizer.ggml.tokens", 8, N_VOCAB);
+        for name in ["<unk>", "<s>", "</s>"] {
+            self.text(name);
+        }
+        for byte in 0..=255_u8 {
+            self.text(&format!("<0x{byte:02X}>"));
+        }
+        self.array("tokenizer.ggml.scores", 6, N_VOCAB);
+        for _ in 0..N_VOCAB {
+            self.u32(0);
+        }
+        self.array("tokenizer.ggml.token_type", 5, N_VOCAB);
+        for token in 0..N_VOCAB {
+            self.u32(match token {
+                0 => 2,
+                1 | 2 => 3,
+                _ => 6,
+            });
+        }
+    }
+
+    /// Keys that a vocabulary of byte pairs takes: [`Self::pairs`].
+    const PAIRS: u64 = 6;
+
+    fn pairs(&mut self, pre: &str) {
+        // Each byte has a printable character of its own, as in GPT-2.
+        let mut next = 256;
+        let letters: Vec<char> = (0..=255_u8)
+            .map(|byte| match byte {
+                33..=126 | 161..=172 | 174..=255 => char::from(byte),
+                _ => {
+                    next += 1;
+                    char::from_u32(next - 1).unwrap()
+                }
+            })
+            .collect();
+        self.text("tokenizer.ggml.model");
+        self.u32(8);
+        self.text("gpt2");
+        self.text("tokenizer.ggml.pre");
+        self.u32(8);
+        self.text(pre);
+        self.array("tokenizer.ggml.tokens", 8, N_PAIRS);
+        for letter in &letters {
+            self.text(&letter.to_string());
+        }
+        self.text("aa");
+        self.text("<|end|>");
+        for byte in 0..=255_u8 {
+            self.text(&format!("<0x{byte:02X}>"));
+        }
+        self.array("tokenizer.ggml.token_type", 5, N_PAIRS);
+        for token in 0..N_PAIRS {
+            self.u32(match token {
+                ..257 => 1,
+                257 => 3,
+                _ => 6,
+            });
+        }
+        self.array("tokenizer.ggml.merges", 8, 1);
+        self.text("a a");
+        self.text("tokenizer.ggml.eos_token_id");
+        self.u32(4);
+        self.u32(257);
     }
 }
 
@@ -74,6 +149,37 @@ pub(crate) fn write(
     write_as(Kind::F32, path, architecture, values, tensors);
 }
 
+/// The smallest model there is, with a vocabulary of byte pairs whose words are found as `pre` says.
+#[allow(dead_code, reason = "each test program uses its part")]
+pub(crate) fn write_pairs(path: &Path, pre: &str) {
+    let width = 32;
+    let tensors: Vec<(String, Vec<u64>)> = [
+        ("token_embd.weight", vec![width, u64::from(N_PAIRS)]),
+        ("output_norm.weight", vec![width]),
+        ("blk.0.attn_norm.weight", vec![width]),
+        ("blk.0.attn_q.weight", vec![width, width]),
+        ("blk.0.attn_k.weight", vec![width, width]),
+        ("blk.0.attn_v.weight", vec![width, width]),
+        ("blk.0.attn_output.weight", vec![width, width]),
+        ("blk.0.ffn_norm.weight", vec![width]),
+        ("blk.0.ffn_gate.weight", vec![width, width]),
+        ("blk.0.ffn_up.weight", vec![width, width]),
+        ("blk.0.ffn_down.weight", vec![width, width]),
+    ]
+    .map(|(name, shape)| (name.to_owned(), shape))
+    .to_vec();
+    let values = [
+        ("context_length", Value::Number(512)),
+        ("embedding_length", Value::Number(32)),
+        ("block_count", Value::Number(1)),
+        ("feed_forward_length", Value::Number(32)),
+        ("attention.head_count", Value::Number(1)),
+        ("attention.layer_norm_rms_epsilon", Value::Float(1e-5)),
+        ("rope.dimension_count", Value::Number(32)),
+    ];
+    write_all(Kind::F32, Some(pre), path, "llama", &values, &tensors);
+}
+
 /// The same with weights of that kind.
 pub(crate) fn write_as(
     kind: Kind,
@@ -82,9 +188,21 @@ pub(crate) fn write_as(
     values: &[(&str, Value)],
     tensors: &[(String, Vec<u64>)],
 ) {
+    write_all(kind, None, path, architecture, values, tensors);
+}
+
+/// `pre`: with a vocabulary of byte pairs; else of bytes.
+fn write_all(
+    kind: Kind,
+    pre: Option<&str>,
+    path: &Path,
+    architecture: &str,
+    values: &[(&str, Value)],
+    tensors: &[(String, Vec<u64>)],
+) {
     let mut writer = Writer(b"GGUF\x03\0\0\0".to_vec());
     writer.u64(tensors.len() as u64);
-    writer.u64(values.len() as u64 + 5);
+    writer.u64(values.len() as u64 + 1 + if pre.is_some() { Writer::PAIRS } else { Writer::BYTES });
     writer.text("general.architecture");
     writer.u32(8);
     writer.text(architecture);
@@ -112,27 +230,9 @@ pub(crate) fn write_as(
             }
         }
     }
-    writer.text("tokenizer.ggml.model");
-    writer.u32(8);
-    writer.text("llama");
-    writer.array("tokenizer.ggml.tokens", 8);
-    for name in ["<unk>", "<s>", "</s>"] {
-        writer.text(name);
-    }
-    for byte in 0..=255_u8 {
-        writer.text(&format!("<0x{byte:02X}>"));
-    }
-    writer.array("tokenizer.ggml.scores", 6);
-    for _ in 0..N_VOCAB {
-        writer.u32(0);
-    }
-    writer.array("tokenizer.ggml.token_type", 5);
-    for token in 0..N_VOCAB {
-        writer.u32(match token {
-            0 => 2,
-            1 | 2 => 3,
-            _ => 6,
-        });
+    match pre {
+        Some(pre) => writer.pairs(pre),
+        None => writer.bytes(),
     }
 
     let mut offset = 0;
