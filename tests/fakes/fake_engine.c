@@ -56,7 +56,7 @@
 //    the memory     NO_SUCH_DEVICE  ESTIMATE_NOTHING
 //    in generate    CRASH_IN_GENERATE  HANG_IN_GENERATE  NO_END_MARKER  GARBAGE_RESULTS  GARBAGE_TEXT  LEAK_MEMORY
 //    the tokenizer  OFFSETS_FALL  VOCAB_TOO_SHORT  SPECIAL_OUT_OF_RANGE  TOKENS_OUT_OF_RANGE  COUNT_TOO_LARGE
-//                   REFUSE_TEXT (one with "?")
+//                   REFUSE_TEXT (one with "?")  EOS_IS_NO_END
 //    the batch      NULL_CONTEXT  ZERO_LIMITS  CRASH_IN_STEP  HANG_IN_STEP  TICKETS_JUMP  NAN_LOGITS  NULL_LOGITS
 //                   CROOKED_LOGITS  ROW_TOO_NARROW  ROWS_UNWRITTEN  STAGE_TOO_FAR  UNKNOWN_DTYPE  RANGE_BACKWARDS
 //                   SAVE_NEEDS_NOTHING  SAVE_NEEDS_ALL  SAVE_NEEDS_MORE  SAVE_WROTE_MORE  RESTORE_NOTHING
@@ -617,6 +617,9 @@ static MAYBE_UNUSED int tokenizer_vocab(const EngineModel *model, EngineVocab *v
    vocab_offsets[N_VOCAB]       = 263;
    vocab_attributes[TOKEN_BOS]  = ENGINE_ATTR_CONTROL;
    vocab_attributes[TOKEN_EOS]  = ENGINE_ATTR_CONTROL | ENGINE_ATTR_EOG;
+#ifdef FAKE_EOS_IS_NO_END
+   vocab_attributes[TOKEN_EOS] = ENGINE_ATTR_CONTROL;
+#endif
    EngineVocab mine = {0};
    mine.struct_size = vocab->struct_size;
    mine.n_tokens    = N_VOCAB;

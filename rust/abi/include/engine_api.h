@@ -101,7 +101,8 @@ enum {
    ERR_LOAD_FAILED      = 9,
    ERR_INVALID_ARGUMENT = 10,
    ERR_NOT_FOUND        = 11,
-   ERR_BUFFER_TOO_SMALL = 12, // the length out-parameter says how much is needed
+   ERR_BUFFER_TOO_SMALL = 12, // the length out-parameter says how much is needed; the host calls
+                              // again with room for so much
    ERR_CACHE_FULL       = 13, // the step does not fit the KV cache now; nothing was changed
    ERR_DEVICE_LOST      = 14  // the device is gone for this process; only a restart helps
 };
@@ -317,7 +318,9 @@ enum {
    ENGINE_DEVICE_OTHER      = 3
 };
 
-// Strings are valid until engine_shutdown.
+// Where weights and caches can lie. An engine for the CPU has one device of kind CPU, or none at all;
+// what it takes is plain memory of the host: ENGINE_DEVICE_HOST, which is not in the list. Strings are
+// valid until engine_shutdown.
 typedef struct EngineDevice {
    uint32_t    struct_size;
    uint32_t    kind;        // ENGINE_DEVICE_
@@ -331,7 +334,7 @@ typedef struct EngineDevice {
 
 // What one model takes on one device. Frozen.
 typedef struct EngineMemoryUse {
-   uint32_t device; // index, or ENGINE_DEVICE_HOST
+   uint32_t device; // index below device_count(), or ENGINE_DEVICE_HOST
    uint32_t reserved;
    uint64_t weights;
    uint64_t cache;              // KV cache and recurrent state
@@ -369,7 +372,7 @@ typedef struct EngineMemory {
 // Attributes of a token.
 enum {
    ENGINE_ATTR_CONTROL = 1 << 0, // special: never part of the answer's text
-   ENGINE_ATTR_EOG     = 1 << 1, // ends generation
+   ENGINE_ATTR_EOG     = 1 << 1, // ends generation; the host takes eos and eot for such, too
    ENGINE_ATTR_BYTE    = 1 << 2, // one raw byte
    ENGINE_ATTR_UNUSED  = 1 << 3  // must not be generated
 };
@@ -399,7 +402,9 @@ typedef struct EngineTokenizer {
    int (*vocab)(const EngineModel *model, EngineVocab *vocab);
 
    // Both write at most `capacity` elements and always set *count to the number there are;
-   // ERR_BUFFER_TOO_SMALL if that is more. [any]
+   // ERR_BUFFER_TOO_SMALL if that is more. tokenize answers ERR_INVALID_ARGUMENT for a text that it
+   // cannot take: a client hears why. detokenize writes what the vocabulary has for each token, so of a
+   // control token its name. [any]
    int (*tokenize)(const EngineModel *model, const char *text, size_t text_len, uint32_t flags,
                    EngineToken *tokens, size_t capacity, size_t *count);
    int (*detokenize)(const EngineModel *model, const EngineToken *tokens, size_t n_tokens,
@@ -539,7 +544,8 @@ enum {
    ENGINE_CONTEXT_MIX_ADAPTER = 1 << 4  // slices of one step may differ in their adapter
 };
 
-// What was made of the parameters. The pointer is valid until the context is destroyed.
+// What was made of the parameters: at least what was asked for, or create fails. The pointer is valid
+// until the context is destroyed.
 typedef struct EngineContextInfo {
    uint32_t        struct_size;
    uint32_t        flags; // ENGINE_CONTEXT_
@@ -615,7 +621,8 @@ typedef struct EngineBatching {
    // [any]
    int (*info)(const EngineContext *context, EngineContextInfo *info);
 
-   // Submits one forward pass; *ticket counts up by one. The engine may return at once and let the
+   // Submits one forward pass; *ticket counts up by one: the first is 1, and 0 is none. A step that
+   // fails has no ticket. The engine may return at once and let the
    // device work (ENGINE_CONTEXT_ASYNC), but it has copied all it needs from `batch`. It cuts the
    // batch into what the device takes by itself. ERR_CACHE_FULL, ERR_INVALID_ARGUMENT: nothing was
    // changed. Any other failure, here or in collect: the sequences concerned may hold part of their
@@ -650,7 +657,8 @@ typedef struct EngineBatching {
    // Positions [*begin, *end) are held. *begin > 0 where old ones slid out of the attention window.
    int (*seq_range)(const EngineContext *context, uint32_t sequence, uint32_t *begin,
                     uint32_t *end);
-   // Tokens that the cache can still take, whole pages counted as full.
+   // Tokens that the cache can still take, whole pages counted as full; cache_tokens where no sequence
+   // has any.
    uint64_t (*cache_free)(const EngineContext *context);
 
    // Both or neither may be NULL. With them the host lets a sequence wait in its own memory. They

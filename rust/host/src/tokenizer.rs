@@ -5,8 +5,8 @@ use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
 use llm_node_abi::{
-    ENGINE_TOKEN_NONE, ENGINE_TOKENIZE_ADD_SPECIAL, ENGINE_TOKENIZE_PARSE_SPECIAL, ERR_BUFFER_TOO_SMALL,
-    ERR_NOT_FOUND, EngineStr, EngineToken, EngineTokenizer, EngineVocab, Growing,
+    ENGINE_ATTR_EOG, ENGINE_TOKEN_NONE, ENGINE_TOKENIZE_ADD_SPECIAL, ENGINE_TOKENIZE_PARSE_SPECIAL,
+    ERR_BUFFER_TOO_SMALL, ERR_NOT_FOUND, EngineStr, EngineToken, EngineTokenizer, EngineVocab, Growing,
 };
 use llm_node_core::engine::{EngineFault, Token, Tokenizer, Vocabulary};
 
@@ -202,17 +202,26 @@ fn vocabulary(model: &Model, table: &EngineTokenizer) -> Result<Vocabulary, Engi
     // SAFETY: as above.
     let bytes = unsafe { readable::values(vocab.bytes, end) }.map_err(unusable("bytes"))?;
     // SAFETY: as above.
-    let attributes =
+    let mut attributes =
         unsafe { readable::values(vocab.attributes, n_tokens) }.map_err(unusable("attributes"))?;
     let special = |what: &str, token: EngineToken| match token {
         ENGINE_TOKEN_NONE => Ok(None),
         token if usize::try_from(token).is_ok_and(|id| id < n_tokens) => Ok(Some(token)),
         token => Err(EngineError::misbehaved(CALL, format!("{what} is token {token} of {n_tokens}"))),
     };
+    let (eos, eot) = (special("eos", vocab.eos)?, special("eot", vocab.eot)?);
+    for (what, token) in [("eos", eos), ("eot", eot)] {
+        let bits = token.and_then(|token| attributes.get_mut(usize::try_from(token).ok()?));
+        if let Some(bits) = bits.filter(|bits| **bits & ENGINE_ATTR_EOG == 0) {
+            // No answer would end by it.
+            log::warn!("the engine does not mark {what} as an end of generation; it is taken for one");
+            *bits |= ENGINE_ATTR_EOG;
+        }
+    }
     Ok(Vocabulary {
         bos: special("bos", vocab.bos)?,
-        eos: special("eos", vocab.eos)?,
-        eot: special("eot", vocab.eot)?,
+        eos,
+        eot,
         adds_bos: vocab.adds_bos != 0,
         bytes,
         offsets,

@@ -7,7 +7,7 @@ mod support;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use llm_node_core::engine::{EngineFault, EngineFaultKind, Slice, StepEngine, Tokenizer};
+use llm_node_core::engine::{EngineFault, EngineFaultKind, Slice, StepEngine, Tokenizer, attribute};
 use llm_node_host::{
     Context, ContextParams, EngineError, Model, ModelParams, ModelTokenizer, Pooling, Prompt, Sampling,
     StreamRequest,
@@ -218,6 +218,14 @@ fn cache_operations_that_do_something_else() {
 fn moved(context: &mut Context) -> Result<(), EngineFault> {
     let state = context.save(0)?;
     context.restore(1, &state)
+}
+
+#[test]
+fn an_end_without_its_attribute_is_an_end() {
+    let tokenizer = ModelTokenizer::new(&model("eos_no_end", &["EOS_IS_NO_END"])).unwrap();
+    let vocabulary = tokenizer.vocabulary();
+    assert!(vocabulary.has(vocabulary.eos.unwrap(), attribute::END_OF_GENERATION));
+    assert!(!vocabulary.has(vocabulary.bos.unwrap(), attribute::END_OF_GENERATION));
 }
 
 #[test]
