@@ -6,8 +6,6 @@
 //! text goes in on a stack that is large enough for its longest run, and one that would need too large a
 //! stack, or minutes, is refused.
 
-use std::borrow::Cow;
-
 /// Stack for a character of a match. Measured: 320 bytes, whatever the expression (GCC 12, -O3).
 const STACK_PER_CHARACTER: usize = 1024;
 /// Stack for all else.
@@ -15,7 +13,7 @@ const STACK: usize = 512 << 10;
 /// Characters in a row for which any thread's own stack is large enough.
 const SHORT: usize = 500;
 /// Most characters in a row: 64 MB of a stack of 200.
-pub(crate) const MOST_IN_A_ROW: usize = 200_000;
+const MOST_IN_A_ROW: usize = 200_000;
 /// Where a run costs the square of its length, the most that all runs may cost together: a run of 10,000
 /// takes 2 s (white space of `deepseek-llm`) to 7 s (digits of `superbpe`).
 const MOST_SQUARES: u64 = 100_000_000;
@@ -155,7 +153,7 @@ impl Words {
 /// Characters of the longest run that an expression may match at once. It is what is not white space with the
 /// white space behind it: no expression goes on from there, but for one that takes letters with single spaces
 /// between.
-fn longest_run(text: &Cow<'_, str>, over_spaces: bool) -> usize {
+fn longest_run(text: &str, over_spaces: bool) -> usize {
     let (mut longest, mut run, mut letters) = (0, 0, 0);
     let (mut was_blank, mut was_space) = (false, false);
     for one in text.chars() {
@@ -176,7 +174,7 @@ fn longest_run(text: &Cow<'_, str>, over_spaces: bool) -> usize {
     longest
 }
 
-fn sum_of_squares(text: &Cow<'_, str>, is_it: fn(char) -> bool) -> u64 {
+fn sum_of_squares(text: &str, is_it: fn(char) -> bool) -> u64 {
     let (mut sum, mut run) = (0_u64, 0_u64);
     for one in text.chars() {
         run = if is_it(one) { run + 1 } else { 0 };
@@ -191,7 +189,7 @@ mod tests {
     use super::*;
 
     fn longest(text: &str, over_spaces: bool) -> usize {
-        longest_run(&Cow::Borrowed(text), over_spaces)
+        longest_run(text, over_spaces)
     }
 
     #[test]
@@ -208,7 +206,7 @@ mod tests {
 
     #[test]
     fn squares_are_of_runs() {
-        let sum = |text: &str| sum_of_squares(&Cow::Borrowed(text), char::is_numeric);
+        let sum = |text: &str| sum_of_squares(text, char::is_numeric);
         assert_eq!([sum(""), sum("1"), sum("123"), sum("12a345")], [0, 1, 9, 13]);
     }
 
