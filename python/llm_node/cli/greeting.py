@@ -67,7 +67,7 @@ def lines(
 
 def _no_engine(folder: Path) -> list[str]:
     return [
-        "No engine, so no model can be loaded. An engine is a folder with a library and its manifest.json:",
+        "No engine, so no model can be loaded. An engine is a folder with a library and a manifest:",
         f"  put one into {folder}/,",
         "  or name a folder that holds <id>/<gpu_backend>/ with --engines-dir.",
         "The llama.cpp engine, for GGUF models, is built from llm-node's source code (`make engine` there).",
