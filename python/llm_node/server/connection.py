@@ -8,6 +8,7 @@ aiohttp's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import uuid
@@ -157,8 +158,8 @@ class Connection(web.RequestHandler):
         self._is_answering = True
         try:
             finished = await super().finish_response(request, response, start_time)
-            if self._is_refused and self.transport is not None and self.transport.can_write_eof():
-                self.transport.write_eof()
+            if self._is_refused and self.transport is not None:
+                _end_sending(self.transport)
                 await asyncio.sleep(LINGERING_SECONDS)  # cut short by the client, which closes
             return finished
         finally:
@@ -293,9 +294,14 @@ def say_farewell(transport: asyncio.Transport, data: bytes) -> None:
     if transport.is_closing():
         return
     transport.write(data)
-    if transport.can_write_eof():
-        transport.write_eof()
+    _end_sending(transport)
     asyncio.get_running_loop().call_later(LINGERING_SECONDS, transport.abort)
+
+
+def _end_sending(transport: asyncio.Transport) -> None:
+    if transport.can_write_eof():
+        with contextlib.suppress(OSError):  # the client has reset the connection
+            transport.write_eof()
 
 
 def _complete(response: web.Response, request_id: str) -> web.Response:
