@@ -1,4 +1,4 @@
-"""The typed boundary between Python and Rust. Imported by `node.py`, `devices.py` and `load.py` alone;
+"""The typed boundary between Python and Rust. Imported by `node/`, `devices.py` and `load.py` alone;
 `worker.py` brings it in by its file."""
 
 from collections.abc import Callable, Iterator

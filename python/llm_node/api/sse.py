@@ -118,7 +118,7 @@ async def respond(request: web.Request, source: Source) -> web.StreamResponse:
 
 
 class Stream:
-    """One answer on its way to one client; `Connection` of `node.py`."""
+    """One answer on its way to one client; `Connection` of `node/client.py`."""
 
     def __init__(self, request: web.Request) -> None:
         self.client: Client | None = None

@@ -125,8 +125,8 @@ async def stream(
 
 
 class _Sender:
-    """`Receiver` of `node.py`: sends the chunk for each event in the loop turn that it comes in, so that
-    it stands in its place among the bytes that pass by here."""
+    """`Receiver` of `node/client.py`: sends the chunk for each event in the loop turn that it comes in, so
+    that it stands in its place among the bytes that pass by here."""
 
     def __init__(self, chunks: Chunks, out: sse.Stream) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

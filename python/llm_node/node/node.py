@@ -1,5 +1,4 @@
-"""`Node`: the supervisor of `rust/node` as asyncio sees it. `_core` is imported here, by `devices.py` for the
-host's memory and by `load.py` for the load generator, and nowhere else.
+"""`Node`: the supervisor of `rust/node` as asyncio sees it.
 
 Owns the one wake-up per loop turn that spreads what has come to those it is for, and the rule that a
 load goes on when its client leaves. Knows nothing of HTTP, and of no API family's words: requests are
@@ -14,204 +13,22 @@ import itertools
 import json
 import logging
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from llm_node import _core, devices, worker
-from llm_node._core import (
-    ABI_VERSION,
-    ERROR_CODES,
-    Event,
-    Fault,
-    Supervisor,
-    __version__,
-    engines_folder_meant,
-    keep_memory_private,
-)
-from llm_node._core import Engine as NativeEngine
-from llm_node._core import Model as NativeModel
+from llm_node._core import Event, Supervisor
+from llm_node.node.client import Client, Connection, Generation, NodeError, Receiver, Template
 
-__all__ = [
-    "ABI_VERSION",
-    "ERROR_CODES",
-    "Client",
-    "Connection",
-    "Event",
-    "Generation",
-    "NativeEngine",
-    "NativeModel",
-    "Node",
-    "NodeError",
-    "Receiver",
-    "__version__",
-    "engines_folder_meant",
-    "keep_memory_private",
-]
-
-log = logging.getLogger(__name__)
-
-NodeError = Fault
-"""The one exception for anything a client or an engine did wrong: `code`, `message`, `param`, `details`."""
+log = logging.getLogger(__package__)
 
 Request = Mapping[str, Any]
 """A request in neutral words; JSON of `rust/core/src/request.rs`."""
 
 START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
-
-
-Template = tuple[bytes, bytes, bool, tuple[bytes, str, bytes] | None]
-"""What stands before and behind the JSON string of each piece of text; whether HTTP's chunked coding goes
-around what is written at once; and what stands behind a text with log-probabilities: before them, their
-pattern (`rust/node/src/pattern.rs`), and behind them."""
-
-
-class Receiver(Protocol):
-    """Takes what happens to one client's requests, in the loop's own turn: nothing in it may wait."""
-
-    def event(self, index: int, event: Event) -> None:
-        """Something happened to request number `index`. Raising ends all of them."""
-
-    def end(self, error: Exception | None) -> None:
-        """The last call: each request has had its ending, or one of them has failed."""
-
-
-class Connection(Protocol):
-    """Takes the text of one client's requests as bytes that are ready to be sent."""
-
-    def pass_on(self, data: bytes) -> None:
-        """Send it behind what was sent before."""
-
-    def overflow(self) -> None:
-        """More waits for it than may: its text is dropped from here on."""
-
-    def socket(self) -> int | None:
-        """The number of its socket, if all that was passed on is with the kernel: the next text may then be
-        written there past the connection. None while something waits, or where bytes go another way."""
-
-
-class Client:
-    """One client's requests under way, and where what they bring goes to."""
-
-    def __init__(
-        self, core: Supervisor, number: int, receiver: Receiver, connection: Connection | None
-    ) -> None:
-        self._core = core
-        self.number = number
-        self.streams: dict[int, int] = {}
-        """Stream to index of its request, of those that have not ended."""
-        self._receiver = receiver
-        self._connection = connection
-        self.has_ended = False
-
-    def hold(self, unsent: int) -> int:
-        """So many bytes wait in its connection's buffer, or will in a moment: collect its text, and count it
-        with them. Gives how often text was written past the connection."""
-        return self._core.hold(self.number, unsent)
-
-    def release(self) -> None:
-        """Its connection has sent everything: what was collected comes as one piece, and the next ones
-        as they happen, past the connection where it has a socket."""
-        if self._connection is not None and not self.has_ended:
-            self._core.release(self.number, self._connection.socket())
-
-    def catch_up(self) -> None:
-        """All that came for it is passed on. If it is sent as well, the next text need not come this way."""
-        if self._connection is not None and self._connection.socket() is not None:
-            self.release()
-
-    def disconnect(self) -> None:
-        """Nothing more is written past its connection."""
-        self._core.disconnect(self.number)
-
-    def cancel(self, stream: int) -> None:
-        """Nobody waits for this stream any more."""
-        self._core.cancel(stream)
-
-    def take(self, item: bytes | Event | None) -> None:
-        """Called by the node for whatever comes."""
-        try:
-            if self.has_ended:
-                return
-            if isinstance(item, Event):
-                self._event(item)
-            elif self._connection is None:
-                return  # nobody asked for bytes
-            elif item is None:
-                self._connection.overflow()
-            else:
-                self._connection.pass_on(item)
-        except Exception as error:  # one client's defect is no other client's
-            self.end(error)
-
-    def _event(self, event: Event) -> None:
-        if event.kind in ("finished", "failed"):
-            index = self.streams.pop(event.stream)
-        else:
-            index = self.streams[event.stream]
-        if event.kind == "failed":
-            self.end(event.fault or NodeError("internal", "a request failed without a reason"))
-            return
-        self._receiver.event(index, event)
-        if not self.streams:
-            self.end(None)
-
-    def end(self, error: Exception | None) -> None:
-        """Nothing more goes to the client."""
-        if not self.has_ended:
-            self.has_ended = True
-            self._receiver.end(error)
-
-
-class Generation:
-    """One client's answers, for who wants to wait for them: the events of its requests, in order.
-
-    Iterating gives lists of `(index of the request, event)`: everything that has happened since the
-    last one, so that a slow reader gets fewer and larger lists. A request that fails ends all of them
-    with its error. Made by `Node.open`.
-    """
-
-    def __init__(self) -> None:
-        self._events: deque[tuple[int, Event]] = deque()
-        self._ended = False
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def event(self, index: int, event: Event) -> None:
-        """See `Receiver`."""
-        self._events.append((index, event))
-        self._wake()
-
-    def end(self, error: Exception | None) -> None:
-        """See `Receiver`."""
-        self._ended = True
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def __aiter__(self) -> Generation:
-        return self
-
-    async def __anext__(self) -> list[tuple[int, Event]]:
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        batch = list(self._events)
-        self._events.clear()
-        return batch
 
 
 class _Wakening(asyncio.BufferedProtocol):
