@@ -1,0 +1,76 @@
+// engine.memory/1: one device, and what models and contexts say they take. A part of fake_engine.c, which includes it.
+
+static MAYBE_UNUSED uint32_t memory_device_count(void) {
+   return 1;
+}
+
+static MAYBE_UNUSED int memory_device_get(uint32_t index, EngineDevice *device) {
+   if (index != 0) {
+      return ERR_NOT_FOUND;
+   }
+   EngineDevice mine = {0};
+   mine.struct_size = device->struct_size;
+   mine.kind        = device_is_cpu ? ENGINE_DEVICE_CPU : ENGINE_DEVICE_GPU;
+   mine.name        = device_name;
+   mine.description = "a toy device";
+   mine.bus_id      = device_is_cpu ? NULL : "0000:01:00.0";
+   mine.total_bytes = FAKE_DEVICE_BYTES;
+   mine.free_bytes  = FAKE_DEVICE_BYTES;
+   memcpy(device, &mine, device->struct_size < sizeof mine ? device->struct_size : sizeof mine);
+   return ERR_OK;
+}
+
+static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryUse *use) {
+   memset(use, 0, sizeof *use);
+   use->device          = device_is_cpu ? ENGINE_DEVICE_HOST : 0;
+   use->weights         = model->estimate_bytes;
+   use->cache           = cache_bytes;
+   use->compute         = 4096;
+#ifdef FAKE_ESTIMATE_BYTES
+   use->weights = FAKE_ESTIMATE_BYTES - use->cache - use->compute;
+#endif
+   use->cache_per_token = CACHE_BYTES_PER_TOKEN;
+#ifdef FAKE_NO_SUCH_DEVICE
+   use->device = 7;
+#endif
+#ifdef FAKE_ESTIMATE_NOTHING
+   use->weights = use->cache = use->compute = use->cache_per_token = 0;
+#endif
+}
+
+static uint64_t cache_capacity(const EngineContextParams *params, uint32_t context_length) {
+   if (params->cache_tokens != 0) {
+      return params->cache_tokens;
+   }
+   return (uint64_t)params->max_sequences * context_length;
+}
+
+static MAYBE_UNUSED int memory_estimate(const EngineModelParams   *params,
+                                        const EngineContextParams *context, EngineMemoryUse *uses,
+                                        size_t capacity, size_t *count) {
+   EngineModel *model = NULL;
+   int          code  = model_open(params->path, &model);
+   if (code != ERR_OK) {
+      return code;
+   }
+   uint64_t cache = 0;
+   if (context != NULL) {
+      uint32_t length = context->context_length != 0 ? context->context_length : model->n_context;
+      cache = cache_capacity(context, length) * CACHE_BYTES_PER_TOKEN;
+   }
+   if (capacity > 0) {
+      use_of(model, cache, uses);
+   }
+   *count = 1;
+   model_free(model);
+   return ERR_OK;
+}
+
+static MAYBE_UNUSED int memory_usage(const EngineModel *model, EngineMemoryUse *uses,
+                                     size_t capacity, size_t *count) {
+   if (capacity > 0) {
+      use_of(model, model->cache_bytes, uses);
+   }
+   *count = 1;
+   return ERR_OK;
+}
