@@ -1,0 +1,248 @@
+"""What happens to one model, or at the door, is nothing to a stream of another model, to who asks how the
+node is, or to who loads another model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from support.engines import fake_engine
+from support.node import RunningNode, running_node
+from support.streams import greedy, session, text_of
+
+CALM = greedy("calm", "once", 150)
+"""Takes about 0.6 s."""
+
+AT_ONCE = float(os.environ.get("TESTS_AT_ONCE", "5"))
+"""Seconds within which a report must be there. Half a second on a machine that does nothing else; what is
+wrong takes until a deadline of the node, which are longer."""
+
+REPORTS = ("/v1/models", "/api/models", "/api/system", "/api/engines", "/healthz")
+
+LOAD_TIMEOUT = 12
+STEP_TIMEOUT = 12
+
+ENGINES: dict[str, dict[str, str | int | None]] = {
+    "calm": {"FAKE_STEP_US": 4000, "FAKE_EOG_EVERY": 0},
+    "slow-questions": {"FAKE_EMBED_US": 3_000_000},
+    "hung-load": {"FAKE_HANG_IN_LOAD": None},
+    "hung-init": {"FAKE_HANG_IN_INIT": None},
+    "hung-step": {"FAKE_HANG_ON_BYTE": 120},
+    "hung-stream": {"FAKE_HANG_ON_BYTE": 120, "FAKE_NO_BATCH": None},
+    "hung-generate": {"FAKE_HANG_IN_GENERATE": None, "FAKE_NO_EXTENSIONS": None},
+    "crash": {"FAKE_CRASH_ON_BYTE": 120},
+    "exit": {"FAKE_EXIT_IN_INIT": None},
+    "nan": {"FAKE_NAN_LOGITS": None},
+    "forks": {"FAKE_FORK_IN_INIT": None, "FAKE_STEP_US": 20_000, "FAKE_EOG_EVERY": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> Iterator[RunningNode]:
+    """A node with a calm model that is loaded, and engines that misbehave, each with a format of its own."""
+    folder = tmp_path_factory.mktemp("crowd")
+    (folder / "models").mkdir()
+    for name, defines in ENGINES.items():
+        fake_engine(folder / "engines", name, defines=defines, manifest={"formats": [name]})
+        (folder / f"models/{name}.{name}").write_text("TOY1\n")
+    (folder / "models/other.calm").write_text("TOY1\n")
+    for number in range(20):
+        (folder / f"models/hung-{number}.hung-load").write_text("TOY1\n")
+    (folder / "engines/llama_cpp").mkdir()
+    (folder / "engines/llama_cpp/cpu").symlink_to(llama_cpp)
+    arguments = [
+        *("--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")),
+        *("--gpu-backend", "cpu", "--load-timeout", str(LOAD_TIMEOUT), "--step-timeout", str(STEP_TIMEOUT)),
+    ]
+    with running_node(folder, arguments) as running:
+        running.reload("calm")
+        yield running
+
+
+def worker(node: RunningNode, model: str) -> int:
+    """The process of a loaded model."""
+    for row in node.get("/api/system").json()["workers"]:
+        if row["model_id"] == model:
+            return int(row["pid"])
+    raise AssertionError(f"{model} has no worker")
+
+
+async def post(client: aiohttp.ClientSession, node: RunningNode, path: str, body: Any) -> int:
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with client.post(node.url + path, json=body) as reply:
+            await reply.read()
+            return reply.status
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def under_way(*tasks: Awaitable[Any]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """These run beside what follows, and are given up after it."""
+    running = [asyncio.ensure_future(task) for task in tasks]
+    await asyncio.sleep(0.3)
+    try:
+        yield running
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def ask(client: aiohttp.ClientSession, node: RunningNode, model: str, prompt: str) -> int:
+    return await post(client, node, "/v1/completions", greedy(model, prompt, 5))
+
+
+Hostile = Callable[[aiohttp.ClientSession, RunningNode], contextlib.AbstractAsyncContextManager[Any]]
+
+
+def slow_questions(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    body = {"model": "slow-questions", "input": "x"}
+    return under_way(*(post(client, node, "/v1/embeddings", body) for _ in range(16)))
+
+
+def hung_loads(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    loads = (
+        post(client, node, "/api/models/load", {"model_id": name})
+        for name in ["hung-init", *(f"hung-{number}" for number in range(20))]
+    )
+    return under_way(*loads)
+
+
+@contextlib.asynccontextmanager
+async def a_worker_that_stands_still(client: aiohttp.ClientSession, node: RunningNode) -> AsyncIterator[None]:
+    assert await post(client, node, "/api/models/load", {"model_id": "forks"}) == 200
+    pid = worker(node, "forks")
+    async with under_way(*(ask(client, node, "forks", "ab") for _ in range(4))):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def a_worker_that_dies_beside_its_helper(
+    client: aiohttp.ClientSession, node: RunningNode
+) -> AsyncIterator[None]:
+    assert await post(client, node, "/api/models/load", {"model_id": "forks"}) in (200, 503)
+    async with under_way(*(ask(client, node, "forks", "ab") for _ in range(4))):
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            os.kill(worker(node, "forks"), signal.SIGKILL)
+        yield
+
+
+def hung_calls(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    names = ("hung-step", "hung-stream", "hung-generate")
+    return under_way(*(ask(client, node, name, "abx") for name in names for _ in range(3)))
+
+
+def crashes(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    names = ("crash", "exit", "nan")
+    return under_way(*(ask(client, node, name, "abx") for name in names for _ in range(3)))
+
+
+def prompts_without_end(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    texts = (
+        "A" * 2_000_000,
+        "the dog saw " * 1_000_000,
+        "\n" * 1_000_000,
+        "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 500_000,
+    )
+    return under_way(*(ask(client, node, "llm-node-demo", text) for text in texts))
+
+
+def bodies_of_many_parts(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    messages = [{"role": "user", "content": "x"}] * 300_000
+    many = {"model": "calm", "prompt": ["x"] * 256, "n": 128, "max_tokens": 1}
+    return under_way(
+        post(client, node, "/v1/chat/completions", {"model": "calm", "messages": messages}),
+        post(client, node, "/v1/completions", many),
+        post(client, node, "/v1/completions", {"model": "calm", "prompt": list(range(300_000))}),
+    )
+
+
+@contextlib.asynccontextmanager
+async def silent_connections(client: aiohttp.ClientSession, node: RunningNode) -> AsyncIterator[None]:
+    host, port = node.address
+    opened = []
+    try:
+        for number in range(400):
+            _, writer = await asyncio.open_connection(host, port)
+            opened.append(writer)
+            if number % 2:
+                writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+        yield
+    finally:
+        for writer in opened:
+            writer.close()
+
+
+def what_is_no_http(client: aiohttp.ClientSession, node: RunningNode) -> Any:
+    host, port = node.address
+    noises = (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9\r\n\r\n", b"\x00" * 4096)
+
+    async def shout() -> None:
+        for number in range(300):
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(noises[number % 3] + b"\r\n\r\n")
+                await asyncio.wait_for(reader.read(4096), 1)
+                writer.close()
+
+    return under_way(shout())
+
+
+HOSTILE: list[Hostile] = [
+    slow_questions,
+    hung_loads,
+    a_worker_that_stands_still,
+    a_worker_that_dies_beside_its_helper,
+    hung_calls,
+    crashes,
+    prompts_without_end,
+    bodies_of_many_parts,
+    silent_connections,
+    what_is_no_http,
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=lambda each: each.__name__)
+async def test_all_else_goes_on(crowd: RunningNode, hostile: Hostile) -> None:
+    async with session() as client:
+        expected = await text_of(client, crowd.url, CALM)
+        assert expected[1] == "length"
+        slowest: dict[str, float] = {}
+
+        async def look(path: str) -> None:
+            asked = time.monotonic()
+            try:
+                async with client.get(crowd.url + path) as reply:
+                    assert reply.status == 200, await reply.text()
+            finally:
+                slowest[path] = max(slowest.get(path, 0), time.monotonic() - asked)
+
+        async def look_again(path: str) -> None:
+            while True:
+                await look(path)
+                await asyncio.sleep(0.05)
+
+        async with hostile(client, crowd):
+            async with under_way(*map(look_again, REPORTS)):
+                for _ in range(3):
+                    assert await text_of(client, crowd.url, CALM) == expected
+            await asyncio.wait_for(asyncio.gather(*map(look, REPORTS)), AT_ONCE)
+            for path in ("/api/models/load", "/api/models/unload"):
+                asked = post(client, crowd, path, {"model_id": "other"})
+                assert await asyncio.wait_for(asked, AT_ONCE) == 200, path
+        print(hostile.__name__, {path: round(seconds, 3) for path, seconds in slowest.items()})
+        assert max(slowest.values()) <= AT_ONCE, slowest
