@@ -54,7 +54,8 @@ def crowd(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> Iterator
     for name, defines in ENGINES.items():
         fake_engine(folder / "engines", name, defines=defines, manifest={"formats": [name]})
         (folder / f"models/{name}.{name}").write_text("TOY1\n")
-    (folder / "models/other.calm").write_text("TOY1\n")
+    for name in ("other.calm", "still.forks", "dying.forks"):
+        (folder / "models" / name).write_text("TOY1\n")
     for number in range(20):
         (folder / f"models/hung-{number}.hung-load").write_text("TOY1\n")
     (folder / "engines/llama_cpp").mkdir()
@@ -119,9 +120,9 @@ def hung_loads(client: aiohttp.ClientSession, node: RunningNode) -> Any:
 
 @contextlib.asynccontextmanager
 async def a_worker_that_stands_still(client: aiohttp.ClientSession, node: RunningNode) -> AsyncIterator[None]:
-    assert await post(client, node, "/api/models/load", {"model_id": "forks"}) == 200
-    pid = worker(node, "forks")
-    async with under_way(*(ask(client, node, "forks", "ab") for _ in range(4))):
+    assert await post(client, node, "/api/models/load", {"model_id": "still"}) == 200
+    pid = worker(node, "still")
+    async with under_way(*(ask(client, node, "still", "ab") for _ in range(4))):
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -134,10 +135,9 @@ async def a_worker_that_stands_still(client: aiohttp.ClientSession, node: Runnin
 async def a_worker_that_dies_beside_its_helper(
     client: aiohttp.ClientSession, node: RunningNode
 ) -> AsyncIterator[None]:
-    assert await post(client, node, "/api/models/load", {"model_id": "forks"}) in (200, 503)
-    async with under_way(*(ask(client, node, "forks", "ab") for _ in range(4))):
-        with contextlib.suppress(AssertionError, ProcessLookupError):
-            os.kill(worker(node, "forks"), signal.SIGKILL)
+    assert await post(client, node, "/api/models/load", {"model_id": "dying"}) == 200
+    async with under_way(*(ask(client, node, "dying", "ab") for _ in range(4))):
+        os.kill(worker(node, "dying"), signal.SIGKILL)
         yield
 
 

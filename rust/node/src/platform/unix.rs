@@ -6,13 +6,9 @@ use std::{
     net::TcpStream,
     os::{
         fd::{BorrowedFd, IntoRawFd},
-        unix::{
-            fs::PermissionsExt,
-            net::UnixStream,
-            process::{CommandExt, ExitStatusExt},
-        },
+        unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     },
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command},
 };
 
 use parking_lot::Mutex;
@@ -45,11 +41,18 @@ pub fn keep_memory_private() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the child has ended. It is not reaped by that: its number names nobody else until it is.
-pub fn await_end(child: &Mutex<Child>) {
+/// Waits until the child has ended, and tells how. It is not reaped by that: its number names nobody else
+/// until it is.
+pub fn await_end(child: &Mutex<Child>) -> Ending {
     let pid = Pid::from_child(&child.lock());
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    while let Err(Errno::INTR) = waitid(WaitId::Pid(pid), options) {}
+    loop {
+        match waitid(WaitId::Pid(pid), options) {
+            Err(Errno::INTR) => {}
+            Ok(Some(status)) => return ending(status.terminating_signal(), status.exit_status()),
+            Ok(None) | Err(_) => return Ending::Unknown,
+        }
+    }
 }
 
 /// Ends the child, which must not have been reaped, and all that it has started and that stayed in its group.
@@ -78,9 +81,8 @@ pub fn socket(number: i64) -> io::Result<impl Write + Send + 'static> {
     Ok(TcpStream::from(borrowed.try_clone_to_owned()?))
 }
 
-/// How the process ended.
-pub fn ending(status: ExitStatus) -> Ending {
-    match (status.signal(), status.code()) {
+fn ending(signal: Option<i32>, code: Option<i32>) -> Ending {
+    match (signal, code) {
         (Some(number), _) => Ending::Signal { number: i64::from(number), name: name(number) },
         (None, Some(code)) => Ending::Code(code),
         (None, None) => Ending::Unknown,
@@ -132,17 +134,18 @@ mod tests {
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| await_end(&child));
             child.lock().kill().unwrap();
-            waiting.join().unwrap();
+            assert_eq!(waiting.join().unwrap().to_string(), "signal 9 (SIGKILL)");
         });
         kill_group(&mut child.lock());
-        assert_eq!(ending(child.lock().wait().unwrap()).to_string(), "signal 9 (SIGKILL)");
+        child.lock().wait().unwrap();
         // The helper holds the other end of its output: it is gone when nobody does.
         io::copy(&mut output, &mut io::sink()).unwrap();
     }
 
     #[test]
     fn a_signal_has_its_name_and_a_code_its_number() {
-        let by = |script: &str| ending(Command::new("sh").args(["-c", script]).status().unwrap());
+        let by =
+            |script: &str| await_end(&Mutex::new(Command::new("sh").args(["-c", script]).spawn().unwrap()));
         assert_eq!(by("kill -SEGV $$").to_string(), "signal 11 (SIGSEGV)");
         assert_eq!(by("exit 3").to_string(), "exit code 3");
     }

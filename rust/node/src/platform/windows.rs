@@ -27,9 +27,14 @@ pub fn keep_memory_private() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the child has ended.
-pub fn await_end(child: &Mutex<Child>) {
-    while matches!(child.lock().try_wait(), Ok(None)) {
+/// Waits until the child has ended, and tells how.
+pub fn await_end(child: &Mutex<Child>) -> Ending {
+    loop {
+        match child.lock().try_wait() {
+            Ok(Some(status)) => return ending(status),
+            Ok(None) => {}
+            Err(_) => return Ending::Unknown,
+        }
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -62,7 +67,7 @@ pub fn socket(_number: i64) -> io::Result<impl Write + Send + 'static> {
 }
 
 /// How the process ended. An uncaught exception's NTSTATUS takes a signal's place.
-pub fn ending(status: ExitStatus) -> Ending {
+fn ending(status: ExitStatus) -> Ending {
     let Some(code) = status.code() else { return Ending::Unknown };
     let name = match code as u32 {
         0xC000_0005 => "access violation",

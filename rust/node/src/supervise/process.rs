@@ -36,6 +36,9 @@ use crate::platform::{self, Ending};
 /// Between two looks at a child that is to connect.
 const GLANCE: Duration = Duration::from_millis(5);
 
+/// For so long the number of a worker that stood still names nobody else after its end.
+const NUMBER_STAYS: Duration = Duration::from_secs(2);
+
 /// What a new process needs.
 pub(super) struct Launch<'a> {
     pub(super) command: &'a [String],
@@ -297,13 +300,17 @@ impl Process {
 
     /// Waits for the end of the process, and ends what it has started.
     fn await_end(&self) {
-        platform::await_end(&self.child);
-        let mut child = self.child.lock();
-        platform::kill_group(&mut child);
-        // It has ended: this does not wait.
-        let ending = child.wait().map_or(Ending::Unknown, platform::ending);
-        self.is_reaped.store(true, Ordering::Relaxed);
+        let ending = platform::await_end(&self.child);
+        platform::kill_group(&mut self.child.lock());
         let _ = self.fates.send(Fate::Ended(ending));
+        if self.silent_for.lock().is_some() {
+            // Somebody else may have seen it stand still, and be about to end it by its number.
+            thread::sleep(NUMBER_STAYS);
+        }
+        let mut child = self.child.lock();
+        // It has ended: this does not wait.
+        let _ = child.wait();
+        self.is_reaped.store(true, Ordering::Relaxed);
     }
 
     /// Asks it to end, and ends it where it has not by the deadline. True: it went by itself.
