@@ -1,6 +1,6 @@
 //! The engine for GGUF models: llama.cpp behind the engine ABI.
 //!
-//! `llama.rs` is the only file that touches llama.cpp. The others are safe Rust: what to make of the
+//! `llama` is the only folder that touches llama.cpp. The others are safe Rust: what to make of the
 //! host's parameters (`options`, `plan`), what a text needs to be tokenised (`words`), how sequences lie in the
 //! cache (`cells`), how prompts come into a split one (`prefill`) and sequences out of it (`state`), one file
 //! per extension (`model`, `memory`,

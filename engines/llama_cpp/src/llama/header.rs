@@ -1,0 +1,50 @@
+//! The header of a GGUF file.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::fault::{Fault, guarded, pointer};
+use super::shim::shim_gguf_open;
+use super::text::{owned_text, path_text};
+
+/// A GGUF file's key-value section, read without its tensors.
+pub(crate) struct Header(NonNull<sys::gguf_context>);
+
+impl Header {
+    /// Reads it; fails where the file is no GGUF or its header is damaged.
+    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
+        let path = path_text(path)?;
+        // SAFETY: the path is terminated and outlives the call.
+        pointer(guarded(|fault| unsafe { shim_gguf_open(path.as_ptr(), fault) })).map(Self)
+    }
+
+    fn find(&self, key: &str) -> Option<i64> {
+        let key = CString::new(key).ok()?;
+        // SAFETY: the context is alive, the key terminated.
+        let index = unsafe { sys::gguf_find_key(self.0.as_ptr(), key.as_ptr()) };
+        (index >= 0).then_some(index)
+    }
+
+    /// The value of a key that holds text.
+    pub(crate) fn text(&self, key: &str) -> Option<String> {
+        let index = self.find(key)?;
+        // SAFETY: the index was just found, and the type is asked before the value: gguf asserts it.
+        unsafe {
+            if sys::gguf_get_kv_type(self.0.as_ptr(), index) != sys::GGUF_TYPE_STRING {
+                return None;
+            }
+            owned_text(sys::gguf_get_val_str(self.0.as_ptr(), index))
+        }
+        .map(|text| text.to_string_lossy().into_owned())
+    }
+}
+
+impl Drop for Header {
+    fn drop(&mut self) {
+        // SAFETY: owned by this value, freed once.
+        unsafe { sys::gguf_free(self.0.as_ptr()) };
+    }
+}
