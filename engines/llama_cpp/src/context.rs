@@ -1,15 +1,14 @@
 //! `engine.batch/1`: one forward pass over what the host scheduled.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use llm_node_sdk::{
-    Batch, Batching, ContextInfo, ContextParams, Failure, Masks, MemoryUse, Row, Rows, Slice, abi,
-};
+use llm_node_sdk::{Batch, Batching, ContextInfo, ContextParams, Failure, Masks, Row, Rows, Slice, abi};
 
 use crate::cells::Cells;
+use crate::footprint::{Booked, described, only_weights};
 use crate::llama::{self, Context, Decoded, Entry};
-use crate::memory::{described, only_weights, unsupported};
+use crate::memory::unsupported;
 use crate::model::{LlamaModel, generates};
 use crate::options::{ContextOptions, WaitPolicy};
 use crate::plan::{Plan, plan};
@@ -57,32 +56,6 @@ pub(crate) struct LlamaContext {
 struct Place {
     in_pool: bool,
     row: usize,
-}
-
-/// What living contexts take, by their number.
-pub(crate) type Books = Vec<(u64, Vec<MemoryUse>)>;
-
-/// What something living takes, in its model's books until it is dropped.
-pub(crate) struct Booked {
-    books: Arc<Mutex<Books>>,
-    number: u64,
-}
-
-impl Booked {
-    pub(crate) fn open(model: &LlamaModel, uses: Vec<MemoryUse>) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let books = Arc::clone(&model.contexts);
-        books.lock().unwrap_or_else(PoisonError::into_inner).push((number, uses));
-        Self { books, number }
-    }
-}
-
-impl Drop for Booked {
-    fn drop(&mut self) {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        books.retain(|(number, _)| *number != self.number);
-    }
 }
 
 fn cache_full(needed: u64, free: u64) -> Failure {
@@ -266,7 +239,7 @@ impl Batching for LlamaEngine {
             settled: true,
             broken: None,
             waiting: Waiting::new(wait_policy, plan.settings.n_threads),
-            _booked: Booked::open(model, uses),
+            _booked: Booked::open(&model.contexts, uses),
             plan: Plan { context_length: info.context_length, max_rows: info.max_rows, ..plan },
             context,
         };

@@ -4,9 +4,8 @@ use std::sync::{Arc, PoisonError};
 
 use llm_node_sdk::{Embedding, Failure, Inputs, Pooling, abi};
 
-use crate::context::Booked;
+use crate::footprint::{Booked, described};
 use crate::llama::{self, CacheType, Context, ContextSettings, Decoded, Entry};
-use crate::memory::described;
 use crate::model::LlamaModel;
 use crate::{LlamaEngine, internal};
 
@@ -60,7 +59,7 @@ fn create(
     for memory in &mut uses {
         memory.weights = 0;
     }
-    Ok(EmbeddingContext { context, pooling, _booked: Booked::open(model, uses) })
+    Ok(EmbeddingContext { context, pooling, _booked: Booked::open(&model.contexts, uses) })
 }
 
 fn pooling_of(model: &LlamaModel, pooling: Pooling) -> Result<llama::Pooling, Failure> {

@@ -2,9 +2,9 @@
 //!
 //! `llama` is the only folder that touches llama.cpp. The others are safe Rust: what to make of the
 //! host's parameters (`options`, `plan`), what a text needs to be tokenised (`words`), how sequences lie in the
-//! cache (`cells`), how prompts come into a split one (`prefill`) and sequences out of it (`state`), one file
-//! per extension (`model`, `memory`,
-//! `context`, `embedding`; the tokenizer is a part of `model`).
+//! cache (`cells`), how prompts come into a split one (`prefill`) and sequences out of it (`state`), what
+//! contexts take (`footprint`), one file per extension (`model`, `memory`, `context`, `embedding`; the tokenizer
+//! is a part of `model`).
 //!
 //! The engine refuses to schedule, to sample and to render templates: it stays at the stage LOGITS,
 //! runs the batches that it is given, and never shifts a context.
@@ -15,6 +15,7 @@ mod cells;
 mod contention;
 mod context;
 mod embedding;
+mod footprint;
 mod llama;
 mod memory;
 mod model;

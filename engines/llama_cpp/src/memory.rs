@@ -4,7 +4,8 @@ use std::sync::{Arc, PoisonError};
 
 use llm_node_sdk::{ContextParams, Device, DeviceKind, Failure, Memory, MemoryUse, ModelParams, abi};
 
-use crate::llama::{self, Context, ContextSettings, Use};
+use crate::footprint::{described, only_weights};
+use crate::llama::{self, Context, ContextSettings};
 use crate::model::{LlamaModel, check_kind, facts};
 use crate::options::ContextOptions;
 use crate::plan::plan;
@@ -146,37 +147,6 @@ fn smallest() -> ContextSettings {
 fn weights(model: &Arc<llama::Model>) -> Result<Vec<MemoryUse>, Failure> {
     let context = Context::create(model, &smallest()).map_err(unsupported)?;
     Ok(only_weights(&context.memory().map_err(internal)?))
-}
-
-/// The weights in what a context tells.
-pub(crate) fn only_weights(uses: &[Use]) -> Vec<MemoryUse> {
-    uses.iter()
-        .map(|memory| MemoryUse { device: memory.device, weights: memory.model, ..MemoryUse::default() })
-        .collect()
-}
-
-/// What a context and its model take, rows of logits included, which llama.cpp leaves out.
-pub(crate) fn described(
-    context: &Context,
-    settings: &ContextSettings,
-) -> Result<Vec<MemoryUse>, llama::Fault> {
-    let mut uses: Vec<MemoryUse> = context
-        .memory()?
-        .iter()
-        .map(|memory| MemoryUse {
-            device: memory.device,
-            weights: memory.model,
-            cache: memory.context,
-            compute: memory.compute,
-            ..MemoryUse::default()
-        })
-        .collect();
-    let rows = u64::from(settings.n_outputs_max) * context.model().n_vocab() as u64 * 4;
-    match uses.iter_mut().find(|memory| memory.device.is_none()) {
-        Some(host) => host.compute += rows,
-        None => uses.push(MemoryUse { compute: rows, ..MemoryUse::default() }),
-    }
-    Ok(uses)
 }
 
 /// What the cache grows by, found by making two larger contexts without memory.

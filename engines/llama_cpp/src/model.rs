@@ -9,8 +9,8 @@ use llm_node_sdk::{
     Failure, MemoryUse, ModelInfo, ModelParams, Models, Pooling, Tokenizer, Vocabulary, abi, attribute,
 };
 
-use crate::context::Books;
 use crate::embedding::EmbeddingContext;
+use crate::footprint::Books;
 use crate::llama::{self, DeviceKind, FaultKind, Header, LoadMode, ModelSettings};
 use crate::plan::Facts;
 use crate::words::{Needs, Words};

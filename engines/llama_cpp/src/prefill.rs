@@ -11,8 +11,8 @@ use std::sync::atomic::AtomicBool;
 
 use llm_node_sdk::{Batch, MemoryUse, Severity, Slice, log};
 
+use crate::footprint::described;
 use crate::llama::{Context, ContextSettings, Decoded, Entry, Fault, Model};
-use crate::memory::described;
 use crate::plan::Plan;
 use crate::waiting::Waiting;
 
