@@ -1,14 +1,16 @@
-"""Embeddings over HTTP, with an engine that makes them of any tokens."""
+"""Embeddings over HTTP, with an engine that makes them of any tokens, and with real encoders."""
 
 from __future__ import annotations
 
 import base64
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support import models
 from support.engines import fake_engine
 from support.node import RunningNode, running_node
 
@@ -60,3 +62,28 @@ def test_what_is_too_long_is_refused(embedder: RunningNode) -> None:
     for value in ("a" * 1_000_000, [1] * 100_000):
         answer = embedder.post("/v1/embeddings", {"model": "toy", "input": value})
         assert answer.json()["error"]["code"] == "context_length_exceeded", answer.body
+
+
+@pytest.fixture(scope="module")
+def encoders(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("encoders")
+    (folder / "models").mkdir()
+    for name, ranks in (("embeds", False), ("ranks", True)):
+        models.encoder(folder / f"models/{name}.gguf", ranks=ranks)
+    folders = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
+    with running_node(folder / "node", [*folders, "--gpu-backend", "cpu", "--demo-model", "no"]) as node:
+        yield node
+
+
+def test_an_encoder_embeds(encoders: RunningNode) -> None:
+    answer = encoders.post("/v1/embeddings", {"model": "embeds", "input": ["a cat", "dog"]})
+    assert answer.status == 200, answer.body
+    one, other = (it["embedding"] for it in answer.json()["data"])
+    assert len(one) == len(other) == 32 and one != other
+
+
+def test_a_reranker_gives_scores_and_no_embeddings(encoders: RunningNode) -> None:
+    answer = encoders.post("/v1/embeddings", {"model": "ranks", "input": ["a cat", "dog"]})
+    assert answer.status == 400, answer.body
+    error = answer.json()["error"]
+    assert error["code"] == "unsupported_feature" and "rank" in error["message"], error
