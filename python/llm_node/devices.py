@@ -7,14 +7,20 @@ fall back from a GPU to the CPU.
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pynvml
 
 from llm_node._core import host_memory_bytes
 
 log = logging.getLogger(__name__)
+
+PROGRAM_SECONDS = 20
+"""For so long NVIDIA's program may take to load a part of the kernel."""
 
 
 class NoGpuError(Exception):
@@ -59,6 +65,21 @@ def resolve_backend(wanted: str) -> str:
             "with --gpu-backend cpu"
         )
     return wanted
+
+
+def make_device_files(backend: str, folder: Path = Path("/dev")) -> None:
+    """Have NVIDIA's own program make what CUDA needs beside the GPUs themselves. CUDA would call it when it
+    is first used since the machine's start, but workers may not bring in parts of the kernel."""
+    program = shutil.which("nvidia-modprobe")
+    if backend != "cuda" or program is None or (folder / "nvidia-uvm").exists():
+        return
+    if not (folder / "nvidiactl").exists():
+        return  # a system that knows GPUs by other files
+    command = [program, "-u", "-c", "0"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=PROGRAM_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("/dev/nvidia-uvm is missing, and it could not be made: %s", error)
 
 
 def read(backend: str) -> list[Device]:

@@ -61,6 +61,43 @@ def test_a_containers_limit_counts(tmp_path: Path, engines: Path) -> None:
         assert loaded.status == 200, loaded.body
 
 
+@pytest.mark.parametrize(
+    ("backend", "there", "called"),
+    [
+        ("cuda", ["nvidiactl"], True),
+        ("cuda", ["nvidiactl", "nvidia-uvm"], False),
+        ("cuda", [], False),
+        ("cpu", ["nvidiactl"], False),
+    ],
+)
+def test_what_cuda_needs_is_made_before_workers_are_shut_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, there: list[str], called: bool
+) -> None:
+    program = tmp_path / "nvidia-modprobe"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    for name in there:
+        (folder / name).touch()
+    devices.make_device_files(backend, folder)
+    call = tmp_path / "called"
+    assert (call.read_text() if call.exists() else None) == ("-u -c 0\n" if called else None)
+
+
+def test_a_program_that_fails_is_a_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "nvidia-modprobe"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "nvidiactl").touch()
+    devices.make_device_files("cuda", tmp_path)
+    assert "/dev/nvidia-uvm is missing" in caplog.text
+
+
 @pytest.mark.parametrize("backend", ["cpu", "vulkan", "metal"])
 def test_a_named_backend_is_taken_at_its_word(backend: str) -> None:
     assert devices.resolve_backend(backend) == backend

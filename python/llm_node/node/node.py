@@ -143,6 +143,7 @@ class Node:
         """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
         try:
             self._backend = await asyncio.to_thread(devices.resolve_backend, self._wanted_backend)
+            await asyncio.to_thread(devices.make_device_files, self._backend)
             self._devices = await asyncio.to_thread(devices.read, self._backend)
         except devices.NoGpuError as error:
             if self._needs_device:
