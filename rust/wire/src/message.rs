@@ -292,8 +292,9 @@ pub enum FromWorker {
     Drained,
     /// A loaded model's process is alive: once a second.
     Beat {
-        /// For how long the engine's call under way has been running, in milliseconds; 0: there is none.
-        step_ms: u64,
+        /// For how many seconds the engine's call under way has been running; 0: there is none, or it began
+        /// just now.
+        call_seconds: u32,
     },
 }
 

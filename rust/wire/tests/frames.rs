@@ -237,7 +237,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             .prop_map(|(id, answer)| FromWorker::Answer { id, answer }),
         (any::<u8>(), text()).prop_map(|(severity, message)| FromWorker::Log { severity, message }),
         Just(FromWorker::Drained),
-        any::<u64>().prop_map(|step_ms| FromWorker::Beat { step_ms }),
+        any::<u32>().prop_map(|call_seconds| FromWorker::Beat { call_seconds }),
     ]
 }
 

@@ -101,6 +101,9 @@ mod linux {
         libc::SYS_pidfd_send_signal,
         libc::SYS_kcmp,
         libc::SYS_tkill, // names a thread, and so nobody's process
+        // A way out of the worker's group, with which what it starts is ended.
+        libc::SYS_setpgid,
+        libc::SYS_setsid,
         // What the kernel keeps for others, or lets itself be changed by.
         libc::SYS_add_key,
         libc::SYS_bpf,

@@ -142,17 +142,15 @@ fn give_up(outbox: &Outbox, fault: &Fault) -> ! {
 /// Tells the node that the process is alive, and ends it once a call of the engine has not returned for so
 /// long (0: never), until what it gives is dropped. A thread of its own: the control thread makes calls itself.
 fn watch(outbox: Outbox, timeout_seconds: u32) -> io::Result<Sender<()>> {
-    let patience = Duration::from_secs(timeout_seconds.into());
     let (watching, over) = mpsc::channel();
     thread::Builder::new().name("watch".into()).spawn(move || {
         let mut calls = Watch::default();
         while over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
             let longest = calls.longest();
-            let step_ms = longest.map_or(0, |(_, time)| time.as_millis() as u64);
-            outbox.send(FromWorker::Beat { step_ms });
-            if let Some((call, time)) = longest
+            outbox.send(FromWorker::Beat { call_seconds: longest.map_or(0, |(_, seconds)| seconds) });
+            if let Some((call, seconds)) = longest
                 && timeout_seconds > 0
-                && time > patience
+                && seconds > timeout_seconds
             {
                 // A hung call cannot be cancelled, only left behind with its process.
                 let message = format!("{call} did not return within {timeout_seconds} s");

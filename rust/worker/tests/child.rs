@@ -435,10 +435,10 @@ fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
 fn a_loaded_model_says_that_it_is_alive() {
     let toy = Toy::new(&["-DFAKE_HANG_ON_BYTE=33"]);
     let mut worker = toy.load();
-    let FromWorker::Beat { step_ms: 0 } = worker.any().unwrap() else { panic!("no beat") };
+    let FromWorker::Beat { call_seconds: 0 } = worker.any().unwrap() else { panic!("no beat") };
     worker.generate(1, greedy("stop!", 3));
     // A step that hangs does not keep the control thread from saying so.
-    while !matches!(worker.any().unwrap(), FromWorker::Beat { step_ms: 1000.. }) {}
+    while !matches!(worker.any().unwrap(), FromWorker::Beat { call_seconds: 1.. }) {}
 }
 
 #[test]

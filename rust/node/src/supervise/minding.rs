@@ -206,7 +206,7 @@ impl Reading {
                     }
                     self.traffic.answer(worker, id, answer);
                 }
-                Ok(FromWorker::Beat { step_ms }) => self.process.stepping(step_ms),
+                Ok(FromWorker::Beat { call_seconds }) => self.process.set_call_seconds(call_seconds),
                 Ok(FromWorker::Stage(stage)) => self.process.output.set_stage(stage),
                 Ok(FromWorker::Progress(fraction)) => self.process.set_progress(fraction),
                 Ok(FromWorker::Log { severity, message }) => self.process.output.log(severity, &message),

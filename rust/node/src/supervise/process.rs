@@ -76,8 +76,8 @@ pub(super) struct Process {
     fates: mpsc::Sender<Fate>,
     /// In thousandths.
     progress: AtomicU32,
-    /// Milliseconds that the engine's step under way had taken at the last beat.
-    step_ms: AtomicU64,
+    /// Seconds that the engine's call under way had taken at the last beat.
+    call_seconds: AtomicU32,
     expected: AtomicBool,
     silent_for: Mutex<Option<u32>>,
     death: Mutex<Option<Death>>,
@@ -212,7 +212,7 @@ impl Processes {
             is_reaped: AtomicBool::new(false),
             fates,
             progress: AtomicU32::new(0),
-            step_ms: AtomicU64::new(0),
+            call_seconds: AtomicU32::new(0),
             expected: AtomicBool::new(false),
             silent_for: Mutex::default(),
             death: Mutex::default(),
@@ -249,13 +249,13 @@ impl Process {
         self.progress.store((fraction.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
     }
 
-    /// For how many milliseconds the engine's step under way had been running at the last beat.
-    pub(super) fn step_ms(&self) -> u64 {
-        self.step_ms.load(Ordering::Relaxed)
+    /// For how many seconds the engine's call under way had been running at the last beat.
+    pub(super) fn call_seconds(&self) -> u32 {
+        self.call_seconds.load(Ordering::Relaxed)
     }
 
-    pub(super) fn stepping(&self, step_ms: u64) {
-        self.step_ms.store(step_ms, Ordering::Relaxed);
+    pub(super) fn set_call_seconds(&self, seconds: u32) {
+        self.call_seconds.store(seconds, Ordering::Relaxed);
     }
 
     /// How it ended, once it has.

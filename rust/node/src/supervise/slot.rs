@@ -455,7 +455,7 @@ impl Running {
             "draining": draining,
             "ready_seconds": self.since.elapsed().as_secs(),
             "silent_seconds": self.process.silence.seconds(),
-            "step_ms": self.process.step_ms(),
+            "call_seconds": self.process.call_seconds(),
         })
     }
 }

@@ -295,7 +295,8 @@ static int type_into_terminal(void)
    X(acct) X(adjtimex) X(chroot) X(clock_adjtime) X(clock_settime) X(delete_module) X(finit_module)          \
    X(fsconfig) X(fsmount) X(fsopen) X(fspick) X(init_module) X(kexec_load) X(mount) X(mount_setattr)         \
    X(move_mount) X(open_by_handle_at) X(open_tree) X(pivot_root) X(quotactl) X(reboot) X(setdomainname)      \
-   X(sethostname) X(setns) X(settimeofday) X(swapoff) X(swapon) X(syslog) X(umount2) X(unshare) X(listen)
+   X(sethostname) X(setns) X(settimeofday) X(swapoff) X(swapon) X(syslog) X(umount2) X(unshare) X(listen) \
+   X(setpgid) X(setsid)
 CALLS(NONSENSE)
 
 /* ---- privileges ---- */
