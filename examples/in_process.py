@@ -13,6 +13,8 @@ import sys
 import llm_node
 import llm_node.demo
 
+if len(sys.argv) < 2:
+    sys.exit("usage: in_process.py ENGINE_FOLDER [MODEL]")
 engine_folder = sys.argv[1]
 model_file = sys.argv[2] if len(sys.argv) > 2 else llm_node.demo.path()
 

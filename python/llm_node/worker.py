@@ -40,6 +40,9 @@ if __name__ == "__main__":
     if sys.version_info < (3, 11):
         del sys.path[0]
     import os
+    import signal
 
+    # Python's handler would wait for ever for its turn, and then write a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Not sys.exit: an engine's static destructors would run, beside threads that it may have left.
     os._exit(main())

@@ -227,3 +227,10 @@ def test_a_request_id_of_the_client(node: RunningNode) -> None:
                 reply += data
         assert reply.startswith(b"HTTP/1.1 200")
         assert (b"X-Request-Id: " + sent + b"\r\n" in reply) is kept
+
+
+def test_more_answers_than_may_ever_wait_are_refused_at_once(node: RunningNode) -> None:
+    body = {"model": "llm-node-demo", "prompt": ["a"] * 5, "n": 128, "max_tokens": 1}
+    answer = node.post("/v1/completions", body)
+    assert answer.status == 400, answer.body
+    assert "--queue-limit" in answer.json()["error"]["message"]

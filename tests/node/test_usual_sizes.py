@@ -23,5 +23,25 @@ def test_a_model_that_cannot_be_so_large_is_loaded_as_large_as_it_can_be(
         assert refused.status == 400
         assert refused.json()["error"]["param"] == "context_length"
         refused = node.post("/api/models/load", {"model_id": "llm-node-demo", "max_sequences": 1000})
-        assert refused.status != 200
+        assert refused.status == 400, refused.body
         assert "1000" in refused.json()["error"]["message"]
+
+
+def test_a_small_cache_shortens_what_nobody_named(engines: Path, tmp_path: Path) -> None:
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", [*arguments, "--cache-tokens", "256"]) as node:
+        question = {"model": "llm-node-demo", "prompt": "Hello", "max_tokens": 2}
+        answer = node.post("/v1/completions", question)
+        assert answer.status == 200, answer.body
+        assert node.reload("llm-node-demo", cache_tokens=100)["facts"]["context_length"] == 100
+        for load, words in [
+            ({"cache_tokens": 100, "context_length": 300}, "no room for a context of 300"),
+            ({"cache_tokens": 600, "options": {"cache_mode": "split"}}, "cache_tokens"),
+            ({"options": {"n_ubatch": "0"}}, "n_ubatch"),
+            ({"options": {"cache_mode": "foo"}}, "cache_mode"),
+        ]:
+            node.post("/api/models/unload", {"model_id": "llm-node-demo"})
+            refused = node.post("/api/models/load", {"model_id": "llm-node-demo", **load})
+            error = refused.json()["error"]
+            assert (refused.status, error["code"]) == (400, "invalid_request"), (load, refused.body)
+            assert words in error["message"], error

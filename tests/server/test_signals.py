@@ -122,6 +122,19 @@ async def test_a_second_signal_ends_it_and_its_workers_first(
         assert chunks[-1]["error"]["code"] == "shutting_down", json.dumps(chunks[-1])
 
 
+async def test_two_signals_at_once_are_one(slow: Path, tmp_path: Path) -> None:
+    """`timeout` sends its signal to the process and to its group."""
+    with draining_node(slow, tmp_path, seconds=600) as node:
+        async with session() as client:
+            under_way = stream(client, node.url, body(2))
+            await anext(under_way)
+            for _ in range(2):
+                os.kill(node.process.pid, signal.SIGTERM)
+            chunks = await rest_of(under_way)
+        assert "error" not in chunks[-1], chunks[-1]
+        assert await asyncio.to_thread(node.process.wait, 30) == 0
+
+
 async def test_who_ignores_a_hang_up_goes_on_ignoring_it(slow: Path, tmp_path: Path) -> None:
     """As `nohup` starts a program."""
     with draining_node(slow, tmp_path, seconds=1, prefix=after("trap '' HUP")) as node:

@@ -12,6 +12,8 @@ from llm_node.node import Node
 NODE = web.AppKey("NODE", Node)
 KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 """Seconds of silence after which a stream gets an SSE comment."""
+QUEUE_LIMIT = web.AppKey("QUEUE_LIMIT", int)
+"""Requests that may wait for one model."""
 TRANSFER_TIMEOUT = web.AppKey("TRANSFER_TIMEOUT", float)
 """Seconds for which a body may stand still on its way."""
 

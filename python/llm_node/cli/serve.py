@@ -23,6 +23,10 @@ from llm_node.settings import LEVELS, Settings, service_variables
 
 log = logging.getLogger(__name__)
 
+ONE_SIGNAL_SECONDS = 0.2
+"""Signals that follow each other within so many seconds are one: `timeout` and some supervisors send theirs
+to the process and to its group."""
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -133,7 +137,8 @@ class _Signals:
     def __init__(self) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
         self.hurried_by: int | None = None
-        loop = asyncio.get_running_loop()
+        self._last = -ONE_SIGNAL_SECONDS
+        self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
             if number is None:
                 continue  # Windows
@@ -146,6 +151,9 @@ class _Signals:
                 loop.add_signal_handler(number, ask)
 
     def _ask(self, number: int) -> None:
+        before, self._last = self._last, self._loop.time()
+        if self._last - before < ONE_SIGNAL_SECONDS:
+            return
         if not self.first.is_set():
             self.first.set()
         elif not self.second.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from llm_node.api import admin, openai, ops, tokenizer
-from llm_node.api.context import KEEP_ALIVE, NODE, TRANSFER_TIMEOUT
+from llm_node.api.context import KEEP_ALIVE, NODE, QUEUE_LIMIT, TRANSFER_TIMEOUT
 from llm_node.node import Node
 from llm_node.server import lifecycle, middleware
 from llm_node.server.origin import OriginRules
@@ -20,6 +20,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
     app[KEEP_ALIVE] = settings.keep_alive
+    app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin

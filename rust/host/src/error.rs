@@ -136,15 +136,30 @@ impl From<LoadError> for Fault {
             LoadErrorKind::AbiMismatch { .. } => ErrorCode::AbiMismatch,
             LoadErrorKind::InitFailed { code, .. } if *code == ERR_OOM_VRAM => ErrorCode::OomVram,
             LoadErrorKind::InitFailed { code, .. } if *code == ERR_OOM_RAM => ErrorCode::OomRam,
+            // A setting that a load, or the node for all loads, has for the engine.
+            LoadErrorKind::InitFailed { code, .. } if *code == ERR_INVALID_ARGUMENT => {
+                return Fault::new(ErrorCode::InvalidRequest, error.to_string()).param("options");
+            }
+            LoadErrorKind::UnusableSetting { .. } => {
+                return Fault::new(ErrorCode::InvalidRequest, error.to_string()).param("options");
+            }
             _ => ErrorCode::LoadFailed,
         };
         Fault::new(code, error.to_string())
     }
 }
 
-/// Calls whose arguments are what a client sent, as it was sent.
-const CLIENTS_OWN: [&str; 5] =
-    ["engine_generate", "stream.generate", "tokenizer.tokenize", "tokenizer.detokenize", "embed.embed"];
+/// Calls whose arguments are what a client sent, as it was sent, be it for a request or for a load.
+const CLIENTS_OWN: [&str; 8] = [
+    "engine_generate",
+    "stream.generate",
+    "tokenizer.tokenize",
+    "tokenizer.detokenize",
+    "embed.embed",
+    "models.load",
+    "memory.estimate",
+    "batch.create",
+];
 
 /// Why a call into a running engine failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

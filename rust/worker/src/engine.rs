@@ -340,7 +340,7 @@ fn as_far_as_it_goes<T>(
     }
     match make(shape) {
         Err(error)
-            if error.kind() == EngineFaultKind::InvalidArgument
+            if error.kind() == EngineFaultKind::InvalidInput
                 && plan.size.max_sequences.is_none()
                 && plan.usual_size.max_sequences.is_some() =>
         {

@@ -63,13 +63,23 @@ impl Shape {
             let message = "a KV cache of at least one token is needed";
             return Err(Fault::new(ErrorCode::InvalidRequest, message).param("cache_tokens"));
         }
+        let cache_tokens = size.cache_tokens.or(usual.cache_tokens);
+        let longest_in_cache = cache_tokens.map_or(u32::MAX, |it| u32::try_from(it).unwrap_or(u32::MAX));
+        if let (Some(length), Some(cache)) = (size.context_length, size.cache_tokens)
+            && length > longest_in_cache
+        {
+            let message = format!("a KV cache of {cache} tokens has no room for a context of {length}");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message).param("cache_tokens"));
+        }
         let own = if model_length > 0 { model_length } else { LENGTH };
         let longest = if model_length > 0 { model_length } else { u32::MAX };
         let length = size.context_length.or(usual.context_length.map(|usual| usual.clamp(1, longest)));
         let sequences = size.max_sequences.or(usual.max_sequences.map(|usual| usual.max(1)));
-        let cache_tokens = size.cache_tokens.or(usual.cache_tokens);
         let mut shape = Self {
-            context_length: length.unwrap_or(own.min(LENGTH)),
+            context_length: size.context_length.unwrap_or_else(|| {
+                // What nobody named for this load, the cache decides.
+                length.unwrap_or(own.min(LENGTH)).min(longest_in_cache)
+            }),
             max_sequences: sequences.unwrap_or(SEQUENCES),
             cache_tokens: 0,
         };

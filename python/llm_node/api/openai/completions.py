@@ -7,15 +7,16 @@ from typing import Any
 from aiohttp import web
 
 from llm_node.api import body, source, sse
-from llm_node.api.context import NODE
+from llm_node.api.context import NODE, QUEUE_LIMIT
 from llm_node.api.openai import answers, neutral
-from llm_node.node import Event, Node
+from llm_node.node import Event, Node, NodeError
 from llm_node.schema.completions import CompletionRequest
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, CompletionRequest)
+    _check_count(len(wanted.prompts) * wanted.n, request.app[QUEUE_LIMIT])
     node = request.app[NODE]
     whose = source.of(request, wanted)
     requests = [
@@ -29,6 +30,17 @@ async def create(request: web.Request) -> web.StreamResponse:
 
         return await sse.respond(request, chunks)
     return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
+
+
+def _check_count(count: int, limit: int) -> None:
+    """What is more than may ever wait would be told to come again later, for ever."""
+    if count > limit:
+        raise NodeError(
+            "invalid_request",
+            f"{count} answers are asked for (prompts, times n), and at most {limit} may wait for a model: "
+            "send fewer at once, or start the node with a higher --queue-limit",
+            "prompt",
+        )
 
 
 def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int], answer: int) -> dict[str, Any]:

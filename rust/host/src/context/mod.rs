@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use llm_node_abi::{
     ENGINE_CONTEXT_ASYNC, ENGINE_CONTEXT_CHAIN, ENGINE_CONTEXT_LATE_MASK, ENGINE_CONTEXT_MIX_ADAPTER,
-    ENGINE_CONTEXT_SHARE, ERR_BUFFER_TOO_SMALL, ERR_OOM_RAM, EngineBatch, EngineBatching, EngineContext,
-    EngineContextInfo, EngineContextParams, EnginePick, EngineRow, EngineSlice, Growing,
+    ENGINE_CONTEXT_SHARE, ERR_BUFFER_TOO_SMALL, ERR_INVALID_ARGUMENT, ERR_OOM_RAM, EngineBatch,
+    EngineBatching, EngineContext, EngineContextInfo, EngineContextParams, EnginePick, EngineRow,
+    EngineSlice, Growing,
 };
 use llm_node_core::engine::{
     EngineFault, EngineFaultKind, Limits, Row, SequenceId, Slice, StepEngine, Ticket,
@@ -189,13 +190,25 @@ impl Context {
     }
 
     fn check_promises(&self, asked: &ContextParams) -> Result<(), EngineError> {
-        let limits = &self.limits;
+        let (limits, cache) = (&self.limits, asked.cache_tokens);
         for (what, asked, given) in [
             ("max_sequences", asked.max_sequences.into(), limits.max_sequences.into()),
             ("context_length", asked.context_length.into(), limits.context_length.into()),
             ("max_rows", asked.max_rows.into(), limits.max_rows.into()),
             ("cache_tokens", asked.cache_tokens, limits.cache_tokens),
         ] {
+            if given < asked && what == "context_length" && cache > 0 {
+                // Not the engine's fault: a cache of that size has no room for more.
+                let message = format!(
+                    "a KV cache of {cache} tokens leaves room for sequences of {given}, and {asked} were asked for: \
+                     name a larger cache_tokens, or a smaller context_length or max_sequences"
+                );
+                return Err(EngineError::Failed {
+                    call: "batch.create",
+                    code: ERR_INVALID_ARGUMENT,
+                    message: Some(message),
+                });
+            }
             if given < asked {
                 let what = format!("{what} is {given}, and {asked} were asked for");
                 return Err(EngineError::misbehaved("batch.info", what));

@@ -59,6 +59,8 @@ pub(super) struct Death {
     pub(super) ending: Ending,
     /// The engine call under way.
     pub(super) stage: String,
+    /// It served, and nothing was asked of it.
+    pub(super) is_idle: bool,
     /// Was it told to stop, or killed by us?
     pub(super) expected: bool,
     /// The last error that it logged, or what it did to the protocol.
@@ -72,17 +74,25 @@ impl Death {
     pub(super) fn describe(&self) -> String {
         let of_model = self.model.as_ref().map(|model| format!(" of model '{model}'")).unwrap_or_default();
         let who = format!("Engine '{}'{of_model}", self.engine);
-        let call = self.call();
+        let when = if self.is_idle {
+            "while nothing was asked of it".to_owned()
+        } else {
+            format!("in {}", self.call())
+        };
         if let Some(seconds) = self.silent_for {
-            return format!("{who} stood still in {call}: nothing was heard of its worker for {seconds} s");
+            return format!("{who} stood still {when}: nothing was heard of its worker for {seconds} s");
         }
         let complaint = self.complaint.as_ref().map(|complaint| format!(": {complaint}")).unwrap_or_default();
-        format!("{who} died in {call}: {}{complaint}", self.ending)
+        format!("{who} died {when}: {}{complaint}", self.ending)
     }
 
     /// The call that is to blame.
     pub(super) fn call(&self) -> &str {
-        if self.stage.is_empty() { "its start" } else { &self.stage }
+        match &*self.stage {
+            _ if self.is_idle => "none",
+            "" => "its start",
+            stage => stage,
+        }
     }
 }
 
@@ -106,7 +116,8 @@ impl Minding {
         for read in self.pumps.iter().chain([&self.read_out]) {
             let _ = read.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
-        let death = self.process.has_ended(ending, &self.processes);
+        let is_idle = self.traffic.owed_by(self.process.link.worker) == Some(0);
+        let death = self.process.has_ended(ending, is_idle, &self.processes);
         let fault = (self.on_death)(&death);
         self.traffic.end_of_worker(self.process.link.worker, &fault);
         let _ = self.control.send(Control::Died(death));

@@ -361,12 +361,13 @@ impl Process {
     }
 
     /// Says to all who wait that it is over. Its last lines are in the log by then.
-    pub(super) fn has_ended(&self, ending: Ending, processes: &Processes) -> Death {
+    pub(super) fn has_ended(&self, ending: Ending, is_idle: bool, processes: &Processes) -> Death {
         let death = Death {
             engine: self.engine.clone(),
             model: self.model.clone(),
             ending,
             stage: self.output.stage(),
+            is_idle,
             expected: self.is_expected_to_die(),
             complaint: self.output.complaint(),
             silent_for: *self.silent_for.lock(),

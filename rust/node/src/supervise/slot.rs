@@ -517,6 +517,7 @@ mod tests {
             engine: "e".into(),
             model: Some("m".into()),
             ending: Ending::Signal { number: 11, name: Some("SIGSEGV") },
+            is_idle: false,
             stage: "engine_init".into(),
             expected,
             complaint: None,
