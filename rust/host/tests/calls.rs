@@ -142,7 +142,7 @@ fn files_that_are_no_model() {
         ("empty", EngineFaultKind::ModelCorrupt),
         (".", EngineFaultKind::ModelCorrupt),
         ("absent", EngineFaultKind::NotFound),
-        ("a\0b", EngineFaultKind::InvalidArgument),
+        ("a\0b", EngineFaultKind::InvalidInput),
     ] {
         let error = Model::load(&engine, &ModelParams::new(folder.join(name)), None).unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");

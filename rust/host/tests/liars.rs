@@ -91,13 +91,29 @@ fn contexts_that_are_none() {
         ("ZERO_LIMITS", "batch.info", "max_batch_tokens is 0"),
         ("FEWER_SEQUENCES", "batch.info", "max_sequences is 7, and 8 were asked for"),
         ("SHORTER_CONTEXT", "batch.info", "context_length is 63, and 64 were asked for"),
-        ("FEWER_ROWS", "batch.info", "max_rows is 11, and 12 were asked for"),
         ("SMALLER_CACHE", "batch.info", "cache_tokens is 99, and 100 were asked for"),
         ("ENDLESS_SEQUENCES", "batch.info", "max_sequences is 4294967295"),
     ] {
-        let params = ContextParams { max_rows: 12, cache_tokens: 100, ..params() };
+        // What is asked of a cache that is too small for it need not be given.
+        let cache_tokens = if switch == "SHORTER_CONTEXT" { 0 } else { 100 };
+        let params = ContextParams { max_rows: 12, cache_tokens, ..params() };
         assert_misbehaved(Context::create(&model(switch, &[switch]), &params), call, words);
     }
+}
+
+#[test]
+fn what_an_engine_may_have_less_of() {
+    // Rows beyond one for each sequence are for drafts, which there are fewer of then.
+    let params = ContextParams { max_rows: 12, ..params() };
+    let context = context("FEWER_ROWS", &["FEWER_ROWS"], &params);
+    assert_eq!(context.limits().max_rows, 11);
+    let params = ContextParams { cache_tokens: 100, ..params };
+    let error = Context::create(&model("SHORTER_CONTEXT", &["SHORTER_CONTEXT"]), &params).unwrap_err();
+    assert_eq!((error.kind(), error.call()), (EngineFaultKind::InvalidInput, "batch.create"));
+    assert!(
+        error.to_string().contains("a KV cache of 100 tokens leaves room for sequences of 63"),
+        "{error}"
+    );
 }
 
 #[test]

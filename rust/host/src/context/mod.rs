@@ -191,24 +191,23 @@ impl Context {
 
     fn check_promises(&self, asked: &ContextParams) -> Result<(), EngineError> {
         let (limits, cache) = (&self.limits, asked.cache_tokens);
+        let (length, given) = (asked.context_length, limits.context_length);
+        let all = u64::from(length) * u64::from(asked.max_sequences.max(1));
+        if given < length && cache > 0 && cache < all {
+            // Not the engine's fault: what each sequence has of such a cache may be less.
+            let message = format!(
+                "a KV cache of {cache} tokens leaves room for sequences of {given}, and {length} were asked for: \
+                 name a larger cache_tokens, or a smaller context_length or max_sequences"
+            );
+            let (call, code) = ("batch.create", ERR_INVALID_ARGUMENT);
+            return Err(EngineError::Failed { call, code, message: Some(message) });
+        }
+        // Rows beyond one for each sequence are no promise: with fewer there are fewer drafts.
         for (what, asked, given) in [
             ("max_sequences", asked.max_sequences.into(), limits.max_sequences.into()),
-            ("context_length", asked.context_length.into(), limits.context_length.into()),
-            ("max_rows", asked.max_rows.into(), limits.max_rows.into()),
-            ("cache_tokens", asked.cache_tokens, limits.cache_tokens),
+            ("context_length", length.into(), given.into()),
+            ("cache_tokens", cache, limits.cache_tokens),
         ] {
-            if given < asked && what == "context_length" && cache > 0 {
-                // Not the engine's fault: a cache of that size has no room for more.
-                let message = format!(
-                    "a KV cache of {cache} tokens leaves room for sequences of {given}, and {asked} were asked for: \
-                     name a larger cache_tokens, or a smaller context_length or max_sequences"
-                );
-                return Err(EngineError::Failed {
-                    call: "batch.create",
-                    code: ERR_INVALID_ARGUMENT,
-                    message: Some(message),
-                });
-            }
             if given < asked {
                 let what = format!("{what} is {given}, and {asked} were asked for");
                 return Err(EngineError::misbehaved("batch.info", what));
