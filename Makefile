@@ -60,10 +60,12 @@ run: $(STAMPS)/wheel
 
 ## checks ###########################################################################################
 
+# Tests of one file share a running node, so that a file is never split. Most of them wait: two at a time do
+# not disturb each other on two cores.
 test: setup lint
 	cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
 check: $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -55,22 +56,27 @@ def wait_for_requests(node: RunningNode, count: int, seconds: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("seconds", [0.05, 8])
-def test_the_whole_answer(slow_node: RunningNode, version: str, seconds: float) -> None:
-    reply = parse(exchange(slow_node, question(seconds, version=version), half_close=True))
+def check_answer(node: RunningNode, seconds: float, version: str) -> None:
+    reply = parse(exchange(node, question(seconds, version=version), half_close=True))
     assert reply.status == 200
     assert reply.json()["usage"]["completion_tokens"] == tokens(seconds)
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1"])
-@pytest.mark.parametrize("seconds", [0.05, 8])
-def test_the_whole_stream(slow_node: RunningNode, version: str, seconds: float) -> None:
-    found = exchange(slow_node, question(seconds, version=version, stream=True), half_close=True)
+def check_stream(node: RunningNode, seconds: float, version: str) -> None:
+    found = exchange(node, question(seconds, version=version, stream=True), half_close=True)
     assert b'"completion_tokens":%d' % tokens(seconds) in found
     assert b'"finish_reason":"length"' in found
     assert b"data: [DONE]\n\n" in found
     assert b'"error"' not in found
+
+
+@pytest.mark.parametrize("seconds", [0.05, 8])
+def test_the_whole_answer_and_the_whole_stream(slow_node: RunningNode, seconds: float) -> None:
+    """Side by side, for the long ones are long because the node waits until it asks who still reads."""
+    checks = [(check, version) for check in (check_answer, check_stream) for version in ("1.0", "1.1")]
+    with ThreadPoolExecutor(len(checks)) as threads:
+        for done in [threads.submit(check, slow_node, seconds, version) for check, version in checks]:
+            done.result()
 
 
 def test_once_the_stream_has_begun(slow_node: RunningNode) -> None:
