@@ -75,6 +75,14 @@ def python_files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def test_grammars_have_one_home() -> None:
+    home = ROOT / "rust/core/src/constrain"
+    named = re.compile(r"\b(llguidance|toktrie|derivre)::")
+    for path in rust_files():
+        if home not in path.parents:
+            assert not named.search(without_comments(path.read_text())), path
+
+
 def test_every_crate_is_named() -> None:
     assert set(packages()) == set(ARROWS)
 

@@ -107,19 +107,20 @@ fn rows(criterion: &mut Criterion) {
     let row = Row::Whole(gaussian(128_256).into());
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     for (name, size) in [("rows/one_thread", NonZeroUsize::MIN), ("rows/crew", cores)] {
-        let Ok(crew) = Crew::new(size, "bench") else { continue };
-        let mut samplers = Samplers::new(Some(crew));
+        let Ok(mut crew) = Crew::new(size, "bench") else { continue };
+        let mut samplers = Samplers::new(size.get());
         for n in [1, 6, 16, 64] {
             let job = |position| Job {
                 row: &row,
                 sampling: &sampling,
                 occurrences: &occurrences,
+                mask: None,
                 uniform: rng::uniform(7, position),
                 logprobs: None,
             };
             let jobs: Vec<_> = (0..n).map(job).collect();
             criterion.bench_with_input(BenchmarkId::new(name, n), &jobs, |bencher, jobs| {
-                bencher.iter(|| samplers.pick(black_box(jobs), &forbidden).count());
+                bencher.iter(|| samplers.pick(Some(&mut crew), black_box(jobs), &forbidden).count());
             });
         }
     }

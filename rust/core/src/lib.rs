@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod chat;
+pub mod constrain;
 pub mod engine;
 pub mod error;
 pub mod event;

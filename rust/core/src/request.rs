@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    constrain::Constraint,
     engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     schedule::admission::{Source, Weight},
@@ -167,7 +168,7 @@ impl Sampling {
 
 /// A request that was checked against a model: tokens in range, parameters in range, and room for
 /// prompt and answer in the context. It cannot be made in any other way.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ValidRequest {
     prompt: Vec<Token>,
     max_tokens: u32,
@@ -177,6 +178,7 @@ pub struct ValidRequest {
     answer: AnswerText,
     ignore_eos: bool,
     logprobs: Option<u32>,
+    constraint: Option<Constraint>,
     source: Source,
 }
 
@@ -262,8 +264,21 @@ impl ValidRequest {
             stop,
             ignore_eos,
             logprobs,
+            constraint: None,
             source,
         })
+    }
+
+    /// The same, whose answer has to keep to a form.
+    #[must_use]
+    pub fn constrained(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// What the answer has to keep to, at its beginning.
+    pub fn constraint(&self) -> Option<&Constraint> {
+        self.constraint.as_ref()
     }
 
     /// The tokens of the prompt: at least one.

@@ -8,6 +8,8 @@ use super::{
     blockmax::Candidate,
     filters::{Filters, LOOK},
     forbidden::Forbidden,
+    job::Job,
+    mask::Mask,
     penalties::{self, Occurrences},
     picked::{PickFault, Picked},
 };
@@ -84,10 +86,11 @@ impl<'a> Shaped<'a> {
     pub(super) fn new(
         room: &'a mut Vec<Candidate>,
         best: &Best<'_>,
-        sampling: &Sampling,
-        occurrences: &Occurrences,
+        job: &Job<'_>,
+        mask: Option<&Mask>,
         forbidden: &Forbidden,
     ) -> Result<Self, PickFault> {
+        let Job { sampling, occurrences, .. } = *job;
         room.clear();
         room.extend(
             best.ids.iter().zip(&*best.logits).map(|(&id, &logit)| Candidate { id: id as u32, logit }),
@@ -108,12 +111,19 @@ impl<'a> Shaped<'a> {
         let max = f64::from(first.logit);
         let own: f64 = room.iter().map(|it| libm::exp(f64::from(it.logit) - max)).sum();
         let penalise = penalties::penalise(sampling);
+        if let Some(mask) = mask {
+            room.retain(|it| mask.admits(it.id as Token));
+        }
+        let count = match mask {
+            Some(mask) => count.min((mask.count() as usize).saturating_sub(room.len())),
+            None => count,
+        };
         let outside = Outside {
             count: count as f64,
             bound: f64::from(last.logit),
             log_sum: f64::from(best.log_sum),
             own: max + libm::log(own),
-            lowered: if penalise || !sampling.bias.is_empty() {
+            lowered: if penalise || mask.is_some() || !sampling.bias.is_empty() {
                 f64::INFINITY
             } else {
                 f64::from(forbidden.count())
@@ -131,6 +141,27 @@ impl<'a> Shaped<'a> {
             return Err(if count == 0 { PickFault::NothingAllowed } else { PickFault::Undecided });
         }
         Ok(Self { all: room, sure, outside, n_vocab: best.n_vocab })
+    }
+
+    /// Shapes the tokens in `room`, outside of which none may be picked. None of their logits is NaN.
+    pub(super) fn of_all(
+        room: &'a mut Vec<Candidate>,
+        n_vocab: usize,
+        job: &Job<'_>,
+        forbidden: &Forbidden,
+    ) -> Result<Self, PickFault> {
+        if room.iter().any(|it| it.logit.is_nan() || it.logit == f32::INFINITY) {
+            return Err(PickFault::NotANumber);
+        }
+        shape(room, job.sampling, job.occurrences, forbidden);
+        room.retain(|it| it.logit > f32::NEG_INFINITY);
+        room.sort_unstable_by(Candidate::order);
+        if room.is_empty() {
+            return Err(PickFault::NothingAllowed);
+        }
+        let outside =
+            Outside { count: 0.0, bound: f64::NEG_INFINITY, log_sum: f64::NAN, own: f64::NAN, lowered: 0.0 };
+        Ok(Self { sure: room.len(), all: room, outside, n_vocab })
     }
 
     /// Walks the rest of the chain; see [`super::Sampler::pick`].
@@ -367,7 +398,10 @@ mod tests {
             let mut sampler = Sampler::default();
             let whole = sampler.pick(&row, &sampling, &occurrences, &forbidden, uniform, logprobs);
             let row = best(&row, n, sums);
-            match (sampler.pick_from(&row, &sampling, &occurrences, &forbidden, uniform, logprobs), whole) {
+            let job = Job {
+                row: &row, sampling: &sampling, occurrences: &occurrences, mask: None, uniform, logprobs,
+            };
+            match (sampler.pick_from(&job, &forbidden), whole) {
                 // Sums of the whole row may be as near to a limit as two ways of adding up lie apart.
                 (Err(PickFault::Undecided), _) => {
                     let few = (1..length as u32).contains(&sampling.top_k);
@@ -407,9 +441,9 @@ mod tests {
                 let row = gaussian(seed, 4000, 3.0);
                 let uniform = rng::uniform(99, seed);
                 let all = Forbidden::default();
-                let picked =
-                    sampler.pick_from(&best(&row, 256, sums), sampling, &none, &all, uniform, logprobs);
-                picked.is_ok()
+                let row = best(&row, 256, sums);
+                let job = Job { row: &row, sampling, occurrences: &none, mask: None, uniform, logprobs };
+                sampler.pick_from(&job, &all).is_ok()
             })
             .count()
     }

@@ -8,7 +8,9 @@ use super::{
     deep::Buckets,
     filters::{Filters, LOOK},
     forbidden::Forbidden,
+    job::Job,
     lanes::Rounding,
+    mask::Mask,
     penalties::{self, Occurrences},
     picked::{PickFault, Picked},
 };
@@ -23,27 +25,48 @@ pub struct Sampler {
     view: ShapedRow,
     candidates: Vec<Candidate>,
     buckets: Buckets,
+    /// A row as a mask leaves it.
+    masked: Vec<f32>,
 }
 
 impl Sampler {
     /// Walks the chain from a row as it came: whole, or cut down to its candidates. These give the token
     /// that the whole row would give, or [`PickFault::Undecided`].
-    pub fn pick_from(
-        &mut self,
-        row: &Row<'_>,
-        sampling: &Sampling,
-        occurrences: &Occurrences,
-        forbidden: &Forbidden,
-        uniform: f32,
-        logprobs: Option<u32>,
-    ) -> Result<Picked, PickFault> {
-        match row {
-            Row::Whole(logits) => self.pick(logits, sampling, occurrences, forbidden, uniform, logprobs),
-            Row::Best(best) => {
-                let shaped = Shaped::new(&mut self.candidates, best, sampling, occurrences, forbidden)?;
+    pub fn pick_from(&mut self, job: &Job<'_>, forbidden: &Forbidden) -> Result<Picked, PickFault> {
+        let Job { row, sampling, occurrences, mask, uniform, logprobs } = *job;
+        match (row, mask) {
+            (Row::Whole(logits), None) => {
+                self.pick(logits, sampling, occurrences, forbidden, uniform, logprobs)
+            }
+            (Row::Whole(logits), Some(mask)) => self.pick_masked(logits, mask, job, forbidden),
+            (Row::Best(best), mask) => {
+                let shaped = Shaped::new(&mut self.candidates, best, job, mask, forbidden)?;
                 shaped.pick(sampling, uniform, logprobs)
             }
         }
+    }
+
+    /// The same where the logits of what the mask does not admit count as negative infinity.
+    fn pick_masked(
+        &mut self,
+        row: &[f32],
+        mask: &Mask,
+        job: &Job<'_>,
+        forbidden: &Forbidden,
+    ) -> Result<Picked, PickFault> {
+        let Job { sampling, occurrences, uniform, logprobs, .. } = *job;
+        if mask.few(row, &mut self.candidates) {
+            let shaped = Shaped::of_all(&mut self.candidates, row.len(), job, forbidden)?;
+            match shaped.pick(sampling, uniform, logprobs) {
+                Err(PickFault::Undecided) => {}
+                decided => return decided,
+            }
+        }
+        let mut masked = std::mem::take(&mut self.masked);
+        mask.apply(row, self.view.level(), &mut masked);
+        let picked = self.pick(&masked, sampling, occurrences, forbidden, uniform, logprobs);
+        self.masked = masked;
+        picked.map_err(|fault| if fault == PickFault::Empty { PickFault::NothingAllowed } else { fault })
     }
 
     /// Walks the chain: `row` is the engine's, one logit per token of the vocabulary; `occurrences`

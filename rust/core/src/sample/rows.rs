@@ -7,35 +7,18 @@ use llm_node_cpu::Crew;
 use super::{
     chain::Sampler,
     forbidden::Forbidden,
-    penalties::Occurrences,
+    job::Job,
     picked::{PickFault, Picked},
 };
-use crate::{engine::Row, request::Sampling};
 
 /// Logits that a thread must have before it is woken: 50 us of work. On a virtual machine, where cores
 /// wake slowest, a crew of two takes 45 us for nothing, and breaks even at 100 us of work in all.
 const WORTH_A_THREAD: usize = 3 << 17;
 
-/// A row to pick from, and how; see [`Sampler::pick_from`].
-#[derive(Clone, Copy, Debug)]
-pub struct Job<'a> {
-    /// The engine's row.
-    pub row: &'a Row<'a>,
-    /// How to pick.
-    pub sampling: &'a Sampling,
-    /// What the sequence holds.
-    pub occurrences: &'a Occurrences,
-    /// In `[0, 1)`; see [`super::rng::uniform`].
-    pub uniform: f32,
-    /// How many of the likeliest tokens are wanted beside the picked one's log-probability.
-    pub logprobs: Option<u32>,
-}
-
 /// Picks from rows that do not depend on each other. What is picked from one is the same whatever lies
 /// beside it, and however many threads there are.
 #[derive(Debug)]
 pub struct Samplers {
-    crew: Option<Crew>,
     /// One per thread. Each locks its own, so none ever waits.
     shares: Vec<Mutex<Share>>,
 }
@@ -49,43 +32,42 @@ struct Share {
 impl Default for Samplers {
     /// On the calling thread alone.
     fn default() -> Self {
-        Self::new(None)
+        Self::new(1)
     }
 }
 
 impl Samplers {
-    /// With the threads of `crew`, or on the calling thread alone.
-    pub fn new(crew: Option<Crew>) -> Self {
-        let size = crew.as_ref().map_or(1, Crew::size);
-        Self { crew, shares: (0..size).map(|_| Mutex::default()).collect() }
+    /// For so many threads.
+    pub fn new(threads: usize) -> Self {
+        Self { shares: (0..threads.max(1)).map(|_| Mutex::default()).collect() }
     }
 
-    /// Picks a token for each job, and gives them in the order of the jobs. `forbidden` holds for all.
+    /// Picks a token for each job, with the threads of `crew` or on the calling one alone, and gives them in
+    /// the order of the jobs. `forbidden` holds for all.
     pub fn pick<'s>(
         &'s mut self,
+        crew: Option<&mut Crew>,
         jobs: &[Job<'_>],
         forbidden: &Forbidden,
     ) -> impl Iterator<Item = Result<Picked, PickFault>> + use<'s> {
         let logits: usize = jobs.iter().map(|job| job.row.len()).sum();
         let parts = (logits / WORTH_A_THREAD).min(jobs.len()).clamp(1, self.shares.len());
-        self.pick_in(parts, jobs, forbidden)
+        self.pick_in(crew, parts, jobs, forbidden)
     }
 
     fn pick_in<'s>(
         &'s mut self,
+        crew: Option<&mut Crew>,
         parts: usize,
         jobs: &[Job<'_>],
         forbidden: &Forbidden,
     ) -> impl Iterator<Item = Result<Picked, PickFault>> + use<'s> {
-        let Self { crew, shares } = self;
+        let shares = &mut self.shares;
         let work = |part: usize| {
             let jobs = &jobs[jobs.len() * part / parts..jobs.len() * (part + 1) / parts];
             let Share { sampler, picked } = &mut *shares[part].lock().unwrap_or_else(PoisonError::into_inner);
             picked.clear();
-            picked.extend(jobs.iter().map(|job| {
-                let Job { row, sampling, occurrences, uniform, logprobs } = *job;
-                sampler.pick_from(row, sampling, occurrences, forbidden, uniform, logprobs)
-            }));
+            picked.extend(jobs.iter().map(|job| sampler.pick_from(job, forbidden)));
         };
         match crew {
             Some(crew) if parts > 1 => crew.run(parts, &work),
@@ -105,7 +87,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sample::rng;
+    use crate::{
+        engine::Row,
+        request::Sampling,
+        sample::{Occurrences, rng},
+    };
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
@@ -133,6 +119,7 @@ mod tests {
                     row,
                     sampling: &sampling,
                     occurrences: &none,
+                    mask: None,
                     uniform: rng::uniform(seed, 3),
                     logprobs: Some(2),
                 })
@@ -140,20 +127,21 @@ mod tests {
             let all = Forbidden::default();
             let mut alone: Vec<_> = jobs
                 .iter()
-                .map(|job| Sampler::default().pick_from(job.row, &sampling, &none, &all, job.uniform, Some(2)))
+                .map(|job| Sampler::default().pick_from(job, &all))
                 .collect();
             if !jobs.is_empty() {
                 let rotation = rotation % jobs.len();
                 jobs.rotate_left(rotation);
                 alone.rotate_left(rotation);
             }
-            let crew = Crew::new(NonZeroUsize::new(size).unwrap(), "test").unwrap();
-            let mut samplers = Samplers::new(Some(crew));
+            let mut crew = Crew::new(NonZeroUsize::new(size).unwrap(), "test").unwrap();
+            let mut samplers = Samplers::new(size);
             for parts in 1..=size {
-                prop_assert_eq!(&samplers.pick_in(parts, &jobs, &all).collect::<Vec<_>>(), &alone);
+                let picked: Vec<_> = samplers.pick_in(Some(&mut crew), parts, &jobs, &all).collect();
+                prop_assert_eq!(&picked, &alone);
             }
-            prop_assert_eq!(&samplers.pick(&jobs, &all).collect::<Vec<_>>(), &alone);
-            prop_assert_eq!(&Samplers::default().pick(&jobs, &all).collect::<Vec<_>>(), &alone);
+            prop_assert_eq!(&samplers.pick(Some(&mut crew), &jobs, &all).collect::<Vec<_>>(), &alone);
+            prop_assert_eq!(&Samplers::default().pick(None, &jobs, &all).collect::<Vec<_>>(), &alone);
         }
     }
 
@@ -163,10 +151,17 @@ mod tests {
         let (good, bad) = (row(&[0.0, 2.0, 1.0]), row(&[0.0, f32::NAN, 1.0]));
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         let none = Occurrences::default();
-        let job = |row| Job { row, sampling: &greedy, occurrences: &none, uniform: 0.0, logprobs: None };
+        let job = |row| Job {
+            row,
+            sampling: &greedy,
+            occurrences: &none,
+            mask: None,
+            uniform: 0.0,
+            logprobs: None,
+        };
         let mut samplers = Samplers::default();
         let picked: Vec<_> = samplers
-            .pick(&[job(&good), job(&bad), job(&good)], &Forbidden::default())
+            .pick(None, &[job(&good), job(&bad), job(&good)], &Forbidden::default())
             .map(|it| it.map(|it| it.token))
             .collect();
         assert_eq!(picked, [Ok(1), Err(PickFault::NotANumber), Ok(1)]);

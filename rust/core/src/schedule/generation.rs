@@ -1,11 +1,14 @@
 //! One answer under way: its tokens, its text, and what became of it.
 
+use std::collections::VecDeque;
+
 use crate::{
+    constrain::Constraint,
     engine::{Limits, Row, Token, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
     request::{ValidRequest, nothing_allowed},
-    sample::{Forbidden, Job, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
+    sample::{Forbidden, Job, Mask, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
     schedule::admission::ANSWER_SHARE,
     speculate::Pays,
     text::answer::AnswerText,
@@ -53,6 +56,10 @@ pub struct Generation {
     tokens: Vec<Token>,
     occurrences: Occurrences,
     answer: AnswerText,
+    /// What the answer keeps to, as far as it has come.
+    constraint: Option<Constraint>,
+    /// What may come next, and behind each token of the draft that is being looked at.
+    masks: VecDeque<Mask>,
     /// Picked, but not yet part of a piece.
     unsent: Vec<PickedToken>,
     /// Tokens of prompt and answer that admission found room for.
@@ -68,6 +75,7 @@ impl Generation {
         let occurrences =
             if penalise(request.sampling()) { Occurrences::of(&tokens) } else { Occurrences::default() };
         let answer = request.answer();
+        let constraint = request.constraint().cloned();
         let mut generation = Self {
             id,
             age,
@@ -82,6 +90,8 @@ impl Generation {
             tokens,
             occurrences,
             answer,
+            constraint,
+            masks: VecDeque::new(),
             unsent: Vec::new(),
             promised: 0,
             candidates_pay: WORTH_CANDIDATES,
@@ -135,7 +145,9 @@ impl Generation {
 
     /// How many of the likeliest tokens suffice to pick the next one; 0: the row must be whole.
     pub fn candidates(&self, forbidden: &Forbidden, limits: &Limits) -> u32 {
-        if limits.max_candidates == 0 || self.candidates_pay == 0 {
+        // A mask may leave none of them.
+        let risky = self.constraint.is_some() && !limits.fetches;
+        if limits.max_candidates == 0 || self.candidates_pay == 0 || risky {
             return 0;
         }
         candidates_for(self.request.sampling(), self.request.logprobs(), forbidden, limits)
@@ -150,12 +162,39 @@ impl Generation {
         };
     }
 
+    /// Does what may come next depend on what came?
+    pub fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// How many tokens of a draft may follow.
+    pub fn admits(&mut self, draft: &[Token], vocabulary: &Vocabulary) -> usize {
+        let Some(constraint) = &mut self.constraint else { return draft.len() };
+        let ends = |token: &&Token| vocabulary.has(**token, attribute::END_OF_GENERATION);
+        let length = draft.iter().take_while(|token| !ends(token)).count();
+        // What fails here fails where the mask is needed, which is told.
+        constraint.admits(&draft[..length]).unwrap_or_default()
+    }
+
+    /// Computes what may come next, and what behind each token of a draft of which all are admitted.
+    pub fn compute_masks(&mut self, draft: &[Token]) -> Result<(), Fault> {
+        self.masks.clear();
+        let Some(constraint) = &mut self.constraint else { return Ok(()) };
+        self.masks.push_back(constraint.mask()?);
+        for &token in draft {
+            constraint.consume(token)?;
+            self.masks.push_back(constraint.mask()?);
+        }
+        constraint.rollback(draft.len())
+    }
+
     /// How the next token is picked from its row of logits.
     pub fn job<'a>(&'a self, row: &'a Row<'a>) -> Job<'a> {
         Job {
             row,
             sampling: self.request.sampling(),
             occurrences: &self.occurrences,
+            mask: self.masks.front(),
             uniform: rng::uniform(self.request.seed(), self.tokens.len() as u64),
             logprobs: self.request.logprobs(),
         }
@@ -181,14 +220,14 @@ impl Generation {
         }
     }
 
-    /// Takes the next token, and tells what that brings. `Some`: the answer is at its end, and all of its
-    /// text has been told.
+    /// Takes the next token, and tells what that brings. `Some`: the answer is at its end, and unless it
+    /// failed all of its text has been told.
     pub fn take(
         &mut self,
         picked: Picked,
         vocabulary: &Vocabulary,
         events: &mut Vec<(u64, Event)>,
-    ) -> Option<Finish> {
+    ) -> Option<Result<Finish, Fault>> {
         let token = picked.token;
         self.tokens.push(token);
         if penalise(self.request.sampling()) {
@@ -196,7 +235,13 @@ impl Generation {
         }
         if vocabulary.has(token, attribute::END_OF_GENERATION) && !self.request.ignore_eos() {
             self.flush(events);
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
+        }
+        self.masks.pop_front();
+        if let Some(constraint) = &mut self.constraint
+            && let Err(fault) = constraint.consume(token)
+        {
+            return Some(Err(fault));
         }
         self.unsent.push(named(picked, vocabulary));
         let bytes = vocabulary.token_bytes(token);
@@ -209,14 +254,14 @@ impl Generation {
             // Tokens that lie wholly in the stop string or behind it are no part of the answer.
             self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
             self.tell(text, self.unsent.len(), events);
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
         }
         if !text.is_empty() {
             self.tell(text, self.without_last(self.answer.held(), vocabulary), events);
         }
         if self.remaining() == 0 {
             self.flush(events);
-            return Some(Finish::Length);
+            return Some(Ok(Finish::Length));
         }
         None
     }

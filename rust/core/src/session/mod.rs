@@ -105,6 +105,8 @@ pub struct Session<E> {
     options: SessionOptions,
     forbidden: Forbidden,
     samplers: Samplers,
+    /// Who helps with picking and with masks.
+    crew: Option<Crew>,
     queue: Queue<Generation>,
     running: BTreeMap<SequenceId, Generation>,
     max_running: usize,
@@ -136,6 +138,7 @@ impl<E: StepEngine> Session<E> {
         Self {
             forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
             samplers: Samplers::default(),
+            crew: None,
             queue: Queue::new(options.queue_limit, options.queue_tokens),
             running: BTreeMap::new(),
             max_running: at_once.min(wanted).max(1) as usize,
@@ -163,10 +166,11 @@ impl<E: StepEngine> Session<E> {
         self
     }
 
-    /// Lets the threads of `crew` pick tokens where there are many to pick.
+    /// Lets the threads of `crew` help where there are many tokens to pick, or many masks to compute.
     #[must_use]
     pub fn with_crew(mut self, crew: Crew) -> Self {
-        self.samplers = Samplers::new(Some(crew));
+        self.samplers = Samplers::new(crew.size());
+        self.crew = Some(crew);
         self
     }
 

@@ -1,6 +1,9 @@
 //! What is proposed for answers, and what the rows of a step say of it: how many of the tokens were right.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use super::{Session, misbehaved};
 use crate::{
@@ -14,6 +17,9 @@ use crate::{
 
 /// Most tokens drafted for one request in one step.
 pub const MOST_DRAFTED: u32 = 16;
+
+/// Masks at once for which other threads are woken: one takes 50 us as a rule, and so does waking.
+const WORTH_A_CREW: usize = 3;
 
 /// Who came to an end, and how.
 type Ended = (SequenceId, Result<Finish, Fault>);
@@ -52,14 +58,57 @@ impl<E: StepEngine> Session<E> {
         }
         drafter.draft_all(&mut wants);
         let known = |token: &Token| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary.len());
-        asked
+        let mut drafts: BTreeMap<SequenceId, Vec<Token>> = asked
             .into_iter()
             .zip(wants)
             .filter_map(|(sequence, want)| {
                 let due = *want.tokens.last()?;
                 let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
-                let tokens: Vec<_> = std::iter::once(due).chain(draft).collect();
-                (tokens.len() > 1).then_some((sequence, tokens))
+                Some((sequence, std::iter::once(due).chain(draft).collect()))
+            })
+            .collect();
+        drafts.retain(|sequence, tokens| {
+            if let Some(generation) = self.running.get_mut(sequence) {
+                tokens.truncate(1 + generation.admits(&tokens[1..], &self.vocabulary));
+            }
+            tokens.len() > 1
+        });
+        drafts
+    }
+
+    /// Computes which tokens are admitted behind those of a step, while the engine works on it. Who cannot
+    /// go on is told by its fault.
+    pub(super) fn compute_masks(
+        &mut self,
+        shares: &[Share],
+        drafts: &BTreeMap<SequenceId, Vec<Token>>,
+        rows: &[u32],
+    ) -> BTreeMap<SequenceId, Fault> {
+        let due = |sequence: SequenceId| {
+            shares.iter().zip(rows).any(|(share, &rows)| share.sequence == sequence && rows > 0)
+        };
+        let all: Vec<_> = self
+            .running
+            .iter_mut()
+            .filter(|(sequence, it)| it.is_constrained() && due(**sequence))
+            .map(|(&sequence, it)| {
+                let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
+                Mutex::new((sequence, it, draft, Ok(())))
+            })
+            .collect();
+        let work = |part: usize| {
+            let (_, generation, draft, result) =
+                &mut *all[part].lock().unwrap_or_else(PoisonError::into_inner);
+            *result = generation.compute_masks(draft);
+        };
+        match &mut self.crew {
+            Some(crew) if all.len() >= WORTH_A_CREW => crew.run(all.len(), &work),
+            _ => (0..all.len()).for_each(work),
+        }
+        all.into_iter()
+            .filter_map(|it| {
+                let (sequence, _, _, result) = it.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Some((sequence, result.err()?))
             })
             .collect()
     }
@@ -74,6 +123,7 @@ impl<E: StepEngine> Session<E> {
         ticket: Ticket,
         events: &mut Vec<(u64, Event)>,
     ) -> Result<Result<Vec<Ended>, EngineFault>, EngineFault> {
+        let mut unmasked = self.compute_masks(shares, drafts, rows);
         let wanted = rows.iter().sum::<u32>() as usize;
         let width = self.limits().n_vocab as usize;
         let all = match self.sequences.collect(ticket, wanted) {
@@ -91,14 +141,19 @@ impl<E: StepEngine> Session<E> {
             let begin = next;
             next += rows as usize;
             if rows > 0
+                && !unmasked.contains_key(&share.sequence)
                 && let Some(generation) = self.running.get(&share.sequence)
             {
                 own.push((share.sequence, begin));
                 jobs.push(generation.job(&all[begin]));
             }
         }
-        let firsts: Vec<_> = self.samplers.pick(&jobs, &self.forbidden).collect();
-        let (mut ended, mut undecided) = (Vec::new(), Vec::new());
+        let firsts: Vec<_> = self.samplers.pick(self.crew.as_mut(), &jobs, &self.forbidden).collect();
+        let mut ended: Vec<Ended> = std::mem::take(&mut unmasked)
+            .into_iter()
+            .map(|(sequence, fault)| (sequence, Err(fault)))
+            .collect();
+        let mut undecided = Vec::new();
         for ((sequence, begin), first) in own.into_iter().zip(firsts) {
             let Some(generation) = self.running.get_mut(&sequence) else { continue };
             let draft = drafts.get(&sequence).map_or(&[][..], |it| &it[1..]);
@@ -109,7 +164,7 @@ impl<E: StepEngine> Session<E> {
                     generation.candidates_came(picked != Err(PickFault::Undecided));
                 }
                 let finish = match picked {
-                    Ok(picked) => generation.take(picked, &self.vocabulary, events).map(Ok),
+                    Ok(picked) => generation.take(picked, &self.vocabulary, events),
                     Err(PickFault::Undecided) if accepted == 0 => {
                         undecided.push((sequence, begin));
                         break;
@@ -128,7 +183,7 @@ impl<E: StepEngine> Session<E> {
                     // The proposal was right, so that the row behind it is of use.
                     accepted += 1;
                     let job = generation.job(&all[begin + accepted]);
-                    pick = self.samplers.pick(&[job], &self.forbidden).next();
+                    pick = self.samplers.pick(None, &[job], &self.forbidden).next();
                 }
                 looked_at += usize::from(proposed.is_some());
             }
@@ -167,9 +222,9 @@ impl<E: StepEngine> Session<E> {
             let what = format!("a whole row of {width} logits was due, and came otherwise");
             return Err(misbehaved(what, "engine.batch fetch"));
         }
-        let picked = self.samplers.pick(&[generation.job(&row)], &self.forbidden).next();
+        let picked = self.samplers.pick(None, &[generation.job(&row)], &self.forbidden).next();
         Ok(match picked {
-            Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events).map(Ok),
+            Some(Ok(picked)) => generation.take(picked, &self.vocabulary, events),
             Some(Err(fault)) => Some(Err(generation.unpickable(fault))),
             None => None,
         })

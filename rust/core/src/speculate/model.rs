@@ -8,7 +8,7 @@ use crate::{
         EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token, Vocabulary, attribute,
     },
     request::Sampling,
-    sample::{Forbidden, Occurrences, Sampler, candidates_for},
+    sample::{Forbidden, Job, Occurrences, Sampler, candidates_for},
 };
 
 /// Proposes what a small model finds likeliest, for all requests together in one pass per token.
@@ -213,7 +213,15 @@ impl<E: StepEngine> DraftModel<E> {
         writing.retain_mut(|it| {
             let Some(row) = rows.next() else { return false };
             let occurrences = Occurrences::default();
-            let picked = self.sampler.pick_from(row, &self.greedy, &occurrences, &self.forbidden, 0.0, None);
+            let job = Job {
+                row,
+                sampling: &self.greedy,
+                occurrences: &occurrences,
+                mask: None,
+                uniform: 0.0,
+                logprobs: None,
+            };
+            let picked = self.sampler.pick_from(&job, &self.forbidden);
             // Logits that are not numbers propose nothing, nor do candidates that do not decide.
             let Ok(picked) = picked else { return false };
             it.want.draft.push(picked.token);

@@ -3,12 +3,15 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    num::NonZeroUsize,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use crate::toy_engine::{BOS, Costs, EOS, POISON, Stages, ToyEngine, ToyTokenizer, limits, simulated};
 use llm_node_core::{
+    chat::conversation::{Format, Json},
+    constrain::{Prototype, Tables},
     engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
     event::{Event, Finish, PickedToken, Usage},
@@ -16,7 +19,23 @@ use llm_node_core::{
     session::{Session, SessionOptions},
     speculate::{Drafter, Lookup, Want},
 };
+use llm_node_cpu::Crew;
 use proptest::prelude::*;
+
+/// Forms that answers of the toy may have to keep to.
+static FORMS: LazyLock<Vec<Prototype>> = LazyLock::new(|| {
+    let tables = Tables::new(ToyTokenizer::new().vocabulary()).unwrap();
+    let schema = r#"{"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 6}, "numbers": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
+    }, "required": ["name", "numbers"]}"#;
+    let forms = [
+        Format::Object,
+        Format::Schema { schema: Json::new(schema).unwrap(), strict: true },
+        Format::Regex("[a-f]{3,30}(x|[0-9]{4,8})?".into()),
+        Format::Lark("start: \"abc\" /[a-d]/{2,9} <|turn|> \"f\"".into()),
+    ];
+    forms.iter().map(|form| tables.compile(form).unwrap()).collect()
+});
 
 fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
     Request {
@@ -136,8 +155,20 @@ fn alone(request: &ValidRequest) -> Answer {
 #[derive(Clone, Debug)]
 struct Job {
     request: Request,
+    /// Which of the forms its answer has.
+    form: Option<usize>,
     arrives: usize,
     cancelled: Option<usize>,
+}
+
+impl Job {
+    fn valid(&self, limits: &Limits) -> ValidRequest {
+        let request = valid(self.request.clone(), limits);
+        match self.form {
+            Some(form) => request.constrained(FORMS[form].constraint()),
+            None => request,
+        }
+    }
 }
 
 fn sampling() -> impl Strategy<Value = Sampling> {
@@ -168,18 +199,27 @@ fn job() -> impl Strategy<Value = Job> {
     let stop = prop::collection::vec("[a-f]{1,2}", 0..2);
     (
         (prompt, 0u32..40, sampling(), stop),
-        (any::<bool>(), prop_oneof![3 => Just(None), 1 => (0u32..3).prop_map(Some)]),
+        (
+            any::<bool>(),
+            prop_oneof![3 => Just(None), 1 => (0u32..3).prop_map(Some)],
+            prop_oneof![2 => Just(None), 1 => (0..FORMS.len()).prop_map(Some)],
+        ),
         (0usize..30, prop_oneof![3 => Just(None), 1 => (0usize..40).prop_map(Some)], 0u64..4),
     )
         .prop_map(
-            |((prompt, max_tokens, sampling, stop), (ignore_eos, logprobs), (arrives, cancelled, source))| {
+            |(
+                (prompt, max_tokens, sampling, stop),
+                (ignore_eos, logprobs, form),
+                (arrives, cancelled, source),
+            )| {
                 Job {
+                    form,
                     request: Request {
                         prompt: Prompt::Tokens(prompt),
                         max_tokens: Some(max_tokens),
                         sampling,
                         stop,
-                        ignore_eos,
+                        ignore_eos: ignore_eos && form.is_none(),
                         logprobs,
                         source,
                     },
@@ -270,6 +310,7 @@ struct Ways {
     boast: u64,
     copies_whole: bool,
     drafts: usize,
+    crew: usize,
     stages: Stages,
 }
 
@@ -281,13 +322,18 @@ fn stages() -> impl Strategy<Value = Stages> {
 fn ways() -> impl Strategy<Value = Ways> {
     (
         (1u32..40, any::<bool>(), 0u32..6, any::<bool>()),
-        (prop_oneof![Just(0u64), Just(1000u64)], any::<bool>(), 0usize..3),
+        (
+            prop_oneof![Just(0u64), Just(1000u64)],
+            any::<bool>(),
+            0usize..3,
+            prop_oneof![Just(1usize), Just(8)],
+        ),
         stages(),
     )
         .prop_map(
             |(
                 (prefill_tokens, keep_prefixes, max_running, restless),
-                (boast, copies_whole, drafts),
+                (boast, copies_whole, drafts, crew),
                 stages,
             )| Ways {
                 prefill_tokens,
@@ -297,6 +343,7 @@ fn ways() -> impl Strategy<Value = Ways> {
                 boast,
                 copies_whole,
                 drafts,
+                crew,
                 stages,
             },
         )
@@ -311,7 +358,7 @@ proptest! {
         limits in tight_limits(),
         ways in ways(),
     ) {
-        let plain: Vec<_> = jobs.iter().map(|it| alone(&valid(it.request.clone(), &limits))).collect();
+        let plain: Vec<_> = jobs.iter().map(|it| alone(&it.valid(&limits))).collect();
         let options = SessionOptions {
             prefill_tokens: ways.prefill_tokens,
             keep_prefixes: ways.keep_prefixes,
@@ -329,7 +376,8 @@ proptest! {
             // Then it has to give what was asked for.
             engine.stages.most = 0;
         }
-        let mut session = hosting(engine, options);
+        let crew = Crew::new(NonZeroUsize::new(ways.crew).unwrap(), "test").unwrap();
+        let mut session = hosting(engine, options).with_crew(crew);
         session = match ways.drafts {
             0 => session,
             1 => session.with_drafter(Box::new(Lookup::default())),
@@ -346,7 +394,7 @@ proptest! {
         loop {
             for (id, job) in (0..).zip(&jobs) {
                 if job.arrives == steps {
-                    session.submit(id, valid(job.request.clone(), &limits)).unwrap();
+                    session.submit(id, job.valid(&limits)).unwrap();
                 }
                 if job.cancelled == Some(steps) {
                     session.cancel(id, &mut events);
@@ -378,6 +426,57 @@ proptest! {
             }
             prop_assert!(begins_alike(&alone.logprobs(), &answer.logprobs()));
         }
+    }
+}
+
+/// Answers do keep to their form, to the end where they have room, with and without drafts; and drafts of what
+/// is not admitted cost nothing but themselves.
+#[test]
+fn answers_keep_to_their_form() {
+    let limits = limits();
+    for (form, prototype) in FORMS.iter().enumerate() {
+        for seed in 0..8 {
+            let mut request = request(vec![BOS, 0x61 + seed], 200);
+            request.sampling = Sampling { seed: Some(seed as u64), temperature: 1.0, ..Sampling::default() };
+            let request = valid(request, &limits).constrained(prototype.constraint());
+            let plain = alone(&request);
+            let (finish, _) = plain.ending.clone().unwrap().unwrap();
+            let mut constraint = prototype.constraint();
+            for token in &plain.tokens {
+                assert!(constraint.mask().unwrap().admits(token.id));
+                constraint.consume(token.id).unwrap();
+            }
+            assert_eq!(finish == Finish::Stop, constraint.is_accepting().unwrap(), "{form} {}", plain.text);
+            let answers = vec![
+                vec![BOS, 0x61 + seed]
+                    .into_iter()
+                    .chain(plain.tokens.iter().map(|it| it.id))
+                    .collect::<Vec<_>>(),
+            ];
+            let mut session = session(limits.clone(), SessionOptions::default())
+                .with_drafter(Box::new(Guesser { answers, turn: 0 }));
+            let drafted = run(&mut session, vec![request]).remove(&0).unwrap();
+            assert_eq!(drafted.content(), plain.content());
+            assert!(drafted.guessed.1 > 0, "{drafted:?}");
+        }
+    }
+}
+
+/// A grammar that takes too much at one place ends its request, and no other.
+#[test]
+fn a_grammar_that_takes_too_much_costs_its_request_alone() {
+    let tables = Tables::new(ToyTokenizer::new().vocabulary()).unwrap();
+    let form = Format::Regex("a(.*a.*b.*c.*d.*e.*f.*g.*h.*){6,60}".into());
+    let Ok(prototype) = tables.compile(&form) else { return };
+    let limits = limits();
+    let good = valid(request(vec![BOS, 0x61], 60), &limits).constrained(FORMS[0].constraint());
+    let free = valid(request(vec![BOS, 0x63], 60), &limits);
+    let bad = valid(request(vec![BOS, 0x62], 240), &limits).constrained(prototype.constraint());
+    let mut session = session(limits, SessionOptions::default());
+    let answers = run(&mut session, vec![good.clone(), bad, free.clone()]);
+    assert_eq!([&answers[&0], &answers[&2]], [&alone(&good), &alone(&free)]);
+    if let Some(Err(fault)) = &answers[&1].ending {
+        assert_eq!(fault.code, ErrorCode::UnsupportedParameter, "{fault}");
     }
 }
 

@@ -13,7 +13,7 @@ use llm_node_core::{
         Vocabulary,
     },
     request::Sampling,
-    sample::{Forbidden, Occurrences, Sampler},
+    sample::{Forbidden, Job, Occurrences, Sampler},
     speculate::{DraftModel, Drafter, Want},
 };
 use proptest::prelude::*;
@@ -103,7 +103,15 @@ fn greedy(tokens: &[Token], most: usize) -> Vec<Token> {
         let ticket = engine.step(&[slice]).unwrap();
         let rows = engine.collect(ticket, 1).unwrap();
         let occurrences = Occurrences::default();
-        let picked = Sampler::default().pick_from(&rows[0], &sampling, &occurrences, &forbidden, 0.0, None);
+        let job = Job {
+            row: &rows[0],
+            sampling: &sampling,
+            occurrences: &occurrences,
+            mask: None,
+            uniform: 0.0,
+            logprobs: None,
+        };
+        let picked = Sampler::default().pick_from(&job, &forbidden);
         match picked {
             Ok(picked) => text.push(picked.token),
             Err(_) => break,

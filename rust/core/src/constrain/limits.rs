@@ -1,0 +1,35 @@
+//! How large what a client sends may be. Compile time grows with these counts, and nothing can stop a
+//! compilation; the figures keep it well below its deadline.
+
+use llguidance::api::ParserLimits;
+
+/// Bytes of one schema or grammar.
+pub const MAX_BYTES: usize = 256 << 10;
+/// Schemas within each other; and through references, which are compiled where they are first met.
+pub(super) const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH_THROUGH_REFERENCES: usize = 256;
+/// Schemas in all, those behind references once.
+pub(super) const MAX_NODES: usize = 20_000;
+/// Properties of one object that may be left out: what they cost grows with their square.
+pub(super) const MAX_OPTIONAL: usize = 1000;
+/// Combinations that have to be tried where alternatives meet.
+pub(super) const MAX_COMBINATIONS: usize = 2000;
+/// Values in all lists of allowed values together.
+pub(super) const MAX_VALUES: usize = 10_000;
+/// Bytes of a regular expression.
+pub(super) const MAX_PATTERN: usize = 4 << 10;
+/// Up to here every whole number is a number of its own in double precision.
+pub(super) const MAX_EXACT: u64 = 1 << 53;
+
+/// What llguidance may spend. None of it goes by time: an answer must not depend on how busy the machine
+/// is.
+pub(super) fn parser() -> ParserLimits {
+    ParserLimits {
+        step_lexer_fuel: 50_000,
+        step_max_items: 20_000,
+        // 1 to 2 KB each.
+        max_lexer_states: 30_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}

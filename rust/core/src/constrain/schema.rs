@@ -1,0 +1,775 @@
+//! Which parts of a JSON schema are enforced, and the schema that consists of these alone.
+//!
+//! llguidance says which keyword it does not know, and not where; what a hostile reference or its own
+//! options in a client's schema do to it is worse. So it never sees a client's schema: it sees one in which
+//! references point to one flat list, keywords that say nothing are gone, and every other keyword is known
+//! to be enforced.
+//!
+//! What cannot be enforced is refused with keyword and place where a client was promised enforcement
+//! (`strict`). Elsewhere it is left out, so that the grammar admits more and never less, and is told.
+
+use std::collections::HashMap;
+
+use llguidance::{derivre::RegexBuilder, regex_to_lark};
+use serde_json::{Map, Value, json};
+
+use super::{formats, guarded, limits};
+use crate::error::{ErrorCode, Fault};
+
+/// A schema of which every keyword is enforced.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Enforced {
+    pub(super) schema: Value,
+    /// JSON pointers to the keywords that were left out.
+    pub(super) relaxed: Vec<String>,
+}
+
+const TYPES: [&str; 7] = ["null", "boolean", "number", "integer", "string", "array", "object"];
+/// Keywords that say something of one type alone. Without a type they stand for alternatives.
+const TYPED: [&str; 17] = [
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "required",
+    "minProperties",
+    "maxProperties",
+    "items",
+    "prefixItems",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "multipleOf",
+];
+/// Keywords that can be dropped from what is compiled, where llguidance turns out not to compile them, in
+/// the order in which that is tried.
+const DOUBTFUL: [&[&str]; 3] = [
+    &["oneOf"],
+    &["oneOf", "patternProperties", "pattern", "format", "multipleOf", "minProperties", "maxProperties"],
+    &[
+        "oneOf",
+        "patternProperties",
+        "pattern",
+        "format",
+        "multipleOf",
+        "minProperties",
+        "maxProperties",
+        "allOf",
+        "enum",
+        "const",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+    ],
+];
+
+/// What of `schema` can be enforced, as `compiles` says: it is asked whether llguidance takes a schema, and
+/// gives its words where not.
+pub(super) fn enforced<T>(
+    schema: &Value,
+    strict: bool,
+    compiles: impl Fn(&Value) -> Result<T, String>,
+) -> Result<(T, Vec<String>), Fault> {
+    let walk = |strict, doubtful| Walk::new(schema, strict, doubtful).run();
+    let because = |fault: Fault, why: &str| Fault { message: format!("{fault}: {why}"), ..fault };
+    let mut why = String::new();
+    let first = match walk(strict, &[]) {
+        Ok(Enforced { schema, relaxed }) => match compiles(&schema) {
+            Ok(it) => return Ok((it, relaxed)),
+            Err(message) => {
+                why.clone_from(&message);
+                because(
+                    Fault::new(ErrorCode::UnsupportedParameter, "the schema cannot be enforced"),
+                    &message,
+                )
+            }
+        },
+        Err(fault) if strict => return Err(fault),
+        Err(fault) => fault,
+    };
+    for doubtful in DOUBTFUL {
+        let Ok(Enforced { schema, relaxed }) = walk(false, doubtful) else { continue };
+        let Ok(it) = compiles(&schema) else { continue };
+        if strict {
+            // The first of those keywords is to blame, or as good as any.
+            return Err(walk(true, doubtful).err().map_or(first, |fault| because(fault, &why)));
+        }
+        return Ok((it, relaxed));
+    }
+    if strict {
+        return Err(first);
+    }
+    match compiles(&json!({ "type": "object" })) {
+        Ok(it) => Ok((it, vec!["#".to_owned()])),
+        Err(_) => Err(first),
+    }
+}
+
+/// A compiled part of a schema.
+struct Node {
+    schema: Value,
+    /// Into how many alternatives llguidance takes it apart.
+    alternatives: usize,
+}
+
+/// Where in the document a schema stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// As a JSON pointer behind `#`.
+    pointer: &'a str,
+    /// What `#` means here: the document, or an embedded one with an `$id` of its own.
+    base: &'a str,
+    depth: usize,
+    /// Schemas that lead here, those behind references included.
+    chain: usize,
+    /// Is it one of several that hold together? Then it cannot say that what it does not know is forbidden.
+    shared: bool,
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    strict: bool,
+    /// Keywords that count as not enforceable.
+    doubtful: &'a [&'a str],
+    /// Before 2019-09 nothing counts beside a reference.
+    lonely_references: bool,
+    relaxed: Vec<String>,
+    nodes: usize,
+    values: usize,
+    /// Where each schema behind a reference stands in `definitions`, by its place and whether it is shared.
+    known: HashMap<(String, bool), usize>,
+    definitions: Vec<Option<Node>>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(root: &'a Value, strict: bool, doubtful: &'a [&'a str]) -> Self {
+        let draft = root.get("$schema").and_then(Value::as_str).unwrap_or_default();
+        Self {
+            root,
+            strict,
+            doubtful,
+            lonely_references: ["draft-03", "draft-04", "draft-06", "draft-07"]
+                .iter()
+                .any(|old| draft.contains(old)),
+            relaxed: Vec::new(),
+            nodes: 0,
+            values: 0,
+            known: HashMap::new(),
+            definitions: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Result<Enforced, Fault> {
+        let place = Place { pointer: "", base: "", depth: 0, chain: 0, shared: false };
+        let root = self.schema(self.root, place)?;
+        self.no_circles(&root.schema)?;
+        let definitions: Map<String, Value> = self
+            .definitions
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, node)| Some((index.to_string(), node?.schema)))
+            .collect();
+        let schema = match root.schema {
+            Value::Object(mut map) if !definitions.is_empty() => {
+                map.insert("$defs".to_owned(), Value::Object(definitions));
+                Value::Object(map)
+            }
+            other => other,
+        };
+        Ok(Enforced { schema, relaxed: self.relaxed })
+    }
+
+    fn schema(&mut self, value: &Value, place: Place<'_>) -> Result<Node, Fault> {
+        self.nodes += 1;
+        if self.nodes > limits::MAX_NODES {
+            return Err(beyond(place, &format!("the schema has more than {} parts", limits::MAX_NODES)));
+        }
+        if place.depth > limits::MAX_DEPTH || place.chain > limits::MAX_DEPTH_THROUGH_REFERENCES {
+            return Err(beyond(place, "the schema is nested too deeply"));
+        }
+        match value {
+            Value::Bool(_) => Ok(Node { schema: value.clone(), alternatives: 1 }),
+            Value::Object(map) => self.object(map, place),
+            _ if self.strict => Err(invalid(place, "a schema must be an object or a boolean")),
+            _ => {
+                self.relaxed.push(format!("#{}", place.pointer));
+                Ok(Node { schema: Value::Bool(true), alternatives: 1 })
+            }
+        }
+    }
+
+    fn object(&mut self, map: &Map<String, Value>, place: Place<'_>) -> Result<Node, Fault> {
+        let mut out = Map::new();
+        let embedded = map.get("$id").is_some_and(Value::is_string) && !place.pointer.is_empty();
+        let place = Place { base: if embedded { place.pointer } else { place.base }, ..place };
+        let parts = ["$ref", "anyOf", "oneOf", "allOf", "properties", "patternProperties"];
+        let together = parts.iter().filter(|it| map.contains_key(**it)).count() > 1;
+        let part = Place { shared: place.shared || together, ..place };
+        let typeless = !map.contains_key("type") && TYPED.iter().any(|it| map.contains_key(*it));
+        let mut combinations = if typeless { TYPES.len() - 1 } else { 1 };
+        for (key, value) in map {
+            if self.lonely_references && map.contains_key("$ref") && key != "$ref" {
+                continue;
+            }
+            if self.doubtful.contains(&key.as_str()) && key != "oneOf" {
+                self.leave_out(key, place)?;
+                continue;
+            }
+            let alternatives = match key.as_str() {
+                "type" => self.types(value, place, &mut out)?,
+                "enum" | "const" => self.constants(key, value, place, &mut out)?,
+                "$ref" => self.reference(value, part, &mut out)?,
+                "allOf" | "anyOf" | "oneOf" => self.alternatives(key, value, part, &mut out)?,
+                "properties" | "patternProperties" => {
+                    self.properties(key, value, place, &mut out)?;
+                    1
+                }
+                "additionalProperties" => {
+                    self.child(key, value, place, &mut out)?;
+                    1
+                }
+                "items" | "prefixItems" | "additionalItems" => {
+                    self.items(key, value, map, place, &mut out)?;
+                    1
+                }
+                "required" => {
+                    self.required(value, place, &mut out)?;
+                    1
+                }
+                "minItems" | "maxItems" | "minLength" | "maxLength" | "minProperties" | "maxProperties" => {
+                    self.count(key, value, place, &mut out)?;
+                    1
+                }
+                "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf" => {
+                    self.number(key, value, map, place, &mut out)?;
+                    1
+                }
+                "pattern" => {
+                    let usable = value.as_str().is_some_and(is_usable_pattern);
+                    self.keep_if(usable, key, value, place, &mut out)?;
+                    1
+                }
+                "format" => {
+                    // It says something about strings alone.
+                    if may_be(map, "string") {
+                        match value.as_str().and_then(formats::schema) {
+                            Some(schema) => both(&mut out, "allOf", vec![schema]),
+                            None => self.leave_out(key, place)?,
+                        }
+                    }
+                    1
+                }
+                "not" => {
+                    match value {
+                        Value::Bool(false) => {}
+                        Value::Bool(true) => return Ok(Node { schema: Value::Bool(false), alternatives: 1 }),
+                        _ => self.leave_out(key, place)?,
+                    }
+                    1
+                }
+                "unevaluatedProperties" => {
+                    // Where nothing else says what properties there are, it is like `additionalProperties`.
+                    let others = ["$ref", "anyOf", "oneOf", "allOf", "if"];
+                    let alone = !place.shared && !others.iter().any(|it| map.contains_key(*it));
+                    let closes = alone && value == &Value::Bool(false);
+                    if !closes && !admits_all(value) {
+                        self.leave_out(key, place)?;
+                    } else if closes && !map.contains_key("additionalProperties") {
+                        out.insert("additionalProperties".to_owned(), Value::Bool(false));
+                    }
+                    1
+                }
+                _ => {
+                    if !says_nothing(key, value, map) {
+                        self.leave_out(key, place)?;
+                    }
+                    1
+                }
+            };
+            combinations = combinations.saturating_mul(alternatives.max(1));
+            if combinations > limits::MAX_COMBINATIONS && alternatives < combinations {
+                let what = format!(
+                    "{key:?} has to be combined with what stands beside it in more than {} ways",
+                    limits::MAX_COMBINATIONS
+                );
+                return Err(beyond(place, &what));
+            }
+        }
+        self.whole_object(map, place, together, &mut out)?;
+        Ok(Node { schema: Value::Object(out), alternatives: combinations })
+    }
+
+    /// What has to be seen together.
+    fn whole_object(
+        &mut self,
+        map: &Map<String, Value>,
+        place: Place<'_>,
+        together: bool,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        // Without what it is in addition to, it would forbid more than the client did.
+        let lost = |key: &str| map.contains_key(key) && !out.contains_key(key);
+        if lost("properties") || lost("patternProperties") {
+            out.remove("additionalProperties");
+        }
+        if map.contains_key("prefixItems") && !out.contains_key("prefixItems") {
+            out.remove("items");
+        }
+        let silent = ["additionalProperties", "unevaluatedProperties", "patternProperties"]
+            .iter()
+            .all(|key| !map.contains_key(*key));
+        let alone = !together && !place.shared;
+        if alone && self.strict && silent && out.contains_key("properties") {
+            out.insert("additionalProperties".to_owned(), Value::Bool(false));
+        }
+        let optional = optional(out);
+        if optional > limits::MAX_OPTIONAL {
+            let what = format!("{optional} properties may be left out, and {} can", limits::MAX_OPTIONAL);
+            return Err(beyond(place, &what));
+        }
+        let of = |key: &str| out.get(key).and_then(Value::as_u64);
+        let (least, most) = (of("minProperties").unwrap_or(0), of("maxProperties"));
+        let required = out.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
+        let free = out.get("additionalProperties") != Some(&Value::Bool(false));
+        let one_of_them =
+            !free && least <= 1 && most.unwrap_or(1) == 1 && !out.contains_key("patternProperties");
+        // A key that comes twice counts once, and no grammar sees to it that it does not.
+        let countable = if optional > 0 { one_of_them } else { least <= required + 1 };
+        for key in ["minProperties", "maxProperties"] {
+            if out.contains_key(key) && !countable {
+                out.remove(key);
+                self.leave_out(key, place)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn child(
+        &mut self,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let pointer = format!("{}/{key}", place.pointer);
+        let node = self.schema(value, place.within(&pointer))?;
+        out.insert(key.to_owned(), node.schema);
+        Ok(())
+    }
+
+    fn types(
+        &mut self,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<usize, Fault> {
+        let all = match value {
+            Value::String(_) => std::slice::from_ref(value),
+            Value::Array(all) => all,
+            _ => &[],
+        };
+        let known = !all.is_empty() && all.iter().all(|it| it.as_str().is_some_and(|it| TYPES.contains(&it)));
+        self.keep_if(known, "type", value, place, out)?;
+        Ok(all.len())
+    }
+
+    fn constants(
+        &mut self,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<usize, Fault> {
+        let count = if key == "const" { 1 } else { value.as_array().map_or(0, Vec::len) };
+        self.values += count;
+        if self.values > limits::MAX_VALUES {
+            return Err(beyond(place, &format!("the schema lists more than {} values", limits::MAX_VALUES)));
+        }
+        self.keep_if(count > 0 && is_exact(value), key, value, place, out)?;
+        Ok(count)
+    }
+
+    fn alternatives(
+        &mut self,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<usize, Fault> {
+        let Some(all) = value.as_array().filter(|it| !it.is_empty()) else {
+            self.keep_if(false, key, value, place, out)?;
+            return Ok(1);
+        };
+        let shared = place.shared || (key == "allOf" && all.len() > 1);
+        let mut nodes = Vec::with_capacity(all.len());
+        let mut count = usize::from(key == "allOf");
+        for (index, value) in all.iter().enumerate() {
+            let pointer = format!("{}/{key}/{index}", place.pointer);
+            let node = self.schema(value, Place { shared, ..place }.within(&pointer))?;
+            if key == "allOf" {
+                count = count.saturating_mul(node.alternatives);
+                if count > limits::MAX_COMBINATIONS {
+                    let what = format!(
+                        "what is in \"allOf\" has to be combined in more than {} ways",
+                        limits::MAX_COMBINATIONS
+                    );
+                    return Err(beyond(place, &what));
+                }
+            } else {
+                count = count.saturating_add(node.alternatives);
+            }
+            nodes.push(node.schema);
+        }
+        let mut key = key;
+        if key == "oneOf" && self.doubtful.contains(&key) && nodes.len() > 1 {
+            self.leave_out(key, place)?;
+            // "At least one of them" admits more.
+            key = "anyOf";
+        }
+        both(out, key, nodes);
+        Ok(count)
+    }
+
+    fn properties(
+        &mut self,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let Some(all) = value.as_object() else { return self.keep_if(false, key, value, place, out) };
+        if key == "patternProperties" && !all.keys().all(|it| is_usable_pattern(it)) {
+            return self.leave_out(key, place);
+        }
+        let mut schemas = Map::new();
+        for (name, value) in all {
+            let pointer = format!("{}/{key}/{}", place.pointer, escaped(name));
+            let node = self.schema(value, Place { shared: false, ..place }.within(&pointer))?;
+            schemas.insert(name.clone(), node.schema);
+        }
+        out.insert(key.to_owned(), Value::Object(schemas));
+        Ok(())
+    }
+
+    fn items(
+        &mut self,
+        key: &str,
+        value: &Value,
+        map: &Map<String, Value>,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let place = Place { shared: false, ..place };
+        // Before 2020-12 a list stood in `items`, and `additionalItems` was for what came behind it.
+        let is_list = |key: &str| map.get(key).is_some_and(Value::is_array);
+        match (key, value) {
+            ("additionalItems", _) if !is_list("items") => Ok(()),
+            ("additionalItems", _) => {
+                let pointer = format!("{}/{key}", place.pointer);
+                let node = self.schema(value, place.within(&pointer))?;
+                out.insert("items".to_owned(), node.schema);
+                Ok(())
+            }
+            ("items" | "prefixItems", Value::Array(all)) => {
+                let mut nodes = Vec::with_capacity(all.len());
+                for (index, value) in all.iter().enumerate() {
+                    let pointer = format!("{}/{key}/{index}", place.pointer);
+                    nodes.push(self.schema(value, place.within(&pointer))?.schema);
+                }
+                out.insert("prefixItems".to_owned(), Value::Array(nodes));
+                Ok(())
+            }
+            ("prefixItems", _) => self.keep_if(false, key, value, place, out),
+            _ => self.child(key, value, place, out),
+        }
+    }
+
+    fn required(
+        &mut self,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let names = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+        // `required: false` beside a property, as OpenAPI 2 and draft 3 have it, says nothing.
+        if value == &Value::Bool(false) {
+            return Ok(());
+        }
+        self.keep_if(names, "required", value, place, out)
+    }
+
+    fn count(
+        &mut self,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let whole = |it: f64| (it >= 0.0 && it.fract() == 0.0 && it < 1e9).then_some(it as u64);
+        let Some(count) = value.as_f64().and_then(whole) else {
+            return self.keep_if(false, key, value, place, out);
+        };
+        if key.starts_with("max") || count > 0 {
+            out.insert(key.to_owned(), Value::from(count));
+        }
+        Ok(())
+    }
+
+    fn number(
+        &mut self,
+        key: &str,
+        value: &Value,
+        map: &Map<String, Value>,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        // Draft 4 had a boolean beside the limit.
+        let limit = match (key, value) {
+            ("exclusiveMinimum", Value::Bool(is)) => (*is).then(|| map.get("minimum")),
+            ("exclusiveMaximum", Value::Bool(is)) => (*is).then(|| map.get("maximum")),
+            _ => Some(Some(value)),
+        };
+        let Some(Some(limit)) = limit else { return Ok(()) };
+        let usable = limit.as_f64().is_some_and(|it| key != "multipleOf" || it > 0.0) && is_exact(limit);
+        self.keep_if(usable, key, limit, place, out)
+    }
+
+    fn keep_if(
+        &mut self,
+        can: bool,
+        key: &str,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<(), Fault> {
+        if !can {
+            return self.leave_out(key, place);
+        }
+        out.insert(key.to_owned(), value.clone());
+        Ok(())
+    }
+
+    fn leave_out(&mut self, key: &str, place: Place<'_>) -> Result<(), Fault> {
+        if self.strict {
+            let message = format!("{key:?} at #{} cannot be enforced", place.pointer);
+            return Err(Fault::new(ErrorCode::UnsupportedParameter, message));
+        }
+        self.relaxed.push(format!("#{}/{key}", place.pointer));
+        Ok(())
+    }
+
+    fn reference(
+        &mut self,
+        value: &Value,
+        place: Place<'_>,
+        out: &mut Map<String, Value>,
+    ) -> Result<usize, Fault> {
+        let Some((target, pointer, base)) = value.as_str().and_then(|it| self.resolve(it, place.base)) else {
+            self.leave_out("$ref", place)?;
+            return Ok(1);
+        };
+        let key = (pointer, place.shared);
+        let index = if let Some(&index) = self.known.get(&key) {
+            index
+        } else {
+            let index = self.definitions.len();
+            self.definitions.push(None);
+            self.known.insert(key.clone(), index);
+            let inside = Place { pointer: &key.0, base: &base, depth: 0, chain: place.chain + 1, ..place };
+            let node = self.schema(target, inside)?;
+            self.definitions[index] = Some(node);
+            index
+        };
+        out.insert("$ref".to_owned(), Value::String(format!("#/$defs/{index}")));
+        Ok(self.definitions[index].as_ref().map_or(1, |it| it.alternatives))
+    }
+
+    /// What a reference means within the document, with its place and what `#` means there.
+    fn resolve(&self, reference: &str, base: &str) -> Option<(&'a Value, String, String)> {
+        let root: &'a Value = self.root;
+        let own = root.get("$id").and_then(Value::as_str).unwrap_or_default().trim_end_matches('#');
+        let (document, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let start = if document.is_empty() {
+            base.to_owned()
+        } else if document == own {
+            String::new()
+        } else {
+            find(root, "$id", document, true)?
+        };
+        let fragment = percent_decoded(fragment)?;
+        if !fragment.is_empty() && !fragment.starts_with('/') {
+            let at = find(root.pointer(&start)?, "$anchor", &fragment, false)?;
+            let pointer = start.clone() + &at;
+            return Some((root.pointer(&pointer)?, pointer, start));
+        }
+        let pointer = start.clone() + &fragment;
+        // An embedded document on the way is what `#` means from there on.
+        let mut inner = start;
+        for (end, _) in pointer.match_indices('/').chain([(pointer.len(), "")]) {
+            if end > inner.len() && root.pointer(&pointer[..end])?.get("$id").is_some_and(Value::is_string) {
+                pointer[..end].clone_into(&mut inner);
+            }
+        }
+        Some((root.pointer(&pointer)?, pointer, inner))
+    }
+
+    /// Refuses references that lead to themselves and say nothing on the way.
+    fn no_circles(&self, root: &Value) -> Result<(), Fault> {
+        let next = |schema: &Value| {
+            let map = schema.as_object().filter(|it| it.len() == 1)?;
+            map.get("$ref")?.as_str()?.rsplit('/').next()?.parse::<usize>().ok()
+        };
+        let definitions = self.definitions.iter().flatten().map(|it| &it.schema);
+        for schema in definitions.chain([root]) {
+            let mut at = next(schema);
+            for _ in 0..=self.definitions.len() {
+                let Some(index) = at else { break };
+                at = self.definitions.get(index).and_then(Option::as_ref).and_then(|it| next(&it.schema));
+            }
+            if let Some(index) = at {
+                let pointer = self.known.iter().find(|it| *it.1 == index).map_or("", |it| it.0.0.as_str());
+                let message = format!("\"$ref\" at #{pointer} leads back to itself");
+                return Err(Fault::new(ErrorCode::UnsupportedParameter, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Place<'a> {
+    fn within<'b>(self, pointer: &'b str) -> Place<'b>
+    where
+        'a: 'b,
+    {
+        Place { pointer, depth: self.depth + 1, chain: self.chain + 1, ..self }
+    }
+}
+
+/// Adds a list of schemas to what holds already.
+fn both(out: &mut Map<String, Value>, key: &str, nodes: Vec<Value>) {
+    match out.get_mut(key) {
+        Some(Value::Array(all)) if key == "allOf" => all.extend(nodes),
+        Some(_) => both(out, "allOf", vec![json!({ key: nodes })]),
+        None => {
+            out.insert(key.to_owned(), Value::Array(nodes));
+        }
+    }
+}
+
+/// Properties that may be left out.
+fn optional(schema: &Map<String, Value>) -> usize {
+    let required: std::collections::HashSet<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let names = schema.get("properties").and_then(Value::as_object);
+    names.map_or(0, |it| it.keys().filter(|name| !required.contains(name.as_str())).count())
+}
+
+/// May an instance be of this type?
+fn may_be(schema: &Map<String, Value>, kind: &str) -> bool {
+    match schema.get("type") {
+        Some(Value::String(only)) => only == kind,
+        Some(Value::Array(all)) => all.iter().any(|it| it == kind),
+        _ => true,
+    }
+}
+
+/// Annotations, keywords that nobody knows, and those that need no looking after: they admit everything.
+fn says_nothing(key: &str, value: &Value, schema: &Map<String, Value>) -> bool {
+    let has = |key: &str| schema.contains_key(key);
+    let is = |it: bool| value == &Value::Bool(it);
+    let empty = value.as_object().is_some_and(Map::is_empty);
+    match key {
+        "if" => !has("then") && !has("else"),
+        "then" | "else" => !has("if"),
+        "minContains" | "maxContains" => !has("contains"),
+        "uniqueItems" => is(false) || schema.get("maxItems").and_then(Value::as_u64).is_some_and(|it| it < 2),
+        "unevaluatedItems" | "propertyNames" => admits_all(value),
+        "dependentRequired" | "dependentSchemas" | "dependencies" => empty,
+        "contains" | "$dynamicRef" | "$recursiveRef" | "extends" | "disallow" | "divisibleBy" => false,
+        _ => true,
+    }
+}
+
+/// Is it a schema that admits everything?
+fn admits_all(value: &Value) -> bool {
+    value == &Value::Bool(true) || value.as_object().is_some_and(Map::is_empty)
+}
+
+/// Does llguidance take the expression? It is asked, since only it knows.
+fn is_usable_pattern(pattern: &str) -> bool {
+    pattern.len() <= limits::MAX_PATTERN
+        && guarded(|| RegexBuilder::new().mk_regex_for_serach(&regex_to_lark(pattern, "dw")).is_ok())
+            .unwrap_or(false)
+}
+
+/// Is every number in it the same in double precision?
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(it) => {
+            it.as_i64().map(i64::unsigned_abs).or(it.as_u64()).is_none_or(|it| it <= limits::MAX_EXACT)
+        }
+        Value::Array(all) => all.iter().all(is_exact),
+        Value::Object(all) => all.values().all(is_exact),
+        _ => true,
+    }
+}
+
+/// Where the schema is whose `key` is `wanted`; in embedded documents as well, if `embedded`. What is no schema
+/// is not looked into.
+fn find(value: &Value, key: &str, wanted: &str, embedded: bool) -> Option<String> {
+    let inside = |name: &str, value: &Value| {
+        let skipped = !embedded && value.get("$id").is_some_and(Value::is_string);
+        let found = if skipped { None } else { find(value, key, wanted, embedded) };
+        Some(format!("/{}{}", escaped(name), found?))
+    };
+    match value {
+        Value::Object(map) if map.get(key).and_then(Value::as_str) == Some(wanted) => Some(String::new()),
+        Value::Object(map) => map
+            .iter()
+            .filter(|it| !["enum", "const", "default", "examples"].contains(&it.0.as_str()))
+            .find_map(|(name, value)| inside(name, value)),
+        Value::Array(all) => {
+            all.iter().enumerate().find_map(|(index, value)| inside(&index.to_string(), value))
+        }
+        _ => None,
+    }
+}
+
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+/// The fragment of an address, as it was meant.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first == b'%' {
+            let (digits, after) = rest.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(first);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn beyond(place: Place<'_>, what: &str) -> Fault {
+    Fault::new(ErrorCode::UnsupportedParameter, format!("at #{}: {what}", place.pointer))
+}
+
+fn invalid(place: Place<'_>, what: &str) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, format!("at #{}: {what}", place.pointer))
+}

@@ -1,0 +1,89 @@
+//! Each form, and what is said of one that cannot be used.
+
+use llm_node_core::{
+    chat::conversation::Format,
+    constrain::{MAX_BYTES, Prototypes},
+    engine::Vocabulary,
+    error::ErrorCode,
+};
+use serde_json::json;
+use std::sync::Arc;
+
+use crate::support::{TABLES, accepts, schema};
+
+fn refusal(format: &Format) -> (ErrorCode, String) {
+    let fault = TABLES.compile(format).unwrap_err();
+    (fault.code, fault.message)
+}
+
+#[test]
+fn an_object_is_any_object_and_nothing_else() {
+    let object = TABLES.compile(&Format::Object).unwrap().constraint();
+    for text in ["{}", "{\"a\":1}", "{ \"a\": [true, null, {}], \"b\": \"x\" }"] {
+        assert!(accepts(&object, text), "{text}");
+    }
+    for text in ["[]", "1", "{", "{\"a\":}", "{} {}", ""] {
+        assert!(!accepts(&object, text), "{text}");
+    }
+}
+
+#[test]
+fn keys_come_in_the_order_of_the_schema() {
+    let wanted = json!({ "type": "object", "properties": { "z": {}, "a": {} }, "required": ["a", "z"] });
+    let constraint = TABLES.compile(&schema(&wanted, true)).unwrap().constraint();
+    assert!(accepts(&constraint, r#"{"z":1,"a":2}"#));
+    assert!(!accepts(&constraint, r#"{"a":1,"z":2}"#));
+}
+
+#[test]
+fn expressions_match_from_end_to_end() {
+    let regex = TABLES.compile(&Format::Regex("[a-c]{2,3}/x".into())).unwrap().constraint();
+    assert!(accepts(&regex, "ab/x") && accepts(&regex, "abc/x"));
+    assert!(!accepts(&regex, "a/x") && !accepts(&regex, "ab/xx") && !accepts(&regex, " ab/x"));
+}
+
+#[test]
+fn grammars_are_taken_as_they_are() {
+    let lark = "start: greeting \" \" NAME\ngreeting: \"hello\" | \"bye\"\nNAME: /[a-z]+/";
+    let constraint = TABLES.compile(&Format::Lark(lark.into())).unwrap().constraint();
+    assert!(accepts(&constraint, "hello you") && accepts(&constraint, "bye me"));
+    assert!(!accepts(&constraint, "hello"));
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_in_words() {
+    for (form, code, part) in [
+        (Format::Regex("(".into()), ErrorCode::InvalidRequest, "regular expression"),
+        (Format::Lark("start: missing".into()), ErrorCode::InvalidRequest, "missing"),
+        (Format::Lark(String::new()), ErrorCode::InvalidRequest, "grammar"),
+        (Format::Lark("root ::= \"a\"".into()), ErrorCode::InvalidRequest, "grammar"),
+        (schema(&json!(3), true), ErrorCode::InvalidRequest, "object or a boolean"),
+        (schema(&json!(false), true), ErrorCode::UnsupportedParameter, "schema"),
+        (schema(&json!({ "title": "a".repeat(MAX_BYTES) }), false), ErrorCode::InvalidRequest, "262144"),
+    ] {
+        let (is, message) = refusal(&form);
+        assert_eq!(is, code, "{message}");
+        assert!(message.contains(part), "{message}");
+        assert!(message.len() < 600 && !message.contains('\n'), "{message}");
+    }
+    let fault = llm_node_core::constrain::Tables::new(&Vocabulary::default()).unwrap_err();
+    assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
+}
+
+#[test]
+fn prototypes_go_when_they_were_not_asked_for_longest() {
+    let mut kept = Prototypes::default();
+    let form = |index: usize| Format::Regex(format!("a{index}"));
+    let prototype = Arc::new(TABLES.compile(&form(0)).unwrap());
+    for index in 0..64 {
+        kept.put(form(index), Arc::clone(&prototype));
+    }
+    assert!(kept.get(&form(0)).is_some());
+    kept.put(form(64), Arc::clone(&prototype));
+    assert!(kept.get(&form(0)).is_some() && kept.get(&form(1)).is_none() && kept.get(&form(64)).is_some());
+    // A large one takes the place of many, and is kept itself.
+    kept.put(Format::Regex("b".repeat(250 << 10)), Arc::clone(&prototype));
+    kept.put(Format::Regex("c".repeat(250 << 10)), Arc::clone(&prototype));
+    kept.put(Format::Regex("d".repeat(250 << 10)), prototype);
+    assert!(kept.get(&Format::Regex("d".repeat(250 << 10))).is_some() && kept.get(&form(2)).is_none());
+}

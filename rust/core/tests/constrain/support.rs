@@ -1,0 +1,81 @@
+//! A small vocabulary, and ways to walk a constraint.
+
+use std::sync::LazyLock;
+
+use llm_node_core::{
+    chat::conversation::{Format, Json},
+    constrain::{Constraint, Tables},
+    engine::{Token, Vocabulary, attribute},
+    sample::rng,
+};
+use serde_json::Value;
+
+/// Tokens of more than one byte, as a model for JSON would have them.
+const PIECES: [&str; 24] = [
+    "{\"", "\":", "\": ", "\",", "\", \"", "\"}", "\"]", "\"}]", "},", "}]", "[{", "[\"", "true", "false",
+    "null", "  ", "\n  ", "12", "00", ".5", "name", "the", " and", "語",
+];
+
+pub(crate) const END: Token = 256 + PIECES.len() as Token;
+
+pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
+    let mut texts: Vec<(Vec<u8>, u32)> = (0..=255).map(|byte| (vec![byte], attribute::BYTE)).collect();
+    texts.extend(PIECES.iter().map(|it| (it.as_bytes().to_vec(), 0)));
+    texts.push((b"<|end|>".to_vec(), attribute::CONTROL | attribute::END_OF_GENERATION));
+    texts.push((b"<|tool|>".to_vec(), attribute::CONTROL));
+    texts.push((b"unused".to_vec(), attribute::UNUSED));
+    let mut vocabulary = Vocabulary { offsets: vec![0], eos: Some(END), ..Vocabulary::default() };
+    for (bytes, attributes) in texts {
+        vocabulary.bytes.extend(bytes);
+        vocabulary.offsets.push(vocabulary.bytes.len() as u32);
+        vocabulary.attributes.push(attributes);
+    }
+    vocabulary
+});
+
+pub(crate) static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::new(&VOCABULARY).unwrap());
+
+pub(crate) fn schema(schema: &Value, strict: bool) -> Format {
+    Format::Schema { schema: Json::new(schema.to_string()).unwrap(), strict }
+}
+
+/// Is this text a whole answer, byte by byte?
+pub(crate) fn accepts(constraint: &Constraint, text: &str) -> bool {
+    let mut constraint = constraint.clone();
+    let tokens: Vec<Token> = text.bytes().map(Token::from).collect();
+    let admitted = constraint.admits(&tokens).unwrap();
+    if admitted < tokens.len() {
+        return false;
+    }
+    for token in tokens {
+        constraint.consume(token).unwrap();
+    }
+    constraint.is_accepting().unwrap()
+}
+
+/// A random answer, or nothing where it did not end. Each token is one of those that the mask admits, and
+/// the longer the answer is, the sooner it is one that ends something.
+pub(crate) fn walk(constraint: &Constraint, seed: u64) -> Option<String> {
+    let mut constraint = constraint.clone();
+    let mut bytes = Vec::new();
+    for position in 0..600 {
+        let mask = constraint.mask().unwrap();
+        let admitted: Vec<Token> = (0..VOCABULARY.len() as Token).filter(|&it| mask.admits(it)).collect();
+        assert_eq!(admitted.len(), mask.count() as usize);
+        assert!(!admitted.is_empty());
+        let ends =
+            |it: &&Token| **it == END || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}");
+        let end = admitted.iter().filter(ends).max();
+        let draw = rng::uniform(seed, 2 * position);
+        let token = match end {
+            Some(&end) if draw < 0.1 + position as f32 / 100.0 => end,
+            _ => admitted[(rng::uniform(seed, 2 * position + 1) * admitted.len() as f32) as usize],
+        };
+        if token == END {
+            return Some(String::from_utf8(bytes).expect("an answer is text"));
+        }
+        constraint.consume(token).unwrap();
+        bytes.extend(VOCABULARY.token_bytes(token));
+    }
+    None
+}

@@ -1,0 +1,88 @@
+//! Random answers to schemas as people write them.
+
+use llm_node_core::{chat::conversation::Format, engine::Token};
+use serde_json::{Value, value::RawValue};
+
+use crate::support::{END, TABLES, VOCABULARY, schema, walk};
+
+/// What real models are asked for as well.
+fn schemas() -> Vec<Value> {
+    let all: Vec<Value> = serde_json::from_str(include_str!("schemas.json")).unwrap();
+    all.into_iter().map(|it| it["schema"].clone()).collect()
+}
+
+#[test]
+fn every_answer_that_ends_validates() {
+    let mut ended = 0;
+    for (index, it) in schemas().iter().enumerate() {
+        let validator = jsonschema::options().should_validate_formats(true).build(it).unwrap();
+        for strict in [true, false] {
+            let prototype = TABLES.compile(&schema(it, strict)).unwrap();
+            assert!(prototype.relaxed().is_empty(), "{it}");
+            for seed in 0..4 {
+                let Some(text) = walk(&prototype.constraint(), index as u64 * 100 + seed) else { continue };
+                ended += 1;
+                // A number may be too large for whoever reads it, and is one.
+                let raw = serde_json::from_str::<Box<RawValue>>(&text);
+                assert!(raw.is_ok(), "{text}");
+                let Ok(answer) = serde_json::from_str(&text) else { continue };
+                assert!(validator.is_valid(&answer), "{it}\n{text}");
+            }
+        }
+    }
+    assert!(ended > 300, "{ended} of 400 answers came to an end");
+}
+
+#[test]
+fn copies_and_steps_back_do_not_show() {
+    for (index, it) in schemas().iter().enumerate().step_by(5) {
+        let prototype = TABLES.compile(&schema(it, true)).unwrap();
+        let Some(text) = walk(&prototype.constraint(), index as u64) else { continue };
+        let tokens: Vec<Token> = text.bytes().map(Token::from).collect();
+        let mut straight = prototype.constraint();
+        let mut wandering = prototype.constraint();
+        for (position, &token) in tokens.iter().enumerate() {
+            let ahead = &tokens[position..(position + position % 7).min(tokens.len())];
+            assert_eq!(wandering.admits(ahead).unwrap(), ahead.len());
+            for &token in ahead {
+                wandering.consume(token).unwrap();
+                wandering.mask().unwrap();
+            }
+            wandering.rollback(ahead.len()).unwrap();
+            let mask = straight.mask().unwrap();
+            assert_eq!(wandering.mask().unwrap(), mask);
+            assert!(mask.admits(token));
+            if position % 9 == 0 {
+                wandering = wandering.clone();
+            }
+            straight.consume(token).unwrap();
+            wandering.consume(token).unwrap();
+        }
+        assert!(wandering.is_accepting().unwrap() && wandering.mask().unwrap().admits(END));
+    }
+}
+
+#[test]
+fn white_space_has_an_end() {
+    let prototype = TABLES.compile(&Format::Object).unwrap();
+    let mut constraint = prototype.constraint();
+    constraint.consume(Token::from(b'{')).unwrap();
+    let mut spaces = 0;
+    while constraint.mask().unwrap().admits(Token::from(b' ')) {
+        constraint.consume(Token::from(b' ')).unwrap();
+        spaces += 1;
+    }
+    assert_eq!(spaces, 20);
+}
+
+#[test]
+fn control_and_unused_tokens_are_never_text() {
+    let mut constraint = TABLES.compile(&Format::Regex("(?s:.*)".into())).unwrap().constraint();
+    let mask = constraint.mask().unwrap();
+    assert!(mask.admits(Token::from(b'<')) && mask.admits(END));
+    assert!((END + 1..VOCABULARY.len() as Token).all(|it| !mask.admits(it)));
+    let named = Format::Lark("start: <|tool|> /[ab]/".into());
+    let mut constraint = TABLES.compile(&named).unwrap().constraint();
+    let mask = constraint.mask().unwrap();
+    assert!(mask.count() == 1 && mask.admits(END + 1));
+}
