@@ -106,6 +106,9 @@ class Supervisor:
     def models(self) -> int:
         """A ticket for a JSON array: every model found, with its state."""
 
+    def model(self, name: str) -> int:
+        """A ticket for a JSON object: the model that is meant by a name, as `models` has it."""
+
     def obstacles(self) -> int:
         """A ticket for a JSON object: (code, message) for each model that cannot be loaded, since it has a
         defect or no engine is for it. Comes once all engines are probed."""

@@ -110,6 +110,20 @@ def _key_and_value(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _model_name(text: str) -> str:
+    name = text.strip()
+    if not name:
+        raise ValueError("expected the name of a model")
+    return name
+
+
+def _alias(text: str) -> tuple[str, str]:
+    name, sign, model = (part.strip() for part in text.partition("="))
+    if not (name and sign and model):
+        raise ValueError("expected NAME=MODEL")
+    return name, model
+
+
 def _variable(text: str) -> str:
     name = text.strip()
     if not name or "=" in name or "\0" in name:
@@ -262,6 +276,23 @@ class Settings:
     )
     demo_model: bool = _setting(
         True, _yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
+    )
+    default_model: str | None = _setting(
+        None,
+        _model_name,
+        "Model that answers requests which name none, while no model is loaded, or several are.",
+        metavar="NAME",
+        shown="none",
+    )
+    alias: tuple[tuple[str, str], ...] = _setting(
+        (),
+        _alias,
+        "A further name of a model, for clients that insist on one of theirs: claude-sonnet=qwen3-8b. "
+        "Separated by commas, or given several times.",
+        metavar="NAME=MODEL",
+        shown="none",
+        many=True,
+        commas=True,
     )
     gpu_backend: str = _setting(
         "auto",

@@ -13,10 +13,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from llm_node.api.context import TRANSFER_TIMEOUT
+from llm_node.api.context import NODE, TRANSFER_TIMEOUT
 from llm_node.node import NodeError
 from llm_node.schema import bounds
-from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, Wire
+from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, ForModel, Wire
 
 Shape = TypeVar("Shape", bound=Wire)
 
@@ -32,7 +32,15 @@ LARGE = 256 << 10
 
 
 async def read(request: web.Request, shape: type[Shape]) -> Shape:
-    """The body as `shape`. Raises `NodeError`; a body over the limit is aiohttp's own 413."""
+    """The body as `shape`; where it names no model, with the one that is meant. Raises `NodeError`; a body
+    over the limit is aiohttp's own 413."""
+    wanted = await _read(request, shape)
+    if isinstance(wanted, ForModel) and not wanted.model:
+        return wanted.model_copy(update={"model": await request.app[NODE].chosen()})
+    return wanted
+
+
+async def _read(request: web.Request, shape: type[Shape]) -> Shape:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() not in ENCODINGS:
         raise NodeError("unsupported_encoding", f"The Content-Encoding {encoding[:99]!r} is not read here")

@@ -55,6 +55,8 @@ def node(settings: Settings, *, needs_device: bool) -> Node:
         engines_dirs=settings.engines_dir,
         models_dir=settings.models_dir,
         demo_model=_demo_model() if settings.demo_model else None,
+        default_model=settings.default_model,
+        aliases=dict(settings.alias),
         gpu_backend=settings.gpu_backend,
         vram_limit=settings.vram_limit,
         context_length=settings.context_length,

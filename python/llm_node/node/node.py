@@ -58,6 +58,8 @@ class Node:
         engines_dirs: Sequence[Path | str],
         models_dir: Path | str,
         demo_model: Path | str | None = None,
+        default_model: str | None = None,
+        aliases: Mapping[str, str] | None = None,
         gpu_backend: str = "auto",
         vram_limit: int | None = None,
         context_length: int | None = None,
@@ -81,6 +83,7 @@ class Node:
         """
         engines_dirs: folders of `<id>/<gpu_backend>/manifest.json`; the first engine of an id wins.
         models_dir: folder of the models. demo_model: a file that is offered beside them.
+        default_model: see `chosen`. aliases: further names of models, and what each means.
         gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
             `gpu_not_found` where there is no GPU.
         vram_limit: bytes on each device. Timeouts and intervals: seconds.
@@ -93,6 +96,8 @@ class Node:
         self._engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
         self._models_dir = str(Path(models_dir).absolute())
         self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
+        self._default_model = default_model
+        self._aliases = dict(aliases or {})
         self._vram_limit = vram_limit
         self._context_length = context_length
         self._max_sequences = max_sequences
@@ -197,6 +202,7 @@ class Node:
             "engines_dirs": self._engines_dirs,
             "models_dir": self._models_dir,
             "demo_model": self._demo_model,
+            "aliases": self._aliases,
             "gpu_backend": self._backend,
             "devices": [_device(device) for device in self._devices],
             "vram_limit_bytes": self._vram_limit,
@@ -235,6 +241,28 @@ class Node:
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
         return [_model(row) for row in await self._outcome(self._running().models())]
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The model that is meant by a name, with its state. Raises `NodeError` (`model_not_found`)."""
+        return _model(await self._outcome(self._running().model(name)))
+
+    async def chosen(self) -> str:
+        """The model for a request that names none: the one that is loaded, else the default model. Raises
+        `NodeError` where neither says which."""
+        models = await self.models()
+        loaded = [str(model["model_id"]) for model in models if model["status"] == "loaded"]
+        if len(loaded) == 1:
+            return loaded[0]
+        if self._default_model is not None:
+            return self._default_model
+        names = ", ".join(f"'{model['model_id']}'" for model in models)
+        state = "several models are loaded" if loaded else "no model is loaded"
+        raise NodeError(
+            "invalid_request",
+            f"No model is named, and {state}: name one of {names or 'those in the models folder'}, or start "
+            "the node with --default-model",
+            "model",
+        )
 
     async def obstacles(self) -> dict[str, tuple[str, str]]:
         """Code and message for each model that cannot be loaded, with the engines that there are. Slow the

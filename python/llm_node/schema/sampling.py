@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from llm_node.schema.wire import Wire, unsupported
+from llm_node.schema.wire import ForModel, Wire, unsupported
 
 MAX_ANSWERS = 128
 MAX_STOPS = 16
@@ -36,7 +36,7 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
-class Generation(Wire):
+class Generation(ForModel):
     """What both kinds of completion understand."""
 
     harmless: ClassVar[frozenset[str]] = frozenset(
@@ -50,7 +50,6 @@ class Generation(Wire):
         }
     )
 
-    model: str = Field(min_length=1, max_length=512)
     user: Any = None
     prompt_cache_key: Any = None
     """Whose request it is: sources take turns where requests wait. Nothing else depends on it."""

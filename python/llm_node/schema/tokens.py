@@ -8,28 +8,25 @@ from pydantic import Field
 
 from llm_node.schema.messages import Messages
 from llm_node.schema.sampling import TokenId
-from llm_node.schema.wire import Wire
+from llm_node.schema.wire import ForModel
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(ForModel):
     """Text to tokens."""
 
-    model: str = Field(min_length=1, max_length=512)
     text: str
     add_special: bool = True
     parse_special: bool = False
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(ForModel):
     """Tokens to text."""
 
-    model: str = Field(min_length=1, max_length=512)
     tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
-class ApplyTemplateRequest(Wire):
+class ApplyTemplateRequest(ForModel):
     """A conversation to the prompt that the model sees."""
 
-    model: str = Field(min_length=1, max_length=512)
     messages: Messages
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

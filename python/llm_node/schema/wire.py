@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 INVALID = "invalid_request"
@@ -39,6 +39,13 @@ class Wire(BaseModel):
     @classmethod
     def _says_nothing(cls, key: str, value: Any) -> bool:
         return value is None or key in cls.harmless or (key in cls.idle and value in ([], {}, ""))
+
+
+class ForModel(Wire):
+    """A request to one model."""
+
+    model: str = Field(default="", max_length=512)
+    """Its name; empty: the node chooses."""
 
 
 def invalid(message: str, param: str | None = None) -> PydanticCustomError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api import admin, openai, ops, tokenizer
+from llm_node.api import admin, models, openai, ops, tokenizer
 from llm_node.api.context import KEEP_ALIVE, NODE, QUEUE_LIMIT, TRANSFER_TIMEOUT
 from llm_node.node import Node
 from llm_node.server import lifecycle, middleware
@@ -27,7 +27,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     )
     app.on_response_prepare.append(middleware.complete_headers)
     app.cleanup_ctx.append(lifecycle.node_lives)
-    for family in (admin, openai, ops, tokenizer):
+    for family in (admin, models, openai, ops, tokenizer):
         app.add_routes(family.routes())
     return app
 

@@ -20,6 +20,9 @@ pub struct NodeConfig {
     /// A model file that is always offered, under the name [`DEMO_MODEL`].
     #[serde(default)]
     pub demo_model: Option<PathBuf>,
+    /// Further names of models: what a client may call it, and the name that is meant.
+    #[serde(default)]
+    pub aliases: BTreeMap<String, String>,
     /// "cuda", "metal", "vulkan" or "cpu"; `None`: no GPU was found and nobody chose the CPU.
     pub gpu_backend: Option<String>,
     /// What models may be placed on.

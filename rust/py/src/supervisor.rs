@@ -60,6 +60,10 @@ impl PySupervisor {
         py.detach(|| self.inner.models())
     }
 
+    fn model(&self, py: Python<'_>, name: &str) -> u64 {
+        py.detach(|| self.inner.model(name))
+    }
+
     fn obstacles(&self, py: Python<'_>) -> u64 {
         py.detach(|| self.inner.obstacles())
     }

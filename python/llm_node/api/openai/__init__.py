@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.openai import chat, completions, embeddings, models
+from llm_node.api.openai import chat, completions, embeddings
 
 
 def routes() -> list[web.RouteDef]:
@@ -13,7 +13,4 @@ def routes() -> list[web.RouteDef]:
         web.post("/v1/chat/completions", chat.create),
         web.post("/v1/completions", completions.create),
         web.post("/v1/embeddings", embeddings.create),
-        web.get("/v1/models", models.listing),
-        # A model's name may have slashes in it.
-        web.get("/v1/models/{model:.+}", models.one),
     ]

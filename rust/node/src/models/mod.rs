@@ -1,8 +1,8 @@
 //! The models there are: local files, each with the format and architecture that stand in it.
 //!
 //! Owns names: which model a client means. A name is no path. Each file belongs to one model, whichever of
-//! its names is used: `NAME`, `NAME.gguf`, the name of one of its parts. A link is a file of its own, so that
-//! one file can be two models. Refuses to look anywhere but in the models folder, so no name can lead out of
+//! its names is used: `NAME`, `NAME.gguf`, the name of one of its parts, any of these with `:latest` behind
+//! it, an alias of the configuration. A link is a file of its own, so that one file can be two models. Refuses to look anywhere but in the models folder, so no name can lead out of
 //! it, and refuses to fetch anything.
 
 pub mod gguf;
@@ -10,7 +10,10 @@ pub mod quantization;
 mod scan;
 mod snapshot;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use llm_node_core::error::{ErrorCode, Fault};
 use serde::Serialize;
@@ -57,13 +60,14 @@ pub struct Model {
 pub struct Catalog {
     models_dir: PathBuf,
     demo_model: Option<PathBuf>,
+    aliases: BTreeMap<String, String>,
     headers: scan::Headers,
 }
 
 impl Catalog {
-    /// Over this folder. `demo_model` is always offered beside it.
-    pub fn new(models_dir: PathBuf, demo_model: Option<PathBuf>) -> Self {
-        Self { models_dir, demo_model, headers: scan::Headers::default() }
+    /// Over this folder. `demo_model` is always offered beside it. `aliases`: further names, and what each means.
+    pub fn new(models_dir: PathBuf, demo_model: Option<PathBuf>, aliases: BTreeMap<String, String>) -> Self {
+        Self { models_dir, demo_model, aliases, headers: scan::Headers::default() }
     }
 
     /// All models, sorted by name, the demo model first. `formats`: see the manifests' field.
@@ -77,13 +81,20 @@ impl Catalog {
         models
     }
 
-    /// The model that a client means.
+    /// The model that a client means: the name as it stands, else what it is an alias of, else either without
+    /// the `:latest` that some clients add.
     pub fn find(&self, id: &str, formats: &[String]) -> Result<Model, Fault> {
         let mut models = self.models(formats);
-        let is_named = |names: fn(&Model, &str) -> bool| models.iter().position(|model| names(model, id));
-        if let Some(position) = is_named(|model, id| model.id == id).or_else(|| is_named(is_alias)) {
-            return Ok(models.swap_remove(position));
+        let bare = id.strip_suffix(LATEST).unwrap_or(id);
+        let meant = |name: &str| self.aliases.get(name).map(String::as_str);
+        let wanted = [Some(id), meant(id), Some(bare), meant(bare)];
+        for name in wanted.into_iter().flatten() {
+            let is_named = |names: fn(&Model, &str) -> bool| models.iter().position(|it| names(it, name));
+            if let Some(position) = is_named(|model, id| model.id == id).or_else(|| is_named(is_own_name)) {
+                return Ok(models.swap_remove(position));
+            }
         }
+        let id = meant(id).or_else(|| meant(bare)).unwrap_or(bare);
         let of_folder: Vec<String> = models
             .iter()
             .filter(|model| model.folder.as_deref() == Some(id))
@@ -104,8 +115,11 @@ impl Catalog {
     }
 }
 
+/// What some clients put behind the name of a model that has no other tag.
+const LATEST: &str = ":latest";
+
 /// Does it lead to the model, beside its id?
-fn is_alias(model: &Model, id: &str) -> bool {
+fn is_own_name(model: &Model, id: &str) -> bool {
     if model.files.iter().any(|file| file == id || scan::stem(file) == id && scan::is_known(file)) {
         return true;
     }
@@ -188,7 +202,10 @@ mod tests {
         put("README.md", b"read me");
         put("bad.gguf", b"");
         put("mmproj-stories.gguf", &gguf("clip"));
-        let catalog = Catalog::new(root.path().to_path_buf(), None);
+        let aliases =
+            [("claude-sonnet", "one"), ("gpt", "llama-7b:q8_0"), ("one", "hf"), ("gone", "nothing")];
+        let aliases = aliases.map(|(name, model)| (name.to_owned(), model.to_owned())).into();
+        let catalog = Catalog::new(root.path().to_path_buf(), None, aliases);
         (root, catalog)
     }
 
@@ -244,9 +261,17 @@ mod tests {
             ("single-Q8_0.gguf", "single-Q8_0"),
             ("two-00001-of-00002", "two"),
             ("two-00002-of-00002.gguf", "two"),
+            ("hf:latest", "hf"),
+            ("stories.gguf:latest", "stories"),
+            ("claude-sonnet", "one"),
+            ("claude-sonnet:latest", "one"),
+            ("gpt", "llama-7b:Q8_0"),
+            ("one", "one"),
         ] {
             assert_eq!(find(name).as_deref(), Ok(id), "a file is one model, by whichever name");
         }
+        assert_eq!(find("gone").unwrap_err(), find("nothing:latest").unwrap_err());
+        assert_eq!(find("llama-7b:latest"), find("llama-7b"), "which of them it is, nobody said");
         // No model: then neither by its whole name, past the reader of its header.
         assert!(find("mmproj-stories.gguf").is_err() && find("mmproj-stories").is_err());
         // A format that no engine reads is a model all the same, so that the error can say so.

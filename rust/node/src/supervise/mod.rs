@@ -20,9 +20,11 @@ mod wishes;
 
 use std::{
     collections::HashMap,
+    fs,
+    path::Path,
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use llm_node_core::{
@@ -115,7 +117,11 @@ impl Supervisor {
         let this = Self {
             inner: Arc::new(Inner {
                 registry: Registry::new(config.engines_dirs.clone()),
-                catalog: Catalog::new(config.models_dir.clone(), config.demo_model.clone()),
+                catalog: Catalog::new(
+                    config.models_dir.clone(),
+                    config.demo_model.clone(),
+                    config.aliases.clone(),
+                ),
                 devices: Devices::new(
                     &config.devices,
                     config.gpu_backend.as_deref(),
@@ -137,13 +143,19 @@ impl Supervisor {
     /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
     pub fn engines(&self, refresh: bool) -> Ticket {
         self.report("engines", move |inner| {
-            inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>()
+            Ok(inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>())
         })
     }
 
     /// Every model found, with its state: `available`, `loading`, `loaded` or `failed`. Waits for no worker.
     pub fn models(&self) -> Ticket {
-        self.report("models", |inner| inner.models())
+        self.report("models", |inner| Ok(inner.models()))
+    }
+
+    /// The model that is meant by a name, as [`Supervisor::models`] has it. Waits for no worker.
+    pub fn model(&self, name: &str) -> Ticket {
+        let name = name.to_owned();
+        self.report("model", move |inner| inner.model(&name))
     }
 
     /// The models that cannot be loaded, with code and message of what is in the way: a defect of their own, or
@@ -158,24 +170,25 @@ impl Supervisor {
                 Some((model.id.clone(), (fault.code, fault.message)))
             };
             let models = inner.catalog.models(&inner.registry.formats());
-            models.iter().filter_map(obstacle).collect::<HashMap<_, _>>()
+            Ok(models.iter().filter_map(obstacle).collect::<HashMap<_, _>>())
         })
     }
 
     /// Devices, ledger, workers, versions. Waits for no worker.
     pub fn system(&self) -> Ticket {
-        self.report("system", |inner| inner.system())
+        self.report("system", |inner| Ok(inner.system()))
     }
 
     fn report<T: Serialize>(
         &self,
         name: &'static str,
-        look: impl FnOnce(&Arc<Inner>) -> T + Send + 'static,
+        look: impl FnOnce(&Arc<Inner>) -> Result<T, Fault> + Send + 'static,
     ) -> Ticket {
         self.inner.reports.run(&self.inner, name, |inner, reply| {
-            let report = serde_json::to_string(&look(inner));
-            reply.send(report.map_err(|error| {
-                Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}"))
+            reply.send(look(inner).and_then(|report| {
+                serde_json::to_string(&report).map_err(|error| {
+                    Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}"))
+                })
             }));
         })
     }
@@ -365,13 +378,23 @@ impl Inner {
         // A loaded model whose file has gone is still served.
         for (id, slot) in slots {
             if !models.iter().any(|model| model.id == id) {
-                let (status, fields) = slot.report(&self.traffic);
-                if status == "loaded" || status == "loading" {
-                    rows.push(merge(json!({ "id": id, "status": status }), fields));
-                }
+                rows.extend(self.row_without_file(&slot));
             }
         }
         rows
+    }
+
+    fn model(&self, name: &str) -> Result<Value, Fault> {
+        match self.catalog.find(name, &self.registry.formats()) {
+            Ok(model) => Ok(self.model_row(&model, self.known_slot(&model.id).as_deref())),
+            Err(fault) => self.known_slot(name).and_then(|slot| self.row_without_file(&slot)).ok_or(fault),
+        }
+    }
+
+    fn row_without_file(&self, slot: &Slot) -> Option<Value> {
+        let (status, fields) = slot.report(&self.traffic);
+        (status == "loaded" || status == "loading")
+            .then(|| merge(json!({ "id": slot.model_id, "status": status }), fields))
     }
 
     fn model_row(&self, model: &Model, slot: Option<&Slot>) -> Value {
@@ -385,6 +408,7 @@ impl Inner {
             "size_bytes": model.size_bytes,
             "context_length": model.context_length,
             "path": model.path.display().to_string(),
+            "modified": modified(&model.path),
         });
         let (status, fields) = slot.map_or(("available", json!({})), |slot| slot.report(&self.traffic));
         match &model.problem {
@@ -530,6 +554,12 @@ fn end(running: &Running, deadline: Instant) {
 fn died(model_id: &str) -> Fault {
     Fault::new(ErrorCode::EngineCrashed, format!("The worker of model '{model_id}' has just died"))
         .details(json!({ "retry_after": 1 }).to_string())
+}
+
+/// When a file was written last, in seconds since 1970; 0: nobody knows.
+fn modified(path: &Path) -> u64 {
+    let written = fs::metadata(path).and_then(|file| file.modified());
+    written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
 fn merge(mut into: Value, from: Value) -> Value {
