@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_tokens_give_what_their_text_gives(embedder: RunningNode) -> None:
     (packed,), _ = embed(embedder, tokens[0], encoding_format="base64")
     data = base64.b64decode(packed)
     assert list(struct.unpack(f"<{len(data) // 4}f", data)) == pytest.approx(wanted[0][0], abs=1e-6)
+
+
+def test_dimensions_are_the_first_numbers_at_length_1(embedder: RunningNode) -> None:
+    ((whole,), _), ((short,), _) = embed(embedder, "a dog"), embed(embedder, "a dog", dimensions=2)
+    assert len(short) == 2 < len(whole)
+    assert short == pytest.approx([value / math.hypot(*whole[:2]) for value in whole[:2]], abs=1e-6)
+    answer = embedder.post("/v1/embeddings", {"model": "toy", "input": "a dog", "dimensions": len(whole) + 1})
+    assert answer.json()["error"]["param"] == "dimensions", answer.body
 
 
 @pytest.mark.parametrize(

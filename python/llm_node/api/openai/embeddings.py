@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import array
 import base64
-import math
 import sys
 from collections.abc import Sequence
 
 from aiohttp import web
 
-from llm_node.api import body
+from llm_node.api import body, vectors
 from llm_node.api.context import NODE
 from llm_node.schema.embeddings import EmbeddingRequest
 
@@ -18,28 +17,20 @@ from llm_node.schema.embeddings import EmbeddingRequest
 async def create(request: web.Request) -> web.Response:
     """The route."""
     wanted = await body.read(request, EmbeddingRequest)
-    inputs = [{"text": one} if isinstance(one, str) else {"tokens": one} for one in wanted.inputs]
-    answer = await request.app[NODE].ask(wanted.model, {"Embed": {"inputs": inputs}})
-    vectors = [unit(vector) for vector in answer["vectors"]]
-    tokens = sum(answer["tokens"])
+    node = request.app[NODE]
+    found, tokens = await vectors.of(node, wanted.model, wanted.inputs, wanted.dimensions)
     encode = packed if wanted.encoding_format == "base64" else list
     return web.json_response(
         {
             "object": "list",
             "data": [
                 {"object": "embedding", "index": index, "embedding": encode(vector)}
-                for index, vector in enumerate(vectors)
+                for index, vector in enumerate(found)
             ],
             "model": wanted.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )
-
-
-def unit(vector: Sequence[float]) -> list[float]:
-    """The vector at length 1, as OpenAI gives it; a vector of nothing stays as it is."""
-    length = math.sqrt(math.fsum(value * value for value in vector))
-    return [value / length for value in vector] if length > 0 else list(vector)
 
 
 def packed(vector: Sequence[float]) -> str:
