@@ -40,7 +40,7 @@ def test_the_least_there_is() -> None:
 
 
 @pytest.mark.parametrize("field", sorted(ChatCompletionRequest.model_fields))
-def test_null_means_not_given(field: str) -> None:
+    if field == "messages":
     if field in ("model", "messages"):
         with pytest.raises(NodeError) as caught:
             chat(**{field: None})
