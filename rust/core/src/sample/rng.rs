@@ -13,6 +13,15 @@ pub fn uniform(seed: u64, position: u64) -> f32 {
     (block[0] >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
+/// A name of 24 letters and digits for what begins at `position`. No draw of a token depends on it.
+pub fn name(seed: u64, position: u64) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let key = [seed as u32, (seed >> 32) as u32];
+    let blocks =
+        (1..=6).flat_map(|stream| philox([position as u32, (position >> 32) as u32, stream, 0], key));
+    blocks.map(|it| char::from(DIGITS[(it % 62) as usize])).collect()
+}
+
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let left = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
@@ -44,6 +53,14 @@ mod tests {
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn names_are_those_of_their_seed_and_position() {
+        let names: std::collections::HashSet<_> = (0..500).map(|it| name(it / 100, it % 100)).collect();
+        assert_eq!(names.len(), 500);
+        assert!(names.iter().all(|it| it.len() == 24 && it.bytes().all(|it| it.is_ascii_alphanumeric())));
+        assert_eq!(name(3, 9), name(3, 9));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl ControlTokens {
     }
 
     /// Where they are spelled in a text: the first and longest ones.
-    pub(super) fn find(&self, text: &str) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn find(&self, text: &str) -> impl Iterator<Item = Range<usize>> {
         self.longest.iter().flat_map(move |it| it.find_iter(text)).map(|it| it.range())
     }
 

@@ -8,5 +8,6 @@ pub mod control;
 pub mod conversation;
 pub mod density;
 pub mod detok;
+mod list;
 pub mod stop;
 pub mod template;

@@ -15,6 +15,7 @@ use minijinja::{
 use super::{
     control::{ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, private, private_in},
     conversation::Chat,
+    list::{self, List, with_lists},
 };
 use crate::{
     engine::Vocabulary,
@@ -35,6 +36,7 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     control: ControlTokens,
+    source: String,
     words: Words,
     /// Private characters that the template holds itself.
     private: HashSet<u32>,
@@ -58,13 +60,17 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", raise_exception);
+        environment.add_function(list::NAME, List::value);
+        environment.add_test("iterable", is_iterable);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_blocks(&source)).map_err(|error| {
-            Fault::new(
-                ErrorCode::UnsupportedFeature,
-                format!("The model's chat template cannot be read: {}", describe(&error)),
-            )
-        })?;
+        environment
+            .add_template_owned(NAME, with_lists(&without_generation_blocks(&source)).into_owned())
+            .map_err(|error| {
+                Fault::new(
+                    ErrorCode::UnsupportedFeature,
+                    format!("The model's chat template cannot be read: {}", describe(&error)),
+                )
+            })?;
         let mut marked = environment.clone();
         marked.set_unknown_method_callback(marked_method);
         marked.add_filter("trim", marked_trim);
@@ -83,7 +89,24 @@ impl ChatTemplate {
             words: Words::of(&source, &control),
             control,
             private,
+            source,
         })
+    }
+
+    /// What it was compiled from, with line feeds alone.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What it makes of a conversation that spells no control tokens, with the beginning of an answer or
+    /// without. For finding out about the template.
+    pub fn render_plain(&self, chat: &Chat, begins: bool, unix_seconds: i64) -> Result<String, Fault> {
+        let mut conversation = Conversation::of(chat)?;
+        if !begins {
+            let given = conversation.variables;
+            conversation.variables = context! { add_generation_prompt => false, ..given };
+        }
+        self.run(&self.environment, &conversation, unix_seconds).map_err(|error| failed(&error))
     }
 
     /// The prompt for a conversation, up to where the model's answer begins. `unix_seconds` is the
@@ -273,6 +296,11 @@ struct Raised(String);
 
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+}
+
+/// As in Python, where `None` is not: templates ask before they take the length of `tools`.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 fn failed(error: &Error) -> Fault {
@@ -600,6 +628,25 @@ mod tests {
             ),
         };
         assert_eq!(template.render(&chat, 0).unwrap().text(), "addFalseFalse0");
+    }
+
+    #[test]
+    fn nothing_is_not_iterable() {
+        let source = "{% for it in [none, [], 'a', {}, 1, tools] %}{{ it is iterable }} {% endfor %}";
+        assert_eq!(render(source, "[]").unwrap(), "False True True True False False ");
+    }
+
+    #[test]
+    fn lists_change_where_a_template_asks_for_it() {
+        let source = "{%- set ns = namespace(ids=[]) -%}{%- for it in [1, 2, 3] -%}{%- set _ = ns.ids.append(it) -%}{%- endfor -%}\
+                      {{ ns.ids.pop(0) }} {{ ns.ids | length }} {{ ns.ids[0] }} {{ ns.ids == [] }} {{ ns.ids.pop() }}{{ ns.ids }}";
+        assert_eq!(render(source, "[]").unwrap(), "1 2 2 False 3[2]");
+        // Each prompt begins with new ones.
+        let template = ChatTemplate::compile(source, &vocabulary()).unwrap();
+        for _ in 0..2 {
+            assert!(template.render(&chat("[]"), 0).unwrap().text().starts_with("1 2"));
+        }
+        assert!(render("{% set a = [] %}{% set _ = a.append(1) %}{{ a.pop(3) }}", "[]").is_err());
     }
 
     #[test]

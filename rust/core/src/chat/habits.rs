@@ -1,0 +1,182 @@
+//! What a model's chat template can bear, found out once by rendering probes.
+//!
+//! Templates are programs: some refuse a second system message, some drop it silently, some break on an
+//! empty content or on two messages of one role. It is asked of the template itself what it does. It owns
+//! the probing; what is done about a habit is `render`'s.
+
+use super::{
+    conversation::{Call, Conversation, Input, Json, Message, Part},
+    derive::{SAID, THOUGHT, TOOLS, probe},
+};
+
+/// What a template can bear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Habits {
+    /// Does it show tools to the model?
+    pub shows_tools: bool,
+    /// Does it show what came of calls?
+    pub shows_results: bool,
+    /// Is a call's input wanted as a string that holds JSON, not as an object?
+    pub encoded: bool,
+    /// What stands for the text of a message that is nothing but calls.
+    pub no_text: NoText,
+    /// Is there a system message at the beginning?
+    pub system: bool,
+    /// And later ones?
+    pub late_system: bool,
+    /// May neighbours have the same role?
+    pub neighbours: bool,
+    /// May a message have several calls?
+    pub several_calls: bool,
+    /// Must ids have nine letters and digits?
+    pub short_ids: bool,
+    /// The key under which the reasoning of an answer shows up.
+    pub reasoning: Option<&'static str>,
+    /// The variable that switches thinking on and off.
+    pub switch: Option<Switch>,
+}
+
+/// What stands for the text of a message without text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoText {
+    /// An empty string.
+    #[default]
+    Empty,
+    /// Nothing: `null`.
+    Null,
+}
+
+/// A variable that switches thinking, and its JSON values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// Its name.
+    pub variable: &'static str,
+    /// With thinking.
+    pub on: &'static str,
+    /// Without.
+    pub off: &'static str,
+}
+
+const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+const SWITCHES: [Switch; 4] = [
+    Switch { variable: "enable_thinking", on: "true", off: "false" },
+    Switch { variable: "thinking", on: "true", off: "false" },
+    Switch { variable: "thinking_mode", on: "\"thinking\"", off: "\"chat\"" },
+    Switch { variable: "reasoning_effort", on: "\"high\"", off: "\"none\"" },
+];
+
+impl Default for Habits {
+    /// Of a template that bears everything and shows it.
+    fn default() -> Self {
+        Self {
+            shows_tools: true,
+            shows_results: true,
+            encoded: false,
+            no_text: NoText::Empty,
+            system: true,
+            late_system: true,
+            neighbours: true,
+            several_calls: true,
+            short_ids: false,
+            reasoning: None,
+            switch: None,
+        }
+    }
+}
+
+/// Renders a conversation by these habits; `true`: with the beginning of an answer. `None`: the template
+/// refuses it.
+pub type RenderBy<'a> = &'a dyn Fn(&Conversation, &Habits, bool) -> Option<String>;
+
+fn user(text: &str) -> Message {
+    Message::User { parts: vec![Part::Text(text.to_owned())] }
+}
+
+fn said(text: &str) -> Message {
+    Message::Assistant { reasoning: String::new(), text: text.to_owned(), calls: Vec::new() }
+}
+
+fn system(text: &str) -> Message {
+    Message::System { text: text.to_owned() }
+}
+
+fn called(ids: &[&str]) -> Vec<Message> {
+    let calls = ids.iter().map(|id| Call {
+        id: (*id).to_owned(),
+        name: TOOLS[0].to_owned(),
+        input: Input::Object(Json::default()),
+    });
+    vec![Message::Assistant { reasoning: String::new(), text: String::new(), calls: calls.collect() }]
+}
+
+fn of(messages: Vec<Message>) -> Conversation {
+    Conversation { messages, ..Conversation::default() }
+}
+
+impl Habits {
+    /// Asks a template.
+    pub fn of(render: RenderBy<'_>) -> Self {
+        let mut habits = Self::default();
+        let shows = |conversation: &Conversation, habits: &Self, what: &str| {
+            render(conversation, habits, false).is_some_and(|it| it.contains(what))
+        };
+        let (first, second) = ("FIRSTALPHA", "SECONDALPHA");
+
+        habits.system = shows(&of(vec![system(first), user(second)]), &habits, first);
+        // Some raise where roles do not alternate, others leave one out.
+        let neighbours = of(vec![user(first), user(second), said(SAID)]);
+        habits.neighbours = shows(&neighbours, &habits, first) && shows(&neighbours, &habits, second);
+        let late = of(vec![user("a"), said("b"), system(first), user(second)]);
+        habits.late_system = shows(&late, &habits, first);
+
+        let tools = Conversation { tools: super::derive::tools(), ..of(vec![user(first)]) };
+        let shown = render(&tools, &habits, true).is_some_and(|it| it.contains(TOOLS[1]));
+        habits.shows_tools = shown;
+
+        // How a call is taken: the first way that shows name and input.
+        let call = probe("", "", &[(0, "{\"keyalpha\": \"VALUEALPHA\"}")]);
+        'found: for no_text in [NoText::Empty, NoText::Null] {
+            for encoded in [false, true] {
+                for short_ids in [false, true] {
+                    let way = Self { encoded, no_text, short_ids, ..habits.clone() };
+                    let rendered = render(&call, &way, false).unwrap_or_default();
+                    // An object that was escaped twice is not what the model is to see.
+                    if rendered.matches("VALUEALPHA").count() > 0 && !rendered.contains("\\\"VALUEALPHA") {
+                        habits = way;
+                        break 'found;
+                    }
+                }
+            }
+        }
+        let two =
+            probe("", "", &[(0, "{\"keyalpha\": \"VALUEALPHA\"}"), (1, "{\"keybeta\": \"VALUEBETA\"}")]);
+        habits.several_calls = shows(&two, &habits, "VALUEBETA");
+
+        let mut messages = vec![user(first)];
+        messages.extend(called(&["idAlpha01"]));
+        messages.push(Message::Result {
+            call: "idAlpha01".to_owned(),
+            name: TOOLS[0].to_owned(),
+            parts: vec![Part::Text("RESULTALPHA".to_owned())],
+            failed: false,
+        });
+        let results = Conversation { tools: super::derive::tools(), ..of(messages) };
+        habits.shows_results = render(&results, &habits, true).is_some_and(|it| it.contains("RESULTALPHA"));
+
+        let thought = probe(SAID, THOUGHT, &[]);
+        habits.reasoning = REASONING_KEYS.into_iter().find(|key| {
+            let way = Self { reasoning: Some(key), ..habits.clone() };
+            shows(&thought, &way, THOUGHT)
+        });
+
+        let end = |name: &str, value: &str| {
+            let variables = Json::new(format!("{{\"{name}\": {value}}}")).unwrap_or_default();
+            render(&Conversation { variables, ..of(vec![user(first)]) }, &habits, true)
+        };
+        habits.switch = SWITCHES.into_iter().find(|switch| {
+            let (on, off) = (end(switch.variable, switch.on), end(switch.variable, switch.off));
+            on.is_some() && off.is_some() && on != off
+        });
+        habits
+    }
+}

@@ -1,0 +1,166 @@
+//! A model's chat template with all that was found out about it: how it takes conversations, how the model
+//! calls tools and marks reasoning.
+//!
+//! Probed once, when the model is loaded.
+
+use std::{fmt, sync::Arc};
+
+use super::{
+    conversation::{Choice, Conversation},
+    derive::{self, Tokens, Underivable},
+    families,
+    habits::Habits,
+    parse::{Known, Watch},
+    render::objects,
+    syntax::{Family, ReasoningSyntax, ToolSyntax},
+};
+use crate::{
+    engine::Vocabulary,
+    error::{ErrorCode, Fault},
+    text::{control::Rendered, template::ChatTemplate},
+};
+
+/// The time that probes tell a template, in Unix seconds.
+const PROBED_AT: i64 = 1_700_000_000;
+
+/// Which syntax of tool calls a model gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SyntaxChoice {
+    /// The one that its template bears or that follows from it.
+    #[default]
+    Found,
+    /// The family of that name.
+    Named(String),
+    /// None: it has no tools.
+    None,
+}
+
+impl SyntaxChoice {
+    /// Of a load option: a family's name, or `none`.
+    pub fn of(name: &str) -> Result<Self, Fault> {
+        if name == "none" {
+            return Ok(SyntaxChoice::None);
+        }
+        if families::names().any(|it| it == name) {
+            return Ok(SyntaxChoice::Named(name.to_owned()));
+        }
+        let names: Vec<_> = families::names().chain(["none"]).collect();
+        let message = format!("there is no tool syntax '{name}'; known are {}", names.join(", "));
+        Err(Fault::new(ErrorCode::InvalidRequest, message).param("tool_syntax"))
+    }
+}
+
+/// A model's chat template and what is known about it.
+#[derive(Clone, Debug)]
+pub struct ModelChat {
+    template: ChatTemplate,
+    habits: Habits,
+    tools: Result<Arc<ToolSyntax>, Underivable>,
+    reasoning: Option<Arc<ReasoningSyntax>>,
+}
+
+impl ModelChat {
+    /// Asks the template.
+    pub fn of(template: ChatTemplate, vocabulary: &Vocabulary, choice: &SyntaxChoice) -> Self {
+        let tokens = Tokens::of(vocabulary);
+        let render = |conversation: &Conversation, habits: &Habits, begins: bool| {
+            template.render_plain(&objects(conversation, habits), begins, PROBED_AT).ok()
+        };
+        let habits = Habits::of(&render);
+        let by_habits = |conversation: &Conversation| render(conversation, &habits, false);
+        let source = template.source();
+        let reasoning = derive::reasoning_syntax(&by_habits, source, tokens);
+        let found = || {
+            families::marked(source, tokens)
+                .map_or_else(|| derive::tool_syntax(&by_habits, tokens, reasoning.as_ref()), Ok)
+        };
+        let tools = match choice {
+            SyntaxChoice::None => Err(Underivable("the model is loaded without a tool syntax".to_owned())),
+            SyntaxChoice::Named(name) => families::named(name, tokens)
+                .ok_or_else(|| Underivable(format!("there is no syntax '{name}'"))),
+            SyntaxChoice::Found => found(),
+        };
+        Self { habits, tools: tools.map(Arc::new), reasoning: reasoning.map(Arc::new), template }
+    }
+
+    /// How it takes conversations.
+    pub fn habits(&self) -> &Habits {
+        &self.habits
+    }
+
+    /// How it calls tools, or why that is not known.
+    pub fn calls(&self) -> Result<&ToolSyntax, &Underivable> {
+        self.tools.as_deref()
+    }
+
+    /// How it marks what it thinks.
+    pub fn reasoning(&self) -> Option<&ReasoningSyntax> {
+        self.reasoning.as_deref()
+    }
+
+    /// Can it be offered tools: are they shown to it, are its calls understood, and does it see what came of
+    /// them? A named family is taken at its word.
+    pub fn has_tools(&self) -> bool {
+        let named = |it: &ToolSyntax| matches!(it.family, Family::Named(_));
+        self.habits.shows_tools && self.calls().is_ok_and(|it| self.habits.shows_results || named(it))
+    }
+
+    /// The prompt for a conversation, and what to look for in the answer.
+    pub fn render(&self, conversation: &Conversation, unix_seconds: i64) -> Result<(Rendered, Watch), Fault> {
+        let offered = conversation.offered();
+        if !offered.is_empty() && !self.has_tools() {
+            let why = match self.calls() {
+                Err(Underivable(why)) => format!("how it writes a call is not known: {why}"),
+                Ok(_) if !self.habits.shows_tools => "its chat template does not show them to it".to_owned(),
+                Ok(_) => "its chat template does not show it what came of a call".to_owned(),
+            };
+            let message = format!("This model cannot be offered tools: {why}.");
+            return Err(Fault::new(ErrorCode::UnsupportedFeature, message).param("tools"));
+        }
+        let rendered = self.template.render(&objects(conversation, &self.habits), unix_seconds)?;
+        let mut watch = Watch {
+            tools: self.tools.as_ref().ok().filter(|_| !offered.is_empty()).cloned(),
+            reasoning: self.reasoning.clone(),
+            known: offered.iter().map(Known::of).collect(),
+            thinks: false,
+            parallel: conversation.parallel,
+        };
+        if let Choice::Among { names, .. } = &conversation.choice {
+            watch.known.retain(|it| names.contains(&it.name));
+        }
+        watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(rendered.text(), it));
+        Ok((rendered, watch))
+    }
+}
+
+/// Does the prompt end inside reasoning that it has opened?
+fn ends_open(prompt: &str, reasoning: &ReasoningSyntax) -> bool {
+    let open = reasoning.open.text().trim();
+    !open.is_empty() && prompt.trim_end().ends_with(open)
+}
+
+/// One line for each thing that was found, for people and for tests.
+impl fmt::Display for ModelChat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.calls() {
+            Ok(syntax) => {
+                writeln!(f, "  family: {}", syntax.family.as_str())?;
+                if let Some((open, close)) = &syntax.section {
+                    writeln!(f, "  section: {:?} {:?}", open.text(), close.text())?;
+                }
+                writeln!(f, "  call: {:?} {:?}", syntax.call.0.text(), syntax.call.1.text())?;
+                writeln!(f, "  between: {:?}", syntax.between.text())?;
+                writeln!(f, "  body: {}", syntax.body)?;
+                let ToolSyntax { anywhere, bare, parallel, .. } = syntax;
+                writeln!(f, "  anywhere: {anywhere}, bare: {bare}, parallel: {parallel}")?;
+            }
+            Err(Underivable(why)) => {
+                writeln!(f, "  no calls: {}", why.chars().take(160).collect::<String>())?;
+            }
+        }
+        if let Some(reasoning) = self.reasoning() {
+            writeln!(f, "  reasoning: {:?} {:?}", reasoning.open.text(), reasoning.close.text())?;
+        }
+        writeln!(f, "  habits: {:?}", self.habits)
+    }
+}

@@ -1,0 +1,326 @@
+//! A conversation to the objects that a model's template wants.
+//!
+//! With `habits` the only place where the words of templates stand: `role`, `tool_calls`,
+//! `reasoning_content`. What a template cannot bear is said in another way, and never refused.
+
+use std::fmt::Write;
+
+use super::{
+    conversation::{Call, Conversation, Input, Message, Thinking, Tool, ToolInput, joined},
+    habits::{Habits, NoText},
+    values::quoted,
+};
+use crate::text::conversation::Chat;
+
+/// What the template is given for a conversation.
+pub fn objects(conversation: &Conversation, habits: &Habits) -> Chat {
+    let tools = conversation.offered();
+    Chat {
+        messages: messages(conversation, habits),
+        tools: (!tools.is_empty())
+            .then(|| format!("[{}]", tools.iter().map(tool).collect::<Vec<_>>().join(", "))),
+        variables: Some(variables(conversation, habits)),
+    }
+}
+
+/// A tool, as templates know it from the field's first vendor.
+fn tool(tool: &Tool) -> String {
+    let schema = match &tool.input {
+        ToolInput::Object(schema) => schema.as_str(),
+        ToolInput::Text(_) => {
+            "{\"type\": \"object\", \"properties\": {\"input\": {\"type\": \"string\"}}, \"required\": [\"input\"]}"
+        }
+    };
+    let description =
+        tool.description.as_ref().map_or(String::new(), |it| format!("\"description\": {}, ", quoted(it)));
+    format!(
+        "{{\"type\": \"function\", \"function\": {{\"name\": {}, {description}\"parameters\": {schema}}}}}",
+        quoted(&tool.name)
+    )
+}
+
+/// The client's variables, which win over the one that switches thinking.
+fn variables(conversation: &Conversation, habits: &Habits) -> String {
+    let value = habits.switch.and_then(|switch| {
+        let value = match conversation.thinking {
+            Thinking::Model => return None,
+            Thinking::Off => switch.off,
+            Thinking::On { .. } => switch.on,
+        };
+        Some((switch.variable, value))
+    });
+    let given = conversation.variables.as_str();
+    let Some((name, value)) = value else { return given.to_owned() };
+    let inner = given.trim().trim_start_matches('{').trim_start();
+    let separator = if inner.starts_with('}') { "" } else { ", " };
+    // Of two fields with one name the last counts.
+    format!("{{\"{name}\": {value}{separator}{inner}")
+}
+
+/// A message under way.
+struct Said {
+    role: &'static str,
+    text: String,
+    /// Further fields of its object, each with a comma before it.
+    more: String,
+    /// May a neighbour of the same role be joined to it?
+    joins: bool,
+}
+
+fn messages(conversation: &Conversation, habits: &Habits) -> String {
+    let mut all: Vec<Said> = Vec::new();
+    // What stands before the first user's text where there is no system message.
+    let mut instructions = String::new();
+    let mut begins = true;
+    let mut rest = conversation.messages.iter().peekable();
+    while let Some(message) = rest.next() {
+        match message {
+            Message::System { text } if begins && habits.system => {
+                put(&mut all, "system", text, habits);
+            }
+            Message::System { text } if begins => {
+                if !instructions.is_empty() {
+                    instructions.push_str("\n\n");
+                }
+                instructions.push_str(text);
+            }
+            Message::System { text } => {
+                // A template without system messages bears none later either.
+                let role = if habits.late_system && habits.system { "system" } else { "user" };
+                put(&mut all, role, text, habits);
+            }
+            Message::User { parts } => {
+                let mut text = std::mem::take(&mut instructions);
+                if !text.is_empty() {
+                    text.push_str("\n\n");
+                }
+                text.push_str(&joined(parts));
+                put(&mut all, "user", &text, habits);
+            }
+            Message::Assistant { reasoning, text, calls } => {
+                if !instructions.is_empty() {
+                    put(&mut all, "user", &std::mem::take(&mut instructions), habits);
+                }
+                if calls.len() < 2 || habits.several_calls {
+                    all.push(assistant(reasoning, text, calls, habits));
+                } else {
+                    // Call, result, call, result.
+                    let mut results = Vec::new();
+                    while let Some(Message::Result { .. }) = rest.peek() {
+                        results.extend(rest.next());
+                    }
+                    for (at, one) in calls.iter().enumerate() {
+                        let (reasoning, text) =
+                            if at == 0 { (reasoning.as_str(), text.as_str()) } else { ("", "") };
+                        all.push(assistant(reasoning, text, std::slice::from_ref(one), habits));
+                        let of_it =
+                            |it: &&&Message| matches!(it, Message::Result { call, .. } if *call == one.id);
+                        all.extend(results.iter().filter(of_it).filter_map(|it| result(it, habits)));
+                    }
+                }
+            }
+            Message::Result { .. } => all.extend(result(message, habits)),
+        }
+        begins &= matches!(message, Message::System { .. });
+    }
+    if !instructions.is_empty() {
+        put(&mut all, "user", &instructions, habits);
+    }
+    let mut out = String::from("[");
+    for (at, Said { role, text, more, .. }) in all.iter().enumerate() {
+        let separator = if at == 0 { "" } else { ", " };
+        // Writing to a String does not fail.
+        let _ = write!(out, "{separator}{{\"role\": \"{role}\", \"content\": {text}{more}}}");
+    }
+    out.push(']');
+    out
+}
+
+/// A message of text, joined to its neighbour where the template bears no two of one role.
+fn put(all: &mut Vec<Said>, role: &'static str, text: &str, habits: &Habits) {
+    if !habits.neighbours
+        && let Some(last) = all.last_mut().filter(|it| it.joins && it.role == role)
+    {
+        let both = serde_json::from_str::<String>(&last.text).unwrap_or_default() + "\n\n" + text;
+        last.text = quoted(&both);
+        return;
+    }
+    all.push(Said { role, text: quoted(text), more: String::new(), joins: true });
+}
+
+fn assistant(reasoning: &str, text: &str, calls: &[Call], habits: &Habits) -> Said {
+    let mut more = String::new();
+    if let Some(key) = habits.reasoning.filter(|_| !reasoning.is_empty()) {
+        let _ = write!(more, ", \"{key}\": {}", quoted(reasoning));
+    }
+    if !calls.is_empty() {
+        let calls: Vec<String> = calls.iter().map(|it| call(it, habits)).collect();
+        let _ = write!(more, ", \"tool_calls\": [{}]", calls.join(", "));
+    }
+    let text = match habits.no_text {
+        NoText::Null if text.is_empty() && !calls.is_empty() => "null".to_owned(),
+        _ => quoted(text),
+    };
+    Said { role: "assistant", text, more, joins: false }
+}
+
+fn call(call: &Call, habits: &Habits) -> String {
+    let wrapped = |text: &str| format!("{{\"input\": {}}}", quoted(text));
+    let input = match &call.input {
+        Input::Object(json) if json.is_object() => json.as_str().to_owned(),
+        Input::Object(json) => wrapped(json.as_str()),
+        Input::Text(text) => wrapped(text),
+    };
+    let input = if habits.encoded { quoted(&input) } else { input };
+    format!(
+        "{{\"id\": {}, \"type\": \"function\", \"function\": {{\"name\": {}, \"arguments\": {input}}}}}",
+        quoted(&id(&call.id, habits)),
+        quoted(&call.name)
+    )
+}
+
+fn result(message: &Message, habits: &Habits) -> Option<Said> {
+    let Message::Result { call, name, parts, .. } = message else { return None };
+    let more = format!(", \"tool_call_id\": {}, \"name\": {}", quoted(&id(call, habits)), quoted(name));
+    Some(Said { role: "tool", text: quoted(&joined(parts)), more, joins: false })
+}
+
+/// Digits of short ids.
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// An id as the template bears it: equal ones stay equal.
+fn id(id: &str, habits: &Habits) -> String {
+    let fits = id.len() == 9 && id.bytes().all(|it| it.is_ascii_alphanumeric());
+    if !habits.short_ids || fits {
+        return id.to_owned();
+    }
+    // FNV-1a.
+    let mut hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut short = String::with_capacity(9);
+    for _ in 0..9 {
+        short.push(char::from(DIGITS[(hash % 62) as usize]));
+        hash /= 62;
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::conversation::{Json, Part};
+
+    fn user(text: &str) -> Message {
+        Message::User { parts: vec![Part::Text(text.into())] }
+    }
+
+    fn system(text: &str) -> Message {
+        Message::System { text: text.into() }
+    }
+
+    fn call_of(id: &str, input: &str) -> Call {
+        Call { id: id.into(), name: "f".into(), input: Input::Object(Json::new(input).unwrap()) }
+    }
+
+    fn result_of(id: &str) -> Message {
+        Message::Result {
+            call: id.into(),
+            name: "f".into(),
+            parts: vec![Part::Text(id.into())],
+            failed: false,
+        }
+    }
+
+    fn rendered(messages: Vec<Message>, habits: &Habits) -> serde_json::Value {
+        let conversation = Conversation { messages, ..Conversation::default() };
+        serde_json::from_str(&objects(&conversation, habits).messages).unwrap()
+    }
+
+    fn roles(messages: &serde_json::Value) -> Vec<&str> {
+        messages.as_array().unwrap().iter().map(|it| it["role"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_a_template_cannot_bear_is_said_otherwise() {
+        let habits = Habits { system: false, late_system: false, neighbours: false, ..Habits::default() };
+        let said = rendered(vec![system("s"), system("t"), user("a"), user("b"), system("c")], &habits);
+        assert_eq!(said, serde_json::json!([{"role": "user", "content": "s\n\nt\n\na\n\nb\n\nc"}]));
+        let late = Habits { late_system: false, ..Habits::default() };
+        let said = rendered(vec![system("s"), user("a"), system("c")], &late);
+        assert_eq!(roles(&said), ["system", "user", "user"]);
+        assert_eq!(roles(&rendered(vec![system("s")], &habits)), ["user"]);
+    }
+
+    #[test]
+    fn several_calls_become_one_after_the_other() {
+        let habits = Habits { several_calls: false, ..Habits::default() };
+        let calls = vec![call_of("1", "{}"), call_of("2", "{}")];
+        let turn = Message::Assistant { reasoning: "r".into(), text: "t".into(), calls };
+        let said = rendered(vec![user("u"), turn, result_of("2"), result_of("1"), user("v")], &habits);
+        assert_eq!(roles(&said), ["user", "assistant", "tool", "assistant", "tool", "user"]);
+        let ids: Vec<_> =
+            [2, 4].iter().map(|&it| said[it]["tool_call_id"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(ids, ["1", "2"]);
+        assert_eq!((said[1]["content"].as_str(), said[3]["content"].as_str()), (Some("t"), Some("")));
+    }
+
+    #[test]
+    fn input_keeps_its_order_and_a_cut_one_is_taken() {
+        let cut = Call { id: "x".into(), name: "f".into(), input: Input::Text("{\"a\": [1, ".into()) };
+        let calls = vec![call_of("i", r#"{"b": 1, "a": {"d": null, "c": "é"}}"#), cut];
+        let turn = Message::Assistant { reasoning: String::new(), text: String::new(), calls };
+        let chat = |habits: &Habits| {
+            objects(&Conversation { messages: vec![turn.clone()], ..Conversation::default() }, habits)
+                .messages
+        };
+        let plain = chat(&Habits::default());
+        assert!(plain.contains(r#""arguments": {"b": 1, "a": {"d": null, "c": "é"}}"#), "{plain}");
+        assert!(plain.contains(r#""arguments": {"input": "{\"a\": [1, "}"#), "{plain}");
+        let encoded = chat(&Habits { encoded: true, no_text: NoText::Null, ..Habits::default() });
+        assert!(encoded.contains(r#""arguments": "{\"b\": 1, "#), "{encoded}");
+        assert!(encoded.contains(r#""content": null"#), "{encoded}");
+    }
+
+    #[test]
+    fn foreign_ids_are_shortened_alike_in_call_and_result() {
+        let habits = Habits { short_ids: true, ..Habits::default() };
+        let turn = |id: &str| Message::Assistant {
+            reasoning: String::new(),
+            text: String::new(),
+            calls: vec![call_of(id, "{}")],
+        };
+        let said = rendered(
+            vec![turn("toolu_0123456789"), result_of("toolu_0123456789"), turn("AbCdEf123")],
+            &habits,
+        );
+        let id = said[0]["tool_calls"][0]["id"].as_str().unwrap();
+        assert!(id.len() == 9 && id.bytes().all(|it| it.is_ascii_alphanumeric()), "{id}");
+        assert_eq!(said[1]["tool_call_id"], id);
+        assert_eq!(said[2]["tool_calls"][0]["id"], "AbCdEf123");
+    }
+
+    #[test]
+    fn thinking_is_switched_and_the_client_s_variables_win() {
+        let switch = crate::chat::habits::Switch { variable: "enable_thinking", on: "true", off: "false" };
+        let habits = Habits { switch: Some(switch), ..Habits::default() };
+        for (thinking, given, expected) in [
+            (Thinking::Model, "{}", "{}"),
+            (Thinking::Off, "{}", r#"{"enable_thinking": false}"#),
+            (
+                Thinking::On { effort: None, budget: None },
+                r#" { "a": 1}"#,
+                r#"{"enable_thinking": true, "a": 1}"#,
+            ),
+            (
+                Thinking::Off,
+                r#"{"enable_thinking": true}"#,
+                r#"{"enable_thinking": false, "enable_thinking": true}"#,
+            ),
+        ] {
+            let variables = Json::new(given).unwrap();
+            let conversation = Conversation { thinking, variables, ..Conversation::default() };
+            assert_eq!(objects(&conversation, &habits).variables.as_deref(), Some(expected));
+        }
+    }
+}
