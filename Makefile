@@ -15,7 +15,7 @@ RESULTS ?= benches/results
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
 
-.PHONY: setup run test check lint sanitize bench gen engine samples wheel clean help
+.PHONY: setup run test test-rust test-python check lint sanitize bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -60,11 +60,16 @@ run: $(STAMPS)/wheel
 
 ## checks ###########################################################################################
 
-# Tests of one file share a running node, so that a file is never split. Most of them wait: two at a time do
-# not disturb each other on two cores.
+# Compiling and waiting go well together: on two cores the one takes most of the first part, the other of the second.
 test: setup lint
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-rust test-python
+
+test-rust:
 	cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
+
+# Tests of one file share a running node, so a file is never split.
+test-python:
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
