@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.engines import HEADER_FOLDER  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
 from support.streams import Alone  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background so
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start are to heed it
 
 LLAMA_CPP = ROOT / "engines/llama_cpp/cpu"
 STORIES = ROOT.parent / "shared/models/stories260K.gguf"
