@@ -22,6 +22,14 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benches" / "results"
 
 
+EXIT_CODES = """\
+## Exit codes
+
+What `llm-node` ends with. The column "exit" above says what an error comes to where it ends a command.
+
+"""
+
+
 def errors_page() -> str:
     head = """\
 # Errors
@@ -39,11 +47,13 @@ beside these four. Once a stream has begun its status is spent: the same body co
 `data: [DONE]`, then the stream ends.
 
 """
-    rows = [("`code`", "HTTP", "`type`", "`Retry-After`", "when"), ("---",) * 5]
+    rows = [("`code`", "HTTP", "`type`", "`Retry-After`", "exit", "when"), ("---",) * 6]
     for code, row in errors.TABLE.items():
         retry = "" if row.retry_after is None else f"{row.retry_after:g}, or as measured"
-        rows.append((f"`{code}`", str(row.status), f"`{row.type}`", retry, row.when))
-    return head + table(rows)
+        rows.append((f"`{code}`", str(row.status), f"`{row.type}`", retry, str(int(row.exit)), row.when))
+    exits = [("code", "meaning"), ("---",) * 2]
+    exits += [(str(int(code)), meaning) for code, meaning in errors.EXITS.items()]
+    return f"{head}{table(rows)}\n{EXIT_CODES}{table(exits)}"
 
 
 def settings_page() -> str:

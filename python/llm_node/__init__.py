@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_node.local import Engine, Model
-    from llm_node.node import ABI_VERSION, Node, NodeError, __version__
+    from llm_node.node import Node, NodeError
+    from llm_node.version import ABI_VERSION, __version__
 
 __all__ = ["ABI_VERSION", "Engine", "Model", "Node", "NodeError", "__version__"]
 
 _HOMES = {
-    "ABI_VERSION": "llm_node.node",
+    "ABI_VERSION": "llm_node.version",
     "Engine": "llm_node.local",
     "Model": "llm_node.local",
     "Node": "llm_node.node",
     "NodeError": "llm_node.node",
-    "__version__": "llm_node.node",
+    "__version__": "llm_node.version",
 }
 
 

@@ -1,5 +1,5 @@
-"""The typed boundary between Python and Rust. Imported by `node/`, `devices.py` and `load.py` alone;
-`worker.py` brings it in by its file."""
+"""The typed boundary between Python and Rust. Imported by `node/`, `devices.py`, `load.py` and
+`version.py` alone; `worker.py` brings it in by its file."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, final

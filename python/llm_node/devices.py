@@ -56,8 +56,8 @@ def resolve_backend(wanted: str) -> str:
         if nvidia_gpus():
             return "cuda"
         raise NoGpuError(
-            "No GPU found: NVML knows of none. Install the NVIDIA driver, name another backend "
-            "(--gpu-backend metal or vulkan), or choose the CPU with --gpu-backend cpu"
+            "No GPU that llm-node can use was found (NVML knows of none), and the CPU is never chosen for "
+            "you. Install the NVIDIA driver, or choose --gpu-backend vulkan or --gpu-backend cpu"
         )
     if wanted == "cuda" and not nvidia_gpus():
         raise NoGpuError(

@@ -7,6 +7,7 @@ from this table. Nothing here knows aiohttp.
 
 from __future__ import annotations
 
+import enum
 import logging
 import math
 from collections.abc import Mapping
@@ -29,6 +30,32 @@ class Failure(Protocol):
     def details(self) -> Mapping[str, object] | None: ...
 
 
+class Exit(enum.IntEnum):
+    """What `llm-node` ends with."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    NO_ROOM = 4
+    NOT_ALLOWED = 5
+    UNREACHABLE = 6
+    INTERRUPTED = 130
+
+
+EXITS: Mapping[Exit, str] = {
+    Exit.DONE: "Done.",
+    Exit.FAILED: "Failed; the message says at what.",
+    Exit.USAGE: "Wrong usage: an option, a setting or a parameter.",
+    Exit.NOT_FOUND: "What was named is not there.",
+    Exit.NO_ROOM: "No room: memory or disk.",
+    Exit.NOT_ALLOWED: "Not allowed.",
+    Exit.UNREACHABLE: "The node cannot be reached.",
+    Exit.INTERRUPTED: "Ended by Ctrl-C.",
+}
+"""What each means; for the documentation."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table."""
@@ -41,6 +68,8 @@ class Row:
     """When it happens; for the documentation."""
     retry_after: float | None = None
     """Seconds for `Retry-After`, where trying again helps and nothing better was measured."""
+    exit: Exit = Exit.FAILED
+    """What a command that ends with this error ends with."""
 
 
 _REQUEST = "invalid_request_error"
@@ -61,11 +90,13 @@ TABLE: Mapping[str, Row] = {
         400,
         _REQUEST,
         "A field has the wrong type or range; `param` names it, the message says what was expected.",
+        exit=Exit.USAGE,
     ),
     "unsupported_parameter": Row(
         400,
         _REQUEST,
         "A parameter that would change the answer cannot be honoured. It is never dropped silently.",
+        exit=Exit.USAGE,
     ),
     "context_length_exceeded": Row(
         400,
@@ -81,25 +112,33 @@ TABLE: Mapping[str, Row] = {
         _UNSUPPORTED,
         "The engine or the model lacks what was asked for (embeddings, images, a chat template).",
     ),
-    "invalid_api_key": Row(401, "authentication_error", "The API key is missing or unknown."),
-    "insufficient_scope": Row(403, _PERMISSION, "An inference key was used on an admin route."),
+    "invalid_api_key": Row(
+        401, "authentication_error", "The API key is missing or unknown.", exit=Exit.NOT_ALLOWED
+    ),
+    "insufficient_scope": Row(
+        403, _PERMISSION, "An inference key was used on an admin route.", exit=Exit.NOT_ALLOWED
+    ),
     "host_not_allowed": Row(
         403,
         _PERMISSION,
         "The `Host` header has a name that public DNS may point here; `--allow-host` allows it.",
+        exit=Exit.NOT_ALLOWED,
     ),
     "origin_not_allowed": Row(
         403,
         _PERMISSION,
         "A web page of another origin sent the request; `--cors-origin` allows that origin.",
+        exit=Exit.NOT_ALLOWED,
     ),
-    "model_not_found": Row(404, _REQUEST, "No model of that name; the message lists near names."),
+    "model_not_found": Row(
+        404, _REQUEST, "No model of that name; the message lists near names.", exit=Exit.NOT_FOUND
+    ),
     "model_loaded_differently": Row(
         409,
         _REQUEST,
         "The model is loaded, or being loaded, in another way than was asked for; the message names both.",
     ),
-    "not_found": Row(404, _REQUEST, "No such route."),
+    "not_found": Row(404, _REQUEST, "No such route.", exit=Exit.NOT_FOUND),
     "method_not_allowed": Row(
         405, _REQUEST, "The route does not know the method; `Allow` lists those it knows."
     ),
@@ -157,8 +196,9 @@ TABLE: Mapping[str, Row] = {
         507,
         _RESOURCE,
         "The model does not fit the GPU memory that is free and allowed. Nothing was allocated.",
+        exit=Exit.NO_ROOM,
     ),
-    "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory."),
+    "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory.", exit=Exit.NO_ROOM),
 }
 
 

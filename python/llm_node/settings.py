@@ -25,6 +25,9 @@ PREFIX = "LLM_NODE_"
 NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
 """Variables of ours that the node passes to its own children."""
 
+CONFIG_FILE = "config.toml"
+"""In the home."""
+
 SPECULATION = ("off", "lookup")
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -101,6 +104,14 @@ def _origin(text: str) -> str:
             raise ValueError("expected an origin with an IPv6 address that is one") from None
     usual = {"http": "80", "https": "443"}[scheme]
     return f"{scheme}://{host}" if port in (None, usual) else f"{scheme}://{host}:{port}"
+
+
+def _node_url(text: str) -> str:
+    """Where a node is: its origin, without a path."""
+    try:
+        return _origin(text.strip().rstrip("/"))
+    except ValueError:
+        raise ValueError("expected the URL of a node, such as http://127.0.0.1:3000") from None
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -202,9 +213,7 @@ def _home() -> Path:
     try:
         return Path.home() / ".llm-node"
     except RuntimeError:
-        raise SettingsError(
-            "this user has no home folder: set HOME, or name --config, --engines-dir and --models-dir"
-        ) from None
+        raise SettingsError("this user has no home folder: set HOME, or name a folder with --home") from None
 
 
 def _is_there(path: Path) -> bool:
@@ -215,14 +224,18 @@ def _is_there(path: Path) -> bool:
     except OSError as error:
         raise SettingsError(
             f"{path} cannot be looked for: {error.strerror}. Set HOME to a folder that this user may read, "
-            "or name --config, --engines-dir and --models-dir"
+            "or name one with --home"
         ) from None
     return True
 
 
-def _engines() -> tuple[Path, ...]:
-    own, bundled = _home() / "engines", Path(__file__).parent / "engines"
+def _engines(home: Path) -> tuple[Path, ...]:
+    own, bundled = home / "engines", Path(__file__).parent / "engines"
     return tuple(path for path in (own, bundled) if _is_there(path)) or (own,)
+
+
+def _models(home: Path) -> Path:
+    return home / "models"
 
 
 def _setting(
@@ -237,7 +250,9 @@ def _setting(
     many: bool = False,
     commas: bool = False,
     in_file: bool = True,
+    below_home: Callable[[Path], Any] | None = None,
 ) -> Any:
+    """`below_home`: makes the default from `home`, in place of `default`."""
     metadata = {
         "parse": parse,
         "help": text,
@@ -248,6 +263,7 @@ def _setting(
         "many": many,
         "commas": commas,
         "in_file": in_file,
+        "below_home": below_home,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -258,21 +274,31 @@ def _setting(
 class Settings:
     """The settings of one node. `Settings()` has the defaults; `Settings.load()` asks everybody."""
 
+    home: Path = _setting(  # noqa: RUF009
+        _home,
+        _path,
+        "Folder of everything that is this node's: settings file, engines, models, logs, chat history.",
+        metavar="DIR",
+        shown="~/.llm-node",
+        in_file=False,
+    )
     engines_dir: tuple[Path, ...] = _setting(
-        _engines,
+        None,
         _path,
         "Folder that holds engines, each in <id>/<gpu_backend>/. May be given several times; the first of an "
         "id wins.",
         metavar="DIR",
-        shown="~/.llm-node/engines, and the engines inside the package",
+        shown="`engines` in --home, and the engines inside the package",
         many=True,
+        below_home=_engines,
     )
     models_dir: Path = _setting(  # noqa: RUF009
-        lambda: _home() / "models",
+        None,
         _path,
         "Folder that holds models: each NAME.gguf in it, or folder NAME, is one.",
         metavar="DIR",
-        shown="~/.llm-node/models",
+        shown="`models` in --home",
+        below_home=_models,
     )
     demo_model: bool = _setting(
         True, _yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
@@ -330,6 +356,13 @@ class Settings:
         shown="none",
         many=True,
         commas=True,
+    )
+    node: str | None = _setting(
+        None,
+        _node_url,
+        "Node that `run`, `list`, `stop` and `logs` talk to, such as http://127.0.0.1:3000.",
+        metavar="URL",
+        shown="the node that runs here, if one does",
     )
     cors_origin: tuple[str, ...] = _setting(
         (),
@@ -476,9 +509,22 @@ class Settings:
         _path,
         "Settings file (TOML): one key for each setting, named like the flag with underscores.",
         metavar="FILE",
-        shown="~/.llm-node/config.toml, where there is one",
+        shown="`config.toml` in --home, where there is one",
         in_file=False,
     )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            below_home = field.metadata["below_home"]
+            if below_home is not None and getattr(self, field.name) is None:
+                object.__setattr__(self, field.name, below_home(self.home))
+
+    @staticmethod
+    def file(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> Path:
+        """The path of the settings file, which need not be there nor be right. Raises `SettingsError`."""
+        variables = os.environ if environment is None else environment
+        found = {**_from_environment(variables), **_from_command_line(command_line)}
+        return _file(found.get("home"), found.get("config"))
 
     @classmethod
     def load(
@@ -492,26 +538,16 @@ class Settings:
         where it is None. Raises `SettingsError`.
         """
         variables = os.environ if environment is None else environment
-        found: dict[str, Any] = {}
-        for name, texts in (command_line or {}).items():
-            setting = BY_NAME[name]
-            if texts:
-                found[name] = _value(setting, texts, setting.flag)
-        for name, value in _from_environment(variables).items():
-            found.setdefault(name, value)
-        for name, value in _from_file(found.get("config")).items():
+        found = {**_from_environment(variables), **_from_command_line(command_line or {})}
+        for name, value in _from_file(found.get("home"), found.get("config")).items():
             found.setdefault(name, value)
         return cls(**found)
 
     def has_default(self, name: str) -> bool:
         """Is the setting what it is where nobody says anything?"""
         (field,) = (field for field in dataclasses.fields(self) if field.name == name)
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            try:
-                default = field.default_factory()
-            except SettingsError:  # without a home folder
-                return False
+        below_home = field.metadata["below_home"]
+        default = field.default if below_home is None else below_home(self.home)
         return bool(getattr(self, name) == default)
 
 
@@ -554,6 +590,11 @@ def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
         raise SettingsError(f"{source}: {error}, got {', '.join(map(repr, texts))}") from None
 
 
+def _from_command_line(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    named = {BY_NAME[name]: given for name, given in texts.items() if given}
+    return {setting.name: _value(setting, given, setting.flag) for setting, given in named.items()}
+
+
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
@@ -579,7 +620,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
             continue
         setting = BY_ENVIRONMENT.get(key.upper() if sys.platform == "win32" else key)
         if setting is None:
-            raise SettingsError(f"unknown variable {key}{_near(key, BY_ENVIRONMENT)}")
+            raise SettingsError(f"unknown variable {key}{near(key, BY_ENVIRONMENT)}")
         text = variables[key]
         paths = setting.many and not setting.commas
         texts = [part for part in text.split(os.pathsep) if part] if paths else [text]
@@ -588,8 +629,12 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _from_file(named: Path | None) -> dict[str, Any]:
-    path = named or _home() / "config.toml"
+def _file(home: Path | None, named: Path | None) -> Path:
+    return named or (home or _home()) / CONFIG_FILE
+
+
+def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
+    path = _file(home, named)
     if named is None and not _is_there(path):
         return {}
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -604,7 +649,7 @@ def _from_file(named: Path | None) -> dict[str, Any]:
     for key, value in content.items():
         setting = in_file.get(key)
         if setting is None:
-            raise SettingsError(f"unknown setting {key!r} in {path}{_near(key, in_file)}")
+            raise SettingsError(f"unknown setting {key!r} in {path}{near(key, in_file)}")
         values = value if isinstance(value, list) and setting.many else [value]
         if not values or any(not isinstance(item, str | int | float) for item in values):
             raise SettingsError(f"{key} in {path}: expected {setting.metavar}")
@@ -613,7 +658,8 @@ def _from_file(named: Path | None) -> dict[str, Any]:
     return found
 
 
-def _near(word: str, known: Iterable[str]) -> str:
+def near(word: str, known: Iterable[str]) -> str:
+    """Words for an error: which of the known ones may be meant."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
 

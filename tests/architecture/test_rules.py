@@ -145,12 +145,12 @@ def test_environment_is_read_in_settings_alone() -> None:
             assert not re.search(r"os\.(environ|getenv)", path.read_text()), path
 
 
-def test_core_is_imported_at_three_places() -> None:
+def test_core_is_imported_at_four_places() -> None:
     for path in python_files():
         imports = re.search(r"^\s*(from|import)\s[^\n]*\b_core\b", path.read_text(), re.MULTILINE)
         if imports:
             home = path.relative_to(PACKAGE).parts[0]
-            assert home in {"node", "devices.py", "load.py"}, f"{path}: {imports.group()}"
+            assert home in {"node", "devices.py", "load.py", "version.py"}, f"{path}: {imports.group()}"
 
 
 def test_one_writer_of_data_lines() -> None:
@@ -182,6 +182,23 @@ def test_importing_the_package_stays_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("aiohttp", "pydantic", "click", "pynvml", "asyncio"):
         assert f"'{heavy}'" not in loaded, heavy
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["completion", "bash"]])
+def test_a_command_brings_in_what_it_needs(arguments: list[str]) -> None:
+    """Who asks for the version, for help or for a word's completion does not wait for the rest."""
+    import sys
+
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr))\n"
+        f"sys.argv = ['llm-node', *{arguments!r}]\n"
+        "from llm_node.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    for heavy in ("aiohttp", "pydantic", "pynvml", "rich", "prompt_toolkit", "asyncio"):
+        assert f"'{heavy}'" not in done.stderr, heavy
 
 
 def test_folders_and_files_have_telling_names() -> None:

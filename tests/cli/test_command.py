@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_node.node import ABI_VERSION, __version__
+from llm_node.version import ABI_VERSION, __version__
 from support.gguf import write_gguf
 from support.node import RunningNode, node_environment, running_node
 
@@ -107,14 +107,20 @@ def test_no_engines_is_an_empty_table_and_a_hint(run: Run, tmp_path: Path) -> No
     assert "--engines-dir" in result.stderr
 
 
-def test_models(run: Run, demo_model: Path) -> None:
-    result = run("models")
+def test_list(run: Run, demo_model: Path) -> None:
+    result = run("list")
     assert result.returncode == 0, result.stderr
     (row,) = result.stdout.splitlines()[1:]
     assert row.split()[:3] == ["llm-node-demo", "llama", "gguf"]
-    (model,) = json.loads(run("models", "--json").stdout)["models"]
+    (model,) = json.loads(run("list", "--json").stdout)["models"]
     assert model["model_id"] == "llm-node-demo"
-    assert json.loads(run("models", "--json", "--demo-model", "no").stdout) == {"models": []}
+    assert json.loads(run("list", "--json", "--demo-model", "no").stdout) == {"models": []}
+
+
+def test_models_is_a_former_name_of_list(run: Run) -> None:
+    former, listed = run("models", "--json"), run("list", "--json")
+    assert former.stdout == listed.stdout != ""
+    assert "  models" not in run("--help").stdout
 
 
 def test_serving_on_auto_without_a_gpu_says_what_to_do(run: Run) -> None:
@@ -191,14 +197,11 @@ def test_a_folder_without_the_right_to_read_it(run: Run, tmp_path: Path) -> None
 
 def test_a_home_that_cannot_be_looked_into(run: Run, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    result = run("models", HOME=str(tmp_path / "loop"))
+    result = run("list", HOME=str(tmp_path / "loop"))
     assert result.returncode == 2
     assert "cannot be looked for" in result.stderr
     assert "Set HOME" in result.stderr
-    (tmp_path / "config.toml").write_text("")
-    named = {"--config": "config.toml", "--engines-dir": ".", "--models-dir": "."}
-    arguments = [word for flag, name in named.items() for word in (flag, str(tmp_path / name))]
-    result = run("models", *arguments, HOME=str(tmp_path / "loop"))
+    result = run("list", "--home", str(tmp_path), HOME=str(tmp_path / "loop"))
     assert result.returncode == 0, result.stderr
 
 
@@ -280,14 +283,14 @@ def test_engines_for_other_devices_alone_are_an_error(run: Run, engines: Path) -
     assert "A node would not start: no engine for the GPU backend vulkan" in result.stderr
 
 
-def test_models_says_why_one_cannot_be_loaded(run: Run, tmp_path: Path, engines: Path) -> None:
+def test_list_says_why_one_cannot_be_loaded(run: Run, tmp_path: Path, engines: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
     (models / "corrupt.gguf").write_bytes(b"GGUF\x03")
     write_gguf(models / "new.gguf", "brand-new")
     write_gguf(models / "fine.gguf", "llama")
     folders = ["--engines-dir", str(engines), "--models-dir", str(models), "--demo-model", "no"]
-    result = run("models", *folders, "--gpu-backend", "cpu")
+    result = run("list", *folders, "--gpu-backend", "cpu")
     assert result.returncode == 0, result.stderr
     heading, corrupt, fine, new = result.stdout.splitlines()
     assert heading.endswith("WHAT IS WRONG")

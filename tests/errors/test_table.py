@@ -86,3 +86,23 @@ def test_a_code_without_a_row_is_a_defect(caplog: pytest.LogCaptureFixture) -> N
     assert errors.reply(Odd()).status == 500
     assert errors.reply(Odd()).body["error"]["code"] == "internal"
     assert "never_heard" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("invalid_request", 2),
+        ("model_not_found", 3),
+        ("oom_vram", 4),
+        ("oom_ram", 4),
+        ("invalid_api_key", 5),
+        ("host_not_allowed", 5),
+        ("engine_crashed", 1),
+    ],
+)
+def test_what_a_command_ends_with(code: str, exit_code: int) -> None:
+    assert errors.TABLE[code].exit == exit_code
+
+
+def test_every_exit_code_is_explained() -> None:
+    assert list(errors.EXITS) == list(errors.Exit)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
-    """Entry point of the console script."""
-    from llm_node.cli.command import command
+    """Entry point of the console script. Ends the process with one of `errors.Exit`."""
+    import click
 
-    command(prog_name="llm-node")
+    from llm_node.cli.command import command
+    from llm_node.errors import Exit
+
+    try:
+        sys.exit(command.main(prog_name="llm-node", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(Exit.INTERRUPTED)

@@ -6,13 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llm_node import load
-from llm_node.cli import table
-from llm_node.node import NodeError
+from llm_node.cli import failure, table
+
+if TYPE_CHECKING:
+    from llm_node import load
 
 DEFAULT_DURATION = 10.0
 DEFAULT_CONCURRENCY = 8
@@ -23,6 +24,8 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 
 def _fields(context: click.Context, parameter: click.Parameter, given: str | None) -> dict[str, Any]:
     """A JSON object with fields that a run does not set itself."""
+    from llm_node import load
+
     if given is None:
         return {}
     try:
@@ -96,6 +99,9 @@ def bench(
     cache makes it fast by accident. One request is sent before the run: it loads the model. Ctrl-C ends a run
     and shows what it came to.
     """
+    from llm_node import load
+    from llm_node.node import NodeError
+
     options = _options(rate, burst, given)
     try:
         server = load.Server(url, api_key)
@@ -104,7 +110,7 @@ def bench(
     except load.LoadError as error:
         raise click.ClickException(str(error)) from None
     except NodeError as fault:
-        raise click.ClickException(fault.message) from None
+        raise failure.of(fault) from None
     if as_json:
         table.show_json(report)
     else:
@@ -116,6 +122,8 @@ def bench(
 
 
 def _options(rate: float | None, burst: bool, given: dict[str, Any]) -> load.Options:
+    from llm_node import load
+
     def refuse(condition: object, message: str) -> None:
         if condition:
             raise click.UsageError(message)

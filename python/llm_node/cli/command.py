@@ -1,16 +1,68 @@
-"""`llm-node`: without a verb it serves."""
+"""`llm-node`: without a verb it serves.
+
+A verb is brought in when it is asked for, and brings in what it needs when it runs. So the version, the help
+and the completion of a word wait for nothing else.
+"""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from typing import cast
+
 import click
 
-from llm_node.cli import bench, engine, engines, models, options, serve
-from llm_node.node import ABI_VERSION, __version__
+from llm_node.cli import options
+
+VERBS: Mapping[str, str] = {
+    "serve": "serve:serve",
+    "engines": "engines:engines",
+    "list": "models:models",
+    "config": "config:config",
+    "engine": "engine:engine",
+    "bench": "bench:bench",
+    "completion": "completion:completion",
+}
+"""In the order of the help: a verb, its module in this folder, and its command there."""
+
+FORMER: Mapping[str, str] = {"models": "list"}
+"""Names that still work, and are not shown."""
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """A group whose commands are brought in when they are asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Their names, as the help shows them."""
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of that name."""
+        home = VERBS.get(FORMER.get(name, name))
+        if home is None:
+            return None
+        module, _, attribute = home.partition(":")
+        return cast(click.Command, getattr(importlib.import_module(f"llm_node.cli.{module}"), attribute))
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        from llm_node.version import ABI_VERSION, __version__
+
+        click.echo(f"llm-node {__version__} (engine ABI {ABI_VERSION})")
+        context.exit()
+
+
+@click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @options.settings_options
-@click.version_option(__version__, message=f"llm-node %(version)s (engine ABI {ABI_VERSION})")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def command(context: click.Context, /, **given: options.Given) -> None:
     """Turn this machine into an LLM inference node: every engine behind one OpenAI-compatible API.
@@ -21,10 +73,6 @@ def command(context: click.Context, /, **given: options.Given) -> None:
     """
     context.obj = given
     if context.invoked_subcommand is None:
-        serve.serve(options.settings(given))
+        from llm_node.cli import serving
 
-
-command.add_command(engines.engines)
-command.add_command(models.models)
-command.add_command(engine.engine)
-command.add_command(bench.bench)
+        serving.serve(options.settings(given))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llm_node.cli import greeting, options, table
-from llm_node.node import Node
+
+if TYPE_CHECKING:
+    from llm_node.node import Node
 
 SHOWN = 12
 """Of an engine's architectures: llama.cpp knows well over a hundred."""
@@ -20,8 +22,10 @@ SHOWN = 12
 @click.pass_context
 def engines(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
     """List the engines that were found, and why some cannot be used."""
+    from llm_node.cli import own_node
+
     settings = options.settings(context.obj, given)
-    found, gpu_backend = options.look_up(settings, _engines_and_backend)
+    found, gpu_backend = own_node.look_up(settings, _engines_and_backend)
     if as_json:
         table.show_json({"engines": found})
         return

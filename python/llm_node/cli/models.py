@@ -1,31 +1,64 @@
-"""`llm-node models`: every model that was found."""
+"""`llm-node list`: every model that was found."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llm_node.cli import options, table
-from llm_node.node import Node
+
+if TYPE_CHECKING:
+    from llm_node.node import Node
+    from llm_node.settings import Settings
 
 
-@click.command()
+@click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as GET /api/models answers.")
 @options.settings_options
 @click.pass_context
 def models(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
-    """List the models that were found, and why some cannot be loaded."""
+    """List the models that were found, and why some cannot be loaded.
+
+    A node that runs is asked; otherwise the folders are looked through.
+    """
+    import asyncio
+
+    from llm_node.cli import own_node
+
     settings = options.settings(context.obj, given)
+    if (listed := asyncio.run(_of_running(settings))) is not None:
+        found = listed
+        obstacles = {
+            model["model_id"]: (error["code"], error["message"])
+            for model in found
+            if (error := model.get("error"))
+        }
+    else:
+        found, obstacles = own_node.look_up(settings, _models_and_obstacles)
     if as_json:
-        table.show_json({"models": options.look_up(settings, Node.models)})
+        table.show_json({"models": found})
         return
-    found, obstacles = options.look_up(settings, _models_and_obstacles)
-    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "STATUS", "WHAT IS WRONG"]
+    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "CONTEXT", "STATUS", "WHAT IS WRONG"]
     table.show([heading, *(_row(model, obstacles.get(model["model_id"])) for model in found)])
     if not found:
         hint = "put NAME.gguf there, or name another folder with --models-dir"
         click.echo(f"No model in {settings.models_dir}; {hint}", err=True)
+
+
+async def _of_running(settings: Settings) -> list[dict[str, Any]] | None:
+    """The models of the node that runs; None: none runs."""
+    from llm_node.cli import failure, remote
+
+    url = await remote.running(settings)
+    if url is None:
+        return None
+    try:
+        async with remote.Remote(url) as node:
+            found: list[dict[str, Any]] = (await node.get("/api/models"))["models"]
+            return found
+    except remote.RemoteError as error:
+        raise failure.of(error) from None
 
 
 async def _models_and_obstacles(node: Node) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
@@ -46,6 +79,7 @@ def _row(model: dict[str, Any], obstacle: tuple[str, str] | None) -> list[str]:
         str(model.get("architecture") or "?"),
         str(model.get("format") or "?"),
         shown,
+        str(model.get("context_length") or "?"),
         code or str(model.get("status") or "?"),
         " ".join(message.split()),
     ]

@@ -1,22 +1,14 @@
-"""The node as Python has it. `_core` is imported in this folder, by `devices.py` for the host's memory and by
-`load.py` for the load generator, and nowhere else: what others need of it comes from here.
+"""The node as Python has it. `_core` is imported in this folder, by `devices.py` for the host's memory, by
+`load.py` for the load generator and by `version.py`, and nowhere else: what others need comes from here.
 """
 
-from llm_node._core import (
-    ABI_VERSION,
-    ERROR_CODES,
-    Event,
-    __version__,
-    engines_folder_meant,
-    keep_memory_private,
-)
+from llm_node._core import ERROR_CODES, Event, engines_folder_meant, keep_memory_private
 from llm_node._core import Engine as NativeEngine
 from llm_node._core import Model as NativeModel
 from llm_node.node.client import Client, Connection, Generation, NodeError, Receiver, Template
 from llm_node.node.node import Node, Request
 
 __all__ = [
-    "ABI_VERSION",
     "ERROR_CODES",
     "Client",
     "Connection",
@@ -29,7 +21,6 @@ __all__ = [
     "Receiver",
     "Request",
     "Template",
-    "__version__",
     "engines_folder_meant",
     "keep_memory_private",
 ]

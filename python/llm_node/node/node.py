@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +118,8 @@ class Node:
         self._log_level = log_level
         self._needs_device = needs_device
 
+        self.id = uuid.uuid4().hex
+        """Tells this node from all others."""
         self._core: Supervisor | None = None
         self._wakening: asyncio.BaseTransport | None = None
         self._closing: asyncio.Task[None] | None = None

@@ -15,10 +15,10 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Requests may be sent here."""
+    """Requests may be sent here; and which node it is."""
     node = request.app[NODE]
     if not node.is_ready:
         raise NodeError("shutting_down", "The node is going down")
     if (standstill := node.standstill) is not None:
         raise NodeError("engine_crashed", standstill)
-    return web.json_response({"status": "ready"})
+    return web.json_response({"status": "ready", "node_id": node.id})

@@ -1,0 +1,64 @@
+"""A node inside this process, made of the settings: to serve, to chat, or to look something up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from llm_node import demo
+from llm_node.cli import failure, startup
+from llm_node.node import Node, NodeError
+from llm_node.settings import Settings
+
+T = TypeVar("T")
+
+
+def make(settings: Settings, *, needs_device: bool) -> Node:
+    """The node of these settings, not started yet. A path that leads nowhere ends the command."""
+    startup.check(settings)
+    return Node(
+        engines_dirs=settings.engines_dir,
+        models_dir=settings.models_dir,
+        demo_model=_demo_model() if settings.demo_model else None,
+        default_model=settings.default_model,
+        aliases=dict(settings.alias),
+        gpu_backend=settings.gpu_backend,
+        vram_limit=settings.vram_limit,
+        context_length=settings.context_length,
+        max_sequences=settings.max_sequences,
+        cache_tokens=settings.cache_tokens,
+        threads=settings.threads,
+        queue_limit=settings.queue_limit,
+        target_step_ms=settings.target_step_ms,
+        prefix_cache=settings.prefix_cache,
+        step_timeout=settings.step_timeout,
+        speculation=settings.speculation,
+        draft_model=settings.draft_model,
+        engine_options=dict(settings.engine_option),
+        engine_env=settings.engine_env,
+        load_timeout=settings.load_timeout,
+        drain_timeout=settings.drain_timeout,
+        monitor_interval=settings.monitor_interval / 1000,
+        log_level=settings.log_level,
+        needs_device=needs_device,
+    )
+
+
+def look_up(settings: Settings, question: Callable[[Node], Awaitable[T]]) -> T:
+    """What a node of these settings answers. It needs no device, and lives for the question alone."""
+
+    async def ask() -> T:
+        async with make(settings, needs_device=False) as started:
+            return await question(started)
+
+    try:
+        return asyncio.run(ask())
+    except NodeError as fault:
+        raise failure.of(fault) from None
+
+
+def _demo_model() -> Path | None:
+    path = demo.path()
+    return path if path.is_file() else None

@@ -1,0 +1,133 @@
+"""A node as a client of its HTTP API sees it: how the commands find the one that runs, and talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from llm_node.cli.failure import Failed
+from llm_node.errors import Exit
+from llm_node.server import record
+from llm_node.settings import Settings
+
+LOOK_SECONDS = 2.0
+"""How long a node that is said to run here may take to say so."""
+CONNECT_SECONDS = 10.0
+LONGEST_EVENT = 64 << 20
+"""Bytes of one server-sent event."""
+
+
+@dataclass(frozen=True)
+class RemoteError(Exception):
+    """An error as the node answered it; `errors.Failure`."""
+
+    code: str
+    message: str
+    param: str | None = None
+    details: Mapping[str, object] | None = None
+
+
+class Remote:
+    """The node at a URL. An asynchronous context manager."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Remote:
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
+        self._session = aiohttp.ClientSession(timeout=timeout, read_bufsize=LONGEST_EVENT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, **query: str) -> Any:
+        """The JSON of an answer. Raises `RemoteError`, or `Failed` where nobody answers."""
+        async with self._ask("GET", path, params=query) as response:
+            return await response.json(content_type=None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """As `get`."""
+        async with self._ask("POST", path, json=body) as response:
+            return await response.json(content_type=None)
+
+    async def events(self, method: str, path: str, **request: Any) -> AsyncIterator[dict[str, Any]]:
+        """The events of a stream. `request`: aiohttp's. Raises as `get` does, also in its midst."""
+        async with self._ask(method, path, **request) as response:
+            async for line in response.content:
+                field, _, data = line.decode(errors="replace").partition(":")
+                if field != "data":
+                    continue
+                if data.strip() == "[DONE]":
+                    return
+                event: dict[str, Any] = json.loads(data)
+                if "error" in event:
+                    raise _error(event, response.status)
+                yield event
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, method: str, path: str, **request: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("used outside of its context")
+        try:
+            async with self._session.request(method, self.url + path, **request) as response:
+                if response.status >= 400:
+                    raise _error(await _json(response), response.status)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None
+
+
+async def running(settings: Settings) -> str | None:
+    """The URL of the node to talk to: the one that was named, or the one that runs here."""
+    if settings.node is not None:
+        return settings.node
+    known = record.read(settings.home)
+    if known is None:
+        return None
+    timeout = aiohttp.ClientTimeout(total=LOOK_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{known.url}/readyz") as response,
+        ):
+            answer = await response.json(content_type=None)
+            return known.url if answer.get("node_id") == known.node_id else None
+    except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Remote]:
+    """The node that runs. Ends the command where there is none."""
+    url = await running(settings)
+    if url is None:
+        raise Failed(
+            "no node runs here; start one with `llm-node serve`, or name one with --node URL",
+            Exit.UNREACHABLE,
+        )
+    async with Remote(url) as remote:
+        yield remote
+
+
+async def _json(response: aiohttp.ClientResponse) -> Any:
+    try:
+        return await response.json(content_type=None)
+    except ValueError:
+        return None
+
+
+def _error(answer: Any, status: int) -> RemoteError:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        return RemoteError("internal", f"HTTP {status}, and no error that llm-node knows")
+    code, message = str(error.get("code")), str(error.get("message"))
+    return RemoteError(code, message, error.get("param"), error)

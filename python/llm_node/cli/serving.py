@@ -1,0 +1,193 @@
+"""A node that serves until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+
+import click
+
+from llm_node.cli import advice, failure, greeting, own_node
+from llm_node.node import Node, NodeError, keep_memory_private
+from llm_node.server import descriptors
+from llm_node.server.address import SocketAddress, is_loopback, resolve, url
+from llm_node.server.app import make_app, make_runner
+from llm_node.server.listener import Listener, most_connections
+from llm_node.server.record import NodeRecord
+from llm_node.settings import LEVELS, Settings, service_variables
+from llm_node.version import __version__
+
+log = logging.getLogger(__name__)
+
+ONE_SIGNAL_SECONDS = 0.2
+"""Signals that follow each other within so many seconds are one: `timeout` and some supervisors send theirs
+to the process and to its group."""
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal comes: SIGTERM, SIGINT, or SIGHUP.
+
+    Ends with 0 once answers under way have ended, and with 128 and the signal's number where a second signal
+    hurried it; with 1 where the node cannot start.
+    """
+    logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
+    if skipped := service_variables():
+        log.info("not settings, but where a Kubernetes Service is: %s", ", ".join(skipped))
+    # Workers run as the same user, and what the node holds (keys, prompts) is not an engine's.
+    keep_memory_private()
+    try:
+        hurried_by = asyncio.run(_serve(settings))
+    except NodeError as fault:
+        raise failure.of(fault, advice.on(fault, "llm-node")) from None
+    if hurried_by is not None:
+        sys.stderr.flush()
+        os._exit(128 + hurried_by)  # threads that still wait for a load would be waited for
+
+
+async def _serve(settings: Settings) -> int | None:
+    """Gives the signal that hurried it, if one did."""
+    signals = _Signals()
+    addresses = await _addresses(settings)
+    node = own_node.make(settings, needs_device=True)
+    runner = make_runner(make_app(node, settings))
+    await runner.setup()
+    listener = Listener(
+        runner,
+        settings,
+        most_connections=most_connections(settings.max_connections, descriptors.raise_limit()),
+    )
+    try:
+        try:
+            listener.open(addresses)
+        except OSError as error:
+            raise _cannot_listen(settings, error) from None
+        reached = url(settings.host, listener.port)
+        with NodeRecord(node.id, reached, os.getpid()).kept_in(settings.home):
+            await _greet_until(signals.first, _greet(node, settings, reached))
+            log.info("going down: answers under way have %g s", settings.drain_timeout)
+            # Still listening, so that new requests get a typed refusal instead of a closed door.
+            await _drain(node, signals)
+    finally:
+        await listener.close()
+        await runner.cleanup()
+    return signals.hurried_by
+
+
+async def _greet_until(stop: asyncio.Event, greeting: Coroutine[None, None, None]) -> None:
+    """Wait for the signal to end. What the greeting raises ends the node as well."""
+    signalled, greeted = asyncio.create_task(stop.wait()), asyncio.create_task(greeting)
+    try:
+        await asyncio.wait({signalled, greeted}, return_when=asyncio.FIRST_COMPLETED)
+        if greeted.done():
+            greeted.result()
+        await signalled
+    finally:
+        signalled.cancel()
+        greeted.cancel()
+
+
+async def _drain(node: Node, signals: _Signals) -> None:
+    """Let answers under way end; or end them all, and the workers, once there is a second signal."""
+    hurry = asyncio.create_task(signals.second.wait())
+    closing = asyncio.create_task(node.close())
+    await asyncio.wait({hurry, closing}, return_when=asyncio.FIRST_COMPLETED)
+    if hurry.done():
+        log.warning("going down at once")
+        await node.close(0)
+    hurry.cancel()
+    await closing
+
+
+async def _addresses(settings: Settings) -> list[tuple[int, SocketAddress]]:
+    """What to listen on; refused where others would reach it and nobody said that they may."""
+    try:
+        addresses = await resolve(settings.host, settings.port)
+    except OSError as error:
+        raise _cannot_listen(settings, error) from None
+    reached = [str(address[0]) for _, address in addresses if not is_loopback(address)]
+    if reached and not settings.allow_open:
+        name = settings.host if settings.host in reached else f"{settings.host} ({', '.join(reached)})"
+        raise click.ClickException(
+            f"{name} is reached by other machines, and this node has no keys yet: whoever reaches it may "
+            "use it and manage its models. Listen on 127.0.0.1, behind a proxy that asks for keys, or add "
+            "--allow-open yes where all who reach it may use it."
+        )
+    return addresses
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> click.ClickException:
+    # What the resolver says has a negative number, and words of its own.
+    number = error.errno or 0
+    reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+    way_out = (
+        "another --port (0 takes a free one)" if number == errno.EADDRINUSE else "another --host or --port"
+    )
+    return click.ClickException(
+        f"cannot listen on {settings.host}:{settings.port}: {reason}; choose {way_out}"
+    )
+
+
+class _Signals:
+    """The first one drains, the second hurries, and a third one ends the process whatever it waits for."""
+
+    def __init__(self) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        self.hurried_by: int | None = None
+        self._last = -ONE_SIGNAL_SECONDS
+        self._loop = loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number is None:
+                continue  # Windows
+            if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: who started it wants it to outlive the terminal
+            ask = functools.partial(self._ask, int(number))
+            if sys.platform == "win32":
+                signal.signal(number, _from_any_thread(loop, ask))
+            else:
+                loop.add_signal_handler(number, ask)
+
+    def _ask(self, number: int) -> None:
+        before, self._last = self._last, self._loop.time()
+        if self._last - before < ONE_SIGNAL_SECONDS:
+            return
+        if not self.first.is_set():
+            self.first.set()
+        elif not self.second.is_set():
+            self.hurried_by = number
+            self.second.set()
+        else:
+            os._exit(128 + number)  # workers end themselves when their node is gone
+
+
+def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Callable[..., None]:
+    def handler(*_: object) -> None:
+        loop.call_soon_threadsafe(ask)
+
+    return handler
+
+
+async def _greet(node: Node, settings: Settings, url: str) -> None:
+    """Say where the node listens, what it has, and what to type next. Raises where it can serve nothing."""
+    _say(f"llm-node {__version__} listens on {url} (GPU backend: {node.gpu_backend})")
+    try:
+        engines, models, obstacles = await node.engines(), await node.models(), await node.obstacles()
+    except NodeError as fault:
+        log.warning("engines and models cannot be listed: %s", fault.message)
+        return
+    if reason := greeting.wrong_backend(engines, node.gpu_backend):
+        raise click.ClickException(reason)
+    folders = settings.engines_dir, settings.models_dir
+    for line in greeting.lines(url, node.gpu_backend, engines, models, obstacles, *folders):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

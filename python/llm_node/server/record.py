@@ -1,0 +1,60 @@
+"""`node.json` in the home folder: where the node is that runs here.
+
+A node that serves writes it, and the commands that look for one read it. It tells of the last that started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NAME = "node.json"
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node that runs, or ran."""
+
+    node_id: str
+    """As `/readyz` answers; another one is another node."""
+    url: str
+    pid: int
+
+    @contextlib.contextmanager
+    def kept_in(self, home: Path) -> Iterator[None]:
+        """Write it for as long as the block runs. Where it cannot be written, the log says so."""
+        try:
+            self._write(home)
+        except OSError as error:
+            log.warning("commands will not find this node: %s: %s", home / NAME, error.strerror)
+        try:
+            yield
+        finally:
+            if read(home) == self:  # another node may have started since
+                with contextlib.suppress(OSError):
+                    (home / NAME).unlink()
+
+    def _write(self, home: Path) -> None:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = home / f".{NAME}.{self.pid}"
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file)
+        os.replace(fresh, home / NAME)
+
+
+def read(home: Path) -> NodeRecord | None:
+    """What stands there, if it is a record."""
+    try:
+        found = json.loads((home / NAME).read_text(encoding="utf-8"))
+        return NodeRecord(str(found["node_id"]), str(found["url"]), int(found["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

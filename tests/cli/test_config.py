@@ -1,0 +1,125 @@
+"""`llm-node config` and `llm-node completion`."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from llm_node.cli import config
+from llm_node.cli.command import command
+from llm_node.settings import ALL, Setting, Settings
+
+FILE = """\
+# my node
+gpu_backend = "cpu"  # no GPU here
+
+# where models are
+models_dir = "/models"
+engines_dir = [
+    "/a",  # first
+    "/b",
+]
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in os.environ:
+        if name.startswith("LLM_NODE_"):
+            monkeypatch.delenv(name)
+    return lambda *arguments: CliRunner().invoke(command, arguments, prog_name="llm-node")
+
+
+def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / ".llm-node/config.toml"
+    assert run("config", "path").stdout == f"{file}\n"
+    assert run("config", "set", "vram-limit", "8G").exit_code == 0
+    assert file.read_text() == 'vram_limit = "8G"\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run("config", "get", "vram_limit").stdout == f"{8 << 30}\n"
+    assert run("--vram-limit", "1K", "config", "get", "vram_limit").stdout == "1024\n"
+    found = json.loads(run("config", "get", "--json").stdout)
+    assert list(found) == [setting.name for setting in ALL]
+    assert found["vram_limit"] == 8 << 30
+
+
+def test_one_line_changes_and_comments_stay(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(FILE)
+    file.chmod(0o644)
+    config.write(file, "models_dir", ("/elsewhere",))
+    assert file.read_text() == FILE.replace('"/models"', '"/elsewhere"')
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    config.write(file, "--port", ("3001",))
+    assert file.read_text() == FILE.replace('"/models"', '"/elsewhere"') + "port = 3001\n"
+    config.write(file, "engines_dir", ("/c",))
+    assert Settings.load({"config": (str(file),)}, {}).engines_dir == (Path("/c"),)
+    assert "# no GPU here" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("prot", ("1",), "did you mean port"),
+        ("port", ("99999",), "port: expected a whole number"),
+        ("port", ("1", "2"), "takes one value"),
+        ("config", ("x",), "cannot be in the file"),
+        ("cors_origin", ("nonsense",), "expected an origin"),
+    ],
+)
+def test_what_would_be_wrong_is_not_written(
+    tmp_path: Path, key: str, values: tuple[str, ...], words: str
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(FILE)
+    with pytest.raises(click.UsageError, match=words):
+        config.write(file, key, values)
+    assert file.read_text() == FILE
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize("setting", [setting for setting in ALL if setting.in_file], ids=lambda it: it.name)
+def test_a_default_can_be_written_and_read(tmp_path: Path, setting: Setting) -> None:
+    """What `get` prints, `set` takes."""
+    value = config._plain(config._shown(getattr(Settings(home=tmp_path), setting.name)))
+    if not value:  # it has none
+        return
+    config.write(tmp_path / "config.toml", setting.name, tuple(value.split("\n")))
+    read = Settings.load({"home": (str(tmp_path),)}, {})
+    assert getattr(read, setting.name) == getattr(Settings(home=tmp_path), setting.name)
+
+
+def test_check_reads_without_starting(run: Callable[..., Result], tmp_path: Path) -> None:
+    assert "not there, so the defaults hold" in run("config", "check").stderr
+    (tmp_path / "wrong.toml").write_text("prot = 1\n")
+    result = run("config", "check", str(tmp_path / "wrong.toml"))
+    assert result.exit_code == 2
+    assert "did you mean port" in result.stderr
+    (tmp_path / "wrong.toml").write_text('models_dir = "/no/such/folder"\n')
+    result = run("config", "check", str(tmp_path / "wrong.toml"))
+    assert result.exit_code == 2
+    assert "no such folder" in result.stderr
+
+
+def test_completion(run: Callable[..., Result]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_LLM_NODE_COMPLETE" in run("completion", shell).stdout
+
+
+def test_a_word_is_completed(tmp_path: Path) -> None:
+    words = {"COMP_WORDS": "llm-node eng", "COMP_CWORD": "1", "_LLM_NODE_COMPLETE": "bash_complete"}
+    program = Path(sys.executable).with_name("llm-node")
+    answered = subprocess.run(
+        [program], env={**os.environ, **words}, capture_output=True, text=True, check=True
+    )
+    assert answered.stdout.splitlines() == ["plain,engines", "plain,engine"]

@@ -1,0 +1,87 @@
+"""`node.json`: how the commands find the node that runs here."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_node.server import record
+from llm_node.server.record import NodeRecord
+from support.node import RunningNode, node_environment, running_node
+
+
+@pytest.fixture(scope="module")
+def serving(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, Path]]:
+    """A node that `llm-node serve` started, and its home."""
+    folder = tmp_path_factory.mktemp("serving")
+    arguments = ["serve", "--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    with running_node(folder, arguments) as running:
+        yield running, folder / ".llm-node"
+    assert not (folder / ".llm-node/node.json").exists(), "the record outlives its node"
+
+
+def listed(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("llm-node")), "list", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=node_environment(home),
+    )
+
+
+def test_a_node_that_serves_says_where_it_is(serving: tuple[RunningNode, Path]) -> None:
+    node, home = serving
+    found = record.read(home)
+    assert found == NodeRecord(node.get("/readyz").json()["node_id"], node.url, node.process.pid)
+    assert stat.S_IMODE((home / "node.json").stat().st_mode) == 0o600
+
+
+def test_list_asks_the_node_that_runs(serving: tuple[RunningNode, Path]) -> None:
+    node, home = serving
+    node.reload("llm-node-demo")
+    for arguments in ([], ["--node", node.url]):
+        (row,) = json.loads(listed(home.parent, *arguments).stdout)["models"]
+        assert (row["model_id"], row["status"]) == ("llm-node-demo", "loaded")
+
+
+def test_a_record_of_another_node_is_not_believed(serving: tuple[RunningNode, Path], tmp_path: Path) -> None:
+    node, _ = serving
+    home = tmp_path / ".llm-node"
+    with NodeRecord("another", node.url, 1).kept_in(home):
+        (row,) = json.loads(listed(tmp_path).stdout)["models"]
+        assert row["status"] == "available"
+
+
+def test_a_node_that_is_named_and_not_there(tmp_path: Path) -> None:
+    result = listed(tmp_path, "--node", "http://127.0.0.1:1")
+    assert result.returncode == 6
+    assert "the node at http://127.0.0.1:1 cannot be reached" in result.stderr
+
+
+def test_the_last_one_that_started_is_kept(tmp_path: Path) -> None:
+    first, second = NodeRecord("a", "http://127.0.0.1:1", 1), NodeRecord("b", "http://127.0.0.1:2", 2)
+    with first.kept_in(tmp_path):
+        with second.kept_in(tmp_path):
+            assert record.read(tmp_path) == second
+        with second.kept_in(tmp_path):
+            pass
+    with second.kept_in(tmp_path):
+        with first.kept_in(tmp_path):
+            pass
+        assert record.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"node_id": 1}', "\x00", '{"url": "x", "pid": "y", "node_id": "z"}']
+)
+def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "node.json").write_text(text)
+    assert record.read(tmp_path) is None
