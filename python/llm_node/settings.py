@@ -674,3 +674,10 @@ LEVELS: Mapping[str, int] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""Of a line of the log."""
+
+
+def wants_no_color() -> bool:
+    """Did somebody say so for all programs? See no-color.org."""
+    return bool(os.environ.get("NO_COLOR"))

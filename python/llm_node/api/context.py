@@ -7,9 +7,11 @@ from contextvars import ContextVar
 
 from aiohttp import web
 
+from llm_node.journal import Journal
 from llm_node.node import Node
 
 NODE = web.AppKey("NODE", Node)
+JOURNAL = web.AppKey("JOURNAL", Journal)
 KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 """Seconds of silence after which a stream gets an SSE comment."""
 QUEUE_LIMIT = web.AppKey("QUEUE_LIMIT", int)

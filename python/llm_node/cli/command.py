@@ -15,9 +15,12 @@ import click
 from llm_node.cli import options
 
 VERBS: Mapping[str, str] = {
+    "run": "run:run",
     "serve": "serve:serve",
     "engines": "engines:engines",
     "list": "models:models",
+    "stop": "stop:stop",
+    "logs": "logs:logs",
     "config": "config:config",
     "engine": "engine:engine",
     "bench": "bench:bench",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from llm_node import errors
+from llm_node.cli.visible import visible
 from llm_node.errors import Exit
 
 
@@ -14,8 +15,8 @@ class Failed(click.ClickException):
     """Ends the command with this sentence, and with this code."""
 
     def __init__(self, message: str, exit_code: Exit = Exit.FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+        super().__init__(visible(message))  # it may quote what somebody else wrote
+        self.exit_code = exit_code  # type: ignore[misc]  # which click has for the class
 
 
 def of(fault: errors.Failure, advice: Sequence[str] = ()) -> Failed:

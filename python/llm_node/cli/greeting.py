@@ -65,6 +65,12 @@ def lines(
     return [*said, ""]
 
 
+NO_ENGINE = (
+    "no engine, so no model can be loaded; name a folder that holds <id>/<gpu_backend>/ with --engines-dir, "
+    "and see `llm-node engines`"
+)
+
+
 def _no_engine(folder: Path) -> list[str]:
     return [
         "No engine, so no model can be loaded. An engine is a folder with a library and a manifest:",

@@ -22,7 +22,7 @@ LONGEST_EVENT = 64 << 20
 """Bytes of one server-sent event."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RemoteError(Exception):
     """An error as the node answered it; `errors.Failure`."""
 

@@ -20,7 +20,7 @@ from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
 from llm_node.server.listener import Listener, most_connections
 from llm_node.server.record import NodeRecord
-from llm_node.settings import LEVELS, Settings, service_variables
+from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
 from llm_node.version import __version__
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 ONE_SIGNAL_SECONDS = 0.2
 """Signals that follow each other within so many seconds are one: `timeout` and some supervisors send theirs
 to the process and to its group."""
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(settings: Settings) -> None:

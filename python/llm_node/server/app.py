@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from llm_node.api import admin, models, openai, ops, tokenizer
-from llm_node.api.context import KEEP_ALIVE, NODE, QUEUE_LIMIT, TRANSFER_TIMEOUT
+from llm_node.api.context import JOURNAL, KEEP_ALIVE, NODE, QUEUE_LIMIT, TRANSFER_TIMEOUT
+from llm_node.journal import Journal
 from llm_node.node import Node
 from llm_node.server import lifecycle, middleware
 from llm_node.server.origin import OriginRules
@@ -19,6 +20,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     """The application. It starts the node with itself, and closes it with itself."""
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
+    app[JOURNAL] = Journal()
     app[KEEP_ALIVE] = settings.keep_alive
     app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
@@ -26,6 +28,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
     )
     app.on_response_prepare.append(middleware.complete_headers)
+    app.cleanup_ctx.append(lifecycle.log_is_kept)
     app.cleanup_ctx.append(lifecycle.node_lives)
     for family in (admin, models, openai, ops, tokenizer):
         app.add_routes(family.routes())

@@ -1,4 +1,4 @@
-"""The node lives as long as its application."""
+"""What lives as long as the application: the node, and the last lines of its log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from llm_node.api.context import NODE
+from llm_node.api.context import JOURNAL, NODE
 
 
 async def node_lives(app: web.Application) -> AsyncIterator[None]:
@@ -14,3 +14,9 @@ async def node_lives(app: web.Application) -> AsyncIterator[None]:
     await app[NODE].start()
     yield
     await app[NODE].close()
+
+
+async def log_is_kept(app: web.Application) -> AsyncIterator[None]:
+    """Keep what is logged meanwhile, for `/api/logs`."""
+    with app[JOURNAL].kept():
+        yield

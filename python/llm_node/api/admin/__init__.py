@@ -1,10 +1,10 @@
-"""The node's own API: `/api/...`: engines, models, memory."""
+"""The node's own API: `/api/...`: engines, models, memory, the log."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.admin import engines, models, system
+from llm_node.api.admin import engines, logs, models, system
 
 
 def routes() -> list[web.RouteDef]:
@@ -15,4 +15,5 @@ def routes() -> list[web.RouteDef]:
         web.post("/api/models/load", models.load),
         web.post("/api/models/unload", models.unload),
         web.get("/api/system", system.report),
+        web.get("/api/logs", logs.lines),
     ]

@@ -1,0 +1,78 @@
+"""A node of one's own for as long as a command runs: the same application, on a free port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from llm_node.cli import greeting, own_node
+from llm_node.cli.failure import Failed
+from llm_node.node import Node, keep_memory_private
+from llm_node.server import descriptors
+from llm_node.server.address import resolve, url
+from llm_node.server.app import make_app, make_runner
+from llm_node.server.listener import Listener, most_connections
+from llm_node.settings import LEVELS, LOG_FORMAT, Settings
+
+LOOPBACK = "127.0.0.1"
+DRAIN_SECONDS = 1.0
+"""What was asked for has ended by then, or nobody waits for it."""
+LOG_BYTES = 1 << 20
+"""Of the log's file, and of the one before it."""
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[str]:
+    """The URL of a node of these settings. Raises `NodeError` where it cannot start."""
+    with _logging_to(settings.home / "logs" / "run.log", LEVELS[settings.log_level]):
+        keep_memory_private()
+        node = own_node.make(settings, needs_device=True)
+        runner = make_runner(make_app(node, settings))
+        try:
+            await runner.setup()
+            await _check_engines(node)
+            most = most_connections(settings.max_connections, descriptors.raise_limit())
+            listener = Listener(runner, settings, most_connections=most)
+            listener.open(await resolve(LOOPBACK, 0))
+            try:
+                yield url(LOOPBACK, listener.port)
+            finally:
+                await listener.close()
+        finally:
+            await node.close(DRAIN_SECONDS)
+            await runner.cleanup()
+
+
+async def _check_engines(node: Node) -> None:
+    """Ends the command where no model could be loaded, whatever it is."""
+    engines = await node.engines()
+    if reason := greeting.wrong_backend(engines, node.gpu_backend):
+        raise Failed(reason)
+    if not greeting.usable(engines, node.gpu_backend):
+        raise Failed(greeting.NO_ENGINE)
+
+
+@contextlib.contextmanager
+def _logging_to(file: Path, level: int) -> Iterator[None]:
+    """The node's log is not for the one who chats."""
+    root = logging.getLogger()
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler: logging.Handler = RotatingFileHandler(
+            file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+        )
+    except OSError:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()

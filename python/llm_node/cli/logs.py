@@ -1,0 +1,52 @@
+"""`llm-node logs`: the log of the node that runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llm_node.cli import completion, failure, options
+from llm_node.cli.visible import visible
+
+if TYPE_CHECKING:
+    from llm_node.settings import Settings
+
+
+@click.command()
+@click.argument("model", required=False, shell_complete=completion.models)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(min=0, max=2000), default=100, show_default=True)
+@options.settings_options
+@click.pass_context
+def logs(
+    context: click.Context, /, model: str | None, follow: bool, lines: int, **given: options.Given
+) -> None:
+    """Print the last lines of the log of the node that runs; with MODEL, those that name it."""
+    import asyncio
+
+    query = {"lines": str(lines), **({} if model is None else {"model": model})}
+    asyncio.run(_show(options.settings(context.obj, given), query, follow))
+
+
+async def _show(settings: Settings, query: dict[str, str], follow: bool) -> None:
+    from llm_node.cli import remote
+
+    async with remote.connected(settings) as node:
+        try:
+            if follow:
+                async for line in node.events("GET", "/api/logs", params={**query, "follow": "true"}):
+                    _print(line)
+            else:
+                for line in (await node.get("/api/logs", **query))["lines"]:
+                    _print(line)
+        except remote.RemoteError as error:
+            raise failure.of(error) from None
+
+
+def _print(line: dict[str, Any]) -> None:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"]))
+    words = f"{line['level'].upper()} {line['logger']}: {line['message']}"
+    click.echo(visible(f"{at} {words}") if sys.stdout.isatty() else f"{at} {words}")

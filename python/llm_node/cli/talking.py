@@ -1,0 +1,170 @@
+"""What `llm-node run` does: find a node or be one, have the model loaded, and ask.
+
+A node of its own and the terminal are brought in when they are needed: a question to a node that runs waits
+for neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from llm_node.cli import advice, config, failure, remote
+from llm_node.cli.chat import answer as answers
+from llm_node.cli.chat.answer import Answer, ending, usage_in_words
+from llm_node.cli.chat.conversation import Conversation, ConversationError, response_format
+from llm_node.cli.chat.data import DataWriter
+from llm_node.cli.chat.interrupt import Interrupted, interruptible
+from llm_node.cli.chat.loading import choose, load
+from llm_node.cli.chat.look import Look
+from llm_node.cli.remote import Remote, RemoteError
+from llm_node.errors import Exit, Failure
+from llm_node.settings import Settings, wants_no_color
+
+HISTORY = "history"
+"""In the home."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for."""
+
+    model: str | None
+    prompt: str | None
+    """None: a chat."""
+    system: str | None
+    parameters: Mapping[str, Any]
+    think: str | None
+    form: str | None
+    hide_thinking: bool
+    no_markdown: bool
+    keeps_history: bool
+    verbose: bool
+
+
+async def talk(settings: Settings, wishes: Wishes) -> Exit:
+    """Do it. Ends the command where it cannot."""
+    for stream in (sys.stdout, sys.stderr):  # a model writes letters that a terminal may lack
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        async with _node(settings, wishes) as url, Remote(url) as node:
+            return await _talk(node, settings, wishes)
+    except RemoteError as error:
+        raise failure.of(error) from None
+
+
+async def _talk(node: Remote, settings: Settings, wishes: Wishes) -> Exit:
+    name, remark = (wishes.model, None) if wishes.model else await choose(node)
+    if remark:
+        click.echo(remark, err=True)
+    conversation = _conversation(name, wishes)
+    look = Look(
+        plain=wishes.no_markdown or wants_no_color(),
+        hide_thinking=wishes.hide_thinking,
+        verbose=wishes.verbose,
+    )
+    try:
+        loaded = await interruptible(load(node, name))
+    except Interrupted:
+        return Exit.INTERRUPTED
+    conversation.model = loaded.model
+    if wishes.prompt is not None:
+        return await _ask_once(node, conversation, look, loaded.context_length)
+    from llm_node.cli.chat.session import Session
+
+    history = settings.home / HISTORY if wishes.keeps_history else None
+    await Session(node, loaded, conversation, look, sys.stdout, history).run()
+    return Exit.DONE
+
+
+def _conversation(model: str, wishes: Wishes) -> Conversation:
+    made = Conversation(model, wishes.system, parameters=dict(wishes.parameters))
+    try:
+        if wishes.think is not None:
+            made.think(wishes.think)
+        if wishes.form is not None:
+            made.parameters["response_format"] = response_format(wishes.form)
+    except ConversationError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise click.UsageError(f"--format {wishes.form}: {error.strerror}") from None
+    if wishes.prompt is not None:
+        made.say(wishes.prompt)
+    return made
+
+
+async def _ask_once(node: Remote, conversation: Conversation, look: Look, context_length: int | None) -> Exit:
+    is_terminal = sys.stdout.isatty()
+    writer: TerminalWriter | DataWriter = DataWriter(sys.stdout, sys.stderr)
+    if is_terminal:
+        from llm_node.cli.chat.writer import TerminalWriter
+
+        writer = TerminalWriter(sys.stdout, plain=look.plain, hide_thinking=look.hide_thinking)
+    answer = Answer()
+    is_whole = False
+    try:
+        await interruptible(answers.ask(node, conversation.body(), answer, writer))
+        is_whole = True
+    except Interrupted:
+        pass
+    finally:
+        for call in answer.tool_calls:
+            writer.call(answers.call_in_words(call))
+        writer.end()
+    if look.verbose:
+        click.echo(usage_in_words(answer), err=True)
+    if is_terminal or look.verbose or answer.finish_reason == "length":
+        click.echo(ending(answer, context_length, is_whole=is_whole), err=True)
+    return Exit.DONE if is_whole else Exit.INTERRUPTED
+
+
+@contextlib.asynccontextmanager
+async def _node(settings: Settings, wishes: Wishes) -> AsyncIterator[str]:
+    """The URL of the node that runs, or of one of our own that ends with the command."""
+    async with contextlib.AsyncExitStack() as stack:
+        url = await remote.running(settings)
+        if url is None:
+            from llm_node.cli import embedded
+            from llm_node.node import NodeError
+
+            try:
+                try:
+                    url = await stack.enter_async_context(embedded.serving(settings))
+                except NodeError as fault:
+                    on_cpu = _with_consent(settings, fault, wishes)
+                    url = await stack.enter_async_context(embedded.serving(on_cpu))
+            except NodeError as fault:
+                raise failure.of(fault) from None
+            if wishes.prompt is None:
+                click.echo("The model is loaded for this chat alone; `llm-node serve` keeps it.", err=True)
+        yield url
+
+
+def _with_consent(settings: Settings, fault: Failure, wishes: Wishes) -> Settings:
+    """The settings for this machine's CPU, where there is no GPU and somebody is there to say so."""
+    asked = fault.code == "gpu_not_found" and sys.stdin.isatty() and sys.stderr.isatty()
+    if not asked:
+        command = " ".join(["llm-node run", *([wishes.model] if wishes.model else [])])
+        raise failure.of(fault, advice.on(fault, command)) from None
+    click.echo(fault.message, err=True)
+    answer = click.prompt(
+        "Use this CPU? yes, no, or always",
+        type=click.Choice(["yes", "no", "always", "y", "n", "a"], case_sensitive=False),
+        show_choices=False,
+        err=True,
+    )
+    if answer in ("no", "n"):
+        raise failure.of(fault)
+    if answer in ("always", "a"):
+        file = Settings.file({"home": (str(settings.home),)})
+        config.write(file, "gpu_backend", ("cpu",))
+        click.echo(f"{file}: gpu_backend is cpu", err=True)
+    return dataclasses.replace(settings, gpu_backend="cpu")

@@ -1,0 +1,150 @@
+"""`llm-node run` with one question: pipes, exit codes, and a node of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llm_node.cli.command import command
+from support.node import RunningNode, node_environment
+
+Here = Callable[..., Result]
+Apart = Callable[..., "subprocess.CompletedProcess[str]"]
+QUESTION = "What is an engine?"
+ANSWER = "An engine is a shared library with a manifest.json beside it"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """The command in this process, for what asks a node that runs."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return lambda *arguments, given="": CliRunner().invoke(
+        command, ["run", *arguments], input=given, prog_name="llm-node"
+    )
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Apart:
+    """The command in a process of its own, for what is a node itself."""
+    return lambda *arguments: subprocess.run(
+        [str(Path(sys.executable).with_name("llm-node")), "run", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=node_environment(tmp_path),
+    )
+
+
+@pytest.fixture
+def greedy(node: RunningNode) -> list[str]:
+    return ["--node", node.url, "--temperature", "0", "llm-node-demo"]
+
+
+def test_the_answer_is_all_of_stdout(run: Here, greedy: list[str]) -> None:
+    result = run(*greedy, *QUESTION.split())
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(ANSWER)
+    assert result.stdout.count("\n") == 1 and result.stdout.endswith("\n")
+    assert (result.stderr, "\x1b" in result.stdout) == ("", False)
+
+
+def test_what_comes_on_standard_input_is_the_prompt_or_stands_below_it(run: Here, greedy: list[str]) -> None:
+    assert run(*greedy, given=QUESTION + "\n").stdout == run(*greedy, QUESTION).stdout
+    both = run(*greedy, "--verbose", "First", given="Second\n")
+    joined = run(*greedy, "--verbose", given="First\n\nSecond")
+    assert both.stdout == joined.stdout
+    assert both.exit_code == joined.exit_code == 0
+
+
+def test_cut_by_its_length_is_said(run: Here, greedy: list[str]) -> None:
+    result = run(*greedy, "--max-tokens", "3", QUESTION)
+    assert result.exit_code == 0
+    assert result.stdout.strip() and ANSWER.startswith(result.stdout.strip())
+    assert "cut by its length; 3 tokens" in result.stderr
+
+
+def test_all_figures(run: Here, greedy: list[str]) -> None:
+    result = run(*greedy, "--verbose", QUESTION)
+    for word in ("prompt_tokens", "completion_tokens", "tokens/s", "context "):
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["no-such-model", "hi"], 3, "model_not_found: Model 'no-such-model' not found"),
+        (["llm-node-demo", "--temperature", "9", "hi"], 2, "temperature"),
+        (["llm-node-demo", "--format", "/no/such/file", "hi"], 2, "--format /no/such/file: No such file"),
+        (["llm-node-demo"], 2, "give a PROMPT"),
+    ],
+)
+def test_how_it_ends_where_it_cannot(
+    run: Here, node: RunningNode, arguments: list[str], code: int, words: str
+) -> None:
+    result = run("--node", node.url, *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_no_node_where_one_is_named(run: Here) -> None:
+    result = run("--node", "http://127.0.0.1:1", "llm-node-demo", "hi")
+    assert result.exit_code == 6
+    assert "cannot be reached" in result.stderr
+
+
+def test_a_schema_goes_with_the_request(run: Here, greedy: list[str], tmp_path: Path) -> None:
+    """Whether the node keeps to it is another test's; here it must arrive, or be refused by its name."""
+    (tmp_path / "schema.json").write_text(json.dumps({"type": "object"}))
+    result = run(*greedy, "--format", str(tmp_path / "schema.json"), "--max-tokens", "64", QUESTION)
+    assert result.exit_code == 0 or "response_format" in result.stderr
+    (tmp_path / "schema.json").write_text("{")
+    result = run(*greedy, "--format", str(tmp_path / "schema.json"), QUESTION)
+    assert result.exit_code == 2
+    assert "is no JSON schema" in result.stderr
+
+
+def test_without_a_node_it_is_one(process: Apart, engines: Path, tmp_path: Path) -> None:
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--temperature", "0"]
+    result = process("llm-node-demo", QUESTION, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(ANSWER)
+    assert result.stderr == ""
+    assert "'llm-node-demo' is loaded with llama_cpp" in (tmp_path / ".llm-node/logs/run.log").read_text()
+    assert not (tmp_path / ".llm-node/node.json").exists()
+
+
+def test_without_a_gpu_and_a_terminal_it_says_what_to_type(process: Apart, engines: Path) -> None:
+    from llm_node.devices import nvidia_gpus
+
+    if nvidia_gpus() or sys.platform == "darwin":
+        pytest.skip("this machine has a GPU")
+    result = process("llm-node-demo", "hi", "--engines-dir", str(engines))
+    assert result.returncode == 1
+    assert "llm-node run llm-node-demo --gpu-backend cpu" in result.stderr
+    assert "llm-node config set gpu_backend cpu" in result.stderr
+
+
+def test_without_an_engine_it_says_so(process: Apart) -> None:
+    result = process("llm-node-demo", "hi", "--gpu-backend", "cpu")
+    assert result.returncode == 1
+    assert "no engine, so no model can be loaded" in result.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_accident(
+    node: RunningNode, greedy: list[str], tmp_path: Path
+) -> None:
+    program = Path(sys.executable).with_name("llm-node")
+    command = f"{program} run {' '.join(greedy)} '{QUESTION}' | true"
+    result = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=False, env=node_environment(tmp_path)
+    )
+    assert "Traceback" not in result.stderr
