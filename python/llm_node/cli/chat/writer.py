@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import sys
 import time
 from typing import TextIO
 
@@ -10,6 +11,10 @@ from llm_node.cli.chat.data import folded
 from llm_node.cli.chat.layout import RESET, Layout
 from llm_node.cli.chat.markdown import DIM, Markdown
 from llm_node.cli.visible import visible
+
+
+USUAL_COLUMNS = 80
+"""Of a terminal that does not tell."""
 
 
 class TerminalWriter:
@@ -103,5 +108,8 @@ class _Thought:
 
 
 def columns() -> int:
-    """Of the terminal, as it is by now."""
-    return shutil.get_terminal_size().columns
+    """Of the terminal, as it is by now. The variable of that name tells what it was when the shell began."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or USUAL_COLUMNS
+    except OSError:
+        return USUAL_COLUMNS
