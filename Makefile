@@ -34,8 +34,8 @@ $(STAMPS)/tools: pyproject.toml tools/check_toolchain.py
 $(STAMPS)/wheel: $(STAMPS)/tools $(RUST_SOURCES) $(PYTHON_SOURCES)
 	rm -rf .cache/wheels
 	$(BIN)/maturin build --release --locked --quiet --out .cache/wheels
-	$(BIN)/python -m pip install --quiet .cache/wheels/*.whl
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .cache/wheels/*.whl
+	$(BIN)/python -m pip install --quiet .cache/wheels/llm_node-*.whl
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .cache/wheels/llm_node-*.whl
 	@touch $@
 
 # The build script decides whether there is anything to do.
@@ -48,7 +48,9 @@ samples: $(STAMPS)/tools
 setup: $(STAMPS)/wheel
 	@$(MAKE) --no-print-directory engine BACKEND=cpu
 
-wheel: $(STAMPS)/wheel
+# Two: the node, and the CPU engine as a package of its own.
+wheel: setup
+	$(BIN)/python tools/build_engine_wheel.py engines/llama_cpp/cpu
 
 ## use ##############################################################################################
 
@@ -84,7 +86,7 @@ ifneq ($(CRATE),)
 	$(if $(filter py,$(CRATE)),,cargo test -p llm-node-$(CRATE) --locked --quiet)
 endif
 ifneq ($(TEST),)
-	@$(MAKE) --no-print-directory wheel
+	@$(MAKE) --no-print-directory $(STAMPS)/wheel
 	$(BIN)/python -m pytest -q -x $(TEST)
 endif
 

@@ -230,8 +230,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _engines(home: Path) -> tuple[Path, ...]:
-    own, bundled = home / "engines", Path(__file__).parent / "engines"
-    return tuple(path for path in (own, bundled) if _is_there(path)) or (own,)
+    return (home / "engines",)
 
 
 def _models(home: Path) -> Path:
@@ -288,9 +287,15 @@ class Settings:
         "Folder that holds engines, each in <id>/<gpu_backend>/. May be given several times; the first of an "
         "id wins.",
         metavar="DIR",
-        shown="`engines` in --home, and the engines inside the package",
+        shown="`engines` in --home",
         many=True,
         below_home=_engines,
+    )
+    engine_packages: bool = _setting(
+        True,
+        _yes_or_no,
+        "Use the engines that are installed as Python packages too, behind those of --engines-dir.",
+        metavar="YES|NO",
     )
     models_dir: Path = _setting(  # noqa: RUF009
         None,

@@ -42,6 +42,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "engines_dir": "/e",
         "models_dir": "/m",
         "demo_model": "no",
+        "engine_packages": "no",
         "prefix_cache": "no",
         "speculation": "off",
         "gpu_backend": "vulkan",

@@ -76,7 +76,7 @@ def _no_engine(folder: Path) -> list[str]:
         "No engine, so no model can be loaded. An engine is a folder with a library and a manifest:",
         f"  put one into {folder}/,",
         "  or name a folder that holds <id>/<gpu_backend>/ with --engines-dir.",
-        "The llama.cpp engine, for GGUF models, is built from llm-node's source code (`make engine` there).",
+        "The llama.cpp engine, for GGUF models, is a package that llm-node's source builds (`make wheel`).",
     ]
 
 

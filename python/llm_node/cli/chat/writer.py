@@ -12,7 +12,6 @@ from llm_node.cli.chat.layout import RESET, Layout
 from llm_node.cli.chat.markdown import DIM, Markdown
 from llm_node.cli.visible import visible
 
-
 USUAL_COLUMNS = 80
 """Of a terminal that does not tell."""
 

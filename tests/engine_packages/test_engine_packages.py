@@ -1,0 +1,137 @@
+"""Engines as Python packages: found where they are installed, no code of theirs run, and gone with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.node import node_environment
+
+WHEELS = Path(__file__).resolve().parents[2] / ".cache/wheels"
+MODULE = "llm_node_engine_sample_markov_cpu"
+
+
+def packed(repository: Path, engine: Path, out: Path) -> Path:
+    """The wheel of a built engine."""
+    tool = repository / "tools/build_engine_wheel.py"
+    command = [sys.executable, str(tool), str(engine), "--out", str(out)]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+
+class Environment:
+    """A fresh virtual environment, which sees the packages of the one that the tests run in."""
+
+    def __init__(self, root: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+        self.root = root
+        self.home = root / "home"
+        self.home.mkdir()
+        self.python = root / "bin/python"
+        (site,) = root.glob("lib/python*/site-packages")
+        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def pip(self, *arguments: str | Path) -> None:
+        """No index is asked."""
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--quiet"]
+        environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        subprocess.run([*pip, *map(str, arguments)], check=True, env=environment)
+
+    def install(self, *wheels: Path) -> None:
+        """What they depend on is there."""
+        self.pip("install", "--no-index", "--no-deps", "--ignore-installed", *wheels)
+
+    def run(self, *arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """`llm-node ARGUMENTS` there."""
+        code = "from llm_node.cli import main; main()"
+        return subprocess.run(
+            [str(self.python), *flags, "-c", code, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=node_environment(self.home),
+        )
+
+    def engines(self, *arguments: str) -> list[tuple[str, str, str]]:
+        result = self.run("engines", "--json", *arguments)
+        assert result.returncode == 0, result.stderr
+        rows = json.loads(result.stdout)["engines"]
+        return [(row["id"], row["status"], row["path"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def sample(repository: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of an engine in C."""
+    return packed(repository, samples / "sample_markov/cpu", tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Environment]:
+    yield Environment(tmp_path / "venv")
+
+
+def test_an_engine_is_found_where_its_package_is_and_no_code_of_it_runs(
+    environment: Environment, sample: Path
+) -> None:
+    assert environment.engines() == []
+    environment.install(sample)
+    ((name, status, path),) = environment.engines()
+    assert (name, status) == ("sample_markov", "loaded")
+    (site,) = environment.root.glob("lib/python*/site-packages")
+    assert Path(path) == site / MODULE / "engines/sample_markov/cpu"
+    brought_in = environment.run("engines", flags=("-X", "importtime")).stderr
+    assert "llm_node.engine_packages" in brought_in
+    assert MODULE not in brought_in
+    assert environment.engines("--engine-packages", "no") == []
+    environment.pip("uninstall", "--yes", MODULE)
+    assert environment.engines() == []
+
+
+def test_the_engines_folder_comes_first(environment: Environment, sample: Path, samples: Path) -> None:
+    environment.install(sample)
+    found = environment.engines("--engines-dir", str(samples))
+    first, second = [row for row in found if row[0] == "sample_markov"]
+    assert (first[1], Path(first[2])) == ("loaded", samples / "sample_markov/cpu")
+    assert second[1] == "rejected"
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(7)", "import no_such_module"])
+def test_a_package_that_is_of_no_use_harms_nobody(environment: Environment, code: str) -> None:
+    (site,) = environment.root.glob("lib/python*/site-packages")
+    information = site / "odd-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[llm_node.engines]\nodd = odd\ngone = gone.deep\n")
+    (site / "odd.py").write_text(code)
+    assert environment.engines() == []
+
+
+def test_two_wheels_are_enough_to_ask_a_model(
+    environment: Environment, repository: Path, llama_cpp: Path, tmp_path: Path
+) -> None:
+    """`pip install WHEELS`, then `llm-node run MODEL "..."`."""
+    nodes = list(WHEELS.glob("llm_node-*.whl"))
+    assert nodes, "no wheel of the node: run `make setup`"
+    node = max(nodes, key=lambda path: path.stat().st_mtime)
+    environment.install(node, packed(repository, llama_cpp, tmp_path))
+    program = environment.root / "bin/llm-node"
+    question = ["run", "llm-node-demo", "What is an engine?", "--gpu-backend", "cpu", "--temperature", "0"]
+    answer = subprocess.run(
+        [program, *question],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=node_environment(environment.home),
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("An engine is a shared library with a manifest.json beside it")

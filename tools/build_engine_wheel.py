@@ -1,0 +1,64 @@
+"""Make a wheel of a built engine: `python tools/build_engine_wheel.py engines/llama_cpp/cpu`.
+
+The wheel holds the folder as it is, and nothing that runs in Python. `pip install` of it is all that a node
+needs to find the engine (`python/llm_node/engine_packages.py`). Its version is that of the ABI and then that
+of the engine, so that a node can ask for `~=1.0`. Prints the path of the wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "engines" / "package"
+LEFT_OUT = ("build.json",)
+"""What `build_engine.py` keeps for itself."""
+
+
+def build(engine: Path, out: Path) -> Path:
+    """The wheel of the engine in this folder, in `out`."""
+    manifest = json.loads((engine / "manifest.json").read_text(encoding="utf-8"))
+    backend = manifest["gpu_backend"]
+    name = f"llm-node-engine-{manifest['id'].removesuffix('_cpp').replace('_', '-')}-{backend}"
+    words = {
+        "name": name,
+        "module": name.replace("-", "_"),
+        "version": f"{manifest['abi_version']}.{manifest['version']}",
+        "id": manifest["id"],
+        "backend": backend,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        project = Path(temporary)
+        text = (TEMPLATE / "pyproject.toml.in").read_text(encoding="utf-8")
+        for key, value in words.items():
+            text = text.replace(f"{{{key}}}", value)
+        (project / "pyproject.toml").write_text(text, encoding="utf-8")
+        shutil.copy(TEMPLATE / "platform_tag.py", project)
+        package = project / words["module"]
+        place = package / "engines" / manifest["id"] / backend
+        shutil.copytree(engine, place, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        (package / "__init__.py").write_text(f'"""The engine {manifest["id"]} ({backend}): files alone."""\n')
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out.resolve())]
+        subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = out.glob(f"{words['module']}-{words['version']}-*.whl")
+    return wheel
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("engine", type=Path, help="folder with a manifest.json")
+    parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "wheels")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    print(build(given.engine, given.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
