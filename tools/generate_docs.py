@@ -1,4 +1,5 @@
-"""Write what is printed from tables: docs/errors.md, docs/settings.md, and the figures in README.md.
+"""Write what is printed from tables: docs/errors.md, docs/settings.md, and the table in
+docs/benchmarks.md.
 
 `python tools/generate_docs.py` writes them, `--check` only says whether they are current.
 """
@@ -18,7 +19,7 @@ from benches.table import ROWS  # noqa: E402
 
 from benches import report  # noqa: E402
 
-README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benches" / "results"
 
 
@@ -94,15 +95,15 @@ environment. Several hosts or origins: the same, but with commas between them. S
     return head + table(rows)
 
 
-def readme() -> str:
-    """README.md with every row of the benchmark: those of a GPU, then the others."""
+def benchmarks_page() -> str:
+    """docs/benchmarks.md with every row of the benchmark: those of a GPU, then the others."""
     begin = "<!-- Printed from benches/results by `make gen`; changes made here are lost. -->\n"
     end = "<!-- End of what is printed. -->\n"
     kept = [*report.read(RESULTS), *report.read(RESULTS / "h200")]
     found = {one["key"]: one for one in kept if "figures" in one}
     rows = sorted(ROWS, key=lambda row: not row.key.startswith("gpu-"))
     results = [found.get(row.key) or report.result(row, "not measured", {}) for row in rows]
-    before, rest = README.read_text(encoding="utf-8").split(begin)
+    before, rest = BENCHMARKS.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     return f"{before}{begin}\n{report.markdown_table(results)}\n{end}{after}"
 
@@ -115,7 +116,7 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 PAGES = {
     ROOT / "docs" / "errors.md": errors_page,
     ROOT / "docs" / "settings.md": settings_page,
-    README: readme,
+    BENCHMARKS: benchmarks_page,
 }
 
 

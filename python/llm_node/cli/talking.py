@@ -119,10 +119,11 @@ async def _ask_once(node: Remote, conversation: Conversation, look: Look, contex
         for call in answer.tool_calls:
             writer.call(answers.call_in_words(call))
         writer.end()
-    if look.verbose:
-        click.echo(usage_in_words(answer), err=True)
+    said = [usage_in_words(answer)] if look.verbose else []
     if is_terminal or look.verbose or answer.finish_reason == "length":
-        click.echo(ending(answer, context_length, is_whole=is_whole), err=True)
+        said.append(ending(answer, context_length, is_whole=is_whole))
+    for line in said:
+        click.echo(line if look.plain else click.style(line, dim=True), err=True)
     return Exit.DONE if is_whole else Exit.INTERRUPTED
 
 
