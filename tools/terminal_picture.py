@@ -1,6 +1,6 @@
 """Draw docs/terminal.svg: a real chat with the demo model, as a terminal shows it.
 
-`python tools/terminal_picture.py [ENGINES]`, with the Python of .venv and a folder of engines (unset: engines).
+`python tools/terminal_picture.py [ENGINES]`, with the Python of .venv; ENGINES is a folder of engines.
 """
 
 from __future__ import annotations
