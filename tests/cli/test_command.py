@@ -225,6 +225,7 @@ def greeting(tmp_path: Path, *arguments: str) -> tuple[str, str]:
 
 def test_the_command_that_it_names_works(tmp_path: Path, engines: Path) -> None:
     said, answer = greeting(tmp_path, "--engines-dir", str(engines))
+    assert "or in the terminal:\n  llm-node run llm-node-demo\n" in said
     assert "Ask it something:" in said
     assert answer.rstrip().endswith("data: [DONE]")
     assert '"content"' in answer

@@ -50,6 +50,8 @@ def test_list_asks_the_node_that_runs(serving: tuple[RunningNode, Path]) -> None
     for arguments in ([], ["--node", node.url]):
         (row,) = json.loads(listed(home.parent, *arguments).stdout)["models"]
         assert (row["model_id"], row["status"]) == ("llm-node-demo", "loaded")
+    unheeded = listed(home.parent, "--demo-model", "no").stderr
+    assert f"The node at {node.url} has settings of its own: --demo-model changes nothing." in unheeded
 
 
 def test_a_record_of_another_node_is_not_believed(serving: tuple[RunningNode, Path], tmp_path: Path) -> None:

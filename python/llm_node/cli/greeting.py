@@ -116,6 +116,7 @@ def _example(url: str, model: str, task: str | None) -> list[str]:
             f'answer = client.completions.create({call}, prompt="{BEGINNING}")',
             "print(answer.choices[0].text)",
         ]
+    chat = ["or in the terminal:", f"  llm-node run {shlex.quote(model)}"] if task == "chat" else []
     return [
         what,
         f"  curl -N {url}/v1/{path} -H 'Content-Type: application/json' \\",
@@ -124,6 +125,7 @@ def _example(url: str, model: str, task: str | None) -> list[str]:
         "  from openai import OpenAI",
         f'  client = OpenAI(base_url="{url}/v1", api_key="none")',
         *(f"  {line}" for line in python),
+        *chat,
     ]
 
 

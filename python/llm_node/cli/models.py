@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +28,7 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     from llm_node.cli import own_node
 
     settings = options.settings(context.obj, given)
-    if (listed := asyncio.run(_of_running(settings))) is not None:
+    if (listed := asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))) is not None:
         found = listed
         obstacles = {
             model["model_id"]: (error["code"], error["message"])
@@ -46,11 +47,11 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
         click.echo(f"No model in {settings.models_dir}; {hint}", err=True)
 
 
-async def _of_running(settings: Settings) -> list[dict[str, Any]] | None:
+async def _of_running(settings: Settings, unheeded: Sequence[str]) -> list[dict[str, Any]] | None:
     """The models of the node that runs; None: none runs."""
     from llm_node.cli import failure, remote
 
-    url = await remote.running(settings)
+    url = await remote.running(settings, unheeded)
     if url is None:
         return None
     try:

@@ -39,3 +39,13 @@ def settings(*given: dict[str, Given]) -> Settings:
         return Settings.load(texts)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
+
+
+OF_COMMANDS = frozenset({"home", "config", "node", "log_level"})
+"""Settings that mean something to a command that talks to a node which runs already."""
+
+
+def of_a_node(*given: dict[str, Given]) -> list[str]:
+    """The flags on the command line that a node which runs already does not heed."""
+    named = {name for each in given for name, value in each.items() if value}
+    return [setting.flag for setting in ALL if setting.name in named - OF_COMMANDS]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import click
 
 from llm_node.cli.failure import Failed
 from llm_node.errors import Exit
@@ -86,10 +87,20 @@ class Remote:
             raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None
 
 
-async def running(settings: Settings) -> str | None:
-    """The URL of the node to talk to: the one that was named, or the one that runs here."""
-    if settings.node is not None:
-        return settings.node
+async def running(settings: Settings, unheeded: Sequence[str] = ()) -> str | None:
+    """The URL of the node to talk to: the one that was named, or the one that runs here.
+
+    `unheeded`: flags that it does not heed, which is said.
+    """
+    url = settings.node or await _recorded(settings)
+    if url is not None and unheeded:
+        click.echo(
+            f"The node at {url} has settings of its own: {', '.join(unheeded)} changes nothing.", err=True
+        )
+    return url
+
+
+async def _recorded(settings: Settings) -> str | None:
     known = record.read(settings.home)
     if known is None:
         return None

@@ -69,6 +69,7 @@ def run(
         no_markdown=no_markdown,
         keeps_history=not no_history,
         verbose=verbose,
+        of_a_node=options.of_a_node(context.obj, given),
     )
     sys.exit(asyncio.run(talking.talk(settings, wishes)))
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class Wishes:
     no_markdown: bool
     keeps_history: bool
     verbose: bool
+    of_a_node: Sequence[str]
+    """Flags that are for a node of one's own."""
 
 
 async def talk(settings: Settings, wishes: Wishes) -> Exit:
@@ -131,7 +133,7 @@ async def _ask_once(node: Remote, conversation: Conversation, look: Look, contex
 async def _node(settings: Settings, wishes: Wishes) -> AsyncIterator[str]:
     """The URL of the node that runs, or of one of our own that ends with the command."""
     async with contextlib.AsyncExitStack() as stack:
-        url = await remote.running(settings)
+        url = await remote.running(settings, wishes.of_a_node)
         if url is None:
             from llm_node.cli import embedded
             from llm_node.node import NodeError
