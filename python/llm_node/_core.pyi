@@ -7,6 +7,7 @@ from typing import Literal, final
 __all__ = [
     "ABI_VERSION",
     "ERROR_CODES",
+    "Block",
     "Engine",
     "Event",
     "Fault",
@@ -71,24 +72,60 @@ def run_load(plan: str, progress: Callable[[float, int, int, int], None]) -> str
 
 @final
 class Event:
-    """One thing that happened to one stream."""
+    """One thing that happened to one stream; see `rust/core/src/event.rs`."""
 
     stream: int
-    kind: Literal["started", "piece", "finished", "failed"]
+    kind: Literal["started", "piece", "call_began", "call_ended", "finished", "failed"]
+    part: Literal["text", "reasoning", "input"]
+    """Of a piece."""
     text: str
     """Of a piece: whole UTF-8 characters."""
+    id: str
+    """Of a call that began: 24 letters and digits; so is the next one."""
+    name: str
+    """The called tool's."""
+    relaxed: list[str]
+    """Of the beginning: what was asked for and is not enforced."""
     prompt_tokens: int
-    completion_tokens: int
+    """Of the beginning and of the end; so is `cached_tokens`, and what else is counted comes with the end."""
     cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    """Of these, thought with."""
     drafted_tokens: int
     """Of the answer, guessed ahead."""
     accepted_tokens: int
     """Of these, right."""
-    finish: Literal["stop", "length", "cancelled"] | None
+    waited_ns: int
+    """Nanoseconds until it was let in, then until its first token, then until its end."""
+    read_ns: int
+    wrote_ns: int
+    finish: Literal["stop", "stop_string", "length", "context", "calls", "cancelled"] | None
+    stop: str | None
+    """The stop string that ended it."""
     fault: Fault | None
+    number: int
+    """Of the end, where frames were written: the number behind theirs."""
+    blocks: list[Block]
+    """Of the end: the answer, where it was asked for as a whole or kept."""
     def fill(self, pattern: str) -> bytes:
-        """JSON made of a piece's log-probabilities. `pattern`: as `rust/node/src/pattern.rs` has it; raises
-        `Fault` where it is none."""
+        """JSON made of the log-probabilities of all text in the blocks of an answer that was asked for as a
+        whole. `pattern`: as `rust/node/src/pattern.rs` has it; raises `Fault` where it is none."""
+
+@final
+class Block:
+    """A run of text, of reasoning, or of the input of one call."""
+
+    part: Literal["text", "reasoning", "input"]
+    text: str
+    id: str
+    """Of a call; so is the next one."""
+    name: str
+    complete: bool
+    """Did it end by itself? Else a limit cut it off."""
+
+_Template = tuple[list[tuple[bytes, str]], bytes]
+_Part = tuple[_Template | None, _Template | None, _Template | None, _Template | None]
 
 @final
 class Supervisor:
@@ -138,19 +175,17 @@ class Supervisor:
         model_id: str,
         request: str,
         client: int,
-        template: tuple[bytes, bytes, bool, tuple[bytes, str, bytes] | None] | None = None,
+        frames: tuple[_Part | None, _Part | None, _Part | None, str | None, bool, bool, int] | None = None,
         whole: bool = False,
     ) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.
 
-        `client`: the caller's name for the one who gets it, who may have several streams. `template`: what
-        stands before and behind the JSON string of each piece of text; whether to wrap what is written at
-        once in HTTP's chunked coding; and what stands behind a text that has log-probabilities: before them,
-        their pattern, and behind them. Pieces then come as bytes, and not as events. `whole`: all of it comes
-        as one event, before the last.
+        `client`: the caller's name for the one who gets it, who may have several streams. `frames`: how
+        what stands between `started` and the ending is written, as `Frames` of `node/client.py` has it; it
+        then comes as bytes, and not as events. `whole`: all of it comes as blocks, with the ending.
 
         Never blocks. Raises `Fault` at once where no worker is ready (`model_loading` where a `load` would
-        help), or the pattern is none; all that follows comes from `drain`.
+        help), or a template or the pattern is none; all that follows comes from `drain`.
         """
 
     def cancel(self, stream: int) -> None:

@@ -1,6 +1,6 @@
-"""THE TABLE: what each error code means in HTTP, and the one body that every error has.
+"""THE TABLE: what each error code means in HTTP, and the body that errors have in each API dialect.
 
-JSON answers and SSE events are both made here, so they cannot disagree. The codes themselves are
+JSON answers and a stream's frames are both made here, so they cannot disagree. The codes themselves are
 Rust's (`rust/core/src/error.rs`); a test fails when one has no row here. `docs/errors.md` is printed
 from this table. Nothing here knows aiohttp.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,22 @@ class Row:
     exit: Exit = Exit.FAILED
     """What a command that ends with this error ends with."""
 
+    @property
+    def anthropic(self) -> str:
+        """The type that Anthropic's API gives it."""
+        return _ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""By status; see the property."""
 
 _REQUEST = "invalid_request_error"
 _UNSUPPORTED = "unsupported_error"
@@ -101,7 +117,8 @@ TABLE: Mapping[str, Row] = {
     "context_length_exceeded": Row(
         400,
         _REQUEST,
-        "Prompt and answer do not fit the context; both numbers are in the message. Nothing is truncated.",
+        "The prompt leaves no room for an answer in the context; both numbers are in the message, and in "
+        "`prompt_tokens` and `context_length`. Nothing is truncated.",
     ),
     "architecture_mismatch": Row(
         400, _UNSUPPORTED, "The engine's manifest does not name the model's architecture."
@@ -145,7 +162,12 @@ TABLE: Mapping[str, Row] = {
     "request_timeout": Row(
         408, _REQUEST, "Headers (`--header-timeout`) or body (`--transfer-timeout`) did not come in time."
     ),
-    "request_too_large": Row(413, _REQUEST, "The body is larger than `--max-body`, unpacked or not."),
+    "request_too_large": Row(
+        413,
+        _REQUEST,
+        "The body is larger than `--max-body`, unpacked or not; or an answer is too long to be kept as a "
+        "whole.",
+    ),
     "unsupported_encoding": Row(
         415, _REQUEST, "The body's `Content-Encoding` is one that the node does not read."
     ),
@@ -202,6 +224,60 @@ TABLE: Mapping[str, Row] = {
 }
 
 
+Body = Callable[[Row, Failure, str], Mapping[str, Any]]
+"""Makes the body of an error: of its row, the failure, and the request's id."""
+
+
+def _plain(row: Row, failure: Failure, request_id: str) -> dict[str, Any]:
+    """`{"error": {"message", "type", "code", "param", ...}}`, further fields of `details` beside them."""
+    return {"error": fields(failure.code, failure.message, failure.param, failure.details)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one API dialect writes errors."""
+
+    body: Body = _plain
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What it calls a parameter that a fault names in neutral words, where that is something else."""
+    id_header: str | None = None
+    """A header of its own for the request's id."""
+
+
+PLAIN = Form()
+"""For all routes that are no dialect's."""
+
+
+class Forms:
+    """Which form a path has: that of the longest path that was added and is a beginning of it."""
+
+    def __init__(self) -> None:
+        self._forms: dict[str, Form] = {}
+
+    def add(self, path: str, form: Form) -> None:
+        """`path`: a route's, or the beginning of several. What stands in braces is left out."""
+        self._forms[path.partition("{")[0].rstrip("/")] = form
+
+    def of(self, path: str) -> Form:
+        """That of any path, also of one without a route."""
+        while path:
+            form = self._forms.get(path)
+            if form is not None:
+                return form
+            path = path.rpartition("/")[0]
+        return self._forms.get("", PLAIN)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A failure that names its parameter in a dialect's words."""
+
+    code: str
+    message: str
+    param: str | None
+    details: Mapping[str, object] | None
+
+
 @dataclass(frozen=True)
 class Reply:
     """An error as it goes out. `status` and `headers` are for an answer that has not begun."""
@@ -211,25 +287,34 @@ class Reply:
     body: Mapping[str, Any]
 
 
-def reply(failure: Failure) -> Reply:
+def reply(failure: Failure, form: Form = PLAIN, request_id: str = "unknown") -> Reply:
     """The row of the table for a failure. A code without a row is a defect, and answered as one."""
     row = TABLE.get(failure.code)
     if row is None:
         log.error("error code %r has no row in the table: %s", failure.code, failure.message)
-        return internal("unknown")
-    return Reply(row.status, _headers(row, failure.details), body(failure))
+        return internal(request_id, form)
+    headers = _headers(row, failure.details)
+    if form.id_header is not None:
+        headers[form.id_header] = request_id
+    return Reply(row.status, headers, body(failure, form, request_id))
 
 
-def internal(request_id: str) -> Reply:
+def internal(request_id: str, form: Form = PLAIN) -> Reply:
     """For anything unmapped. The caller has logged it under the request id."""
-    row = TABLE["internal"]
+    return reply(defect(request_id), form, request_id)
+
+
+def defect(request_id: str) -> Failure:
+    """What is said of anything unmapped."""
     message = f"Internal error; the node's log has the details under request id {request_id}"
-    return Reply(row.status, {}, {"error": fields("internal", message)})
+    return Named("internal", message, None, None)
 
 
-def body(failure: Failure) -> dict[str, Any]:
-    """`{"error": {"message", "type", "code", "param", ...}}`, the further fields of `details` beside them."""
-    return {"error": fields(failure.code, failure.message, failure.param, failure.details)}
+def body(failure: Failure, form: Form = PLAIN, request_id: str = "unknown") -> Mapping[str, Any]:
+    """The body alone, as the dialect writes it."""
+    param = failure.param and form.names.get(failure.param, failure.param)
+    named = Named(failure.code, failure.message, param, failure.details)
+    return form.body(TABLE.get(failure.code, TABLE["internal"]), named, request_id)
 
 
 def fields(

@@ -148,7 +148,7 @@ class Model:
         stream = self._native.generate(request)
         try:
             for event in stream:
-                if event.kind == "piece" and event.text:
+                if event.kind == "piece" and event.part == "text" and event.text:
                     yield event.text
                 elif event.kind == "failed":
                     raise event.fault or NodeError("internal", "the request failed without a reason")

@@ -29,6 +29,7 @@ CONFIG_FILE = "config.toml"
 """In the home."""
 
 SPECULATION = ("off", "lookup")
+UNKNOWN_FIELDS = ("refuse", "ignore")
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -397,6 +398,14 @@ class Settings:
         _seconds(0.05, 3600),
         "How long a body or an answer may stand still on its way.",
         metavar="SECONDS",
+    )
+    unknown_fields: str | None = _setting(
+        None,
+        _one_of(UNKNOWN_FIELDS),
+        "What becomes of fields in requests that nobody knows: an error, or ignored and named in the header "
+        "`X-LLM-Node-Ignored` and the log.",
+        metavar="|".join(UNKNOWN_FIELDS),
+        shown="as each API's clients expect it: OpenAI's are refused",
     )
     idle_timeout: float = _setting(
         75.0,

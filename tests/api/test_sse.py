@@ -1,4 +1,4 @@
-"""The form of a stream: frames, templates, comments while silent, errors after the first frame."""
+"""The form of a stream: frames, comments while silent, errors after the first frame."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from typing import Any, cast
 import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
+from llm_node import errors
 from llm_node.api import sse
-from llm_node.api.context import KEEP_ALIVE
+from llm_node.api.context import ERROR_FORMS, KEEP_ALIVE
 from llm_node.node import NodeError
 from llm_node.server import middleware
-
-unhurried = hypothesis_settings(deadline=None)
-
-
-TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 
 
 def content_of(frame: bytes) -> object:
@@ -33,52 +26,68 @@ def content_of(frame: bytes) -> object:
     return json.loads(frame[6:])
 
 
-@unhurried
-@given(TEXT, TEXT)
-def test_a_template_makes_what_the_slow_way_makes(text: str, name: str) -> None:
-    def content(text: str, logprobs: object) -> dict[str, object]:
-        return {"model": name, "choices": [{"text": text, "logprobs": logprobs, "end": None}]}
-
-    string = sse.dump(text).encode()
-    head, tail, _, nothing = sse.Template(content(sse.HOLE, sse.HOLE), None).parts(chunked=True)
-    assert head + string + tail == sse.frame(content(text, None))
-    assert nothing is None
-    template = sse.Template(content(sse.HOLE, sse.HOLE), "[]")
-    head, tail, _, logprobs = template.parts(chunked=True)
-    assert logprobs is not None
-    before, pattern, behind = logprobs
-    assert head + string + tail == sse.frame(content(text, None))
-    assert head + string + before + pattern.encode() + behind == sse.frame(content(text, []))
-
-
 @asynccontextmanager
 async def serving(
-    source: sse.Source, keep_alive: float = 30
+    source: sse.Source,
+    keep_alive: float = 30,
+    framing: sse.Framing = sse.EVENTS,
+    form: errors.Form = errors.PLAIN,
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await sse.respond(request, source)
+        return await sse.respond(request, source, framing)
 
     app = web.Application(middlewares=middleware.ALL)
     app[KEEP_ALIVE] = keep_alive
+    app[ERROR_FORMS] = errors.Forms()
+    app[ERROR_FORMS].add("/", form)
     app.add_routes([web.get("/", handler)])
     async with TestClient(TestServer(app, handler_cancellation=True)) as client:
         yield client
 
 
-async def body_of(source: sse.Source, keep_alive: float = 30) -> tuple[int, bytes]:
-    async with serving(source, keep_alive) as client:
+async def body_of(source: sse.Source, *more: Any, **named: Any) -> tuple[int, bytes]:
+    async with serving(source, *more, **named) as client:
         reply = await client.get("/")
         return reply.status, await reply.read()
 
 
 async def test_frames_then_done() -> None:
     async def source(out: sse.Stream) -> None:
-        out.send(sse.frame({"a": 1}))
-        out.send(sse.frame({"a": 2}))
+        out.tell({"a": 1})
+        out.tell({"a": 2})
 
     status, body = await body_of(source)
     assert status == 200
     assert body == b'data: {"a":1}\n\ndata: {"a":2}\n\ndata: [DONE]\n\n'
+
+
+async def test_named_events_and_lines_have_no_end_of_their_own() -> None:
+    async def source(out: sse.Stream) -> None:
+        out.tell({"type": "begun", "a": "\n"})
+        raise NodeError("engine_crashed", "gone")
+
+    named = errors.Form(lambda row, failure, request_id: {"type": "error"})
+    _, body = await body_of(source, framing=sse.NAMED_EVENTS, form=named)
+    begun, error = b'event: begun\ndata: {"type":"begun","a":"\\n"}', b'event: error\ndata: {"type":"error"}'
+    assert body == begun + b"\n\n" + error + b"\n\n"
+    plain = errors.Form(lambda row, failure, request_id: {"error": failure.message})
+    _, body = await body_of(source, framing=sse.LINES, form=plain)
+    assert body == b'{"type":"begun","a":"\\n"}\n{"error":"gone"}\n'
+
+
+async def test_lines_are_silent_while_there_is_nothing_to_tell() -> None:
+    go_on = asyncio.Event()
+
+    async def source(out: sse.Stream) -> None:
+        await go_on.wait()
+        out.tell({"a": 1})
+
+    async with serving(source, keep_alive=0.01, framing=sse.LINES) as client:
+        reply = await client.get("/")
+        assert reply.content_type == "application/x-ndjson"
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert await reply.read() == b'{"a":1}\n'
 
 
 async def test_an_error_before_the_first_frame_has_its_status() -> None:
@@ -92,7 +101,7 @@ async def test_an_error_before_the_first_frame_has_its_status() -> None:
 
 async def test_an_error_after_it_is_an_event_and_done_follows() -> None:
     async def source(out: sse.Stream) -> None:
-        out.send(sse.frame({"a": 1}))
+        out.tell({"a": 1})
         raise NodeError("engine_crashed", "gone")
 
     status, body = await body_of(source)
@@ -107,13 +116,13 @@ async def test_an_error_after_it_is_an_event_and_done_follows() -> None:
 
 async def test_a_defect_after_it_is_an_event_without_its_inside() -> None:
     async def source(out: sse.Stream) -> None:
-        out.send(sse.frame({"a": 1}))
+        out.tell({"a": 1})
         raise RuntimeError("secret inside")
 
     _, body = await body_of(source)
     assert b'"code":"internal"' in body
     assert b"secret" not in body
-    assert body.endswith(sse.DONE)
+    assert body.endswith(sse.EVENTS.last)
 
 
 async def test_comments_while_silent_and_an_error_after_them() -> None:
@@ -126,8 +135,8 @@ async def test_comments_while_silent_and_an_error_after_them() -> None:
     async with serving(source, keep_alive=0.02) as client:
         reply = await client.get("/")
         assert reply.status == 200
-        assert await reply.content.readuntil(b"\n\n") == sse.COMMENT
-        assert await reply.content.readuntil(b"\n\n") == sse.COMMENT
+        assert await reply.content.readuntil(b"\n\n") == sse.EVENTS.silence
+        assert await reply.content.readuntil(b"\n\n") == sse.EVENTS.silence
         go_on.set()
         rest = await reply.read()
     events = [event for event in rest.split(b"\n\n") if event and not event.startswith(b":")]
@@ -141,7 +150,7 @@ async def test_a_client_that_leaves_ends_the_source() -> None:
 
     async def source(out: sse.Stream) -> None:
         try:
-            out.send(sse.frame({"a": 1}))
+            out.tell({"a": 1})
             await asyncio.Event().wait()
         finally:
             ended.set()
@@ -194,10 +203,10 @@ async def test_all_that_waits_is_told() -> None:
 
     async def source(out: sse.Stream) -> None:
         out.client = cast(Any, counting)
-        out.send(sse.frame({"a": 1}))
+        out.tell({"a": 1})
         await asyncio.sleep(0.1)  # the headers are sent, and this with them
         for size in (32 << 20, 1 << 20):
-            out.send(sse.frame({"a": " " * size}))
+            out.tell({"a": " " * size})
         await counting.released.wait()
 
     await body_of(source)
@@ -212,7 +221,7 @@ async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
 
     async def source(out: sse.Stream) -> None:
         out.client = cast(Any, counting)
-        out.send(sse.frame({"a": 1}))
+        out.tell({"a": 1})
         await asyncio.sleep(0.1)  # the headers are sent, and this with them
         transport, writer = cast(Any, out)._transport, cast(Any, out)._writer
         drain = writer.drain
@@ -220,7 +229,7 @@ async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
         async def drain_and_more() -> None:
             await drain()
             writer.drain = drain
-            out.send(sse.frame({"a": " " * (32 << 20)}))
+            out.tell({"a": " " * (32 << 20)})
 
         def release() -> None:
             unsent_then.append(transport.get_write_buffer_size())
@@ -228,7 +237,7 @@ async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
 
         writer.drain = drain_and_more
         counting.release = release  # type: ignore[method-assign]
-        out.send(sse.frame({"a": " " * (32 << 20)}))
+        out.tell({"a": " " * (32 << 20)})
         await counting.released.wait()
 
     await body_of(source)
@@ -237,7 +246,7 @@ async def test_what_comes_in_the_turn_of_the_last_byte_is_waited_for() -> None:
 
 async def test_headers() -> None:
     async def source(out: sse.Stream) -> None:
-        out.send(sse.frame({}))
+        out.tell({})
 
     async with serving(source) as client:
         reply: aiohttp.ClientResponse = await client.get("/")

@@ -106,3 +106,36 @@ def test_what_a_command_ends_with(code: str, exit_code: int) -> None:
 
 def test_every_exit_code_is_explained() -> None:
     assert list(errors.EXITS) == list(errors.Exit)
+
+
+def test_a_path_has_the_form_of_the_longest_beginning() -> None:
+    forms = errors.Forms()
+    one, two, three = (errors.Form(names={"a": name}) for name in "xyz")
+    forms.add("/v1/messages", one)
+    forms.add("/v1/messages/{id:.+}", one)
+    forms.add("/v1/models/{model}", two)
+    forms.add("/api/chat", three)
+    for path, form in [
+        ("/v1/messages", one),
+        ("/v1/messages/count/x", one),
+        ("/v1/messagesx", errors.PLAIN),
+        ("/v1/models/a/b", two),
+        ("/v1", errors.PLAIN),
+        ("/api/chat", three),
+        ("/api/chats", errors.PLAIN),
+        ("", errors.PLAIN),
+    ]:
+        assert forms.of(path) is form, path
+
+
+def test_a_form_writes_the_body_and_names_parameters_in_its_own_words() -> None:
+    form = errors.Form(
+        body=lambda row, failure, request_id: {"t": row.anthropic, "p": failure.param, "id": request_id},
+        names={"max_tokens": "max_output_tokens"},
+        id_header="Request-Id",
+    )
+    reply = errors.reply(NodeError("model_not_found", "why", "max_tokens"), form, "7")
+    assert (reply.status, reply.headers) == (404, {"Request-Id": "7"})
+    assert reply.body == {"t": "not_found_error", "p": "max_output_tokens", "id": "7"}
+    assert errors.internal("8", form).body == {"t": "api_error", "p": None, "id": "8"}
+    assert errors.reply(NodeError("invalid_json", "why", "top_p"), form).body["p"] == "top_p"

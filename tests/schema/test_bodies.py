@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from llm_node.schema.chat import ChatCompletionRequest
 from llm_node.schema.completions import CompletionRequest
 from llm_node.schema.embeddings import EmbeddingRequest
 from llm_node.schema.messages import REASONING, Message
-from llm_node.schema.wire import Wire
+from llm_node.schema.wire import Ignored, Wire
 
 unhurried = hypothesis_settings(deadline=None)
 
@@ -83,7 +84,7 @@ NOTHING: list[Any] = [None, [], {}, ""]
 
 
 @pytest.mark.parametrize("nothing", NOTHING)
-@pytest.mark.parametrize("field", sorted(ChatCompletionRequest.idle))
+@pytest.mark.parametrize("field", sorted(ChatCompletionRequest.refused))
 def test_what_asks_for_nothing_is_dropped(field: str, nothing: Any) -> None:
     assert chat(**{field: nothing}) == chat()
     with pytest.raises(NodeError, match=field if field not in ("tools", "functions") else "tools") as caught:
@@ -91,9 +92,64 @@ def test_what_asks_for_nothing_is_dropped(field: str, nothing: Any) -> None:
     assert caught.value.code == "unsupported_parameter"
 
 
+def test_hints_are_dropped_and_told() -> None:
+    body = {
+        "model": "m",
+        "verbosity": "low",
+        "prediction": None,
+        "messages": [
+            {"role": "user", "content": "a", "cache_control": {"type": "ephemeral"}},
+            {"role": "user", "content": "b", "cache_control": {}},
+            {"role": "user", "content": "c", "cache_control": {"type": "ephemeral"}},
+        ],
+    }
+    ignored = Ignored()
+    found = parse(json.dumps(body).encode(), ChatCompletionRequest, ignored)
+    assert ignored.names == ["verbosity", "messages.cache_control"]
+    plain = [{key: message[key] for key in ("role", "content")} for message in body["messages"]]  # type: ignore[index]
+    assert found == chat(messages=plain)
+
+
+class Inner(Wire):
+    known: int = 0
+
+
+class Lenient(Wire):
+    unknown = "ignore"
+    refused: ClassVar[Mapping[str, Any]] = {"mode": 1, "known": 7}
+
+    known: int = 0
+    inner: Inner = Inner()
+
+
+class Outer(Wire):
+    unknown = "ignore"
+    many: list[Lenient] = []  # noqa: RUF012
+
+
+def test_unknown_fields_are_refused_or_ignored_by_class_unless_one_rule_is_for_all() -> None:
+    def names(body: Any, rule: Any = None, shape: type[Wire] = Outer) -> list[str]:
+        ignored = Ignored(rule)
+        parse(json.dumps(body).encode(), shape, ignored)
+        return ignored.names
+
+    assert names({"x": 1, "many": [{"y.z": 1, "known": 2}, {"y.z": 2}]}) == ["x", "many.y.z"]
+    assert names({"many": [{"inner": {"z": 1}}]}, "ignore") == ["many.inner.z"]
+    for body, rule, param in [
+        ({"many": [{"inner": {"z": 1}}]}, None, "many.0.inner.z"),
+        ({"x": 1}, "refuse", "x"),
+        ({"many": [{"mode": 2}]}, "ignore", "many.0.mode"),
+    ]:
+        with pytest.raises(NodeError) as caught:
+            names(body, rule)
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", param)
+    # A refused field with a value that asks for nothing is none.
+    assert names({"many": [{"mode": 1}, {"mode": 0}, {"known": 7}]}) == []
+
+
 @pytest.mark.parametrize("nothing", NOTHING)
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
-@pytest.mark.parametrize("field", sorted(Message.idle))
+@pytest.mark.parametrize("field", sorted(Message.refused))
 def test_what_asks_for_nothing_is_dropped_from_messages(role: str, field: str, nothing: Any) -> None:
     plain = {"role": role, "content": "hi"}
     assert chat(messages=[{**plain, field: nothing}]) == chat(messages=[plain])

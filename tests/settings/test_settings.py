@@ -45,6 +45,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "engine_packages": "no",
         "prefix_cache": "no",
         "speculation": "off",
+        "unknown_fields": "ignore",
         "gpu_backend": "vulkan",
         "vram_limit": "8G",
         "host": "0.0.0.0",

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from llm_node.api import sse
-from llm_node.api.openai import answers
+from llm_node.api.conversation import dump
+from llm_node.api.openai import shapes
 from llm_node.node import Event, Node, NodeError
 
 Alternative = tuple[bytes, float]
@@ -84,8 +84,8 @@ def numbers(event: Event) -> list[Picked]:
     ]
 
 
-async def piece(node: Node, seed: int) -> Event:
-    """A whole answer."""
+async def ending(node: Node, seed: int) -> Event:
+    """That of a whole answer, which has all of it."""
     level = [[token, -10.0] for token in b"abcdefghijklmnopqrstuvwxyz "]
     sampling = {"temperature": 3.0, "seed": seed, "bias": level}
     request = {
@@ -97,7 +97,7 @@ async def piece(node: Node, seed: int) -> Event:
     }
     async with node.open("null", [request], whole=True) as generation:
         events = [event async for batch in generation for _, event in batch]
-    (found,) = [event for event in events if event.kind == "piece"]
+    (found,) = [event for event in events if event.kind == "finished"]
     return found
 
 
@@ -109,13 +109,13 @@ async def test_patterns_make_what_python_makes(repository: Path, tmp_path: Path)
     folders: Any = {"engines_dirs": [tmp_path / "engines"], "models_dir": tmp_path / "models"}
     async with Node(**folders, gpu_backend="cpu") as node:
         for seed in range(4):
-            event = await piece(node, seed)
+            event = await ending(node, seed)
             tokens = numbers(event)
             assert len(tokens) == 300
             assert all(len(top) == 20 for _, _, top in tokens)
             assert any("\ufffd" in text(data) for data, _, _ in tokens)
-            for pattern, shape in ((answers.CHAT_LOGPROBS, chat), (answers.PLAIN_LOGPROBS, plain)):
-                assert event.fill(pattern).decode() == sse.dump(shape(tokens))
+            for pattern, shape in ((shapes.CHAT_LOGPROBS, chat), (shapes.PLAIN_LOGPROBS, plain)):
+                assert event.fill(pattern).decode() == dump(shape(tokens))
         with pytest.raises(NodeError, match="pattern") as caught:
             event.fill("<each><nothing></each>")
         assert caught.value.code == "invalid_request"

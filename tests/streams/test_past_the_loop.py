@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llm_node.node import Event, Node
+from llm_node.node import Event, Frames, Node
 from support.node import RunningNode, running_node
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
@@ -97,7 +97,10 @@ def request(tokens: int) -> dict[str, Any]:
     return {"prompt": {"text": " "}, "max_tokens": tokens, "ignore_eos": True, "sampling": sampling}
 
 
-TEMPLATE = (b"", b"", False, None)
+def frames(before: bytes = b"") -> Frames:
+    """Each piece of text is a JSON string with this before it."""
+    delta = ([(before, "text")], b"")
+    return (None, delta, None, None), None, None, None, False, False, 0
 
 
 def text(tokens: int) -> bytes:
@@ -105,7 +108,7 @@ def text(tokens: int) -> bytes:
 
 
 async def test_text_goes_past_the_loop(node: Node, ends: Ends) -> None:
-    async with node.deliver("null", [request(200)], ends, connection=ends, templates=[TEMPLATE]):
+    async with node.deliver("null", [request(200)], ends, connection=ends, frames=[frames()]):
         assert await ends.ended is None
     assert ends.clients.recv(1 << 16) == text(200)
     # The first piece may come together with the beginning; nothing else waited for the loop.
@@ -115,7 +118,7 @@ async def test_text_goes_past_the_loop(node: Node, ends: Ends) -> None:
 async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
     """Holding a client keeps its text back, whole, until the client is released."""
     writes = []
-    async with node.deliver("null", [request(1000)], ends, connection=ends, templates=[TEMPLATE]) as client:
+    async with node.deliver("null", [request(1000)], ends, connection=ends, frames=[frames()]) as client:
         received = await ends.arrived()
         while not ends.ended.done():
             await asyncio.sleep(0.02)
@@ -136,7 +139,7 @@ async def test_the_node_may_write_in_between(node: Node, ends: Ends) -> None:
 
 async def test_who_has_left_is_written_to_no_more(node: Node, ends: Ends) -> None:
     """And Rust's copy of the socket goes at once, so that closing the connection closes it."""
-    async with node.deliver("null", [request(2000)], ends, connection=ends, templates=[TEMPLATE]):
+    async with node.deliver("null", [request(2000)], ends, connection=ends, frames=[frames()]):
         received = await ends.arrived()
     ends.own.close()
     while more := ends.clients.recv(1 << 16):
@@ -162,10 +165,8 @@ async def test_a_client_that_is_gone_costs_nobody(node: Node, ends: Ends, gone: 
     ends.pass_on = pass_on  # type: ignore[method-assign]
     with Ends() as other:
         async with (
-            node.deliver(
-                "null", [request(4000)], ends, connection=ends, templates=[(b"x" * 200, b"", False, None)]
-            ),
-            node.deliver("null", [request(200)], other, connection=other, templates=[TEMPLATE]),
+            node.deliver("null", [request(4000)], ends, connection=ends, frames=[frames(b"x" * 200)]),
+            node.deliver("null", [request(200)], other, connection=other, frames=[frames()]),
         ):
             assert await other.ended is None
             assert other.clients.recv(1 << 16) == text(200)

@@ -74,7 +74,7 @@ def events(node: RunningNode, request: dict[str, Any], path: str = "/v1/completi
     *chunks, done, rest = answer.body.split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")
     found = [json.loads(chunk.removeprefix(b"data: ")) for chunk in chunks]
-    assert [sse.frame(each) for each in found] == [chunk + b"\n\n" for chunk in chunks]
+    assert [sse.EVENTS.frame(each) for each in found] == [chunk + b"\n\n" for chunk in chunks]
     return found
 
 
@@ -252,7 +252,7 @@ async def test_who_reads_late_gets_everything_in_fewer_events(null_node: Running
 
 async def parsed(events: list[bytes], path: str) -> list[dict[str, Any]]:
     """What OpenAI's client makes of events, dumped again."""
-    data = b"".join(b"data: %b\n\n" % event for event in events) + sse.DONE
+    data = b"".join(b"data: %b\n\n" % event for event in events) + sse.EVENTS.last
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=data, content_type="text/event-stream")

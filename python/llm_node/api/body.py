@@ -5,7 +5,7 @@ error. A large one is parsed in a thread, so that nobody else waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiohttp import StreamReader, web
@@ -13,10 +13,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from llm_node.api.context import NODE, TRANSFER_TIMEOUT
+from llm_node.api.context import IGNORED, NODE, TRANSFER_TIMEOUT, UNKNOWN_FIELDS
 from llm_node.node import NodeError
 from llm_node.schema import bounds
-from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, ForModel, Wire
+from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, ForModel, Ignored, Wire
 
 Shape = TypeVar("Shape", bound=Wire)
 
@@ -45,9 +45,18 @@ async def _read(request: web.Request, shape: type[Shape]) -> Shape:
     if encoding.lower() not in ENCODINGS:
         raise NodeError("unsupported_encoding", f"The Content-Encoding {encoding[:99]!r} is not read here")
     data = await _receive(request)
+    ignored = Ignored(request.app[UNKNOWN_FIELDS])
     if len(data) < LARGE:
-        return parse(data, shape)
-    return await asyncio.to_thread(parse, data, shape)
+        found = parse(data, shape, ignored)
+    else:
+        found = await asyncio.to_thread(parse, data, shape, ignored)
+    ignore(request, ignored.names)
+    return found
+
+
+def ignore(request: web.Request, names: Iterable[str]) -> None:
+    """These were asked for in vain, and the answer is right without them: its headers and the log say so."""
+    request.setdefault(IGNORED, {}).update(dict.fromkeys(names))
 
 
 async def _receive(request: web.Request) -> bytes:
@@ -100,8 +109,9 @@ class _Watch:
         )
 
 
-def parse(data: bytes, shape: type[Shape]) -> Shape:
-    """Bytes as `shape`. Raises `NodeError` with `param` naming the field that was wrong."""
+def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Shape:
+    """Bytes as `shape`; `ignored` then names what is ignored in them. Raises `NodeError` with `param` naming
+    the field that was wrong."""
     try:
         bounds.check_bytes(data)
         # Refuses NaN, lone surrogates, and nesting without end.
@@ -116,10 +126,13 @@ def parse(data: bytes, shape: type[Shape]) -> Shape:
         bounds.check(content, len(data))
     except bounds.TooMuch as error:
         raise _too_much(error) from None
+    ignored = Ignored() if ignored is None else ignored
     try:
-        return shape.model_validate(content)
+        found = shape.model_validate(content, context=ignored)
     except ValidationError as error:
         raise _fault(error.errors(include_url=False, include_input=False), content) from None
+    ignored.settle(content)
+    return found
 
 
 def _too_much(error: bounds.TooMuch) -> NodeError:

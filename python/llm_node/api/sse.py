@@ -1,10 +1,10 @@
-"""Server-sent events: the only writer of "data:".
+"""Streams: the only writer of their frames.
 
-Owns the form of a stream: its headers, its frames, comments while it is silent, its ending, which is
-always `[DONE]`, and what becomes of a client that does not read. Knows no family's words; a family hands
-it frames made by `frame` or a `Template`.
+Owns the form of a stream: its headers, its frames, what is sent while it is silent, its ending, and what
+becomes of a client that does not read. Knows no family's words; a family hands it a `Framing`, and what
+that made of its dicts.
 
-Tokens pass by here as bytes that Rust has made of a `Template`. While the client reads them as they come,
+Tokens pass by here as bytes that Rust has made of templates. While the client reads them as they come,
 Rust writes them to its socket itself. What the socket does not take, and what stands around the text, goes
 through the connection's transport, at once, in the loop turn that it comes in: no task is woken for it, and
 nothing is awaited.
@@ -14,101 +14,100 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import struct
 import sys
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, KEEP_ALIVE, PROBE, REQUEST_ID
+from llm_node.api import body
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, KEEP_ALIVE, PROBE, REQUEST_ID
+from llm_node.api.conversation import dump
 from llm_node.node import Client, NodeError
-from llm_node.node import Template as Parts
 
 log = logging.getLogger(__name__)
 
 HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold the tokens back
 }
-DONE = b"data: [DONE]\n\n"
-COMMENT = b": keep-alive\n\n"
 
 NO_LINGERING = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """`struct linger`: a connection that is closed is gone at once."""
 
-HOLE = uuid.uuid4().hex
-"""Stands in a template for the text to come. Drawn anew by each process: nobody can send it."""
+
+@dataclass(frozen=True)
+class Framing:
+    """How a family's streams are written around its JSON."""
+
+    content_type: str
+    frame: Callable[[Mapping[str, Any]], bytes]
+    """One frame with this content."""
+    silence: bytes
+    """What is sent while there is nothing to tell, and changes nothing; empty: nothing may be sent then."""
+    last: bytes = b""
+    """What stands behind the last frame."""
 
 
-def dump(value: Any) -> str:
-    """JSON without needless spaces, in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def frame(content: Mapping[str, Any]) -> bytes:
-    """One event."""
+def _event(content: Mapping[str, Any]) -> bytes:
     return f"data: {dump(content)}\n\n".encode()
 
 
-class Template:
-    """Events that differ in one text alone, and in the log-probabilities of its tokens, formatted once for
-    the whole stream."""
+def _named_event(content: Mapping[str, Any]) -> bytes:
+    return f"event: {content['type']}\ndata: {dump(content)}\n\n".encode()
 
-    def __init__(self, content: Mapping[str, Any], pattern: str | None) -> None:
-        """`content` has `HOLE` as a value where the text goes, and behind it once more where the
-        log-probabilities do; null stands there where there are none. `pattern`: theirs
-        (`rust/node/src/pattern.rs`); None for streams without."""
-        head, middle, tail = dump(content).split(f'"{HOLE}"')
-        self._head = f"data: {head}".encode()
-        self._tail = f"{middle}null{tail}\n\n".encode()
-        self._logprobs = None
-        if pattern is not None:
-            self._logprobs = (middle.encode(), pattern, f"{tail}\n\n".encode())
 
-    def parts(self, chunked: bool) -> Parts:
-        """As the node has it. `chunked`: does the connection take HTTP/1.1's chunked coding?"""
-        return self._head, self._tail, chunked, self._logprobs
+def _line(content: Mapping[str, Any]) -> bytes:
+    return f"{dump(content)}\n".encode()
 
+
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
+_COMMENT = b": keep-alive\n\n"
+
+EVENTS = Framing(_EVENT_STREAM, _event, silence=_COMMENT, last=b"data: [DONE]\n\n")
+"""Server-sent events that end with `[DONE]`."""
+NAMED_EVENTS = Framing(_EVENT_STREAM, _named_event, silence=_COMMENT)
+"""Server-sent events that are named by the `type` in their content."""
+LINES = Framing("application/x-ndjson", _line, silence=b"")
+"""Lines of JSON. Their readers do not bear an empty one."""
 
 Source = Callable[["Stream"], Coroutine[Any, Any, None]]
 """Sends a stream's events, and returns after the last. Raises `NodeError` where it cannot go on."""
 
 
-async def respond(request: web.Request, source: Source) -> web.StreamResponse:
+async def respond(request: web.Request, source: Source, framing: Framing = EVENTS) -> web.StreamResponse:
     """Answer with a stream.
 
-    An error before the first event is raised, so that it has its status. The status is spent with the
-    first event, or with the first comment where the stream is silent for long; from then on an error is
-    an event, and `[DONE]` follows.
+    An error before the first frame is raised, so that it has its status. The status is spent with the
+    first frame, or where the stream is silent for long; from then on an error is a frame of its own, and
+    the stream's usual end follows.
     """
-    stream = Stream(request)
+    stream = Stream(request, framing)
     running = asyncio.create_task(source(stream))
     try:
-        patience = request.app[KEEP_ALIVE]
-        await asyncio.wait({running, stream.first}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        keep_alive = request.app[KEEP_ALIVE]
+        await asyncio.wait({running, stream.first}, timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED)
         if running.done() and not stream.first.done():
             running.result()
-        await stream.begin(patience)
+        await stream.begin(keep_alive)
         try:
             await running
         except NodeError as fault:
             ERROR_CODE.set(fault.code)
-            stream.send(frame(errors.body(fault)))
+            stream.fail(fault)
         except ConnectionError:
             raise  # the client left
         except Exception:
             request_id = REQUEST_ID.get()
             ERROR_CODE.set("internal")
             log.exception("defect while streaming request %s", request_id)
-            stream.send(frame(errors.internal(request_id).body))
+            stream.fail(errors.defect(request_id))
         return await stream.end()
     finally:
         stream.close()
@@ -120,7 +119,8 @@ async def respond(request: web.Request, source: Source) -> web.StreamResponse:
 class Stream:
     """One answer on its way to one client; `Connection` of `node/client.py`."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, framing: Framing) -> None:
+        self.framing = framing
         self.client: Client | None = None
         """Who makes its bytes, and is to be told when they cannot be sent."""
         self.chunked = request.version >= HttpVersion11
@@ -128,7 +128,7 @@ class Stream:
         """Done when there is something to send."""
         self._request = request
         self._request_id = REQUEST_ID.get()
-        self._response = web.StreamResponse(headers=HEADERS)
+        self._response = web.StreamResponse(headers={"Content-Type": framing.content_type, **HEADERS})
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
@@ -137,12 +137,27 @@ class Stream:
         self._silence: asyncio.TimerHandle | None = None
         self._catching_up: asyncio.Task[None] | None = None
 
+    def tell(self, content: Mapping[str, Any]) -> None:
+        """One frame that was made here."""
+        self.send(self.framing.frame(content))
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Of no use once the headers are sent."""
+        body.ignore(self._request, names)
+
+    def fail(self, fault: errors.Failure) -> None:
+        """An error, as the family writes it."""
+        form = self._request.app[ERROR_FORMS].of(self._request.path)
+        self.tell(errors.body(fault, form, self._request_id))
+
     def send(self, data: bytes) -> None:
-        """Whole events that were made here."""
+        """Whole frames that were made here."""
+        if not data:
+            return  # an empty chunk would end the answer
         self.pass_on(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
 
     def pass_on(self, data: bytes) -> None:
-        """Whole events as bytes of the connection, which are written at once, in the order of the calls."""
+        """Whole frames as bytes of the connection, which are written at once, in the order of the calls."""
         transport = self._transport
         if transport is None:
             self._early.append(data)
@@ -178,10 +193,10 @@ class Stream:
             )
             self._transport.abort()
 
-    async def begin(self, patience: float) -> None:
+    async def begin(self, keep_alive: float) -> None:
         """Send the headers, and what came before them."""
         if not self.first.done():
-            self.send(COMMENT)
+            self.send(self.framing.silence)
         self._writer = await self._response.prepare(self._request)
         transport = self._request.transport
         if transport is None:
@@ -195,12 +210,12 @@ class Stream:
             self.pass_on(b"".join(early))
         if self.client is not None:
             self.client.catch_up()
-        self._expect(patience, self._writes)
+        self._expect(keep_alive, self._writes)
 
     async def end(self) -> web.StreamResponse:
         """Send the ending."""
         self.close()
-        await self._response.write_eof(DONE)
+        await self._response.write_eof(self.framing.last)
         return self._response
 
     def close(self) -> None:
@@ -238,23 +253,23 @@ class Stream:
         self._silence = loop.call_later(seconds, self._break_silence, seconds, writes)
 
     def _break_silence(self, seconds: float, before: int) -> None:
-        """A comment whenever nothing was written for so long. One write is whole events, so a comment
-        never lands inside one; nor does it land among what is written past here, which waits for it."""
-        self._expect(seconds, self._comment(before))
+        """Something whenever nothing was written for so long. One write is whole frames, so it never lands
+        inside one; nor does it land among what is written past here, which waits for it."""
+        self._expect(seconds, self._say_nothing(before))
 
     def _probe(self) -> None:
         """See `PROBE`."""
         if not self._is_closed:
-            self._comment(None)
+            self._say_nothing(None)
 
-    def _comment(self, before: int | None) -> int:
-        """Send a comment, unless something waits to be sent, or more was written than `before`. Gives what is
-        written by then."""
+    def _say_nothing(self, before: int | None) -> int:
+        """Send what changes nothing, unless something waits to be sent, or more was written than `before`.
+        Gives what is written by then."""
         if self._catching_up is not None:
             return before or 0
         writes = self._writes + (self.client.hold(0) if self.client is not None else 0)
         if before is None or writes == before:
-            self.send(COMMENT)
+            self.send(self.framing.silence)
             writes += 1
         if self._catching_up is None and self.client is not None:
             self.client.release()

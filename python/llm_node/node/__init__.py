@@ -2,22 +2,34 @@
 `load.py` for the load generator and by `version.py`, and nowhere else: what others need comes from here.
 """
 
-from llm_node._core import ERROR_CODES, Event, engines_folder_meant, keep_memory_private
+from llm_node._core import ERROR_CODES, Block, Event, engines_folder_meant, keep_memory_private
 from llm_node._core import Engine as NativeEngine
 from llm_node._core import Model as NativeModel
-from llm_node.node.client import Client, Connection, Generation, NodeError, Receiver, Template
+from llm_node.node.client import (
+    Client,
+    Connection,
+    Frames,
+    Generation,
+    NodeError,
+    PartTemplates,
+    Receiver,
+    Template,
+)
 from llm_node.node.node import Node, Request
 
 __all__ = [
     "ERROR_CODES",
+    "Block",
     "Client",
     "Connection",
     "Event",
+    "Frames",
     "Generation",
     "NativeEngine",
     "NativeModel",
     "Node",
     "NodeError",
+    "PartTemplates",
     "Receiver",
     "Request",
     "Template",

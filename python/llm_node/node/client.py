@@ -13,10 +13,16 @@ from llm_node._core import Event, Fault, Supervisor
 NodeError = Fault
 """The one exception for anything a client or an engine did wrong: `code`, `message`, `param`, `details`."""
 
-Template = tuple[bytes, bytes, bool, tuple[bytes, str, bytes] | None]
-"""What stands before and behind the JSON string of each piece of text; whether HTTP's chunked coding goes
-around what is written at once; and what stands behind a text with log-probabilities: before them, their
-pattern (`rust/node/src/pattern.rs`), and behind them."""
+Template = tuple[list[tuple[bytes, str]], bytes]
+"""Bytes, each with the name of the hole behind it; and the bytes behind the last hole."""
+
+PartTemplates = tuple[Template | None, Template | None, Template | None, Template | None]
+"""Where a block begins, for each piece, where it ends, and where it is cut off."""
+
+Frames = tuple[PartTemplates | None, PartTemplates | None, PartTemplates | None, str | None, bool, bool, int]
+"""Of text, of reasoning, of calls' inputs; the pattern of log-probabilities (`rust/node/src/pattern.rs`);
+whether HTTP's chunked coding goes around what is written at once; whether the blocks are wanted once more at
+the end; and the first number."""
 
 
 class Receiver(Protocol):

@@ -21,7 +21,7 @@ from typing import Any
 
 from llm_node import _core, devices, worker
 from llm_node._core import Event, Supervisor
-from llm_node.node.client import Client, Connection, Generation, NodeError, Receiver, Template
+from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
 
 log = logging.getLogger(__package__)
 
@@ -365,26 +365,26 @@ class Node:
         receiver: Receiver,
         *,
         connection: Connection | None = None,
-        templates: Sequence[Template] | None = None,
+        frames: Sequence[Frames] | None = None,
         whole: bool = False,
     ) -> AsyncIterator[Client]:
         """Run one client's requests, and give what comes of them to `receiver`. Loads the model where it
         is not loaded.
 
-        With `templates`, one for each request, pieces go to `connection` as bytes instead, in order with
-        the events. With `whole`, all text of a request comes as one event before its last. Leaving the
-        block cancels what is unfinished; its sequences are free before the next step.
+        With `frames`, one for each request, what stands between `started` and the ending goes to
+        `connection` as bytes instead, in order with the events. With `whole`, the last event has all of it as
+        blocks. Leaving the block cancels what is unfinished; its sequences are free before the next step.
         """
         client = Client(self._running(), next(self._numbers), receiver, connection)
         self._clients[client.number] = client
         try:
             try:
-                self._submit(client, model_id, requests, templates, whole)
+                self._submit(client, model_id, requests, frames, whole)
             except NodeError as fault:
                 if client.streams or not _wants_load(fault):
                     raise
                 await self.ensure_ready(model_id)
-                self._submit(client, model_id, requests, templates, whole)
+                self._submit(client, model_id, requests, frames, whole)
             yield client
         finally:
             del self._clients[client.number]
@@ -398,13 +398,13 @@ class Node:
         client: Client,
         model_id: str,
         requests: Sequence[Request],
-        templates: Sequence[Template] | None,
+        frames: Sequence[Frames] | None,
         whole: bool,
     ) -> None:
         core = self._running()
         for index, request in enumerate(requests):
-            template = None if templates is None else templates[index]
-            stream = core.submit(model_id, json.dumps(request), client.number, template, whole)
+            written = None if frames is None else frames[index]
+            stream = core.submit(model_id, json.dumps(request), client.number, written, whole)
             # What comes is spread by the loop's own thread, so nothing can come before this line.
             client.streams[stream] = index
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -30,9 +31,13 @@ def _text_alone(value: list[str]) -> list[str]:
 class ChatCompletionRequest(Generation):
     """The body."""
 
-    idle: ClassVar[frozenset[str]] = frozenset(
-        {"tools", "functions", "audio", "web_search_options", "prediction"}
-    )
+    hint: ClassVar[frozenset[str]] = frozenset({"verbosity", "prediction"})
+    refused: ClassVar[Mapping[str, Any]] = {
+        "tools": None,
+        "functions": None,
+        "audio": None,
+        "web_search_options": None,
+    }
 
     messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -37,8 +38,9 @@ class Message(Wire):
     """One message. What a client got from a completion may be sent back as it was."""
 
     harmless: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations"})
-    idle: ClassVar[frozenset[str]] = frozenset(
-        {"tool_calls", "function_call", "tool_call_id", "audio", "reasoning_details", *REASONING}
+    hint: ClassVar[frozenset[str]] = frozenset({"cache_control"})
+    refused: ClassVar[Mapping[str, Any]] = dict.fromkeys(
+        ("tool_calls", "function_call", "tool_call_id", "audio", "reasoning_details", *REASONING)
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]

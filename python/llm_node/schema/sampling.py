@@ -44,8 +44,10 @@ class Generation(ForModel):
             "metadata",
             "store",
             "service_tier",
+            "prompt_cache_options",
             "prompt_cache_retention",
             "safety_identifier",
+            "moderation",
             "parallel_tool_calls",
         }
     )

@@ -1,21 +1,58 @@
 """What every request body has in common.
 
-Strict types; `null` means "not given" for any optional field; a field that nobody knows is refused,
-because it might change the answer; those known to change nothing are dropped, and named in
-`harmless`, or in `idle` where that is so of empty values alone. A validator raises `invalid`,
-`unsupported` or `feature`.
+Strict types; `null` means "not given" for any optional field. Each field that a client may send stands in one
+of four lists of its class: the fields themselves, which are honoured; `harmless`, which cannot change the
+answer; `hint`, which asks for something that this node does otherwise, and the answer is still a right one;
+`refused`, which would change the answer. What nobody knows is refused or ignored, as `unknown` says. What is
+ignored is told by name. A validator raises `invalid`, `unsupported` or `feature`.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 INVALID = "invalid_request"
 UNSUPPORTED = "unsupported_parameter"
 FEATURE = "unsupported_feature"
+
+NOTHING: tuple[Any, ...] = (None, [], {}, "", False)
+"""What asks for nothing, in whatever field it stands."""
+
+Unknown = Literal["refuse", "ignore"]
+"""What becomes of fields that nobody knows."""
+
+
+class Ignored:
+    """Collects what was ignored of a body while it is validated."""
+
+    def __init__(self, unknown: Unknown | None = None) -> None:
+        """`unknown`: one rule for the fields of all classes; None: each has its own."""
+        self.unknown = unknown
+        self.names: list[str] = []
+        """After `settle`: dotted paths without the numbers of list items, each once."""
+        self._found: dict[int, list[str]] = {}
+
+    def add(self, inside: Mapping[str, Any], field: str) -> None:
+        """A field of an object that is part of the body."""
+        self._found.setdefault(id(inside), []).append(field)
+
+    def settle(self, body: Any) -> None:
+        """Find the places in the body, which is the one that was validated."""
+        names: dict[str, None] = {}
+        waiting = [("", body)] if self._found else []
+        while waiting:
+            path, value = waiting.pop()
+            if isinstance(value, list):
+                waiting.extend((path, item) for item in reversed(value))
+            elif isinstance(value, dict):
+                within = f"{path}." if path else ""
+                names.update(dict.fromkeys(f"{within}{name}" for name in self._found.get(id(value), ())))
+                waiting.extend((f"{within}{name}", item) for name, item in reversed(value.items()))
+        self.names = list(names)
 
 
 class Wire(BaseModel):
@@ -26,19 +63,41 @@ class Wire(BaseModel):
     harmless: ClassVar[frozenset[str]] = frozenset()
     """Fields that are taken and dropped: they do not change the answer."""
 
-    idle: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are taken and dropped while they are empty: they ask for nothing."""
+    hint: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are taken, dropped and told: the answer is right without them."""
+
+    refused: ClassVar[Mapping[str, Any]] = {}
+    """Fields that would change the answer, each with a value that asks for nothing, beside those that never
+    do. May be fields of the class too, where some of their values are honoured."""
+
+    unknown: ClassVar[Unknown] = "refuse"
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_says_nothing(cls, data: Any) -> Any:
+    def _sort_out(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict):
             return data
-        return {key: value for key, value in data.items() if not cls._says_nothing(key, value)}
+        ignored = info.context if isinstance(info.context, Ignored) else Ignored()
+        return {key: value for key, value in data.items() if cls._counts(data, key, value, ignored)}
 
     @classmethod
-    def _says_nothing(cls, key: str, value: Any) -> bool:
-        return value is None or key in cls.harmless or (key in cls.idle and value in ([], {}, ""))
+    def _counts(cls, data: dict[str, Any], key: str, value: Any, ignored: Ignored) -> bool:
+        """Does the field go on to its validator?"""
+        if value is None or key in cls.harmless:
+            return False
+        if key in cls.hint:
+            if value not in NOTHING:
+                ignored.add(data, key)
+            return False
+        if key in cls.refused:
+            if value in NOTHING or value == cls.refused[key]:
+                return False
+            if key not in cls.model_fields:
+                raise unsupported(f"{key} is not supported", key)
+        elif key not in cls.model_fields and (ignored.unknown or cls.unknown) == "ignore":
+            ignored.add(data, key)
+            return False
+        return True
 
 
 class ForModel(Wire):

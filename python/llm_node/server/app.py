@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from aiohttp import web
 
+from llm_node import errors
 from llm_node.api import admin, models, openai, ops, tokenizer
-from llm_node.api.context import JOURNAL, KEEP_ALIVE, NODE, QUEUE_LIMIT, TRANSFER_TIMEOUT
+from llm_node.api.context import (
+    ERROR_FORMS,
+    JOURNAL,
+    KEEP_ALIVE,
+    NODE,
+    QUEUE_LIMIT,
+    TRANSFER_TIMEOUT,
+    UNKNOWN_FIELDS,
+)
 from llm_node.journal import Journal
 from llm_node.node import Node
+from llm_node.schema.wire import Unknown
 from llm_node.server import lifecycle, middleware
 from llm_node.server.origin import OriginRules
 from llm_node.settings import Settings
@@ -24,14 +36,24 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app[KEEP_ALIVE] = settings.keep_alive
     app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
+    app[UNKNOWN_FIELDS] = cast(Unknown | None, settings.unknown_fields)
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
     )
     app.on_response_prepare.append(middleware.complete_headers)
     app.cleanup_ctx.append(lifecycle.log_is_kept)
     app.cleanup_ctx.append(lifecycle.node_lives)
-    for family in (admin, models, openai, ops, tokenizer):
-        app.add_routes(family.routes())
+    forms = app[ERROR_FORMS] = errors.Forms()
+    for routes, form in (
+        (admin.routes(), errors.PLAIN),
+        (models.routes(), errors.PLAIN),
+        (openai.routes(), openai.ERRORS),
+        (ops.routes(), errors.PLAIN),
+        (tokenizer.routes(), tokenizer.ERRORS),
+    ):
+        for route in routes:
+            forms.add(route.path, form)
+        app.add_routes(routes)
     return app
 
 

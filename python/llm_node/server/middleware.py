@@ -1,7 +1,7 @@
-"""What every request passes: an id, a line in the log, the rules of hosts and origins, and errors in the one
-form that they have.
+"""What every request passes: an id, a line in the log, the rules of hosts and origins, and errors in the form
+of its path's dialect.
 
-What comes to no route because it is no request at all is answered by `connection.py`, in the same form.
+What comes to no route because it is no request at all is answered by `connection.py`, in the plain form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, REQUEST_ID
 from llm_node.node import NodeError
 from llm_node.server.origin import OriginRules
 
@@ -28,6 +28,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ORIGIN_RULES = web.AppKey("ORIGIN_RULES", OriginRules)
 
 HEADER = "X-Request-Id"
+IGNORED_HEADER = "X-LLM-Node-Ignored"
+MOST_IGNORED = 1024
+"""Characters of that header."""
+_ODD = re.compile(r"[^A-Za-z0-9_.-]")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 SAFE_HEADERS = {
@@ -68,17 +72,17 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except NodeError as fault:
         ERROR_CODE.set(fault.code)
-        return answer(errors.reply(fault))
+        return answer(errors.reply(fault, _form(request), REQUEST_ID.get()))
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return refusal(request, error)
+        return refusal(request, error, _form(request))
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
         ERROR_CODE.set("internal")
         log.exception("defect while answering request %s", REQUEST_ID.get())
-        return answer(errors.internal(REQUEST_ID.get()))
+        return answer(errors.internal(REQUEST_ID.get(), _form(request)))
 
 
 @web.middleware
@@ -103,20 +107,35 @@ def name_request(request: web.BaseRequest) -> str:
     return request_id
 
 
+def ignored(request: web.BaseRequest) -> str:
+    """The names of what was asked for in vain. A client may have made them up, so only what is plain in a
+    header and in a log stays of them."""
+    names = ", ".join(_ODD.sub("?", name) for name in request.get(IGNORED, ()))
+    return names if len(names) <= MOST_IGNORED else f"{names[: MOST_IGNORED - 3]}..."
+
+
 def log_access(request: web.BaseRequest, status: int, seconds: float) -> None:
     """The request's line in the log."""
+    names = ignored(request)
     access.info(
-        '"%s %s" %d %.3fs %s%s',
+        '"%s %s" %d %.3fs %s%s%s',
         request.method,
         request.rel_url.raw_path,
         status,
         seconds,
         REQUEST_ID.get(),
         f" {ERROR_CODE.get()}" if ERROR_CODE.get() else "",
+        f" ignored: {names}" if names else "",
     )
 
 
-def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+def _form(request: web.Request) -> errors.Form:
+    return request.app[ERROR_FORMS].of(request.path)
+
+
+def refusal(
+    request: web.BaseRequest, error: web.HTTPException, form: errors.Form = errors.PLAIN
+) -> web.Response:
     """aiohttp's own refusal, as the table has it."""
     code = OF_STATUS.get(error.status, "invalid_request")
     message = {
@@ -125,7 +144,7 @@ def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
         "request_too_large": f"The body is larger than {request.client_max_size} bytes (--max-body)",
         "expectation_failed": "Of what a client may expect, only 100-continue is understood",
     }.get(code, error.text or error.reason)
-    response = answer(errors.reply(NodeError(code, message)))
+    response = answer(errors.reply(NodeError(code, message), form, REQUEST_ID.get()))
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
     return response
@@ -140,6 +159,9 @@ async def complete_headers(request: web.Request, response: web.StreamResponse) -
     """What the headers of every answer have, streams too."""
     response.headers[HEADER] = REQUEST_ID.get()
     response.headers.update(SAFE_HEADERS)
+    names = ignored(request)
+    if names:
+        response.headers[IGNORED_HEADER] = names
     rules = request.app.get(ORIGIN_RULES)
     if rules is not None:
         response.headers.update(rules.cors(request.headers))

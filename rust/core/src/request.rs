@@ -6,12 +6,13 @@
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     constrain::Constraint,
     engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
-    schedule::admission::{Source, Weight},
+    event::Finish,
     text::{answer::AnswerText, control::Rendered, template::ChatTemplate},
 };
 
@@ -26,13 +27,25 @@ pub const FORBIDS: f32 = -1e30;
 /// Alternatives per token beside its log-probability.
 pub const MAX_LOGPROBS: u32 = 128;
 
+/// Who a request comes from, as far as its turn in the queue goes: the same number, the same source.
+pub type Source = u64;
+
+/// What a request weighs in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Tokens of its prompt.
+    pub prompt: usize,
+    /// Tokens that it may generate.
+    pub answer: u32,
+}
+
 /// One answer wanted from one model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// What the model is to go on from.
     pub prompt: Prompt,
-    /// Most tokens to generate; `None`: what is left of the context.
+    /// Most tokens to generate, as far as the context has room for them; `None`: as many as it has.
     #[serde(default)]
     pub max_tokens: Option<u32>,
     /// How a token is picked from the logits.
@@ -172,6 +185,7 @@ impl Sampling {
 pub struct ValidRequest {
     prompt: Vec<Token>,
     max_tokens: u32,
+    limit: Finish,
     sampling: Sampling,
     seed: u64,
     stop: Vec<String>,
@@ -254,10 +268,12 @@ impl ValidRequest {
             return Err(nothing_allowed());
         }
         sampling.seed = Some(sampling.seed.unwrap_or(seed));
-        let max_tokens = room(prompt.len(), max_tokens, limits).map_err(|fault| fault.param(param))?;
+        let (max_tokens, limit) =
+            room(prompt.len(), max_tokens, limits).map_err(|fault| fault.param(param))?;
         Ok(Self {
             prompt,
             max_tokens,
+            limit,
             seed: sampling.seed.unwrap_or(seed),
             sampling,
             answer: AnswerText::new(&stop, vocabulary.control_tokens()),
@@ -289,6 +305,11 @@ impl ValidRequest {
     /// Most tokens to generate. Prompt and answer together fit the context.
     pub fn max_tokens(&self) -> u32 {
         self.max_tokens
+    }
+
+    /// Why an answer of so many tokens ends: they were asked for, or the context is full.
+    pub fn limit(&self) -> Finish {
+        self.limit
     }
 
     /// How a token is picked; the seed is set.
@@ -377,45 +398,36 @@ fn context(limits: &Limits) -> u64 {
     u64::from(limits.context_length).min(limits.cache_tokens / page * page)
 }
 
-fn exceeded(context: u64, needed: &str, split: &str) -> Fault {
-    let message =
-        format!("This model's maximum context length is {context} tokens, but {needed} are needed: {split}.");
-    Fault::new(ErrorCode::ContextLengthExceeded, message)
+fn exceeded(context: u64, least: &str, prompt: u64) -> Fault {
+    let message = format!(
+        "This model's maximum context length is {context} tokens, but {least}{} are needed: \
+         {least}{prompt} for the prompt and at least 1 for the answer.",
+        prompt + 1
+    );
+    let details = json!({ "prompt_tokens": prompt, "context_length": context });
+    Fault::new(ErrorCode::ContextLengthExceeded, message).details(details.to_string())
 }
 
-/// Refuses a prompt of at least so many tokens if these are too many already.
+/// Refuses a prompt of at least so many tokens if these leave no room for an answer.
 fn may_fit(prompt: u64, max_tokens: Option<u32>, limits: &Limits) -> Result<(), Fault> {
     let context = context(limits);
-    let answer = max_tokens.map_or(1, u64::from);
-    if prompt == 0 || prompt + answer <= context {
-        return Ok(());
-    }
-    let least = if max_tokens.is_some() { "" } else { "at least " };
-    Err(exceeded(
-        context,
-        &format!("at least {}", prompt + answer),
-        &format!("at least {prompt} for the prompt and {least}{answer} for the answer"),
-    ))
+    let answer = u64::from(max_tokens != Some(0));
+    if prompt + answer <= context { Ok(()) } else { Err(exceeded(context, "at least ", prompt)) }
 }
 
-/// How many tokens may be generated: never fewer than asked for.
-fn room(prompt: usize, max_tokens: Option<u32>, limits: &Limits) -> Result<u32, Fault> {
+/// How many tokens may be generated, and why an answer of so many ends. What is asked for is a ceiling:
+/// clients send large ones by habit.
+fn room(prompt: usize, max_tokens: Option<u32>, limits: &Limits) -> Result<(u32, Finish), Fault> {
     let context = context(limits);
     let prompt = prompt as u64;
-    match max_tokens {
-        Some(max_tokens) if prompt + u64::from(max_tokens) > context => Err(exceeded(
-            context,
-            &(prompt + u64::from(max_tokens)).to_string(),
-            &format!("{prompt} for the prompt and {max_tokens} for the answer (max_tokens)"),
-        )),
-        Some(max_tokens) => Ok(max_tokens),
-        None if prompt >= context => Err(exceeded(
-            context,
-            &(prompt + 1).to_string(),
-            &format!("{prompt} for the prompt and at least 1 for the answer"),
-        )),
-        None => Ok((context - prompt) as u32),
+    if prompt + u64::from(max_tokens != Some(0)) > context {
+        return Err(exceeded(context, "", prompt));
     }
+    let left = u32::try_from(context - prompt).unwrap_or(u32::MAX);
+    Ok(match max_tokens {
+        Some(max_tokens) if max_tokens <= left => (max_tokens, Finish::Length),
+        _ => (left, Finish::Context),
+    })
 }
 
 /// Does the bias leave nothing that may be generated?

@@ -3,13 +3,14 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod blocks;
 pub mod choose;
 pub mod config;
 pub mod devices;
+pub mod frames;
 pub mod host_memory;
 pub mod models;
 pub mod pattern;
 pub mod platform;
 pub mod registry;
-pub mod sse;
 pub mod supervise;

@@ -18,6 +18,7 @@ use llm_node_core::{
 use llm_node_node::{
     config::{self, OptionValue},
     registry::{manifest, verdict::Refusal},
+    supervise::Told,
 };
 use llm_node_wire::message::{ContextSize, EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
@@ -284,7 +285,7 @@ impl PyStream {
                 next.map(Some)
             });
             match next {
-                Ok(Some(event)) => return PyEvent::new(py, self.id, event).map(Some),
+                Ok(Some(event)) => return PyEvent::new(py, self.id, event, Told::default()).map(Some),
                 Ok(None) | Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals()?,
             }

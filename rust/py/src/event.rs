@@ -1,7 +1,13 @@
-//! `Event`: what happened to a stream, as Python sees it.
+//! `Event` and `Block`: what happened to a stream, as Python sees it.
 
-use llm_node_core::event::{Event, Piece};
-use llm_node_node::pattern::{Pattern, Place};
+use std::time::Duration;
+
+use llm_node_core::event::{Event, Part, Piece, Usage};
+use llm_node_node::{
+    blocks::Block,
+    pattern::{Items, Pattern, Place},
+    supervise::Told,
+};
 use pyo3::{prelude::*, types::PyBytes};
 
 use crate::fault;
@@ -13,35 +19,91 @@ pub(crate) struct PyEvent {
     stream: u64,
     #[pyo3(get)]
     kind: &'static str,
-    piece: Option<Piece>,
+    piece: Piece,
     #[pyo3(get)]
-    prompt_tokens: u32,
+    id: String,
     #[pyo3(get)]
-    completion_tokens: u32,
+    name: String,
+    usage: Usage,
     #[pyo3(get)]
-    cached_tokens: u32,
-    #[pyo3(get)]
-    drafted_tokens: u32,
-    #[pyo3(get)]
-    accepted_tokens: u32,
+    relaxed: Vec<String>,
     #[pyo3(get)]
     finish: Option<&'static str>,
     #[pyo3(get)]
+    stop: Option<String>,
+    #[pyo3(get)]
     fault: Option<Py<PyAny>>,
+    #[pyo3(get)]
+    number: u64,
+    #[pyo3(get)]
+    blocks: Vec<Py<PyBlock>>,
 }
 
 #[pymethods]
 impl PyEvent {
     #[getter]
+    fn part(&self) -> &'static str {
+        self.piece.part.as_str()
+    }
+
+    #[getter]
     fn text(&self) -> &str {
-        self.piece.as_ref().map_or("", |piece| &piece.text)
+        &self.piece.text
+    }
+
+    #[getter]
+    fn prompt_tokens(&self) -> u32 {
+        self.usage.prompt_tokens
+    }
+
+    #[getter]
+    fn completion_tokens(&self) -> u32 {
+        self.usage.completion_tokens
+    }
+
+    #[getter]
+    fn reasoning_tokens(&self) -> u32 {
+        self.usage.reasoning_tokens
+    }
+
+    #[getter]
+    fn cached_tokens(&self) -> u32 {
+        self.usage.cached_tokens
+    }
+
+    #[getter]
+    fn drafted_tokens(&self) -> u32 {
+        self.usage.drafted_tokens
+    }
+
+    #[getter]
+    fn accepted_tokens(&self) -> u32 {
+        self.usage.accepted_tokens
+    }
+
+    #[getter]
+    fn waited_ns(&self) -> u64 {
+        nanoseconds(self.usage.waited)
+    }
+
+    #[getter]
+    fn read_ns(&self) -> u64 {
+        nanoseconds(self.usage.read)
+    }
+
+    #[getter]
+    fn wrote_ns(&self) -> u64 {
+        nanoseconds(self.usage.wrote)
     }
 
     fn fill<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Bound<'py, PyBytes>> {
         let pattern = self::pattern(py, pattern)?;
-        let tokens = self.piece.as_ref().map_or(&[][..], |piece| &piece.tokens);
+        let (mut items, mut place) = (Items::default(), Place::default());
+        for block in self.blocks.iter().map(Py::get).filter(|it| it.0.part == Part::Text) {
+            items.append(pattern.items(&block.0.tokens, &mut place));
+        }
         let mut json = Vec::new();
-        pattern.write(&pattern.items(tokens, &mut Place::default()), &mut json);
+        pattern.write(&items, &mut json);
         Ok(PyBytes::new(py, &json))
     }
 
@@ -51,33 +113,43 @@ impl PyEvent {
 }
 
 impl PyEvent {
-    pub(crate) fn new(py: Python<'_>, stream: u64, event: Event) -> PyResult<Self> {
+    pub(crate) fn new(py: Python<'_>, stream: u64, event: Event, told: Told) -> PyResult<Self> {
         let mut this = Self {
             stream,
             kind: "started",
-            piece: None,
-            prompt_tokens: 0,
-            completion_tokens: 0,
-            cached_tokens: 0,
-            drafted_tokens: 0,
-            accepted_tokens: 0,
+            piece: Piece::default(),
+            id: String::new(),
+            name: String::new(),
+            usage: Usage::default(),
+            relaxed: Vec::new(),
             finish: None,
+            stop: None,
             fault: None,
+            number: told.number,
+            blocks: Vec::with_capacity(told.blocks.len()),
         };
+        for block in told.blocks {
+            this.blocks.push(Py::new(py, PyBlock(block))?);
+        }
         match event {
-            Event::Started { prompt_tokens } => this.prompt_tokens = prompt_tokens,
+            Event::Started { prompt_tokens, cached_tokens, relaxed } => {
+                this.usage = Usage { prompt_tokens, cached_tokens, ..Usage::default() };
+                this.relaxed = relaxed;
+            }
             Event::Piece(piece) => {
                 this.kind = "piece";
-                this.piece = Some(piece);
+                this.piece = piece;
             }
-            Event::Finished { reason, usage } => {
+            Event::CallBegan { id, name, .. } => {
+                this.kind = "call_began";
+                (this.id, this.name) = (id, name);
+            }
+            Event::CallEnded => this.kind = "call_ended",
+            Event::Finished { reason, stop, usage } => {
                 this.kind = "finished";
                 this.finish = Some(reason.as_str());
-                this.prompt_tokens = usage.prompt_tokens;
-                this.completion_tokens = usage.completion_tokens;
-                this.cached_tokens = usage.cached_tokens;
-                this.drafted_tokens = usage.drafted_tokens;
-                this.accepted_tokens = usage.accepted_tokens;
+                this.stop = stop;
+                this.usage = usage;
             }
             Event::Failed(fault) => {
                 this.kind = "failed";
@@ -86,6 +158,46 @@ impl PyEvent {
         }
         Ok(this)
     }
+}
+
+/// See `_core.pyi`.
+#[pyclass(frozen, name = "Block", module = "llm_node._core")]
+pub(crate) struct PyBlock(Block);
+
+#[pymethods]
+impl PyBlock {
+    #[getter]
+    fn part(&self) -> &'static str {
+        self.0.part.as_str()
+    }
+
+    #[getter]
+    fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    #[getter]
+    fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    #[getter]
+    fn complete(&self) -> bool {
+        self.0.complete
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Block of {}, {} bytes>", self.0.part.as_str(), self.0.text.len())
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How log-probabilities are written; see `rust/node/src/pattern.rs`.

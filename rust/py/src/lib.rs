@@ -8,6 +8,7 @@ mod bench;
 mod engine;
 mod event;
 mod fault;
+mod frames;
 mod logging;
 mod supervisor;
 mod surroundings;
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ERROR_CODES", codes)?;
     module.add("Fault", fault::class(py)?)?;
     module.add_class::<event::PyEvent>()?;
+    module.add_class::<event::PyBlock>()?;
     module.add_class::<supervisor::PySupervisor>()?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<engine::PyModel>()?;

@@ -6,15 +6,12 @@ use std::{
     time::Duration,
 };
 
-use llm_node_core::{
-    error::{ErrorCode, Fault},
-    event::Piece,
-};
+use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_node::{
+    blocks::Blocks,
     config::{Device, NodeConfig},
-    pattern::Place,
+    frames::Writing,
     platform::wake_pair,
-    sse::Template,
     supervise::{Delivery, Form, LoadRequest, Supervisor, Waiting, Waker, What},
 };
 use pyo3::{
@@ -24,14 +21,11 @@ use pyo3::{
 use serde::Serialize;
 
 use crate::{
-    event::{PyEvent, pattern},
+    event::PyEvent,
     fault::{instance, malformed, raised},
+    frames::{PyFrames, frames},
     logging,
 };
-
-/// Head, tail, whether the connection takes chunks; and where there are log-probabilities, what stands
-/// before them, their pattern, and the tail.
-type PyTemplate<'a> = (&'a [u8], &'a [u8], bool, Option<(&'a [u8], &'a str, &'a [u8])>);
 
 /// Items by client, outcomes by ticket.
 type Drained<'py> = (Vec<(u64, Bound<'py, PyAny>)>, Vec<(u64, Bound<'py, PyAny>)>);
@@ -94,25 +88,19 @@ impl PySupervisor {
         Ok(())
     }
 
-    #[pyo3(signature = (model_id, request, client, template=None, whole=false))]
+    #[pyo3(signature = (model_id, request, client, frames=None, whole=false))]
     fn submit(
         &self,
         py: Python<'_>,
         model_id: &str,
         request: &str,
         client: u64,
-        template: Option<PyTemplate<'_>>,
+        frames: Option<PyFrames>,
         whole: bool,
     ) -> PyResult<u64> {
-        let form = match template {
-            Some((head, tail, chunked, logprobs)) => {
-                let mut template = Template::new(head.into(), tail.into(), chunked);
-                if let Some((middle, text, tail)) = logprobs {
-                    template = template.with_logprobs(middle.into(), pattern(py, text)?, tail.into());
-                }
-                Form::Bytes { template: Arc::new(template), place: Place::default() }
-            }
-            None if whole => Form::Whole(Piece::default()),
+        let form = match frames {
+            Some(given) => Form::Bytes(Writing::new(self::frames(py, given)?)),
+            None if whole => Form::Whole(Blocks::default()),
             None => Form::Events,
         };
         py.detach(|| {
@@ -156,7 +144,9 @@ impl PySupervisor {
         for Delivery { client, what } in deliveries {
             let item = match what {
                 What::Bytes(mut bytes) => PyBytes::new(py, bytes.frame()).into_any(),
-                What::Event(stream, event) => Bound::new(py, PyEvent::new(py, stream, event)?)?.into_any(),
+                What::Event { stream, event, told } => {
+                    Bound::new(py, PyEvent::new(py, stream, event, told)?)?.into_any()
+                }
                 What::Overflow => py.None().into_bound(py),
             };
             items.push((client, item));

@@ -1,11 +1,11 @@
 //! Every message comes out as it went in, and nothing that is not a message does any harm.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
+    event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     request::{Chat, Prompt, Request, Sampling},
 };
 use llm_node_wire::{
@@ -173,23 +173,60 @@ prop_compose! {
     }
 }
 
+fn usage() -> impl Strategy<Value = Usage> {
+    (any::<[u32; 6]>(), any::<[Duration; 3]>()).prop_map(|(tokens, [waited, read, wrote])| {
+        let [
+            prompt_tokens,
+            completion_tokens,
+            reasoning_tokens,
+            cached_tokens,
+            drafted_tokens,
+            accepted_tokens,
+        ] = tokens;
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            reasoning_tokens,
+            cached_tokens,
+            drafted_tokens,
+            accepted_tokens,
+            waited,
+            read,
+            wrote,
+        }
+    })
+}
+
 fn event() -> impl Strategy<Value = Event> {
+    let part = || proptest::sample::select(&[Part::Text, Part::Reasoning, Part::Input][..]);
+    let reason = proptest::sample::select(
+        &[
+            Finish::Stop,
+            Finish::StopString,
+            Finish::Length,
+            Finish::Context,
+            Finish::Calls,
+            Finish::Cancelled,
+        ][..],
+    );
     prop_oneof![
-        any::<u32>().prop_map(|prompt_tokens| Event::Started { prompt_tokens }),
-        (text(), vec(picked(), 0..4)).prop_map(|(text, tokens)| Event::Piece(Piece { text, tokens })),
-        (proptest::sample::select(&[Finish::Stop, Finish::Length, Finish::Cancelled][..]), any::<[u32; 5]>())
-            .prop_map(|(reason, tokens)| {
-                let [prompt_tokens, completion_tokens, cached_tokens, drafted_tokens, accepted_tokens] =
-                    tokens;
-                let usage = Usage {
-                    prompt_tokens,
-                    completion_tokens,
-                    cached_tokens,
-                    drafted_tokens,
-                    accepted_tokens,
-                };
-                Event::Finished { reason, usage }
-            }),
+        (any::<u32>(), any::<u32>(), vec(text(), 0..3)).prop_map(
+            |(prompt_tokens, cached_tokens, relaxed)| {
+                Event::Started { prompt_tokens, cached_tokens, relaxed }
+            }
+        ),
+        (part(), text(), vec(picked(), 0..4)).prop_map(|(part, text, tokens)| Event::Piece(Piece {
+            part,
+            text,
+            tokens
+        })),
+        (any::<u32>(), text(), text()).prop_map(|(index, id, name)| Event::CallBegan { index, id, name }),
+        Just(Event::CallEnded),
+        (reason, option::of(text()), usage()).prop_map(|(reason, stop, usage)| Event::Finished {
+            reason,
+            stop,
+            usage
+        }),
         fault().prop_map(Event::Failed),
     ]
 }

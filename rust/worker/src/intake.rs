@@ -143,7 +143,8 @@ impl Intake {
         let mut state = self.shared.lock();
         if state.forget(id) {
             drop(state);
-            let finished = Event::Finished { reason: Finish::Cancelled, usage: Usage::default() };
+            let (reason, usage) = (Finish::Cancelled, Usage::default());
+            let finished = Event::Finished { reason, stop: None, usage };
             self.served().reporter.event(id, finished);
         } else {
             drop(state);

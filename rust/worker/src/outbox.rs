@@ -246,7 +246,7 @@ mod tests {
     }
 
     fn piece(text: &str) -> Event {
-        Event::Piece(Piece { text: text.into(), tokens: Vec::new() })
+        Event::Piece(Piece { text: text.into(), ..Piece::default() })
     }
 
     /// A node that reads only when it is told to.

@@ -53,8 +53,8 @@ pub(crate) struct Served {
 
 /// A request that its source takes as it is.
 pub(crate) enum Ready {
-    Batch(ValidRequest),
-    Blocking(Prepared),
+    Batch(Box<ValidRequest>),
+    Blocking(Box<Prepared>),
 }
 
 /// The rest of an answer: calls of the engine that take their time.
@@ -64,9 +64,11 @@ impl Served {
     /// Checks, renders and tokenises a request.
     pub(crate) fn prepare(&self, request: Request) -> Result<Ready, Fault> {
         match &self.source {
-            Source::Batch { limits, .. } => self.valid(request, limits).map(Ready::Batch),
-            Source::Stream(_) => self.streamable(request).map(Ready::Blocking),
-            Source::Tier0(_) => text::prepare(request, text::Honours::Nothing, seed()).map(Ready::Blocking),
+            Source::Batch { limits, .. } => self.valid(request, limits).map(Box::new).map(Ready::Batch),
+            Source::Stream(_) => self.streamable(request).map(Box::new).map(Ready::Blocking),
+            Source::Tier0(_) => {
+                text::prepare(request, text::Honours::Nothing, seed()).map(Box::new).map(Ready::Blocking)
+            }
             Source::None => Err(self.mute()),
         }
     }
@@ -78,7 +80,7 @@ impl Served {
                 source.submit(id, request, &self.reporter);
             }
             (Ok(Ready::Blocking(request)), Source::Stream(source) | Source::Tier0(source)) => {
-                source.submit(id, request);
+                source.submit(id, *request);
             }
             (Ok(_), _) => self.reporter.event(id, Event::Failed(self.mute())),
             (Err(fault), _) => {

@@ -26,7 +26,7 @@ async def lines(request: web.Request) -> web.StreamResponse:
 
     async def source(stream: sse.Stream) -> None:
         async for line in kept.follow(count, model):
-            stream.send(sse.frame({"event": "line", **line}))
+            stream.tell({"event": "line", **line})
 
     return await sse.respond(request, source)
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from llm_node import errors
 from llm_node.api.openai import chat, completions, embeddings
+
+ERRORS = errors.Form(
+    names={
+        "format": "response_format",
+        "thinking": "reasoning_effort",
+        "variables": "chat_template_kwargs",
+    }
+)
+"""How errors are written."""
 
 
 def routes() -> list[web.RouteDef]:

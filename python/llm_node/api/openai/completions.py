@@ -6,9 +6,12 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_node.api import body, source, sse
+from llm_node.api import answers, body, frames, source, sse
 from llm_node.api.context import NODE, QUEUE_LIMIT
-from llm_node.api.openai import answers, neutral
+from llm_node.api.conversation import dump
+from llm_node.api.frames import Frames, Part, Template
+from llm_node.api.neutral import Request
+from llm_node.api.openai import shapes
 from llm_node.node import Event, Node, NodeError
 from llm_node.schema.completions import CompletionRequest
 
@@ -20,16 +23,16 @@ async def create(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     whose = source.of(request, wanted)
     requests = [
-        _neutral(wanted, whose, prompt, answer) for prompt in wanted.prompts for answer in range(wanted.n)
+        request for prompt in wanted.prompts for request in _neutral(wanted, whose, prompt).several(wanted.n)
     ]
     if wanted.stream:
 
         async def chunks(out: sse.Stream) -> None:
-            made = _Chunks(wanted, await _echoes(node, wanted))
-            await answers.stream(node, wanted, requests, made, out)
+            writer = _Writer(wanted, await _echoes(node, wanted))
+            await answers.stream(node, wanted.model, requests, writer, out)
 
         return await sse.respond(request, chunks)
-    return web.json_response(await _whole(node, wanted, requests), dumps=sse.dump)
+    return web.json_response(await _whole(node, wanted, requests), dumps=dump)
 
 
 def _check_count(count: int, limit: int) -> None:
@@ -43,14 +46,15 @@ def _check_count(count: int, limit: int) -> None:
         )
 
 
-def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int], answer: int) -> dict[str, Any]:
+def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int]) -> Request:
     text = "text" if wanted.parse_special else "literal"
-    return neutral.request(
-        wanted,
-        {text: prompt} if isinstance(prompt, str) else {"tokens": prompt},
+    return Request(
+        prompt={text: prompt} if isinstance(prompt, str) else {"tokens": prompt},
         source=whose,
-        answer=answer,
         max_tokens=wanted.max_tokens,
+        sampling=shapes.sampling(wanted),
+        stop=wanted.stop,
+        ignore_eos=wanted.ignore_eos,
         logprobs=wanted.logprobs,
     )
 
@@ -69,55 +73,61 @@ async def _echoes(node: Node, wanted: CompletionRequest) -> list[str]:
 
 
 def _pattern(wanted: CompletionRequest) -> str | None:
-    return None if wanted.logprobs is None else answers.PLAIN_LOGPROBS
+    return None if wanted.logprobs is None else shapes.PLAIN_LOGPROBS
 
 
 async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
     echoes = await _echoes(node, wanted)
-    whole = await answers.Whole(len(requests), wanted.n, _pattern(wanted)).gather(
-        node, wanted.model, requests
+    whole = await answers.gather(
+        node, wanted.model, requests, answers_per_prompt=wanted.n, pattern=_pattern(wanted)
     )
     return {
-        **answers.identity("cmpl", "text_completion", wanted.model),
+        **shapes.identity("cmpl", "text_completion", wanted.model),
         "choices": [
             {
                 "index": index,
-                "text": echoes[index] + text,
-                "logprobs": whole.logprobs[index],
-                "finish_reason": whole.reasons[index],
+                "text": echoes[index] + answer.text,
+                "logprobs": answer.logprobs,
+                "finish_reason": shapes.FINISH_REASONS[answer.finish],
             }
-            for index, text in enumerate(whole.texts)
+            for index, answer in enumerate(whole.answers)
         ],
-        "usage": whole.usage.shape(),
+        "usage": shapes.usage(whole.usage),
     }
 
 
-class _Chunks:
-    """Makes the chunks of one answer. Its pieces go through a template, made once per choice."""
+class _Writer:
+    """Writes the chunks of one client's answers: `Writer` of `answers.py`."""
 
     def __init__(self, wanted: CompletionRequest, echoes: list[str]) -> None:
         self._echoes = echoes
-        self._same = answers.identity("cmpl", "text_completion", wanted.model)
-        self._last = {"usage": None} if wanted.stream_options.include_usage else {}
+        self._same = shapes.identity("cmpl", "text_completion", wanted.model)
+        self._has_usage = wanted.stream_options.include_usage
+        self._last = {"usage": None} if self._has_usage else {}
         self._usage = answers.Usage(wanted.n)
-        self.templates = [
-            sse.Template(self._chunk(index, sse.HOLE, logprobs=sse.HOLE), _pattern(wanted))
+        self.frames = [
+            Frames(
+                text=Part(delta=Template(self._chunk(index, frames.TEXT, logprobs=frames.LOGPROBS))),
+                logprobs=_pattern(wanted),
+            )
             for index in range(len(echoes))
         ]
 
-    def frame(self, index: int, event: Event) -> bytes:
-        """The chunk for the beginning or the end; nothing where it adds nothing."""
-        if event.kind == "started":
-            return sse.frame(self._chunk(index, self._echoes[index])) if self._echoes[index] else b""
+    def begin(self, index: int, event: Event) -> bytes:
+        """The prompt, where the client asked for it."""
+        return self._chunk(index, self._echoes[index]) if self._echoes[index] else b""
+
+    def end(self, index: int, event: Event) -> bytes:
+        """Says why it ended."""
         self._usage.add(index, event)
-        return sse.frame(self._chunk(index, "", reason=answers.finish_reason(event)))
+        return self._chunk(index, "", reason=shapes.FINISH_REASONS[answers.finish(event)])
 
-    def usage(self) -> bytes:
-        """The last chunk, for those who asked for it."""
-        return sse.frame({**self._same, "choices": [], "usage": self._usage.shape()})
+    def last(self) -> bytes:
+        """The usage, for those who asked for it."""
+        if not self._has_usage:
+            return b""
+        return sse.EVENTS.frame({**self._same, "choices": [], "usage": shapes.usage(self._usage)})
 
-    def _chunk(
-        self, index: int, text: str, *, logprobs: Any = None, reason: str | None = None
-    ) -> dict[str, Any]:
+    def _chunk(self, index: int, text: str, *, logprobs: Any = None, reason: str | None = None) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return {**self._same, "choices": [choice], **self._last}
+        return sse.EVENTS.frame({**self._same, "choices": [choice], **self._last})

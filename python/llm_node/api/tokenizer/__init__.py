@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from llm_node import errors
 from llm_node.api.tokenizer import template, tokens
+
+ERRORS = errors.Form(names={"variables": "chat_template_kwargs"})
+"""How errors are written."""
 
 
 def routes() -> list[web.RouteDef]:

@@ -9,7 +9,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::error::{ErrorCode, Fault};
+use crate::{
+    error::{ErrorCode, Fault},
+    request::{Source, Weight},
+};
 
 /// Tokens of an answer that must fit the cache beside its prompt before a request is let in. What it
 /// generates beyond is not promised; there preemption helps.
@@ -17,24 +20,6 @@ pub const ANSWER_SHARE: u32 = 256;
 
 /// How many sources may be remembered that do not wait, before it is looked which of them need not be.
 const MOST_GONE: usize = 64;
-
-/// Who a request comes from, as far as its turn in the queue goes: the same number, the same source.
-pub type Source = u64;
-
-/// A request's weight in the queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Weight {
-    /// Tokens of its prompt.
-    pub prompt: usize,
-    /// Tokens that it may generate; what is beyond [`ANSWER_SHARE`] is not known to come.
-    pub answer: u32,
-}
-
-impl Weight {
-    fn cost(self) -> f64 {
-        (self.prompt as f64) + f64::from(self.answer.min(ANSWER_SHARE))
-    }
-}
 
 /// Something that waits, and what it weighs.
 #[derive(Clone, Debug)]
@@ -72,6 +57,11 @@ struct Turn {
     waiting: usize,
 }
 
+/// What a request weighs. More of an answer than its share is not known to come.
+fn cost(weight: Weight) -> f64 {
+    (weight.prompt as f64) + f64::from(weight.answer.min(ANSWER_SHARE))
+}
+
 impl<T> Queue<T> {
     /// An empty queue that takes `limit` requests with `token_limit` prompt tokens in all.
     pub fn new(limit: usize, token_limit: usize) -> Self {
@@ -107,7 +97,7 @@ impl<T> Queue<T> {
         let turn = self.sources.entry(source).or_default();
         self.active += usize::from(turn.waiting == 0);
         turn.waiting += 1;
-        turn.done = turn.done.max(self.clock) + weight.cost();
+        turn.done = turn.done.max(self.clock) + cost(weight);
         let done = turn.done;
         let place = self.waiting.partition_point(|it| it.returned || it.done <= done);
         self.waiting.insert(place, Waiting { value, source, weight, done, returned: false });
@@ -129,7 +119,7 @@ impl<T> Queue<T> {
     pub fn take(&mut self, index: usize) -> Option<T> {
         let waiting = self.waiting.remove(index)?;
         if !waiting.returned {
-            self.clock += waiting.weight.cost() / self.active.max(1) as f64;
+            self.clock += cost(waiting.weight) / self.active.max(1) as f64;
         }
         Some(self.forget(waiting, false))
     }
@@ -172,7 +162,7 @@ impl<T> Queue<T> {
             if turn.waiting == 0 {
                 self.active -= 1;
                 if unserved {
-                    turn.done -= waiting.weight.cost();
+                    turn.done -= cost(waiting.weight);
                 }
             }
         }

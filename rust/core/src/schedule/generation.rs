@@ -1,12 +1,12 @@
 //! One answer under way: its tokens, its text, and what became of it.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     constrain::Constraint,
     engine::{Limits, Row, Token, Vocabulary, attribute},
     error::{ErrorCode, Fault},
-    event::{Event, Finish, PickedToken, Piece, TokenLogprobs, Usage},
+    event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     request::{ValidRequest, nothing_allowed},
     sample::{Forbidden, Job, Mask, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
     schedule::admission::ANSWER_SHARE,
@@ -29,6 +29,15 @@ const WORTH_CANDIDATES: u32 = 4;
 /// Rows for which the past counts.
 const MEMORY: u32 = 16;
 
+/// When what happened to a request, by the session's clock.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    taken: Duration,
+    admitted: Option<Duration>,
+    /// The first token of its answer.
+    answered: Option<Duration>,
+}
+
 /// A request from its admission to its end. It outlives the sequence it runs in: after a preemption
 /// it goes on in another.
 #[derive(Clone, Debug)]
@@ -39,8 +48,6 @@ pub struct Generation {
     pub age: u64,
     /// Tokens that the cache holds of it.
     pub held: u32,
-    /// Has [`Event::Started`] been told?
-    pub started: bool,
     /// Tokens of the prompt that came from the prefix cache.
     pub cached: u32,
     /// What the cache held of it when it had to give way, as the engine wrote it down.
@@ -52,6 +59,7 @@ pub struct Generation {
     /// See [`Generation::drafted`].
     pub accepted: u32,
     request: ValidRequest,
+    times: Times,
     /// Prompt and answer.
     tokens: Vec<Token>,
     occurrences: Occurrences,
@@ -69,8 +77,8 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Nothing is computed yet.
-    pub fn new(id: u64, age: u64, request: ValidRequest) -> Self {
+    /// Nothing is computed yet. `now`: by the session's clock, as in all that follows.
+    pub fn new(id: u64, age: u64, request: ValidRequest, now: Duration) -> Self {
         let tokens = request.prompt().to_vec();
         let occurrences =
             if penalise(request.sampling()) { Occurrences::of(&tokens) } else { Occurrences::default() };
@@ -80,13 +88,13 @@ impl Generation {
             id,
             age,
             held: 0,
-            started: false,
             cached: 0,
             saved: None,
             pays: Pays::default(),
             drafted: 0,
             accepted: 0,
             request,
+            times: Times { taken: now, admitted: None, answered: None },
             tokens,
             occurrences,
             answer,
@@ -132,14 +140,43 @@ impl Generation {
         self.promised.max(self.length())
     }
 
-    /// What it took so far.
-    pub fn usage(&self) -> Usage {
+    /// It has a sequence. The first time, that is told.
+    pub fn admitted(&mut self, now: Duration, events: &mut Vec<(u64, Event)>) {
+        if self.times.admitted.is_none() {
+            self.times.admitted = Some(now);
+            self.cached = self.held;
+            let prompt_tokens = self.request.prompt().len() as u32;
+            let started = Event::Started { prompt_tokens, cached_tokens: self.cached, relaxed: Vec::new() };
+            events.push((self.id, started));
+        }
+    }
+
+    /// A step has ended that may have brought its first token.
+    pub fn stepped(&mut self, now: Duration) {
+        if self.times.answered.is_none() && self.generated() > 0 {
+            self.times.answered = Some(now);
+        }
+    }
+
+    /// What is told at its end. `reason`: see [`Generation::take`].
+    pub fn finished(&self, reason: Finish, now: Duration) -> Event {
+        let stop = (reason == Finish::StopString).then(|| self.answer.stopped_by().map(str::to_owned));
+        Event::Finished { reason, stop: stop.flatten(), usage: self.usage(now) }
+    }
+
+    fn usage(&self, now: Duration) -> Usage {
+        let admitted = self.times.admitted.unwrap_or(now);
+        let answered = self.times.answered.unwrap_or(now);
         Usage {
             prompt_tokens: self.request.prompt().len() as u32,
             completion_tokens: self.generated(),
+            reasoning_tokens: 0,
             cached_tokens: self.cached,
             drafted_tokens: self.drafted,
             accepted_tokens: self.accepted,
+            waited: admitted.saturating_sub(self.times.taken),
+            read: answered.saturating_sub(admitted),
+            wrote: now.saturating_sub(answered),
         }
     }
 
@@ -234,8 +271,7 @@ impl Generation {
             self.occurrences.add(token);
         }
         if vocabulary.has(token, attribute::END_OF_GENERATION) && !self.request.ignore_eos() {
-            self.flush(events);
-            return Some(Ok(Finish::Stop));
+            return Some(Ok(self.flush(Finish::Stop, events)));
         }
         self.masks.pop_front();
         if let Some(constraint) = &mut self.constraint
@@ -250,18 +286,17 @@ impl Generation {
         } else {
             self.answer.push(bytes)
         };
-        if self.answer.stopped() {
+        if self.answer.stopped_by().is_some() {
             // Tokens that lie wholly in the stop string or behind it are no part of the answer.
             self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
             self.tell(text, self.unsent.len(), events);
-            return Some(Ok(Finish::Stop));
+            return Some(Ok(Finish::StopString));
         }
         if !text.is_empty() {
             self.tell(text, self.without_last(self.answer.held(), vocabulary), events);
         }
         if self.remaining() == 0 {
-            self.flush(events);
-            return Some(Ok(Finish::Length));
+            return Some(Ok(self.flush(self.request.limit(), events)));
         }
         None
     }
@@ -271,10 +306,12 @@ impl Generation {
         (self.tokens.len() - self.request.prompt().len()) as u32
     }
 
-    /// Tells what was held back.
-    fn flush(&mut self, events: &mut Vec<(u64, Event)>) {
+    /// Tells what was held back. Gives why the answer ends: the last incomplete character may have
+    /// completed a stop string.
+    fn flush(&mut self, reason: Finish, events: &mut Vec<(u64, Event)>) -> Finish {
         let text = self.answer.finish();
         self.tell(text, self.unsent.len(), events);
+        if self.answer.stopped_by().is_some() { Finish::StopString } else { reason }
     }
 
     /// A piece with the first `tokens` that wait. Without text there is none, unless log-probabilities
@@ -283,7 +320,7 @@ impl Generation {
         let tokens_alone = self.request.logprobs().is_some() && tokens > 0;
         if !text.is_empty() || tokens_alone {
             let tokens = self.unsent.drain(..tokens).collect();
-            events.push((self.id, Event::Piece(Piece { text, tokens })));
+            events.push((self.id, Event::Piece(Piece { part: Part::Text, text, tokens })));
         }
     }
 

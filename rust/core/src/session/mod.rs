@@ -187,7 +187,8 @@ impl<E: StepEngine> Session<E> {
         }
         let (source, weight) = (request.source(), request.weight());
         let room = self.max_running - self.running.len();
-        self.queue.push(Generation::new(id, self.arrivals, request), source, weight, room)?;
+        let generation = Generation::new(id, self.arrivals, request, (self.options.clock)());
+        self.queue.push(generation, source, weight, room)?;
         self.arrivals += 1;
         Ok(())
     }
@@ -206,8 +207,8 @@ impl<E: StepEngine> Session<E> {
             None => self.queue.remove(|it| it.id == id),
         };
         if let Some(generation) = generation {
-            let usage = generation.usage();
-            self.tell_last(generation.id, Event::Finished { reason: Finish::Cancelled, usage }, events);
+            let event = generation.finished(Finish::Cancelled, (self.options.clock)());
+            self.tell_last(generation.id, event, events);
         }
     }
 
@@ -326,10 +327,11 @@ impl<E: StepEngine> Session<E> {
         let mut index = 0;
         while let Some(next) = self.queue.get(index) {
             if next.remaining() == 0 {
-                let Some(generation) = self.queue.take(index) else { continue };
-                let usage = generation.usage();
-                events.push((generation.id, Event::Started { prompt_tokens: usage.prompt_tokens }));
-                self.tell_last(generation.id, Event::Finished { reason: Finish::Length, usage }, events);
+                let Some(mut generation) = self.queue.take(index) else { continue };
+                let now = (self.options.clock)();
+                generation.admitted(now, events);
+                let event = generation.finished(Finish::Length, now);
+                self.tell_last(generation.id, event, events);
                 continue;
             }
             if self.running.len() >= self.max_running || index >= LOOK_AHEAD {
@@ -362,12 +364,7 @@ impl<E: StepEngine> Session<E> {
                     return otherwise.map(|_| ());
                 }
             };
-            if !generation.started {
-                generation.started = true;
-                let prompt_tokens = generation.usage().prompt_tokens;
-                generation.cached = generation.held;
-                events.push((generation.id, Event::Started { prompt_tokens }));
-            }
+            generation.admitted((self.options.clock)(), events);
             promised += growth(&generation);
             self.running.insert(sequence, generation);
         }
@@ -489,6 +486,12 @@ impl<E: StepEngine> Session<E> {
                 Err(fault) => return self.step_failed(shares, pads, fault, events),
             }
         };
+        let picked = (self.options.clock)();
+        for share in shares {
+            if let Some(generation) = self.running.get_mut(&share.sequence) {
+                generation.stepped(picked);
+            }
+        }
         for &pad in pads {
             self.sequences.cut(pad, self.sequences.held(pad).saturating_sub(1))?;
         }
@@ -506,7 +509,7 @@ impl<E: StepEngine> Session<E> {
             }
             let Some(generation) = self.running.remove(&sequence) else { continue };
             let event = match how {
-                Ok(reason) => Event::Finished { reason, usage: generation.usage() },
+                Ok(reason) => generation.finished(reason, picked),
                 Err(fault) => Event::Failed(fault),
             };
             self.tell_last(generation.id, event, events);

@@ -34,9 +34,9 @@ impl AnswerText {
         self.stop.weight(name)
     }
 
-    /// Has a stop string ended the answer?
-    pub fn stopped(&self) -> bool {
-        self.stop.stopped()
+    /// The stop string that has ended the answer.
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stop.found()
     }
 
     /// Bytes that the stop string took away, itself included.
@@ -50,12 +50,12 @@ impl AnswerText {
     }
 
     /// The rest, at the end of the answer; an incomplete character becomes U+FFFD. That may complete
-    /// a stop string, so look at [`Self::stopped`] afterwards if it matters.
+    /// a stop string, so look at [`Self::stopped_by`] afterwards if it matters.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         self.decoder.finish(&mut text);
         let mut safe = self.stop.push(&text);
-        if !self.stop.stopped() {
+        if self.stop.found().is_none() {
             safe.push_str(&self.stop.finish());
         }
         safe
@@ -110,7 +110,7 @@ mod tests {
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() { break; }
                 let (now, later) = rest.split_at((*cut).min(rest.len()));
-                let before = answer.stopped();
+                let before = answer.stopped_by().is_some();
                 let piece = answer.push(now);
                 prop_assert!(!before || piece.is_empty());
                 text.push_str(&piece);
@@ -119,7 +119,7 @@ mod tests {
             }
             text.push_str(&answer.finish());
             prop_assert_eq!(text, expected);
-            prop_assert_eq!(answer.stopped(), expected_stop);
+            prop_assert_eq!(answer.stopped_by().is_some(), expected_stop);
         }
     }
 
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(answer.push(b"b"), "</b");
         assert_eq!(answer.push("語".as_bytes()), "語");
         assert_eq!(answer.push(b"end</s>more"), "end");
-        assert!(answer.stopped());
+        assert!(answer.stopped_by().is_some());
         assert_eq!(answer.push(b"more"), "");
         assert_eq!(answer.finish(), "");
     }
@@ -223,7 +223,7 @@ mod tests {
                 prop_assert!(expected.starts_with(&text), "{} {}", text, expected);
             }
             text.push_str(&answer.finish());
-            prop_assert_eq!((text, answer.stopped()), (expected, expected_stop));
+            prop_assert_eq!((text, answer.stopped_by().is_some()), (expected, expected_stop));
         }
     }
 
@@ -252,7 +252,7 @@ mod tests {
                 };
             }
             answer.finish();
-            assert_eq!(answer.stopped(), stopped, "{stop} {said:?}");
+            assert_eq!(answer.stopped_by().is_some(), stopped, "{stop} {said:?}");
         }
     }
 }

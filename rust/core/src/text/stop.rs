@@ -15,11 +15,12 @@ const CLOSE: u8 = 0xff;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopStrings {
     stop: Vec<String>,
-    /// Those that name control tokens, with these marked.
-    marked: Vec<Vec<u8>>,
+    /// Those that name control tokens, with these marked; and their places in `stop`.
+    marked: Vec<(usize, Vec<u8>)>,
     /// Text, and marked control tokens where one matters.
     held: Vec<u8>,
-    stopped: bool,
+    /// Which one was found.
+    found: Option<usize>,
     cut: usize,
 }
 
@@ -27,13 +28,14 @@ impl StopStrings {
     /// Empty strings are ignored. Those that name some of the control tokens are found as such, too.
     pub fn new(stop: &[String], control: &ControlTokens) -> Self {
         let stop: Vec<_> = stop.iter().filter(|it| !it.is_empty()).cloned().collect();
-        let marked = stop.iter().filter_map(|it| marked(it, control)).collect();
+        let named = stop.iter().enumerate();
+        let marked = named.filter_map(|(index, it)| Some((index, marked(it, control)?))).collect();
         Self { stop, marked, ..Self::default() }
     }
 
-    /// Was one found? Then nothing more comes out.
-    pub fn stopped(&self) -> bool {
-        self.stopped
+    /// The one that was found. Then nothing more comes out.
+    pub fn found(&self) -> Option<&str> {
+        self.found.and_then(|it| self.stop.get(it)).map(String::as_str)
     }
 
     /// What was cut away: the stop string, and what came after it with the same push. Counts bytes of
@@ -54,7 +56,7 @@ impl StopStrings {
 
     /// Takes text, and gives the text that is safe to send.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.found.is_some() {
             return String::new();
         }
         if self.stop.is_empty() {
@@ -66,7 +68,7 @@ impl StopStrings {
 
     /// Takes a control token, and gives the text that is safe to send.
     pub fn push_control(&mut self, name: &[u8]) -> String {
-        if self.stopped || self.marked.is_empty() {
+        if self.found.is_some() || self.marked.is_empty() {
             return String::new();
         }
         self.held.push(OPEN);
@@ -88,19 +90,19 @@ impl StopStrings {
         let found_in_text = self
             .stop
             .iter()
-            .filter_map(|it| find(text, it.as_bytes()).map(|begin| (begin + it.len(), begin)))
-            .min();
-        let found_in_text =
-            found_in_text.map(|(end, begin)| (self.place(end, has_control), self.place(begin, has_control)));
+            .enumerate()
+            .filter_map(|(index, it)| find(text, it.as_bytes()).map(|begin| (begin + it.len(), begin, index)))
+            .min()
+            .map(|(end, begin, index)| (self.place(end, has_control), self.place(begin, has_control), index));
         let found = self
             .marked
             .iter()
             .filter(|_| has_control)
-            .filter_map(|it| find(&self.held, it).map(|begin| (begin + it.len(), begin)))
+            .filter_map(|(index, it)| find(&self.held, it).map(|begin| (begin + it.len(), begin, *index)))
             .chain(found_in_text)
             .min();
-        if let Some((_, begin)) = found {
-            self.stopped = true;
+        if let Some((_, begin, index)) = found {
+            self.found = Some(index);
             let mut safe = std::mem::take(&mut self.held);
             self.cut = safe.len() - begin;
             safe.truncate(begin);
@@ -108,7 +110,7 @@ impl StopStrings {
         }
         let in_text = self.stop.iter().map(|it| overlap(text, it.as_bytes())).max().unwrap_or(0);
         let begin = self.place(text.len() - in_text, has_control);
-        let marked = self.marked.iter().map(|it| overlap(&self.held, it)).max().unwrap_or(0);
+        let marked = self.marked.iter().map(|it| overlap(&self.held, &it.1)).max().unwrap_or(0);
         let rest = self.held.split_off(begin.min(self.held.len() - marked));
         shown(std::mem::replace(&mut self.held, rest))
     }

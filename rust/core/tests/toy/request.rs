@@ -6,6 +6,7 @@ use crate::toy_engine::{BOS, TURN, ToyTokenizer, limits};
 use llm_node_core::{
     engine::{EngineFault, Limits, Token, Tokenizer, Vocabulary},
     error::{ErrorCode, Fault},
+    event::Finish,
     request::{Chat, Prompt, Request, Sampling, ValidRequest},
     text::template::ChatTemplate,
 };
@@ -66,25 +67,32 @@ fn ranges_are_checked_and_named_in_public_words() {
 }
 
 #[test]
-fn nothing_is_ever_truncated() {
+fn an_answer_is_as_long_as_the_context_has_room_and_a_prompt_is_never_cut() {
     let tokens = |n: usize, max_tokens| Request { max_tokens, ..request(Prompt::Tokens(vec![1; n])) };
     let limits = limits();
-    let room = |n, max| check(tokens(n, max), None, &limits).map(|it| it.max_tokens());
-    assert_eq!(room(200, Some(56)), Ok(56));
-    assert_eq!(room(200, None), Ok(56));
-    assert_eq!(room(255, None), Ok(1));
-    assert_eq!(room(256, Some(0)), Ok(0));
-    for (n, max, needed) in
-        [(200, Some(57), 257), (256, None, 257), (300, Some(0), 300), (9, Some(u32::MAX), 4_294_967_304_u64)]
-    {
+    let room = |n, max| check(tokens(n, max), None, &limits).map(|it| (it.max_tokens(), it.limit()));
+    for (n, max, most, limit) in [
+        (200, Some(55), 55, Finish::Length),
+        (200, Some(56), 56, Finish::Length),
+        (200, Some(57), 56, Finish::Context),
+        (9, Some(u32::MAX), 247, Finish::Context),
+        (200, None, 56, Finish::Context),
+        (255, None, 1, Finish::Context),
+        (256, Some(0), 0, Finish::Length),
+    ] {
+        assert_eq!(room(n, max), Ok((most, limit)));
+    }
+    for (n, max) in [(256, None), (256, Some(1)), (300, Some(0)), (300, Some(32_000))] {
         let fault = room(n, max).unwrap_err();
         assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("prompt")));
-        assert!(fault.message.contains("256") && fault.message.contains(&needed.to_string()), "{fault}");
+        assert!(fault.message.contains("256") && fault.message.contains(&(n + 1).to_string()), "{fault}");
+        let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+        assert_eq!(details, serde_json::json!({ "prompt_tokens": n, "context_length": 256 }));
     }
     // What can never fit the cache is refused here, and pages count whole.
     let small = Limits { cache_tokens: 100, cache_page: 32, ..limits };
     assert_eq!(check(tokens(50, None), None, &small).unwrap().max_tokens(), 46);
-    assert!(check(tokens(50, Some(47)), None, &small).is_err());
+    assert!(check(tokens(96, None), None, &small).is_err());
 }
 
 #[test]

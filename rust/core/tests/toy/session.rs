@@ -4,7 +4,10 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -120,13 +123,19 @@ fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) 
                 answer.text.push_str(&piece.text);
                 answer.tokens.extend(piece.tokens);
             }
-            Event::Finished { reason, usage } => {
+            Event::CallBegan { .. } | Event::CallEnded => panic!("{event:?}"),
+            Event::Finished { reason, usage, .. } => {
                 answer.cached = usage.cached_tokens;
                 answer.guessed = (usage.drafted_tokens, usage.accepted_tokens);
                 // What it costs depends on company; what it gives does not.
                 answer.ending = Some(Ok((
                     reason,
-                    Usage { cached_tokens: 0, drafted_tokens: 0, accepted_tokens: 0, ..usage },
+                    Usage {
+                        prompt_tokens: usage.prompt_tokens,
+                        completion_tokens: usage.completion_tokens,
+                        reasoning_tokens: usage.reasoning_tokens,
+                        ..Usage::default()
+                    },
                 )));
             }
             Event::Failed(fault) => answer.ending = Some(Err(fault)),
@@ -990,6 +999,7 @@ fn a_full_queue_refuses() {
             1,
             Event::Finished {
                 reason: Finish::Cancelled,
+                stop: None,
                 usage: Usage { prompt_tokens: 1, ..Usage::default() }
             }
         ))
@@ -1005,6 +1015,58 @@ fn no_tokens_wanted_is_length_at_once() {
         Some(Ok((Finish::Length, Usage { prompt_tokens: 2, ..Usage::default() })))
     );
     assert!(session.engine().steps.is_empty());
+}
+
+#[test]
+fn an_ending_says_how_long_it_waited_read_and_wrote() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    let now = || NOW.load(Ordering::Relaxed);
+    let clock = || Duration::from_secs(NOW.load(Ordering::Relaxed));
+    let options = SessionOptions { max_running: 1, clock, ..SessionOptions::default() };
+    let mut session = session(limits(), options);
+    for id in 0..2 {
+        session.submit(id, valid(request(vec![BOS, 0x61], 3), &limits())).unwrap();
+    }
+    let (mut events, mut times) = (Vec::new(), Vec::new());
+    while !session.is_idle() {
+        session.step(&mut events).unwrap();
+        NOW.store(now() + 1, Ordering::Relaxed);
+        times.extend(events.drain(..).filter_map(|(_, event)| match event {
+            Event::Finished { usage, .. } => {
+                Some([usage.waited, usage.read, usage.wrote].map(|it| it.as_secs()))
+            }
+            _ => None,
+        }));
+    }
+    // Each takes three steps, and the clock goes on between them; the second one waits for the first.
+    assert_eq!(times, [[0, 0, 2], [3, 0, 2]]);
+}
+
+#[test]
+fn an_ending_names_its_stop_string_and_a_full_context() {
+    let mut wanted = request(vec![BOS, 0x61], 60);
+    wanted.ignore_eos = true;
+    wanted.sampling.bias =
+        (0..256).filter(|it| !(0x61..0x67).contains(it)).map(|it| (it, f32::NEG_INFINITY)).collect();
+    let text = alone(&valid(wanted.clone(), &limits())).text;
+    wanted.stop = vec!["no such".into(), text[2..4].to_owned()];
+    let mut session = session(limits(), SessionOptions::default());
+    session.submit(0, valid(wanted.clone(), &limits())).unwrap();
+    let short = Limits { context_length: 10, ..limits() };
+    session.submit(1, valid(Request { stop: Vec::new(), ..wanted.clone() }, &short)).unwrap();
+    let mut events = Vec::new();
+    while !session.is_idle() {
+        session.step(&mut events).unwrap();
+    }
+    let endings: Vec<_> = events
+        .into_iter()
+        .filter_map(|(id, event)| match event {
+            Event::Finished { reason, stop, .. } => Some((id, reason, stop)),
+            _ => None,
+        })
+        .collect();
+    let found = Some(wanted.stop[1].clone());
+    assert_eq!(endings, [(0, Finish::StopString, found), (1, Finish::Context, None)]);
 }
 
 #[test]
@@ -1044,7 +1106,7 @@ fn the_answer_ends_before_a_stop_string() {
     let cut = whole.text.find(&request.stop[1]).unwrap();
     let answer = alone(&valid(request, &limits()));
     assert_eq!(answer.text, whole.text[..cut]);
-    assert!(matches!(answer.ending, Some(Ok((Finish::Stop, _)))));
+    assert!(matches!(answer.ending, Some(Ok((Finish::StopString, _)))));
     assert_eq!(answer.tokens.iter().filter(|it| it.id < 256).count(), cut);
 }
 

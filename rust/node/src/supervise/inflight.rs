@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt, mem,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +16,7 @@ use std::{
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::{Event, Finish, Piece},
+    event::{Event, Finish},
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
@@ -24,10 +24,10 @@ use serde_json::json;
 
 use super::{
     QUESTION_SECONDS, Ticket,
-    outlets::{ClientId, Outlets, Socket, Waiting},
+    outlets::{ClientId, Outlets, Socket, Told, Waiting},
     suspects::{Fingerprint, Suspects},
 };
-use crate::{pattern::Place, sse::Template};
+use crate::{blocks::Blocks, frames::Writing};
 
 /// Called, from any thread, when events wait. It must not block.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -116,21 +116,16 @@ impl Drop for Reply {
     }
 }
 
-/// How a stream's pieces come to its client.
+/// How a stream's answer comes to its client.
 #[derive(Debug, Default)]
 pub enum Form {
-    /// Each as an event.
+    /// Each piece as an event.
     #[default]
     Events,
-    /// As one event, before the ending.
-    Whole(Piece),
+    /// As blocks, with the ending.
+    Whole(Blocks),
     /// As bytes for its connection.
-    Bytes {
-        /// What makes them.
-        template: Arc<Template>,
-        /// Where the tokens so far end in its text.
-        place: Place,
-    },
+    Bytes(Writing),
 }
 
 impl fmt::Debug for Traffic {
@@ -382,33 +377,56 @@ impl UnderWay {
             return;
         };
         let client = stream.client;
-        stream.is_answered |= matches!(event, Event::Piece(_));
-        match (event, &mut stream.form) {
-            (Event::Piece(piece), Form::Bytes { template, place }) => {
-                let content = template.content(piece, place);
-                self.outlets.text(client, id, template, content);
+        stream.is_answered |= matches!(event, Event::Piece(_) | Event::CallBegan { .. });
+        let taken = match (event, &mut stream.form) {
+            (event @ (Event::Finished { .. } | Event::Failed(_)), _) => return self.end(worker, id, event),
+            (event @ Event::Started { .. }, _) | (event, Form::Events) => {
+                self.outlets.event(client, id, event, Told::default());
+                Ok(())
             }
-            (Event::Piece(piece), Form::Whole(all)) => {
-                all.text += &piece.text;
-                all.tokens.extend(piece.tokens);
+            (event, Form::Whole(blocks)) => blocks.take(event),
+            (event, Form::Bytes(writing)) => {
+                writing.take(event, |frames, frame| self.outlets.frame(client, id, frames, frame))
             }
-            (event @ (Event::Finished { .. } | Event::Failed(_)), form) => {
-                if let Form::Whole(all) = mem::take(form) {
-                    self.outlets.event(client, id, Event::Piece(all));
-                }
-                if let Some(ended) = self.streams.remove(&id)
-                    && matches!(event, Event::Finished { reason: Finish::Stop | Finish::Length, .. })
-                {
-                    self.suspects.served(ended.asked);
-                }
-                if let Some(count) = self.workers.get_mut(&worker) {
-                    *count = count.saturating_sub(1);
-                }
-                self.outlets.event(client, id, event);
-                self.outlets.close(client);
-            }
-            (event, _) => self.outlets.event(client, id, event),
+        };
+        if let Err(fault) = taken {
+            stream.link.send(ToWorker::Cancel { id });
+            self.end(worker, id, Event::Failed(fault));
         }
+    }
+
+    /// A stream's ending, with all that is told again.
+    fn end(&mut self, worker: u64, id: RequestId, event: Event) {
+        let Some(Stream { client, form, asked, .. }) = self.streams.remove(&id) else { return };
+        let reason = match &event {
+            Event::Finished { reason, .. } => *reason,
+            _ => Finish::Cancelled,
+        };
+        if matches!(event, Event::Finished { .. }) && reason != Finish::Cancelled {
+            self.suspects.served(asked);
+        }
+        if let Some(count) = self.workers.get_mut(&worker) {
+            *count = count.saturating_sub(1);
+        }
+        let mut told = Told::default();
+        match form {
+            Form::Events => {}
+            Form::Whole(mut blocks) => {
+                blocks.end(reason);
+                told.blocks = blocks.into_blocks();
+            }
+            Form::Bytes(mut writing) => {
+                // A failure is told by whoever writes it, in place of what is open.
+                if matches!(event, Event::Finished { .. }) {
+                    told.blocks =
+                        writing.finish(reason, |frames, frame| self.outlets.frame(client, id, frames, frame));
+                }
+                self.outlets.settle(client);
+                told.number = writing.number();
+            }
+        }
+        self.outlets.event(client, id, event, told);
+        self.outlets.close(client);
     }
 }
 
@@ -421,10 +439,14 @@ pub(super) fn too_large() -> Fault {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use llm_node_core::event::{PickedToken, Usage};
+    use llm_node_core::event::{Part, PickedToken, Piece, Usage};
 
     use super::*;
-    use crate::supervise::What;
+    use crate::{
+        blocks::MOST_KEPT,
+        frames::{Frames, Hole, PartTemplates, Template},
+        supervise::What,
+    };
 
     fn link(worker: u64) -> (Link, mpsc::Receiver<Outgoing>) {
         let (outbox, receiver) = mpsc::channel();
@@ -436,7 +458,11 @@ mod tests {
     }
 
     fn finished() -> Event {
-        Event::Finished { reason: Finish::Stop, usage: Usage::default() }
+        Event::Finished { reason: Finish::Stop, stop: None, usage: Usage::default() }
+    }
+
+    fn piece(text: &str, tokens: Vec<PickedToken>) -> Event {
+        Event::Piece(Piece { part: Part::Text, text: text.to_owned(), tokens })
     }
 
     #[test]
@@ -463,7 +489,7 @@ mod tests {
             .deliveries
             .into_iter()
             .filter_map(|delivery| match delivery.what {
-                What::Event(id, _) => Some(id),
+                What::Event { stream, .. } => Some(stream),
                 _ => None,
             })
             .collect();
@@ -475,19 +501,61 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         traffic.open(1);
-        let id =
-            traffic.submit(&link, 0, Form::Whole(Piece::default()), asked(), |_| ToWorker::Drain).unwrap();
+        let form = Form::Whole(Blocks::default());
+        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
         let token = |id| PickedToken { id, logprobs: None };
         for (text, tokens) in [("a", vec![token(1)]), ("", vec![]), ("bc", vec![token(2), token(3)])] {
-            traffic.step(1, vec![(id, Event::Piece(Piece { text: text.to_owned(), tokens }))]);
+            traffic.step(1, vec![(id, piece(text, tokens))]);
         }
         assert!(traffic.drain().deliveries.is_empty());
         traffic.step(1, vec![(id, finished())]);
         let told: Vec<_> = traffic.drain().deliveries.into_iter().map(|delivery| delivery.what).collect();
-        let [What::Event(_, Event::Piece(piece)), What::Event(_, Event::Finished { .. })] = &told[..] else {
-            panic!("{told:?}");
+        let [What::Event { event: Event::Finished { .. }, told, .. }] = &told[..] else { panic!("{told:?}") };
+        let [block] = &told.blocks[..] else { panic!("{told:?}") };
+        assert_eq!((block.text.as_str(), block.complete), ("abc", true));
+        assert_eq!(block.tokens, [token(1), token(2), token(3)]);
+    }
+
+    #[test]
+    fn an_answer_too_long_to_be_kept_is_cancelled_and_fails() {
+        let traffic = Traffic::default();
+        let (link, receiver) = link(1);
+        traffic.open(1);
+        let form = Form::Whole(Blocks::default());
+        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
+        traffic.step(1, vec![(id, piece(&"a".repeat(MOST_KEPT), vec![])), (id, piece("a", vec![]))]);
+        let told: Vec<_> = traffic.drain().deliveries.into_iter().map(|delivery| delivery.what).collect();
+        let [What::Event { event: Event::Failed(fault), .. }] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((fault.code, traffic.streams_of(1)), (ErrorCode::RequestTooLarge, 0));
+        let sent: Vec<_> = receiver.try_iter().collect();
+        assert!(matches!(&sent[1], Outgoing::Message(it) if **it == ToWorker::Cancel { id }), "{sent:?}");
+    }
+
+    #[test]
+    fn an_ending_comes_behind_the_frames_and_says_the_next_number() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        traffic.open(1);
+        let template = |head: &str| Template::new(vec![(head.into(), Hole::Number)], b">".to_vec());
+        let text = PartTemplates {
+            begin: Some(template("<begin ")),
+            delta: Some(template("<")),
+            end: Some(template("<end ")),
+            cut: None,
         };
-        assert_eq!(piece, &Piece { text: "abc".to_owned(), tokens: vec![token(1), token(2), token(3)] });
+        let frames = Frames { text, number: AtomicU64::new(2), keeps: true, ..Frames::default() };
+        let form = Form::Bytes(Writing::new(frames));
+        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
+        // It does not read: what goes on with a block has one number.
+        traffic.hold(0, 1);
+        let pieces = ["a", "b", "c"].map(|text| (id, piece(text, vec![])));
+        traffic.step(1, pieces.into());
+        traffic.step(1, vec![(id, finished())]);
+        let mut told = traffic.drain().deliveries.into_iter().map(|delivery| delivery.what);
+        let Some(What::Bytes(mut bytes)) = told.next() else { panic!() };
+        assert_eq!(bytes.frame(), b"<begin 2><3><end 4>");
+        let Some(What::Event { told, .. }) = told.next() else { panic!() };
+        assert_eq!((told.number, told.blocks[0].text.as_str()), (5, "abc"));
     }
 
     #[test]
@@ -498,7 +566,8 @@ mod tests {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
         let id = traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap();
-        let started = || vec![(id, Event::Started { prompt_tokens: 1 })];
+        let started =
+            || vec![(id, Event::Started { prompt_tokens: 1, cached_tokens: 0, relaxed: Vec::new() })];
         traffic.step(1, started());
         traffic.set_waker(Some(Arc::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
@@ -552,7 +621,7 @@ mod tests {
         let refused = |text: &str| traffic.acquit(Fingerprint::of("m", &text), "m").is_err();
         for times in 1..=2 {
             let ids = run(&["answered", "poison"]);
-            traffic.step(1, vec![(ids[0], Event::Piece(Piece { text: "a".into(), tokens: vec![] }))]);
+            traffic.step(1, vec![(ids[0], piece("a", vec![]))]);
             assert_eq!(traffic.suspect(1, "m"), times == 2);
             traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         }
@@ -560,7 +629,7 @@ mod tests {
         // Where all had sent something, it may be any of them; who is served afterwards was not.
         for _ in 0..2 {
             for id in run(&["answered"]) {
-                traffic.step(1, vec![(id, Event::Piece(Piece { text: "a".into(), tokens: vec![] }))]);
+                traffic.step(1, vec![(id, piece("a", vec![]))]);
             }
             traffic.suspect(1, "m");
             traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));

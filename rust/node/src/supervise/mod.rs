@@ -48,7 +48,7 @@ use self::{
 pub use self::{
     inflight::{Form, Waker},
     load::LoadRequest,
-    outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Waiting, What},
+    outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Told, Waiting, What},
     slot::Loaded,
 };
 use crate::{

@@ -1,11 +1,10 @@
 //! What waits for the node to take it: events, and bytes that are ready for a client's connection.
 //!
-//! Owns the patience with a client. While it keeps up, each piece of its text is an event of its own.
-//! While it lags, its text is only collected, with its log-probabilities if it wants any, and becomes one
-//! event when it reads again; and a client that lets more than [`MAX_UNSENT`] wait gets nothing any more.
-//! None of that costs another client anything.
+//! Owns how long a client is waited for. While it keeps up, each piece of its text is a frame of its own.
+//! While it lags, its frames are only collected, and those that go on with one block become one; and a client
+//! that lets more than [`MAX_UNSENT`] wait gets nothing any more. None of that costs another client anything.
 //!
-//! Text goes to a client's socket from here, past the node, as long as all that was to come before it is
+//! Frames go to a client's socket from here, past the node, as long as all that was to come before it is
 //! with the kernel: so says whoever calls [`Outlets::release`], and it holds until something is handed
 //! to the node for that client. So the two never write at the same time, and nothing overtakes.
 
@@ -20,7 +19,10 @@ use std::{
 use llm_node_core::{error::Fault, event::Event};
 
 use super::{StreamId, Ticket};
-use crate::sse::{Bytes, Content, Template};
+use crate::{
+    blocks::Block,
+    frames::{Bytes, Frame, Frames},
+};
 
 /// Names a client of the node: one connection's request, with all of its streams.
 pub type ClientId = u64;
@@ -31,6 +33,9 @@ pub const MAX_UNSENT: usize = 256 * 1024;
 /// Most bytes of separate events that wait while the node does not ask for them: what comes then is
 /// merged, so that a node that is short of time writes larger events instead of piling up small ones.
 const BURST: usize = 64 * 1024;
+
+/// What a frame that waits counts beside its text, so that many small blocks are not for nothing.
+const HELD: usize = 64;
 
 /// Something for a client.
 #[derive(Debug)]
@@ -44,12 +49,28 @@ pub struct Delivery {
 /// See [`Delivery`].
 #[derive(Debug)]
 pub enum What {
-    /// Pieces of text, made into bytes by their streams' templates.
+    /// Frames of its streams.
     Bytes(Bytes),
     /// Anything else that happened to a stream.
-    Event(StreamId, Event),
+    Event {
+        /// Which.
+        stream: StreamId,
+        /// What.
+        event: Event,
+        /// What is told again with the ending.
+        told: Told,
+    },
     /// More than [`MAX_UNSENT`] bytes wait for it, and its text is dropped from here on.
     Overflow,
+}
+
+/// What a stream's ending brings beside it.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// The number behind those of all frames.
+    pub number: u64,
+    /// The answer, where it was kept.
+    pub blocks: Vec<Block>,
 }
 
 /// What came of something that was asked for: JSON, or why there is none.
@@ -74,7 +95,7 @@ pub(super) struct Outlets {
     /// Counts the times that everything was taken.
     round: u64,
     clients: HashMap<ClientId, Client>,
-    /// Clients whose text is merged for no fault of theirs.
+    /// Clients whose frames are merged for no fault of theirs.
     merged: Vec<ClientId>,
     /// Clients with text for their sockets.
     unwritten: Vec<ClientId>,
@@ -109,12 +130,12 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Text of one stream that waits to become one event.
+/// A frame of one stream that waits.
 #[derive(Debug)]
 struct Held {
     stream: StreamId,
-    template: Arc<Template>,
-    content: Content,
+    frames: Arc<Frames>,
+    frame: Frame,
 }
 
 impl Outlets {
@@ -134,25 +155,18 @@ impl Outlets {
         }
     }
 
-    /// A piece of a stream's text and its log-probabilities, to be written by its template. What goes to a
-    /// socket is there after the next [`Self::write`].
-    pub(super) fn text(
-        &mut self,
-        id: ClientId,
-        stream: StreamId,
-        template: &Arc<Template>,
-        content: Content,
-    ) {
+    /// A frame of a stream. What goes to a socket is there after the next [`Self::write`].
+    pub(super) fn frame(&mut self, id: ClientId, stream: StreamId, frames: &Arc<Frames>, frame: Frame) {
         let Some(client) = self.clients.get_mut(&id).filter(|client| !client.overflowed) else { return };
-        if content.is_empty() {
+        if frame.is_empty() {
             return;
         }
         if client.is_clear {
             if client.unwritten.is_none() {
                 self.unwritten.push(id);
             }
-            let bytes = client.unwritten.get_or_insert_with(|| template.bytes());
-            template.fill(&content, bytes);
+            let bytes = client.unwritten.get_or_insert_with(|| frames.bytes());
+            frames.fill(&frame, bytes);
             if bytes.len() >= BURST {
                 self.write_to(id);
             }
@@ -168,7 +182,7 @@ impl Outlets {
             if client.held.is_empty() && client.lags_by.is_none() {
                 self.merged.push(id);
             }
-            client.hold(stream, template, content);
+            client.hold(stream, frames, frame);
             if client.lags_by.is_some_and(|unsent| unsent + client.held_bytes > MAX_UNSENT) {
                 client.overflowed = true;
                 client.held = Vec::new();
@@ -177,23 +191,28 @@ impl Outlets {
             return;
         }
         if let Some(bytes) = bytes {
-            template.fill(&content, bytes);
+            frames.fill(&frame, bytes);
         } else {
-            let mut bytes = template.bytes();
-            template.fill(&content, &mut bytes);
+            let mut bytes = frames.bytes();
+            frames.fill(&frame, &mut bytes);
             client.place = Some((self.round, self.waiting.len()));
             self.hand_over(id, What::Bytes(bytes));
         }
     }
 
-    /// Anything else, behind all text that came before it.
-    pub(super) fn event(&mut self, id: ClientId, stream: StreamId, event: Event) {
+    /// All frames of a client that came are filled from here on, and will not be merged any more.
+    pub(super) fn settle(&mut self, id: ClientId) {
         self.write_to(id);
         self.flush(id);
+    }
+
+    /// Anything else, behind all frames that came before it.
+    pub(super) fn event(&mut self, id: ClientId, stream: StreamId, event: Event, told: Told) {
+        self.settle(id);
         if let Some(client) = self.clients.get_mut(&id) {
             client.place = None;
         }
-        self.hand_over(id, What::Event(stream, event));
+        self.hand_over(id, What::Event { stream, event, told });
     }
 
     /// Writes to the sockets what came since the last time.
@@ -306,19 +325,24 @@ impl Outlets {
 }
 
 impl Client {
-    fn hold(&mut self, stream: StreamId, template: &Arc<Template>, content: Content) {
-        self.held_bytes += content.len();
-        match self.held.iter_mut().find(|held| held.stream == stream) {
-            Some(held) => held.content.append(content),
-            None => self.held.push(Held { stream, template: Arc::clone(template), content }),
+    fn hold(&mut self, stream: StreamId, frames: &Arc<Frames>, frame: Frame) {
+        self.held_bytes += frame.len();
+        let last = self.held.iter_mut().rev().find(|held| held.stream == stream);
+        let left = match last {
+            Some(held) => held.frame.append(frame),
+            None => Some(frame),
+        };
+        if let Some(frame) = left {
+            self.held_bytes += HELD;
+            self.held.push(Held { stream, frames: Arc::clone(frames), frame });
         }
     }
 
     /// What was held, as bytes.
     fn collected(&mut self) -> Option<Bytes> {
-        let mut bytes = self.held.first()?.template.bytes();
+        let mut bytes = self.held.first()?.frames.bytes();
         for held in self.held.drain(..) {
-            held.template.fill(&held.content, &mut bytes);
+            held.frames.fill(&held.frame, &mut bytes);
         }
         self.held_bytes = 0;
         Some(bytes)
@@ -327,16 +351,47 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use llm_node_core::event::{Finish, PickedToken, Piece, TokenLogprobs, Usage};
+    use llm_node_core::event::{Finish, Part, PickedToken, Piece, TokenLogprobs, Usage};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pattern::{Pattern, Place};
+    use crate::{
+        frames::{Hole, PartTemplates, Template, Writing},
+        pattern::Pattern,
+    };
 
     const CLIENT: ClientId = 7;
 
-    fn template() -> Arc<Template> {
-        Arc::new(Template::new(b"<".to_vec(), b">".to_vec(), false))
+    /// Streams whose pieces are `<"text">`.
+    struct Streams {
+        chunked: bool,
+        pattern: Option<Pattern>,
+        tokens: Vec<PickedToken>,
+        writing: HashMap<StreamId, Writing>,
+    }
+
+    fn streams() -> Streams {
+        Streams { chunked: false, pattern: None, tokens: Vec::new(), writing: HashMap::new() }
+    }
+
+    impl Streams {
+        fn text(&mut self, outlets: &mut Outlets, client: ClientId, stream: StreamId, text: &str) {
+            let mut segments = vec![(b"<".to_vec(), Hole::Text)];
+            if self.pattern.is_some() {
+                segments.push((b" ".to_vec(), Hole::Logprobs));
+            }
+            let delta = Some(Template::new(segments, b">".to_vec()));
+            let frames = || Frames {
+                text: PartTemplates { delta, ..PartTemplates::default() },
+                pattern: self.pattern.clone(),
+                chunked: self.chunked,
+                ..Frames::default()
+            };
+            let writing = self.writing.entry(stream).or_insert_with(|| Writing::new(frames()));
+            let piece = Piece { part: Part::Text, text: text.to_owned(), tokens: self.tokens.clone() };
+            let tell = |frames: &Arc<Frames>, frame| outlets.frame(client, stream, frames, frame);
+            writing.take(Event::Piece(piece), tell).unwrap();
+        }
     }
 
     fn outlets(streams: usize) -> Outlets {
@@ -351,7 +406,7 @@ mod tests {
     fn told(outlets: &mut Outlets) -> Vec<String> {
         let line = |mut delivery: Delivery| match &mut delivery.what {
             What::Bytes(bytes) => String::from_utf8_lossy(bytes.frame()).into_owned(),
-            What::Event(stream, event) => {
+            What::Event { stream, event, .. } => {
                 format!("{stream} {}", matches!(event, Event::Finished { .. }))
             }
             What::Overflow => "overflow".to_owned(),
@@ -360,18 +415,23 @@ mod tests {
     }
 
     fn finished() -> Event {
-        Event::Finished { reason: Finish::Stop, usage: Usage::default() }
+        Event::Finished { reason: Finish::Stop, stop: None, usage: Usage::default() }
+    }
+
+    fn started() -> Event {
+        Event::Started { prompt_tokens: 1, cached_tokens: 0, relaxed: Vec::new() }
     }
 
     #[test]
     fn who_keeps_up_gets_an_event_for_each_piece_and_one_write() {
         let mut outlets = outlets(2);
-        outlets.text(CLIENT, 0, &template(), "a".into());
-        outlets.text(CLIENT, 1, &template(), "b".into());
-        outlets.text(CLIENT, 0, &template(), "".into());
-        outlets.text(CLIENT, 0, &template(), "c".into());
+        let mut streams = streams();
+        streams.text(&mut outlets, CLIENT, 0, "a");
+        streams.text(&mut outlets, CLIENT, 1, "b");
+        streams.text(&mut outlets, CLIENT, 0, "");
+        streams.text(&mut outlets, CLIENT, 0, "c");
         assert_eq!(told(&mut outlets), [r#"<"a"><"b"><"c">"#]);
-        outlets.text(CLIENT, 0, &template(), "d".into());
+        streams.text(&mut outlets, CLIENT, 0, "d");
         assert_eq!(told(&mut outlets), [r#"<"d">"#]);
         assert!(told(&mut outlets).is_empty());
     }
@@ -379,85 +439,86 @@ mod tests {
     #[test]
     fn text_stays_between_the_events_around_it() {
         let mut outlets = outlets(1);
-        outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
-        outlets.text(CLIENT, 0, &template(), "a".into());
-        outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
-        outlets.text(CLIENT, 0, &template(), "b".into());
-        outlets.event(CLIENT, 0, finished());
+        let mut streams = streams();
+        outlets.event(CLIENT, 0, started(), Told::default());
+        streams.text(&mut outlets, CLIENT, 0, "a");
+        outlets.event(CLIENT, 0, started(), Told::default());
+        streams.text(&mut outlets, CLIENT, 0, "b");
+        outlets.event(CLIENT, 0, finished(), Told::default());
         assert_eq!(told(&mut outlets), ["0 false", r#"<"a">"#, "0 false", r#"<"b">"#, "0 true"]);
     }
 
     #[test]
     fn who_lags_gets_one_event_for_each_stream_once_it_reads() {
         let mut outlets = outlets(2);
+        let mut streams = streams();
         outlets.hold(CLIENT, 10);
         for text in ["a", "b", "c"] {
-            outlets.text(CLIENT, 0, &template(), text.into());
-            outlets.text(CLIENT, 1, &template(), text.into());
+            streams.text(&mut outlets, CLIENT, 0, text);
+            streams.text(&mut outlets, CLIENT, 1, text);
         }
         assert!(told(&mut outlets).is_empty());
         outlets.release(CLIENT, || None);
-        outlets.text(CLIENT, 0, &template(), "d".into());
+        streams.text(&mut outlets, CLIENT, 0, "d");
         assert_eq!(told(&mut outlets), [r#"<"abc"><"abc"><"d">"#]);
     }
 
     #[test]
     fn an_ending_brings_what_was_held_before_it() {
         let mut outlets = outlets(1);
+        let mut streams = streams();
         outlets.hold(CLIENT, 10);
-        outlets.text(CLIENT, 0, &template(), "a".into());
-        outlets.event(CLIENT, 0, finished());
+        streams.text(&mut outlets, CLIENT, 0, "a");
+        outlets.event(CLIENT, 0, finished(), Told::default());
         assert_eq!(told(&mut outlets), [r#"<"a">"#, "0 true"]);
     }
 
     #[test]
     fn over_the_cap_it_is_said_once_and_nothing_is_kept() {
         let mut outlets = outlets(1);
+        let mut streams = streams();
         outlets.open(8);
-        outlets.hold(CLIENT, MAX_UNSENT - 10);
+        outlets.hold(CLIENT, MAX_UNSENT - HELD - 10);
         for _ in 0..20 {
-            outlets.text(CLIENT, 0, &template(), "a".into());
-            outlets.text(8, 1, &template(), "b".into());
+            streams.text(&mut outlets, CLIENT, 0, "a");
+            streams.text(&mut outlets, 8, 1, "b");
         }
         assert_eq!(told(&mut outlets), [r#"<"b">"#.repeat(20), "overflow".to_owned()]);
         assert!(outlets.clients[&CLIENT].held.is_empty());
         outlets.release(CLIENT, || None);
-        outlets.event(CLIENT, 0, finished());
+        outlets.event(CLIENT, 0, finished(), Told::default());
         assert_eq!(told(&mut outlets), ["0 true"]);
     }
 
     #[test]
     fn what_was_collected_before_an_event_counts_once_the_node_has_it() {
         let mut outlets = outlets(2);
+        let mut streams = streams();
         outlets.hold(CLIENT, 10);
-        outlets.text(CLIENT, 0, &template(), "a".into());
-        outlets.event(CLIENT, 0, finished());
+        streams.text(&mut outlets, CLIENT, 0, "a");
+        outlets.event(CLIENT, 0, finished(), Told::default());
         outlets.hold(CLIENT, MAX_UNSENT);
-        outlets.text(CLIENT, 1, &template(), "b".into());
+        streams.text(&mut outlets, CLIENT, 1, "b");
         assert_eq!(told(&mut outlets), [r#"<"a">"#, "0 true", "overflow"]);
     }
 
     #[test]
     fn log_probabilities_are_merged_and_count_against_the_cap() {
         let pattern = Pattern::parse("<each><logprob></each>").unwrap();
-        let template = Template::new(b"<".to_vec(), b">".to_vec(), false);
-        let template = Arc::new(template.with_logprobs(b" ".to_vec(), pattern, b">".to_vec()));
         let logprobs =
             Some(TokenLogprobs { bytes: Vec::new(), is_text: true, logprob: -0.5, top: Vec::new() });
         let tokens = vec![PickedToken { id: 0, logprobs }];
-        let piece = |text: &str| {
-            template.content(Piece { text: text.to_owned(), tokens: tokens.clone() }, &mut Place::default())
-        };
+        let mut streams = Streams { pattern: Some(pattern), tokens, ..streams() };
         let mut outlets = outlets(1);
-        outlets.hold(CLIENT, MAX_UNSENT - 15);
-        outlets.text(CLIENT, 0, &template, piece("a"));
-        outlets.text(CLIENT, 0, &template, piece(""));
-        outlets.text(CLIENT, 0, &template, piece("b"));
+        outlets.hold(CLIENT, MAX_UNSENT - HELD - 15);
+        streams.text(&mut outlets, CLIENT, 0, "a");
+        streams.text(&mut outlets, CLIENT, 0, "");
+        streams.text(&mut outlets, CLIENT, 0, "b");
         outlets.release(CLIENT, || None);
         assert_eq!(told(&mut outlets), [r#"<"ab" -0.5,-0.5,-0.5>"#]);
-        outlets.hold(CLIENT, MAX_UNSENT - 15);
+        outlets.hold(CLIENT, MAX_UNSENT - HELD - 15);
         for _ in 0..4 {
-            outlets.text(CLIENT, 0, &template, piece(""));
+            streams.text(&mut outlets, CLIENT, 0, "");
         }
         assert_eq!(told(&mut outlets), ["overflow"]);
     }
@@ -465,22 +526,24 @@ mod tests {
     #[test]
     fn a_node_without_time_gets_larger_events_and_no_overflow() {
         let mut outlets = outlets(1);
+        let mut streams = streams();
         let pieces = 1_000_000;
         for _ in 0..pieces {
-            outlets.text(CLIENT, 0, &template(), "a".into());
+            streams.text(&mut outlets, CLIENT, 0, "a");
         }
         let written = told(&mut outlets).concat();
         assert_eq!(written.matches('a').count(), pieces);
         assert!(written.len() < pieces + 2 * BURST);
-        outlets.text(CLIENT, 0, &template(), "b".into());
+        streams.text(&mut outlets, CLIENT, 0, "b");
         assert_eq!(told(&mut outlets), [r#"<"b">"#]);
     }
 
     #[test]
     fn a_client_is_forgotten_with_its_last_stream() {
         let mut outlets = outlets(2);
+        let mut streams = streams();
         outlets.close(CLIENT);
-        outlets.text(CLIENT, 1, &template(), "a".into());
+        streams.text(&mut outlets, CLIENT, 1, "a");
         outlets.close(CLIENT);
         outlets.close(CLIENT);
         assert!(outlets.clients.is_empty());
@@ -527,42 +590,43 @@ mod tests {
     #[test]
     fn who_keeps_up_is_written_to_past_the_node() {
         let (mut outlets, kernel) = (outlets(2), Kernel::default());
-        outlets.text(CLIENT, 0, &template(), "a".into());
+        let mut streams = streams();
+        streams.text(&mut outlets, CLIENT, 0, "a");
         kernel.connect(&mut outlets);
-        outlets.text(CLIENT, 0, &template(), "b".into());
+        streams.text(&mut outlets, CLIENT, 0, "b");
         outlets.write();
         assert_eq!(kernel.text(), "", "something waits for the node, and must come first");
         assert_eq!(told(&mut outlets), [r#"<"a"><"b">"#]);
         outlets.release(CLIENT, || unreachable!("its socket is known"));
-        outlets.text(CLIENT, 0, &template(), "c".into());
-        outlets.text(CLIENT, 1, &template(), "d".into());
+        streams.text(&mut outlets, CLIENT, 0, "c");
+        streams.text(&mut outlets, CLIENT, 1, "d");
         assert!(!outlets.wants_waking());
         outlets.write();
         assert_eq!(kernel.text(), r#"<"c"><"d">"#);
         assert!(told(&mut outlets).is_empty());
         outlets.disconnect(CLIENT);
-        outlets.text(CLIENT, 0, &template(), "e".into());
+        streams.text(&mut outlets, CLIENT, 0, "e");
         outlets.write();
         assert_eq!((kernel.text().as_str(), told(&mut outlets).len()), ("", 1));
     }
 
     #[test]
     fn what_the_kernel_does_not_take_goes_through_the_node() {
-        let chunks = Arc::new(Template::new(b"<".to_vec(), b">".to_vec(), true));
         for room in [0, 1, 4, 9] {
             let (mut outlets, kernel) = (outlets(1), Kernel::default());
+            let mut streams = Streams { chunked: true, ..streams() };
             kernel.connect(&mut outlets);
             kernel.takes(room);
-            outlets.text(CLIENT, 0, &chunks, "a".into());
+            streams.text(&mut outlets, CLIENT, 0, "a");
             outlets.write();
-            outlets.text(CLIENT, 0, &chunks, "b".into());
+            streams.text(&mut outlets, CLIENT, 0, "b");
             outlets.write();
-            outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 });
+            outlets.event(CLIENT, 0, started(), Told::default());
             assert!(outlets.wants_waking());
             let all = [vec![kernel.text()], told(&mut outlets)].concat();
             assert_eq!(all[..3].concat(), "5\r\n<\"a\">\r\n5\r\n<\"b\">\r\n", "{room}");
             kernel.connect(&mut outlets);
-            outlets.text(CLIENT, 0, &chunks, "c".into());
+            streams.text(&mut outlets, CLIENT, 0, "c");
             outlets.write();
             assert_eq!(kernel.text(), "5\r\n<\"c\">\r\n");
         }
@@ -571,18 +635,19 @@ mod tests {
     #[test]
     fn while_the_node_writes_nobody_else_does() {
         let (mut outlets, kernel) = (outlets(1), Kernel::default());
+        let mut streams = streams();
         kernel.connect(&mut outlets);
-        outlets.text(CLIENT, 0, &template(), "a".into());
+        streams.text(&mut outlets, CLIENT, 0, "a");
         assert_eq!(outlets.hold(CLIENT, 0), 1);
         assert_eq!(kernel.text(), r#"<"a">"#, "what came before is written before");
-        outlets.text(CLIENT, 0, &template(), "b".into());
-        outlets.text(CLIENT, 0, &template(), "c".into());
+        streams.text(&mut outlets, CLIENT, 0, "b");
+        streams.text(&mut outlets, CLIENT, 0, "c");
         outlets.write();
         assert_eq!(kernel.text(), "");
         outlets.release(CLIENT, || None);
         assert_eq!(kernel.text(), r#"<"bc">"#);
-        outlets.text(CLIENT, 0, &template(), "d".into());
-        outlets.event(CLIENT, 0, finished());
+        streams.text(&mut outlets, CLIENT, 0, "d");
+        outlets.event(CLIENT, 0, finished(), Told::default());
         assert_eq!(kernel.text(), r#"<"d">"#);
         assert_eq!(told(&mut outlets), ["0 true"]);
     }
@@ -591,8 +656,8 @@ mod tests {
         /// Whatever the kernel takes and whenever the node writes, what arrives is what was sent, in order.
         #[test]
         fn nothing_is_lost_and_nothing_overtakes(steps in prop::collection::vec((0u8..8, 0usize..12), 1..80)) {
-            let chunks = Arc::new(Template::new(b"<".to_vec(), b">".to_vec(), false));
             let (mut outlets, kernel) = (outlets(1), Kernel::default());
+            let mut streams = streams();
             let (mut arrived, mut sent) = (String::new(), String::new());
             let mut letters = ('a'..='z').cycle();
             for (step, room) in steps {
@@ -600,13 +665,13 @@ mod tests {
                     0..4 => {
                         let letter = letters.next().unwrap();
                         sent.push(letter);
-                        outlets.text(CLIENT, 0, &chunks, letter.to_string().as_str().into());
+                        streams.text(&mut outlets, CLIENT, 0, &letter.to_string());
                     }
                     4 => {
                         kernel.takes(room);
                         outlets.write();
                     }
-                    5 => outlets.event(CLIENT, 0, Event::Started { prompt_tokens: 1 }),
+                    5 => outlets.event(CLIENT, 0, started(), Told::default()),
                     6 => { outlets.hold(CLIENT, room); }
                     _ => {
                         // The node's turn: it passes on all that it is given, and then says so.
@@ -631,13 +696,14 @@ mod tests {
     #[test]
     fn one_waking_for_all_that_comes_before_it_is_taken() {
         let mut outlets = outlets(1);
+        let mut streams = streams();
         assert!(!outlets.wants_waking());
-        outlets.text(CLIENT, 0, &template(), "a".into());
+        streams.text(&mut outlets, CLIENT, 0, "a");
         assert!(outlets.wants_waking());
-        outlets.text(CLIENT, 0, &template(), "a".into());
+        streams.text(&mut outlets, CLIENT, 0, "a");
         assert!(!outlets.wants_waking());
         outlets.take();
-        outlets.text(CLIENT, 0, &template(), "a".into());
+        streams.text(&mut outlets, CLIENT, 0, "a");
         assert!(outlets.wants_waking());
     }
 }

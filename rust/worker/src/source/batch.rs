@@ -70,8 +70,8 @@ impl BatchSource {
         Ok(Self { commands, thread: Mutex::new(Some(thread)) })
     }
 
-    pub(crate) fn submit(&self, id: RequestId, request: ValidRequest, report: &Reporter) {
-        if self.commands.send(Command::Submit(id, Box::new(request))).is_err() {
+    pub(crate) fn submit(&self, id: RequestId, request: Box<ValidRequest>, report: &Reporter) {
+        if self.commands.send(Command::Submit(id, request)).is_err() {
             report.event(id, Event::Failed(stopped()));
         }
     }

@@ -12,12 +12,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use llm_node_core::{
     engine::{EngineFault, Token},
     error::{ErrorCode, Fault},
-    event::{Event, Finish, PickedToken, Piece, Usage},
+    event::{Event, Finish, Part, PickedToken, Piece, Usage},
     schedule::admission::Queue,
     text::answer::AnswerText,
 };
@@ -60,8 +61,15 @@ struct Shared {
     report: Reporter,
 }
 
+/// A request that no thread has taken yet.
+struct Waiting {
+    id: RequestId,
+    request: Prepared,
+    taken: Instant,
+}
+
 struct State {
-    waiting: Queue<(RequestId, Prepared)>,
+    waiting: Queue<Waiting>,
     /// The flag is set when the client has left.
     running: HashMap<RequestId, Arc<AtomicBool>>,
     draining: bool,
@@ -103,7 +111,7 @@ impl BlockingSource {
         let queued = if state.draining || state.stopping || state.lost {
             Err(stopped())
         } else {
-            state.waiting.push((id, request), source, weight, 0)
+            state.waiting.push(Waiting { id, request, taken: Instant::now() }, source, weight, 0)
         };
         drop(state);
         match queued {
@@ -116,9 +124,10 @@ impl BlockingSource {
         let mut state = self.shared.lock();
         if let Some(flag) = state.running.get(&id) {
             flag.store(true, Ordering::Relaxed);
-        } else if state.waiting.remove(|(waiting, _)| *waiting == id).is_some() {
+        } else if let Some(request) = state.waiting.remove(|waiting| waiting.id == id) {
             drop(state);
-            let finished = Event::Finished { reason: Finish::Cancelled, usage: Usage::default() };
+            let usage = Usage { waited: request.taken.elapsed(), ..Usage::default() };
+            let finished = Event::Finished { reason: Finish::Cancelled, stop: None, usage };
             self.shared.report.event(id, finished);
         }
     }
@@ -164,7 +173,7 @@ impl State {
     /// Empties the queue; gives the endings of those that waited.
     fn fail_waiting(&mut self, fault: &Fault) -> Vec<(RequestId, Event)> {
         let waiting = std::iter::from_fn(|| self.waiting.take(0));
-        waiting.map(|(id, _)| (id, Event::Failed(fault.clone()))).collect()
+        waiting.map(|it| (it.id, Event::Failed(fault.clone()))).collect()
     }
 }
 
@@ -176,17 +185,18 @@ impl Shared {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            let Some((id, request)) = state.waiting.take(0) else {
+            let Some(waiting) = state.waiting.take(0) else {
                 if state.stopping || state.lost {
                     return;
                 }
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            let id = waiting.id;
             let cancelled = Arc::new(AtomicBool::new(false));
             state.running.insert(id, Arc::clone(&cancelled));
             drop(state);
-            let lost = self.run(id, &request, &cancelled);
+            let lost = self.run(&waiting, &cancelled);
             state = self.lock();
             state.running.remove(&id);
             if let Some(fault) = lost
@@ -209,8 +219,9 @@ impl Shared {
     }
 
     /// Runs one request to its ending. Gives the fault after which the engine is of no more use.
-    fn run(&self, id: RequestId, request: &Prepared, cancelled: &AtomicBool) -> Option<Fault> {
-        let mut answer = Answer::new(id, request);
+    fn run(&self, waiting: &Waiting, cancelled: &AtomicBool) -> Option<Fault> {
+        let request = &waiting.request;
+        let mut answer = Answer::new(waiting);
         let result = if request.max_tokens == Some(0) {
             Ok(Ok(Finish::Length))
         } else {
@@ -257,21 +268,30 @@ struct Answer {
     text: AnswerText,
     usage: Usage,
     max_tokens: Option<u32>,
+    /// Why an answer of so many tokens ends.
+    limit: Finish,
+    began: Instant,
+    /// When its first token came.
+    answered: Option<Instant>,
     /// Why we, not the engine, ended it.
     finish: Option<Finish>,
     events: Vec<(RequestId, Event)>,
 }
 
 impl Answer {
-    fn new(id: RequestId, request: &Prepared) -> Self {
-        let prompt_tokens = request.prompt_tokens;
+    fn new(Waiting { id, request, taken }: &Waiting) -> Self {
+        let (id, prompt_tokens) = (*id, request.prompt_tokens);
+        let began = Instant::now();
         Self {
             id,
             text: request.answer.clone(),
-            usage: Usage { prompt_tokens, ..Usage::default() },
+            usage: Usage { prompt_tokens, waited: began.duration_since(*taken), ..Usage::default() },
             max_tokens: request.max_tokens,
+            limit: request.limit,
+            began,
+            answered: None,
             finish: None,
-            events: vec![(id, Event::Started { prompt_tokens })],
+            events: vec![(id, Event::Started { prompt_tokens, cached_tokens: 0, relaxed: Vec::new() })],
         }
     }
 
@@ -282,16 +302,17 @@ impl Answer {
             return false;
         }
         self.usage.completion_tokens += 1;
+        self.answered.get_or_insert_with(Instant::now);
         let text = match said {
             Said::Text(bytes) => self.text.push(bytes),
             Said::Control(name) => self.text.push_control(name),
         };
         let tokens = vec![PickedToken { id: token, logprobs: None }];
-        self.events.push((self.id, Event::Piece(Piece { text, tokens })));
-        if self.text.stopped() {
-            self.finish = Some(Finish::Stop);
+        self.events.push((self.id, Event::Piece(Piece { part: Part::Text, text, tokens })));
+        if self.text.stopped_by().is_some() {
+            self.finish = Some(Finish::StopString);
         } else if self.max_tokens.is_some_and(|most| self.usage.completion_tokens >= most) {
-            self.finish = Some(Finish::Length);
+            self.finish = Some(self.limit);
         }
         self.finish.is_none()
     }
@@ -301,11 +322,22 @@ impl Answer {
             Ok(reason) => {
                 let text = self.text.finish();
                 if !text.is_empty() {
-                    self.events.push((self.id, Event::Piece(Piece { text, tokens: Vec::new() })));
+                    let piece = Piece { part: Part::Text, text, tokens: Vec::new() };
+                    self.events.push((self.id, Event::Piece(piece)));
                 }
                 // The last incomplete character may have completed a stop string.
-                let reason = if self.text.stopped() { Finish::Stop } else { reason };
-                Event::Finished { reason, usage: self.usage }
+                let stop = self.text.stopped_by().map(str::to_owned);
+                let reason = match (&stop, reason) {
+                    (Some(_), _) => Finish::StopString,
+                    // The engine's word for both limits.
+                    (None, Finish::Length) => self.limit,
+                    (None, reason) => reason,
+                };
+                let now = Instant::now();
+                let answered = self.answered.unwrap_or(now);
+                self.usage.read = answered.duration_since(self.began);
+                self.usage.wrote = now.duration_since(answered);
+                Event::Finished { reason, stop, usage: self.usage }
             }
             Err(fault) => Event::Failed(fault),
         };

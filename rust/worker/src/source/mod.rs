@@ -16,8 +16,7 @@ use llm_node_core::{
     engine::{EngineFault, EngineFaultKind, Token},
     error::{ErrorCode, Fault},
     event::Finish,
-    request::{Sampling, ValidRequest},
-    schedule::admission::{Source, Weight},
+    request::{Sampling, Source, ValidRequest, Weight},
     text::answer::AnswerText,
 };
 
@@ -28,6 +27,8 @@ pub(crate) struct Prepared {
     /// 0: the engine does not say.
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: Option<u32>,
+    /// Why an answer of so many tokens ends.
+    pub(crate) limit: Finish,
     pub(crate) stop: Vec<String>,
     /// The text of the answer, in which nothing stands yet.
     pub(crate) answer: AnswerText,
@@ -50,6 +51,7 @@ impl From<ValidRequest> for Prepared {
             prompt: EnginePrompt::Tokens(request.prompt().to_vec()),
             prompt_tokens: request.prompt().len() as u32,
             max_tokens: Some(request.max_tokens()),
+            limit: request.limit(),
             stop: request.stop().to_vec(),
             answer: request.answer(),
             sampling: request.sampling().clone(),

@@ -2,8 +2,8 @@
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    request::{Prompt, Request, Sampling},
-    schedule::admission::Weight,
+    event::Finish,
+    request::{Prompt, Request, Sampling, Weight},
     text::{answer::AnswerText, control::ControlTokens},
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         prompt: EnginePrompt::Text(text),
         prompt_tokens: 0,
         max_tokens: request.max_tokens,
+        limit: if request.max_tokens.is_some() { Finish::Length } else { Finish::Context },
         answer: AnswerText::new(&request.stop, &ControlTokens::default()),
         stop: request.stop,
         seed: request.sampling.seed.unwrap_or(seed),

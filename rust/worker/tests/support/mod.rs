@@ -128,7 +128,7 @@ impl Outcome {
 
     pub fn finished(&self) -> (Finish, Usage) {
         match self.ending {
-            Some(Event::Finished { reason, usage }) => (reason, usage),
+            Some(Event::Finished { reason, usage, .. }) => (reason, usage),
             ref other => panic!("{other:?}"),
         }
     }

@@ -1,0 +1,78 @@
+"""What both kinds of OpenAI's completions have in common: ids, sampling, usage, endings, logprobs."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from llm_node.api.answers import Finish, Usage
+from llm_node.api.neutral import FORBIDDEN, Sampling
+from llm_node.node import NodeError
+from llm_node.schema.sampling import Generation
+
+CHAT_LOGPROBS = (
+    '{"content":[<each>{"token":<token>,"logprob":<logprob>,"bytes":<bytes>,"top_logprobs":['
+    '<top>{"token":<token>,"logprob":<logprob>,"bytes":<bytes>}</top>]}</each>],"refusal":null}'
+)
+"""The shape of chat completions, as a pattern of `rust/node/src/pattern.rs`."""
+
+PLAIN_LOGPROBS = (
+    '{"tokens":[<each><name></each>],"token_logprobs":[<each><logprob></each>],"top_logprobs":['
+    '<each>{<distinct><name>:<logprob></distinct>}</each>],"text_offset":[<each><offset></each>]}'
+)
+"""The shape of plain completions: parallel lists, with the offset of each token in the text."""
+
+FINISH_REASONS: dict[Finish, str] = {
+    "stop": "stop",
+    "stop_string": "stop",
+    "length": "length",
+    "context": "length",
+    "calls": "tool_calls",
+}
+"""`finish_reason`, by why an answer ended."""
+
+
+def identity(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """The fields that are the same in every chunk of an answer."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+def usage(took: Usage) -> dict[str, Any]:
+    """What answers took, as OpenAI writes it."""
+    return {
+        "prompt_tokens": took.prompt,
+        "completion_tokens": took.completion,
+        "total_tokens": took.prompt + took.completion,
+        "prompt_tokens_details": {"cached_tokens": took.cached},
+        "completion_tokens_details": {
+            "reasoning_tokens": took.reasoning,
+            "accepted_prediction_tokens": took.accepted,
+            "rejected_prediction_tokens": took.drafted - took.accepted,
+        },
+    }
+
+
+def sampling(body: Generation) -> Sampling:
+    """How tokens are to be picked. Raises `NodeError`."""
+    penalties = {body.repeat_penalty, body.repetition_penalty} - {None}
+    if len(penalties) > 1:
+        raise NodeError(
+            "invalid_request", "repeat_penalty and repetition_penalty are one parameter", "repetition_penalty"
+        )
+    return Sampling(
+        temperature=body.temperature,
+        top_k=max(0, body.top_k),  # -1 is how vLLM's clients write "off"
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repeat_penalty=penalties.pop() or 1.0 if penalties else 1.0,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        seed=body.seed,
+        bias=[(int(token), FORBIDDEN if bias <= -100 else bias) for token, bias in body.logit_bias.items()],
+    )
