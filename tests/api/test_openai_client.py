@@ -293,12 +293,6 @@ def test_embeddings(client: openai.OpenAI) -> None:
         ({"model": "no-such-model"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": 3}, openai.BadRequestError, "invalid_request", "temperature"),
         (
-            {"response_format": {"type": "json_object"}},
-            openai.BadRequestError,
-            "unsupported_parameter",
-            "response_format",
-        ),
-        (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             openai.BadRequestError,
             "unsupported_parameter",

@@ -164,12 +164,13 @@ def _path(error: ErrorDetails, content: Mapping[str, Any]) -> str:
     """
     found: list[str] = []
     here: Any = content
-    for part in error["loc"]:
+    last = len(error["loc"]) - 1
+    for index, part in enumerate(error["loc"]):
         if isinstance(here, dict) and isinstance(part, str) and part in here:
             here = here[part]
         elif isinstance(here, list) and isinstance(part, int) and 0 <= part < len(here):
             here = here[part]
-        elif error["type"] == "missing" and part == error["loc"][-1]:
+        elif error["type"] == "missing" and index == last:
             pass
         else:
             continue

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llm_node.api.conversation import Conversation
+from llm_node.api.conversation import Conversation, Format, neutral_format
 
 FORBIDDEN = -1e30
 """A bias that means: never this token. JSON has no infinity."""
@@ -65,6 +65,7 @@ class Request:
     ignore_eos: bool = False
     logprobs: int | None = None
     """Alternatives wanted beside each token; None: no log-probabilities."""
+    format: Format = "text"
 
     def neutral(self) -> dict[str, Any]:
         """`Request` of `rust/core/src/request.rs`."""
@@ -76,6 +77,7 @@ class Request:
             "stop": list(self.stop),
             "ignore_eos": self.ignore_eos,
             "logprobs": self.logprobs,
+            "format": neutral_format(self.format),
             "source": self.source,
         }
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llm_node.schema.messages import Messages
-from llm_node.schema.sampling import Generation, only_text
+from llm_node.schema.sampling import Generation, ResponseFormat, TextFormat
 from llm_node.schema.wire import invalid, unsupported
 
 
@@ -45,13 +45,13 @@ class ChatCompletionRequest(Generation):
     top_logprobs: int = Field(default=0, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables for the model's chat template."""
+    response_format: ResponseFormat = TextFormat(type="text")
 
     # Understood only as far as they say what is done anyway.
     tools: Annotated[Any, BeforeValidator(_no_tools)] = None
     functions: Annotated[Any, BeforeValidator(_no_tools)] = None
     tool_choice: Annotated[Any, BeforeValidator(_no_choice)] = None
     function_call: Annotated[Any, BeforeValidator(_no_choice)] = None
-    response_format: Annotated[Any, BeforeValidator(only_text)] = None
     modalities: Annotated[list[str], AfterValidator(_text_alone)] = Field(default_factory=lambda: ["text"])
 
     @model_validator(mode="after")

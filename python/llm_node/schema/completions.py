@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
 from llm_node.schema.prompts import ANY_FORM, Prompt, Text, Tokens, several
-from llm_node.schema.sampling import Generation, only_text
+from llm_node.schema.sampling import Generation, ResponseFormat, TextFormat
 from llm_node.schema.wire import unsupported
 
 Prompts = Annotated[
@@ -31,8 +31,8 @@ class CompletionRequest(Generation):
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: int | None = Field(default=None, ge=1)
+    response_format: ResponseFormat = TextFormat(type="text")
     suffix: Annotated[Any, BeforeValidator(_no_suffix)] = None
-    response_format: Annotated[Any, BeforeValidator(only_text)] = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from llm_node.schema.wire import ForModel, Wire, unsupported
+from llm_node.schema.wire import ForModel, Wire
 
 MAX_ANSWERS = 128
 MAX_STOPS = 16
@@ -82,10 +82,49 @@ class Generation(ForModel):
         return value
 
 
-def only_text(value: Any) -> Any:
-    """`response_format`: plain text is what there is."""
-    if value == {"type": "text"}:
-        return value
-    if isinstance(value, dict) and isinstance(value.get("type"), str):
-        raise unsupported(f"response_format {value['type']!r} is not supported; only 'text' is")
-    raise ValueError("Input should be an object with a 'type'")
+class TextFormat(Wire):
+    """Anything."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Wire):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Wire):
+    """A JSON schema, and how much of it has to be enforced."""
+
+    harmless: ClassVar[frozenset[str]] = frozenset({"name", "description"})
+
+    wanted: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool = False
+
+
+class SchemaFormat(Wire):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class Definition(Wire):
+    """A grammar, or a regular expression."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str = Field(min_length=1)
+
+
+class GrammarFormat(Wire):
+    """Text by a grammar. An extension; its shape is that of custom tools."""
+
+    type: Literal["grammar"]
+    grammar: Definition
+
+
+ResponseFormat = Annotated[
+    TextFormat | ObjectFormat | SchemaFormat | GrammarFormat, Field(discriminator="type")
+]
+"""`response_format`."""

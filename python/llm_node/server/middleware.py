@@ -31,7 +31,7 @@ HEADER = "X-Request-Id"
 IGNORED_HEADER = "X-LLM-Node-Ignored"
 MOST_IGNORED = 1024
 """Characters of that header."""
-_ODD = re.compile(r"[^A-Za-z0-9_.-]")
+_ODD = re.compile(r"[^A-Za-z0-9_.#/$~-]")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 SAFE_HEADERS = {

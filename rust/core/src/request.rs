@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    constrain::Constraint,
+    chat::conversation::Format,
+    constrain::{Constraint, Prototype},
     engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     event::Finish,
@@ -60,6 +61,9 @@ pub struct Request {
     /// Log-probabilities of each token, with so many alternatives beside it.
     #[serde(default)]
     pub logprobs: Option<u32>,
+    /// What the text of the answer must look like.
+    #[serde(default)]
+    pub format: Format,
     /// Whose it is: where requests wait, sources take turns.
     #[serde(default)]
     pub source: Source,
@@ -136,6 +140,10 @@ impl Request {
         if self.logprobs.is_some_and(|it| it > MAX_LOGPROBS) {
             return Err(invalid("logprobs", format!("logprobs must be at most {MAX_LOGPROBS}")));
         }
+        if self.ignore_eos && self.format != Format::Text {
+            let message = "an answer in a format ends where the format does: leave out ignore_eos";
+            return Err(invalid("ignore_eos", message));
+        }
         let empty = match &self.prompt {
             Prompt::Text(text) | Prompt::Literal(text) => text.is_empty(),
             Prompt::Tokens(tokens) => tokens.is_empty(),
@@ -193,11 +201,13 @@ pub struct ValidRequest {
     ignore_eos: bool,
     logprobs: Option<u32>,
     constraint: Option<Constraint>,
+    relaxed: Vec<String>,
     source: Source,
 }
 
 impl ValidRequest {
-    /// Checks a request, renders its conversation and tokenises it.
+    /// Checks a request, renders its conversation and tokenises it. Its format is for the caller to compile:
+    /// see [`Self::constrained`].
     ///
     /// `template` is the model's, if it has one. `seed` counts where the request has none, and
     /// `unix_seconds` is the time that a template may ask for.
@@ -210,7 +220,7 @@ impl ValidRequest {
         unix_seconds: i64,
     ) -> Result<Self, Fault> {
         request.check()?;
-        let Request { prompt, max_tokens, mut sampling, stop, ignore_eos, logprobs, source } = request;
+        let Request { prompt, max_tokens, mut sampling, stop, ignore_eos, logprobs, source, .. } = request;
         let param = prompt.param();
         let vocabulary = tokenizer.vocabulary();
         let n_tokens = if vocabulary.is_empty() { limits.n_vocab as usize } else { vocabulary.len() };
@@ -281,20 +291,27 @@ impl ValidRequest {
             ignore_eos,
             logprobs,
             constraint: None,
+            relaxed: Vec::new(),
             source,
         })
     }
 
-    /// The same, whose answer has to keep to a form.
+    /// The same, whose answer has to keep to a format.
     #[must_use]
-    pub fn constrained(mut self, constraint: Constraint) -> Self {
-        self.constraint = Some(constraint);
+    pub fn constrained(mut self, format: &Prototype) -> Self {
+        self.constraint = Some(format.constraint());
+        self.relaxed = format.relaxed().to_vec();
         self
     }
 
     /// What the answer has to keep to, at its beginning.
     pub fn constraint(&self) -> Option<&Constraint> {
         self.constraint.as_ref()
+    }
+
+    /// JSON pointers to what is not enforced of its schema.
+    pub fn relaxed(&self) -> &[String] {
+        &self.relaxed
     }
 
     /// The tokens of the prompt: at least one.

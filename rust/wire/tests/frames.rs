@@ -4,6 +4,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use llm_node_core::{
+    chat::conversation::{Format, Json},
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     request::{Chat, Prompt, Request, Sampling},
@@ -77,6 +78,16 @@ prop_compose! {
     }
 }
 
+fn format() -> impl Strategy<Value = Format> {
+    prop_oneof![
+        Just(Format::Text),
+        Just(Format::Object),
+        any::<bool>().prop_map(|strict| Format::Schema { schema: Json::default(), strict }),
+        text().prop_map(Format::Regex),
+        text().prop_map(Format::Lark),
+    ]
+}
+
 prop_compose! {
     fn request()(
         prompt in prompt(),
@@ -85,9 +96,9 @@ prop_compose! {
         stop in vec(text(), 0..4),
         ignore_eos in any::<bool>(),
         logprobs in any::<Option<u32>>(),
-        source in any::<u64>(),
+        (format, source) in (format(), any::<u64>()),
     ) -> Request {
-        Request { prompt, max_tokens, sampling, stop, ignore_eos, logprobs, source }
+        Request { prompt, max_tokens, sampling, stop, ignore_eos, logprobs, format, source }
     }
 }
 
@@ -420,6 +431,7 @@ fn forbidding_a_token_survives() {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        format: Format::Text,
         source: 0,
     };
     returns(&ToWorker::Generate { id: 1, request });

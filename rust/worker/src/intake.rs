@@ -3,8 +3,9 @@
 //! A short text is read at once, on the thread that brings it: that takes microseconds, about what it costs
 //! to wake another thread. Longer ones go into lanes, each a queue and a thread: the thread that brings
 //! requests brings cancellations as well, and megabytes take a tokenizer seconds. A lane keeps the order in
-//! which its texts came. There are two, so that a text of some pages does not wait for a library, and a third
-//! one for calls to the engine that make embeddings, where no scheduler makes them between its steps.
+//! which its texts came. There are two, so that a text of some pages does not wait for a library, a third
+//! one for calls to the engine that make embeddings, where no scheduler makes them between its steps, and a
+//! fourth one for requests with a format, which wait until that is compiled.
 
 use std::{
     collections::VecDeque,
@@ -15,6 +16,7 @@ use std::{
 };
 
 use llm_node_core::{
+    chat::conversation::Format,
     error::{ErrorCode, Fault},
     event::{Event, Finish, Usage},
     request::{Chat, Prompt, Request},
@@ -37,7 +39,8 @@ const MOST_BYTES: usize = 256 << 20;
 const PAGES: usize = 0;
 const LONG: usize = 1;
 const EMBEDDINGS: usize = 2;
-const NAMES: [&str; 3] = ["read", "read-long", "embed"];
+const FORMATS: usize = 3;
+const NAMES: [&str; 4] = ["read", "read-long", "embed", "format"];
 
 /// Takes what comes, in front of the model. Dropping it stops the model.
 pub(crate) struct Intake {
@@ -101,18 +104,19 @@ impl Intake {
 
     pub(crate) fn submit(&self, id: RequestId, request: Request) {
         let bytes = request_bytes(&request);
+        let lane = if request.format == Format::Text { lane_of(bytes) } else { FORMATS };
         let mut state = self.shared.lock();
         if state.draining || state.stopping {
             drop(state);
             self.served().reporter.event(id, Event::Failed(stopped()));
-        } else if bytes <= AT_ONCE {
+        } else if bytes <= AT_ONCE && lane != FORMATS {
             drop(state);
             self.served().begin(id, self.served().prepare(request));
-        } else if let Some(fault) = self.shared.full(&state, lane_of(bytes), bytes) {
+        } else if let Some(fault) = self.shared.full(&state, lane, bytes) {
             drop(state);
             self.served().reporter.event(id, Event::Failed(fault));
         } else {
-            self.shared.put(&mut state, lane_of(bytes), Task::Request(id, Box::new(request)));
+            self.shared.put(&mut state, lane, Task::Request(id, Box::new(request)));
         }
     }
 
@@ -210,6 +214,7 @@ impl Shared {
         is_full.then(|| {
             let message = match lane {
                 EMBEDDINGS => format!("{waiting} embeddings wait already; try again later"),
+                FORMATS => format!("{waiting} requests with a format wait already; try again later"),
                 _ => format!(
                     "{waiting} long texts wait already to be tokenised, {} bytes in all; try again later",
                     state.bytes

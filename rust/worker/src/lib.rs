@@ -15,6 +15,7 @@
 
 mod draft;
 pub mod engine;
+mod grammar;
 mod intake;
 pub mod model;
 mod outbox;

@@ -19,6 +19,7 @@ use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
 use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
 
 use crate::{
+    grammar::Grammars,
     intake::Intake,
     report::Reporter,
     served::{Reply, Served, Source},
@@ -122,11 +123,12 @@ impl LoadedModel {
                 let limits = context.limits().clone();
                 let vocabulary = Arc::new(tokenizer.vocabulary().clone());
                 let crew = Crew::new(Crew::usual_size(), "sample")?;
+                let grammars = Grammars::new(Arc::clone(&vocabulary));
                 let mut session = Session::new(*context, vocabulary, options).with_crew(crew);
                 if let Some(drafter) = drafter {
                     session = session.with_drafter(drafter);
                 }
-                Source::Batch { limits, source: BatchSource::start(session, reporter.clone())? }
+                Source::Batch { limits, source: BatchSource::start(session, reporter.clone())?, grammars }
             }
             (Voice::Stream, tokenizer, Some(model)) => {
                 let generator = StreamGenerator::new(Arc::clone(model), tokenizer.clone());

@@ -7,6 +7,7 @@ use std::{
 };
 
 use llm_node_core::{
+    constrain::Wanted,
     engine::{Limits, Tokenizer},
     error::{ErrorCode, Fault},
     event::Event,
@@ -18,6 +19,7 @@ use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId
 
 use crate::{
     engine::memory_use,
+    grammar::Grammars,
     report::{self, Report, Reporter},
     source::{Prepared, batch::BatchSource, blocking::BlockingSource, stopped, text},
 };
@@ -32,6 +34,7 @@ pub(crate) enum Source {
     Batch {
         limits: Limits,
         source: BatchSource,
+        grammars: Grammars,
     },
     Stream(BlockingSource),
     Tier0(BlockingSource),
@@ -64,7 +67,15 @@ impl Served {
     /// Checks, renders and tokenises a request.
     pub(crate) fn prepare(&self, request: Request) -> Result<Ready, Fault> {
         match &self.source {
-            Source::Batch { limits, .. } => self.valid(request, limits).map(Box::new).map(Ready::Batch),
+            Source::Batch { limits, grammars, .. } => {
+                let wanted = Wanted::from(request.format.clone());
+                let valid = self.valid(request, limits)?;
+                Ok(Ready::Batch(Box::new(if wanted.is_anything() {
+                    valid
+                } else {
+                    valid.constrained(&*grammars.compile(&wanted)?)
+                })))
+            }
             Source::Stream(_) => self.streamable(request).map(Box::new).map(Ready::Blocking),
             Source::Tier0(_) => {
                 text::prepare(request, text::Honours::Nothing, seed()).map(Box::new).map(Ready::Blocking)
@@ -153,6 +164,7 @@ impl Served {
         if let Some(name) = text::not_honoured(&request, text::Honours::Sampling) {
             return Err(text::unsupported(name));
         }
+        text::without_format(&request)?;
         let info = model.info();
         let limits = Limits {
             max_sequences: 1,

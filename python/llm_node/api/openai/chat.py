@@ -52,6 +52,7 @@ def _neutral(wanted: ChatCompletionRequest, whose: int) -> Request:
         stop=wanted.stop,
         ignore_eos=wanted.ignore_eos,
         logprobs=wanted.top_logprobs if wanted.logprobs else None,
+        format=shapes.text_format(wanted.response_format),
     )
 
 

@@ -32,7 +32,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             await answers.stream(node, wanted.model, requests, writer, out)
 
         return await sse.respond(request, chunks)
-    return web.json_response(await _whole(node, wanted, requests), dumps=dump)
+    return web.json_response(await _whole(request, node, wanted, requests), dumps=dump)
 
 
 def _check_count(count: int, limit: int) -> None:
@@ -56,6 +56,7 @@ def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int]) -> 
         stop=wanted.stop,
         ignore_eos=wanted.ignore_eos,
         logprobs=wanted.logprobs,
+        format=shapes.text_format(wanted.response_format),
     )
 
 
@@ -76,11 +77,14 @@ def _pattern(wanted: CompletionRequest) -> str | None:
     return None if wanted.logprobs is None else shapes.PLAIN_LOGPROBS
 
 
-async def _whole(node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]) -> dict[str, Any]:
+async def _whole(
+    request: web.Request, node: Node, wanted: CompletionRequest, requests: list[dict[str, Any]]
+) -> dict[str, Any]:
     echoes = await _echoes(node, wanted)
     whole = await answers.gather(
         node, wanted.model, requests, answers_per_prompt=wanted.n, pattern=_pattern(wanted)
     )
+    body.ignore(request, whole.relaxed)
     return {
         **shapes.identity("cmpl", "text_completion", wanted.model),
         "choices": [

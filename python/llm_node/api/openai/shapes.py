@@ -7,9 +7,10 @@ import uuid
 from typing import Any
 
 from llm_node.api.answers import Finish, Usage
+from llm_node.api.conversation import Format, Grammar, Json, Schema
 from llm_node.api.neutral import FORBIDDEN, Sampling
 from llm_node.node import NodeError
-from llm_node.schema.sampling import Generation
+from llm_node.schema.sampling import Generation, GrammarFormat, ObjectFormat, ResponseFormat, SchemaFormat
 
 CHAT_LOGPROBS = (
     '{"content":[<each>{"token":<token>,"logprob":<logprob>,"bytes":<bytes>,"top_logprobs":['
@@ -76,3 +77,14 @@ def sampling(body: Generation) -> Sampling:
         seed=body.seed,
         bias=[(int(token), FORBIDDEN if bias <= -100 else bias) for token, bias in body.logit_bias.items()],
     )
+
+
+def text_format(wanted: ResponseFormat) -> Format:
+    """What the text of the answer must look like."""
+    if isinstance(wanted, ObjectFormat):
+        return "object"
+    if isinstance(wanted, SchemaFormat):
+        return Schema(Json.of(wanted.json_schema.wanted), strict=wanted.json_schema.strict)
+    if isinstance(wanted, GrammarFormat):
+        return Grammar(wanted.grammar.syntax, wanted.grammar.definition)
+    return "text"

@@ -6,6 +6,7 @@
 pub mod conversation;
 pub mod derive;
 pub mod families;
+pub(crate) mod grammar;
 pub mod habits;
 pub mod model;
 pub mod parse;

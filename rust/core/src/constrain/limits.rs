@@ -5,6 +5,8 @@ use llguidance::api::ParserLimits;
 
 /// Bytes of one schema or grammar.
 pub const MAX_BYTES: usize = 256 << 10;
+/// Bytes of the schemas of all tools.
+pub(super) const MAX_TOOL_BYTES: usize = 1 << 20;
 /// Schemas within each other; and through references, which are compiled where they are first met.
 pub(super) const MAX_DEPTH: usize = 64;
 pub(super) const MAX_DEPTH_THROUGH_REFERENCES: usize = 256;

@@ -146,7 +146,11 @@ impl Generation {
             self.times.admitted = Some(now);
             self.cached = self.held;
             let prompt_tokens = self.request.prompt().len() as u32;
-            let started = Event::Started { prompt_tokens, cached_tokens: self.cached, relaxed: Vec::new() };
+            let started = Event::Started {
+                prompt_tokens,
+                cached_tokens: self.cached,
+                relaxed: self.request.relaxed().to_vec(),
+            };
             events.push((self.id, started));
         }
     }

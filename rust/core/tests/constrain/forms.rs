@@ -2,23 +2,22 @@
 
 use llm_node_core::{
     chat::conversation::Format,
-    constrain::{MAX_BYTES, Prototypes},
-    engine::Vocabulary,
+    constrain::{MAX_BYTES, Prototypes, Wanted},
     error::ErrorCode,
 };
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::support::{TABLES, accepts, schema};
+use crate::support::{accepts, compile, schema};
 
 fn refusal(format: &Format) -> (ErrorCode, String) {
-    let fault = TABLES.compile(format).unwrap_err();
+    let fault = compile(format.clone()).unwrap_err();
     (fault.code, fault.message)
 }
 
 #[test]
 fn an_object_is_any_object_and_nothing_else() {
-    let object = TABLES.compile(&Format::Object).unwrap().constraint();
+    let object = compile(Format::Object).unwrap().constraint();
     for text in ["{}", "{\"a\":1}", "{ \"a\": [true, null, {}], \"b\": \"x\" }"] {
         assert!(accepts(&object, text), "{text}");
     }
@@ -30,14 +29,14 @@ fn an_object_is_any_object_and_nothing_else() {
 #[test]
 fn keys_come_in_the_order_of_the_schema() {
     let wanted = json!({ "type": "object", "properties": { "z": {}, "a": {} }, "required": ["a", "z"] });
-    let constraint = TABLES.compile(&schema(&wanted, true)).unwrap().constraint();
+    let constraint = compile(schema(&wanted, true)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"z":1,"a":2}"#));
     assert!(!accepts(&constraint, r#"{"a":1,"z":2}"#));
 }
 
 #[test]
 fn expressions_match_from_end_to_end() {
-    let regex = TABLES.compile(&Format::Regex("[a-c]{2,3}/x".into())).unwrap().constraint();
+    let regex = compile(Format::Regex("[a-c]{2,3}/x".into())).unwrap().constraint();
     assert!(accepts(&regex, "ab/x") && accepts(&regex, "abc/x"));
     assert!(!accepts(&regex, "a/x") && !accepts(&regex, "ab/xx") && !accepts(&regex, " ab/x"));
 }
@@ -45,7 +44,7 @@ fn expressions_match_from_end_to_end() {
 #[test]
 fn grammars_are_taken_as_they_are() {
     let lark = "start: greeting \" \" NAME\ngreeting: \"hello\" | \"bye\"\nNAME: /[a-z]+/";
-    let constraint = TABLES.compile(&Format::Lark(lark.into())).unwrap().constraint();
+    let constraint = compile(Format::Lark(lark.into())).unwrap().constraint();
     assert!(accepts(&constraint, "hello you") && accepts(&constraint, "bye me"));
     assert!(!accepts(&constraint, "hello"));
 }
@@ -66,24 +65,27 @@ fn what_cannot_be_read_is_refused_in_words() {
         assert!(message.contains(part), "{message}");
         assert!(message.len() < 600 && !message.contains('\n'), "{message}");
     }
-    let fault = llm_node_core::constrain::Tables::new(&Vocabulary::default()).unwrap_err();
+    let fault = llm_node_core::constrain::Tables::new(Arc::default()).unwrap_err();
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
 }
 
 #[test]
 fn prototypes_go_when_they_were_not_asked_for_longest() {
     let mut kept = Prototypes::default();
-    let form = |index: usize| Format::Regex(format!("a{index}"));
-    let prototype = Arc::new(TABLES.compile(&form(0)).unwrap());
+    let wanted = |index: usize| Wanted::from(Format::Regex(format!("a{index}")));
+    let large = |letter: &str| Wanted::from(Format::Regex(letter.repeat(250 << 10)));
+    let prototype = Arc::new(compile(wanted(0)).unwrap());
     for index in 0..64 {
-        kept.put(form(index), Arc::clone(&prototype));
+        kept.put(wanted(index), Arc::clone(&prototype));
     }
-    assert!(kept.get(&form(0)).is_some());
-    kept.put(form(64), Arc::clone(&prototype));
-    assert!(kept.get(&form(0)).is_some() && kept.get(&form(1)).is_none() && kept.get(&form(64)).is_some());
+    assert!(kept.get(&wanted(0)).is_some());
+    kept.put(wanted(64), Arc::clone(&prototype));
+    assert!(
+        kept.get(&wanted(0)).is_some() && kept.get(&wanted(1)).is_none() && kept.get(&wanted(64)).is_some()
+    );
     // A large one takes the place of many, and is kept itself.
-    kept.put(Format::Regex("b".repeat(250 << 10)), Arc::clone(&prototype));
-    kept.put(Format::Regex("c".repeat(250 << 10)), Arc::clone(&prototype));
-    kept.put(Format::Regex("d".repeat(250 << 10)), prototype);
-    assert!(kept.get(&Format::Regex("d".repeat(250 << 10))).is_some() && kept.get(&form(2)).is_none());
+    for letter in ["b", "c", "d"] {
+        kept.put(large(letter), Arc::clone(&prototype));
+    }
+    assert!(kept.get(&large("d")).is_some() && kept.get(&wanted(2)).is_none());
 }

@@ -9,7 +9,7 @@ use llm_node_core::chat::conversation::{Format, Json};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::{TABLES, schema, walk};
+use crate::support::{compile, schema, walk};
 
 /// Far below the deadline of the worker, and this is a build without optimisation on a busy machine.
 const LONGEST: Duration = Duration::from_secs(6);
@@ -112,7 +112,7 @@ fn each_is_answered_in_time() {
         // As the worker has it: deep schemas take deep stacks.
         let compiled = std::thread::Builder::new().stack_size(64 << 20).spawn(move || {
             let began = Instant::now();
-            let compiled = TABLES.compile(&form);
+            let compiled = compile(form.clone());
             let took = began.elapsed();
             if let Ok(prototype) = compiled {
                 // What compiles can be used, or says in words that it takes too much.
@@ -206,7 +206,7 @@ proptest! {
     #[test]
     fn noise_is_answered(it in noise(), strict in any::<bool>(), seed in any::<u64>()) {
         let began = Instant::now();
-        if let Ok(prototype) = TABLES.compile(&schema(&it, strict)) {
+        if let Ok(prototype) = compile(schema(&it, strict)) {
             let text = walk(&prototype.constraint(), seed);
             if let (Some(text), true) = (text, strict)
                 && let Ok(validator) = jsonschema::options().should_validate_formats(true).build(&it)

@@ -1,6 +1,8 @@
 //! Constrained answers: whatever a grammar lets through keeps to its schema.
 
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod forms;
 #[cfg(test)]
 mod hostile;

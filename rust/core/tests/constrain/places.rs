@@ -3,16 +3,16 @@
 use llm_node_core::error::ErrorCode;
 use serde_json::{Value, json};
 
-use crate::support::{TABLES, accepts, schema};
+use crate::support::{accepts, compile, schema};
 
 fn refused(it: &Value) -> String {
-    let fault = TABLES.compile(&schema(it, true)).unwrap_err();
+    let fault = compile(schema(it, true)).unwrap_err();
     assert_eq!(fault.code, ErrorCode::UnsupportedParameter, "{fault}");
     fault.message
 }
 
 fn relaxed(it: &Value) -> Vec<String> {
-    TABLES.compile(&schema(it, false)).unwrap().relaxed().to_vec()
+    compile(schema(it, false)).unwrap().relaxed().to_vec()
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn others_are_relaxed_and_say_where() {
         relaxed(&it),
         ["#/properties/a/format", "#/properties/b/oneOf", "#/properties/c/uniqueItems", "#/not"]
     );
-    let constraint = TABLES.compile(&schema(&it, false)).unwrap().constraint();
+    let constraint = compile(schema(&it, false)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"a":"xy","b":1.5,"c":[1,1]}"#));
     // The rest holds.
     assert!(!accepts(&constraint, r#"{"a":"xyz","b":1.5,"c":[]}"#));
@@ -93,7 +93,7 @@ fn others_are_relaxed_and_say_where() {
 fn what_cannot_be_compiled_at_all_becomes_any_object() {
     assert_eq!(relaxed(&json!(false)), ["#"]);
     assert_eq!(relaxed(&json!({ "$ref": "#" })), ["#"]);
-    let constraint = TABLES.compile(&schema(&json!({ "$ref": "#" }), false)).unwrap().constraint();
+    let constraint = compile(schema(&json!({ "$ref": "#" }), false)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"a":[]}"#));
 }
 
@@ -106,7 +106,7 @@ fn leaving_out_admits_more_and_never_less() {
         "additionalProperties": false,
     });
     assert_eq!(relaxed(&it), ["#/patternProperties"]);
-    let constraint = TABLES.compile(&schema(&it, false)).unwrap().constraint();
+    let constraint = compile(schema(&it, false)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"a":1}"#));
 }
 
@@ -120,7 +120,7 @@ fn annotations_and_what_nobody_knows_say_nothing() {
         "type": "integer", "format": "int32", "uniqueItems": false, "nullable": true,
         "then": false, "minContains": 3, "not": false,
     });
-    let prototype = TABLES.compile(&schema(&it, true)).unwrap();
+    let prototype = compile(schema(&it, true)).unwrap();
     assert!(prototype.relaxed().is_empty());
     assert!(accepts(&prototype.constraint(), "3") && !accepts(&prototype.constraint(), "\"3\""));
 }
@@ -128,16 +128,16 @@ fn annotations_and_what_nobody_knows_say_nothing() {
 #[test]
 fn strict_objects_are_closed_unless_others_add_to_them() {
     let closed = json!({ "type": "object", "properties": { "a": { "properties": { "b": {} } } } });
-    let constraint = TABLES.compile(&schema(&closed, true)).unwrap().constraint();
+    let constraint = compile(schema(&closed, true)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"a":{"b":1}}"#));
     assert!(!accepts(&constraint, r#"{"a":1,"c":1}"#) && !accepts(&constraint, r#"{"a":{"c":1}}"#));
-    let open = TABLES.compile(&schema(&closed, false)).unwrap().constraint();
+    let open = compile(schema(&closed, false)).unwrap().constraint();
     assert!(accepts(&open, r#"{"a":1,"c":1}"#));
     let both = json!({
         "allOf": [{ "$ref": "#/$defs/base" }, { "properties": { "b": { "type": "integer" } } }],
         "$defs": { "base": { "properties": { "a": { "type": "integer" } }, "required": ["a"] } },
     });
-    let constraint = TABLES.compile(&schema(&both, true)).unwrap().constraint();
+    let constraint = compile(schema(&both, true)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"a":1,"b":2}"#) && !accepts(&constraint, r#"{"b":2}"#));
 }
 
@@ -157,7 +157,7 @@ fn references_are_found_by_place_anchor_and_name() {
                 "d": { "$id": "inner", "type": "integer", "properties": { "x": { "type": "integer" } } },
             },
         });
-        let constraint = TABLES.compile(&schema(&it, true)).unwrap().constraint();
+        let constraint = compile(schema(&it, true)).unwrap().constraint();
         assert!(accepts(&constraint, r#"{"v":1}"#) && !accepts(&constraint, r#"{"v":"1"}"#), "{reference}");
     }
 }
@@ -173,8 +173,7 @@ fn before_2019_nothing_counts_beside_a_reference() {
             "definitions": { "n": { "type": "integer", "minimum": 0, "exclusiveMinimum": true } },
         })
     };
-    let accepts =
-        |draft, text| accepts(&TABLES.compile(&schema(&of(draft), true)).unwrap().constraint(), text);
+    let accepts = |draft, text| accepts(&compile(schema(&of(draft), true)).unwrap().constraint(), text);
     let (old, new) =
         ("http://json-schema.org/draft-04/schema#", "https://json-schema.org/draft/2020-12/schema");
     assert!(accepts(old, r#"{"v":9}"#) && !accepts(new, r#"{"v":9}"#));

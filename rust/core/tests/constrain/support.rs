@@ -1,19 +1,43 @@
 //! A small vocabulary, and ways to walk a constraint.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use llm_node_core::{
     chat::conversation::{Format, Json},
-    constrain::{Constraint, Tables},
+    constrain::{Constraint, Prototype, Tables, Wanted},
     engine::{Token, Vocabulary, attribute},
+    error::Fault,
     sample::rng,
 };
 use serde_json::Value;
 
 /// Tokens of more than one byte, as a model for JSON would have them.
-const PIECES: [&str; 24] = [
-    "{\"", "\":", "\": ", "\",", "\", \"", "\"}", "\"]", "\"}]", "},", "}]", "[{", "[\"", "true", "false",
-    "null", "  ", "\n  ", "12", "00", ".5", "name", "the", " and", "語",
+const PIECES: [&str; 25] = [
+    "{\"",
+    "\":",
+    "\": ",
+    "\",",
+    "\", \"",
+    "\"}",
+    "\"]",
+    "\"}]",
+    "},",
+    "}]",
+    "[{",
+    "[\"",
+    "true",
+    "false",
+    "null",
+    "  ",
+    "\n  ",
+    "12",
+    "00",
+    ".5",
+    "name",
+    "the",
+    " and",
+    "語",
+    "\n</parameter>\n",
 ];
 
 pub(crate) const END: Token = 256 + PIECES.len() as Token;
@@ -33,7 +57,11 @@ pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     vocabulary
 });
 
-pub(crate) static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::new(&VOCABULARY).unwrap());
+static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::new(Arc::new(VOCABULARY.clone())).unwrap());
+
+pub(crate) fn compile(wanted: impl Into<Wanted>) -> Result<Prototype, Fault> {
+    TABLES.compile(&wanted.into())
+}
 
 pub(crate) fn schema(schema: &Value, strict: bool) -> Format {
     Format::Schema { schema: Json::new(schema.to_string()).unwrap(), strict }
@@ -56,15 +84,23 @@ pub(crate) fn accepts(constraint: &Constraint, text: &str) -> bool {
 /// A random answer, or nothing where it did not end. Each token is one of those that the mask admits, and
 /// the longer the answer is, the sooner it is one that ends something.
 pub(crate) fn walk(constraint: &Constraint, seed: u64) -> Option<String> {
+    let bytes = walk_tokens(constraint, seed)?.into_iter().flat_map(|it| VOCABULARY.token_bytes(it)).copied();
+    Some(String::from_utf8(bytes.collect()).expect("an answer is text"))
+}
+
+/// The same as tokens.
+pub(crate) fn walk_tokens(constraint: &Constraint, seed: u64) -> Option<Vec<Token>> {
     let mut constraint = constraint.clone();
-    let mut bytes = Vec::new();
+    let mut tokens = Vec::new();
     for position in 0..600 {
         let mask = constraint.mask().unwrap();
         let admitted: Vec<Token> = (0..VOCABULARY.len() as Token).filter(|&it| mask.admits(it)).collect();
         assert_eq!(admitted.len(), mask.count() as usize);
         assert!(!admitted.is_empty());
-        let ends =
-            |it: &&Token| **it == END || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}");
+        let ends = |it: &&Token| {
+            **it == END
+                || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n")
+        };
         let end = admitted.iter().filter(ends).max();
         let draw = rng::uniform(seed, 2 * position);
         let token = match end {
@@ -72,10 +108,10 @@ pub(crate) fn walk(constraint: &Constraint, seed: u64) -> Option<String> {
             _ => admitted[(rng::uniform(seed, 2 * position + 1) * admitted.len() as f32) as usize],
         };
         if token == END {
-            return Some(String::from_utf8(bytes).expect("an answer is text"));
+            return Some(tokens);
         }
         constraint.consume(token).unwrap();
-        bytes.extend(VOCABULARY.token_bytes(token));
+        tokens.push(token);
     }
     None
 }

@@ -3,7 +3,7 @@
 use llm_node_core::{chat::conversation::Format, engine::Token};
 use serde_json::{Value, value::RawValue};
 
-use crate::support::{END, TABLES, VOCABULARY, schema, walk};
+use crate::support::{END, VOCABULARY, compile, schema, walk};
 
 /// What real models are asked for as well.
 fn schemas() -> Vec<Value> {
@@ -17,7 +17,7 @@ fn every_answer_that_ends_validates() {
     for (index, it) in schemas().iter().enumerate() {
         let validator = jsonschema::options().should_validate_formats(true).build(it).unwrap();
         for strict in [true, false] {
-            let prototype = TABLES.compile(&schema(it, strict)).unwrap();
+            let prototype = compile(schema(it, strict)).unwrap();
             assert!(prototype.relaxed().is_empty(), "{it}");
             for seed in 0..4 {
                 let Some(text) = walk(&prototype.constraint(), index as u64 * 100 + seed) else { continue };
@@ -36,7 +36,7 @@ fn every_answer_that_ends_validates() {
 #[test]
 fn copies_and_steps_back_do_not_show() {
     for (index, it) in schemas().iter().enumerate().step_by(5) {
-        let prototype = TABLES.compile(&schema(it, true)).unwrap();
+        let prototype = compile(schema(it, true)).unwrap();
         let Some(text) = walk(&prototype.constraint(), index as u64) else { continue };
         let tokens: Vec<Token> = text.bytes().map(Token::from).collect();
         let mut straight = prototype.constraint();
@@ -64,7 +64,7 @@ fn copies_and_steps_back_do_not_show() {
 
 #[test]
 fn white_space_has_an_end() {
-    let prototype = TABLES.compile(&Format::Object).unwrap();
+    let prototype = compile(Format::Object).unwrap();
     let mut constraint = prototype.constraint();
     constraint.consume(Token::from(b'{')).unwrap();
     let mut spaces = 0;
@@ -77,12 +77,12 @@ fn white_space_has_an_end() {
 
 #[test]
 fn control_and_unused_tokens_are_never_text() {
-    let mut constraint = TABLES.compile(&Format::Regex("(?s:.*)".into())).unwrap().constraint();
+    let mut constraint = compile(Format::Regex("(?s:.*)".into())).unwrap().constraint();
     let mask = constraint.mask().unwrap();
     assert!(mask.admits(Token::from(b'<')) && mask.admits(END));
     assert!((END + 1..VOCABULARY.len() as Token).all(|it| !mask.admits(it)));
     let named = Format::Lark("start: <|tool|> /[ab]/".into());
-    let mut constraint = TABLES.compile(&named).unwrap().constraint();
+    let mut constraint = compile(named).unwrap().constraint();
     let mask = constraint.mask().unwrap();
     assert!(mask.count() == 1 && mask.admits(END + 1));
 }

@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use llm_node_core::{
+    chat::conversation::Format,
     engine::{EngineFault, Token, Tokenizer, Vocabulary, attribute},
     request::{Chat, Prompt, Request, Sampling, ValidRequest},
     text::template::ChatTemplate,
@@ -152,6 +153,7 @@ fn tokens(template: &ChatTemplate, tokenizer: &Bytes, chat: Chat) -> Vec<Token> 
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        format: Format::Text,
         source: 0,
     };
     let mut limits = limits();

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::toy_engine::{BOS, TURN, ToyTokenizer, limits};
 use llm_node_core::{
+    chat::conversation::Format,
     engine::{EngineFault, Limits, Token, Tokenizer, Vocabulary},
     error::{ErrorCode, Fault},
     event::Finish,
@@ -19,6 +20,7 @@ fn request(prompt: Prompt) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        format: Format::Text,
         source: 0,
     }
 }
@@ -37,7 +39,7 @@ fn refusal(change: impl FnOnce(&mut Request)) -> (ErrorCode, String, String) {
 #[test]
 fn ranges_are_checked_and_named_in_public_words() {
     type Change = fn(&mut Request);
-    let changes: [(&str, Change); 21] = [
+    let changes: [(&str, Change); 22] = [
         ("temperature", |it| it.sampling.temperature = -0.1),
         ("temperature", |it| it.sampling.temperature = f32::NAN),
         ("temperature", |it| it.sampling.temperature = f32::INFINITY),
@@ -55,6 +57,7 @@ fn ranges_are_checked_and_named_in_public_words() {
         ("stop", |it| it.stop = vec!["a".into(); 65]),
         ("stop", |it| it.stop = vec!["a".repeat(1025)]),
         ("logprobs", |it| it.logprobs = Some(129)),
+        ("ignore_eos", |it| (it.ignore_eos, it.format) = (true, Format::Object)),
         ("prompt", |it| it.prompt = Prompt::Text(String::new())),
         ("prompt", |it| it.prompt = Prompt::Tokens(Vec::new())),
         ("prompt", |it| it.prompt = Prompt::Tokens(vec![0, 263])),

@@ -27,7 +27,7 @@ use proptest::prelude::*;
 
 /// Forms that answers of the toy may have to keep to.
 static FORMS: LazyLock<Vec<Prototype>> = LazyLock::new(|| {
-    let tables = Tables::new(ToyTokenizer::new().vocabulary()).unwrap();
+    let tables = Tables::new(Arc::new(ToyTokenizer::new().vocabulary().clone())).unwrap();
     let schema = r#"{"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 6}, "numbers": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
     }, "required": ["name", "numbers"]}"#;
@@ -37,7 +37,7 @@ static FORMS: LazyLock<Vec<Prototype>> = LazyLock::new(|| {
         Format::Regex("[a-f]{3,30}(x|[0-9]{4,8})?".into()),
         Format::Lark("start: \"abc\" /[a-d]/{2,9} <|turn|> \"f\"".into()),
     ];
-    forms.iter().map(|form| tables.compile(form).unwrap()).collect()
+    forms.iter().map(|form| tables.compile(&form.clone().into()).unwrap()).collect()
 });
 
 fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
@@ -48,6 +48,7 @@ fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        format: Format::Text,
         source: 0,
     }
 }
@@ -174,7 +175,7 @@ impl Job {
     fn valid(&self, limits: &Limits) -> ValidRequest {
         let request = valid(self.request.clone(), limits);
         match self.form {
-            Some(form) => request.constrained(FORMS[form].constraint()),
+            Some(form) => request.constrained(&FORMS[form]),
             None => request,
         }
     }
@@ -230,6 +231,7 @@ fn job() -> impl Strategy<Value = Job> {
                         stop,
                         ignore_eos: ignore_eos && form.is_none(),
                         logprobs,
+                        format: Format::Text,
                         source,
                     },
                     arrives,
@@ -447,7 +449,7 @@ fn answers_keep_to_their_form() {
         for seed in 0..8 {
             let mut request = request(vec![BOS, 0x61 + seed], 200);
             request.sampling = Sampling { seed: Some(seed as u64), temperature: 1.0, ..Sampling::default() };
-            let request = valid(request, &limits).constrained(prototype.constraint());
+            let request = valid(request, &limits).constrained(prototype);
             let plain = alone(&request);
             let (finish, _) = plain.ending.clone().unwrap().unwrap();
             let mut constraint = prototype.constraint();
@@ -474,13 +476,13 @@ fn answers_keep_to_their_form() {
 /// A grammar that takes too much at one place ends its request, and no other.
 #[test]
 fn a_grammar_that_takes_too_much_costs_its_request_alone() {
-    let tables = Tables::new(ToyTokenizer::new().vocabulary()).unwrap();
+    let tables = Tables::new(Arc::new(ToyTokenizer::new().vocabulary().clone())).unwrap();
     let form = Format::Regex("a(.*a.*b.*c.*d.*e.*f.*g.*h.*){6,60}".into());
-    let Ok(prototype) = tables.compile(&form) else { return };
+    let Ok(prototype) = tables.compile(&form.into()) else { return };
     let limits = limits();
-    let good = valid(request(vec![BOS, 0x61], 60), &limits).constrained(FORMS[0].constraint());
+    let good = valid(request(vec![BOS, 0x61], 60), &limits).constrained(&FORMS[0]);
     let free = valid(request(vec![BOS, 0x63], 60), &limits);
-    let bad = valid(request(vec![BOS, 0x62], 240), &limits).constrained(prototype.constraint());
+    let bad = valid(request(vec![BOS, 0x62], 240), &limits).constrained(&prototype);
     let mut session = session(limits, SessionOptions::default());
     let answers = run(&mut session, vec![good.clone(), bad, free.clone()]);
     assert_eq!([&answers[&0], &answers[&2]], [&alone(&good), &alone(&free)]);

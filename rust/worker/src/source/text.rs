@@ -1,6 +1,7 @@
 //! Requests for engines without a tokenizer: text in, text out, and none of what needs tokens.
 
 use llm_node_core::{
+    chat::conversation::Format,
     error::{ErrorCode, Fault},
     event::Finish,
     request::{Prompt, Request, Sampling, Weight},
@@ -25,6 +26,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
     if let Some(name) = not_honoured(&request, honours) {
         return Err(unsupported(name));
     }
+    without_format(&request)?;
     let text = match request.prompt {
         Prompt::Text(text) | Prompt::Literal(text) => text,
         Prompt::Tokens(_) => return Err(without("tokens", "prompt")),
@@ -82,6 +84,15 @@ pub(crate) fn unsupported(name: &str) -> Fault {
     Fault::new(ErrorCode::UnsupportedParameter, message).param(name)
 }
 
+/// Formats are kept to by masks over rows of logits, which this engine does not give.
+pub(crate) fn without_format(request: &Request) -> Result<(), Fault> {
+    if request.format == Format::Text {
+        return Ok(());
+    }
+    let message = "the model's engine gives text and no logits, so its answers cannot be kept to a format";
+    Err(Fault::new(ErrorCode::UnsupportedFeature, message).param("format"))
+}
+
 fn without(what: &str, param: &str) -> Fault {
     let message = format!("the model's engine has no tokenizer, so it takes plain text, not {what}");
     Fault::new(ErrorCode::UnsupportedFeature, message).param(param)
@@ -101,6 +112,7 @@ mod tests {
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            format: Format::Text,
             source: 0,
         }
     }

@@ -13,6 +13,7 @@ use std::{
 
 use interprocess::local_socket::{ListenerOptions, Stream, traits::Listener as _};
 use llm_node_core::{
+    chat::conversation::Format,
     event::{Event, Finish, Usage},
     request::{Prompt, Request, Sampling},
 };
@@ -98,6 +99,7 @@ pub fn greedy(prompt: &str, max_tokens: u32) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        format: Format::Text,
         source: 0,
     }
 }

@@ -1,0 +1,213 @@
+//! Calls that a model is made to write are calls that its syntax reads.
+
+use std::sync::Arc;
+
+use llm_node_core::{
+    chat::{
+        conversation::{Choice, Conversation, Format, Json, Tool, ToolInput},
+        parse::{Found, Known, Parser, Watch},
+        syntax::{Body, Family, Hole, InputSyntax, Literal, Object, Shape, Tags, ToolSyntax},
+    },
+    constrain::Wanted,
+    engine::attribute,
+    error::ErrorCode,
+};
+use serde_json::{Value, json};
+
+use crate::support::{END, VOCABULARY, compile, walk_tokens};
+
+fn literal(text: &str) -> Literal {
+    Literal::new(text, VOCABULARY.control_tokens())
+}
+
+fn syntax(call: (&str, &str), between: &str, body: Body) -> ToolSyntax {
+    ToolSyntax {
+        section: None,
+        call: (literal(call.0), literal(call.1)),
+        between: literal(between),
+        body,
+        anywhere: false,
+        bare: false,
+        says: None,
+        family: Family::Derived,
+        parallel: true,
+    }
+}
+
+fn object(shape: Shape, list: bool) -> Body {
+    Body::Object(Object { name_key: "name".into(), input_key: "arguments".into(), shape, list })
+}
+
+/// Hermes and Qwen, Mistral, Llama 3.1's kind, Qwen3-Coder, DeepSeek's kind.
+fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
+    let tags = Tags {
+        before_key: literal("<parameter="),
+        after_key: literal(">\n"),
+        kind: None,
+        after_value: literal("\n</parameter>\n"),
+    };
+    let tagged = Body::Pattern {
+        pieces: vec![Hole::Lit(literal("<function=")), Hole::Name, Hole::Lit(literal(">\n")), Hole::Input],
+        input: InputSyntax::Tagged(tags),
+    };
+    let named = Body::Pattern {
+        pieces: vec![Hole::Name, Hole::Lit(literal("<|tool|>")), Hole::Input],
+        input: InputSyntax::Json,
+    };
+    vec![
+        ("hermes", syntax(("<tool_call>\n", "\n</tool_call>"), "\n", object(Shape::Flat, false))),
+        (
+            "list",
+            ToolSyntax {
+                section: Some((literal("<|tool|>"), literal(""))),
+                ..syntax(("", ""), "", object(Shape::Flat, true))
+            },
+        ),
+        ("within", syntax(("<call>", "</call>"), "", object(Shape::Within("function".into()), false))),
+        ("tagged", syntax(("<tool_call>\n", "</function>\n</tool_call>"), "\n", tagged)),
+        (
+            "section",
+            ToolSyntax {
+                section: Some((literal("<calls>"), literal("</calls>"))),
+                ..syntax(("<|tool|>", "<end>"), "\n", named)
+            },
+        ),
+    ]
+}
+
+fn tools() -> Vec<Tool> {
+    let tool = |name: &str, schema: Value| Tool {
+        name: name.into(),
+        description: None,
+        input: ToolInput::Object(Json::new(schema.to_string()).unwrap()),
+        strict: false,
+    };
+    vec![
+        tool(
+            "get_weather",
+            json!({ "type": "object", "properties": {
+                "city": { "type": "string", "maxLength": 12, "pattern": "^[A-Z][a-z]+$" },
+                "days": { "type": "integer", "minimum": 1, "maximum": 7 },
+            }, "required": ["city", "days"], "additionalProperties": false }),
+        ),
+        tool(
+            "set-light",
+            json!({ "properties": { "on": { "type": "boolean" } }, "required": ["on"], "additionalProperties": false }),
+        ),
+    ]
+}
+
+/// The calls that an answer holds, and whatever else is in it.
+fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) {
+    let watch = Watch {
+        tools: Some(Arc::new(syntax.clone())),
+        known: tools().iter().map(Known::of).collect(),
+        parallel: true,
+        ..Watch::default()
+    };
+    let mut parser = Parser::new(Arc::new(watch));
+    let (mut found, mut bytes) = (Vec::new(), Vec::new());
+    for &token in tokens {
+        let name = VOCABULARY.token_bytes(token);
+        if VOCABULARY.has(token, attribute::CONTROL) {
+            parser.push(std::str::from_utf8(&bytes).unwrap(), &mut found);
+            bytes.clear();
+            parser.push_control(name, &mut found);
+        } else {
+            bytes.extend(name);
+        }
+    }
+    parser.push(std::str::from_utf8(&bytes).unwrap(), &mut found);
+    parser.finish(true, &mut found);
+    let (mut calls, mut text, mut open) = (Vec::new(), String::new(), false);
+    for it in found {
+        match it.found {
+            Found::Text(more) => text.push_str(&more),
+            Found::Control(name) => text.push_str(&String::from_utf8_lossy(&name)),
+            Found::Reasoning(_) => panic!("nobody thinks"),
+            Found::CallBegan(name) => {
+                assert!(!open);
+                open = true;
+                calls.push((name, String::new()));
+            }
+            Found::Input(more) => calls.last_mut().unwrap().1.push_str(&more),
+            Found::CallEnded => open = false,
+        }
+    }
+    assert!(!open);
+    (calls, text)
+}
+
+fn wanted(syntax: &ToolSyntax, choice: Choice, format: Format) -> Wanted {
+    let conversation = Conversation { tools: tools(), choice, ..Conversation::default() };
+    Wanted::of(format, &conversation, &Arc::new(syntax.clone()))
+}
+
+#[test]
+fn forced_calls_are_read_back() {
+    for (name, syntax) in syntaxes() {
+        let among = Choice::Among { names: vec!["set-light".into()], required: true };
+        for (choice, only) in [
+            (Choice::Required, None),
+            (Choice::Named("get_weather".into()), Some("get_weather")),
+            (among, Some("set-light")),
+        ] {
+            let named = matches!(choice, Choice::Named(_));
+            let prototype = compile(wanted(&syntax, choice, Format::Text)).unwrap();
+            // Text between tags is what it is.
+            let loose = prototype.relaxed() == ["tools.get_weather#/properties/city"];
+            assert!(loose == (name == "tagged" && only != Some("set-light")), "{:?}", prototype.relaxed());
+            let mut ended = 0;
+            for seed in 0..12 {
+                let Some(tokens) = walk_tokens(&prototype.constraint(), seed) else { continue };
+                ended += 1;
+                let (calls, text) = read(&syntax, &tokens);
+                assert!(!calls.is_empty() && text.trim().is_empty(), "{name}: {calls:?} {text:?}");
+                assert!(!named || calls.len() == 1);
+                for (tool, input) in calls {
+                    assert!(only.is_none_or(|it| it == tool), "{name}: {tool}");
+                    let tool = tools().into_iter().find(|it| it.name == tool).unwrap();
+                    let ToolInput::Object(schema) = tool.input else { unreachable!() };
+                    let schema: Value = serde_json::from_str(schema.as_str()).unwrap();
+                    let input: Value =
+                        serde_json::from_str(&input).unwrap_or_else(|it| panic!("{name}: {it}: {input}"));
+                    let valid = jsonschema::is_valid(&schema, &input);
+                    assert!(input.is_object() && (valid || loose), "{name}: {input}");
+                }
+            }
+            assert!(ended > 2, "{name}: {ended}");
+        }
+    }
+}
+
+#[test]
+fn a_format_beside_tools_leaves_the_choice() {
+    let (_, syntax) = syntaxes().swap_remove(0);
+    let prototype = compile(wanted(&syntax, Choice::Auto, Format::Object)).unwrap();
+    let mut mask = prototype.constraint();
+    let mask = mask.mask().unwrap();
+    assert!(mask.admits(i32::from(b'{')) && mask.admits(i32::from(b'<')));
+    assert!(!mask.admits(i32::from(b'a')) && !mask.admits(END));
+    assert!(wanted(&syntax, Choice::Auto, Format::Text).is_anything());
+    assert!(wanted(&syntax, Choice::None, Format::Text).is_anything());
+}
+
+#[test]
+fn what_cannot_be_enforced_of_a_tool_is_told_or_refused() {
+    let (_, syntax) = syntaxes().swap_remove(0);
+    let odd = Json::new(r#"{"properties": {"a": {"not": {}}}}"#).unwrap();
+    let mut conversation = Conversation { choice: Choice::Required, ..Conversation::default() };
+    conversation.tools =
+        vec![Tool { name: "odd".into(), description: None, input: ToolInput::Object(odd), strict: false }];
+    let of = |it: &Conversation, syntax: &ToolSyntax| {
+        compile(Wanted::of(Format::Text, it, &Arc::new(syntax.clone())))
+    };
+    assert_eq!(of(&conversation, &syntax).unwrap().relaxed(), ["tools.odd#/properties/a/not"]);
+    let python = ToolSyntax { body: Body::Python, ..syntax.clone() };
+    let fault = of(&conversation, &python).unwrap_err();
+    assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedFeature, Some("tool_choice")));
+    conversation.tools[0].strict = true;
+    let fault = of(&conversation, &syntax).unwrap_err();
+    assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedParameter, Some("tools")));
+    assert!(fault.message.contains("'odd'") && fault.message.contains("#/properties/a"), "{fault}");
+}

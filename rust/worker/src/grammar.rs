@@ -1,0 +1,258 @@
+//! The threads that compile what answers have to keep to, and what they keep.
+//!
+//! Nothing of it is there until the first request asks for a format: the tables of a vocabulary take more memory
+//! than the rest of a worker. They go when no request has asked for a while.
+//!
+//! A compilation cannot be stopped. One that takes too long is waited for no longer, and a second thread takes
+//! what comes meanwhile.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use llm_node_core::{
+    constrain::{Prototype, Prototypes, Tables, Wanted},
+    engine::Vocabulary,
+    error::{ErrorCode, Fault},
+};
+
+/// How long a request waits for its format to be compiled.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long tables and compiled formats are kept without a request that has one.
+const KEPT: Duration = Duration::from_mins(10);
+/// Threads, of which one is for what comes while the other is stuck.
+const MOST_THREADS: usize = 2;
+/// Address space for a thread's stack: schemas within schemas are compiled by recursion.
+const STACK: usize = 64 << 20;
+
+/// Compiles formats, for all requests to one model.
+pub(crate) struct Grammars {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Not the tokenizer: a thread that is stuck must not keep an engine alive.
+    vocabulary: Arc<Vocabulary>,
+    state: Mutex<State>,
+    changed: Condvar,
+    tables: Mutex<Option<Arc<Tables>>>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait for a job.
+    idle: usize,
+    prototypes: Prototypes,
+    stopping: bool,
+}
+
+struct Job {
+    wanted: Wanted,
+    tell: Sender<Told>,
+}
+
+enum Told {
+    /// The tables are there, and the compilation begins.
+    Begun,
+    Done(Result<Arc<Prototype>, Fault>),
+}
+
+impl Grammars {
+    pub(crate) fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                vocabulary,
+                state: Mutex::default(),
+                changed: Condvar::new(),
+                tables: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Compiles a format, or finds it compiled. Waits for that, and not for ever.
+    pub(crate) fn compile(&self, wanted: &Wanted) -> Result<Arc<Prototype>, Fault> {
+        let (tell, told) = mpsc::channel();
+        let mut state = self.shared.lock();
+        if let Some(prototype) = state.prototypes.get(wanted) {
+            return Ok(prototype);
+        }
+        if state.waiting.len() >= state.idle {
+            if state.threads == MOST_THREADS {
+                let message = "Formats are being compiled already, and take their time; try again later.";
+                return Err(Fault::new(ErrorCode::QueueFull, message));
+            }
+            let shared = Arc::clone(&self.shared);
+            thread::Builder::new()
+                .name("grammar".into())
+                .stack_size(STACK)
+                .spawn(move || shared.work())
+                .map_err(|error| {
+                    Fault::new(ErrorCode::Internal, format!("no thread for grammars: {error}"))
+                })?;
+            state.threads += 1;
+        }
+        state.waiting.push_back(Job { wanted: wanted.clone(), tell });
+        drop(state);
+        self.shared.changed.notify_one();
+        // To make tables takes as long as it takes; what comes in between is `Begun`.
+        let first = told.recv();
+        match first {
+            Ok(Told::Begun) => match told.recv_timeout(PATIENCE) {
+                Ok(Told::Done(compiled)) => compiled,
+                _ => Err(Fault::new(
+                    ErrorCode::UnsupportedParameter,
+                    format!(
+                        "the format takes longer than {} s to compile; make it simpler",
+                        PATIENCE.as_secs()
+                    ),
+                )),
+            },
+            Ok(Told::Done(compiled)) => compiled,
+            Err(_) => Err(Fault::new(ErrorCode::Internal, "the thread for grammars has ended")),
+        }
+    }
+}
+
+impl Drop for Grammars {
+    /// Threads end when they are done with what they do, and nobody waits for that.
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A thread's life.
+    fn work(&self) {
+        while let Some(Job { wanted, tell }) = self.next() {
+            let compiled = self.tables().and_then(|tables| {
+                // Whoever has asked may have left.
+                let _ = tell.send(Told::Begun);
+                tables.compile(&wanted).map(Arc::new)
+            });
+            if let Ok(prototype) = &compiled {
+                self.lock().prototypes.put(wanted, Arc::clone(prototype));
+            }
+            let _ = tell.send(Told::Done(compiled));
+        }
+    }
+
+    /// The next job; `None`: this thread is not needed any more.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        state.idle += 1;
+        let job = loop {
+            if let Some(job) = state.waiting.pop_front() {
+                break Some(job);
+            }
+            if state.stopping {
+                break None;
+            }
+            let waited = self.changed.wait_timeout(state, KEPT).unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if waited.1.timed_out() && state.waiting.is_empty() {
+                break None;
+            }
+        };
+        state.idle -= 1;
+        if job.is_none() {
+            state.threads -= 1;
+            if state.threads == 0 {
+                let prototypes = mem::take(&mut state.prototypes);
+                drop(state);
+                drop(prototypes);
+                self.tables.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
+        }
+        job
+    }
+
+    fn tables(&self) -> Result<Arc<Tables>, Fault> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*tables {
+            Some(tables) => Ok(Arc::clone(tables)),
+            None => Ok(Arc::clone(tables.insert(Arc::new(Tables::new(Arc::clone(&self.vocabulary))?)))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llm_node_core::{chat::conversation::Format, engine::attribute};
+
+    use super::*;
+
+    fn vocabulary() -> Arc<Vocabulary> {
+        let mut vocabulary = Vocabulary { offsets: vec![0], ..Vocabulary::default() };
+        for byte in 0..=255u8 {
+            vocabulary.bytes.push(byte);
+            vocabulary.offsets.push(vocabulary.bytes.len() as u32);
+            vocabulary.attributes.push(if byte == 0 { attribute::END_OF_GENERATION } else { 0 });
+        }
+        Arc::new(vocabulary)
+    }
+
+    #[test]
+    fn equal_formats_are_compiled_once() {
+        let grammars = Grammars::new(vocabulary());
+        assert_eq!(grammars.shared.lock().threads, 0);
+        let first = grammars.compile(&Format::Object.into()).unwrap();
+        assert!(Arc::ptr_eq(&first, &grammars.compile(&Format::Object.into()).unwrap()));
+        let other = grammars.compile(&Format::Regex("a".into()).into()).unwrap();
+        assert!(!Arc::ptr_eq(&first, &other));
+        assert_eq!(grammars.shared.lock().threads, 1);
+    }
+
+    #[test]
+    fn refusals_come_through_and_are_not_kept() {
+        let grammars = Grammars::new(vocabulary());
+        for _ in 0..2 {
+            let fault = grammars.compile(&Format::Lark("start: missing".into()).into()).unwrap_err();
+            assert_eq!(fault.code, ErrorCode::InvalidRequest, "{fault}");
+        }
+        let empty = Grammars::new(Arc::default());
+        assert_eq!(empty.compile(&Format::Object.into()).unwrap_err().code, ErrorCode::UnsupportedFeature);
+    }
+
+    #[test]
+    fn many_at_once_are_answered_or_told_to_come_again() {
+        let grammars = Grammars::new(vocabulary());
+        let results: Vec<_> = thread::scope(|scope| {
+            let ask = |n: usize| {
+                let grammars = &grammars;
+                scope.spawn(move || grammars.compile(&Format::Regex(format!("a{{{n}}}")).into()).map(|_| ()))
+            };
+            let all: Vec<_> = (1..9).map(ask).collect();
+            all.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        assert!(results.iter().any(Result::is_ok));
+        for fault in results.into_iter().filter_map(Result::err) {
+            assert_eq!(fault.code, ErrorCode::QueueFull, "{fault}");
+        }
+        assert!(grammars.shared.lock().threads <= MOST_THREADS);
+    }
+
+    #[test]
+    fn threads_end_with_the_model() {
+        let grammars = Grammars::new(vocabulary());
+        grammars.compile(&Format::Object.into()).unwrap();
+        let shared = Arc::downgrade(&grammars.shared);
+        drop(grammars);
+        while shared.strong_count() > 0 {
+            thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,158 @@
+"""Answers that keep to a format, asked for by the official client of a real node."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from support.node import RunningNode
+
+MODEL = "llm-node-demo"
+QUESTION: Any = [{"role": "user", "content": "What is an engine?"}]
+ASKED: Any = {"model": MODEL, "messages": QUESTION, "max_tokens": 300, "seed": 7}
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {
+        "zeal": {"enum": ["low", "high"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "names": {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 2},
+    },
+    "required": ["zeal", "age", "names"],
+}
+
+
+@pytest.fixture
+def client(node: RunningNode) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def schema(wanted: Any = SCHEMA, *, strict: bool = True) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": wanted, "strict": strict}}
+
+
+def check(text: str | None) -> None:
+    """Is it by `SCHEMA`, its keys in that order?"""
+    found = json.loads(text or "")
+    assert list(found)[:3] == ["zeal", "age", "names"]
+    assert found["zeal"] in ("low", "high")
+    assert isinstance(found["age"], int)
+    assert 0 <= found["age"] <= 120
+    assert len(found["names"]) <= 2
+    assert all(isinstance(name, str) and len(name) <= 8 for name in found["names"])
+
+
+def grammar(syntax: str, definition: str) -> Any:
+    return {"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_by_a_schema_validates_and_has_its_keys_in_order(client: openai.OpenAI, seed: int) -> None:
+    answer = client.chat.completions.create(**{**ASKED, "seed": seed}, response_format=schema())
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    check(choice.message.content)
+
+
+def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**ASKED, response_format=schema())
+    chunks = list(client.chat.completions.create(**ASKED, response_format=schema(), stream=True))
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 4
+
+
+def test_answers_of_one_request_keep_to_it_each(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**ASKED, response_format=schema(), n=3)
+    texts = [choice.message.content or "" for choice in answer.choices]
+    for text in texts:
+        check(text)
+    assert len(set(texts)) > 1
+
+
+def test_the_client_parses_models(client: openai.OpenAI) -> None:
+    class Engine(BaseModel):
+        kind: Literal["steam", "diesel"]
+        cylinders: int
+        parts: list[bool]
+
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=QUESTION, seed=3, max_tokens=300, response_format=Engine
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Engine)
+
+
+def test_any_object(client: openai.OpenAI) -> None:
+    wanted: Any = {"type": "json_object"}
+    answer = client.chat.completions.create(**{**ASKED, "max_tokens": 400}, response_format=wanted)
+    (choice,) = answer.choices
+    assert (choice.message.content or "").startswith("{")
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content or ""), dict)
+
+
+def test_expressions_and_grammars_in_both_kinds_of_completion(client: openai.OpenAI) -> None:
+    regex = grammar("regex", "[a-c]{3,5}-[0-9]{2}")
+    answer = client.completions.create(
+        model=MODEL, prompt="An engine", max_tokens=40, extra_body={"response_format": regex}
+    )
+    assert re.fullmatch("[a-c]{3,5}-[0-9]{2}", answer.choices[0].text)
+    lark = grammar("lark", 'start: "yes" | "no" " " /[0-9]{1,4}/ "%"')
+    chat = client.chat.completions.create(**{**ASKED, "max_tokens": 60}, response_format=lark)
+    assert re.fullmatch("yes|no [0-9]{1,4}%", chat.choices[0].message.content or "")
+
+
+def test_log_probabilities_are_of_what_is_admitted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        **ASKED, response_format=grammar("regex", "[ab]"), logprobs=True, top_logprobs=4
+    )
+    assert answer.choices[0].logprobs is not None
+    (token,) = answer.choices[0].logprobs.content or []
+    assert {each.token for each in token.top_logprobs} == {"a", "b"}
+    assert sum(2.718281828**each.logprob for each in token.top_logprobs) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "code", "part"),
+    [
+        (
+            schema({"properties": {"a": {"items": {"not": {}}}}}),
+            "unsupported_parameter",
+            '"not" at #/properties/a/items',
+        ),
+        (schema({"type": "string", "pattern": "(?=a)"}), "unsupported_parameter", '"pattern" at #'),
+        (grammar("regex", "("), "invalid_request", "regular expression"),
+        (grammar("lark", "root ::= x"), "invalid_request", "grammar"),
+        (schema({"title": "a" * 270_000}), "invalid_request", "262144"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_before_the_answer(
+    client: openai.OpenAI, wanted: Any, code: str, part: str, stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ASKED, response_format=wanted, stream=stream)
+    assert (caught.value.code, caught.value.param) == (code, "response_format")
+    assert part in caught.value.message
+
+
+def test_ending_where_the_format_does_cannot_be_ignored(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ASKED, response_format=schema(), extra_body={"ignore_eos": True})
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "ignore_eos")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_enforced_is_told(node: RunningNode, stream: bool) -> None:
+    wanted = schema({**SCHEMA, "not": {"required": ["x"]}}, strict=False)
+    reply = node.post("/v1/chat/completions", {**ASKED, "response_format": wanted, "stream": stream})
+    assert reply.status == 200
+    assert reply.headers["X-LLM-Node-Ignored"] == "#/not"
+    plain = node.post("/v1/chat/completions", {**ASKED, "response_format": schema(), "stream": stream})
+    assert "X-LLM-Node-Ignored" not in plain.headers
