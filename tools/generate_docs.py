@@ -1,5 +1,4 @@
-"""Write what is printed from tables: docs/errors.md, docs/settings.md, and the table in
-docs/benchmarks.md.
+"""Write what is printed from tables: three pages of docs/, and the table in docs/benchmarks.md.
 
 `python tools/generate_docs.py` writes them, `--check` only says whether they are current.
 """
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llm_node import errors, settings
+from llm_node import conformance, errors, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -95,6 +94,35 @@ environment. Several hosts or origins: the same, but with commas between them. S
     return head + table(rows)
 
 
+def conformance_page() -> str:
+    head = """\
+# What engines are asked
+
+<!-- Printed from rust/conformance by `make gen`; changes made here are lost. -->
+
+`llm-node engine check ENGINE --model FILE` asks an engine all of this, each in a process of its own: a crash
+or a hang is an answer like any other. An engine that breaks a *must* is not to be used; one that breaks a
+*should* works, and surprises somebody. `--quick` repeats less, `--only NAME` asks one thing or one group,
+`--json` is for programs. The exit code is 0, 1 where a must is broken, and 2 where nothing could be said.
+
+What a check needs that is missing (a model, an extension, a second sequence) makes it skip, with the reason;
+so does another check, without which it says nothing, that failed.
+
+"""
+    checks = conformance.checks()
+    groups = dict.fromkeys(check["name"].split(".")[0] for check in checks)
+    parts = [head]
+    for group in groups:
+        parts.append(f"## {group}\n\n")
+        for check in checks:
+            if check["name"].split(".")[0] == group:
+                name, level = check["name"], check["level"]
+                anchor = name.replace(".", "-")
+                parts.append(f'<a id="{anchor}"></a>\n**`{name}`** ({level}). {check["what"]}\n')
+                parts.append(f'The header: "{check["contract"]}" To mend it: {check["mend"]}\n\n')
+    return "".join(parts)
+
+
 def benchmarks_page() -> str:
     """docs/benchmarks.md with every row of the benchmark: those of a GPU, then the others."""
     begin = "<!-- Printed from benches/results by `make gen`; changes made here are lost. -->\n"
@@ -114,6 +142,7 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 
 
 PAGES = {
+    ROOT / "docs" / "conformance.md": conformance_page,
     ROOT / "docs" / "errors.md": errors_page,
     ROOT / "docs" / "settings.md": settings_page,
     BENCHMARKS: benchmarks_page,

@@ -1,5 +1,5 @@
-"""The typed boundary between Python and Rust. Imported by `node/`, `devices.py`, `load.py` and
-`version.py` alone; `worker.py` brings it in by its file."""
+"""The typed boundary between Python and Rust. Imported by `node/`, `conformance.py`, `devices.py`, `load.py`
+and `version.py` alone; `worker.py` brings it in by its file."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal, final
@@ -15,9 +15,13 @@ __all__ = [
     "Stream",
     "Supervisor",
     "__version__",
+    "check_engine",
+    "conformance_checks",
+    "engine_at",
     "engines_folder_meant",
     "host_memory_bytes",
     "keep_memory_private",
+    "run_check",
     "run_load",
     "run_worker",
 ]
@@ -44,6 +48,24 @@ class Fault(Exception):
         details: dict[str, object] | None = None,
     ) -> None: ...
 
+def check_engine(plan: str, child: list[str], progress: Callable[[str], None]) -> None:
+    """Run the conformance suite on an engine. `child` is the command that runs one check: `run_check` of its
+    last argument, which is added to it. `progress` is told each outcome, as JSON. Raises `Fault` for an
+    engine without a manifest that can be read, and for a check that nobody knows.
+
+    Plan: {"folder", "model" or null, "checks": names of checks or of groups (none: all), "quick",
+    "deadline_seconds"}. Outcome: as an entry of `conformance_checks`, with {"status": "passed" | "failed" |
+    "skipped", "seen": what was seen, or why it was skipped, "script": calls, "seconds"}.
+    """
+
+def conformance_checks() -> str:
+    """Every check, as JSON: [{"name", "level": "must" | "should", "what", "contract": a passage of
+    engine_api.h, "line": where it stands there, "mend": what to change}]."""
+
+def engine_at(path: str) -> str:
+    """The engine whose folder this is, or the one engine below it, as JSON: {"folder", "binary", "id",
+    "version", "gpu_backend", "formats"}. Raises `Fault` where there is none, or its manifest is wrong."""
+
 def engines_folder_meant(folder: str) -> str | None:
     """The engines folder that is meant by who names this one, which holds none; None: nobody knows."""
 
@@ -53,6 +75,9 @@ def host_memory_bytes() -> tuple[int, int]:
 
 def keep_memory_private() -> None:
     """From now on no process of the same user may read this one's memory or trace it. Raises `OSError`."""
+
+def run_check(job: str) -> None:
+    """Be the process of one check of `check_engine`. Does not return: it ends the process."""
 
 def run_worker(endpoint: str) -> int:
     """Be a worker: connect to the node at `endpoint`, serve until it says stop. Gives the exit code.

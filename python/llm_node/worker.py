@@ -1,4 +1,5 @@
-"""A worker process: how the node starts one, and what it does first, which is to enter Rust and stay there.
+"""A worker process, or one that checks an engine: how it is started, and what it does first, which is to
+enter Rust and stay there.
 
 It is this file, run by the node's own interpreter and shut off from the surroundings: no module is looked for
 in the current directory, in PYTHONPATH or among a user's or an environment's packages. So nothing that lies
@@ -11,28 +12,29 @@ from __future__ import annotations
 import sys
 
 
-def command(core: str) -> list[str]:
-    """Program and arguments of a worker, before its endpoint. `core`: the file of `_core`."""
+def command(core: str, function: str = "run_worker") -> list[str]:
+    """Program and arguments of a worker, before its endpoint. `core`: the file of `_core`; `function`: what
+    of it is called with the endpoint."""
     flags = ["-s", "-S"]  # no packages
     if sys.version_info >= (3, 11):
         flags.append("-P")  # and no folder of the script, see below
     if sys.flags.ignore_environment:
         # Of Python's variables a worker gets PYTHONHOME alone, which an interpreter may need to start.
         flags.append("-E")
-    return [sys.executable, *flags, __file__, core]
+    return [sys.executable, *flags, __file__, core, function]
 
 
 def main() -> int:
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 4:
         sys.stderr.write("this is started by the node; run `llm-node` instead\n")
         return 2
     from importlib.machinery import ExtensionFileLoader, ModuleSpec
 
-    _, core, endpoint = sys.argv
+    _, core, function, argument = sys.argv
     loader = ExtensionFileLoader("llm_node._core", core)
     module = loader.create_module(ModuleSpec(loader.name, loader, origin=core))
     loader.exec_module(module)
-    code: int = module.run_worker(endpoint)
+    code: int = getattr(module, function)(argument)
     return code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import llm_node
+from llm_node.cli import check, project
 
 HEADER = "include/engine_api.h"
 SDK = "rust/sdk"
@@ -33,6 +34,11 @@ def sdk() -> None:
     For a project: cargo add llm-node-sdk --path "$(llm-node engine sdk)"
     """
     _print_path(SDK)
+
+
+engine.add_command(project.new)
+engine.add_command(project.build)
+engine.add_command(check.check)
 
 
 def _print_path(name: str) -> None:

@@ -544,8 +544,8 @@ enum {
    ENGINE_CONTEXT_MIX_ADAPTER = 1 << 4  // slices of one step may differ in their adapter
 };
 
-// What was made of the parameters: at least what was asked for, or create fails. The pointer is valid
-// until the context is destroyed.
+// What was made of the parameters: at least what was asked for, or create fails; of max_rows alone it may
+// be less, down to max_sequences. The pointer is valid until the context is destroyed.
 typedef struct EngineContextInfo {
    uint32_t        struct_size;
    uint32_t        flags; // ENGINE_CONTEXT_
@@ -622,18 +622,21 @@ typedef struct EngineBatching {
    int (*info)(const EngineContext *context, EngineContextInfo *info);
 
    // Submits one forward pass; *ticket counts up by one: the first is 1, and 0 is none. A step that
-   // fails has no ticket. The engine may return at once and let the
-   // device work (ENGINE_CONTEXT_ASYNC), but it has copied all it needs from `batch`. It cuts the
-   // batch into what the device takes by itself. ERR_CACHE_FULL, ERR_INVALID_ARGUMENT: nothing was
-   // changed. Any other failure, here or in collect: the sequences concerned may hold part of their
+   // fails has no ticket. The engine may return at once and let the device work
+   // (ENGINE_CONTEXT_ASYNC), but it has copied all it needs from `batch`. It cuts the batch into what
+   // the device takes by itself. ERR_INVALID_ARGUMENT for a sequence, a position or a
+   // token that there is not, for a sequence that would outgrow context_length, and for more tokens or
+   // rows than max_batch_tokens and max_rows, or none. ERR_CACHE_FULL, ERR_INVALID_ARGUMENT: nothing
+   // was changed. Any other failure, here or in collect: the sequences concerned may hold part of their
    // slice, and the host asks seq_range. [step]
    int (*step)(EngineContext *context, const EngineBatch *batch, uint64_t *ticket);
 
    // Waits for that step and describes its rows; n_rows is the sum over its slices. A step without
-   // rows need not be collected. `late_masks`: one pointer per row, as EnginePick.masks, for picks
-   // with ENGINE_PICK_LATE_MASK; else NULL. Rows point into the engine's memory, which the device
-   // has written (pinned, not pageable), and are valid until max_in_flight further steps are
-   // submitted. [step]
+   // rows need not be collected; one with rows may be more than once. ERR_INVALID_ARGUMENT for a
+   // ticket that was not given, or whose rows are gone. `late_masks`: one pointer per row, as
+   // EnginePick.masks, for picks with ENGINE_PICK_LATE_MASK; else NULL. Rows point into the engine's
+   // memory, which the device has written (pinned, not pageable), and are valid until max_in_flight
+   // further steps are submitted. [step]
    int (*collect)(EngineContext *context, uint64_t ticket, const uint32_t *const *late_masks,
                   EngineRow *rows, size_t n_rows, size_t row_stride);
 
@@ -643,7 +646,7 @@ typedef struct EngineBatching {
    int (*fetch)(EngineContext *context, uint64_t ticket, size_t row, EngineRow *out);
 
    // Asks the step that is running to end with ERR_CANCELLED. At best it takes effect between two
-   // kernels; it may have none. May be NULL. [any]
+   // kernels; it may have none, and has none on a step that begins later. May be NULL. [any]
    void (*cancel)(EngineContext *context);
 
    // Cache operations happen, in order, after the steps submitted before them. [step]
@@ -651,8 +654,8 @@ typedef struct EngineBatching {
    // Makes positions [0, end) of `from` the beginning of `to`, which must be empty.
    // ERR_UNSUPPORTED if only the whole of `from` can be copied, and end is not its end.
    int (*seq_copy)(EngineContext *context, uint32_t from, uint32_t to, uint32_t end);
-   // Removes positions from `begin` on. 0 always succeeds; ERR_UNSUPPORTED beyond max_rollback, and
-   // the sequence is unchanged.
+   // Removes positions from `begin` on; none where the sequence ends before. 0 always succeeds;
+   // ERR_UNSUPPORTED beyond max_rollback, and the sequence is unchanged.
    int (*seq_remove)(EngineContext *context, uint32_t sequence, uint32_t begin);
    // Positions [*begin, *end) are held. *begin > 0 where old ones slid out of the attention window.
    int (*seq_range)(const EngineContext *context, uint32_t sequence, uint32_t *begin,

@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// The host as an engine sees it, with the engine's name for the log.
-pub(crate) struct HostServices {
+pub struct HostServices {
     table: EngineHost,
     log_target: String,
 }
@@ -42,7 +42,7 @@ unsafe impl Send for HostServices {}
 impl HostServices {
     /// One for each engine that is initialised. Leaked on purpose: a thread that an engine has failed
     /// to end still logs after `engine_shutdown`, and must then not find freed memory.
-    pub(crate) fn new(engine_id: &str) -> &'static Self {
+    pub fn new(engine_id: &str) -> &'static Self {
         let services = Box::leak(Box::new(Self {
             table: EngineHost {
                 struct_size: EngineHost::SIZE,
@@ -60,13 +60,14 @@ impl HostServices {
         services
     }
 
-    pub(crate) const fn table(&'static self) -> *const EngineHost {
+    /// What an engine gets in `EngineConfig.host`.
+    pub const fn table(&'static self) -> *const EngineHost {
         &raw const self.table
     }
 }
 
 /// Runs one call of an engine and attaches what it said to the code that it returns.
-pub(crate) fn checked(call: &'static str, function: impl FnOnce() -> Code) -> Result<(), EngineError> {
+pub fn checked(call: &'static str, function: impl FnOnce() -> Code) -> Result<(), EngineError> {
     REASON.with_borrow_mut(|reason| *reason = None);
     let code = calls::under_way(call, function);
     let message = REASON.with_borrow_mut(Option::take);

@@ -32,13 +32,19 @@ pub fn unobserved() -> Observer {
 
 /// Private copies of what the engine offers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Extensions {
-    pub(crate) models: Option<EngineModels>,
-    pub(crate) memory: Option<EngineMemory>,
-    pub(crate) tokenizer: Option<EngineTokenizer>,
-    pub(crate) batch: Option<EngineBatching>,
-    pub(crate) stream: Option<EngineStreaming>,
-    pub(crate) embed: Option<EngineEmbedding>,
+pub struct Extensions {
+    /// `engine.models/1`
+    pub models: Option<EngineModels>,
+    /// `engine.memory/1`
+    pub memory: Option<EngineMemory>,
+    /// `engine.tokenizer/1`
+    pub tokenizer: Option<EngineTokenizer>,
+    /// `engine.batch/1`
+    pub batch: Option<EngineBatching>,
+    /// `engine.stream/1`
+    pub stream: Option<EngineStreaming>,
+    /// `engine.embed/1`
+    pub embed: Option<EngineEmbedding>,
 }
 
 /// An engine whose library is mapped, whose identity is checked and whose extensions are known.
@@ -137,6 +143,11 @@ impl OpenedEngine {
     /// Ids of the extensions that the engine offers and the host knows.
     pub fn extensions(&self) -> &[&'static str] {
         &self.names
+    }
+
+    /// The exported functions, for calls that no method makes.
+    pub const fn symbols(&self) -> &Symbols {
+        &self.symbols
     }
 
     /// Calls `engine_init`. One library runs at most once in a process.
@@ -325,11 +336,13 @@ impl LoadedEngine {
         running().remove(&(opened.symbols.init as usize));
     }
 
-    pub(crate) fn symbols(&self) -> &Symbols {
+    /// The exported functions, for calls that no method makes.
+    pub fn symbols(&self) -> &Symbols {
         &self.opened().symbols
     }
 
-    pub(crate) fn tables(&self) -> &Extensions {
+    /// The engine's tables, likewise.
+    pub fn tables(&self) -> &Extensions {
         &self.opened().extensions
     }
 

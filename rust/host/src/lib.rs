@@ -30,6 +30,7 @@ mod library;
 mod memory;
 mod model;
 mod parameters;
+pub mod raw;
 mod readable;
 mod stream;
 mod table;

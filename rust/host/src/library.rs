@@ -17,17 +17,23 @@ use crate::error::LoadErrorKind;
 
 /// The exported functions. They stay valid for the life of the process, because their library does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Symbols {
-    pub(crate) get_info: EngineGetInfoFn,
-    pub(crate) init: EngineInitFn,
-    pub(crate) load_model: EngineLoadModelFn,
-    pub(crate) generate: EngineGenerateFn,
-    pub(crate) shutdown: EngineShutdownFn,
-    pub(crate) get_extension: Option<EngineGetExtensionFn>,
+pub struct Symbols {
+    /// `engine_get_info`
+    pub get_info: EngineGetInfoFn,
+    /// `engine_init`
+    pub init: EngineInitFn,
+    /// `engine_load_model`
+    pub load_model: EngineLoadModelFn,
+    /// `engine_generate`
+    pub generate: EngineGenerateFn,
+    /// `engine_shutdown`
+    pub shutdown: EngineShutdownFn,
+    /// `engine_get_extension`, which is optional.
+    pub get_extension: Option<EngineGetExtensionFn>,
 }
 
 /// Reads the file's headers, and runs nothing of it.
-pub(crate) fn check_file(path: &Path) -> Result<(), LoadErrorKind> {
+pub fn check_file(path: &Path) -> Result<(), LoadErrorKind> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => LoadErrorKind::BinaryNotFound,
         _ => LoadErrorKind::BinaryUnreadable { reason: error.to_string() },

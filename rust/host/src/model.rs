@@ -229,7 +229,8 @@ impl Model {
             .collect()
     }
 
-    pub(crate) const fn as_ptr(&self) -> *mut EngineModel {
+    /// The engine's handle, for calls that no method makes.
+    pub const fn as_ptr(&self) -> *mut EngineModel {
         self.handle.as_ptr()
     }
 

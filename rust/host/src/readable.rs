@@ -16,10 +16,14 @@ pub(crate) const TEXT_LIMIT: usize = 64 << 20;
 
 /// Why something an engine points to cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Problem {
+pub enum Problem {
+    /// There is no address.
     Null,
+    /// Nothing lies there.
     Unreadable,
+    /// It goes on beyond so many bytes.
     TooLong(usize),
+    /// Other bytes.
     NotUtf8,
 }
 
@@ -39,7 +43,7 @@ impl fmt::Display for Problem {
 /// # Safety
 ///
 /// No bit pattern is invalid: integers, floats, raw pointers, and structs of them.
-pub(crate) unsafe trait AnyBits: Copy {}
+pub unsafe trait AnyBits: Copy {}
 // SAFETY: integers and floats.
 unsafe impl AnyBits for u8 {}
 // SAFETY: as above.
@@ -50,6 +54,10 @@ unsafe impl AnyBits for i32 {}
 unsafe impl AnyBits for TokenResult {}
 // SAFETY: as above.
 unsafe impl AnyBits for TokenLogprob {}
+// SAFETY: as above.
+unsafe impl AnyBits for f32 {}
+// SAFETY: as above.
+unsafe impl AnyBits for u16 {}
 
 /// Copies `count` values from `address`, which need not be aligned.
 ///
@@ -57,7 +65,7 @@ unsafe impl AnyBits for TokenLogprob {}
 ///
 /// Where the kernel cannot be asked (not Linux), `address` is NULL or readable for that many values. In
 /// any case no other thread writes there meanwhile.
-pub(crate) unsafe fn values<T: AnyBits>(address: *const T, count: usize) -> Result<Vec<T>, Problem> {
+pub unsafe fn values<T: AnyBits>(address: *const T, count: usize) -> Result<Vec<T>, Problem> {
     if address.is_null() {
         return Err(Problem::Null);
     }
@@ -81,7 +89,7 @@ pub(crate) unsafe fn values<T: AnyBits>(address: *const T, count: usize) -> Resu
 /// # Safety
 ///
 /// As [`values`].
-pub(crate) unsafe fn value<T: AnyBits>(address: *const T) -> Result<T, Problem> {
+pub unsafe fn value<T: AnyBits>(address: *const T) -> Result<T, Problem> {
     if address.is_null() {
         return Err(Problem::Null);
     }
@@ -135,7 +143,7 @@ pub(crate) unsafe fn optional_text(address: *const c_char, limit: usize) -> Resu
 /// # Safety
 ///
 /// As [`values`].
-pub(crate) unsafe fn bytes(text: EngineStr, limit: usize) -> Result<Vec<u8>, Problem> {
+pub unsafe fn bytes(text: EngineStr, limit: usize) -> Result<Vec<u8>, Problem> {
     if text.len == 0 {
         return Ok(Vec::new());
     }

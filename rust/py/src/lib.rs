@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod conformance;
 mod engine;
 mod event;
 mod fault;
@@ -31,6 +32,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::PyModel>()?;
     module.add_class::<engine::PyStream>()?;
     module.add_function(wrap_pyfunction!(bench::run_load, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::check_engine, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::conformance_checks, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::engine_at, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::run_check, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::engines_folder_meant, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::host_memory_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::keep_memory_private, module)?)?;

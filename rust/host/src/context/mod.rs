@@ -249,6 +249,11 @@ impl Context {
         &self.info
     }
 
+    /// The engine's handle, for calls that no method makes. What they change in the cache is not known here.
+    pub const fn as_ptr(&self) -> *mut EngineContext {
+        self.handle.as_ptr()
+    }
+
     /// For other threads, to cancel a step with.
     pub fn canceller(&self) -> Canceller {
         Canceller { handle: Arc::clone(&self.shared), table: self.table }

@@ -1,0 +1,123 @@
+"""`llm-node engine check`: does an engine keep what engine_api.h says?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from llm_node import conformance
+from llm_node.cli import table
+from llm_node.conformance import Engine, Outcome
+
+COULD_NOT_RUN = 2
+"""The exit code where nothing could be said; 1: a must was broken."""
+WIDTH = 110
+
+Step = Callable[[str], None]
+"""Told the name of each check when it has ended."""
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A model that it can load.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions: seconds instead of a minute.")
+@click.option("--only", "names", multiple=True, metavar="NAME", help="This check, or this group of them.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=conformance.DEADLINE_SECONDS,
+    show_default=True,
+    help="An engine whose call takes longer hangs.",
+)
+def check(
+    engine: Path,
+    model: Path | None,
+    as_json: bool,
+    quick: bool,
+    names: Sequence[str],
+    deadline: float,
+) -> None:
+    """Check the engine in the folder ENGINE against engine_api.h.
+
+    ENGINE holds the engine's manifest, or one folder below it does. Without --model a model of its format in
+    the folder `models` beside the engines is taken; without any, nothing is checked that needs one. Ends with
+    0, with 1 where a "must" is broken, and with 2 where nothing could be said.
+    """
+    from llm_node.node import NodeError
+
+    try:
+        found = conformance.engine_at(engine)
+        outcomes = run(found, model, names, quick, deadline)
+    except NodeError as fault:
+        click.echo(f"Error: {fault.message}", err=True)
+        sys.exit(COULD_NOT_RUN)
+    if as_json:
+        checks = [asdict(outcome) for outcome in outcomes]
+        table.show_json({"engine": found.id, "version": found.version, "checks": checks})
+    else:
+        show(found, outcomes)
+    if any(outcome.refuses for outcome in outcomes):
+        sys.exit(1)
+
+
+def run(
+    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float
+) -> list[Outcome]:
+    """All outcomes, with a bar on stderr meanwhile."""
+    model = model or engine.model_beside()
+    outcomes: list[Outcome] = []
+    with _bar(len(conformance.checks())) as step:
+
+        def heard(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            step(outcome.name)
+
+        conformance.run(engine, model, heard, names=names, quick=quick, deadline_seconds=deadline)
+    return outcomes
+
+
+def show(engine: Engine, outcomes: Sequence[Outcome]) -> None:
+    """The table, then three sentences on each check that failed, then one on all of them."""
+    marks = {"passed": "ok", "failed": "FAILED", "skipped": "-"}
+    rows = [["CHECK", "LEVEL", "RESULT", "SECONDS", "WHY IT WAS SKIPPED"]]
+    for one in outcomes:
+        why = one.seen if one.status == "skipped" else ""
+        rows.append([one.name, one.level, marks[one.status], f"{one.seconds:7.2f}", why])
+    table.show(rows)
+    failed = [one for one in outcomes if one.status == "failed"]
+    for one in failed:
+        click.echo(f"\n{one.name} ({one.level})")
+        _sentence("contract", f'engine_api.h, line {one.line}: "{one.contract}"')
+        _sentence("seen", one.seen)
+        _sentence("change", one.mend)
+        if one.script:
+            _sentence("calls", one.script[0])
+            for call in one.script[1:]:
+                _sentence("", call)
+    musts = sum(one.refuses for one in failed)
+    passed = sum(one.status == "passed" for one in outcomes)
+    click.echo(
+        f"\n{engine.id} {engine.version}: {passed} checks passed, {musts} musts and "
+        f"{len(failed) - musts} shoulds failed, {len(outcomes) - passed - len(failed)} were skipped"
+    )
+
+
+def _sentence(name: str, text: str) -> None:
+    click.echo(click.wrap_text(text, WIDTH, f"  {name:9}", " " * 11))
+
+
+@contextmanager
+def _bar(length: int) -> Iterator[Step]:
+    """A bar on stderr, where somebody can see it."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    with click.progressbar(length=length, file=sys.stderr, item_show_func=lambda name: name) as bar:
+        yield lambda name: bar.update(1, name)

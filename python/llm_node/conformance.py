@@ -1,0 +1,115 @@
+"""Does an engine keep what engine_api.h says? What `llm-node engine check` asks, for programs.
+
+Each check runs in a process of its own, so that an engine that crashes is told of, not died of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_node import _core, worker
+
+DEADLINE_SECONDS = 60.0
+"""A check that makes no further call for so long hangs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one check."""
+
+    name: str
+    level: str
+    """ "must" or "should"."""
+    status: str
+    """ "passed", "failed" or "skipped"."""
+    seconds: float
+    contract: str
+    """The passage of engine_api.h that the check rests on, and `line`, where it stands."""
+    line: int
+    seen: str
+    """What was seen of an engine that failed; else why it was skipped, or nothing."""
+    mend: str
+    script: Sequence[str]
+    """The calls that lead there."""
+
+    @property
+    def refuses(self) -> bool:
+        """Must an engine with it not be used?"""
+        return self.status == "failed" and self.level == "must"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine's folder, with what its manifest says."""
+
+    folder: Path
+    binary: str
+    """The library's file name in that folder."""
+    id: str
+    version: str
+    gpu_backend: str
+    formats: Sequence[str]
+
+    def model_beside(self) -> Path | None:
+        """A model of its format in the folder `models` beside its engines folder, if there is one."""
+        models = self.folder.parents[2] / "models"
+        found = [path for path in sorted(models.glob("*")) if path.suffix.removeprefix(".") in self.formats]
+        return found[0] if found else None
+
+
+def engine_at(path: Path) -> Engine:
+    """The engine in this folder, or the one below it. Raises `Fault`."""
+    found = json.loads(_core.engine_at(str(path)))
+    return Engine(
+        folder=Path(found["folder"]),
+        binary=Path(found["binary"]).name,
+        id=found["id"],
+        version=found["version"],
+        gpu_backend=found["gpu_backend"],
+        formats=tuple(found["formats"]),
+    )
+
+
+def checks() -> list[dict[str, Any]]:
+    """Every check there is: name, level, what, contract, line, mend."""
+    found: list[dict[str, Any]] = json.loads(_core.conformance_checks())
+    return found
+
+
+def run(
+    engine: Engine,
+    model: Path | None,
+    progress: Callable[[Outcome], None],
+    *,
+    names: Sequence[str] = (),
+    quick: bool = False,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> None:
+    """Run checks: those called so or of groups called so, or all. Raises `Fault` for an unknown name."""
+    plan = {
+        "folder": str(engine.folder),
+        "model": None if model is None else str(model.resolve()),
+        "checks": list(names),
+        "quick": quick,
+        "deadline_seconds": deadline_seconds,
+    }
+    child = worker.command(_core.__file__, "run_check")
+    _core.check_engine(json.dumps(plan), child, lambda text: progress(_outcome(json.loads(text))))
+
+
+def _outcome(told: dict[str, Any]) -> Outcome:
+    return Outcome(
+        name=told["name"],
+        level=told["level"],
+        status=told["status"],
+        seconds=told["seconds"],
+        contract=told["contract"],
+        line=told["line"],
+        seen=told["seen"],
+        mend=told["mend"],
+        script=tuple(told["script"]),
+    )
