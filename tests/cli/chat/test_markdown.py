@@ -13,6 +13,8 @@ from llm_node.cli.visible import visible
 
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
+ENDINGS = ("\x1b[0m", "\x1b[22m", "\x1b[23m", "\x1b[29m", "\x1b[39m", "\x1b[39;49;00m")
+
 EVERYTHING = """\
 # A **title**
 Some *prose*, long enough to be wrapped, with snake_case_name, 2*3*4, **bold**, `code` and ~~old~~ words.
@@ -85,17 +87,10 @@ def test_no_line_is_wider_than_the_terminal(text: str) -> None:
 @settings(max_examples=50)
 @given(st.text())
 def test_colours_end_with_their_line(text: str) -> None:
-    """So that nothing which follows is dressed by mistake."""
-    for line in drawn(visible(text).replace("|", "")).split("\n"):
-        found = COLOURS.findall(line)
-        assert not found or found[-1] in (
-            "\x1b[0m",
-            "\x1b[22m",
-            "\x1b[23m",
-            "\x1b[29m",
-            "\x1b[39m",
-            "\x1b[39;49;00m",
-        )
+    """However it is wrapped, so that nothing which follows is dressed by mistake."""
+    for line in visible(text).replace("|", "").split("\n"):
+        found = COLOURS.findall(drawn(line))
+        assert not found or found[-1] in ENDINGS
 
 
 @pytest.mark.parametrize(
