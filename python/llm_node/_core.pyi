@@ -159,6 +159,9 @@ class Supervisor:
     def __new__(cls, config: str) -> Supervisor:
         """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
 
+    def search_in(self, engines_dirs: list[str]) -> None:
+        """Look for engines in these folders from now on, in this order."""
+
     def engines(self, refresh: bool = False) -> int:
         """A ticket for a JSON array: every candidate with its verdict. Comes once all are probed.
 

@@ -6,6 +6,7 @@ folder `engines/<id>/<gpu_backend>/` inside. It is found by what is installed: n
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -17,7 +18,8 @@ GROUP = "llm_node.engines"
 
 
 def folders() -> list[Path]:
-    """The folders of engines in packages, sorted by the packages' names."""
+    """The folders of engines in the packages that are installed by now, sorted by the packages' names."""
+    importlib.invalidate_caches()
     names = {entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=GROUP)}
     return [folder for name in sorted(names) if (folder := _folder(name)) is not None]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.node import node_environment
+from support.node import node_environment, running_node
 
 WHEELS = Path(__file__).resolve().parents[2] / ".cache/wheels"
 MODULE = "llm_node_engine_sample_markov_cpu"
@@ -93,6 +93,20 @@ def test_an_engine_is_found_where_its_package_is_and_no_code_of_it_runs(
     assert environment.engines("--engine-packages", "no") == []
     environment.pip("uninstall", "--yes", MODULE)
     assert environment.engines() == []
+
+
+def test_a_node_that_runs_finds_what_comes_and_misses_what_goes(
+    environment: Environment, sample: Path, tmp_path: Path
+) -> None:
+    program = [environment.python, "-c", "from llm_node.cli import main; main()"]
+    with running_node(tmp_path / "node", ["--gpu-backend", "cpu"], program=program) as node:
+        assert node.get("/api/engines").json() == {"engines": []}
+        environment.install(sample)
+        assert node.get("/api/engines").json() == {"engines": []}
+        (engine,) = node.get("/api/engines?refresh=true").json()["engines"]
+        assert (engine["id"], engine["status"]) == ("sample_markov", "loaded")
+        environment.pip("uninstall", "--yes", MODULE)
+        assert node.get("/api/engines?refresh=true").json() == {"engines": []}
 
 
 def test_the_engines_folder_comes_first(environment: Environment, sample: Path, samples: Path) -> None:

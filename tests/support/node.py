@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60.0
+PROGRAM = Path(sys.executable).with_name("llm-node")
 
 
 def free_port() -> int:
@@ -151,18 +152,19 @@ def running_node(
     *,
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    program: Sequence[str | Path] = (PROGRAM,),
     inherited: Sequence[int] = (),
     address: str = "127.0.0.1",
 ) -> Iterator[RunningNode]:
     """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens.
 
-    `prefix`: a program that runs the rest of its command line. `inherited`: descriptors that it gets.
-    `address`: where it is asked.
+    `prefix`: a program that runs the rest of its command line. `program`: in place of `llm-node`.
+    `inherited`: descriptors that it gets. `address`: where it is asked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = folder / "node.log"
-    command = [*prefix, str(Path(sys.executable).with_name("llm-node")), "--port", str(port), *arguments]
+    command = [*prefix, *map(str, program), "--port", str(port), *arguments]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,

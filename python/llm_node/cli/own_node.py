@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from llm_node import demo, engine_packages
+from llm_node import demo
 from llm_node.cli import failure, startup
 from llm_node.node import Node, NodeError
 from llm_node.settings import Settings
@@ -18,9 +18,9 @@ T = TypeVar("T")
 def make(settings: Settings, *, needs_device: bool) -> Node:
     """The node of these settings, not started yet. A path that leads nowhere ends the command."""
     startup.check(settings)
-    packaged = engine_packages.folders() if settings.engine_packages else []
     return Node(
-        engines_dirs=[*settings.engines_dir, *packaged],
+        engines_dirs=settings.engines_dir,
+        engine_packages=settings.engine_packages,
         models_dir=settings.models_dir,
         demo_model=_demo_model() if settings.demo_model else None,
         default_model=settings.default_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -68,10 +69,7 @@ class Remote:
                     continue
                 if data.strip() == "[DONE]":
                     return
-                event: dict[str, Any] = json.loads(data)
-                if "error" in event:
-                    raise _error(event, response.status)
-                yield event
+                yield _event(data, response.status)
 
     @contextlib.asynccontextmanager
     async def _ask(self, method: str, path: str, **request: Any) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -82,7 +80,7 @@ class Remote:
                 if response.status >= 400:
                     raise _error(await _json(response), response.status)
                 yield response
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None
 
@@ -112,7 +110,7 @@ async def _recorded(settings: Settings) -> str | None:
         ):
             answer = await response.json(content_type=None)
             return known.url if answer.get("node_id") == known.node_id else None
-    except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError):
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError):
         return None
 
 
@@ -134,6 +132,16 @@ async def _json(response: aiohttp.ClientResponse) -> Any:
         return await response.json(content_type=None)
     except ValueError:
         return None
+
+
+def _event(data: str, status: int) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise RemoteError("internal", f"an event that is no JSON: {data[:200]}") from None
+    if "error" in event:
+        raise _error(event, status)
+    return event
 
 
 def _error(answer: Any, status: int) -> RemoteError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llm_node import _core, devices, worker
+from llm_node import _core, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
 from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
 
@@ -57,6 +57,7 @@ class Node:
         self,
         *,
         engines_dirs: Sequence[Path | str],
+        engine_packages: bool = False,
         models_dir: Path | str,
         demo_model: Path | str | None = None,
         default_model: str | None = None,
@@ -83,6 +84,7 @@ class Node:
     ) -> None:
         """
         engines_dirs: folders of `<id>/<gpu_backend>/manifest.json`; the first engine of an id wins.
+        engine_packages: look behind these in the Python packages that hold engines.
         models_dir: folder of the models. demo_model: a file that is offered beside them.
         default_model: see `chosen`. aliases: further names of models, and what each means.
         gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
@@ -94,7 +96,8 @@ class Node:
         """
         self._wanted_backend = gpu_backend
         self._backend: str | None = None
-        self._engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
+        self._named_engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
+        self._engine_packages = engine_packages
         self._models_dir = str(Path(models_dir).absolute())
         self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
         self._default_model = default_model
@@ -202,7 +205,7 @@ class Node:
     def _configuration(self) -> dict[str, Any]:
         """JSON of `rust/node/src/config.rs`."""
         return {
-            "engines_dirs": self._engines_dirs,
+            "engines_dirs": self._engines_dirs(),
             "models_dir": self._models_dir,
             "demo_model": self._demo_model,
             "aliases": self._aliases,
@@ -237,9 +240,19 @@ class Node:
     # ---- engines, models, devices ----------------------------------------------------------------
 
     async def engines(self, *, refresh: bool = False) -> list[dict[str, Any]]:
-        """Every candidate with its verdict. Slow the first time: candidates are probed."""
-        engines: list[dict[str, Any]] = await self._outcome(self._running().engines(refresh))
+        """Every candidate with its verdict. Slow the first time: candidates are probed.
+
+        `refresh`: looks at each anew, and for packages that were installed meanwhile.
+        """
+        core = self._running()
+        if refresh:
+            core.search_in(await asyncio.to_thread(self._engines_dirs))
+        engines: list[dict[str, Any]] = await self._outcome(core.engines(refresh))
         return engines
+
+    def _engines_dirs(self) -> list[str]:
+        packaged = engine_packages.folders() if self._engine_packages else []
+        return [*self._named_engines_dirs, *map(str, packaged)]
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""

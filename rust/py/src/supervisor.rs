@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -43,6 +44,10 @@ impl PySupervisor {
         let config = NodeConfig::parse(config).map_err(|fault| raised(py, &fault))?;
         logging::start(&config.log_level);
         Ok(Self { inner: py.detach(|| Supervisor::new(config)) })
+    }
+
+    fn search_in(&self, py: Python<'_>, engines_dirs: Vec<PathBuf>) {
+        py.detach(|| self.inner.search_in(engines_dirs));
     }
 
     #[pyo3(signature = (refresh=false))]

@@ -39,7 +39,7 @@ type Stamp = Vec<(PathBuf, Option<SystemTime>, u64)>;
 /// The list of engines. Verdicts are kept while manifest and library stay as they are.
 #[derive(Debug, Default)]
 pub struct Registry {
-    engines_dirs: Vec<PathBuf>,
+    engines_dirs: Mutex<Vec<PathBuf>>,
     known: Mutex<HashMap<Stamp, Known>>,
     /// Probes have ended.
     probed: Condvar,
@@ -85,12 +85,23 @@ impl Drop for Probing<'_> {
 impl Registry {
     /// Over these folders, in search order.
     pub fn new(engines_dirs: Vec<PathBuf>) -> Self {
-        Self { engines_dirs, known: Mutex::default(), probed: Condvar::new() }
+        Self { engines_dirs: Mutex::new(engines_dirs), known: Mutex::default(), probed: Condvar::new() }
+    }
+
+    /// From now on over these folders. What is known of the engines that stay is kept.
+    pub fn search_in(&self, engines_dirs: Vec<PathBuf>) {
+        *self.engines_dirs.lock() = engines_dirs;
+    }
+
+    fn search(&self) -> Vec<Found> {
+        let engines_dirs = self.engines_dirs.lock().clone();
+        search::search(&engines_dirs)
     }
 
     /// Model formats that some manifest names. Opens no engine.
     pub fn formats(&self) -> Vec<String> {
-        let mut formats: Vec<String> = search::search(&self.engines_dirs)
+        let mut formats: Vec<String> = self
+            .search()
             .into_iter()
             .filter_map(|found| found.manifest)
             .flat_map(|manifest| manifest.formats)
@@ -104,7 +115,7 @@ impl Registry {
     /// new or changed are probed, each once, however many ask; whoever asks for no refresh does not wait for
     /// that of another.
     pub fn candidates(&self, probe: &dyn Probe, refresh: bool) -> Vec<Candidate> {
-        let found = search::search(&self.engines_dirs);
+        let found = self.search();
         let addresses: Vec<(Stamp, EngineAddress)> = found
             .iter()
             .filter(|found| found.refusal.is_none())
@@ -235,8 +246,8 @@ mod tests {
         candidates.iter().map(Candidate::is_usable).collect()
     }
 
-    #[test]
-    fn nobody_waits_for_another_s_refresh() {
+    /// A folder of engines, with one.
+    fn one_engine() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("e/cpu");
         fs::create_dir_all(&folder).unwrap();
@@ -244,6 +255,27 @@ mod tests {
         let manifest = r#"{"id": "e", "version": "1", "abi_version": "1", "gpu_backend": "cpu",
                            "architectures": ["a"], "formats": ["f"], "binary": "libe.so"}"#;
         fs::write(folder.join("manifest.json"), manifest).unwrap();
+        root
+    }
+
+    #[test]
+    fn other_folders_are_searched_from_then_on() {
+        let root = one_engine();
+        let ((began, _begins), (opens, open)) = (channel(), channel());
+        let gate = Gate { began: Mutex::new(began), open: Mutex::new(open), refuses: AtomicBool::new(false) };
+        let registry = Registry::new(vec![]);
+        assert!(registry.candidates(&gate, false).is_empty());
+        registry.search_in(vec![root.path().to_owned()]);
+        opens.send(()).unwrap();
+        assert_eq!(usable(&registry.candidates(&gate, false)), [true]);
+        assert_eq!(registry.formats(), ["f"]);
+        registry.search_in(vec![]);
+        assert!(registry.candidates(&gate, true).is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_for_another_s_refresh() {
+        let root = one_engine();
         let registry = Registry::new(vec![root.path().to_owned()]);
         let ((began, begins), (opens, open)) = (channel(), channel());
         let gate = Gate { began: Mutex::new(began), open: Mutex::new(open), refuses: AtomicBool::new(false) };

@@ -21,7 +21,7 @@ mod wishes;
 use std::{
     collections::HashMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -138,6 +138,11 @@ impl Supervisor {
         let inner = Arc::downgrade(&this.inner);
         process::spawn_thread("clock", move || clock::keep(&inner));
         this
+    }
+
+    /// Looks for engines in these folders from now on, in this order.
+    pub fn search_in(&self, engines_dirs: Vec<PathBuf>) {
+        self.inner.registry.search_in(engines_dirs);
     }
 
     /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
