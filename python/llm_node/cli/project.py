@@ -38,8 +38,8 @@ MADE = frozenset({"build", "target", "engines", ".git"})
 def new(name: str, lang: str, level: str) -> None:
     """Make the folder NAME with a small engine called NAME: it answers, and passes every check, as it is."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        words = "an engine's id is of small letters, digits, '.', '_' and '-'"
-        raise click.BadParameter(words, param_hint="NAME")
+        expected = "an engine's id is of small letters, digits, '.', '_' and '-'"
+        raise click.BadParameter(expected, param_hint="NAME")
     target = Path(name)
     if target.exists():
         raise click.ClickException(f"{target} is there already")
