@@ -190,4 +190,21 @@ def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
     items = list(prompt)
     if items and all(isinstance(item, int) for item in items):
         return {"tokens": items}
-    return {"chat": {"messages": json.dumps(items)}}
+    return {"chat": {"messages": [_message(item) for item in items]}}
+
+
+def _message(item: Any) -> dict[str, Any]:
+    """A message with "role" and "content", in neutral words."""
+    if isinstance(item, Mapping) and isinstance(text := item.get("content"), str):
+        match item.get("role"):
+            case "system":
+                return {"system": {"text": text}}
+            case "user":
+                return {"user": {"parts": [{"text": text}]}}
+            case "assistant":
+                return {"assistant": {"text": text}}
+    raise NodeError(
+        "invalid_request",
+        "a message has a 'role' (system, user or assistant) and a text as its 'content'",
+        "prompt",
+    )

@@ -295,7 +295,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             openai.BadRequestError,
-            "unsupported_parameter",
+            "unsupported_feature",
             "tools",
         ),
     ],

@@ -152,7 +152,7 @@ def test_thoughts_reach_the_template(texts: RunningNode) -> None:
         {"role": "assistant", "content": "6", "reasoning_content": None, "thinking": ""},
     ]
     applied = good(texts.post("/apply-template", {"model": "thoughtful", "messages": messages}))
-    assert applied == {"prompt": "[user]2+2?[assistant]<two and two>4[assistant](or three)5[assistant]6"}
+    assert applied == {"prompt": "[user]2+2?[assistant]<two and two>4[assistant]<or three>5[assistant]6"}
 
 
 def test_what_asks_for_nothing_is_taken(texts: RunningNode) -> None:

@@ -12,6 +12,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node.api.body import parse
+from llm_node.api.conversation import (
+    Among,
+    Assistant,
+    Call,
+    Json,
+    Named,
+    Result,
+    System,
+    Text,
+    TextInput,
+    Tool,
+)
+from llm_node.api.openai import conversation
 from llm_node.node import NodeError
 from llm_node.schema.admin import LoadRequest
 from llm_node.schema.chat import ChatCompletionRequest
@@ -60,7 +73,7 @@ def test_what_changes_nothing_is_dropped(field: str) -> None:
 def test_content_as_text_or_parts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     (message,) = chat(messages=[{"role": "user", "content": parts}]).messages
-    assert message.plain() == {"role": "user", "content": "one\ntwo"}
+    assert (message.role, message.content) == ("user", "one\ntwo")
 
 
 def test_an_answer_may_be_sent_back_as_it_came() -> None:
@@ -73,11 +86,8 @@ def test_an_answer_may_be_sent_back_as_it_came() -> None:
         "function_call": None,
         "tool_calls": None,
     }
-    messages = chat(messages=[{"role": "developer", "content": "Be kind."}, answer]).messages
-    assert [message.plain() for message in messages] == [
-        {"role": "system", "content": "Be kind."},
-        {"role": "assistant", "content": "Hello"},
-    ]
+    wanted = chat(messages=[{"role": "developer", "content": "Be kind."}, answer])
+    assert conversation.of(wanted).messages == (System("Be kind."), Assistant(text="Hello"))
 
 
 NOTHING: list[Any] = [None, [], {}, ""]
@@ -87,7 +97,9 @@ NOTHING: list[Any] = [None, [], {}, ""]
 @pytest.mark.parametrize("field", sorted(ChatCompletionRequest.refused))
 def test_what_asks_for_nothing_is_dropped(field: str, nothing: Any) -> None:
     assert chat(**{field: nothing}) == chat()
-    with pytest.raises(NodeError, match=field if field not in ("tools", "functions") else "tools") as caught:
+    if field in ChatCompletionRequest.model_fields:
+        return  # some of its values are honoured
+    with pytest.raises(NodeError, match=field) as caught:
         chat(**{field: ["something"]})
     assert caught.value.code == "unsupported_parameter"
 
@@ -156,9 +168,9 @@ def test_what_asks_for_nothing_is_dropped_from_messages(role: str, field: str, n
 
 
 @pytest.mark.parametrize("field", REASONING)
-def test_reasoning_reaches_the_template_under_its_name(field: str) -> None:
-    (message,) = chat(messages=[{"role": "assistant", "content": "4", field: "two and two"}]).messages
-    assert message.plain() == {"role": "assistant", "content": "4", field: "two and two"}
+def test_reasoning_is_taken_under_each_of_its_names(field: str) -> None:
+    wanted = chat(messages=[{"role": "assistant", "content": "4", field: "two and two"}])
+    assert conversation.of(wanted).messages == (Assistant("two and two", "4"),)
 
 
 INPUTS: list[tuple[Any, list[str | list[int]]]] = [
@@ -210,6 +222,16 @@ def test_stop_as_text_or_list(stop: Any) -> None:
     assert chat(stop=stop).stop == ["x"]
 
 
+OFFERED: Any = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {"b": {}, "a": {}}}},
+}
+CALLED: Any = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"b": 1, "a": 2}'},
+}
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": "hot"}, "invalid_request", "temperature"),
     ({"temperature": 2.5}, "invalid_request", "temperature"),
@@ -246,10 +268,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "invalid_request",
         "messages.0.reasoning_content",
     ),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "unsupported_parameter", "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_request", "messages.0.tool_call_id"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "invalid_request", "messages.0.name"),
     (
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-        "unsupported_parameter",
+        "invalid_request",
+        "messages.0.tool_calls.0.function",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [CALLED]}]},
+        "invalid_request",
         "messages.0.tool_calls",
     ),
     (
@@ -257,18 +285,62 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "unsupported_feature",
         "messages.0.content",
     ),
-    ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-    ({"tool_choice": {"type": "function"}}, "unsupported_parameter", "tool_choice"),
-    ({"functions": [{"name": "f"}]}, "unsupported_parameter", "functions"),
-    ({"function_call": {"name": "f"}}, "unsupported_parameter", "function_call"),
+    ({"tools": [{"type": "function"}]}, "invalid_request", "tools.0.function"),
+    ({"tools": [{"type": "web_search"}]}, "invalid_request", "tools.0.type"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, "invalid_request", "tools.0.function.name"),
+    ({"tools": [OFFERED], "functions": [OFFERED["function"]]}, "invalid_request", "functions"),
+    ({"reasoning_effort": "much"}, "invalid_request", "reasoning_effort"),
     ({"response_format": {"type": "xml"}}, "invalid_request", "response_format"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema"),
     ({"response_format": "json"}, "invalid_request", "response_format"),
     ({"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
-    ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
     ({"tempreature": 0}, "unsupported_parameter", "tempreature"),
 ]
+
+
+def test_tools_are_put_in_neutral_words() -> None:
+    custom = {"type": "custom", "custom": {"name": "g", "description": "text"}}
+    wanted = chat(tools=[OFFERED, custom], parallel_tool_calls=False, reasoning_effort="none")
+    said = conversation.of(wanted)
+    assert said.tools == (
+        Tool("f", Json('{"type":"object","properties":{"b":{},"a":{}}}')),
+        Tool("g", TextInput(), "text"),
+    )
+    assert (said.choice, said.parallel, said.thinking) == ("auto", False, "off")
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}
+    for choice, neutral in [
+        ("none", "none"),
+        ("required", "required"),
+        ({"type": "function", "function": {"name": "f"}}, Named("f")),
+        ({"type": "custom", "custom": {"name": "g"}}, Named("g")),
+        ({"type": "allowed_tools", "allowed_tools": allowed}, Among(("f",))),
+    ]:
+        assert conversation.of(chat(tools=[OFFERED, custom], tool_choice=choice)).choice == neutral
+    old = conversation.of(chat(functions=[OFFERED["function"]], function_call={"name": "f"}))
+    assert (old.tools[0].name, old.choice, old.parallel) == ("f", Named("f"), False)
+
+
+def test_calls_and_results_are_put_in_neutral_words() -> None:
+    said = conversation.of(
+        chat(
+            messages=[
+                {"role": "assistant", "content": None, "tool_calls": [CALLED, {**CALLED, "id": "x"}]},
+                {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "ok"}]},
+                {"role": "assistant", "function_call": {"name": "g", "arguments": '{"cut": '}},
+                {"role": "function", "name": "g", "content": "old"},
+            ]
+        )
+    )
+    input_ = Json('{"b": 1, "a": 2}')
+    assert said.messages == (
+        Assistant(calls=(Call("1", "f", input_), Call("x", "f", input_))),
+        Result("1", "f", (Text("ok"),)),
+        Assistant(calls=(Call("g", "g", Text('{"cut": ')),)),
+        Result("g", "g", (Text("old"),)),
+    )
+    with pytest.raises(NodeError) as caught:
+        conversation.of(chat(messages=[{"role": "tool", "tool_call_id": "call_2", "content": "?"}]))
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "messages.0.tool_call_id")
 
 
 @pytest.mark.parametrize(("fields", "code", "param"), REFUSED)

@@ -26,6 +26,8 @@ class LoadRequest(Wire):
     """Whether tokens are guessed ahead."""
     draft_model: str | None = Field(default=None, min_length=1, max_length=512)
     """A model that guesses them, by its name."""
+    tool_syntax: str | None = Field(default=None, min_length=1, max_length=64)
+    """How it writes calls of tools: the name of a family, or `none`."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

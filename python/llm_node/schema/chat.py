@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llm_node.schema.messages import Messages
 from llm_node.schema.sampling import Generation, ResponseFormat, TextFormat
+from llm_node.schema.tools import Function, Named, Tool, ToolChoice
 from llm_node.schema.wire import invalid, unsupported
-
-
-def _no_tools(value: Any) -> Any:
-    raise unsupported("tools are not supported")
-
-
-def _no_choice(value: Any) -> Any:
-    if value in ("none", "auto"):
-        return value
-    raise unsupported("choosing tools is not supported, as tools are not; only 'none' and 'auto' are")
 
 
 def _text_alone(value: list[str]) -> list[str]:
@@ -47,12 +38,24 @@ class ChatCompletionRequest(Generation):
     """Further variables for the model's chat template."""
     response_format: ResponseFormat = TextFormat(type="text")
 
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    """May one answer hold several calls?"""
+    functions: list[Function] | None = None
+    """The old form of `tools`, and `function_call` that of `tool_choice`."""
+    function_call: Literal["none", "auto"] | Named = "auto"
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How hard the model is to think, where its template can say so."""
+
     # Understood only as far as they say what is done anyway.
-    tools: Annotated[Any, BeforeValidator(_no_tools)] = None
-    functions: Annotated[Any, BeforeValidator(_no_tools)] = None
-    tool_choice: Annotated[Any, BeforeValidator(_no_choice)] = None
-    function_call: Annotated[Any, BeforeValidator(_no_choice)] = None
     modalities: Annotated[list[str], AfterValidator(_text_alone)] = Field(default_factory=lambda: ["text"])
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ChatCompletionRequest:
+        if self.tools and self.functions:
+            raise invalid("functions: the old form of tools, not to be used beside them", "functions")
+        return self
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from llm_node.schema.wire import Wire, feature, invalid, unsupported
+from llm_node.schema.tools import CalledFunction, ToolCall
+from llm_node.schema.wire import Wire, feature, invalid
 
 
 def _joined(value: Any) -> Any:
@@ -46,30 +47,27 @@ class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    function_call: CalledFunction | None = None
+    """The old form of one call."""
+    tool_call_id: str | None = None
+    """Whose result it is."""
     reasoning_content: str | None = None
     """What the model thought before an earlier answer; so are the next two. Servers call it differently."""
     reasoning: str | None = None
     thinking: str | None = None
 
-    @field_validator("role")
-    @classmethod
-    def _no_tools(cls, role: str) -> str:
-        if role in ("tool", "function"):
-            raise unsupported(f"messages of role {role!r} are not supported: tools are not")
-        return role
-
     @model_validator(mode="after")
     def _says_something(self) -> Message:
+        if self.role != "assistant" and (self.tool_calls or self.function_call):
+            raise invalid("tool_calls: only messages of the assistant have them", "tool_calls")
+        if self.role == "tool" and not self.tool_call_id:
+            raise invalid("tool_call_id: a message of role 'tool' needs it", "tool_call_id")
+        if self.role == "function" and not self.name:
+            raise invalid("name: a message of role 'function' needs it", "name")
         if self.content is None and self.role != "assistant":
             raise invalid(f"content: a message of role {self.role!r} needs it", "content")
         return self
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates see it. They know no "developer"; it is the "system" of older models."""
-        role = "system" if self.role == "developer" else self.role
-        more = {"name": self.name, **{field: getattr(self, field) for field in REASONING}}
-        given = {field: value for field, value in more.items() if value is not None}
-        return {"role": role, "content": self.content or "", **given}
 
 
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]

@@ -48,7 +48,6 @@ class Generation(ForModel):
             "prompt_cache_retention",
             "safety_identifier",
             "moderation",
-            "parallel_tool_calls",
         }
     )
 

@@ -9,15 +9,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    chat::conversation::Format,
+    chat::{
+        conversation::{Choice, Conversation, Format},
+        model::ModelChat,
+        parse::Watch,
+    },
     constrain::{Constraint, Prototype},
     engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     event::Finish,
-    text::{answer::AnswerText, control::Rendered, template::ChatTemplate},
+    text::{answer::AnswerText, control::Rendered},
 };
-
-pub use crate::text::conversation::Chat;
 
 /// Stop strings per request. Each costs a look at every piece of text.
 pub const MAX_STOP_STRINGS: usize = 64;
@@ -80,7 +82,7 @@ pub enum Prompt {
     /// Tokens, exactly.
     Tokens(Vec<Token>),
     /// A conversation, rendered by the model's chat template.
-    Chat(Chat),
+    Chat(Conversation),
 }
 
 /// How a token is picked. The defaults leave the model's own distribution alone.
@@ -147,9 +149,29 @@ impl Request {
         let empty = match &self.prompt {
             Prompt::Text(text) | Prompt::Literal(text) => text.is_empty(),
             Prompt::Tokens(tokens) => tokens.is_empty(),
-            Prompt::Chat(_) => false,
+            Prompt::Chat(conversation) => {
+                conversation.check()?;
+                enforceable(conversation)?;
+                false
+            }
         };
         if empty { Err(invalid(self.prompt.param(), "the prompt must not be empty")) } else { Ok(()) }
+    }
+}
+
+/// Refuses what a conversation asks to be enforced: nothing is yet.
+fn enforceable(conversation: &Conversation) -> Result<(), Fault> {
+    let refused =
+        |message: &str, param: &str| Err(Fault::new(ErrorCode::UnsupportedParameter, message).param(param));
+    match &conversation.choice {
+        Choice::Required | Choice::Named(_) | Choice::Among { required: true, .. } => refused(
+            "the model cannot be made to call a tool; only 'none' and 'auto' are supported",
+            "tool_choice",
+        ),
+        _ if conversation.tools.iter().any(|it| it.strict) => {
+            refused("inputs of tools are not enforced, so 'strict' is not supported", "tools")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -209,12 +231,12 @@ impl ValidRequest {
     /// Checks a request, renders its conversation and tokenises it. Its format is for the caller to compile:
     /// see [`Self::constrained`].
     ///
-    /// `template` is the model's, if it has one. `seed` counts where the request has none, and
+    /// `chat` is the model's template, if it has one. `seed` counts where the request has none, and
     /// `unix_seconds` is the time that a template may ask for.
     pub fn new(
         request: Request,
         tokenizer: &dyn Tokenizer,
-        template: Option<&ChatTemplate>,
+        chat: Option<&ModelChat>,
         limits: &Limits,
         seed: u64,
         unix_seconds: i64,
@@ -231,6 +253,7 @@ impl ValidRequest {
         let fits = |text: &str| {
             may_fit(vocabulary.least_tokens(text), max_tokens, limits).map_err(|fault| fault.param(param))
         };
+        let (mut watch, mut begun) = (Watch::default(), String::new());
         let prompt = match prompt {
             Prompt::Text(text) => {
                 fits(&text)?;
@@ -241,15 +264,16 @@ impl ValidRequest {
                 tokenizer.tokenize(&text, true, false)?
             }
             Prompt::Tokens(tokens) => tokens,
-            Prompt::Chat(chat) => {
-                let template = template.ok_or_else(|| {
+            Prompt::Chat(conversation) => {
+                let chat = chat.ok_or_else(|| {
                     let message = "This model has no chat template, so it cannot take messages. \
                                    Send a prompt to /v1/completions instead.";
                     Fault::new(ErrorCode::UnsupportedFeature, message).param(param)
                 })?;
-                let rendered = template.render(&chat, unix_seconds)?;
-                fits(rendered.text())?;
-                chat_tokens(&rendered, tokenizer)?
+                let asked = chat.render(&conversation, unix_seconds)?;
+                (watch, begun) = (asked.watch, asked.begun);
+                fits(asked.prompt.text())?;
+                prompt_tokens(&asked.prompt, tokenizer)?
             }
         };
         if prompt.is_empty() {
@@ -286,7 +310,7 @@ impl ValidRequest {
             limit,
             seed: sampling.seed.unwrap_or(seed),
             sampling,
-            answer: AnswerText::new(&stop, vocabulary.control_tokens()),
+            answer: AnswerText::new(&stop, vocabulary.control_tokens(), watch, &begun),
             stop,
             ignore_eos,
             logprobs,
@@ -372,7 +396,7 @@ impl ValidRequest {
 
 /// The tokens of a rendered conversation. A template writes its special tokens itself, most of them
 /// BOS as well: it must be there once, if the model wants it.
-fn chat_tokens(rendered: &Rendered, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
+pub fn prompt_tokens(rendered: &Rendered, tokenizer: &dyn Tokenizer) -> Result<Vec<Token>, Fault> {
     let mut tokens = Vec::new();
     for (text, may_be_special) in rendered.parts() {
         if may_be_special {

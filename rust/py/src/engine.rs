@@ -131,6 +131,7 @@ impl PyEngine {
                 (config::Speculation::Lookup, None) => Speculation::Lookup,
                 (config::Speculation::Lookup, Some(path)) => Speculation::Model(path),
             },
+            tool_syntax: None,
             options: settings,
         };
         let model = engine.load(&plan, &mut |_| {})?;

@@ -2,15 +2,11 @@
 //!
 //! Node to worker: [`ToWorker`]; back: [`FromWorker`]. Anything not named here does not cross.
 
-use llm_node_core::{
-    error::Fault,
-    event::Event,
-    request::{Chat, Request},
-};
+use llm_node_core::{chat::conversation::Conversation, error::Fault, event::Event, request::Request};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -69,6 +65,8 @@ pub struct LoadPlan {
     pub step_timeout_seconds: u32,
     /// Who guesses tokens ahead.
     pub speculation: Speculation,
+    /// How the model writes calls: a family's name or "none"; `None`: what its template says.
+    pub tool_syntax: Option<String>,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
 }
@@ -148,7 +146,7 @@ pub enum Question {
         tokens: Vec<i32>,
     },
     /// A conversation to the prompt's text.
-    ApplyTemplate(Chat),
+    ApplyTemplate(Conversation),
     /// One vector for each input.
     Embed {
         /// The inputs.
@@ -244,10 +242,23 @@ pub struct ModelFacts {
     pub generates: bool,
     /// Has it a chat template?
     pub has_chat_template: bool,
+    /// What was found out about it, if it can be used.
+    pub chat: Option<ChatFacts>,
     /// What it takes on each device.
     pub memory: Vec<MemoryUse>,
     /// Which way requests take: "batch", "stream" or "tier0".
     pub source: String,
+}
+
+/// What a model's chat template lets it do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatFacts {
+    /// Can it be offered tools?
+    pub tools: bool,
+    /// Does it mark what it thinks?
+    pub thinking: bool,
+    /// How it writes calls: "derived" from the template, or a family's name.
+    pub syntax: Option<String>,
 }
 
 /// From a worker to the node.

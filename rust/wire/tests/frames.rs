@@ -4,16 +4,19 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use llm_node_core::{
-    chat::conversation::{Format, Json},
+    chat::conversation::{
+        Call, Choice, Conversation, Effort, Format, Grammar, Input, Json, Message, Part as Said, Thinking, Tool,
+        ToolInput,
+    },
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
-    request::{Chat, Prompt, Request, Sampling},
+    request::{Prompt, Request, Sampling},
 };
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan,
-        MemoryUse, ModelFacts, Question, Scheduling, Speculation, ToWorker,
+        Answer, ChatFacts, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker,
+        LoadPlan, MemoryUse, ModelFacts, Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -52,8 +55,65 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn chat()(messages in text(), tools in option::of(text()), variables in option::of(text())) -> Chat {
-        Chat { messages, tools, variables }
+    fn call()(id in text(), name in text(), cut in any::<bool>()) -> Call {
+        let object = Json::new("{\"b\": 1, \"a\": [null]}").unwrap();
+        Call { id, name, input: if cut { Input::Text("{".into()) } else { Input::Object(object) } }
+    }
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let parts = || vec(text().prop_map(Said::Text), 0..3);
+    prop_oneof![
+        text().prop_map(|text| Message::System { text }),
+        parts().prop_map(|parts| Message::User { parts }),
+        (text(), text(), vec(call(), 0..3)).prop_map(|(reasoning, text, calls)| Message::Assistant {
+            reasoning,
+            text,
+            calls
+        }),
+        (text(), text(), parts(), any::<bool>()).prop_map(|(call, name, parts, failed)| Message::Result {
+            call,
+            name,
+            parts,
+            failed
+        }),
+    ]
+}
+
+fn choice() -> impl Strategy<Value = Choice> {
+    prop_oneof![
+        Just(Choice::None),
+        Just(Choice::Auto),
+        Just(Choice::Required),
+        text().prop_map(Choice::Named),
+        (vec(text(), 0..3), any::<bool>()).prop_map(|(names, required)| Choice::Among { names, required }),
+    ]
+}
+
+fn thinking() -> impl Strategy<Value = Thinking> {
+    prop_oneof![
+        Just(Thinking::Model),
+        Just(Thinking::Off),
+        any::<Option<u32>>().prop_map(|budget| Thinking::On { effort: Some(Effort::Low), budget }),
+    ]
+}
+
+prop_compose! {
+    fn tool()(name in text(), description in option::of(text()), plain in any::<bool>(), strict in any::<bool>()) -> Tool {
+        let input = if plain { ToolInput::Text(Some(Grammar::Lark("start: A".into()))) } else { ToolInput::Object(Json::default()) };
+        Tool { name, description, input, strict }
+    }
+}
+
+prop_compose! {
+    fn chat()(
+        messages in vec(message(), 0..4),
+        tools in vec(tool(), 0..3),
+        choice in choice(),
+        parallel in any::<bool>(),
+        thinking in thinking(),
+    ) -> Conversation {
+        Conversation { messages, tools, choice, parallel, thinking, variables: Json::default() }
     }
 }
 
@@ -124,6 +184,7 @@ prop_compose! {
         (size, usual_size) in (context_size(), context_size()),
         (gpu_layers, threads, vram_limit_bytes, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
         (queue_limit, target_step_ms, keep_prefixes) in (any::<u32>(), any::<u32>(), any::<bool>()),
+        tool_syntax in option::of(text()),
         speculation in prop_oneof![
             Just(Speculation::Off), Just(Speculation::Lookup), text().prop_map(|it| Speculation::Model(it.into())),
         ],
@@ -131,7 +192,7 @@ prop_compose! {
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, size, usual_size, gpu_layers, threads,
-            vram_limit_bytes, step_timeout_seconds, speculation, options,
+            vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, options,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
     }
@@ -259,11 +320,12 @@ prop_compose! {
         n_parameters in any::<u64>(),
         (context_length, max_sequences, n_embedding) in any::<(u32, u32, u32)>(),
         (generates, has_chat_template) in any::<(bool, bool)>(),
+        chat in option::of((any::<bool>(), any::<bool>(), option::of(text())).prop_map(|(tools, thinking, syntax)| ChatFacts { tools, thinking, syntax })),
         memory in vec(memory_use(), 0..3),
     ) -> ModelFacts {
         ModelFacts {
             architecture, format, quantization, n_parameters, context_length, max_sequences, n_embedding,
-            generates, has_chat_template, memory, source,
+            generates, has_chat_template, chat, memory, source,
         }
     }
 }

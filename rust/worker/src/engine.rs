@@ -8,6 +8,7 @@ use std::{
 };
 
 use llm_node_core::{
+    chat::model::{ModelChat, SyntaxChoice},
     engine::{EngineFaultKind, StepEngine, Tokenizer},
     error::{ErrorCode, Fault},
     session::MOST_DRAFTED,
@@ -20,7 +21,8 @@ use llm_node_host::{
 };
 pub use llm_node_host::{Observer, unobserved};
 use llm_node_wire::message::{
-    ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts, Speculation,
+    ChatFacts, ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts,
+    Speculation,
 };
 
 use crate::{
@@ -163,6 +165,7 @@ impl Engine {
         plan: &LoadPlan,
         progress: &mut dyn FnMut(f32),
     ) -> Result<LoadedModel, Fault> {
+        let syntax = plan.tool_syntax.as_deref().map_or(Ok(SyntaxChoice::Found), SyntaxChoice::of)?;
         let figures = self.figures(engine, plan)?;
         let model = Model::load(
             engine,
@@ -175,7 +178,7 @@ impl Engine {
         let tokenizer =
             engine.offers("engine.tokenizer/1").then(|| ModelTokenizer::new(&model)).transpose()?;
         let tokenizer = tokenizer.map(Arc::new);
-        let template = tokenizer.as_deref().and_then(chat_template);
+        let chat = tokenizer.as_deref().and_then(|it| model_chat(it, &syntax));
         let info = model.info();
         let figures = figures.unwrap_or(Figures { one: Vec::new(), draft: Vec::new() });
         // What the model cannot be is refused, whichever way its requests take.
@@ -220,14 +223,15 @@ impl Engine {
             // A ranking model's is the width of a score.
             n_embedding: if engine.offers("engine.embed/1") && !info.ranks { info.n_embedding } else { 0 },
             generates: !matches!(voice, Voice::Mute),
-            has_chat_template: matches!(template, Some(Ok(_))),
+            has_chat_template: matches!(chat, Some(Ok(_))),
+            chat: chat.as_ref().and_then(|it| it.as_ref().ok()).map(chat_facts),
             memory: match memory_use(&models) {
                 Err(error) if error.kind() == EngineFaultKind::Misbehaved => return Err(error.into()),
                 uses => uses.unwrap_or_default(),
             },
             source: voice.name().to_owned(),
         };
-        Ok(LoadedModel::new(facts, Parts { voice, tokenizer, template, models }))
+        Ok(LoadedModel::new(facts, Parts { voice, tokenizer, chat, models }))
     }
 
     /// From the last estimate, if it was of the same load. `None`: the engine cannot say.
@@ -276,10 +280,11 @@ fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<Load
         n_embedding: 0,
         generates: true,
         has_chat_template: false,
+        chat: None,
         memory: Vec::new(),
         source: voice.name().to_owned(),
     };
-    Ok(LoadedModel::new(facts, Parts { voice, tokenizer: None, template: None, models: Vec::new() }))
+    Ok(LoadedModel::new(facts, Parts { voice, tokenizer: None, chat: None, models: Vec::new() }))
 }
 
 fn generates_in_steps(engine: &LoadedEngine) -> bool {
@@ -298,13 +303,27 @@ fn facts(extensions: &[&'static str]) -> EngineFacts {
 }
 
 /// A template that cannot be compiled costs the model its chat, not its life. One without a word is none.
-fn chat_template(tokenizer: &ModelTokenizer) -> Option<Result<ChatTemplate, Fault>> {
+fn model_chat(tokenizer: &ModelTokenizer, syntax: &SyntaxChoice) -> Option<Result<ModelChat, Fault>> {
     let source = tokenizer.chat_template().filter(|it| !it.trim().is_empty())?;
-    let template = ChatTemplate::compile(source, tokenizer.vocabulary());
-    if let Err(fault) = &template {
-        log::warn!("{fault}");
+    let vocabulary = tokenizer.vocabulary();
+    let chat = ChatTemplate::compile(source, vocabulary).map(|it| ModelChat::of(it, vocabulary, syntax));
+    match &chat {
+        Err(fault) => log::warn!("{fault}"),
+        Ok(chat) => {
+            if let Err(why) = chat.calls() {
+                log::info!("the model has no tools: {why}");
+            }
+        }
     }
-    Some(template)
+    Some(chat)
+}
+
+fn chat_facts(chat: &ModelChat) -> ChatFacts {
+    ChatFacts {
+        tools: chat.has_tools(),
+        thinking: chat.reasoning().is_some(),
+        syntax: chat.calls().ok().map(|it| it.family.as_str().to_owned()),
+    }
 }
 
 fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {

@@ -19,7 +19,7 @@ use llm_node_core::{
     chat::conversation::Format,
     error::{ErrorCode, Fault},
     event::{Event, Finish, Usage},
-    request::{Chat, Prompt, Request},
+    request::{Prompt, Request},
 };
 use llm_node_wire::message::{EmbedInput, Question, RequestId};
 
@@ -328,20 +328,15 @@ fn request_bytes(request: &Request) -> usize {
         Prompt::Text(text) | Prompt::Literal(text) => text.len(),
         // There is nothing to read.
         Prompt::Tokens(_) => 0,
-        Prompt::Chat(chat) => chat_bytes(chat),
+        Prompt::Chat(conversation) => conversation.size(),
     }
-}
-
-fn chat_bytes(chat: &Chat) -> usize {
-    let more = [&chat.tools, &chat.variables].into_iter().flatten();
-    chat.messages.len() + more.map(String::len).sum::<usize>()
 }
 
 fn question_bytes(question: &Question) -> usize {
     match question {
         Question::Tokenize { text, .. } => text.len(),
         Question::Detokenize { tokens } => size_of_val(&tokens[..]),
-        Question::ApplyTemplate(chat) => chat_bytes(chat),
+        Question::ApplyTemplate(conversation) => conversation.size(),
         Question::Embed { inputs } => inputs
             .iter()
             .map(|input| match input {

@@ -7,12 +7,12 @@ use std::{
 };
 
 use llm_node_core::{
+    chat::model::ModelChat,
     engine::{StepEngine, Tokenizer},
     error::Fault,
     request::Request,
     session::{Session, SessionOptions},
     speculate::Drafter,
-    text::template::ChatTemplate,
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
@@ -68,7 +68,7 @@ pub(crate) struct Parts {
     pub(crate) voice: Voice,
     pub(crate) tokenizer: Option<Arc<ModelTokenizer>>,
     /// `Err`: the model has one that cannot be used.
-    pub(crate) template: Option<Result<ChatTemplate, Fault>>,
+    pub(crate) chat: Option<Result<ModelChat, Fault>>,
     /// The model, and its draft model; none where the engine has no handles.
     pub(crate) models: Vec<Arc<Model>>,
 }
@@ -107,7 +107,7 @@ impl LoadedModel {
 
     /// Starts the threads. From now on requests are taken; what comes of them goes to `reporter`.
     pub fn start(self, scheduling: Scheduling, reporter: Reporter) -> io::Result<RunningModel> {
-        let Parts { voice, tokenizer, template, models } = self.parts;
+        let Parts { voice, tokenizer, chat, models } = self.parts;
         let queue_limit = scheduling.queue_limit;
         let source = match (voice, &tokenizer, models.first()) {
             (Voice::Batch { context, on_device, drafter }, Some(tokenizer), _) => {
@@ -141,7 +141,7 @@ impl LoadedModel {
             }
             _ => Source::None,
         };
-        let served = Served { source, tokenizer, template, models, facts: self.facts, reporter };
+        let served = Served { source, tokenizer, chat, models, facts: self.facts, reporter };
         Ok(RunningModel { intake: Intake::start(served, queue_limit as usize)? })
     }
 }

@@ -7,12 +7,12 @@ use std::{
 };
 
 use llm_node_core::{
+    chat::{conversation::Conversation, model::ModelChat},
     constrain::Wanted,
     engine::{Limits, Tokenizer},
     error::{ErrorCode, Fault},
     event::Event,
-    request::{Chat, Request, ValidRequest},
-    text::template::ChatTemplate,
+    request::{Prompt, Request, ValidRequest},
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
 use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId};
@@ -47,7 +47,7 @@ pub(crate) struct Served {
     // First, so that nothing runs any more when the rest goes.
     pub(crate) source: Source,
     pub(crate) tokenizer: Option<Arc<ModelTokenizer>>,
-    pub(crate) template: Option<Result<ChatTemplate, Fault>>,
+    pub(crate) chat: Option<Result<ModelChat, Fault>>,
     /// The model, and its draft model.
     pub(crate) models: Vec<Arc<Model>>,
     pub(crate) facts: ModelFacts,
@@ -149,12 +149,12 @@ impl Served {
 
     fn valid(&self, request: Request, limits: &Limits) -> Result<ValidRequest, Fault> {
         let tokenizer = self.tokenizer()?;
-        let template = match (&request.prompt, &self.template) {
-            (llm_node_core::request::Prompt::Chat(_), Some(Err(fault))) => return Err(fault.clone()),
-            (_, Some(Ok(template))) => Some(template),
+        let chat = match (&request.prompt, &self.chat) {
+            (Prompt::Chat(_), Some(Err(fault))) => return Err(fault.clone()),
+            (_, Some(Ok(chat))) => Some(chat),
             _ => None,
         };
-        ValidRequest::new(request, tokenizer, template, limits, seed(), unix_seconds())
+        ValidRequest::new(request, tokenizer, chat, limits, seed(), unix_seconds())
     }
 
     fn streamable(&self, request: Request) -> Result<Prepared, Fault> {
@@ -189,7 +189,7 @@ impl Served {
                 Ok(Answer::Tokens(self.tokenizer()?.tokenize(&text, add_special, parse_special)?))
             }
             Question::Detokenize { tokens } => self.detokenize(&tokens),
-            Question::ApplyTemplate(chat) => self.render(&chat).map(Answer::Text),
+            Question::ApplyTemplate(conversation) => self.render(&conversation).map(Answer::Text),
             Question::MemoryUse => {
                 if self.models.is_empty() {
                     return Err(lacks("says what memory it takes"));
@@ -211,9 +211,10 @@ impl Served {
         Ok(Answer::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn render(&self, chat: &Chat) -> Result<String, Fault> {
-        match &self.template {
-            Some(Ok(template)) => Ok(template.render(chat, unix_seconds())?.into_text()),
+    fn render(&self, conversation: &Conversation) -> Result<String, Fault> {
+        conversation.check()?;
+        match &self.chat {
+            Some(Ok(chat)) => Ok(chat.render(conversation, unix_seconds())?.prompt.into_text()),
             Some(Err(fault)) => Err(fault.clone()),
             None => Err(Fault::new(ErrorCode::UnsupportedFeature, "the model has no chat template")),
         }

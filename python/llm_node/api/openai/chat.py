@@ -7,15 +7,14 @@ from typing import Any
 from aiohttp import web
 
 from llm_node.api import answers, body, frames, source, sse
-from llm_node.api.answers import Answer
+from llm_node.api.answers import Answer, Finish
 from llm_node.api.context import NODE
 from llm_node.api.conversation import dump
 from llm_node.api.frames import Frames, Part, Template
 from llm_node.api.neutral import Request
-from llm_node.api.openai import shapes
-from llm_node.node import Block, Event, Node
+from llm_node.api.openai import conversation, shapes
+from llm_node.node import Block, Event, Node, NodeError
 from llm_node.schema.chat import ChatCompletionRequest
-from llm_node.schema.tokens import ApplyTemplateRequest
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -24,6 +23,11 @@ async def create(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     neutral = _neutral(wanted, source.of(request, wanted))
     requests = neutral.several(wanted.n)
+    customs = _customs(wanted)
+    if wanted.stream and 0 < len(customs) < len(wanted.tools or ()):
+        raise NodeError(
+            "unsupported_feature", "a stream has either functions or custom tools, not both", "tools"
+        )
     if wanted.stream:
         writer = _Writer(wanted)
         return await sse.respond(
@@ -33,17 +37,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     return web.json_response(whole, dumps=dump)
 
 
-def chat(wanted: ChatCompletionRequest | ApplyTemplateRequest) -> dict[str, str]:
-    """A conversation as the model's template gets it."""
-    said = {"messages": dump([message.plain() for message in wanted.messages])}
-    if wanted.chat_template_kwargs:
-        said["variables"] = dump(wanted.chat_template_kwargs)
-    return said
-
-
 def _neutral(wanted: ChatCompletionRequest, whose: int) -> Request:
     return Request(
-        prompt={"chat": chat(wanted)},
+        prompt=conversation.of(wanted),
         source=whose,
         max_tokens=wanted.max_tokens
         if wanted.max_completion_tokens is None
@@ -72,9 +68,9 @@ async def _whole(
         "choices": [
             {
                 "index": index,
-                "message": _message(answer),
+                "message": _message(answer, wanted),
                 "logprobs": answer.logprobs,
-                "finish_reason": shapes.FINISH_REASONS[answer.finish],
+                "finish_reason": _reason(answer.finish, wanted),
             }
             for index, answer in enumerate(whole.answers)
         ],
@@ -82,20 +78,36 @@ async def _whole(
     }
 
 
-def _message(answer: Answer) -> dict[str, Any]:
+def _reason(finish: Finish, wanted: ChatCompletionRequest) -> str:
+    reason = shapes.FINISH_REASONS[finish]
+    return "function_call" if reason == "tool_calls" and wanted.functions else reason
+
+
+def _message(answer: Answer, wanted: ChatCompletionRequest) -> dict[str, Any]:
     """What is not there has no key, but for `content`: it is null only where there are calls instead."""
     said: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.reasoning:
         said["reasoning_content"] = answer.reasoning
     if answer.calls:
         said["content"] = answer.text or None
-        said["tool_calls"] = [_call(block) for block in answer.calls]
+        if wanted.functions:
+            said["function_call"] = {"name": answer.calls[0].name, "arguments": answer.calls[0].text}
+        else:
+            said["tool_calls"] = [_call(block, _customs(wanted)) for block in answer.calls]
     return said
 
 
-def _call(block: Block) -> dict[str, Any]:
+def _customs(wanted: ChatCompletionRequest) -> set[str]:
+    """The tools that take plain text."""
+    return {tool.name for tool in wanted.tools or () if tool.custom is not None}
+
+
+def _call(block: Block, customs: set[str]) -> dict[str, Any]:
+    identity = conversation.PREFIX + block.id
+    if block.name in customs:
+        return {"id": identity, "type": "custom", "custom": {"name": block.name, "input": block.text}}
     function = {"name": block.name, "arguments": block.text}
-    return {"id": f"call_{block.id}", "type": "function", "function": function}
+    return {"id": identity, "type": "function", "function": function}
 
 
 class _Writer:
@@ -106,6 +118,7 @@ class _Writer:
         self._has_usage = wanted.stream_options.include_usage
         self._last = {"usage": None} if self._has_usage else {}
         self._usage = answers.Usage(wanted.n)
+        self._wanted = wanted
         self.frames = [self._frames(index, _pattern(wanted)) for index in range(wanted.n)]
 
     def begin(self, index: int, event: Event) -> bytes:
@@ -115,7 +128,7 @@ class _Writer:
     def end(self, index: int, event: Event) -> bytes:
         """Says why it ended."""
         self._usage.add(index, event)
-        return self._chunk(index, {}, reason=shapes.FINISH_REASONS[answers.finish(event)])
+        return self._chunk(index, {}, reason=_reason(answers.finish(event), self._wanted))
 
     def last(self) -> bytes:
         """The usage, for those who asked for it."""
@@ -126,18 +139,28 @@ class _Writer:
     def _frames(self, index: int, pattern: str | None) -> Frames:
         """A client joins every string that it gets twice: role, id, type and name come once."""
         delta = {"content": frames.TEXT}
-        function = {"name": frames.NAME, "arguments": ""}
-        begun = {"index": frames.CALL, "id": f"call_{frames.ID}", "type": "function", "function": function}
-        more = {"index": frames.CALL, "function": {"arguments": frames.TEXT}}
+        begun, more = self._calls()
         return Frames(
             text=Part(delta=Template(self._chunk(index, delta, logprobs=frames.LOGPROBS))),
             reasoning=Part(delta=Template(self._chunk(index, {"reasoning_content": frames.TEXT}))),
             input=Part(
-                begin=Template(self._chunk(index, {"tool_calls": [begun]})),
-                delta=Template(self._chunk(index, {"tool_calls": [more]})),
+                begin=Template(self._chunk(index, begun)),
+                delta=Template(self._chunk(index, more)),
             ),
             logprobs=pattern,
         )
+
+    def _calls(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The deltas where a call begins, and of its input."""
+        if self._wanted.functions:
+            begun = {"function_call": {"name": frames.NAME, "arguments": ""}}
+            return begun, {"function_call": {"arguments": frames.TEXT}}
+        is_custom = bool(_customs(self._wanted))
+        kind, field = ("custom", "input") if is_custom else ("function", "arguments")
+        identity = conversation.PREFIX + frames.ID
+        begin = {"index": frames.CALL, "id": identity, "type": kind, kind: {"name": frames.NAME, field: ""}}
+        delta = {"index": frames.CALL, kind: {field: frames.TEXT}}
+        return {"tool_calls": [begin]}, {"tool_calls": [delta]}
 
     def _chunk(
         self, index: int, delta: dict[str, Any], *, logprobs: Any = None, reason: str | None = None

@@ -6,12 +6,12 @@ from aiohttp import web
 
 from llm_node.api import body
 from llm_node.api.context import NODE
-from llm_node.api.openai.chat import chat
+from llm_node.api.openai import conversation
 from llm_node.schema.tokens import ApplyTemplateRequest
 
 
 async def apply(request: web.Request) -> web.Response:
     """The route."""
     wanted = await body.read(request, ApplyTemplateRequest)
-    prompt = await request.app[NODE].ask(wanted.model, {"ApplyTemplate": chat(wanted)})
+    prompt = await request.app[NODE].ask(wanted.model, {"ApplyTemplate": conversation.of(wanted).neutral()})
     return web.json_response({"prompt": prompt})

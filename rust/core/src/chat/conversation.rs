@@ -368,6 +368,27 @@ impl Conversation {
         if self.choice == Choice::None { &[] } else { &self.tools }
     }
 
+    /// Bytes that it takes, roughly.
+    pub fn size(&self) -> usize {
+        let parts = |parts: &[Part]| parts.iter().map(|Part::Text(text)| text.len()).sum::<usize>();
+        let messages = self.messages.iter().map(|message| match message {
+            Message::System { text } => text.len(),
+            Message::User { parts: said } => parts(said),
+            Message::Assistant { reasoning, text, calls } => {
+                reasoning.len() + text.len() + calls.iter().map(Call::size).sum::<usize>()
+            }
+            Message::Result { name, parts: given, .. } => name.len() + parts(given),
+        });
+        let tools = self.offered().iter().map(|tool| {
+            let schema = match &tool.input {
+                ToolInput::Object(schema) => schema.as_str().len(),
+                ToolInput::Text(_) => 0,
+            };
+            tool.name.len() + tool.description.as_ref().map_or(0, String::len) + schema
+        });
+        messages.sum::<usize>() + tools.sum::<usize>() + self.variables.as_str().len()
+    }
+
     fn check_tools(&self) -> Result<(), Fault> {
         let mut names = HashSet::new();
         for tool in &self.tools {

@@ -82,7 +82,8 @@ pub(crate) fn probe(text: &str, reasoning: &str, calls: &[(usize, &str)]) -> Con
 }
 
 /// Why no syntax was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct Underivable(pub String);
 
 /// What may be looked for in literals, and what ends an answer.
@@ -359,7 +360,9 @@ impl Draft {
             family: Family::Derived,
             parallel: mid.is_some(),
         };
-        syntax.bare = opener(&syntax).is_blank();
+        // Small models forget the mark of an object, which is not mistaken for anything else.
+        let is_object = matches!(&syntax.body, Body::Object(object) if !object.list);
+        syntax.bare = opener(&syntax).is_blank() || is_object;
         syntax
     }
 }

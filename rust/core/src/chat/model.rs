@@ -17,7 +17,7 @@ use super::{
 use crate::{
     engine::Vocabulary,
     error::{ErrorCode, Fault},
-    text::{control::Rendered, template::ChatTemplate},
+    text::{control::Rendered, conversation::Chat, template::ChatTemplate},
 };
 
 /// The time that probes tell a template, in Unix seconds.
@@ -48,6 +48,17 @@ impl SyntaxChoice {
         let message = format!("there is no tool syntax '{name}'; known are {}", names.join(", "));
         Err(Fault::new(ErrorCode::InvalidRequest, message).param("tool_syntax"))
     }
+}
+
+/// A conversation as the model is asked it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// All that the model reads.
+    pub prompt: Rendered,
+    /// What to look for in the answer.
+    pub watch: Watch,
+    /// The beginning of the answer, with which the prompt ends.
+    pub begun: String,
 }
 
 /// A model's chat template and what is known about it.
@@ -106,7 +117,7 @@ impl ModelChat {
     }
 
     /// The prompt for a conversation, and what to look for in the answer.
-    pub fn render(&self, conversation: &Conversation, unix_seconds: i64) -> Result<(Rendered, Watch), Fault> {
+    pub fn render(&self, conversation: &Conversation, unix_seconds: i64) -> Result<Asked, Fault> {
         let offered = conversation.offered();
         if !offered.is_empty() && !self.has_tools() {
             let why = match self.calls() {
@@ -117,7 +128,14 @@ impl ModelChat {
             let message = format!("This model cannot be offered tools: {why}.");
             return Err(Fault::new(ErrorCode::UnsupportedFeature, message).param("tools"));
         }
-        let rendered = self.template.render(&objects(conversation, &self.habits), unix_seconds)?;
+        let chat = objects(conversation, &self.habits);
+        let mut rendered = self.template.render(&chat, unix_seconds)?;
+        let begun = conversation.prefill().unwrap_or_default();
+        // Where the model's own words begin.
+        let mut place = rendered.text().len();
+        if !begun.is_empty() {
+            (rendered, place) = self.begun(chat, begun, unix_seconds)?;
+        }
         let mut watch = Watch {
             tools: self.tools.as_ref().ok().filter(|_| !offered.is_empty()).cloned(),
             reasoning: self.reasoning.clone(),
@@ -128,8 +146,30 @@ impl ModelChat {
         if let Choice::Among { names, .. } = &conversation.choice {
             watch.known.retain(|it| names.contains(&it.name));
         }
-        watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(rendered.text(), it));
-        Ok((rendered, watch))
+        watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(&rendered.text()[..place], it));
+        let begun = rendered.text()[place..].to_owned();
+        Ok(Asked { prompt: rendered, watch, begun })
+    }
+
+    /// A prompt that ends with the beginning of the answer, and where that stands in it.
+    fn begun(&self, mut chat: Chat, begun: &str, unix_seconds: i64) -> Result<(Rendered, usize), Fault> {
+        let variables = chat.variables.unwrap_or_default();
+        let inner = variables.trim().trim_start_matches('{').trim_start();
+        let separator = if inner.starts_with('}') || inner.is_empty() { "" } else { ", " };
+        let end = if inner.is_empty() { "}" } else { inner };
+        chat.variables = Some(format!("{{\"add_generation_prompt\": false{separator}{end}"));
+        let rendered = self.template.render(&chat, unix_seconds)?;
+        // Templates trim what messages say.
+        let found = [begun, begun.trim_end(), begun.trim()]
+            .into_iter()
+            .filter(|it| !it.is_empty())
+            .find_map(|it| rendered.text().rfind(it).map(|at| (at, at + it.len())));
+        let Some((place, end)) = found else {
+            let message = "The model's chat template does not show the beginning of an answer, so the last \
+                           message cannot be the assistant's.";
+            return Err(Fault::new(ErrorCode::UnsupportedFeature, message).param("messages"));
+        };
+        Ok((rendered.cut(end), place))
     }
 }
 
@@ -162,5 +202,79 @@ impl fmt::Display for ModelChat {
             writeln!(f, "  reasoning: {:?} {:?}", reasoning.open.text(), reasoning.close.text())?;
         }
         writeln!(f, "  habits: {:?}", self.habits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::conversation::{Message, Part, Thinking, Tool, ToolInput};
+
+    const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}\
+        {% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% for c in m.tool_calls or [] %}\n<call>\n\
+        {\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}\n</call>{% endfor %}\
+        <|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}<think>\n{% endif %}\
+        {% endif %}{# </think> #}";
+
+    fn model(source: &str, choice: &SyntaxChoice) -> ModelChat {
+        let vocabulary = Vocabulary::default();
+        ModelChat::of(ChatTemplate::compile(source, &vocabulary).unwrap(), &vocabulary, choice)
+    }
+
+    fn user(text: &str) -> Message {
+        Message::User { parts: vec![Part::Text(text.into())] }
+    }
+
+    fn said(text: &str) -> Message {
+        Message::Assistant { reasoning: String::new(), text: text.into(), calls: vec![] }
+    }
+
+    fn of(messages: Vec<Message>) -> Conversation {
+        Conversation { messages, ..Conversation::default() }
+    }
+
+    fn tool(name: &str) -> Tool {
+        let input = ToolInput::Text(None);
+        Tool { name: name.into(), description: None, input, strict: false }
+    }
+
+    #[test]
+    fn an_answer_that_is_begun_ends_the_prompt() {
+        let model = model(TEMPLATE, &SyntaxChoice::Found);
+        let asked = model.render(&of(vec![user("q"), said("<think>hm ")]), 0).unwrap();
+        assert_eq!(asked.prompt.text(), "<|user|>q<|end|><|assistant|><think>hm");
+        assert_eq!((asked.begun.as_str(), asked.watch.thinks), ("<think>hm", false));
+        let asked = model.render(&of(vec![user("q"), said("")]), 0).unwrap();
+        assert!(asked.prompt.text().ends_with("<|assistant|>") && asked.begun.is_empty());
+    }
+
+    #[test]
+    fn the_prompt_says_whether_the_answer_begins_in_reasoning() {
+        let model = model(TEMPLATE, &SyntaxChoice::Found);
+        let thinking = |it| Conversation { thinking: it, ..of(vec![user("q")]) };
+        let thinks = |it| model.render(&thinking(it), 0).unwrap().watch.thinks;
+        assert!(thinks(Thinking::On { effort: None, budget: None }));
+        assert!(!thinks(Thinking::Off) && !thinks(Thinking::Model));
+    }
+
+    #[test]
+    fn tools_are_looked_for_where_they_are_offered() {
+        let found = model(TEMPLATE, &SyntaxChoice::Found);
+        let mut conversation = Conversation { tools: vec![tool("f"), tool("g")], ..of(vec![user("q")]) };
+        let asked = found.render(&conversation, 0).unwrap();
+        assert!(asked.watch.tools.is_some() && asked.watch.known.len() == 2);
+        conversation.choice = Choice::Among { names: vec!["g".into()], required: false };
+        assert_eq!(found.render(&conversation, 0).unwrap().watch.known.len(), 1);
+        conversation.choice = Choice::None;
+        let asked = found.render(&conversation, 0).unwrap();
+        assert!(asked.watch.tools.is_none() && !asked.prompt.text().contains("function"));
+
+        conversation.choice = Choice::Auto;
+        for model in [model("{{ messages }}", &SyntaxChoice::Found), model(TEMPLATE, &SyntaxChoice::None)] {
+            let fault = model.render(&conversation, 0).unwrap_err();
+            assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedFeature, Some("tools")));
+        }
+        assert!(SyntaxChoice::of("martian").is_err());
+        assert_eq!(SyntaxChoice::of("hermes"), Ok(SyntaxChoice::Named("hermes".into())));
     }
 }

@@ -108,13 +108,13 @@ pub const fn weight(name: &[u8]) -> usize {
 }
 
 /// Reads one answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parser {
     watch: Arc<Watch>,
     kind: Kind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Marks(Box<Marks>),
     Harmony(Box<Harmony>),
@@ -169,6 +169,14 @@ impl Parser {
         }
     }
 
+    /// Is what comes next reasoning?
+    pub fn thinks(&self) -> bool {
+        match &self.kind {
+            Kind::Marks(marks) => marks.state == State::Reasoning,
+            Kind::Harmony(harmony) => harmony.thinks(),
+        }
+    }
+
     /// Bytes that wait, since they may become a mark.
     pub fn held(&self) -> usize {
         match &self.kind {
@@ -179,7 +187,7 @@ impl Parser {
 }
 
 /// Bytes of an answer that are not settled, and where they stand in it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) held: Vec<u8>,
     base: u64,
@@ -345,6 +353,12 @@ impl<'a> Cursor<'a> {
         self.core(literal.core())
     }
 
+    /// What begins and ends a block of code.
+    fn fence(&mut self) -> Read<()> {
+        self.blank();
+        self.core(FENCE)
+    }
+
     fn byte(&mut self, byte: u8) -> Read<()> {
         self.blank();
         self.core(&[byte])
@@ -404,7 +418,12 @@ struct Head {
     input: Input,
     /// Braces of the call's object that are open around the input.
     depth: usize,
+    /// Does it stand in a block of code?
+    fenced: bool,
 }
+
+/// Around a block of code, in which small models put a call instead of their own marks.
+const FENCE: &[u8] = b"```";
 
 /// Where an answer stands that is read by its marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -468,7 +487,7 @@ struct Argument {
 const RAW: (&str, &str) = ("<![CDATA[", "]]>");
 
 /// Reads an answer by its marks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Marks {
     source: Source,
     state: State,
@@ -482,6 +501,8 @@ pub(crate) struct Marks {
     skips: bool,
     /// Braces that close the object of the call under way, behind its input.
     depth: usize,
+    /// Does that call stand in a block of code?
+    fenced: bool,
 }
 
 impl Marks {
@@ -495,6 +516,7 @@ impl Marks {
             thought: false,
             skips: thinks,
             depth: 0,
+            fenced: false,
         }
     }
 
@@ -660,7 +682,7 @@ impl Marks {
     fn begin(&mut self, head: Head, watch: &Watch, out: &mut Vec<Parsed>) {
         self.source.tell(head.length, Found::CallBegan(watch.known[head.tool].name.clone()), out);
         self.state = State::Input(head.tool, head.input);
-        self.depth = head.depth;
+        (self.depth, self.fenced) = (head.depth, head.fenced);
     }
 
     fn reasoning(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
@@ -978,6 +1000,14 @@ impl Marks {
             Err(Stop::Short) => return false,
             Err(Stop::Other) => cursor.at = 0,
         }
+        if self.fenced {
+            let before = cursor.at;
+            match cursor.fence() {
+                Ok(()) => {}
+                Err(Stop::Short) => return false,
+                Err(Stop::Other) => cursor.at = before,
+            }
+        }
         let mut length = cursor.at;
         if is_section(tools) {
             self.state = State::Section;
@@ -1120,17 +1150,31 @@ fn head_at(
             Err(why) => stop = why,
         }
     }
-    let begins = if is_list(tools) { b'[' } else { b'{' };
-    if tools.bare && fresh && bytes.first() == Some(&begins) {
-        let mut cursor = window(bytes, BARE_HEAD, short);
-        cursor.at = usize::from(is_list(tools));
-        match body(watch, tools, cursor) {
+    if tools.bare && fresh && !bytes.first().is_some_and(|&it| is_blank(it)) {
+        match bare(watch, tools, window(bytes, BARE_HEAD, short)) {
             Ok(head) => return Ok(head),
             Err(Stop::Short) => stop = Stop::Short,
             Err(Stop::Other) => {}
         }
     }
     Err(stop)
+}
+
+/// Does a call begin here that has no mark, or a block of code instead?
+fn bare(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head> {
+    let fenced = match cursor.fence() {
+        Ok(()) => match cursor.core(b"json") {
+            Err(Stop::Short) => return Err(Stop::Short),
+            Ok(()) | Err(Stop::Other) => true,
+        },
+        Err(Stop::Short) => return Err(Stop::Short),
+        Err(Stop::Other) => false,
+    };
+    cursor.byte(if is_list(tools) { b'[' } else { b'{' })?;
+    if !is_list(tools) {
+        cursor.at -= 1;
+    }
+    body(watch, tools, cursor).map(|head| Head { fenced, ..head })
 }
 
 /// Does another call of a section begin here?
@@ -1146,7 +1190,13 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
         Body::Python => {
             let name = cursor.until(&[b"("])?;
             cursor.core(b"(")?;
-            Ok(Head { length: cursor.at, tool: tool(&name)?, input: Input::Keywords(0), depth: 0 })
+            Ok(Head {
+                length: cursor.at,
+                tool: tool(&name)?,
+                input: Input::Keywords(0),
+                depth: 0,
+                fenced: false,
+            })
         }
         Body::Pattern { pieces, input } => {
             let mut found = None;
@@ -1179,7 +1229,7 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
                 }
                 InputSyntax::Nested(_) => Input::Nested,
             };
-            Ok(Head { length: cursor.at, tool: found.ok_or(Stop::Other)?, input, depth: 0 })
+            Ok(Head { length: cursor.at, tool: found.ok_or(Stop::Other)?, input, depth: 0, fenced: false })
         }
         Body::Harmony => Err(Stop::Other),
     }
@@ -1229,7 +1279,13 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         match &syntax.shape {
             Shape::NameIsKey => {
                 cursor.peek()?;
-                return Ok(Head { length: cursor.at, tool: tool(&key)?, input: Input::Json, depth });
+                return Ok(Head {
+                    length: cursor.at,
+                    tool: tool(&key)?,
+                    input: Input::Json,
+                    depth,
+                    fenced: false,
+                });
             }
             Shape::Within(outer) if depth == 1 && key == *outer => {
                 cursor.byte(b'{')?;
@@ -1243,7 +1299,7 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         } else if key == syntax.input_key || matches!(key.as_str(), "arguments" | "parameters") {
             cursor.peek()?;
             if let Some(tool) = found {
-                return Ok(Head { length: cursor.at, tool, input: Input::Json, depth });
+                return Ok(Head { length: cursor.at, tool, input: Input::Json, depth, fenced: false });
             }
             given = Some(cursor.value()?);
         } else {
@@ -1256,7 +1312,13 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         let inner = serde_json::from_str::<String>(&text).unwrap_or(text);
         if inner.trim_start().starts_with('{') { inner } else { "{}".to_owned() }
     });
-    Ok(Head { length: cursor.at, tool: found.ok_or(Stop::Other)?, input: Input::Given(given), depth: 0 })
+    Ok(Head {
+        length: cursor.at,
+        tool: found.ok_or(Stop::Other)?,
+        input: Input::Given(given),
+        depth: 0,
+        fenced: false,
+    })
 }
 
 /// The beginning of `{"input": "…"}`.
@@ -1391,7 +1453,7 @@ mod tests {
     }
 
     fn hermes() -> ToolSyntax {
-        syntax(("<tool_call>\n", "\n</tool_call>"), flat(false))
+        ToolSyntax { bare: true, ..syntax(("<tool_call>\n", "\n</tool_call>"), flat(false)) }
     }
 
     fn mistral() -> ToolSyntax {
@@ -1573,7 +1635,9 @@ mod tests {
             (hermes(), "<tool_call>\nhello"),
             (hermes(), "the mark <tool_call>\n{\"name\": \"now\", \"arguments\": {}}"),
             (hermes(), "<tool_call>{\"name\": \"no"),
-            (hermes(), "{\"name\": \"now\", \"arguments\": {}}"),
+            (hermes(), "so: {\"name\": \"now\", \"arguments\": {}}"),
+            (hermes(), "```json\n{\"name\": \"unknown\", \"arguments\": {}}\n```"),
+            (hermes(), "```python\nnow()\n```"),
             (llama3(), "{\"name\": \"unknown\"}"),
             (llama3(), "so: {\"name\": \"now\", \"parameters\": {}}"),
             (llama3(), "{\"a\": 1}"),

@@ -13,8 +13,14 @@ pub fn uniform(seed: u64, position: u64) -> f32 {
     (block[0] >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// A name of 24 letters and digits for what begins at `position`. No draw of a token depends on it.
-pub fn name(seed: u64, position: u64) -> String {
+/// The id of the call that begins at `position`, the `index`th of its answer: 24 letters and digits. No draw
+/// of a token depends on it.
+pub fn call_id(seed: u64, position: u64, index: u32) -> String {
+    // Several may begin with one token.
+    name(seed, position << 16 | u64::from(index & 0xffff))
+}
+
+fn name(seed: u64, position: u64) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let key = [seed as u32, (seed >> 32) as u32];
     let blocks =

@@ -11,7 +11,7 @@ use crate::{
     sample::{Forbidden, Job, Mask, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
     schedule::admission::ANSWER_SHARE,
     speculate::Pays,
-    text::answer::AnswerText,
+    text::answer::{AnswerText, Told},
 };
 
 /// A sequence outside the engine.
@@ -28,6 +28,14 @@ pub struct Saved {
 const WORTH_CANDIDATES: u32 = 4;
 /// Rows for which the past counts.
 const MEMORY: u32 = 16;
+
+/// A token that was picked, and where its bytes stand in the answer.
+#[derive(Clone, Debug)]
+struct Unsent {
+    token: PickedToken,
+    begin: u64,
+    end: u64,
+}
 
 /// When what happened to a request, by the session's clock.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +77,11 @@ pub struct Generation {
     /// What may come next, and behind each token of the draft that is being looked at.
     masks: VecDeque<Mask>,
     /// Picked, but not yet part of a piece.
-    unsent: Vec<PickedToken>,
+    unsent: VecDeque<Unsent>,
+    /// Calls that were begun.
+    calls: u32,
+    /// Tokens that the model thought with.
+    thought: u32,
     /// Tokens of prompt and answer that admission found room for.
     promised: u32,
     /// How well candidates have done lately; 0: rows come whole from now on.
@@ -100,7 +112,9 @@ impl Generation {
             answer,
             constraint,
             masks: VecDeque::new(),
-            unsent: Vec::new(),
+            unsent: VecDeque::new(),
+            calls: 0,
+            thought: 0,
             promised: 0,
             candidates_pay: WORTH_CANDIDATES,
         };
@@ -174,7 +188,7 @@ impl Generation {
         Usage {
             prompt_tokens: self.request.prompt().len() as u32,
             completion_tokens: self.generated(),
-            reasoning_tokens: 0,
+            reasoning_tokens: self.thought,
             cached_tokens: self.cached,
             drafted_tokens: self.drafted,
             accepted_tokens: self.accepted,
@@ -283,21 +297,25 @@ impl Generation {
         {
             return Some(Err(fault));
         }
-        self.unsent.push(named(picked, vocabulary));
+        let (begin, mut told) = (self.answer.place(), Vec::new());
+        self.thought += u32::from(self.answer.thinks());
         let bytes = vocabulary.token_bytes(token);
-        let text = if vocabulary.has(token, attribute::CONTROL) {
-            self.answer.push_control(bytes)
+        if vocabulary.has(token, attribute::CONTROL) {
+            self.answer.push_control(bytes, &mut told);
         } else {
-            self.answer.push(bytes)
-        };
+            self.answer.push(bytes, &mut told);
+        }
+        // Bytes of an incomplete character become part of one that begins where they stand.
+        let end = self.answer.place().max(begin + 1);
+        self.unsent.push_back(Unsent { token: named(picked, vocabulary), begin, end });
+        self.tell(told, events);
         if self.answer.stopped_by().is_some() {
             // Tokens that lie wholly in the stop string or behind it are no part of the answer.
-            self.unsent.truncate(self.without_last(self.answer.cut(), vocabulary));
-            self.tell(text, self.unsent.len(), events);
+            self.unsent.clear();
             return Some(Ok(Finish::StopString));
         }
-        if !text.is_empty() {
-            self.tell(text, self.without_last(self.answer.held(), vocabulary), events);
+        if self.answer.is_done() {
+            return Some(Ok(Finish::Calls));
         }
         if self.remaining() == 0 {
             return Some(Ok(self.flush(self.request.limit(), events)));
@@ -311,41 +329,44 @@ impl Generation {
     }
 
     /// Tells what was held back. Gives why the answer ends: the last incomplete character may have
-    /// completed a stop string.
+    /// completed a stop string, and an answer that calls ends for that.
     fn flush(&mut self, reason: Finish, events: &mut Vec<(u64, Event)>) -> Finish {
-        let text = self.answer.finish();
-        self.tell(text, self.unsent.len(), events);
-        if self.answer.stopped_by().is_some() { Finish::StopString } else { reason }
-    }
-
-    /// A piece with the first `tokens` that wait. Without text there is none, unless log-probabilities
-    /// were asked for and would be lost.
-    fn tell(&mut self, text: String, tokens: usize, events: &mut Vec<(u64, Event)>) {
-        let tokens_alone = self.request.logprobs().is_some() && tokens > 0;
-        if !text.is_empty() || tokens_alone {
-            let tokens = self.unsent.drain(..tokens).collect();
-            events.push((self.id, Event::Piece(Piece { part: Part::Text, text, tokens })));
+        let mut told = Vec::new();
+        self.answer.finish(reason == Finish::Stop, &mut told);
+        self.tell(told, events);
+        if self.answer.stopped_by().is_some() {
+            return Finish::StopString;
         }
-    }
-
-    /// What a token counts among the bytes that the answer holds or cuts.
-    fn weight(&self, token: Token, vocabulary: &Vocabulary) -> usize {
-        let bytes = vocabulary.token_bytes(token);
-        if vocabulary.has(token, attribute::CONTROL) { self.answer.weight(bytes) } else { bytes.len() }
-    }
-
-    /// How many of the tokens that wait begin before the last `bytes` bytes.
-    fn without_last(&self, mut bytes: usize, vocabulary: &Vocabulary) -> usize {
-        let mut count = self.unsent.len();
-        while bytes > 0 && count > 0 {
-            let length = self.weight(self.unsent[count - 1].id, vocabulary);
-            if length > bytes {
-                break;
-            }
-            bytes -= length;
-            count -= 1;
+        if !self.answer.has_parts() && self.request.logprobs().is_some() && !self.unsent.is_empty() {
+            let tokens = self.unsent.drain(..).map(|it| it.token).collect();
+            events.push((self.id, Event::Piece(Piece { part: Part::Text, text: String::new(), tokens })));
         }
-        count
+        if reason == Finish::Stop && self.calls > 0 { Finish::Calls } else { reason }
+    }
+
+    /// Tells parts of the answer, and with each piece the tokens whose first visible byte lies in it.
+    fn tell(&mut self, told: Vec<Told>, events: &mut Vec<(u64, Event)>) {
+        for one in told {
+            let event = match one {
+                Told::Piece { part, text, begin, end } => {
+                    // Of tokens that are marks nothing is to be seen. Those of plain text are all told.
+                    while self.answer.has_parts() && self.unsent.front().is_some_and(|it| it.end <= begin) {
+                        self.unsent.pop_front();
+                    }
+                    let count = self.unsent.iter().take_while(|it| it.begin < end).count();
+                    let tokens = self.unsent.drain(..count).map(|it| it.token).collect();
+                    Event::Piece(Piece { part, text, tokens })
+                }
+                Told::CallBegan(name) => {
+                    let index = self.calls;
+                    self.calls += 1;
+                    let id = rng::call_id(self.request.seed(), self.tokens.len() as u64, index);
+                    Event::CallBegan { index, id, name }
+                }
+                Told::CallEnded => Event::CallEnded,
+            };
+            events.push((self.id, event));
+        }
     }
 }
 

@@ -1,37 +1,86 @@
-//! The text of one answer: bytes of tokens in, whole characters that are safe to send out.
+//! The parts of one answer: bytes of tokens in, whole characters that are safe to send out.
+
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{control::ControlTokens, detok::Utf8Decoder, stop::StopStrings};
+use crate::{
+    chat::parse::{Found, Parsed, Parser, Watch, weight},
+    event::Part,
+};
 
-/// Decodes across token borders and cuts at stop strings. For engines that give text only, too.
+/// Decodes across token borders, tells reasoning and calls from text, and cuts text at stop strings. For
+/// engines that give text only, too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AnswerText {
     decoder: Utf8Decoder,
+    /// None: all of it is text.
+    parser: Option<Parser>,
     stop: StopStrings,
+    /// Bytes that came, as the parser counts them.
+    place: u64,
+    /// Text that the stop strings hold back: how long it is, and where it came from.
+    waiting: VecDeque<(usize, u64)>,
+}
+
+/// A part of an answer that is safe to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// More of a part. It came from the answer's bytes from `begin` up to `end`.
+    Piece {
+        /// Of which part.
+        part: Part,
+        /// What it adds.
+        text: String,
+        /// See above, and [`AnswerText::place`].
+        begin: u64,
+        /// See above.
+        end: u64,
+    },
+    /// A call of the tool of that name; its input follows.
+    CallBegan(String),
+    /// The input is complete.
+    CallEnded,
 }
 
 impl AnswerText {
-    /// An answer that ends before the first of `stop`, which may name some of the model's control tokens.
-    pub fn new(stop: &[String], control: &ControlTokens) -> Self {
-        Self { decoder: Utf8Decoder::default(), stop: StopStrings::new(stop, control) }
+    /// An answer whose text ends before the first of `stop`, which may name some of the model's control
+    /// tokens. `watch`: what beside text is looked for. `begun`: what the answer begins with already.
+    pub fn new(stop: &[String], control: &ControlTokens, watch: Watch, begun: &str) -> Self {
+        let is_watched = watch.tools.is_some() || watch.reasoning.is_some();
+        let mut parser = is_watched.then(|| Parser::new(Arc::new(watch)));
+        if let Some(parser) = &mut parser {
+            // It was sent before.
+            parser.push(begun, &mut Vec::new());
+        }
+        let place = if is_watched { begun.len() as u64 } else { 0 };
+        Self { parser, stop: StopStrings::new(stop, control), place, ..Self::default() }
     }
 
-    /// Takes the bytes of a token, and gives the text that is safe to send: whole characters, none of
-    /// which may still turn out to belong to a stop string. Invalid bytes become U+FFFD.
-    pub fn push(&mut self, bytes: &[u8]) -> String {
+    /// The number of the next byte, for telling what came of which token.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Takes the bytes of a token, and tells what is safe to send: whole characters, none of which may still
+    /// turn out to belong to a stop string or to a mark. Invalid bytes become U+FFFD.
+    pub fn push(&mut self, bytes: &[u8], told: &mut Vec<Told>) {
         let mut text = String::new();
         self.decoder.push(bytes, &mut text);
-        self.stop.push(&text)
+        self.text(text, told);
     }
 
-    /// Takes a control token, which is not shown, but may complete a stop string; gives the text that is
-    /// safe to send then.
-    pub fn push_control(&mut self, name: &[u8]) -> String {
-        self.stop.push_control(name)
-    }
-
-    /// What a control token of that name counts among the bytes of [`Self::cut`] and [`Self::held`].
-    pub fn weight(&self, name: &[u8]) -> usize {
-        self.stop.weight(name)
+    /// Takes a control token, which is not shown, but may be a mark or complete a stop string.
+    pub fn push_control(&mut self, name: &[u8], told: &mut Vec<Told>) {
+        let begin = self.place;
+        self.place += weight(name) as u64;
+        match &mut self.parser {
+            Some(parser) => {
+                let mut parsed = Vec::new();
+                parser.push_control(name, &mut parsed);
+                self.parsed(parsed, told);
+            }
+            None => self.one(Parsed { found: Found::Control(name.to_owned()), begin, end: self.place }, told),
+        }
     }
 
     /// The stop string that has ended the answer.
@@ -39,26 +88,107 @@ impl AnswerText {
         self.stop.found()
     }
 
-    /// Bytes that the stop string took away, itself included.
-    pub fn cut(&self) -> usize {
-        self.stop.cut()
+    /// Has the answer said all that was asked for, since one call was to be made and is there?
+    pub fn is_done(&self) -> bool {
+        self.parser.as_ref().is_some_and(Parser::is_done)
     }
 
-    /// Bytes that wait: of an incomplete character, or of what may become a stop string.
-    pub fn held(&self) -> usize {
-        self.decoder.incomplete().len() + self.stop.held()
+    /// Is what comes next thought?
+    pub fn thinks(&self) -> bool {
+        self.parser.as_ref().is_some_and(Parser::thinks)
+    }
+
+    /// Does it consist of more than text?
+    pub fn has_parts(&self) -> bool {
+        self.parser.is_some()
     }
 
     /// The rest, at the end of the answer; an incomplete character becomes U+FFFD. That may complete
-    /// a stop string, so look at [`Self::stopped_by`] afterwards if it matters.
-    pub fn finish(&mut self) -> String {
+    /// a stop string, so look at [`Self::stopped_by`] afterwards if it matters. `by_itself`: the model ended it.
+    pub fn finish(&mut self, by_itself: bool, told: &mut Vec<Told>) {
         let mut text = String::new();
         self.decoder.finish(&mut text);
-        let mut safe = self.stop.push(&text);
-        if self.stop.found().is_none() {
-            safe.push_str(&self.stop.finish());
+        self.text(text, told);
+        if let Some(parser) = &mut self.parser {
+            let mut parsed = Vec::new();
+            parser.finish(by_itself, &mut parsed);
+            self.parsed(parsed, told);
         }
-        safe
+        self.release(told);
+    }
+
+    fn text(&mut self, text: String, told: &mut Vec<Told>) {
+        if text.is_empty() {
+            return;
+        }
+        let begin = self.place;
+        self.place += text.len() as u64;
+        match &mut self.parser {
+            Some(parser) => {
+                let mut parsed = Vec::new();
+                parser.push(&text, &mut parsed);
+                self.parsed(parsed, told);
+            }
+            None => self.one(Parsed { found: Found::Text(text), begin, end: self.place }, told),
+        }
+    }
+
+    fn parsed(&mut self, parsed: Vec<Parsed>, told: &mut Vec<Told>) {
+        for one in parsed {
+            self.one(one, told);
+        }
+    }
+
+    fn one(&mut self, Parsed { found, begin, end }: Parsed, told: &mut Vec<Told>) {
+        if self.stop.found().is_some() {
+            return;
+        }
+        let (part, text) = match found {
+            Found::Text(text) => {
+                self.waiting.push_back((text.len(), begin));
+                let safe = self.stop.push(&text);
+                return self.say(safe, told);
+            }
+            Found::Control(name) => {
+                let safe = self.stop.push_control(&name);
+                return self.say(safe, told);
+            }
+            Found::Reasoning(text) => (Part::Reasoning, text),
+            Found::Input(text) => (Part::Input, text),
+            Found::CallBegan(name) => {
+                self.release(told);
+                return told.push(Told::CallBegan(name));
+            }
+            Found::CallEnded => return told.push(Told::CallEnded),
+        };
+        // A stop string does not reach over another part.
+        self.release(told);
+        told.push(Told::Piece { part, text, begin, end });
+    }
+
+    /// What the stop strings hold back has become none.
+    fn release(&mut self, told: &mut Vec<Told>) {
+        if self.stop.found().is_none() {
+            let safe = self.stop.finish();
+            self.say(safe, told);
+        }
+    }
+
+    /// Text that the stop strings have let pass.
+    fn say(&mut self, text: String, told: &mut Vec<Told>) {
+        let Some(&(_, begin)) = self.waiting.front().filter(|_| !text.is_empty()) else { return };
+        let (mut left, mut end) = (text.len(), begin);
+        while left > 0 {
+            let Some((length, from)) = self.waiting.front_mut() else { break };
+            let taken = left.min(*length);
+            end = *from + taken as u64;
+            (*length, *from) = (*length - taken, end);
+            left -= taken;
+            if *length == 0 {
+                self.waiting.pop_front();
+            }
+        }
+        told.push(Told::Piece { part: Part::Text, text, begin, end });
     }
 }
 
@@ -68,6 +198,30 @@ mod tests {
 
     use super::*;
     use crate::engine::{Vocabulary, attribute};
+
+    fn plain(stop: &[String], control: &ControlTokens) -> AnswerText {
+        AnswerText::new(stop, control, Watch::default(), "")
+    }
+
+    /// The text of what an answer tells.
+    fn text(act: impl FnOnce(&mut Vec<Told>)) -> String {
+        let mut told = Vec::new();
+        act(&mut told);
+        let piece = |it| if let Told::Piece { text, .. } = it { text } else { String::new() };
+        told.into_iter().map(piece).collect()
+    }
+
+    fn push(answer: &mut AnswerText, bytes: &[u8]) -> String {
+        text(|told| answer.push(bytes, told))
+    }
+
+    fn push_control(answer: &mut AnswerText, name: &[u8]) -> String {
+        text(|told| answer.push_control(name, told))
+    }
+
+    fn finish(answer: &mut AnswerText) -> String {
+        text(|told| answer.finish(true, told))
+    }
 
     /// Character by character: the first that completes a stop string ends the answer.
     fn naive(bytes: &[u8], stop: &[String]) -> (String, bool) {
@@ -104,20 +258,20 @@ mod tests {
             stop in prop::collection::vec("[ab\n ]{0,4}|é|語a|\u{fffd}", 0..4),
         ) {
             let (expected, expected_stop) = naive(&bytes, &stop);
-            let mut answer = AnswerText::new(&stop, &ControlTokens::default());
+            let mut answer = plain(&stop, &ControlTokens::default());
             let mut text = String::new();
             let mut rest = &bytes[..];
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() { break; }
                 let (now, later) = rest.split_at((*cut).min(rest.len()));
                 let before = answer.stopped_by().is_some();
-                let piece = answer.push(now);
+                let piece = push(&mut answer, now);
                 prop_assert!(!before || piece.is_empty());
                 text.push_str(&piece);
                 prop_assert!(expected.starts_with(&text));
                 rest = later;
             }
-            text.push_str(&answer.finish());
+            text.push_str(&finish(&mut answer));
             prop_assert_eq!(text, expected);
             prop_assert_eq!(answer.stopped_by().is_some(), expected_stop);
         }
@@ -125,15 +279,15 @@ mod tests {
 
     #[test]
     fn holds_back_only_what_may_become_a_stop_string() {
-        let mut answer = AnswerText::new(&["</s>".to_owned()], &ControlTokens::default());
-        assert_eq!(answer.push(b"a <"), "a ");
-        assert_eq!(answer.push(b"/"), "");
-        assert_eq!(answer.push(b"b"), "</b");
-        assert_eq!(answer.push("語".as_bytes()), "語");
-        assert_eq!(answer.push(b"end</s>more"), "end");
+        let mut answer = plain(&["</s>".to_owned()], &ControlTokens::default());
+        assert_eq!(push(&mut answer, b"a <"), "a ");
+        assert_eq!(push(&mut answer, b"/"), "");
+        assert_eq!(push(&mut answer, b"b"), "</b");
+        assert_eq!(push(&mut answer, "語".as_bytes()), "語");
+        assert_eq!(push(&mut answer, b"end</s>more"), "end");
         assert!(answer.stopped_by().is_some());
-        assert_eq!(answer.push(b"more"), "");
-        assert_eq!(answer.finish(), "");
+        assert_eq!(push(&mut answer, b"more"), "");
+        assert_eq!(finish(&mut answer), "");
     }
 
     /// What a model generates: text, or a control token.
@@ -212,17 +366,17 @@ mod tests {
         ) {
             let control = control();
             let (expected, expected_stop) = naive_with_control(&pieces, &stop, &control);
-            let mut answer = AnswerText::new(&stop, &control);
+            let mut answer = plain(&stop, &control);
             let mut text = String::new();
             for piece in &pieces {
                 let safe = match piece {
-                    Piece::Text(text) => answer.push(text.as_bytes()),
-                    Piece::Control(name) => answer.push_control(name.as_bytes()),
+                    Piece::Text(text) => push(&mut answer, text.as_bytes()),
+                    Piece::Control(name) => push_control(&mut answer, name.as_bytes()),
                 };
                 text.push_str(&safe);
                 prop_assert!(expected.starts_with(&text), "{} {}", text, expected);
             }
-            text.push_str(&answer.finish());
+            text.push_str(&finish(&mut answer));
             prop_assert_eq!((text, answer.stopped_by().is_some()), (expected, expected_stop));
         }
     }
@@ -244,14 +398,14 @@ mod tests {
             ("<b>", vec![Piece::Control("<a>")], false),
             ("<a>", vec![Piece::Text("<".into()), Piece::Control("a"), Piece::Text(">".into())], false),
         ] {
-            let mut answer = AnswerText::new(&[stop.to_owned()], &control);
+            let mut answer = plain(&[stop.to_owned()], &control);
             for piece in &said {
                 match piece {
-                    Piece::Text(text) => answer.push(text.as_bytes()),
-                    Piece::Control(name) => answer.push_control(name.as_bytes()),
+                    Piece::Text(text) => push(&mut answer, text.as_bytes()),
+                    Piece::Control(name) => push_control(&mut answer, name.as_bytes()),
                 };
             }
-            answer.finish();
+            finish(&mut answer);
             assert_eq!(answer.stopped_by().is_some(), stopped, "{stop} {said:?}");
         }
     }

@@ -140,6 +140,17 @@ impl Rendered {
         &self.text
     }
 
+    /// The first `length` bytes of it, which end with a character.
+    #[must_use]
+    pub(crate) fn cut(mut self, length: usize) -> Self {
+        self.text.truncate(length);
+        self.literal.retain(|it| it.start < length);
+        if let Some(last) = self.literal.last_mut() {
+            last.end = last.end.min(length);
+        }
+        self
+    }
+
     /// All of it.
     pub fn into_text(self) -> String {
         self.text

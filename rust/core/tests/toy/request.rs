@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::toy_engine::{BOS, TURN, ToyTokenizer, limits};
 use llm_node_core::{
-    chat::conversation::Format,
+    chat::{
+        conversation::{Conversation, Format, Message, Part},
+        model::{ModelChat, SyntaxChoice},
+    },
     engine::{EngineFault, Limits, Token, Tokenizer, Vocabulary},
     error::{ErrorCode, Fault},
     event::Finish,
-    request::{Chat, Prompt, Request, Sampling, ValidRequest},
+    request::{Prompt, Request, Sampling, ValidRequest},
     text::template::ChatTemplate,
 };
 
@@ -25,7 +28,19 @@ fn request(prompt: Prompt) -> Request {
     }
 }
 
-fn check(request: Request, template: Option<&ChatTemplate>, limits: &Limits) -> Result<ValidRequest, Fault> {
+/// A model whose template is that.
+fn model_chat(source: &str) -> ModelChat {
+    let tokenizer = ToyTokenizer::new();
+    let template = ChatTemplate::compile(source, tokenizer.vocabulary()).unwrap();
+    ModelChat::of(template, tokenizer.vocabulary(), &SyntaxChoice::Found)
+}
+
+fn chat(text: &str) -> Prompt {
+    let messages = vec![Message::User { parts: vec![Part::Text(text.into())] }];
+    Prompt::Chat(Conversation { messages, ..Conversation::default() })
+}
+
+fn check(request: Request, template: Option<&ModelChat>, limits: &Limits) -> Result<ValidRequest, Fault> {
     ValidRequest::new(request, &ToyTokenizer::new(), template, limits, 42, 0)
 }
 
@@ -135,13 +150,7 @@ fn what_cannot_fit_by_its_length_is_not_tokenised() {
         }
     }
 
-    let template = |tokenizer: &Counting| {
-        ChatTemplate::compile("{{ messages[0].content * 10 }}", tokenizer.vocabulary()).unwrap()
-    };
-    let chat = |text: &str| {
-        let messages = format!(r#"[{{"role": "user", "content": "{text}"}}]"#);
-        Prompt::Chat(Chat { messages, tools: None, variables: None })
-    };
+    let template = model_chat("{{ messages[0].content * 10 }}");
     // The longest token of the vocabulary has 8 characters, and the context 256 tokens.
     let long = "a".repeat(2048);
     for (prompt, param, calls) in [
@@ -152,7 +161,6 @@ fn what_cannot_fit_by_its_length_is_not_tokenised() {
         (Prompt::Text(" ".repeat(4000)), "prompt", 1),
     ] {
         let tokenizer = Counting(ToyTokenizer::new(), AtomicU32::new(0));
-        let template = template(&tokenizer);
         let fault =
             ValidRequest::new(request(prompt), &tokenizer, Some(&template), &limits(), 42, 0).unwrap_err();
         assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some(param)));
@@ -168,23 +176,16 @@ fn what_cannot_fit_by_its_length_is_not_tokenised() {
 
 #[test]
 fn a_chat_has_bos_once() {
-    let chat = || {
-        Prompt::Chat(Chat {
-            messages: r#"[{"role":"user","content":"a"}]"#.into(),
-            tools: None,
-            variables: None,
-        })
-    };
+    let chat = || chat("a");
     let expected: [Token; 3] = [BOS, TURN, 0x61];
     for source in ["{{ bos_token }}<|turn|>{{ messages[0].content }}", "<|turn|>{{ messages[0].content }}"] {
-        let template = ChatTemplate::compile(source, ToyTokenizer::new().vocabulary()).unwrap();
+        let template = model_chat(source);
         assert_eq!(check(request(chat()), Some(&template), &limits()).unwrap().prompt(), expected);
     }
     let fault = check(request(chat()), None, &limits()).unwrap_err();
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
     assert!(fault.message.contains("/v1/completions"));
-    let template =
-        ChatTemplate::compile("{{ messages[0].content }}", ToyTokenizer::new().vocabulary()).unwrap();
+    let template = model_chat("{{ messages[0].content }}");
     let short = Limits { context_length: 2, ..limits() };
     let fault = check(request(chat()), Some(&template), &short).unwrap_err();
     assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::ContextLengthExceeded, Some("messages")));

@@ -1,7 +1,10 @@
 //! Templates as models bring them. The expected texts were made by Python's Jinja, set up as
 //! `transformers` does.
 
-use llm_node_core::{engine::Tokenizer, request::Chat, text::template::ChatTemplate};
+use llm_node_core::{
+    engine::Tokenizer,
+    text::{conversation::Chat, template::ChatTemplate},
+};
 
 use crate::toy_engine::ToyTokenizer;
 

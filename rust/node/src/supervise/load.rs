@@ -72,6 +72,9 @@ pub struct LoadRequest {
     /// Name of a model that guesses them.
     #[serde(default)]
     pub draft_model: Option<String>,
+    /// How the model writes calls: a family's name, or "none"; `None`: what its template says.
+    #[serde(default)]
+    pub tool_syntax: Option<String>,
     /// Settings for the engine, over those of the configuration.
     #[serde(default)]
     pub options: Option<BTreeMap<String, OptionValue>>,
@@ -328,6 +331,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         },
         step_timeout_seconds: config.step_timeout_seconds,
         speculation: Speculation::Off,
+        tool_syntax: None,
         options: Vec::new(),
     };
     let plan = setup.laid_into(plan);
@@ -372,6 +376,7 @@ fn wishes(inner: &Inner, request: &LoadRequest) -> Result<Wishes, Fault> {
         gpu_layers: request.gpu_layers,
         threads: request.threads,
         speculation,
+        tool_syntax: request.tool_syntax.clone(),
         options: request.options.as_ref().map(|options| options.iter().map(text).collect()),
     })
 }

@@ -21,6 +21,8 @@ pub(super) struct Wishes {
     pub(super) threads: Option<u32>,
     /// A draft model by its file.
     pub(super) speculation: Option<Speculation>,
+    /// How the model writes calls.
+    pub(super) tool_syntax: Option<String>,
     pub(super) options: Option<BTreeMap<String, String>>,
 }
 
@@ -34,6 +36,7 @@ pub(super) struct Setup {
     gpu_layers: i32,
     threads: u32,
     speculation: Speculation,
+    tool_syntax: Option<String>,
     /// The node's own, which a load's are laid over.
     usual_options: BTreeMap<String, String>,
     options: BTreeMap<String, String>,
@@ -56,6 +59,7 @@ impl Setup {
             gpu_layers: wishes.gpu_layers.unwrap_or(-1),
             threads: wishes.threads.unwrap_or(config.threads),
             speculation: wishes.speculation.clone().unwrap_or_else(|| config.usual_speculation()),
+            tool_syntax: wishes.tool_syntax.clone(),
             options: laid_over(&usual_options, wishes.options.as_ref()),
             usual_options,
             came_to: None,
@@ -85,6 +89,7 @@ impl Setup {
             gpu_layers: self.gpu_layers,
             threads: self.threads,
             speculation: self.speculation.clone(),
+            tool_syntax: self.tool_syntax.clone(),
             options: self.options.clone().into_iter().collect(),
             ..plan
         }
@@ -110,6 +115,7 @@ impl Setup {
             .or_else(|| differs("gpu_layers", wishes.gpu_layers.map(gpu_layers), [Some(gpu_layers(self.gpu_layers))]))
             .or_else(|| differs("threads", wishes.threads, [Some(self.threads)]))
             .or_else(|| differs(param, speculation, [Some(named(&self.speculation))]))
+            .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [self.tool_syntax.clone()]))
             .or_else(|| {
                 let asked = wishes.options.as_ref().map(|own| shown(&laid_over(&self.usual_options, Some(own))));
                 differs("options", asked, [Some(shown(&self.options))])

@@ -18,9 +18,10 @@ use std::{
 use llm_node_core::{
     engine::{EngineFault, Token},
     error::{ErrorCode, Fault},
-    event::{Event, Finish, Part, PickedToken, Piece, Usage},
+    event::{Event, Finish, PickedToken, Piece, Usage},
+    sample::rng::call_id,
     schedule::admission::Queue,
-    text::answer::AnswerText,
+    text::answer::{AnswerText, Told},
 };
 use llm_node_wire::message::RequestId;
 
@@ -266,6 +267,9 @@ impl Shared {
 struct Answer {
     id: RequestId,
     text: AnswerText,
+    /// Calls that were begun.
+    calls: u32,
+    seed: u64,
     usage: Usage,
     max_tokens: Option<u32>,
     /// Why an answer of so many tokens ends.
@@ -285,6 +289,8 @@ impl Answer {
         Self {
             id,
             text: request.answer.clone(),
+            calls: 0,
+            seed: request.seed,
             usage: Usage { prompt_tokens, waited: began.duration_since(*taken), ..Usage::default() },
             max_tokens: request.max_tokens,
             limit: request.limit,
@@ -303,34 +309,62 @@ impl Answer {
         }
         self.usage.completion_tokens += 1;
         self.answered.get_or_insert_with(Instant::now);
-        let text = match said {
-            Said::Text(bytes) => self.text.push(bytes),
-            Said::Control(name) => self.text.push_control(name),
-        };
-        let tokens = vec![PickedToken { id: token, logprobs: None }];
-        self.events.push((self.id, Event::Piece(Piece { part: Part::Text, text, tokens })));
+        self.usage.reasoning_tokens += u32::from(self.text.thinks());
+        let mut told = Vec::new();
+        match said {
+            Said::Text(bytes) => self.text.push(bytes, &mut told),
+            Said::Control(name) => self.text.push_control(name, &mut told),
+        }
+        let mut tokens = vec![PickedToken { id: token, logprobs: None }];
+        // A token of text that says nothing yet is told all the same: the client sees that it came.
+        if told.is_empty() && !self.text.has_parts() {
+            let piece = Piece { tokens: std::mem::take(&mut tokens), ..Piece::default() };
+            self.events.push((self.id, Event::Piece(piece)));
+        }
+        self.tell(told, tokens);
         if self.text.stopped_by().is_some() {
             self.finish = Some(Finish::StopString);
+        } else if self.text.is_done() {
+            self.finish = Some(Finish::Calls);
         } else if self.max_tokens.is_some_and(|most| self.usage.completion_tokens >= most) {
             self.finish = Some(self.limit);
         }
         self.finish.is_none()
     }
 
+    /// Tells parts of the answer; the tokens with the first piece.
+    fn tell(&mut self, told: Vec<Told>, mut tokens: Vec<PickedToken>) {
+        for one in told {
+            let event = match one {
+                Told::Piece { part, text, .. } => {
+                    Event::Piece(Piece { part, text, tokens: std::mem::take(&mut tokens) })
+                }
+                Told::CallBegan(name) => {
+                    let index = self.calls;
+                    self.calls += 1;
+                    let position = self.usage.prompt_tokens + self.usage.completion_tokens;
+                    let id = call_id(self.seed, position.into(), index);
+                    Event::CallBegan { index, id, name }
+                }
+                Told::CallEnded => Event::CallEnded,
+            };
+            self.events.push((self.id, event));
+        }
+    }
+
     fn end(mut self, ending: Result<Finish, Fault>) -> Vec<(RequestId, Event)> {
         let last = match ending {
             Ok(reason) => {
-                let text = self.text.finish();
-                if !text.is_empty() {
-                    let piece = Piece { part: Part::Text, text, tokens: Vec::new() };
-                    self.events.push((self.id, Event::Piece(piece)));
-                }
+                let mut told = Vec::new();
+                self.text.finish(reason == Finish::Stop, &mut told);
+                self.tell(told, Vec::new());
                 // The last incomplete character may have completed a stop string.
                 let stop = self.text.stopped_by().map(str::to_owned);
                 let reason = match (&stop, reason) {
                     (Some(_), _) => Finish::StopString,
                     // The engine's word for both limits.
                     (None, Finish::Length) => self.limit,
+                    (None, Finish::Stop) if self.calls > 0 => Finish::Calls,
                     (None, reason) => reason,
                 };
                 let now = Instant::now();

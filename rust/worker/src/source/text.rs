@@ -1,7 +1,7 @@
 //! Requests for engines without a tokenizer: text in, text out, and none of what needs tokens.
 
 use llm_node_core::{
-    chat::conversation::Format,
+    chat::{conversation::Format, parse::Watch},
     error::{ErrorCode, Fault},
     event::Finish,
     request::{Prompt, Request, Sampling, Weight},
@@ -45,7 +45,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         prompt_tokens: 0,
         max_tokens: request.max_tokens,
         limit: if request.max_tokens.is_some() { Finish::Length } else { Finish::Context },
-        answer: AnswerText::new(&request.stop, &ControlTokens::default()),
+        answer: AnswerText::new(&request.stop, &ControlTokens::default(), Watch::default(), ""),
         stop: request.stop,
         seed: request.sampling.seed.unwrap_or(seed),
         sampling: request.sampling,
@@ -100,7 +100,7 @@ fn without(what: &str, param: &str) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use llm_node_core::request::Chat;
+    use llm_node_core::chat::conversation::Conversation;
 
     use super::*;
 
@@ -158,8 +158,8 @@ mod tests {
 
     #[test]
     fn chat_and_tokens_need_a_tokenizer() {
-        let chat = Chat { messages: "[]".into(), tools: None, variables: None };
-        assert_eq!(refusal(|r| r.prompt = Prompt::Chat(chat)).0, ErrorCode::UnsupportedFeature);
+        let conversation = Conversation::default();
+        assert_eq!(refusal(|r| r.prompt = Prompt::Chat(conversation)).0, ErrorCode::UnsupportedFeature);
         assert_eq!(refusal(|r| r.prompt = Prompt::Tokens(vec![1])).0, ErrorCode::UnsupportedFeature);
     }
 

@@ -85,6 +85,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         scheduling: SCHEDULING,
         step_timeout_seconds: 0,
         speculation: Speculation::default(),
+        tool_syntax: None,
         options: Vec::new(),
     }
 }

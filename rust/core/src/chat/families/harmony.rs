@@ -20,13 +20,13 @@ const HEADER: usize = 512;
 const FUNCTIONS: &str = "functions.";
 
 /// Reads one answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Harmony {
     source: Source,
     state: State,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum State {
     /// Before a message's text. The prompt ends there.
     #[default]
@@ -57,6 +57,10 @@ impl Harmony {
         matches!(self.state, State::Done)
     }
 
+    pub(crate) fn thinks(&self) -> bool {
+        matches!(self.state, State::Reasoning)
+    }
+
     pub(crate) fn held(&self) -> usize {
         match &self.state {
             State::Call(marks) => self.source.held.len() + marks.held(),
@@ -79,6 +83,9 @@ impl Harmony {
                 // A message that is not begun in form: its header begins here.
                 let blank = held.iter().take_while(|it| it.is_ascii_whitespace()).count();
                 self.source.skip(blank);
+                if self.source.held.is_empty() {
+                    return false;
+                }
                 self.state = State::Header;
                 true
             }

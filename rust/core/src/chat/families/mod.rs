@@ -125,6 +125,7 @@ fn hermes(tokens: Tokens<'_>) -> ToolSyntax {
     ToolSyntax {
         call: (tokens.literal("<tool_call>\n"), tokens.literal("\n</tool_call>")),
         between: tokens.literal("\n"),
+        bare: true,
         ..plain("hermes", object("name", "arguments", false))
     }
 }

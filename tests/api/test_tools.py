@@ -1,0 +1,339 @@
+"""Tools and reasoning with the official client, against a model that says what is written here.
+
+The tests with a number bear the behaviour of that row in the table of what breaks elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from support.models import CONTROL, USER_DEFINED, talker
+from support.node import RunningNode, running_node
+
+INPUT = '{"city": "Köln \\"am\\" Rhein\\n", "days": 3}'
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+CALL = call("get_weather", INPUT)
+SCRIPTS = {
+    "one": CALL,
+    "several": "Let me see.\n" + call("get_weather", '{"city": "Ulm"}') + "\n" + call("now", "{}"),
+    "nothing": '<tool_call>\n{"name": "now"}\n</tool_call>',
+    "escape": call("get_weather", '{"city": "K\\u00f6ln \\ud83e\\udd99"}'),
+    "unknown": "Hm.\n" + call("launch", '{"a": 1}'),
+    "broken": "The mark is\n<tool_call> and that is that.",
+    "thinks": "<think>\nfirst STOP\n</think>\n\nthen STOP more",
+    "finds": "It rains.",
+    "stops": call("get_weather", '{"city": "a STOP b"}'),
+}
+"""What the model says, by the word that the last message is."""
+
+TEMPLATE = (
+    "{%- if tools %}<|open|>tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|end|>{% endif %}"
+    "{%- for m in messages %}<|open|>{{ m.role }}\n"
+    "{%- if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "{%- for c in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|end|>{% endfor %}"
+    "{%- if add_generation_prompt %}<|open|>assistant\n{% if enable_thinking %}<think>\n{% else %}"
+    "{%- set last = messages[-1].content %}{% if messages[-1].role == 'tool' %}<|go-finds|>{%- else %}"
+    + "".join(f"{{% if last == '{name}' %}}<|go-{name}|>{{% endif %}}" for name in SCRIPTS)
+    + "{% endif %}{% endif %}{% endif %}"
+)
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+TOOLS = [WEATHER, NOW]
+
+
+def pieces(scripts: dict[str, str]) -> dict[str, list[str]]:
+    """Each script as tokens of some characters, no two of which are equal in all scripts together."""
+    used: set[str] = set()
+    found: dict[str, list[str]] = {}
+    for name, text in scripts.items():
+        tokens: list[str] = []
+        rest = text
+        while rest:
+            piece = next((rest[:n] for n in range(3, len(rest)) if rest[:n] not in used), rest)
+            rest = rest[len(piece) :]
+            while piece in used:
+                piece = tokens.pop() + piece
+            tokens.append(piece)
+            used.add(piece)
+        found[name] = tokens
+    return found
+
+
+TOKENS = pieces(SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def node(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node with a model that says the scripts."""
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "models").mkdir()
+    follows: dict[str | int, str | int] = {}
+    words = [("<|open|>", CONTROL), ("<|end|>", CONTROL), ("<think>\n", USER_DEFINED)]
+    follows["<think>\n"] = TOKENS["finds"][0]
+    for name, tokens in TOKENS.items():
+        chain = [f"<|go-{name}|>", *tokens]
+        follows |= dict(itertools.pairwise(chain))
+        words += [(chain[0], CONTROL), *((token, USER_DEFINED) for token in tokens)]
+    talker(folder / "models/says.gguf", words, follows, TEMPLATE, context=4096)
+    talker(folder / "models/plain.gguf", words, follows, "{{ messages[-1].content }}")
+    places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
+    with running_node(folder / "node", [*places, "--gpu-backend", "cpu"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(node: RunningNode) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(script: str, **more: Any) -> Any:
+    messages = [{"role": "user", "content": script}]
+    return {
+        "model": "says",
+        "messages": messages,
+        "tools": TOOLS,
+        "temperature": 0,
+        "stop": ["<|end|>"],
+        **more,
+    }
+
+
+def chunks_of(client: openai.OpenAI, **fields: Any) -> list[Any]:
+    return [chunk.choices[0] for chunk in client.chat.completions.create(**fields, stream=True)]
+
+
+def deltas_of(choices: list[Any]) -> list[Any]:
+    return [call for choice in choices for call in choice.delta.tool_calls or []]
+
+
+def test_01_parallel_calls_have_numbers_and_names_of_their_own(client: openai.OpenAI) -> None:
+    choices = chunks_of(client, **ask("several"))
+    calls = deltas_of(choices)
+    begun = [call for call in calls if call.id]
+    assert [(call.index, call.type, call.function.name) for call in begun] == [
+        (0, "function", "get_weather"),
+        (1, "function", "now"),
+    ]
+    assert len({call.id for call in begun}) == 2
+    assert all(call.function.name is None and call.type is None for call in calls if not call.id)
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["tool_calls"]
+    assert "".join(choice.delta.content or "" for choice in choices) == "Let me see."
+    with client.chat.completions.stream(**ask("several")) as stream:
+        whole = stream.get_final_completion().choices[0].message
+    assert [json.loads(call.function.arguments) for call in whole.tool_calls or []] == [{"city": "Ulm"}, {}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_02_no_arguments_are_an_empty_object(client: openai.OpenAI, stream: bool) -> None:
+    if stream:
+        inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("nothing")))]
+        assert inputs == ["", "{}"]
+        return
+    (choice,) = client.chat.completions.create(**ask("nothing")).choices
+    assert [call.function.arguments for call in choice.message.tool_calls or []] == ["{}"]
+
+
+def test_03_a_delta_ends_in_no_escape(client: openai.OpenAI) -> None:
+    inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("escape")))]
+    assert json.loads("".join(inputs)) == {"city": "Köln \N{LLAMA}"}
+    tokens = TOKENS["escape"]
+    assert any(token.endswith(("\\", "\\u", "\\u0", "\\ud8", "\\u00", "\\ud")) for token in tokens), tokens
+    for piece in inputs:
+        tail = piece[piece.rfind("\\") :] if "\\" in piece[-6:] else ""
+        assert not tail or len(tail) >= 6 or tail[1:2] not in ("", "u"), inputs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_04_a_cut_call_is_told_as_far_as_it_came(client: openai.OpenAI, stream: bool) -> None:
+    seen = set()
+    for most in range(1, len(TOKENS["one"])):
+        if stream:
+            choices = chunks_of(client, **ask("one", max_tokens=most))
+            came = "".join(call.function.arguments for call in deltas_of(choices))
+            reason = choices[-1].finish_reason
+        else:
+            (choice,) = client.chat.completions.create(**ask("one", max_tokens=most)).choices
+            came = "".join(call.function.arguments for call in choice.message.tool_calls or [])
+            reason = choice.finish_reason
+        assert reason == "length"
+        assert INPUT.startswith(came), came
+        seen.add(came)
+    assert len(seen) > 4
+    # It comes back, and is no error.
+    cut = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "K'},
+    }
+    messages: Any = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": None, "tool_calls": [cut]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "cut"},
+    ]
+    answer = client.chat.completions.create(**{**ask("one"), "messages": messages})
+    assert answer.choices[0].message.content == "It rains."
+
+
+def test_06_none_is_none_and_what_cannot_be_forced_is_refused(
+    client: openai.OpenAI, node: RunningNode
+) -> None:
+    (choice,) = client.chat.completions.create(**ask("one", tool_choice="none")).choices
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (CALL, None, "stop")
+    applied = node.post("/apply-template", {**prompt("one"), "tools": TOOLS, "tool_choice": "none"}).json()
+    assert "get_weather" not in applied["prompt"]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ask("one", tool_choice="required"))
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tool_choice")
+
+
+def prompt(content: str) -> Any:
+    return {"model": "says", "messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_11_reasoning_has_one_name_and_comes_back(
+    client: openai.OpenAI, node: RunningNode, stream: bool
+) -> None:
+    fields = ask("thinks")
+    if stream:
+        choices = chunks_of(client, **fields)
+        said = "".join(choice.delta.content or "" for choice in choices)
+        thought = "".join(getattr(choice.delta, "reasoning_content", None) or "" for choice in choices)
+    else:
+        answer = client.chat.completions.create(**fields)
+        message = answer.choices[0].message
+        said, thought = message.content or "", message.model_extra["reasoning_content"]  # type: ignore[index]
+        assert answer.usage is not None and answer.usage.completion_tokens_details is not None
+        assert answer.usage.completion_tokens_details.reasoning_tokens
+    assert (thought, said) == ("first STOP", "then STOP more")
+    for name in ("reasoning_content", "reasoning"):
+        back = [{"role": "assistant", "content": "then", name: "first"}, {"role": "user", "content": "finds"}]
+        applied = node.post("/apply-template", {"model": "says", "messages": back}).json()
+        assert "<think>\nfirst\n</think>\n\nthen" in applied["prompt"]
+
+
+def test_12_reasoning_that_the_prompt_has_opened(client: openai.OpenAI) -> None:
+    kwargs = {"chat_template_kwargs": {"enable_thinking": True}}
+    (choice,) = client.chat.completions.create(**ask("finds"), extra_body=kwargs).choices
+    assert choice.message.content == ""
+    assert choice.message.model_extra == {"reasoning_content": "It rains."}
+
+
+def test_13_stop_strings_look_at_text_only(client: openai.OpenAI) -> None:
+    (choice,) = client.chat.completions.create(**{**ask("thinks"), "stop": ["STOP"]}).choices
+    assert (choice.message.content, choice.finish_reason) == ("then ", "stop")
+    (choice,) = client.chat.completions.create(**{**ask("stops"), "stop": ["STOP"]}).choices
+    assert choice.finish_reason == "tool_calls"
+    assert [json.loads(call.function.arguments) for call in choice.message.tool_calls or []] == [
+        {"city": "a STOP b"}
+    ]
+
+
+def test_14_content_is_null_only_beside_calls_and_may_come_back_so(client: openai.OpenAI) -> None:
+    (choice,) = client.chat.completions.create(**ask("one")).choices
+    assert choice.message.content is None
+    call = choice.message.tool_calls[0]  # type: ignore[index]
+    assert call.id.startswith("call_") and len(call.id) == 29
+    assert client.chat.completions.create(**ask("one", seed=1)).choices[0].message.tool_calls
+    for content in (None, ""):
+        messages: Any = [
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": content, "tool_calls": [call.to_dict()]},
+            {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+        ]
+        loop = client.chat.completions.create(**{**ask("one"), "messages": messages}).choices[0]
+        assert (loop.message.content, loop.finish_reason) == ("It rains.", "stop")
+
+
+@pytest.mark.parametrize("script", ["unknown", "broken"])
+def test_15_what_is_no_call_is_text(client: openai.OpenAI, script: str) -> None:
+    (choice,) = client.chat.completions.create(**ask(script)).choices
+    assert (choice.message.content, choice.message.tool_calls) == (SCRIPTS[script], None)
+    assert choice.finish_reason == "stop"
+    streamed = chunks_of(client, **ask(script))
+    assert "".join(it.delta.content or "" for it in streamed) == SCRIPTS[script]
+
+
+def test_16_arguments_come_as_they_are_written(client: openai.OpenAI) -> None:
+    inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("one")))]
+    assert "".join(inputs) == INPUT
+    assert len(inputs) > 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_17_log_probabilities_are_those_of_the_text(client: openai.OpenAI, stream: bool) -> None:
+    fields = ask("several", logprobs=True)
+    if stream:
+        choices = chunks_of(client, **fields)
+        tokens = [it for choice in choices if choice.logprobs for it in choice.logprobs.content or []]
+    else:
+        (choice,) = client.chat.completions.create(**fields).choices
+        assert choice.logprobs is not None
+        tokens = choice.logprobs.content or []
+    assert bytes(byte for it in tokens for byte in it.bytes or []).decode().rstrip() == "Let me see."
+
+
+def test_old_form(client: openai.OpenAI) -> None:
+    fields = {key: value for key, value in ask("one").items() if key != "tools"}
+    functions = [WEATHER["function"]]
+    (choice,) = client.chat.completions.create(**fields, functions=functions).choices
+    assert choice.finish_reason == "function_call"
+    assert choice.message.function_call is not None
+    assert choice.message.function_call.arguments == INPUT
+    deltas = [it.delta.function_call for it in chunks_of(client, **fields, functions=functions)]
+    assert [it.name for it in deltas if it and it.name] == ["get_weather"]
+    assert "".join(it.arguments or "" for it in deltas if it) == INPUT
+
+
+def test_one_call_where_several_are_not_wanted(client: openai.OpenAI) -> None:
+    (choice,) = client.chat.completions.create(**ask("several", parallel_tool_calls=False)).choices
+    assert [call.function.name for call in choice.message.tool_calls or []] == ["get_weather"]
+    assert choice.finish_reason == "tool_calls"
+
+
+def test_a_model_without_tools_says_so(client: openai.OpenAI, node: RunningNode) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**ask("one"), "model": "plain"})
+    assert (caught.value.code, caught.value.param) == ("unsupported_feature", "tools")
+    models = {model["model_id"]: model for model in node.get("/api/models").json()["models"]}
+    assert models["says"]["facts"]["chat"] == {"tools": True, "thinking": True, "syntax": "derived"}
+    assert not models["plain"]["facts"]["chat"]["tools"]
+
+
+def test_a_named_syntax_of_a_load(client: openai.OpenAI, node: RunningNode) -> None:
+    assert node.post("/api/models/unload", {"model_id": "says"}).status == 200
+    refused = node.post("/api/models/load", {"model_id": "says", "tool_syntax": "martian"})
+    assert refused.status == 400 and refused.json()["error"]["param"] == "tool_syntax"
+    assert node.post("/api/models/load", {"model_id": "says", "tool_syntax": "none"}).status == 200
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**ask("one"))
+    assert node.post("/api/models/unload", {"model_id": "says"}).status == 200
+    assert node.post("/api/models/load", {"model_id": "says", "tool_syntax": "hermes"}).status == 200
+    assert client.chat.completions.create(**ask("one")).choices[0].message.tool_calls
