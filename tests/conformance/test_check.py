@@ -77,11 +77,10 @@ def test_the_commands_of_the_page_make_an_engine_that_answers(
         str(tmp_path / "tiny/models"),
     ]
     with running_node(tmp_path / "node", [*arguments, "--gpu-backend", "cpu"]) as node:
-        body = {"model": "hello", "prompt": "Hello, who", "temperature": 0, "max_tokens": 64}
+        body = {"model": "hello", "prompt": "Hello, who", "temperature": 0, "max_tokens": 128}
         answer = node.post("/v1/completions", body)
-        assert answer.json()["choices"][0]["text"] == " are you? I am a very small language model.", (
-            answer.body
-        )
+        said = " are you? I am a very small language model, made of this text and nothing else."
+        assert answer.json()["choices"][0]["text"] == said, answer.body
         chat = {"model": "hello", "messages": [{"role": "user", "content": "How are you?"}], "temperature": 0}
         answer = node.post("/v1/chat/completions", chat)
         assert "I am well" in answer.json()["choices"][0]["message"]["content"], answer.body
@@ -163,4 +162,6 @@ def test_an_exception_that_escapes_is_found(run: Run, tmp_path: Path, repository
     source.write_text(right.replace(place, "   if (prompt[0] == 0) { throw 1; }\n" + place))
     assert run("build", "tiny").returncode == 0
     checked = run("check", "tiny", "--quick", "--only", "tier0.prompts")
-    assert "died of signal 6 in engine_generate" in " ".join(checked.stdout.split()), checked.stdout
+    # It ends the process on its way through the host, which by then has let go of the engine.
+    assert "The process died of signal 6" in checked.stdout, checked.stdout
+    assert re.search(r"^  calls +engine_generate: of nothing$", checked.stdout, re.M), checked.stdout

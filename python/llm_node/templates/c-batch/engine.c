@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { END = 256, N_VOCAB = 257, N_CONTEXT = 1024, LONGEST_TEXT = 1 << 16, LOOK_BACK = 6, MOST_SEQUENCES = 256 };
+enum { END = 256, N_VOCAB = 257, N_CONTEXT = 1024, LONGEST_TEXT = 1 << 16, LOOK_BACK = 16, MOST_SEQUENCES = 256 };
 
 static const EngineHost *host;
 

@@ -24,7 +24,7 @@ namespace {
 constexpr EngineToken END       = 256;
 constexpr uint32_t    N_VOCAB   = 257;
 constexpr uint32_t    N_CONTEXT = 1024;
-constexpr size_t      LOOK_BACK = 6;
+constexpr size_t      LOOK_BACK = 16;
 constexpr uint32_t    MOST_SEQUENCES = 256;
 constexpr std::string_view END_NAME  = "</s>";
 

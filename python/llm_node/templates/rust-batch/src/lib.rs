@@ -19,7 +19,7 @@ use llm_node_sdk::{
 const END: Token = 256;
 const N_VOCAB: usize = 257;
 const N_CONTEXT: u32 = 1024;
-const LOOK_BACK: usize = 6;
+const LOOK_BACK: usize = 16;
 const MOST_SEQUENCES: u32 = 256;
 
 struct Tiny;
