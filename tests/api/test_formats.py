@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from support.node import RunningNode
+from support.models import CONTROL, USER_DEFINED, talker
+from support.node import RunningNode, running_node
 
 MODEL = "llm-node-demo"
 QUESTION: Any = [{"role": "user", "content": "What is an engine?"}]
@@ -156,3 +158,35 @@ def test_what_is_not_enforced_is_told(node: RunningNode, stream: bool) -> None:
     assert reply.headers["X-LLM-Node-Ignored"] == "#/not"
     plain = node.post("/v1/chat/completions", {**ASKED, "response_format": schema(), "stream": stream})
     assert "X-LLM-Node-Ignored" not in plain.headers
+
+
+THINKING = (
+    "{% for m in messages %}<|user|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinkers(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node with models that think first: `opened` since its prompt says so, `opens` by itself."""
+    folder = tmp_path_factory.mktemp("thinkers")
+    (folder / "models").mkdir()
+    words = [("<|user|>", CONTROL), ("<think>", CONTROL), ("</think>", CONTROL), ("hm", USER_DEFINED)]
+    follows: dict[str | int, str | int] = {"<think>": "hm", "hm": "</think>", "<0x3F>": "<think>"}
+    opened = THINKING + "{% if add_generation_prompt %}<think>{% endif %}"
+    talker(folder / "models/opened.gguf", words, follows, opened)
+    talker(folder / "models/opens.gguf", words, follows, THINKING)
+    places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
+    with running_node(folder / "node", [*places, "--gpu-backend", "cpu"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("model", ["opened", "opens"])
+def test_10_a_format_begins_behind_what_the_model_thinks(thinkers: RunningNode, model: str) -> None:
+    asked = {"model": model, "messages": [{"role": "user", "content": "yes or no?"}], "temperature": 0}
+    wanted = {**asked, "response_format": grammar("regex", "yes|no"), "max_tokens": 20}
+    (choice,) = thinkers.post("/v1/chat/completions", wanted).json()["choices"]
+    assert choice["message"]["reasoning_content"] == "hm"
+    assert choice["message"]["content"] in ("yes", "no")
+    assert choice["finish_reason"] == "stop"

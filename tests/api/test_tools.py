@@ -65,6 +65,16 @@ WEATHER: Any = {
 }
 NOW: Any = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
+ONE_NUMBER: Any = {
+    "type": "object",
+    "properties": {"n": {"enum": [7]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+PICKS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": ONE_NUMBER}} for name in ("pick", "drop")
+]
+"""Tools with little to write, for a model that writes nothing by itself."""
 
 
 def pieces(scripts: dict[str, str]) -> dict[str, list[str]]:
@@ -201,16 +211,61 @@ def test_04_a_cut_call_is_told_as_far_as_it_came(client: openai.OpenAI, stream: 
     assert answer.choices[0].message.content == "It rains."
 
 
-def test_06_none_is_none_and_what_cannot_be_forced_is_refused(
-    client: openai.OpenAI, node: RunningNode
-) -> None:
+def test_06_none_is_none_and_required_is_required(client: openai.OpenAI, node: RunningNode) -> None:
     (choice,) = client.chat.completions.create(**ask("one", tool_choice="none")).choices
     assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (CALL, None, "stop")
     applied = node.post("/apply-template", {**prompt("one"), "tools": TOOLS, "tool_choice": "none"}).json()
     assert "get_weather" not in applied["prompt"]
+    # It would say that it rains.
+    forced = ask("finds", tools=PICKS, tool_choice="required", max_tokens=200)
+    (choice,) = client.chat.completions.create(**forced).choices
+    calls = choice.message.tool_calls or []
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert {call.function.name for call in calls} <= {"pick", "drop"}
+    assert all(json.loads(call.function.arguments) == {"n": 7} for call in calls)
+    streamed = deltas_of(chunks_of(client, **forced))
+    assert (
+        "".join(delta.function.arguments or "" for delta in streamed if delta.index == 0)
+        == calls[0].function.arguments
+    )
+
+
+@pytest.mark.parametrize("name", ["pick", "drop"])
+def test_05_a_named_tool_is_called_once_and_ends_with_stop(client: openai.OpenAI, name: str) -> None:
+    named: Any = {"type": "function", "function": {"name": name}}
+    forced = ask("finds", tools=PICKS, tool_choice=named, max_tokens=200)
+    (choice,) = client.chat.completions.create(**forced).choices
+    (call,) = choice.message.tool_calls or []
+    assert (call.function.name, json.loads(call.function.arguments)) == (name, {"n": 7})
+    assert choice.finish_reason == "stop"
+    allowed: Any = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [named]},
+    }
+    (choice,) = client.chat.completions.create(**{**forced, "tool_choice": allowed}).choices
+    calls = choice.message.tool_calls or []
+    assert calls and {call.function.name for call in calls} == {name}
+
+
+def test_07_what_cannot_be_enforced_of_a_tool_is_told_or_refused(
+    client: openai.OpenAI, node: RunningNode
+) -> None:
+    odd: Any = {
+        "type": "function",
+        "function": {"name": "odd", "parameters": {**ONE_NUMBER, "not": {"required": ["x"]}}},
+    }
+    forced = ask("finds", tools=[odd], tool_choice="required", max_tokens=200)
+    reply = node.post("/v1/chat/completions", forced)
+    assert (reply.status, reply.headers["X-LLM-Node-Ignored"]) == (200, "tools.odd#/not")
+    odd["function"]["strict"] = True
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(**ask("one", tool_choice="required"))
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tool_choice")
+        client.chat.completions.create(**forced)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+    assert "'odd'" in caught.value.message and '"not" at #' in caught.value.message
+    # What the model writes as it likes is not enforced.
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**forced, "tool_choice": "auto"})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
 
 
 def prompt(content: str) -> Any:

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     chat::{
-        conversation::{Choice, Conversation, Format},
+        conversation::{Conversation, Format, Thinking},
         model::ModelChat,
         parse::Watch,
     },
@@ -126,6 +126,12 @@ impl Default for Sampling {
 }
 
 impl Request {
+    /// Has its answer to keep to anything?
+    pub fn is_constrained(&self) -> bool {
+        let forced = matches!(&self.prompt, Prompt::Chat(conversation) if conversation.choice.is_forced());
+        forced || self.format != Format::Text
+    }
+
     /// Checks all that can be checked without the model; [`ValidRequest::new`] does it, too. For
     /// engines that take text and give text.
     pub fn check(&self) -> Result<(), Fault> {
@@ -142,8 +148,8 @@ impl Request {
         if self.logprobs.is_some_and(|it| it > MAX_LOGPROBS) {
             return Err(invalid("logprobs", format!("logprobs must be at most {MAX_LOGPROBS}")));
         }
-        if self.ignore_eos && self.format != Format::Text {
-            let message = "an answer in a format ends where the format does: leave out ignore_eos";
+        if self.ignore_eos && self.is_constrained() {
+            let message = "an answer that keeps to something ends where that does: leave out ignore_eos";
             return Err(invalid("ignore_eos", message));
         }
         let empty = match &self.prompt {
@@ -159,20 +165,14 @@ impl Request {
     }
 }
 
-/// Refuses what a conversation asks to be enforced: nothing is yet.
+/// Refuses what a conversation asks to be enforced and is not: what a model writes as it likes.
 fn enforceable(conversation: &Conversation) -> Result<(), Fault> {
-    let refused =
-        |message: &str, param: &str| Err(Fault::new(ErrorCode::UnsupportedParameter, message).param(param));
-    match &conversation.choice {
-        Choice::Required | Choice::Named(_) | Choice::Among { required: true, .. } => refused(
-            "the model cannot be made to call a tool; only 'none' and 'auto' are supported",
-            "tool_choice",
-        ),
-        _ if conversation.tools.iter().any(|it| it.strict) => {
-            refused("inputs of tools are not enforced, so 'strict' is not supported", "tools")
-        }
-        _ => Ok(()),
+    if !conversation.choice.is_forced() && conversation.offered().iter().any(|it| it.strict) {
+        let message = "inputs of tools are enforced only where a tool must be called; \
+                       leave out 'strict', or choose a tool";
+        return Err(Fault::new(ErrorCode::UnsupportedParameter, message).param("tools"));
     }
+    Ok(())
 }
 
 impl Prompt {
@@ -223,6 +223,7 @@ pub struct ValidRequest {
     ignore_eos: bool,
     logprobs: Option<u32>,
     constraint: Option<Constraint>,
+    thinks: Option<Token>,
     relaxed: Vec<String>,
     source: Source,
 }
@@ -253,7 +254,7 @@ impl ValidRequest {
         let fits = |text: &str| {
             may_fit(vocabulary.least_tokens(text), max_tokens, limits).map_err(|fault| fault.param(param))
         };
-        let (mut watch, mut begun) = (Watch::default(), String::new());
+        let (mut watch, mut begun, mut thinks) = (Watch::default(), String::new(), None);
         let prompt = match prompt {
             Prompt::Text(text) => {
                 fits(&text)?;
@@ -272,6 +273,8 @@ impl ValidRequest {
                 })?;
                 let asked = chat.render(&conversation, unix_seconds)?;
                 (watch, begun) = (asked.watch, asked.begun);
+                let reasoning = watch.reasoning.as_ref().filter(|_| conversation.thinking != Thinking::Off);
+                thinks = reasoning.and_then(|it| it.open.token(vocabulary));
                 fits(asked.prompt.text())?;
                 prompt_tokens(&asked.prompt, tokenizer)?
             }
@@ -315,6 +318,7 @@ impl ValidRequest {
             ignore_eos,
             logprobs,
             constraint: None,
+            thinks,
             relaxed: Vec::new(),
             source,
         })
@@ -331,6 +335,11 @@ impl ValidRequest {
     /// What the answer has to keep to, at its beginning.
     pub fn constraint(&self) -> Option<&Constraint> {
         self.constraint.as_ref()
+    }
+
+    /// The control token with which the model may begin to think, whatever its answer has to keep to.
+    pub fn thinks(&self) -> Option<Token> {
+        self.thinks
     }
 
     /// JSON pointers to what is not enforced of its schema.

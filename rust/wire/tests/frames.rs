@@ -5,8 +5,8 @@ use std::{io, path::PathBuf, time::Duration};
 
 use llm_node_core::{
     chat::conversation::{
-        Call, Choice, Conversation, Effort, Format, Grammar, Input, Json, Message, Part as Said, Thinking, Tool,
-        ToolInput,
+        Call, Choice, Conversation, Effort, Format, Grammar, Input, Json, Message, Part as Said, Thinking,
+        Tool, ToolInput,
     },
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},

@@ -16,7 +16,6 @@ use std::{
 };
 
 use llm_node_core::{
-    chat::conversation::Format,
     error::{ErrorCode, Fault},
     event::{Event, Finish, Usage},
     request::{Prompt, Request},
@@ -104,7 +103,7 @@ impl Intake {
 
     pub(crate) fn submit(&self, id: RequestId, request: Request) {
         let bytes = request_bytes(&request);
-        let lane = if request.format == Format::Text { lane_of(bytes) } else { FORMATS };
+        let lane = if request.is_constrained() { FORMATS } else { lane_of(bytes) };
         let mut state = self.shared.lock();
         if state.draining || state.stopping {
             drop(state);

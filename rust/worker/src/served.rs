@@ -68,7 +68,7 @@ impl Served {
     pub(crate) fn prepare(&self, request: Request) -> Result<Ready, Fault> {
         match &self.source {
             Source::Batch { limits, grammars, .. } => {
-                let wanted = Wanted::from(request.format.clone());
+                let wanted = self.wanted(&request);
                 let valid = self.valid(request, limits)?;
                 Ok(Ready::Batch(Box::new(if wanted.is_anything() {
                     valid
@@ -81,6 +81,19 @@ impl Served {
                 text::prepare(request, text::Honours::Nothing, seed()).map(Box::new).map(Ready::Blocking)
             }
             Source::None => Err(self.mute()),
+        }
+    }
+
+    /// What the answer to a request has to keep to.
+    fn wanted(&self, request: &Request) -> Wanted {
+        let format = request.format.clone();
+        match (&request.prompt, &self.chat) {
+            (Prompt::Chat(conversation), Some(Ok(chat))) => match chat.calls() {
+                Ok(syntax) => Wanted::of(format, conversation, syntax),
+                // Then tools are refused.
+                Err(_) => format.into(),
+            },
+            _ => format.into(),
         }
     }
 

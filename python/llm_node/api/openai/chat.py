@@ -15,6 +15,7 @@ from llm_node.api.neutral import Request
 from llm_node.api.openai import conversation, shapes
 from llm_node.node import Block, Event, Node, NodeError
 from llm_node.schema.chat import ChatCompletionRequest
+from llm_node.schema.tools import ChosenTool, Named
 
 
 async def create(request: web.Request) -> web.StreamResponse:
@@ -79,8 +80,12 @@ async def _whole(
 
 
 def _reason(finish: Finish, wanted: ChatCompletionRequest) -> str:
-    reason = shapes.FINISH_REASONS[finish]
-    return "function_call" if reason == "tool_calls" and wanted.functions else reason
+    """A call that was chosen by name is told as "stop", as OpenAI does."""
+    if finish != "calls":
+        return shapes.FINISH_REASONS[finish]
+    if isinstance(wanted.tool_choice, ChosenTool) or isinstance(wanted.function_call, Named):
+        return "stop"
+    return "function_call" if wanted.functions else "tool_calls"
 
 
 def _message(answer: Answer, wanted: ChatCompletionRequest) -> dict[str, Any]:

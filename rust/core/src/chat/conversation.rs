@@ -163,6 +163,13 @@ pub enum Choice {
     },
 }
 
+impl Choice {
+    /// Must a tool be called?
+    pub fn is_forced(&self) -> bool {
+        matches!(self, Choice::Required | Choice::Named(_) | Choice::Among { required: true, .. })
+    }
+}
+
 /// Is the model to think before it answers?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -7,8 +7,10 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::syntax::{Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax};
-use crate::engine::{Token, Vocabulary, attribute};
+use super::syntax::{
+    Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax, control_token,
+};
+use crate::engine::Vocabulary;
 
 /// A tool that may be called.
 #[derive(Clone, Debug)]
@@ -145,17 +147,11 @@ impl Rules<'_> {
         terms.extend(term(parts.next()?));
         for part in parts {
             let end = part.iter().position(|&it| it == CLOSE)?;
-            terms.push(format!("<[{}]>", self.control(&part[..end])?));
+            terms.push(format!("<[{}]>", control_token(self.vocabulary, &part[..end])?));
             terms.extend(term(&part[end + 1..]));
         }
         terms.extend(term(literal.trail().as_bytes()));
         Some(terms.join(" "))
-    }
-
-    fn control(&self, name: &[u8]) -> Option<Token> {
-        (0..self.vocabulary.len() as Token).find(|&it| {
-            self.vocabulary.has(it, attribute::CONTROL) && self.vocabulary.token_bytes(it) == name
-        })
     }
 }
 

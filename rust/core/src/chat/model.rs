@@ -100,8 +100,8 @@ impl ModelChat {
     }
 
     /// How it calls tools, or why that is not known.
-    pub fn calls(&self) -> Result<&ToolSyntax, &Underivable> {
-        self.tools.as_deref()
+    pub fn calls(&self) -> Result<&Arc<ToolSyntax>, &Underivable> {
+        self.tools.as_ref()
     }
 
     /// How it marks what it thinks.
@@ -191,7 +191,7 @@ impl fmt::Display for ModelChat {
                 writeln!(f, "  call: {:?} {:?}", syntax.call.0.text(), syntax.call.1.text())?;
                 writeln!(f, "  between: {:?}", syntax.between.text())?;
                 writeln!(f, "  body: {}", syntax.body)?;
-                let ToolSyntax { anywhere, bare, parallel, .. } = syntax;
+                let ToolSyntax { anywhere, bare, parallel, .. } = &**syntax;
                 writeln!(f, "  anywhere: {anywhere}, bare: {bare}, parallel: {parallel}")?;
             }
             Err(Underivable(why)) => {

@@ -5,13 +5,22 @@
 
 use std::fmt;
 
-use crate::text::control::ControlTokens;
+use crate::{
+    engine::{Token, Vocabulary, attribute},
+    text::control::ControlTokens,
+};
 
 /// What stands around the name of a control token among the bytes that are looked through. No text in
 /// UTF-8 has these bytes, so that letters and tokens are told apart.
 pub(crate) const OPEN: u8 = 0xfe;
 /// See [`OPEN`].
 pub(crate) const CLOSE: u8 = 0xff;
+
+/// The control token of that name.
+pub(crate) fn control_token(vocabulary: &Vocabulary, name: &[u8]) -> Option<Token> {
+    (0..vocabulary.len() as Token)
+        .find(|&it| vocabulary.has(it, attribute::CONTROL) && vocabulary.token_bytes(it) == name)
+}
 
 /// A text that the syntax asks for. White space at its edges may be missing or be other white space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +61,12 @@ impl Literal {
     /// Is there nothing but white space in it?
     pub fn is_blank(&self) -> bool {
         self.core.is_empty()
+    }
+
+    /// The control token that it consists of, if it is one.
+    pub(crate) fn token(&self, vocabulary: &Vocabulary) -> Option<Token> {
+        let name = self.core.strip_prefix(&[OPEN])?.strip_suffix(&[CLOSE])?;
+        control_token(vocabulary, name)
     }
 
     /// Does it begin with a control token? Nobody writes that by chance.

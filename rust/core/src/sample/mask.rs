@@ -36,6 +36,24 @@ impl Mask {
         Self { blocks, count }
     }
 
+    /// All tokens below `count` that are `admitted`.
+    pub fn with(count: usize, admitted: impl Fn(Token) -> bool) -> Self {
+        let mut words = vec![0; count.div_ceil(32)];
+        for id in (0..count).filter(|&id| admitted(id as Token)) {
+            words[id / 32] |= 1 << (id % 32);
+        }
+        Self::of(&words)
+    }
+
+    /// Admits one more.
+    pub fn admit(&mut self, token: Token) {
+        let block = usize::try_from(token).ok().and_then(|id| Some((self.blocks.get_mut(id / 64)?, id % 64)));
+        if let Some((bits, bit)) = block {
+            self.count += u32::from(*bits >> bit & 1 == 0);
+            *bits |= 1 << bit;
+        }
+    }
+
     /// How many tokens it admits.
     pub fn count(&self) -> u32 {
         self.count

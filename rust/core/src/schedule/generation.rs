@@ -224,6 +224,9 @@ impl Generation {
 
     /// How many tokens of a draft may follow.
     pub fn admits(&mut self, draft: &[Token], vocabulary: &Vocabulary) -> usize {
+        if self.answer.thinks() {
+            return draft.len();
+        }
         let Some(constraint) = &mut self.constraint else { return draft.len() };
         let ends = |token: &&Token| vocabulary.has(**token, attribute::END_OF_GENERATION);
         let length = draft.iter().take_while(|token| !ends(token)).count();
@@ -231,16 +234,34 @@ impl Generation {
         constraint.admits(&draft[..length]).unwrap_or_default()
     }
 
-    /// Computes what may come next, and what behind each token of a draft of which all are admitted.
-    pub fn compute_masks(&mut self, draft: &[Token]) -> Result<(), Fault> {
+    /// Computes what may come next, and what behind each token of a draft of which all are admitted. While the
+    /// model thinks anything but an end may come; where it stops to do so is not known beforehand, so that the
+    /// draft's masks are computed when they are needed.
+    pub fn compute_masks(&mut self, draft: &[Token], vocabulary: &Vocabulary) -> Result<(), Fault> {
         self.masks.clear();
+        let thinks = self.answer.thinks();
+        let begins = self.generated() == 0;
         let Some(constraint) = &mut self.constraint else { return Ok(()) };
-        self.masks.push_back(constraint.mask()?);
+        if thinks {
+            let ends = |token| vocabulary.has(token, attribute::END_OF_GENERATION);
+            self.masks.push_back(Mask::with(vocabulary.len(), |token| !ends(token)));
+            return Ok(());
+        }
+        let mut mask = constraint.mask()?;
+        if let (true, Some(token)) = (begins, self.request.thinks()) {
+            mask.admit(token);
+        }
+        self.masks.push_back(mask);
         for &token in draft {
             constraint.consume(token)?;
             self.masks.push_back(constraint.mask()?);
         }
         constraint.rollback(draft.len())
+    }
+
+    /// Computes what may come next, unless that is known.
+    pub fn compute_mask(&mut self, vocabulary: &Vocabulary) -> Result<(), Fault> {
+        if self.masks.is_empty() { self.compute_masks(&[], vocabulary) } else { Ok(()) }
     }
 
     /// How the next token is picked from its row of logits.
@@ -292,11 +313,7 @@ impl Generation {
             return Some(Ok(self.flush(Finish::Stop, events)));
         }
         self.masks.pop_front();
-        if let Some(constraint) = &mut self.constraint
-            && let Err(fault) = constraint.consume(token)
-        {
-            return Some(Err(fault));
-        }
+        let thought = self.answer.thinks();
         let (begin, mut told) = (self.answer.place(), Vec::new());
         self.thought += u32::from(self.answer.thinks());
         let bytes = vocabulary.token_bytes(token);
@@ -304,6 +321,14 @@ impl Generation {
             self.answer.push_control(bytes, &mut told);
         } else {
             self.answer.push(bytes, &mut told);
+        }
+        // What the model thinks, and the marks around it, are no part of what is kept to.
+        if !thought
+            && !self.answer.thinks()
+            && let Some(constraint) = &mut self.constraint
+            && let Err(fault) = constraint.consume(token)
+        {
+            return Some(Err(fault));
         }
         // Bytes of an incomplete character become part of one that begins where they stand.
         let end = self.answer.place().max(begin + 1);

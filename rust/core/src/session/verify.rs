@@ -84,6 +84,7 @@ impl<E: StepEngine> Session<E> {
         drafts: &BTreeMap<SequenceId, Vec<Token>>,
         rows: &[u32],
     ) -> BTreeMap<SequenceId, Fault> {
+        let vocabulary = &self.vocabulary;
         let due = |sequence: SequenceId| {
             shares.iter().zip(rows).any(|(share, &rows)| share.sequence == sequence && rows > 0)
         };
@@ -99,7 +100,7 @@ impl<E: StepEngine> Session<E> {
         let work = |part: usize| {
             let (_, generation, draft, result) =
                 &mut *all[part].lock().unwrap_or_else(PoisonError::into_inner);
-            *result = generation.compute_masks(draft);
+            *result = generation.compute_masks(draft, vocabulary);
         };
         match &mut self.crew {
             Some(crew) if all.len() >= WORTH_A_CREW => crew.run(all.len(), &work),
@@ -182,8 +183,13 @@ impl<E: StepEngine> Session<E> {
                 } else if proposed.is_some() && proposed == generation.tokens().last() {
                     // The proposal was right, so that the row behind it is of use.
                     accepted += 1;
-                    let job = generation.job(&all[begin + accepted]);
-                    pick = self.samplers.pick(None, &[job], &self.forbidden).next();
+                    match generation.compute_mask(&self.vocabulary) {
+                        Ok(()) => {
+                            let job = generation.job(&all[begin + accepted]);
+                            pick = self.samplers.pick(None, &[job], &self.forbidden).next();
+                        }
+                        Err(fault) => ended.push((sequence, Err(fault))),
+                    }
                 }
                 looked_at += usize::from(proposed.is_some());
             }

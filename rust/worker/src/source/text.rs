@@ -86,11 +86,12 @@ pub(crate) fn unsupported(name: &str) -> Fault {
 
 /// Formats are kept to by masks over rows of logits, which this engine does not give.
 pub(crate) fn without_format(request: &Request) -> Result<(), Fault> {
-    if request.format == Format::Text {
+    if !request.is_constrained() {
         return Ok(());
     }
-    let message = "the model's engine gives text and no logits, so its answers cannot be kept to a format";
-    Err(Fault::new(ErrorCode::UnsupportedFeature, message).param("format"))
+    let param = if request.format == Format::Text { "tool_choice" } else { "format" };
+    let message = "the model's engine gives text and no logits, so its answers cannot be kept to anything";
+    Err(Fault::new(ErrorCode::UnsupportedFeature, message).param(param))
 }
 
 fn without(what: &str, param: &str) -> Fault {
