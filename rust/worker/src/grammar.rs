@@ -49,8 +49,8 @@ struct Shared {
 struct State {
     waiting: VecDeque<Job>,
     threads: usize,
-    /// Threads that wait for a job.
-    idle: usize,
+    /// Jobs that threads have taken and not answered.
+    busy: usize,
     prototypes: Prototypes,
     stopping: bool,
 }
@@ -85,7 +85,7 @@ impl Grammars {
         if let Some(prototype) = state.prototypes.get(wanted) {
             return Ok(prototype);
         }
-        if state.waiting.len() >= state.idle {
+        if state.waiting.len() + state.busy >= state.threads {
             if state.threads == MOST_THREADS {
                 let message = "Formats are being compiled already, and take their time; try again later.";
                 return Err(Fault::new(ErrorCode::QueueFull, message));
@@ -146,6 +146,8 @@ impl Shared {
             if let Ok(prototype) = &compiled {
                 self.lock().prototypes.put(wanted, Arc::clone(prototype));
             }
+            // Before the answer: whoever gets it may ask again at once, and this thread is there for it.
+            self.lock().busy -= 1;
             let _ = tell.send(Told::Done(compiled));
         }
     }
@@ -153,9 +155,9 @@ impl Shared {
     /// The next job; `None`: this thread is not needed any more.
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
-        state.idle += 1;
         let job = loop {
             if let Some(job) = state.waiting.pop_front() {
+                state.busy += 1;
                 break Some(job);
             }
             if state.stopping {
@@ -167,7 +169,6 @@ impl Shared {
                 break None;
             }
         };
-        state.idle -= 1;
         if job.is_none() {
             state.threads -= 1;
             if state.threads == 0 {
@@ -243,6 +244,16 @@ mod tests {
             assert_eq!(fault.code, ErrorCode::QueueFull, "{fault}");
         }
         assert!(grammars.shared.lock().threads <= MOST_THREADS);
+    }
+
+    /// A thread that has answered counts as free at once.
+    #[test]
+    fn one_after_the_other_takes_one_thread() {
+        let grammars = Grammars::new(vocabulary());
+        for n in 1..100 {
+            grammars.compile(&Format::Regex(format!("a{{{n}}}")).into()).unwrap();
+        }
+        assert_eq!(grammars.shared.lock().threads, 1);
     }
 
     #[test]
