@@ -36,7 +36,8 @@ def errors_page() -> str:
 
 <!-- Printed from python/llm_node/errors.py by `make gen`; changes made here are lost. -->
 
-Every error, whatever the route, has one body:
+Every error has one body, but on the routes of [Anthropic's](anthropic.md#errors) and [Ollama's](ollama.md)
+API, where it is what their clients know:
 
 ```json
 {"error": {"message": "...", "type": "...", "code": "...", "param": null}}
@@ -47,10 +48,11 @@ beside these four. Once a stream has begun its status is spent: the same body co
 `data: [DONE]`, then the stream ends.
 
 """
-    rows = [("`code`", "HTTP", "`type`", "`Retry-After`", "exit", "when"), ("---",) * 6]
+    rows = [("`code`", "HTTP", "`type`", "Anthropic's", "`Retry-After`", "exit", "when"), ("---",) * 7]
     for code, row in errors.TABLE.items():
         retry = "" if row.retry_after is None else f"{row.retry_after:g}, or as measured"
-        rows.append((f"`{code}`", str(row.status), f"`{row.type}`", retry, str(int(row.exit)), row.when))
+        types = (f"`{row.type}`", f"`{row.anthropic}`")
+        rows.append((f"`{code}`", str(row.status), *types, retry, str(int(row.exit)), row.when))
     exits = [("code", "meaning"), ("---",) * 2]
     exits += [(str(int(code)), meaning) for code, meaning in errors.EXITS.items()]
     return f"{head}{table(rows)}\n{EXIT_CODES}{table(exits)}"

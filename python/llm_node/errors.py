@@ -241,7 +241,7 @@ class Form:
     names: Mapping[str, str] = field(default_factory=dict)
     """What it calls a parameter that a fault names in neutral words, where that is something else."""
     id_header: str | None = None
-    """A header of its own for the request's id."""
+    """A header of its own for the request's id, on every answer."""
 
 
 PLAIN = Form()
@@ -256,7 +256,9 @@ class Forms:
 
     def add(self, path: str, form: Form) -> None:
         """`path`: a route's, or the beginning of several. What stands in braces is left out."""
-        self._forms[path.partition("{")[0].rstrip("/")] = form
+        beginning = path.partition("{")[0].rstrip("/")
+        if beginning:  # the route "/" is the beginning of no other
+            self._forms[beginning] = form
 
     def of(self, path: str) -> Form:
         """That of any path, also of one without a route."""
@@ -265,7 +267,7 @@ class Forms:
             if form is not None:
                 return form
             path = path.rpartition("/")[0]
-        return self._forms.get("", PLAIN)
+        return PLAIN
 
 
 @dataclass(frozen=True)
@@ -293,10 +295,7 @@ def reply(failure: Failure, form: Form = PLAIN, request_id: str = "unknown") -> 
     if row is None:
         log.error("error code %r has no row in the table: %s", failure.code, failure.message)
         return internal(request_id, form)
-    headers = _headers(row, failure.details)
-    if form.id_header is not None:
-        headers[form.id_header] = request_id
-    return Reply(row.status, headers, body(failure, form, request_id))
+    return Reply(row.status, _headers(row, failure.details), body(failure, form, request_id))
 
 
 def internal(request_id: str, form: Form = PLAIN) -> Reply:

@@ -138,7 +138,8 @@ def test_no_word_of_an_api_family_in_rust() -> None:
         if path.is_relative_to(ROOT / "rust/load"):  # a client of such APIs, and no part of the node
             continue
         text = without_comments(without_tests(path.read_text()))
-        assert not re.search(r'"choices"|chat\.completion', text), path
+        words = r'"choices"|chat\.completion|content_block|input_json_delta|done_reason'
+        assert not re.search(words, text), path
 
 
 def test_environment_is_read_in_settings_alone() -> None:

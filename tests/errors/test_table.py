@@ -115,6 +115,7 @@ def test_a_path_has_the_form_of_the_longest_beginning() -> None:
     forms.add("/v1/messages/{id:.+}", one)
     forms.add("/v1/models/{model}", two)
     forms.add("/api/chat", three)
+    forms.add("/", three)
     for path, form in [
         ("/v1/messages", one),
         ("/v1/messages/count/x", one),
@@ -123,6 +124,7 @@ def test_a_path_has_the_form_of_the_longest_beginning() -> None:
         ("/v1", errors.PLAIN),
         ("/api/chat", three),
         ("/api/chats", errors.PLAIN),
+        ("/", errors.PLAIN),
         ("", errors.PLAIN),
     ]:
         assert forms.of(path) is form, path
@@ -132,10 +134,9 @@ def test_a_form_writes_the_body_and_names_parameters_in_its_own_words() -> None:
     form = errors.Form(
         body=lambda row, failure, request_id: {"t": row.anthropic, "p": failure.param, "id": request_id},
         names={"max_tokens": "max_output_tokens"},
-        id_header="Request-Id",
     )
     reply = errors.reply(NodeError("model_not_found", "why", "max_tokens"), form, "7")
-    assert (reply.status, reply.headers) == (404, {"Request-Id": "7"})
+    assert reply.status == 404
     assert reply.body == {"t": "not_found_error", "p": "max_output_tokens", "id": "7"}
     assert errors.internal("8", form).body == {"t": "api_error", "p": None, "id": "8"}
     assert errors.reply(NodeError("invalid_json", "why", "top_p"), form).body["p"] == "top_p"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 from aiohttp import web
-
-from llm_node.schema.sampling import Generation
 
 RANGE = 1 << 64
 
 
-def of(request: web.Request, wanted: Generation) -> int:
+def of(request: web.Request, *names: Any) -> int:
     """A number that is the same for requests of one source.
 
-    What the client says of itself counts most: `prompt_cache_key`, then `user`. Else it is where the
+    What the client says of itself counts most: the first of `names` that says anything. Else it is where the
     connection comes from: the address, or on this machine, which everybody shares there, the connection.
     """
-    for name in (wanted.prompt_cache_key, wanted.user):
+    for name in names:
         if isinstance(name, str) and name:
             return hash(name) % RANGE
     return hash(_peer(request)) % RANGE

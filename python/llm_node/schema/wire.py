@@ -92,12 +92,22 @@ class Wire(BaseModel):
         if key in cls.refused:
             if value in NOTHING or value == cls.refused[key]:
                 return False
-            if key not in cls.model_fields:
+            if not cls._has(key):
                 raise unsupported(f"{key} is not supported", key)
-        elif key not in cls.model_fields and (ignored.unknown or cls.unknown) == "ignore":
+        elif (ignored.unknown or cls.unknown) == "ignore" and not cls._has(key):
             ignored.add(data, key)
             return False
         return True
+
+    @classmethod
+    def _has(cls, key: str) -> bool:
+        return key in cls.model_fields or any(field.alias == key for field in cls.model_fields.values())
+
+
+class Lenient(Wire):
+    """As the clients expect it that send new fields every month."""
+
+    unknown: ClassVar[Unknown] = "ignore"
 
 
 class ForModel(Wire):

@@ -7,7 +7,7 @@ from typing import cast
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api import admin, models, openai, ops, tokenizer
+from llm_node.api import admin, anthropic, models, ollama, openai, ops, tokenizer
 from llm_node.api.context import (
     ERROR_FORMS,
     JOURNAL,
@@ -46,7 +46,9 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     forms = app[ERROR_FORMS] = errors.Forms()
     for routes, form in (
         (admin.routes(), errors.PLAIN),
+        (anthropic.routes(), anthropic.ERRORS),
         (models.routes(), errors.PLAIN),
+        (ollama.routes(), ollama.ERRORS),
         (openai.routes(), openai.ERRORS),
         (ops.routes(), errors.PLAIN),
         (tokenizer.routes(), tokenizer.ERRORS),

@@ -158,6 +158,9 @@ def answer(reply: errors.Reply) -> web.Response:
 async def complete_headers(request: web.Request, response: web.StreamResponse) -> None:
     """What the headers of every answer have, streams too."""
     response.headers[HEADER] = REQUEST_ID.get()
+    own_header = _form(request).id_header
+    if own_header is not None:
+        response.headers[own_header] = REQUEST_ID.get()
     response.headers.update(SAFE_HEADERS)
     names = ignored(request)
     if names:

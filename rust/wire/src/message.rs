@@ -6,7 +6,7 @@ use llm_node_core::{chat::conversation::Conversation, error::Fault, event::Event
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -147,6 +147,8 @@ pub enum Question {
     },
     /// A conversation to the prompt's text.
     ApplyTemplate(Conversation),
+    /// A conversation to the number of tokens that it is as a prompt.
+    CountTokens(Conversation),
     /// One vector for each input.
     Embed {
         /// The inputs.
@@ -173,6 +175,8 @@ pub enum Answer {
     Tokens(Vec<i32>),
     /// To `Detokenize` and `ApplyTemplate`.
     Text(String),
+    /// To `CountTokens`.
+    Count(u64),
     /// To `Embed`: the vectors, not normalised, and the tokens of each input.
     Embeddings {
         /// One vector for each input.

@@ -205,6 +205,7 @@ fn question() -> impl Strategy<Value = Question> {
         }),
         vec(any::<i32>(), 0..50).prop_map(|tokens| Question::Detokenize { tokens }),
         chat().prop_map(Question::ApplyTemplate),
+        chat().prop_map(Question::CountTokens),
         vec(embed_input(), 0..4).prop_map(|inputs| Question::Embed { inputs }),
         Just(Question::MemoryUse),
     ]
@@ -307,6 +308,7 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         vec(any::<i32>(), 0..50).prop_map(Answer::Tokens),
         text().prop_map(Answer::Text),
+        any::<u64>().prop_map(Answer::Count),
         (vec(vec(float(), 0..20), 0..4), vec(any::<u32>(), 0..4))
             .prop_map(|(vectors, tokens)| Answer::Embeddings { vectors, tokens }),
         vec(memory_use(), 0..3).prop_map(Answer::MemoryUse),

@@ -335,7 +335,7 @@ fn question_bytes(question: &Question) -> usize {
     match question {
         Question::Tokenize { text, .. } => text.len(),
         Question::Detokenize { tokens } => size_of_val(&tokens[..]),
-        Question::ApplyTemplate(conversation) => conversation.size(),
+        Question::ApplyTemplate(conversation) | Question::CountTokens(conversation) => conversation.size(),
         Question::Embed { inputs } => inputs
             .iter()
             .map(|input| match input {

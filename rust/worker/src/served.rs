@@ -12,7 +12,8 @@ use llm_node_core::{
     engine::{Limits, Tokenizer},
     error::{ErrorCode, Fault},
     event::Event,
-    request::{Prompt, Request, ValidRequest},
+    request::{Prompt, Request, ValidRequest, prompt_tokens},
+    text::control::Rendered,
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
 use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId};
@@ -202,7 +203,13 @@ impl Served {
                 Ok(Answer::Tokens(self.tokenizer()?.tokenize(&text, add_special, parse_special)?))
             }
             Question::Detokenize { tokens } => self.detokenize(&tokens),
-            Question::ApplyTemplate(conversation) => self.render(&conversation).map(Answer::Text),
+            Question::ApplyTemplate(conversation) => {
+                self.render(&conversation).map(|rendered| Answer::Text(rendered.into_text()))
+            }
+            Question::CountTokens(conversation) => {
+                let tokens = prompt_tokens(&self.render(&conversation)?, self.tokenizer()?)?;
+                Ok(Answer::Count(tokens.len() as u64))
+            }
             Question::MemoryUse => {
                 if self.models.is_empty() {
                     return Err(lacks("says what memory it takes"));
@@ -224,10 +231,10 @@ impl Served {
         Ok(Answer::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn render(&self, conversation: &Conversation) -> Result<String, Fault> {
+    fn render(&self, conversation: &Conversation) -> Result<Rendered, Fault> {
         conversation.check()?;
         match &self.chat {
-            Some(Ok(chat)) => Ok(chat.render(conversation, unix_seconds())?.prompt.into_text()),
+            Some(Ok(chat)) => Ok(chat.render(conversation, unix_seconds())?.prompt),
             Some(Err(fault)) => Err(fault.clone()),
             None => Err(Fault::new(ErrorCode::UnsupportedFeature, "the model has no chat template")),
         }

@@ -22,7 +22,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, ChatCompletionRequest)
     node = request.app[NODE]
-    neutral = _neutral(wanted, source.of(request, wanted))
+    neutral = _neutral(wanted, source.of(request, wanted.prompt_cache_key, wanted.user))
     requests = neutral.several(wanted.n)
     customs = _customs(wanted)
     if wanted.stream and 0 < len(customs) < len(wanted.tools or ()):

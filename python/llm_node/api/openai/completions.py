@@ -21,7 +21,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     wanted = await body.read(request, CompletionRequest)
     _check_count(len(wanted.prompts) * wanted.n, request.app[QUEUE_LIMIT])
     node = request.app[NODE]
-    whose = source.of(request, wanted)
+    whose = source.of(request, wanted.prompt_cache_key, wanted.user)
     requests = [
         request for prompt in wanted.prompts for request in _neutral(wanted, whose, prompt).several(wanted.n)
     ]

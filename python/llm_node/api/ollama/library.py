@@ -1,0 +1,182 @@
+"""What models there are: `/api/tags`, `/api/ps`, `/api/show`, `/api/pull`, and the routes that would change
+them, which are refused: the models folder belongs to whoever runs the node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from aiohttp import web
+
+from llm_node.api import body
+from llm_node.api.context import NODE
+from llm_node.api.models import context_length
+from llm_node.node import NodeError
+from llm_node.schema.ollama.library import PullRequest, ShowRequest
+
+VERSION = "0.13.0"
+"""The version of Ollama whose API this is. Clients ask for a least one."""
+
+FETCHES_NOTHING = "Models are files in the node's models folder (--models-dir), which clients do not change."
+
+NEVER = "9999-12-31T23:59:59Z"
+"""When a model is unloaded because nobody used it."""
+
+
+async def alive(request: web.Request) -> web.Response:
+    """By this text some clients know that somebody listens."""
+    return web.Response(text="Ollama is running")
+
+
+async def version(request: web.Request) -> web.Response:
+    """See `VERSION`."""
+    return web.json_response({"version": VERSION})
+
+
+async def tags(request: web.Request) -> web.Response:
+    """All models."""
+    models = await request.app[NODE].models()
+    return web.json_response({"models": [_listed(model) for model in models]})
+
+
+async def running(request: web.Request) -> web.Response:
+    """The models that are loaded."""
+    models = await request.app[NODE].models()
+    loaded = [model for model in models if model["status"] == "loaded"]
+    return web.json_response(
+        {
+            "models": [
+                {
+                    **_listed(model),
+                    "expires_at": NEVER,
+                    "size_vram": _device_bytes(model),
+                    "context_length": context_length(model),
+                }
+                for model in loaded
+            ]
+        }
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    """One model: what it is, and what it can."""
+    wanted = await body.read(request, ShowRequest)
+    model = await request.app[NODE].model(wanted.model)
+    return web.json_response(
+        {
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+            "details": _details(model),
+            "model_info": _info(model),
+            "capabilities": _capabilities(model),
+            "modified_at": _time(model),
+        }
+    )
+
+
+async def pull(request: web.Request) -> web.Response:
+    """A model that is there needs no pulling; no other is fetched from anywhere."""
+    wanted = await body.read(request, PullRequest)
+    try:
+        await request.app[NODE].model(wanted.model)
+    except NodeError as fault:
+        if fault.code != "model_not_found":
+            raise
+        raise NodeError("unsupported_feature", f"{fault.message}. {FETCHES_NOTHING}", "model") from None
+    return web.json_response({"status": "success"})
+
+
+async def refuse(request: web.Request) -> web.Response:
+    """The routes that would change what there is."""
+    raise NodeError("unsupported_feature", f"{request.path} is not supported. {FETCHES_NOTHING}")
+
+
+def name(model: Mapping[str, Any]) -> str:
+    """A model's name, with the tag that Ollama's have in any case."""
+    found = str(model["model_id"])
+    return found if ":" in found else f"{found}:latest"
+
+
+def _listed(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name(model),
+        "model": name(model),
+        "modified_at": _time(model),
+        "size": model.get("size_bytes", 0),
+        "digest": _digest(model),
+        "details": _details(model),
+    }
+
+
+def _time(model: Mapping[str, Any]) -> str:
+    return datetime.fromtimestamp(model.get("modified", 0), timezone.utc).isoformat()
+
+
+def _digest(model: Mapping[str, Any]) -> str:
+    """Another one whenever the file is another one. What is in it is not looked at: that may be 40 GB."""
+    what = f"{model.get('path')}\n{model.get('size_bytes')}\n{model.get('modified')}"
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _details(model: Mapping[str, Any]) -> dict[str, Any]:
+    family = model.get("architecture") or ""
+    return {
+        "parent_model": "",
+        "format": model.get("format") or "",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": _size(_facts(model).get("n_parameters")),
+        "quantization_level": model.get("quantization") or "",
+    }
+
+
+def _facts(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What its worker says of it, while it is loaded."""
+    return model.get("facts") or {}
+
+
+def _size(parameters: int | None) -> str:
+    """ "7.6B"; nothing where it is not known, since the model was not loaded."""
+    if not parameters:
+        return ""
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= unit:
+            return f"{parameters / unit:.1f}{letter}"
+    return str(parameters)
+
+
+def _info(model: Mapping[str, Any]) -> dict[str, Any]:
+    facts = _facts(model)
+    family = model.get("architecture") or "unknown"
+    found = {
+        "general.architecture": family,
+        "general.name": model.get("name"),
+        "general.parameter_count": facts.get("n_parameters"),
+        f"{family}.context_length": context_length(model),
+        f"{family}.embedding_length": facts.get("n_embedding") or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _capabilities(model: Mapping[str, Any]) -> list[str]:
+    """What its worker found out, while it is loaded; else what its file says it is for."""
+    facts = _facts(model)
+    if not facts:
+        return {"embeddings": ["embedding"], None: []}.get(model.get("task"), ["completion"])
+    chat = facts.get("chat") or {}
+    found = {
+        "completion": facts["generates"],
+        "tools": chat.get("tools"),
+        "thinking": chat.get("thinking"),
+        "embedding": facts["n_embedding"],
+    }
+    return [word for word, can in found.items() if can]
+
+
+def _device_bytes(model: Mapping[str, Any]) -> int:
+    """What it takes of the memory of GPUs."""
+    return sum(use["total_bytes"] for use in model["memory"] if not use["is_host"])
