@@ -114,7 +114,8 @@ def test_system(node: RunningNode) -> None:
 
 def test_health(node: RunningNode) -> None:
     assert node.get("/healthz").json() == {"status": "ok"}
-    assert node.get("/readyz").json() == {"status": "ready"}
+    ready = node.get("/readyz").json()
+    assert (ready.keys(), ready["status"]) == ({"status", "node_id"}, "ready")
 
 
 # ---- what the model sees ---------------------------------------------------------------------------
