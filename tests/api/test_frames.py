@@ -66,7 +66,9 @@ def test_json_stands_without_quotes() -> None:
     assert json.loads(filled(template, {"json": '{"a": 1}'})) == {"arguments": {"a": 1}}
 
 
-@pytest.mark.parametrize("hole", [frames.TEXT, frames.NAME, frames.JSON, frames.LOGPROBS])
+@pytest.mark.parametrize(
+    "hole", [frames.TEXT, frames.NAME, frames.JSON, frames.LOGPROBS], ids=["text", "name", "json", "logprobs"]
+)
 def test_a_hole_for_a_value_does_not_stand_inside_of_a_string(hole: str) -> None:
     with pytest.raises(ValueError, match="inside of a string"):
         Template(sse.LINES.frame({"a": f"x{hole}"}))
