@@ -18,8 +18,12 @@ from support.engines import HEADER_FOLDER  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
 from support.streams import Alone  # noqa: E402
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background so
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start are to heed it
+# A shell starts what it puts into the background so that it ignores the first, and `nohup` the second. Programs that
+# tests start are to heed them: they inherit that a signal is ignored, and not that it is handled.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: None)
 
 LLAMA_CPP = ROOT / "engines/llama_cpp/cpu"
 STORIES = ROOT.parent / "shared/models/stories260K.gguf"

@@ -18,6 +18,8 @@ from llm_node.api.context import ERROR_FORMS, KEEP_ALIVE
 from llm_node.node import NodeError
 from llm_node.server import middleware
 
+ROUTE = "/stream"
+
 
 def content_of(frame: bytes) -> object:
     assert frame.startswith(b"data: ")
@@ -39,15 +41,15 @@ async def serving(
     app = web.Application(middlewares=middleware.ALL)
     app[KEEP_ALIVE] = keep_alive
     app[ERROR_FORMS] = errors.Forms()
-    app[ERROR_FORMS].add("/", form)
-    app.add_routes([web.get("/", handler)])
+    app[ERROR_FORMS].add(ROUTE, form)
+    app.add_routes([web.get(ROUTE, handler)])
     async with TestClient(TestServer(app, handler_cancellation=True)) as client:
         yield client
 
 
 async def body_of(source: sse.Source, *more: Any, **named: Any) -> tuple[int, bytes]:
     async with serving(source, *more, **named) as client:
-        reply = await client.get("/")
+        reply = await client.get(ROUTE)
         return reply.status, await reply.read()
 
 
@@ -83,7 +85,7 @@ async def test_lines_are_silent_while_there_is_nothing_to_tell() -> None:
         out.tell({"a": 1})
 
     async with serving(source, keep_alive=0.01, framing=sse.LINES) as client:
-        reply = await client.get("/")
+        reply = await client.get(ROUTE)
         assert reply.content_type == "application/x-ndjson"
         await asyncio.sleep(0.05)
         go_on.set()
@@ -133,7 +135,7 @@ async def test_comments_while_silent_and_an_error_after_them() -> None:
         raise NodeError("timeout", "too slow")
 
     async with serving(source, keep_alive=0.02) as client:
-        reply = await client.get("/")
+        reply = await client.get(ROUTE)
         assert reply.status == 200
         assert await reply.content.readuntil(b"\n\n") == sse.EVENTS.silence
         assert await reply.content.readuntil(b"\n\n") == sse.EVENTS.silence
@@ -156,7 +158,7 @@ async def test_a_client_that_leaves_ends_the_source() -> None:
             ended.set()
 
     async with serving(source) as client:
-        reply = await client.get("/")
+        reply = await client.get(ROUTE)
         await reply.content.readuntil(b"\n\n")
         reply.close()
         await asyncio.wait_for(ended.wait(), 10)
@@ -173,7 +175,7 @@ async def test_a_client_that_leaves_before_the_first_frame_ends_the_source() -> 
             ended.set()
 
     async with serving(source) as client:
-        asking = asyncio.ensure_future(client.get("/"))
+        asking = asyncio.ensure_future(client.get(ROUTE))
         await begun.wait()
         asking.cancel()
         await asyncio.wait({asking})
@@ -249,6 +251,6 @@ async def test_headers() -> None:
         out.tell({})
 
     async with serving(source) as client:
-        reply: aiohttp.ClientResponse = await client.get("/")
+        reply: aiohttp.ClientResponse = await client.get(ROUTE)
         assert reply.content_type == "text/event-stream"
         assert reply.headers["Cache-Control"] == "no-cache"

@@ -175,7 +175,8 @@ def test_further_fields_are_in_each_request(run: Run, node: RunningNode, route: 
 
 
 def test_when_every_request_fails_the_report_says_why(run: Run, node: RunningNode) -> None:
-    result = run(node.url, "--json", "--model", MODEL, "--requests", "2", "--output-tokens", "99999999")
+    load = ["--json", "--model", MODEL, "--requests", "2"]
+    result = run(node.url, *load, "--prompt-ids", "--prompt-tokens", "9999")
     assert result.returncode == 1
     found = json.loads(result.stdout)
     assert (found["completed"], found["failed"]) == (0, 2)
