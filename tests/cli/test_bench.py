@@ -176,7 +176,7 @@ def test_further_fields_are_in_each_request(run: Run, node: RunningNode, route: 
 
 def test_when_every_request_fails_the_report_says_why(run: Run, node: RunningNode) -> None:
     load = ["--json", "--model", MODEL, "--requests", "2"]
-    result = run(node.url, *load, "--prompt-ids", "--prompt-tokens", "9999")
+    result = run(node.url, *load, "--body", '{"no_such_field": 1}')
     assert result.returncode == 1
     found = json.loads(result.stdout)
     assert (found["completed"], found["failed"]) == (0, 2)
