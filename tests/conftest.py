@@ -18,8 +18,8 @@ from support.engines import HEADER_FOLDER  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
 from support.streams import Alone  # noqa: E402
 
-# A shell starts what it puts into the background so that it ignores the first, and `nohup` the second. Programs
-# that tests start are to heed them: they inherit that a signal is ignored, and not that it is handled.
+# A shell starts what it puts into the background so that it ignores the first, and `nohup` the second.
+# Programs that tests start are to heed them: they inherit that a signal is ignored, not that it is handled.
 for name in ("SIGINT", "SIGHUP"):
     number = getattr(signal, name, None)
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
