@@ -64,7 +64,7 @@ run: $(STAMPS)/wheel
 
 # Compiling and waiting go well together: on two cores the one takes most of the first part, the other of the second.
 test: setup lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-rust test-python
+	@$(MAKE) --no-print-directory --jobs=2 test-rust test-python
 
 test-rust:
 	cargo test --workspace --exclude llm-node-py --locked --quiet
