@@ -17,8 +17,7 @@ from typing import Any
 import click
 
 from llm_node.cli import advice, config, failure, remote
-from llm_node.cli.chat import answer as answers
-from llm_node.cli.chat.answer import Answer, ending, usage_in_words
+from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
 from llm_node.cli.chat.conversation import Conversation, ConversationError, response_format
 from llm_node.cli.chat.data import DataWriter
 from llm_node.cli.chat.interrupt import Interrupted, interruptible
@@ -111,16 +110,7 @@ async def _ask_once(node: Remote, conversation: Conversation, look: Look, contex
 
         writer = TerminalWriter(sys.stdout, plain=look.plain, hide_thinking=look.hide_thinking)
     answer = Answer()
-    is_whole = False
-    try:
-        await interruptible(answers.ask(node, conversation.body(), answer, writer))
-        is_whole = True
-    except Interrupted:
-        pass
-    finally:
-        for call in answer.tool_calls:
-            writer.call(answers.call_in_words(call))
-        writer.end()
+    is_whole = await ask(node, conversation.body(), answer, writer)
     said = [usage_in_words(answer)] if look.verbose else []
     if is_terminal or look.verbose or answer.finish_reason == "length":
         said.append(ending(answer, context_length, is_whole=is_whole))

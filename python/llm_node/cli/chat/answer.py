@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llm_node.cli.chat.interrupt import Interrupted, interruptible
 from llm_node.cli.remote import Remote
 
 
@@ -19,6 +20,12 @@ class Sink(Protocol):
 
     def text(self, text: str) -> None:
         """What it answers."""
+
+    def call(self, words: str) -> None:
+        """What it calls, in words."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
 
 
 @dataclass
@@ -60,8 +67,21 @@ class Answer:
         return ", ".join(parts)
 
 
-async def ask(node: Remote, body: dict[str, Any], answer: Answer, sink: Sink) -> None:
-    """Ask for an answer and take it in. Where this is cancelled, or raises, `answer` has what came."""
+async def ask(node: Remote, body: dict[str, Any], answer: Answer, sink: Sink) -> bool:
+    """Ask for an answer and show it. False where Ctrl-C ended it; `answer` has what came, also where this
+    raises."""
+    try:
+        await interruptible(_take_in(node, body, answer, sink))
+        return True
+    except Interrupted:
+        return False
+    finally:
+        for call in answer.tool_calls:
+            sink.call(call_in_words(call))
+        sink.end()
+
+
+async def _take_in(node: Remote, body: dict[str, Any], answer: Answer, sink: Sink) -> None:
     wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
     answer.began = time.monotonic()
     async for event in node.events("POST", "/v1/chat/completions", json=wanted):

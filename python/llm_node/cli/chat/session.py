@@ -11,9 +11,8 @@ from typing import TextIO
 
 import click
 
-from llm_node.cli.chat import answer as answers
 from llm_node.cli.chat import attached
-from llm_node.cli.chat.answer import Answer, ending, usage_in_words
+from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
 from llm_node.cli.chat.conversation import Conversation, ConversationError
 from llm_node.cli.chat.interrupt import Interrupted, interruptible
 from llm_node.cli.chat.layout import RESET
@@ -89,14 +88,8 @@ class Session:
         answer = Answer()
         is_whole = False
         try:
-            await interruptible(answers.ask(self._node, self._conversation.body(), answer, writer))
-            is_whole = True
-        except Interrupted:
-            pass
+            is_whole = await ask(self._node, self._conversation.body(), answer, writer)
         finally:
-            for call in answer.tool_calls:
-                writer.call(answers.call_in_words(call))
-            writer.end()
             if answer.text or answer.reasoning or answer.tool_calls:
                 self._conversation.messages.append(answer.message())
                 self._last = answer
