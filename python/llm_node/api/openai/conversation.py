@@ -27,14 +27,13 @@ from llm_node.api.conversation import (
 from llm_node.node import NodeError
 from llm_node.schema import messages as wire
 from llm_node.schema import tools
-from llm_node.schema.chat import ChatCompletionRequest
-from llm_node.schema.tokens import ApplyTemplateRequest
+from llm_node.schema.chat import Chat
 
 PREFIX = "call_"
 """Before the ids of calls; the node's own have none."""
 
 
-def of(wanted: ChatCompletionRequest | ApplyTemplateRequest) -> Conversation:
+def of(wanted: Chat) -> Conversation:
     """The conversation of a request. Raises `NodeError`."""
     old_form = bool(wanted.functions)
     offered = [_function(one) for one in wanted.functions or ()] + [_tool(one) for one in wanted.tools or ()]
@@ -74,7 +73,7 @@ def _tool(one: tools.Tool) -> Tool:
     return _function(one.function)
 
 
-def _choice(wanted: ChatCompletionRequest | ApplyTemplateRequest) -> Choice:
+def _choice(wanted: Chat) -> Choice:
     choice = wanted.tool_choice
     if isinstance(choice, str):
         return choice
@@ -84,7 +83,7 @@ def _choice(wanted: ChatCompletionRequest | ApplyTemplateRequest) -> Choice:
     return Among(tuple(one.name for one in allowed.tools), required=allowed.mode == "required")
 
 
-def _old_choice(wanted: ChatCompletionRequest | ApplyTemplateRequest) -> Choice:
+def _old_choice(wanted: Chat) -> Choice:
     choice = wanted.function_call
     return choice if isinstance(choice, str) else Named(choice.name)
 

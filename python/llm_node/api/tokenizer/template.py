@@ -7,7 +7,7 @@ from aiohttp import web
 from llm_node.api import body
 from llm_node.api.context import NODE
 from llm_node.api.openai import conversation
-from llm_node.schema.tokens import ApplyTemplateRequest
+from llm_node.schema.chat import ApplyTemplateRequest
 
 
 async def apply(request: web.Request) -> web.Response:
