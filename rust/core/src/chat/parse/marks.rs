@@ -1,0 +1,409 @@
+//! Reads an answer by the marks of a syntax: text, reasoning, calls, and what stands between them.
+
+use super::{
+    Found, Parsed, Watch,
+    cursor::{Cursor, Stop, window},
+    head::{HEAD, Head, head_at, is_list, is_section, next_head, opener},
+    input::{Input, Reading, Turn},
+    source::{Source, control_length, edge, is_blank, overlap, shown, until_control},
+};
+use crate::chat::{
+    syntax::Literal,
+    values::{JsonScan, Scanned},
+};
+
+/// Where an answer stands that is read by its marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// In text.
+    Free,
+    Reasoning,
+    /// In a call's input. The number is the tool's.
+    Input(usize, Input),
+    /// Behind a call's input: the rest of its object, then its last mark.
+    Tail(Option<JsonScan>),
+    /// Between the calls of a section.
+    Section,
+    /// Nothing more counts.
+    Done,
+}
+
+/// Reads an answer by its marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Marks {
+    source: Source,
+    pub(super) state: State,
+    /// Only white space came since the answer or the last section: reasoning may begin, and calls.
+    fresh: bool,
+    /// Only white space came since the line began.
+    line: bool,
+    /// It has thought since then: reasoning does not begin again.
+    thought: bool,
+    /// White space that follows is dropped.
+    skips: bool,
+    /// Braces that close the object of the call under way, behind its input.
+    depth: usize,
+    /// Does that call stand in a block of code?
+    fenced: bool,
+}
+
+impl Marks {
+    pub(super) fn new(thinks: bool) -> Self {
+        let state = if thinks { State::Reasoning } else { State::Free };
+        Self {
+            source: Source::default(),
+            state,
+            fresh: true,
+            line: true,
+            thought: false,
+            skips: thinks,
+            depth: 0,
+            fenced: false,
+        }
+    }
+
+    /// Inside a call whose input begins with the byte of that number.
+    pub(crate) fn in_call(tool: usize, base: u64) -> Self {
+        Self { source: Source::at(base), state: State::Input(tool, Input::Json), ..Self::new(false) }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.source.held.len()
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8], watch: &Watch, out: &mut Vec<Parsed>) {
+        self.source.held.extend_from_slice(bytes);
+        while self.step(watch, Stop::Short, out) {}
+    }
+
+    pub(crate) fn finish(&mut self, by_itself: bool, watch: &Watch, out: &mut Vec<Parsed>) {
+        // What waits behind a call is the beginning of its last marks.
+        let is_mark = match (&self.state, &watch.tools) {
+            (State::Tail(_), _) => true,
+            (State::Section, Some(tools)) => tools.section.as_ref().is_some_and(|(_, close)| {
+                let mut cursor = Cursor { bytes: &self.source.held, at: 0, short: Stop::Short };
+                cursor.literal(close) != Err(Stop::Other)
+            }),
+            _ => false,
+        };
+        if is_mark {
+            self.source.skip(self.source.held.len());
+        }
+        while self.step(watch, Stop::Other, out) {}
+        let rest = self.source.held.len();
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Free => self.source.tell_text(rest, out),
+            State::Reasoning => self.source.tell_reasoning(rest, out),
+            State::Input(_, input) if by_itself && input.finish(&mut self.source, out) => {
+                self.source.tell(0, Found::CallEnded, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes something out of what is held, or goes to another state. False: more has to come.
+    fn step(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
+        if self.skips {
+            let blank = self.source.held.iter().take_while(|&&it| is_blank(it)).count();
+            self.line |= self.source.held[..blank].contains(&b'\n');
+            self.source.skip(blank);
+            self.skips = self.source.held.is_empty();
+        }
+        if self.source.held.is_empty() && !matches!(self.state, State::Input(_, Input::Given(_))) {
+            return false;
+        }
+        match self.state {
+            State::Free => self.free(watch, short, out),
+            State::Reasoning => self.reasoning(watch, short, out),
+            State::Input(..) => self.input(watch, short, out),
+            State::Tail(_) => self.tail(watch, short),
+            State::Section => self.section(watch, short, out),
+            State::Done => {
+                self.source.skip(self.source.held.len());
+                false
+            }
+        }
+    }
+
+    fn free(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
+        let reasoning = watch.reasoning.as_ref().filter(|_| !self.thought);
+        if watch.tools.is_none() && !(self.fresh && reasoning.is_some()) {
+            self.source.tell_text(self.source.held.len(), out);
+            return false;
+        }
+        let held = &self.source.held;
+        let (mut fresh, mut line) = (self.fresh, self.line);
+        let mut at = 0;
+        let (mut found, mut dropped) = (None, None);
+        while at < held.len() {
+            let mut waits = false;
+            if let Some(reasoning) = reasoning.filter(|_| fresh) {
+                let mut cursor = Cursor { bytes: held, at, short };
+                match cursor.core(reasoning.open.core()) {
+                    Ok(()) => {
+                        found = Some((at, Err(cursor.at)));
+                        break;
+                    }
+                    Err(stop) => waits |= stop == Stop::Short,
+                }
+            }
+            if let Some(tools) = &watch.tools {
+                if let Some(says) = tools.says.as_ref().filter(|_| tools.anywhere || line) {
+                    let mut cursor = Cursor { bytes: held, at, short };
+                    match cursor.core(says.core()) {
+                        Ok(()) => {
+                            dropped =
+                                Some((at, cursor.at + usize::from(held.get(cursor.at) == Some(&b'\n'))));
+                            waits = held.len() == cursor.at && short == Stop::Short;
+                            if !waits {
+                                break;
+                            }
+                            dropped = None;
+                        }
+                        Err(stop) => waits |= stop == Stop::Short,
+                    }
+                }
+                match head_at(watch, tools, &held[at..], fresh, line, short) {
+                    Ok(head) => {
+                        found = Some((at, Ok(head)));
+                        break;
+                    }
+                    Err(stop) => waits |= stop == Stop::Short,
+                }
+            }
+            if waits {
+                break;
+            }
+            if let Some(length) = control_length(&held[at..]) {
+                at += length;
+                continue;
+            }
+            line = held[at] == b'\n' || line && is_blank(held[at]);
+            fresh &= is_blank(held[at]);
+            at += 1;
+        }
+        // White space before a mark belongs to it.
+        let is_mark = found.is_some() || dropped.is_some();
+        let keep = if short == Stop::Short || is_mark { edge(&held[..at]) } else { 0 };
+        let said = at - keep;
+        // The white space that is kept is looked at again.
+        let line_before = held[..said].iter().rposition(|&it| it == b'\n').map_or(self.line, |_| true);
+        let last_line = held[..said].rsplit(|&it| it == b'\n').next().unwrap_or(&[]);
+        self.line = line_before && shown(last_line).trim().is_empty();
+        self.fresh &= shown(&held[..said]).trim().is_empty();
+        self.source.tell_text(said, out);
+        if let Some((begin, end)) = dropped {
+            self.source.skip(keep + end - begin);
+            return true;
+        }
+        match found {
+            None => false,
+            Some((_, Ok(head))) => {
+                self.source.skip(keep);
+                self.begin(head, watch, out);
+                true
+            }
+            Some((begin, Err(end))) => {
+                self.source.skip(keep + end - begin);
+                self.state = State::Reasoning;
+                self.skips = true;
+                true
+            }
+        }
+    }
+
+    fn begin(&mut self, head: Head, watch: &Watch, out: &mut Vec<Parsed>) {
+        self.source.tell(head.length, Found::CallBegan(watch.known[head.tool].name.clone()), out);
+        self.state = State::Input(head.tool, head.input);
+        (self.depth, self.fenced) = (head.depth, head.fenced);
+    }
+
+    fn reasoning(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
+        let Some(reasoning) = &watch.reasoning else {
+            self.state = State::Free;
+            return true;
+        };
+        let held = &self.source.held;
+        let (open, close) = (reasoning.open.core(), reasoning.close.core());
+        if !self.thought {
+            // A model may begin with the mark that the prompt has given already.
+            let mut cursor = Cursor { bytes: held, at: 0, short };
+            match cursor.core(open) {
+                Ok(()) if !open.is_empty() => {
+                    self.source.skip(open.len());
+                    self.skips = true;
+                }
+                Err(Stop::Short) => return false,
+                _ => {}
+            }
+            self.thought = true;
+            return true;
+        }
+        let ends = memchr::memmem::find(held, close).map(|it| (it, close.len()));
+        let opener =
+            watch.tools.as_ref().map(|it| opener(it)).filter(|it| it.is_special()).map(Literal::core);
+        let calls = opener.and_then(|it| memchr::memmem::find(held, it)).map(|it| (it, 0));
+        let Some((at, length)) = ends.into_iter().chain(calls).min() else {
+            let waits = match short {
+                Stop::Short => overlap(held, close).max(opener.map_or(0, |it| overlap(held, it))),
+                Stop::Other => 0,
+            };
+            let said = held.len() - waits;
+            let said = said - edge(&held[..said]);
+            self.source.tell_reasoning(said, out);
+            if short == Stop::Other {
+                self.source.skip(self.source.held.len());
+            }
+            return false;
+        };
+        let blank = edge(&held[..at]);
+        self.source.tell_reasoning(at - blank, out);
+        self.source.skip(blank + length);
+        (self.state, self.line, self.fresh, self.skips) = (State::Free, true, true, true);
+        true
+    }
+
+    fn input(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
+        let State::Input(tool, input) = &mut self.state else { return false };
+        let (Some(known), Some(tools)) = (watch.known.get(*tool), &watch.tools) else { return false };
+        let mut reading = Reading { source: &mut self.source, known, tools, short, out };
+        match input.read(&mut reading) {
+            Turn::Waits => return false,
+            Turn::Goes => {}
+            Turn::Ends(inside) => {
+                self.depth += inside;
+                self.ended(watch, out);
+            }
+            Turn::Broken => self.broken(),
+        }
+        true
+    }
+
+    fn ended(&mut self, watch: &Watch, out: &mut Vec<Parsed>) {
+        self.source.tell(0, Found::CallEnded, out);
+        self.state = match self.depth {
+            _ if !watch.parallel => State::Done,
+            0 => State::Tail(None),
+            depth => State::Tail(Some(JsonScan::inside(depth))),
+        };
+    }
+
+    /// The input goes on as none can: the call stays open.
+    fn broken(&mut self) {
+        (self.state, self.line, self.fresh) = (State::Free, false, false);
+    }
+
+    fn tail(&mut self, watch: &Watch, short: Stop) -> bool {
+        let (State::Tail(scan), Some(tools)) = (&mut self.state, &watch.tools) else { return false };
+        if let Some(inside) = scan {
+            let plain = until_control(&self.source.held);
+            let length = match inside.push(&self.source.held[..plain]) {
+                Scanned::More if plain == self.source.held.len() => {
+                    self.source.skip(plain);
+                    return false;
+                }
+                Scanned::More => plain,
+                Scanned::Ends(length) | Scanned::Broken(length) => length,
+            };
+            *scan = None;
+            self.source.skip(length);
+            return true;
+        }
+        let mut cursor = Cursor { bytes: &self.source.held, at: 0, short };
+        match cursor.literal(&tools.call.1) {
+            Ok(()) => {}
+            Err(Stop::Short) => return false,
+            Err(Stop::Other) => cursor.at = 0,
+        }
+        if self.fenced {
+            let before = cursor.at;
+            match cursor.fence() {
+                Ok(()) => {}
+                Err(Stop::Short) => return false,
+                Err(Stop::Other) => cursor.at = before,
+            }
+        }
+        let mut length = cursor.at;
+        if is_section(tools) {
+            self.state = State::Section;
+        } else {
+            match cursor.literal(&tools.between) {
+                Ok(()) => length = cursor.at,
+                Err(Stop::Short) => return false,
+                Err(Stop::Other) => {}
+            }
+            self.begins_anew();
+        }
+        self.source.skip(length);
+        true
+    }
+
+    /// Behind all calls of a section: text, reasoning and calls may follow.
+    fn begins_anew(&mut self) {
+        self.state = State::Free;
+        (self.fresh, self.line, self.skips, self.thought) = (true, true, true, false);
+    }
+
+    fn section(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
+        let Some(tools) = &watch.tools else { return false };
+        let mut cursor = Cursor { bytes: &self.source.held, at: 0, short };
+        let close = tools.section.as_ref().map(|it| &it.1).filter(|it| !it.is_blank());
+        let mut waits = false;
+        if is_list(tools) {
+            if cursor.byte(b']').is_ok() {
+                if let Some(close) = close {
+                    let before = cursor.at;
+                    match cursor.literal(close) {
+                        Ok(()) => {}
+                        Err(Stop::Short) => return false,
+                        Err(Stop::Other) => cursor.at = before,
+                    }
+                }
+                let length = cursor.at;
+                self.source.skip(length);
+                self.begins_anew();
+                return true;
+            }
+            if cursor.byte(b',').is_err() {
+                cursor.at = 0;
+            }
+        } else {
+            if let Some(close) = close {
+                match cursor.literal(close) {
+                    Ok(()) => {
+                        let length = cursor.at;
+                        self.source.skip(length);
+                        self.begins_anew();
+                        return true;
+                    }
+                    Err(stop) => waits |= stop == Stop::Short,
+                }
+                cursor.at = 0;
+            }
+            match cursor.literal(&tools.between) {
+                Ok(()) => {}
+                Err(stop) => {
+                    waits |= stop == Stop::Short;
+                    cursor.at = 0;
+                }
+            }
+        }
+        let begin = cursor.at;
+        match next_head(watch, tools, window(&self.source.held[begin..], HEAD, short)) {
+            Ok(head) => {
+                self.source.skip(begin);
+                self.begin(head, watch, out);
+                true
+            }
+            Err(stop) if waits || stop == Stop::Short => false,
+            Err(_) => {
+                self.begins_anew();
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Answers as models write them, to text, reasoning and calls.
+//!
+//! It stands between the decoder and the stop strings of an answer, and looks for what a [`Watch`] names.
+//! What turns out to be no call is text, all of it. It knows neither templates nor grammars, and no model
+//! by its name.
+//!
+//! Promise: what comes out depends on the bytes and the control tokens alone, not on how they are cut.
+
+mod cursor;
+mod head;
+mod input;
+mod marks;
+mod source;
+
+use std::{collections::HashSet, sync::Arc};
+
+use self::marks::State;
+pub(crate) use self::{
+    marks::Marks,
+    source::{Source, overlap, spelled},
+};
+use super::{
+    conversation::{Tool, ToolInput},
+    families::harmony::Harmony,
+    syntax::{Body, CLOSE, OPEN, ReasoningSyntax, ToolSyntax},
+};
+
+/// What is looked for in an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// How calls are written; `None`: they are not looked for.
+    pub tools: Option<Arc<ToolSyntax>>,
+    /// How reasoning is marked; `None`: it is not looked for.
+    pub reasoning: Option<Arc<ReasoningSyntax>>,
+    /// What may be called.
+    pub known: Vec<Known>,
+    /// Does the answer begin inside reasoning?
+    pub thinks: bool,
+    /// May one answer hold several calls?
+    pub parallel: bool,
+}
+
+/// A tool, as far as reading its calls needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: String,
+    /// Is its input plain text?
+    pub text: bool,
+    /// Arguments that its schema says are text.
+    texts: HashSet<String>,
+}
+
+impl Known {
+    /// Of a tool that a client offers.
+    pub fn of(tool: &Tool) -> Self {
+        let (text, texts) = match &tool.input {
+            ToolInput::Text(_) => (true, HashSet::from(["input".to_owned()])),
+            ToolInput::Object(schema) => (false, texts_of(schema.as_str())),
+        };
+        Self { name: tool.name.clone(), text, texts }
+    }
+}
+
+/// The properties of a schema that are text whatever they look like.
+fn texts_of(schema: &str) -> HashSet<String> {
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap_or_default();
+    let is_text = |it: &serde_json::Value| {
+        it["type"] == "string"
+            || it["enum"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty() && all.iter().all(serde_json::Value::is_string))
+    };
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    properties.filter(|(_, it)| is_text(it)).map(|(key, _)| key.clone()).collect()
+}
+
+/// A part of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// What the model says.
+    Text(String),
+    /// A control token in what it says: not shown, but a stop string may name it.
+    Control(Vec<u8>),
+    /// What it thinks.
+    Reasoning(String),
+    /// A call of the tool of that name.
+    CallBegan(String),
+    /// More of that call's input: JSON, or the plain text of a tool that takes such.
+    Input(String),
+    /// The input is complete.
+    CallEnded,
+}
+
+/// A part of an answer and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What it is.
+    pub found: Found,
+    /// The first of the answer's bytes that it came from. Control tokens count as [`weight`] says.
+    pub begin: u64,
+    /// The byte behind the last one.
+    pub end: u64,
+}
+
+/// What a control token of that name counts among the bytes of an answer.
+pub const fn weight(name: &[u8]) -> usize {
+    name.len() + 2
+}
+
+/// Reads one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parser {
+    watch: Arc<Watch>,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Marks(Box<Marks>),
+    Harmony(Box<Harmony>),
+}
+
+impl Parser {
+    /// An answer of which nothing is there yet.
+    pub fn new(watch: Arc<Watch>) -> Self {
+        let is_harmony = watch.tools.as_ref().is_some_and(|it| it.body == Body::Harmony);
+        let kind = if is_harmony {
+            Kind::Harmony(Box::default())
+        } else {
+            Kind::Marks(Box::new(Marks::new(watch.thinks)))
+        };
+        Self { watch, kind }
+    }
+
+    /// Takes text: whole characters.
+    pub fn push(&mut self, text: &str, out: &mut Vec<Parsed>) {
+        match &mut self.kind {
+            Kind::Marks(marks) => marks.push(text.as_bytes(), &self.watch, out),
+            Kind::Harmony(harmony) => harmony.push(text.as_bytes(), &self.watch, out),
+        }
+    }
+
+    /// Takes a control token.
+    pub fn push_control(&mut self, name: &[u8], out: &mut Vec<Parsed>) {
+        let mut bytes = Vec::with_capacity(weight(name));
+        bytes.push(OPEN);
+        bytes.extend_from_slice(name);
+        bytes.push(CLOSE);
+        match &mut self.kind {
+            Kind::Marks(marks) => marks.push(&bytes, &self.watch, out),
+            Kind::Harmony(harmony) => harmony.push(&bytes, &self.watch, out),
+        }
+    }
+
+    /// The end of the answer. `by_itself`: the model ended it, and a call that lacks nothing but its last
+    /// marks is complete.
+    pub fn finish(&mut self, by_itself: bool, out: &mut Vec<Parsed>) {
+        match &mut self.kind {
+            Kind::Marks(marks) => marks.finish(by_itself, &self.watch, out),
+            Kind::Harmony(harmony) => harmony.finish(by_itself, &self.watch, out),
+        }
+    }
+
+    /// Is the answer at its end, since one call was asked for and is there?
+    pub fn is_done(&self) -> bool {
+        match &self.kind {
+            Kind::Marks(marks) => marks.is_done(),
+            Kind::Harmony(harmony) => harmony.is_done(),
+        }
+    }
+
+    /// Is what comes next reasoning?
+    pub fn thinks(&self) -> bool {
+        match &self.kind {
+            Kind::Marks(marks) => marks.state == State::Reasoning,
+            Kind::Harmony(harmony) => harmony.thinks(),
+        }
+    }
+
+    /// Bytes that wait, since they may become a mark.
+    pub fn held(&self) -> usize {
+        match &self.kind {
+            Kind::Marks(marks) => marks.held(),
+            Kind::Harmony(harmony) => harmony.held(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,498 @@
+//! Answers of several syntaxes, written by hand, and what is read in them.
+
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    chat::{
+        conversation::Json,
+        derive::Tokens,
+        families::named,
+        syntax::{Family, Hole, InputSyntax, Literal, Object, Shape, Tags},
+    },
+    engine::{Vocabulary, attribute},
+    text::control::ControlTokens,
+};
+
+pub(crate) fn vocabulary(control: &[&str]) -> Vocabulary {
+    let mut vocabulary = Vocabulary { offsets: vec![0], ..Vocabulary::default() };
+    for name in control {
+        vocabulary.bytes.extend(name.as_bytes());
+        vocabulary.offsets.push(vocabulary.bytes.len() as u32);
+        vocabulary.attributes.push(attribute::CONTROL);
+    }
+    vocabulary
+}
+
+const CONTROL: [&str; 12] = [
+    "<|python_tag|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|end|>",
+    "<|constrain|>",
+    "<|call|>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+    "<|other|>",
+];
+
+/// Made once: finding control tokens takes an automaton.
+static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| vocabulary(&CONTROL));
+static ALL: LazyLock<Vec<ToolSyntax>> = LazyLock::new(|| {
+    let harmony = named("harmony", Tokens::of(&VOCABULARY)).unwrap();
+    vec![hermes(), mistral(), coder(), nemo(), lfm2(), llama3(), harmony]
+});
+
+fn literal(text: &str) -> Literal {
+    Literal::new(text, VOCABULARY.control_tokens())
+}
+
+fn syntax(call: (&str, &str), body: Body) -> ToolSyntax {
+    ToolSyntax {
+        section: None,
+        call: (literal(call.0), literal(call.1)),
+        between: literal("\n"),
+        body,
+        anywhere: false,
+        bare: false,
+        says: None,
+        family: Family::Derived,
+        parallel: true,
+    }
+}
+
+fn flat(list: bool) -> Body {
+    let (name_key, input_key) = ("name".to_owned(), "arguments".to_owned());
+    Body::Object(Object { name_key, input_key, shape: Shape::Flat, list })
+}
+
+fn hermes() -> ToolSyntax {
+    ToolSyntax { bare: true, ..syntax(("<tool_call>\n", "\n</tool_call>"), flat(false)) }
+}
+
+fn mistral() -> ToolSyntax {
+    let pieces = vec![Hole::Name, Hole::Lit(literal("[ARGS]")), Hole::Input];
+    syntax(("[TOOL_CALLS]", ""), Body::Pattern { pieces, input: InputSyntax::Json })
+}
+
+fn coder() -> ToolSyntax {
+    let tags = Tags {
+        before_key: literal("\n<parameter="),
+        after_key: literal(">\n"),
+        kind: None,
+        after_value: literal("\n</parameter>\n"),
+    };
+    let pieces = vec![Hole::Name, Hole::Lit(literal(">\n")), Hole::Input];
+    syntax(
+        ("<tool_call>\n<function=", "</function>\n</tool_call>"),
+        Body::Pattern { pieces, input: InputSyntax::Tagged(tags) },
+    )
+}
+
+fn nemo() -> ToolSyntax {
+    let section = Some((literal("<tools>"), literal("</tools>")));
+    ToolSyntax { section, ..syntax(("", ""), flat(true)) }
+}
+
+fn lfm2() -> ToolSyntax {
+    named("lfm2", Tokens::of(&VOCABULARY)).unwrap()
+}
+
+fn llama3() -> ToolSyntax {
+    named("llama3", Tokens::of(&VOCABULARY)).unwrap()
+}
+
+fn known() -> Vec<Known> {
+    let schema =
+        r#"{"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}"#;
+    let tool =
+        |name: &str, input| Known::of(&Tool { name: name.into(), description: None, input, strict: false });
+    vec![
+        tool("get_weather", ToolInput::Object(Json::new(schema).unwrap())),
+        tool("now", ToolInput::Object(Json::default())),
+        tool("patch", ToolInput::Text(None)),
+    ]
+}
+
+fn watch(tools: Option<ToolSyntax>, thinks: bool) -> Arc<Watch> {
+    let reasoning = ReasoningSyntax { open: literal("<think>\n"), close: literal("\n</think>\n\n") };
+    Arc::new(Watch {
+        tools: tools.map(Arc::new),
+        reasoning: Some(Arc::new(reasoning)),
+        known: known(),
+        thinks,
+        parallel: true,
+    })
+}
+
+fn feed(parser: &mut Parser, text: &str, control: &ControlTokens, out: &mut Vec<Parsed>) {
+    let mut begin = 0;
+    for found in control.find(text) {
+        parser.push(&text[begin..found.start], out);
+        parser.push_control(text[found.clone()].as_bytes(), out);
+        begin = found.end;
+    }
+    parser.push(&text[begin..], out);
+}
+
+/// Neighbours of one kind as one.
+fn joined(parsed: Vec<Parsed>) -> Vec<Found> {
+    let mut all: Vec<Found> = Vec::new();
+    for Parsed { found, .. } in parsed {
+        match (all.last_mut(), found) {
+            (_, Found::Control(_)) => {}
+            (Some(Found::Text(text)), Found::Text(more))
+            | (Some(Found::Reasoning(text)), Found::Reasoning(more))
+            | (Some(Found::Input(text)), Found::Input(more)) => text.push_str(&more),
+            (_, found) => all.push(found),
+        }
+    }
+    all
+}
+
+fn read(watch: &Arc<Watch>, answer: &str) -> Vec<Found> {
+    let (mut parser, mut out) = (Parser::new(Arc::clone(watch)), Vec::new());
+    feed(&mut parser, answer, VOCABULARY.control_tokens(), &mut out);
+    parser.finish(true, &mut out);
+    assert_eq!(parser.held(), 0);
+    joined(out)
+}
+
+fn text(text: &str) -> Found {
+    Found::Text(text.into())
+}
+
+fn call(name: &str, input: &str) -> Vec<Found> {
+    vec![Found::CallBegan(name.into()), Found::Input(input.into()), Found::CallEnded]
+}
+
+#[test]
+fn calls_as_models_write_them() {
+    let weather = call("get_weather", r#"{"city": "Köln", "days": 3}"#);
+    let both = [weather.clone(), call("now", "{}")].concat();
+    for (syntax, answer, expected) in [
+        (
+            hermes(),
+            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln\", \"days\": 3}}\n</tool_call>",
+            weather.clone(),
+        ),
+        // Other white space, and keys that the model adds.
+        (
+            hermes(),
+            " <tool_call>{\"id\": 1, \"name\":\"get_weather\", \"arguments\":{\"city\": \"Köln\", \"days\": 3}, \"x\": [\"}\"]} </tool_call>\n",
+            weather.clone(),
+        ),
+        // The object's last brace is forgotten, or the last mark.
+        (
+            hermes(),
+            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln\", \"days\": 3}\n</tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}",
+            both.clone(),
+        ),
+        // Arguments first, as a string, missing, or no object.
+        (
+            hermes(),
+            "<tool_call>{\"arguments\": {\"city\": \"Köln\", \"days\": 3}, \"name\": \"get_weather\"}</tool_call>",
+            weather.clone(),
+        ),
+        (
+            hermes(),
+            r#"<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"K\u00f6ln\", \"days\": 3}"}</tool_call>"#,
+            weather.clone(),
+        ),
+        (hermes(), "<tool_call>{\"name\": \"now\"}</tool_call>", call("now", "{}")),
+        (hermes(), "<tool_call>{\"name\": \"now\", \"arguments\": null}</tool_call>", call("now", "{}")),
+        (
+            mistral(),
+            "[TOOL_CALLS]get_weather[ARGS]{\"city\": \"Köln\", \"days\": 3}[TOOL_CALLS]now[ARGS]{}",
+            both.clone(),
+        ),
+        (
+            coder(),
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+            both.clone(),
+        ),
+        (
+            coder(),
+            "<tool_call>\n<function=get_weather><parameter=city>Köln</parameter><parameter=days>3</parameter></function>\n</tool_call>",
+            weather.clone(),
+        ),
+        (
+            nemo(),
+            "<tools>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln\", \"days\": 3}}, {\"name\": \"now\", \"arguments\": {}}]</tools>",
+            both.clone(),
+        ),
+        (
+            lfm2(),
+            "<|tool_call_start|>[get_weather(city='Köln', days=3), now()]<|tool_call_end|>",
+            both.clone(),
+        ),
+        (
+            llama3(),
+            "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Köln\", \"days\": 3}}; {\"name\": \"now\", \"parameters\": {}}",
+            both.clone(),
+        ),
+        (
+            llama3(),
+            "<|python_tag|>{\"type\": \"function\", \"name\": \"now\", \"parameters\": {}}",
+            call("now", "{}"),
+        ),
+    ] {
+        assert_eq!(read(&watch(Some(syntax), false), answer), expected, "{answer}");
+    }
+}
+
+#[test]
+fn what_is_no_call_is_text() {
+    for (syntax, answer) in [
+        (hermes(), "<tool_call>\n{\"name\": \"unknown\", \"arguments\": {}}\n</tool_call>"),
+        (hermes(), "<tool_call>\nhello"),
+        (hermes(), "the mark <tool_call>\n{\"name\": \"now\", \"arguments\": {}}"),
+        (hermes(), "<tool_call>{\"name\": \"no"),
+        (hermes(), "so: {\"name\": \"now\", \"arguments\": {}}"),
+        (hermes(), "```json\n{\"name\": \"unknown\", \"arguments\": {}}\n```"),
+        (hermes(), "```python\nnow()\n```"),
+        (llama3(), "{\"name\": \"unknown\"}"),
+        (llama3(), "so: {\"name\": \"now\", \"parameters\": {}}"),
+        (llama3(), "{\"a\": 1}"),
+        (coder(), "<tool_call>\n<function=other>\n"),
+        (nemo(), "<tools>[]</tools>"),
+        (nemo(), "<tools>"),
+    ] {
+        assert_eq!(read(&watch(Some(syntax), false), answer), [text(answer)], "{answer}");
+    }
+    let mark = "a <tool_call> b";
+    assert_eq!(read(&watch(None, false), mark), [text(mark)]);
+}
+
+#[test]
+fn text_around_calls() {
+    let now = || call("now", "{}");
+    let answer =
+        "Let me look.\n\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n\nThere.";
+    let expected = [vec![text("Let me look.")], now(), vec![text("There.")]].concat();
+    assert_eq!(read(&watch(Some(hermes()), false), answer), expected);
+    // A control token is a mark anywhere.
+    let answer = "Look: [TOOL_CALLS]now[ARGS]{}";
+    let expected = [vec![text("Look:")], now()].concat();
+    assert_eq!(read(&watch(Some(mistral()), false), answer), expected);
+}
+
+#[test]
+fn reasoning_is_told_apart() {
+    let think = |it: &str| Found::Reasoning(it.into());
+    for (thinks, answer, expected) in [
+        (false, "<think>\nhm\n</think>\n\nyes", vec![think("hm"), text("yes")]),
+        (false, "\n<think>hm</think>yes", vec![think("hm"), text("yes")]),
+        (false, "<think>\n\n</think>\n\nyes", vec![text("yes")]),
+        (false, "no <think>hm</think>", vec![text("no <think>hm</think>")]),
+        (true, "hm\n</think>\n\nyes <think>", vec![think("hm"), text("yes <think>")]),
+        (true, "<think>\nhm\n</think>\nyes", vec![think("hm"), text("yes")]),
+        (true, "hm < b", vec![think("hm < b")]),
+        (true, "hm </thin", vec![think("hm </thin")]),
+        (false, "<thin", vec![text("<thin")]),
+    ] {
+        for tools in [None, Some(hermes())] {
+            assert_eq!(read(&watch(tools, thinks), answer), expected, "{answer}");
+        }
+    }
+    // A mark in reasoning is none, but a control token ends it.
+    let answer = "hm <tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call></think>";
+    assert_eq!(read(&watch(Some(hermes()), true), answer), [think(&answer[..answer.len() - 8])]);
+    let expected = [vec![think("hm")], call("now", "{}")].concat();
+    assert_eq!(read(&watch(Some(mistral()), true), "hm [TOOL_CALLS]now[ARGS]{}"), expected);
+}
+
+#[test]
+fn harmony_transcripts() {
+    let watch = watch(ALL.last().cloned(), false);
+    let think = |it: &str| Found::Reasoning(it.into());
+    let weather = call("get_weather", "{\"city\":\"Köln\"}");
+    for (answer, expected) in [
+        ("<|channel|>final<|message|>Hi!", vec![text("Hi!")]),
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi!",
+            vec![think("Hm."), text("Hi!")],
+        ),
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\":\"Köln\"}<|call|>",
+            [vec![think("Hm.")], weather.clone()].concat(),
+        ),
+        (
+            " to=functions.get_weather<|channel|>commentary json<|message|>{\"city\":\"Köln\"}<|call|>",
+            weather.clone(),
+        ),
+        // A preamble, then a call.
+        (
+            "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.get_weather<|channel|>commentary<|message|>{\"city\":\"Köln\"}",
+            [vec![text("I look.")], weather.clone()].concat(),
+        ),
+        ("<|channel|>commentary to=functions.unknown<|message|>{}<|call|>", vec![text("{}")]),
+        ("<|channel|>analysis<|message|>Hm, cut", vec![think("Hm, cut")]),
+        ("Hi without a header", vec![text("Hi without a header")]),
+        ("<|channel|>fin", vec![]),
+    ] {
+        assert_eq!(read(&watch, answer), expected, "{answer}");
+    }
+}
+
+#[test]
+fn tools_that_take_text() {
+    let expected = call("patch", "a \"b\"\n<c>");
+    for (syntax, answer) in [
+        (hermes(), r#"<tool_call>{"name": "patch", "arguments": {"input": "a \"b\"\n<c>"}}</tool_call>"#),
+        (
+            coder(),
+            "<tool_call>\n<function=patch>\n<parameter=input>\na \"b\"\n<c>\n</parameter>\n</function>\n</tool_call>",
+        ),
+    ] {
+        assert_eq!(read(&watch(Some(syntax), false), answer), expected, "{answer}");
+    }
+}
+
+#[test]
+fn one_call_is_enough_where_one_was_asked_for() {
+    let mut one = (*watch(Some(hermes()), false)).clone();
+    one.parallel = false;
+    let mut parser = Parser::new(Arc::new(one));
+    let mut out = Vec::new();
+    parser.push("<tool_call>{\"name\": \"now\", \"arguments\": {}", &mut out);
+    assert!(parser.is_done());
+    parser.push("}</tool_call> more <tool_call>", &mut out);
+    parser.finish(true, &mut out);
+    assert_eq!(joined(out), call("now", "{}"));
+}
+
+#[test]
+fn a_cut_call_stays_open_at_every_byte() {
+    let answer =
+        "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"a\\n\\u00e9\"}}\n</tool_call>";
+    let input = r#"{"city": "a\n\u00e9"}"#;
+    for cut in (0..=answer.len()).filter(|&it| answer.is_char_boundary(it)) {
+        let (mut parser, mut out) = (Parser::new(watch(Some(hermes()), false)), Vec::new());
+        parser.push(&answer[..cut], &mut out);
+        parser.finish(false, &mut out);
+        let found = joined(out);
+        match found.first() {
+            None => assert_eq!(cut, 0),
+            Some(Found::Text(text)) => assert!(found.len() == 1 && *text == answer[..cut], "{cut}"),
+            Some(_) => {
+                let came = found
+                    .iter()
+                    .find_map(|it| if let Found::Input(it) = it { Some(it.as_str()) } else { None });
+                assert!(input.starts_with(came.unwrap_or("")), "{found:?}");
+                assert_eq!(found.last() == Some(&Found::CallEnded), came == Some(input), "{cut} {found:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_escape_is_never_split() {
+    let answer = r#"<tool_call>{"name": "now", "arguments": {"a": "\n\u00e9\ud83e\udd99\\"}}</tool_call>"#;
+    let (mut parser, mut out) = (Parser::new(watch(Some(hermes()), false)), Vec::new());
+    for character in answer.chars() {
+        parser.push(&character.to_string(), &mut out);
+    }
+    for part in out {
+        if let Found::Input(piece) = part.found {
+            let opened = piece.replace("\\\\", "");
+            assert!(
+                !opened.ends_with('\\') && !opened.ends_with("\\u") && !opened.ends_with("\\u0"),
+                "{piece}"
+            );
+        }
+    }
+}
+
+/// Pieces of marks, values and prose.
+fn noise() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        3 => prop::sample::select(vec![
+            "<tool_call>", "</tool_call>", "<tools>", "</tools>", "[", "]", "{", "}", "<function=", "</function>",
+            "<parameter=", "</parameter>", ">", "\n", " ", "<think>", "</think>", "\"name\": \"now\"",
+            "\"name\": \"get_weather\"", "\"arguments\": {", "\"parameters\": ", "\"city\": \"x\"", ", ", ": ",
+            "now", "get_weather", "patch", "city", "input", "(", ")", "='x'", "=3", "to=functions.now", "commentary",
+            "analysis", "\\", "\"", "\\u00", "é", "<", "; ", "null",
+        ]).prop_map(str::to_owned),
+        2 => prop::sample::select(CONTROL.to_vec()).prop_map(str::to_owned),
+        1 => "[a-z<>/ \n]{1,4}",
+    ];
+    prop::collection::vec(piece, 0..24).prop_map(|it| it.concat())
+}
+
+/// Something like a call, with noise behind and before it.
+fn answers() -> impl Strategy<Value = String> {
+    let call = prop::sample::select(vec![
+        "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\": \"\\\"x\"}}\n</tool_call>",
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nx\n</parameter>\n</function>\n</tool_call>",
+        "[TOOL_CALLS]now[ARGS]{\"a\": 1}",
+        "<tools>[{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"get_weather\", \"arguments\": {\"city\": \"x\"}}]</tools>",
+        "<|tool_call_start|>[now(), get_weather(city='x', days=[1, {'a': None}])]<|tool_call_end|>",
+        "{\"name\": \"now\", \"parameters\": {}}; ",
+        "<|channel|>commentary to=functions.now<|message|>{\"a\": \"b\"}<|call|>",
+        "<think>x</think>",
+        "",
+    ]);
+    (prop::option::of(noise()), call, noise())
+        .prop_map(|(before, call, after)| before.unwrap_or_default() + call + &after)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn events_do_not_depend_on_how_bytes_are_cut(
+        answer in answers(),
+        cuts in prop::collection::vec(1usize..8, 1..12),
+        which in 0usize..8,
+        thinks: bool,
+        by_itself: bool,
+    ) {
+        let control = VOCABULARY.control_tokens();
+        let watch = watch(ALL.get(which).cloned(), thinks);
+        let (mut whole, mut expected) = (Parser::new(Arc::clone(&watch)), Vec::new());
+        feed(&mut whole, &answer, control, &mut expected);
+        whole.finish(by_itself, &mut expected);
+
+        // Control tokens come whole, everything else as it is cut.
+        let (mut parser, mut out) = (Parser::new(Arc::clone(&watch)), Vec::new());
+        let mut cuts = cuts.iter().cycle();
+        let mut begin = 0;
+        let mut push = |parser: &mut Parser, out: &mut Vec<Parsed>, text: &str| {
+            let characters: Vec<char> = text.chars().collect();
+            let mut rest = &characters[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                parser.push(&now.iter().collect::<String>(), out);
+                rest = later;
+            }
+        };
+        for found in control.find(&answer) {
+            push(&mut parser, &mut out, &answer[begin..found.start]);
+            parser.push_control(answer[found.clone()].as_bytes(), &mut out);
+            begin = found.end;
+        }
+        push(&mut parser, &mut out, &answer[begin..]);
+        parser.finish(by_itself, &mut out);
+
+        // Whatever it is, it comes from where it stands, in order.
+        let mut place = 0;
+        for part in &out {
+            prop_assert!(part.begin >= place && part.end >= part.begin, "{:?}", out);
+            place = part.end;
+        }
+        prop_assert_eq!(joined(out), joined(expected));
+    }
+
+    #[test]
+    fn without_marks_every_byte_is_text(answer in "[a-z {}\\[\\]\":,\n]{0,40}", which in 0usize..4) {
+        let watch = watch(ALL.get(which).cloned(), false);
+        let expected: Vec<Found> = if answer.is_empty() { vec![] } else { vec![text(&answer)] };
+        prop_assert_eq!(read(&watch, &answer), expected);
+    }
+}
