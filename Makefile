@@ -48,8 +48,9 @@ samples: $(STAMPS)/tools
 setup: $(STAMPS)/wheel
 	@$(MAKE) --no-print-directory engine BACKEND=cpu
 
-# Two: the node, and the CPU engine as a package of its own.
-wheel: setup
+# Two: the node, and the CPU engine as a package of its own. PORTABLE=--portable makes them for other machines too.
+wheel: $(STAMPS)/wheel
+	$(BIN)/python tools/build_engine.py cpu $(PORTABLE)
 	$(BIN)/python tools/build_engine_wheel.py engines/llama_cpp/cpu
 
 ## use ##############################################################################################

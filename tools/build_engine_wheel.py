@@ -2,7 +2,8 @@
 
 The wheel holds the folder as it is, and nothing that runs in Python. `pip install` of it is all that a node
 needs to find the engine (`python/llm_node/engine_packages.py`). Its version is that of the ABI and then that
-of the engine, so that a node can ask for `~=1.0`. Prints the path of the wheel.
+of the engine, so that a node can ask for `~=1.0`. An engine that `build_engine.py` compiled for one machine
+alone has a local version (`+native.…`), which no package index takes. Prints the path of the wheel.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "engines" / "package"
-LEFT_OUT = ("build.json",)
+RECORD = "build.json"
 """What `build_engine.py` keeps for itself."""
+
+
+def local_version(engine: Path) -> str:
+    """`+native.…` if the engine is for the processor alone that it was compiled on."""
+    try:
+        kind = json.loads((engine / RECORD).read_text(encoding="utf-8"))["kind"]
+    except FileNotFoundError:  # not an engine of this repository
+        return ""
+    return "" if kind == "portable" else f"+{kind.replace('-', '.')}"
 
 
 def build(engine: Path, out: Path) -> Path:
@@ -29,7 +39,7 @@ def build(engine: Path, out: Path) -> Path:
     words = {
         "name": name,
         "module": name.replace("-", "_"),
-        "version": f"{manifest['abi_version']}.{manifest['version']}",
+        "version": f"{manifest['abi_version']}.{manifest['version']}{local_version(engine)}",
         "id": manifest["id"],
         "backend": backend,
     }
@@ -42,7 +52,7 @@ def build(engine: Path, out: Path) -> Path:
         shutil.copy(TEMPLATE / "platform_tag.py", project)
         package = project / words["module"]
         place = package / "engines" / manifest["id"] / backend
-        shutil.copytree(engine, place, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        shutil.copytree(engine, place, ignore=shutil.ignore_patterns(RECORD))
         (package / "__init__.py").write_text(f'"""The engine {manifest["id"]} ({backend}): files alone."""\n')
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out.resolve())]
         subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
