@@ -15,7 +15,7 @@ RESULTS ?= benches/results
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
 
-.PHONY: setup run test test-rust test-python check lint sanitize bench gen engine samples wheel clean help
+.PHONY: setup run test test-compiled test-rust test-python check lint sanitize bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -63,9 +63,13 @@ run: $(STAMPS)/wheel
 
 ## checks ###########################################################################################
 
-# Compiling and waiting go well together: on two cores the one takes most of the first part, the other of the second.
-test: setup lint
-	@$(MAKE) --no-print-directory --jobs=2 test-rust test-python
+# Compiling and waiting go well together: most of the Python tests wait for what a node does, and go first.
+test: setup
+	@$(MAKE) --no-print-directory --jobs=2 test-compiled test-python
+
+test-compiled:
+	@nice $(MAKE) --no-print-directory lint
+	@nice $(MAKE) --no-print-directory test-rust
 
 test-rust:
 	cargo test --workspace --exclude llm-node-py --locked --quiet
@@ -73,7 +77,7 @@ test-rust:
 
 # Tests of one file share a running node, so a file is never split.
 test-python:
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 # Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
 check: $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)
