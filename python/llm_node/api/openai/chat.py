@@ -144,14 +144,14 @@ class _Writer:
     def _frames(self, index: int, pattern: str | None) -> Frames:
         """A client joins every string that it gets twice: role, id, type and name come once."""
         delta = {"content": frames.TEXT}
-        begun, more = self._calls()
+        input_part = Part()
+        if self._wanted.functions or self._wanted.tools:
+            begin, more = (Template(self._chunk(index, call)) for call in self._calls())
+            input_part = Part(begin=begin, delta=more)
         return Frames(
             text=Part(delta=Template(self._chunk(index, delta, logprobs=frames.LOGPROBS))),
             reasoning=Part(delta=Template(self._chunk(index, {"reasoning_content": frames.TEXT}))),
-            input=Part(
-                begin=Template(self._chunk(index, begun)),
-                delta=Template(self._chunk(index, more)),
-            ),
+            input=input_part,
             logprobs=pattern,
         )
 
