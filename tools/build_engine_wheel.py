@@ -25,10 +25,10 @@ RECORD = "build.json"
 def local_version(engine: Path) -> str:
     """`+native.…` if the engine is for the processor alone that it was compiled on."""
     try:
-        kind = json.loads((engine / RECORD).read_text(encoding="utf-8"))["kind"]
+        kind = json.loads((engine / RECORD).read_text(encoding="utf-8")).get("kind", "")
     except FileNotFoundError:  # not an engine of this repository
         return ""
-    return "" if kind == "portable" else f"+{kind.replace('-', '.')}"
+    return f"+{kind.replace('-', '.')}" if kind.startswith("native") else ""
 
 
 def build(engine: Path, out: Path) -> Path:
