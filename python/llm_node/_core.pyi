@@ -19,8 +19,10 @@ __all__ = [
     "conformance_checks",
     "engine_at",
     "engines_folder_meant",
+    "gguf_header",
     "host_memory_bytes",
     "keep_memory_private",
+    "quantization_in",
     "run_check",
     "run_load",
     "run_worker",
@@ -69,12 +71,20 @@ def engine_at(path: str) -> str:
 def engines_folder_meant(folder: str) -> str | None:
     """The engines folder that is meant by who names this one, which holds none; None: nobody knows."""
 
+def gguf_header(prefix: bytes, length: int) -> str | None:
+    """What the header of a GGUF file of `length` bytes says, of which the beginning is known: JSON of
+    `Header` in `rust/node/src/models/gguf.rs`. None: more of it must be known. Raises `Fault`
+    (`model_corrupt`)."""
+
 def host_memory_bytes() -> tuple[int, int]:
     """The host's memory: all that this process may have, in a container no more than its limit; and what of
     it is free or held by the file cache alone."""
 
 def keep_memory_private() -> None:
     """From now on no process of the same user may read this one's memory or trace it. Raises `OSError`."""
+
+def quantization_in(stem: str) -> str | None:
+    """How the weights of a file are stored, by its name without extension: "Q4_K_M"."""
 
 def run_check(job: str) -> None:
     """Be the process of one check of `check_engine`. Does not return: it ends the process."""
@@ -177,6 +187,11 @@ class Supervisor:
     def obstacles(self) -> int:
         """A ticket for a JSON object: (code, message) for each model that cannot be loaded, since it has a
         defect or no engine is for it. Comes once all engines are probed."""
+
+    def plan(self, path: str, context_length: int | None = None) -> int:
+        """A ticket for a JSON object: what the model in a file would take, by its engine's own estimate:
+        {"engine", "memory": `MemoryUse` of each device}. It needs the header alone: behind it the file may be
+        a hole."""
 
     def load(self, request: str) -> int:
         """A ticket: load a model, or join a load under way.

@@ -50,7 +50,7 @@ EXITS: Mapping[Exit, str] = {
     Exit.NOT_FOUND: "What was named is not there.",
     Exit.NO_ROOM: "No room: memory or disk.",
     Exit.NOT_ALLOWED: "Not allowed.",
-    Exit.UNREACHABLE: "The node cannot be reached.",
+    Exit.UNREACHABLE: "The node, or where models are fetched from, cannot be reached.",
     Exit.INTERRUPTED: "Ended by Ctrl-C.",
 }
 """What each means; for the documentation."""
@@ -94,6 +94,7 @@ _PERMISSION = "permission_error"
 _PLUGIN = "plugin_error"
 _RESOURCE = "resource_error"
 _SERVER = "server_error"
+_SOURCE = "source_error"
 
 TABLE: Mapping[str, Row] = {
     "invalid_json": Row(400, _REQUEST, "The body is not JSON, or not an object."),
@@ -145,6 +146,12 @@ TABLE: Mapping[str, Row] = {
         403,
         _PERMISSION,
         "A web page of another origin sent the request; `--cors-origin` allows that origin.",
+        exit=Exit.NOT_ALLOWED,
+    ),
+    "gated_model": Row(
+        403,
+        _PERMISSION,
+        "The model's owner wants its terms to be accepted on its page, and a token of who accepted them.",
         exit=Exit.NOT_ALLOWED,
     ),
     "model_not_found": Row(
@@ -213,6 +220,28 @@ TABLE: Mapping[str, Row] = {
         503, _SERVER, "The node is going down, or the model was unloaded meanwhile.", retry_after=5
     ),
     "model_loading": Row(503, _SERVER, "The model is still being loaded.", retry_after=2),
+    "checksum_mismatch": Row(
+        502, _SOURCE, "A file that was fetched is not the one that its source promised; it was deleted."
+    ),
+    "source_unreachable": Row(
+        502,
+        _SOURCE,
+        "Where models are fetched from cannot be reached, or answers what cannot be understood.",
+        exit=Exit.UNREACHABLE,
+    ),
+    "source_busy": Row(
+        503,
+        _SOURCE,
+        "Where models are fetched from wants to be left alone for a while.",
+        retry_after=60,
+        exit=Exit.UNREACHABLE,
+    ),
+    "offline": Row(
+        503,
+        _SOURCE,
+        "The node fetches nothing: `--offline yes`, or `HF_HUB_OFFLINE`.",
+        exit=Exit.UNREACHABLE,
+    ),
     "timeout": Row(504, "timeout_error", "A deadline passed: of a load, or of a request."),
     "oom_vram": Row(
         507,
@@ -221,6 +250,12 @@ TABLE: Mapping[str, Row] = {
         exit=Exit.NO_ROOM,
     ),
     "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory.", exit=Exit.NO_ROOM),
+    "disk_full": Row(
+        507,
+        _RESOURCE,
+        "The disk has no room for the model; both numbers are in the message.",
+        exit=Exit.NO_ROOM,
+    ),
 }
 
 

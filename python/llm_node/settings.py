@@ -31,6 +31,9 @@ CONFIG_FILE = "config.toml"
 SPECULATION = ("off", "lookup")
 UNKNOWN_FIELDS = ("refuse", "ignore")
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
+CACHES = ("hub", "llama-cpp", "lm-studio", "ollama")
+"""Programs whose models are offered where they lie, in the order in which they are looked through."""
+NO_CACHES = "none"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -306,6 +309,22 @@ class Settings:
         shown="`models` in --home",
         below_home=_models,
     )
+    caches: tuple[str, ...] = _setting(
+        CACHES,
+        _one_of((*CACHES, NO_CACHES)),
+        "Other programs whose models are offered too, from where they lie, and never written to: none, or "
+        "some of hub (vLLM, transformers, llama.cpp), llama-cpp, lm-studio, ollama, separated by commas.",
+        metavar="NAME",
+        shown="all",
+        many=True,
+        commas=True,
+    )
+    offline: bool = _setting(
+        False,
+        _yes_or_no,
+        "Fetch no model and search for none. The node opens no connection outwards for anything else.",
+        metavar="YES|NO",
+    )
     demo_model: bool = _setting(
         True, _yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
     )
@@ -366,7 +385,7 @@ class Settings:
     node: str | None = _setting(
         None,
         _node_url,
-        "Node that `run`, `list`, `stop` and `logs` talk to, such as http://127.0.0.1:3000.",
+        "Node that `run`, `list`, `pull`, `rm`, `stop` and others talk to, such as http://127.0.0.1:3000.",
         metavar="URL",
         shown="the node that runs here, if one does",
     )
@@ -380,6 +399,7 @@ class Settings:
         many=True,
         commas=True,
     )
+    web: bool = _setting(True, _yes_or_no, "Serve the web page at / to browsers.", metavar="YES|NO")
     max_connections: int | None = _setting(
         None,
         _integer(1, 1_000_000),
@@ -533,6 +553,21 @@ class Settings:
             if below_home is not None and getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, below_home(self.home))
 
+    def cache_folders(self, environment: Mapping[str, str] | None = None) -> list[tuple[str, Path]]:
+        """The folders of the programs in `caches`, each with the program's name: where these look by default,
+        or where their own variables say."""
+        variables = os.environ if environment is None else environment
+        found: list[tuple[str, Path]] = []
+        for cache in self.caches:
+            for text in _cache_paths(cache, variables):
+                try:
+                    path = Path(text).expanduser().absolute()
+                except RuntimeError:
+                    continue  # of a user without a home
+                if (cache, path) not in found:
+                    found.append((cache, path))
+        return found
+
     @staticmethod
     def file(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> Path:
         """The path of the settings file, which need not be there nor be right. Raises `SettingsError`."""
@@ -563,6 +598,25 @@ class Settings:
         below_home = field.metadata["below_home"]
         default = field.default if below_home is None else below_home(self.home)
         return bool(getattr(self, name) == default)
+
+
+def _cache_paths(cache: str, variables: Mapping[str, str]) -> list[str]:
+    """As each program itself finds its folders."""
+    user_cache = variables.get("XDG_CACHE_HOME") or "~/.cache"
+    match cache:
+        case "hub":
+            home = variables.get("HF_HOME") or f"{user_cache}/huggingface"
+            return [variables.get("HF_HUB_CACHE") or f"{home}/hub"]
+        case "llama-cpp":
+            own = variables.get("LLAMA_CACHE")
+            return [own] if own else [f"{user_cache}/llama.cpp", "~/Library/Caches/llama.cpp"]
+        case "lm-studio":
+            return ["~/.lmstudio/models", f"{user_cache}/lm-studio/models"]
+        case "ollama":
+            own = variables.get("OLLAMA_MODELS")
+            return [own] if own else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+        case _:
+            return []
 
 
 def _describe(field: dataclasses.Field[Any]) -> Setting:

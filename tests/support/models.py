@@ -34,6 +34,29 @@ def with_template(source: Path, into: Path, template: str) -> Path:
     return into
 
 
+def requantized(
+    source: Path, into: Path, kind: gguf.GGMLQuantizationType, *, tensors_per_file: int = 0
+) -> None:
+    """A copy of a model with its matrices stored in another way; in several files of so many tensors each, if
+    there is a number."""
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(str(into), architecture, split_max_tensors=tensors_per_file)
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
+            continue
+        value = field.types[0]
+        inner = field.types[-1] if value == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), value, sub_type=inner)
+    for tensor in reader.tensors:
+        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if data.ndim < 2:
+            writer.add_tensor(tensor.name, data)
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(data, kind), raw_dtype=kind)
+    _finish(writer)
+
+
 def talker(
     into: Path,
     words: Sequence[tuple[str, int]],

@@ -10,9 +10,11 @@ from aiohttp import web
 from llm_node import errors
 from llm_node.journal import Journal
 from llm_node.node import Node
+from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
 
 NODE = web.AppKey("NODE", Node)
+PULLS = web.AppKey("PULLS", Pulls)
 JOURNAL = web.AppKey("JOURNAL", Journal)
 ERROR_FORMS = web.AppKey("ERROR_FORMS", errors.Forms)
 """How errors are written, by the path of a request."""

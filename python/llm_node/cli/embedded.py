@@ -25,15 +25,17 @@ LOG_BYTES = 1 << 20
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[str]:
-    """The URL of a node of these settings. Raises `NodeError` where it cannot start."""
+async def serving(settings: Settings, *, loads_models: bool = True) -> AsyncIterator[str]:
+    """The URL of a node of these settings. Raises `NodeError` where it cannot start. One that loads no models
+    needs neither a device nor an engine."""
     with _logging_to(settings.home / "logs" / "run.log", LEVELS[settings.log_level]):
         keep_memory_private()
-        node = own_node.make(settings, needs_device=True)
+        node = own_node.make(settings, needs_device=loads_models)
         runner = make_runner(make_app(node, settings))
         try:
             await runner.setup()
-            await _check_engines(node)
+            if loads_models:
+                await _check_engines(node)
             most = most_connections(settings.max_connections, descriptors.raise_limit())
             listener = Listener(runner, settings, most_connections=most)
             listener.open(await resolve(LOOPBACK, 0))

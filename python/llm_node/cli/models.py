@@ -40,10 +40,13 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     if as_json:
         table.show_json({"models": found})
         return
-    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "CONTEXT", "STATUS", "WHAT IS WRONG"]
-    table.show([heading, *(_row(model, obstacles.get(model["model_id"])) for model in found)])
+    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "CONTEXT", "FROM", "STATUS", "WHAT IS WRONG"]
+    rows = [_row(model, obstacles.get(model["model_id"])) for model in found]
+    table.show([heading, *rows, *_stopped_pulls(settings)])
     if not found:
-        hint = "put NAME.gguf there, or name another folder with --models-dir"
+        hint = (
+            "fetch one with `llm-node pull ORG/REPO`, put NAME.gguf there, or name a folder with --models-dir"
+        )
         click.echo(f"No model in {settings.models_dir}; {hint}", err=True)
 
 
@@ -71,16 +74,34 @@ async def _models_and_obstacles(node: Node) -> tuple[list[dict[str, Any]], dict[
     return found, await node.obstacles()
 
 
+def _stopped_pulls(settings: Settings) -> list[list[str]]:
+    """What is there of pulls that are under way or were stopped: typing them again goes on."""
+    from llm_node.pull.store import Store
+
+    return [
+        [
+            it.model,
+            "?",
+            "gguf",
+            table.size(it.total),
+            "?",
+            "own",
+            f"{it.bytes * 100 // max(it.total, 1)} % pulled",
+            "",
+        ]
+        for it in Store(settings.models_dir).partials()
+    ]
+
+
 def _row(model: dict[str, Any], obstacle: tuple[str, str] | None) -> list[str]:
-    size = model.get("size_bytes")
-    shown = f"{size / (1 << 20):.1f} MiB" if isinstance(size, int) else "?"
     code, message = obstacle or ("", "")
     return [
         str(model.get("model_id")),
         str(model.get("architecture") or "?"),
         str(model.get("format") or "?"),
-        shown,
+        table.size(model.get("size_bytes")),
         str(model.get("context_length") or "?"),
+        str(model.get("origin") or "?"),
         code or str(model.get("status") or "?"),
         " ".join(message.split()),
     ]

@@ -22,6 +22,7 @@ def make(settings: Settings, *, needs_device: bool) -> Node:
         engines_dirs=settings.engines_dir,
         engine_packages=settings.engine_packages,
         models_dir=settings.models_dir,
+        caches=settings.cache_folders(),
         demo_model=_demo_model() if settings.demo_model else None,
         default_model=settings.default_model,
         aliases=dict(settings.alias),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import sys
+from typing import TextIO
 
 import click
 
 from llm_node.cli import completion, options
 
+SILENCE_SECONDS = 5.0
+"""How long standard input may be silent beside a PROMPT until it is taken to have nothing to say."""
 FRACTION = click.FloatRange(min=0)
 
 
@@ -27,6 +33,7 @@ FRACTION = click.FloatRange(min=0)
 @click.option("--no-markdown", is_flag=True, help="Show the text as it is.")
 @click.option("--no-history", is_flag=True, help="Keep nothing of what is typed.")
 @click.option("--verbose", is_flag=True, help="Show all figures of an answer.")
+@click.option("-y", "--yes", is_flag=True, help="Fetch a model that is not here without asking.")
 @options.settings_options
 @click.pass_context
 def run(
@@ -45,9 +52,12 @@ def run(
     no_markdown: bool,
     no_history: bool,
     verbose: bool,
+    yes: bool,
     **given: options.Given,
 ) -> None:
     """Ask MODEL something and print its answer, or chat with it where there is no PROMPT.
+
+    MODEL is one that is here, or one to fetch, as `llm-node pull` names it.
 
     What comes on standard input is the prompt, or stands below it. A node that runs is asked; otherwise the
     command is a node of its own for as long as it runs.
@@ -69,6 +79,7 @@ def run(
         no_markdown=no_markdown,
         keeps_history=not no_history,
         verbose=verbose,
+        may_pull=yes,
         of_a_node=options.of_a_node(context.obj, given),
     )
     sys.exit(asyncio.run(talking.talk(settings, wishes)))
@@ -80,7 +91,33 @@ def _prompt(words: str) -> str | None:
         if not words and not sys.stdout.isatty():
             raise click.UsageError("a chat needs a terminal; give a PROMPT, or one on standard input")
         return words or None
+    if words and not _brings_text(sys.stdin):
+        return words
     text = "\n\n".join(part for part in (words, sys.stdin.read().strip("\n")) if part)
     if not text.strip():
         raise click.UsageError("give a PROMPT, or one on standard input")
     return text
+
+
+def _brings_text(stream: TextIO) -> bool:
+    """Beside a PROMPT: is there something on standard input, or will its end come? Of a file it does. A pipe
+    that another program holds open and silent may wait for ever: after a while it is left out, and that is
+    said."""
+    try:
+        kind = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):
+        return True  # no file of the system: somebody made it for this
+    if stat.S_ISREG(kind):
+        return True
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        return False  # a device, such as /dev/null
+    if sys.platform == "win32":
+        return True  # it cannot be looked at
+    if select.select([stream], [], [], SILENCE_SECONDS)[0]:
+        return True
+    click.echo(
+        f"nothing came on standard input for {SILENCE_SECONDS:g} s, so it is left out "
+        "(`< /dev/null` waits for nothing)",
+        err=True,
+    )
+    return False

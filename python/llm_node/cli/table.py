@@ -20,3 +20,10 @@ def show(rows: Sequence[Sequence[str]]) -> None:
 def show_json(value: Any) -> None:
     """For programs."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def size(count: int | None) -> str:
+    """Bytes, for people."""
+    if count is None:
+        return "?"
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"

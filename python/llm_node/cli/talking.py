@@ -21,7 +21,7 @@ from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
 from llm_node.cli.chat.conversation import Conversation, ConversationError, response_format
 from llm_node.cli.chat.data import DataWriter
 from llm_node.cli.chat.interrupt import Interrupted, interruptible
-from llm_node.cli.chat.loading import choose, load
+from llm_node.cli.chat.loading import Loaded, choose, load
 from llm_node.cli.chat.look import Look
 from llm_node.cli.remote import Remote, RemoteError
 from llm_node.errors import Exit, Failure
@@ -46,6 +46,8 @@ class Wishes:
     no_markdown: bool
     keeps_history: bool
     verbose: bool
+    may_pull: bool
+    """Without being asked."""
     of_a_node: Sequence[str]
     """Flags that are for a node of one's own."""
 
@@ -73,7 +75,7 @@ async def _talk(node: Remote, settings: Settings, wishes: Wishes) -> Exit:
         verbose=wishes.verbose,
     )
     try:
-        loaded = await interruptible(load(node, name))
+        loaded = await interruptible(_load(node, name, wishes))
     except Interrupted:
         return Exit.INTERRUPTED
     conversation.model = loaded.model
@@ -84,6 +86,22 @@ async def _talk(node: Remote, settings: Settings, wishes: Wishes) -> Exit:
     history = settings.home / HISTORY if wishes.keeps_history else None
     await Session(node, loaded, conversation, look, sys.stdout, history).run()
     return Exit.DONE
+
+
+async def _load(node: Remote, name: str, wishes: Wishes) -> Loaded:
+    """Load it. Where it is not here and its name says from where, it is pulled before."""
+    try:
+        return await load(node, name)
+    except RemoteError as error:
+        if error.code != "model_not_found" or "/" not in name:
+            raise
+    from llm_node.cli import fetching
+
+    asks = not wishes.may_pull and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not click.confirm(f"{name} is not here. Fetch it?", default=True, err=True):
+        raise failure.Failed(f"{name} is not here", Exit.NOT_FOUND)
+    row = await fetching.pull(node, {"model": name})
+    return await load(node, row["model_id"])
 
 
 def _conversation(model: str, wishes: Wishes) -> Conversation:

@@ -2,7 +2,15 @@
 `load.py` for the load generator and by `version.py`, and nowhere else: what others need comes from here.
 """
 
-from llm_node._core import ERROR_CODES, Block, Event, engines_folder_meant, keep_memory_private
+from llm_node._core import (
+    ERROR_CODES,
+    Block,
+    Event,
+    engines_folder_meant,
+    gguf_header,
+    keep_memory_private,
+    quantization_in,
+)
 from llm_node._core import Engine as NativeEngine
 from llm_node._core import Model as NativeModel
 from llm_node.node.client import (
@@ -34,5 +42,7 @@ __all__ = [
     "Request",
     "Template",
     "engines_folder_meant",
+    "gguf_header",
     "keep_memory_private",
+    "quantization_in",
 ]

@@ -59,6 +59,7 @@ class Node:
         engines_dirs: Sequence[Path | str],
         engine_packages: bool = False,
         models_dir: Path | str,
+        caches: Sequence[tuple[str, Path | str]] = (),
         demo_model: Path | str | None = None,
         default_model: str | None = None,
         aliases: Mapping[str, str] | None = None,
@@ -85,7 +86,8 @@ class Node:
         """
         engines_dirs: folders of `<id>/<gpu_backend>/manifest.json`; the first engine of an id wins.
         engine_packages: look behind these in the Python packages that hold engines.
-        models_dir: folder of the models. demo_model: a file that is offered beside them.
+        models_dir: folder of the models. caches: other programs' folders, each with the program's name:
+            "hub", "llama-cpp", "lm-studio" or "ollama". demo_model: a file that is offered beside them.
         default_model: see `chosen`. aliases: further names of models, and what each means.
         gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
             `gpu_not_found` where there is no GPU.
@@ -99,6 +101,7 @@ class Node:
         self._named_engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
         self._engine_packages = engine_packages
         self._models_dir = str(Path(models_dir).absolute())
+        self._caches = [(origin, str(Path(path).absolute())) for origin, path in caches]
         self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
         self._default_model = default_model
         self._aliases = dict(aliases or {})
@@ -207,6 +210,7 @@ class Node:
         return {
             "engines_dirs": self._engines_dirs(),
             "models_dir": self._models_dir,
+            "caches": [{"origin": origin, "path": path} for origin, path in self._caches],
             "demo_model": self._demo_model,
             "aliases": self._aliases,
             "gpu_backend": self._backend,
@@ -285,6 +289,13 @@ class Node:
         first time, as `engines` is."""
         found: dict[str, list[str]] = await self._outcome(self._running().obstacles())
         return {model: (code, message) for model, (code, message) in found.items()}
+
+    async def plan(self, path: Path | str, *, context_length: int | None = None) -> dict[str, Any]:
+        """What the model in a file would take, by its engine's own estimate: `engine`, and `memory`, the
+        bytes on each device for one sequence. The file needs its header and its length, and no weights.
+        `path`: absolute."""
+        planned: dict[str, Any] = await self._outcome(self._running().plan(str(path), context_length))
+        return planned
 
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.

@@ -38,3 +38,25 @@ class UnloadRequest(Wire):
     model_id: str = Field(min_length=1, max_length=512)
     timeout_seconds: float = Field(default=30.0, ge=0, le=3600)
     """How long answers under way may go on."""
+
+
+class PullRequest(Wire):
+    """Fetch a model."""
+
+    model: str = Field(min_length=1, max_length=2048)
+    """`ORG/REPO`, `ORG/REPO:VERSION`, or a link."""
+    sha256: str | None = Field(default=None, max_length=64)
+    """Of the one file that is fetched by a link."""
+    context_length: int | None = Field(default=None, ge=1, lt=2**31)
+    """Tokens that a version is chosen for."""
+    dry_run: bool = False
+    """Only say what would be fetched."""
+    stream: bool = True
+
+
+class RemoveRequest(Wire):
+    """Delete a model."""
+
+    model: str = Field(min_length=1, max_length=2048)
+    force: bool = False
+    """Also where it answers requests, which may then go on for 30 s."""

@@ -7,18 +7,20 @@ from typing import cast
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api import admin, anthropic, models, ollama, openai, ops, tokenizer
+from llm_node.api import admin, anthropic, models, ollama, openai, ops, page, tokenizer
 from llm_node.api.context import (
     ERROR_FORMS,
     JOURNAL,
     KEEP_ALIVE,
     NODE,
+    PULLS,
     QUEUE_LIMIT,
     TRANSFER_TIMEOUT,
     UNKNOWN_FIELDS,
 )
 from llm_node.journal import Journal
 from llm_node.node import Node
+from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
 from llm_node.server import lifecycle, middleware
 from llm_node.server.origin import OriginRules
@@ -32,6 +34,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     """The application. It starts the node with itself, and closes it with itself."""
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
+    app[PULLS] = Pulls(node, settings.models_dir, offline=settings.offline)
     app[JOURNAL] = Journal()
     app[KEEP_ALIVE] = settings.keep_alive
     app[QUEUE_LIMIT] = settings.queue_limit
@@ -43,6 +46,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app.on_response_prepare.append(middleware.complete_headers)
     app.cleanup_ctx.append(lifecycle.log_is_kept)
     app.cleanup_ctx.append(lifecycle.node_lives)
+    app.cleanup_ctx.append(lifecycle.pulls_end)
     forms = app[ERROR_FORMS] = errors.Forms()
     for routes, form in (
         (admin.routes(), errors.PLAIN),
@@ -51,6 +55,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
         (ollama.routes(), ollama.ERRORS),
         (openai.routes(), openai.ERRORS),
         (ops.routes(), errors.PLAIN),
+        (page.routes(ollama.ALIVE, has_page=settings.web), errors.PLAIN),
         (tokenizer.routes(), tokenizer.ERRORS),
     ):
         for route in routes:

@@ -1,4 +1,4 @@
-"""What lives as long as the application: the node, and the last lines of its log."""
+"""What lives as long as the application: the node, pulls of models, and the last lines of its log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from llm_node.api.context import JOURNAL, NODE
+from llm_node.api.context import JOURNAL, NODE, PULLS
 
 
 async def node_lives(app: web.Application) -> AsyncIterator[None]:
@@ -20,3 +20,9 @@ async def log_is_kept(app: web.Application) -> AsyncIterator[None]:
     """Keep what is logged meanwhile, for `/api/logs`."""
     with app[JOURNAL].kept():
         yield
+
+
+async def pulls_end(app: web.Application) -> AsyncIterator[None]:
+    """Stop what is under way before the node goes."""
+    yield
+    await app[PULLS].close()

@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 
 from llm_node.node import NodeError
 
-OPEN_TO_ALL = frozenset({"/healthz"})
-"""Paths that pages of any origin may ask: they tell nothing and do nothing."""
+OPEN_TO_ALL = frozenset({"/", "/healthz"})
+"""Paths that pages of any origin may ask, or link to: they tell nothing and do nothing."""
 
 EXPOSED = "X-Request-Id, Retry-After"
 PREFLIGHT_SECONDS = "600"

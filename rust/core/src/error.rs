@@ -51,6 +51,8 @@ codes! {
     HostNotAllowed = "host_not_allowed",
     /// The request comes from a web page of another origin.
     OriginNotAllowed = "origin_not_allowed",
+    /// The owner of a model wants terms to be accepted first.
+    GatedModel = "gated_model",
     /// No model of that name.
     ModelNotFound = "model_not_found",
     /// The model is loaded, or being loaded, in another way than was asked for.
@@ -95,12 +97,22 @@ codes! {
     ShuttingDown = "shutting_down",
     /// The model is still being loaded.
     ModelLoading = "model_loading",
+    /// What was fetched is not what was promised.
+    ChecksumMismatch = "checksum_mismatch",
+    /// The source of a model cannot be reached, or answers with what cannot be understood.
+    SourceUnreachable = "source_unreachable",
+    /// The source of a model wants to be left alone for a while.
+    SourceBusy = "source_busy",
+    /// The node may open no connection outwards.
+    Offline = "offline",
     /// A deadline passed.
     Timeout = "timeout",
     /// Not enough GPU memory.
     OomVram = "oom_vram",
     /// Not enough memory of the host.
     OomRam = "oom_ram",
+    /// Not enough room on the disk.
+    DiskFull = "disk_full",
 }
 
 impl fmt::Display for ErrorCode {

@@ -5,15 +5,12 @@
 use llm_node_core::error::{ErrorCode, Fault};
 
 use crate::{
-    models::Model,
+    models::{ANY_ARCHITECTURE, Model},
     registry::{
         manifest::EngineManifest,
         verdict::{Candidate, Refusal},
     },
 };
-
-/// Stands in a manifest's `architectures` for any.
-const ANY: &str = "*";
 
 /// What the choice depends on.
 #[derive(Clone, Copy, Debug)]
@@ -99,10 +96,9 @@ fn reads(candidate: &Candidate, format: &str) -> bool {
 
 fn runs(candidate: &Candidate, model: &Model) -> bool {
     let Some(EngineManifest { architectures, .. }) = &candidate.manifest else { return false };
-    model
-        .architecture
-        .as_ref()
-        .is_none_or(|architecture| architectures.iter().any(|own| own == ANY || own == architecture))
+    model.architecture.as_ref().is_none_or(|architecture| {
+        architectures.iter().any(|own| own == ANY_ARCHITECTURE || own == architecture)
+    })
 }
 
 /// The refusal, where nothing but the ABI version stands between the model and its engine.

@@ -17,6 +17,9 @@ pub struct NodeConfig {
     pub engines_dirs: Vec<PathBuf>,
     /// Folder of the models.
     pub models_dir: PathBuf,
+    /// Folders of other programs whose models are offered too, in search order. Nothing is written there.
+    #[serde(default)]
+    pub caches: Vec<Cache>,
     /// A model file that is always offered, under the name [`DEMO_MODEL`].
     #[serde(default)]
     pub demo_model: Option<PathBuf>,
@@ -82,6 +85,35 @@ pub struct NodeConfig {
 
 /// The name under which [`NodeConfig::demo_model`] is offered.
 pub const DEMO_MODEL: &str = "llm-node-demo";
+
+/// A folder in which another program keeps models.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Whose it is, which says how it is laid out.
+    pub origin: Origin,
+    /// The folder.
+    pub path: PathBuf,
+}
+
+/// Who brought a model to where it lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// It lies in the models folder.
+    #[default]
+    Own,
+    /// It comes with the package.
+    Demo,
+    /// The cache of the Hugging Face hub's client.
+    Hub,
+    /// llama.cpp's cache of before 2026-03.
+    LlamaCpp,
+    /// LM Studio.
+    LmStudio,
+    /// Ollama.
+    Ollama,
+}
 
 /// A device that models may be placed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -37,7 +37,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(conformance::engine_at, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::run_check, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::engines_folder_meant, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::gguf_header, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::host_memory_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::keep_memory_private, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::quantization_in, module)?)?;
     module.add_function(wrap_pyfunction!(worker::run_worker, module)?)
 }

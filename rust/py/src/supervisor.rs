@@ -67,6 +67,11 @@ impl PySupervisor {
         py.detach(|| self.inner.obstacles())
     }
 
+    #[pyo3(signature = (path, context_length=None))]
+    fn plan(&self, py: Python<'_>, path: PathBuf, context_length: Option<u32>) -> u64 {
+        py.detach(|| self.inner.plan(path, context_length))
+    }
+
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
         let request: LoadRequest = serde_json::from_str(request)
             .map_err(|error| raised(py, &malformed("the request to load", &error)))?;

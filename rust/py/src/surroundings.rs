@@ -1,9 +1,17 @@
-//! What needs no supervisor: this process, the machine under it, and where engines may lie.
+//! What needs no supervisor: this process, the machine under it, where engines may lie, headers of files.
 
 use std::path::PathBuf;
 
-use llm_node_node::{host_memory, platform, registry::search};
+use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_node::{
+    host_memory,
+    models::{gguf, quantization},
+    platform,
+    registry::search,
+};
 use pyo3::prelude::*;
+
+use crate::{fault::raised, supervisor::json};
 
 /// See `_core.pyi`.
 #[pyfunction]
@@ -22,4 +30,21 @@ pub(crate) fn keep_memory_private() -> PyResult<()> {
 #[pyfunction]
 pub(crate) fn engines_folder_meant(py: Python<'_>, folder: PathBuf) -> Option<PathBuf> {
     py.detach(move || search::meant(&folder))
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
+pub(crate) fn gguf_header(py: Python<'_>, prefix: &[u8], length: u64) -> PyResult<Option<String>> {
+    py.detach(|| match gguf::of_prefix(prefix, length) {
+        Ok(None) => Ok(None),
+        Ok(Some(header)) => json(&header).map(Some),
+        Err(error) => Err(Fault::new(ErrorCode::ModelCorrupt, error.to_string())),
+    })
+    .map_err(|fault| raised(py, &fault))
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
+pub(crate) fn quantization_in(stem: &str) -> Option<String> {
+    quantization::from_file_name(stem)
 }

@@ -1,10 +1,10 @@
-"""The node's own API: `/api/...`: engines, models, memory, the log."""
+"""The node's own API: `/api/...`: engines, models and pulls, memory, the log."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.admin import engines, logs, models, system
+from llm_node.api.admin import engines, logs, models, pulls, system
 
 
 def routes() -> list[web.RouteDef]:
@@ -14,6 +14,12 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/models", models.listing),
         web.post("/api/models/load", models.load),
         web.post("/api/models/unload", models.unload),
+        web.post("/api/models/pull", pulls.pull),
+        web.get("/api/models/pulls", pulls.listing),
+        web.get("/api/models/pulls/{pull_id}", pulls.one),
+        web.delete("/api/models/pulls/{pull_id}", pulls.stop),
+        web.get("/api/models/search", pulls.search),
+        web.post("/api/models/remove", pulls.remove),
         web.get("/api/system", system.report),
         web.get("/api/logs", logs.lines),
     ]

@@ -12,11 +12,13 @@ from llm_node.api.ollama import chat, embed, failures, library
 ERRORS = failures.FORM
 """How errors are written."""
 
+ALIVE = library.alive
+"""What answers at `/`, where browsers get the page (`api/page.py`)."""
+
 
 def routes() -> list[web.RouteDef]:
     """All routes of the family."""
     return [
-        web.get("/", library.alive),
         web.get("/api/version", library.version),
         web.get("/api/tags", library.tags),
         web.get("/api/ps", library.running),

@@ -6,9 +6,11 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek},
+    io::{self, BufReader, Read, Seek, SeekFrom},
     path::Path,
 };
+
+use serde::Serialize;
 
 /// Longest key or name that is kept, in bytes. The format allows keys of 65 535.
 const MAX_KEY: u64 = 65_535;
@@ -38,7 +40,7 @@ pub enum GgufError {
 }
 
 /// What a header says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Header {
     /// `general.architecture`: "llama", "qwen3", ...
     pub architecture: String,
@@ -56,6 +58,10 @@ pub struct Header {
     pub split_count: Option<u64>,
     /// Number of tensors in this file.
     pub tensor_count: u64,
+    /// How many weights its tensors have together.
+    pub parameters: u64,
+    /// Where the metadata end, in bytes.
+    pub metadata_end: u64,
 }
 
 /// Reads a file's header.
@@ -65,8 +71,55 @@ pub fn read(path: &Path) -> Result<Header, GgufError> {
     parse(BufReader::with_capacity(64 * 1024, file), length)
 }
 
+/// The header at the beginning of a file of `length` bytes, of which `prefix` is known; `None`: more of it must
+/// be known. The file may be a further part of a model, which names no architecture.
+pub fn of_prefix(prefix: &[u8], length: u64) -> Result<Option<Header>, GgufError> {
+    match parse_part(BufReader::new(Prefix { bytes: prefix, at: 0 }), length) {
+        Ok(header) => Ok(Some(header)),
+        Err(GgufError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The beginning of a file. Seeking behind its end is an error of reading there.
+struct Prefix<'a> {
+    bytes: &'a [u8],
+    at: u64,
+}
+
+impl Read for Prefix<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let from = usize::try_from(self.at).unwrap_or(usize::MAX).min(self.bytes.len());
+        let count = (&self.bytes[from..]).read(into)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Prefix<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.at = match position {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => (self.bytes.len() as u64).checked_add_signed(by),
+        }
+        .ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
 /// Reads a header of a file of `length` bytes.
 pub fn parse<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header, GgufError> {
+    let header = parse_part(reader, length)?;
+    if header.architecture.is_empty() {
+        let what = "the metadata has no general.architecture".to_owned();
+        return Err(GgufError::Corrupt { offset: header.metadata_end, what });
+    }
+    Ok(header)
+}
+
+/// The same of a file that may be a further part of a model.
+fn parse_part<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header, GgufError> {
     let mut input = Input { reader, offset: 0, length };
     if length == 0 {
         return Err(input.corrupt("the file is empty"));
@@ -106,18 +159,18 @@ pub fn parse<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header
             _ => {}
         }
     }
-    if header.architecture.is_empty() {
-        return Err(input.corrupt("the metadata has no general.architecture"));
-    }
     if !(1..=1 << 20).contains(&alignment) || !alignment.is_power_of_two() {
         return Err(input.corrupt(format!("general.alignment is {alignment}")));
     }
+    header.metadata_end = input.offset;
     let own = format!("{}.context_length", header.architecture);
     header.context_length =
         context_lengths.into_iter().find_map(|(key, number)| (key == own).then_some(number));
     let mut end = 0;
     for _ in 0..tensor_count {
-        end = end.max(input.tensor()?);
+        let tensor = input.tensor()?;
+        end = end.max(tensor.end);
+        header.parameters = header.parameters.saturating_add(tensor.elements);
     }
     let data = input.offset.next_multiple_of(alignment);
     if tensor_count > 0 && data.checked_add(end).is_none_or(|end| end > length) {
@@ -127,6 +180,12 @@ pub fn parse<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Header
         )));
     }
     Ok(header)
+}
+
+struct Tensor {
+    /// Where it ends, counted from the beginning of the weights.
+    end: u64,
+    elements: u64,
 }
 
 enum Value {
@@ -268,8 +327,7 @@ impl<R: Read + Seek> Input<R> {
         self.skip(count * size, "a list") // `count` holds it against the file's length
     }
 
-    /// Where the tensor ends, counted from the beginning of the weights.
-    fn tensor(&mut self) -> Result<u64, GgufError> {
+    fn tensor(&mut self) -> Result<Tensor, GgufError> {
         self.key("a tensor's name")?;
         let dimensions = self.u32("a tensor's number of dimensions")?;
         if dimensions > 4 {
@@ -290,6 +348,7 @@ impl<R: Read + Seek> Input<R> {
         });
         bytes
             .and_then(|bytes| offset.checked_add(bytes))
+            .map(|end| Tensor { end, elements })
             .ok_or_else(|| self.corrupt("a tensor that ends beyond what can be counted"))
     }
 }
@@ -403,7 +462,9 @@ mod tests {
                 has_chat_template: false,
                 pools: false,
                 split_count: None,
-                tensor_count: 1
+                tensor_count: 1,
+                parameters: 8,
+                metadata_end: header.metadata_end,
             }
         );
     }
@@ -440,6 +501,26 @@ mod tests {
                 other => panic!("{length}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_file_is_enough_or_too_little() {
+        let sample = sample();
+        let length = sample.len() as u64;
+        let whole = parse_bytes(&sample).unwrap();
+        let mut was_enough = false;
+        for known in 0..sample.len() {
+            match of_prefix(&sample[..known], length).unwrap() {
+                None => assert!(!was_enough, "{known}"),
+                Some(header) => {
+                    assert_eq!(header, whole);
+                    was_enough = true;
+                }
+            }
+        }
+        assert!(was_enough, "the weights need not be known");
+        assert!(of_prefix(b"PK\x03\x04", 4000).is_err());
+        assert!(of_prefix(&sample, length - 1).is_err(), "the file ends too early");
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! Owns names: which model a client means. A name is no path. Each file belongs to one model, whichever of
 //! its names is used: `NAME`, `NAME.gguf`, the name of one of its parts, any of these with `:latest` behind
-//! it, an alias of the configuration. A link is a file of its own, so that one file can be two models. Refuses to look anywhere but in the models folder, so no name can lead out of
-//! it, and refuses to fetch anything.
+//! it, an alias of the configuration; a model of `ORG/REPO` by [`is_short_name`] too. A link is a file of its
+//! own, so that one file can be two models. Refuses to look anywhere but in the models folder and in the caches
+//! of the configuration, so no name can lead out of these, and refuses to write or to fetch anything.
 
+mod elsewhere;
 pub mod gguf;
 pub mod quantization;
 mod scan;
@@ -18,7 +20,7 @@ use std::{
 use llm_node_core::error::{ErrorCode, Fault};
 use serde::Serialize;
 
-use crate::config::DEMO_MODEL;
+use crate::config::{Cache, DEMO_MODEL, Origin};
 
 /// A model on disk.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -41,6 +43,12 @@ pub struct Model {
     pub task: Option<&'static str>,
     /// What an engine is given: a file (the first of several), or a folder.
     pub path: PathBuf,
+    /// All its files, with their paths.
+    pub parts: Vec<PathBuf>,
+    /// Who brought it there.
+    pub origin: Origin,
+    /// Further places of the same model.
+    pub also: Vec<PathBuf>,
     /// What is wrong with it.
     #[serde(skip)]
     pub problem: Option<Fault>,
@@ -55,36 +63,61 @@ pub struct Model {
     pub(crate) files: Vec<String>,
 }
 
-/// The models folder, and the demo model.
+/// The models folder, the demo model, and what other programs keep.
 #[derive(Debug)]
 pub struct Catalog {
     models_dir: PathBuf,
     demo_model: Option<PathBuf>,
+    caches: Vec<Cache>,
     aliases: BTreeMap<String, String>,
     headers: scan::Headers,
 }
 
 impl Catalog {
-    /// Over this folder. `demo_model` is always offered beside it. `aliases`: further names, and what each means.
-    pub fn new(models_dir: PathBuf, demo_model: Option<PathBuf>, aliases: BTreeMap<String, String>) -> Self {
-        Self { models_dir, demo_model, aliases, headers: scan::Headers::default() }
+    /// Over this folder. `demo_model` is always offered beside it, and so are the models of `caches` that some
+    /// engine reads. `aliases`: further names, and what each means.
+    pub fn new(
+        models_dir: PathBuf,
+        demo_model: Option<PathBuf>,
+        caches: Vec<Cache>,
+        aliases: BTreeMap<String, String>,
+    ) -> Self {
+        Self { models_dir, demo_model, caches, aliases, headers: scan::Headers::default() }
     }
 
-    /// All models, sorted by name, the demo model first. `formats`: see the manifests' field.
-    pub fn models(&self, formats: &[String]) -> Vec<Model> {
+    /// All models, sorted by name, the demo model first, those of other programs last. `readable`: what engines
+    /// read.
+    pub fn models(&self, readable: &Readable) -> Vec<Model> {
         let mut models = Vec::new();
         if let Some(path) = self.demo_model.as_deref().filter(|path| path.exists()) {
-            models.push(scan::one(DEMO_MODEL, path, &self.headers));
+            models.push(Model { origin: Origin::Demo, ..scan::one(DEMO_MODEL, path, &self.headers) });
         }
-        let found = scan::scan(&self.models_dir, formats, &self.headers);
+        let found = scan::scan(&self.models_dir, &readable.formats(), &self.headers);
         models.extend(found.into_iter().filter(|model| model.id != DEMO_MODEL || self.demo_model.is_none()));
+        for cache in &self.caches {
+            let mut found = elsewhere::models(cache, &self.headers);
+            found.sort_by(|a, b| a.id.cmp(&b.id));
+            for model in found.into_iter().filter(|model| readable.reads(model)) {
+                match models.iter_mut().find(|known| known.id == model.id) {
+                    None => models.push(Model { origin: cache.origin, ..model }),
+                    // The first of a name is the one that is meant; is this one the same?
+                    Some(known) if known.size_bytes == model.size_bytes => known.also.push(model.path),
+                    Some(_) => {}
+                }
+            }
+        }
         models
+    }
+
+    /// The model in a file, wherever it lies.
+    pub fn at(&self, path: &Path) -> Model {
+        scan::one(&scan::stem(&scan::file_name(path)), path, &self.headers)
     }
 
     /// The model that a client means: the name as it stands, else what it is an alias of, else either without
     /// the `:latest` that some clients add.
-    pub fn find(&self, id: &str, formats: &[String]) -> Result<Model, Fault> {
-        let mut models = self.models(formats);
+    pub fn find(&self, id: &str, readable: &Readable) -> Result<Model, Fault> {
+        let mut models = self.models(readable);
         let bare = id.strip_suffix(LATEST).unwrap_or(id);
         let meant = |name: &str| self.aliases.get(name).map(String::as_str);
         let wanted = [Some(id), meant(id), Some(bare), meant(bare)];
@@ -95,16 +128,19 @@ impl Catalog {
             }
         }
         let id = meant(id).or_else(|| meant(bare)).unwrap_or(bare);
-        let of_folder: Vec<String> = models
-            .iter()
-            .filter(|model| model.folder.as_deref() == Some(id))
-            .map(|model| format!("'{}'", model.id))
-            .collect();
-        if !of_folder.is_empty() {
-            return Err(not_found(format!(
-                "Model '{id}' has several files; name one of them: {}",
-                of_folder.join(", ")
-            )));
+        let short: Vec<usize> =
+            (0..models.len()).filter(|&index| is_short_name(&models[index], id)).collect();
+        match short[..] {
+            [] => {}
+            [only] if models[only].is_of_repository() => return Ok(models.swap_remove(only)),
+            _ => {
+                let ids: Vec<String> =
+                    short.into_iter().map(|index| format!("'{}'", models[index].id)).collect();
+                return Err(not_found(format!(
+                    "Model '{id}' has several files; name one of them: {}",
+                    ids.join(", ")
+                )));
+            }
         }
         if is_plain(id)
             && let Some(model) = scan::unclaimed(&self.models_dir, id)
@@ -114,6 +150,38 @@ impl Catalog {
         Err(not_found(format!("Model '{id}' not found{}", hint(id, &models, &self.models_dir))))
     }
 }
+
+impl Model {
+    /// Is it one of `ORG/REPO`, as pulled models and those of other programs are?
+    fn is_of_repository(&self) -> bool {
+        self.folder.as_deref().is_some_and(|folder| folder.contains('/'))
+    }
+}
+
+/// What the engines that were found read, by their manifests: pairs of a format and the architectures.
+#[derive(Clone, Debug, Default)]
+pub struct Readable(pub Vec<(String, Vec<String>)>);
+
+impl Readable {
+    /// Without the architectures.
+    pub fn formats(&self) -> Vec<String> {
+        self.0.iter().map(|(format, _)| format.clone()).collect()
+    }
+
+    /// Is there an engine for its format and its architecture?
+    fn reads(&self, model: &Model) -> bool {
+        self.0.iter().any(|(format, architectures)| {
+            format.eq_ignore_ascii_case(&model.format)
+                && model
+                    .architecture
+                    .as_ref()
+                    .is_some_and(|own| architectures.iter().any(|one| one == ANY_ARCHITECTURE || one == own))
+        })
+    }
+}
+
+/// Stands in a manifest's `architectures` for any.
+pub const ANY_ARCHITECTURE: &str = "*";
 
 /// What some clients put behind the name of a model that has no other tag.
 const LATEST: &str = ":latest";
@@ -133,6 +201,26 @@ fn is_own_name(model: &Model, id: &str) -> bool {
     is_variant(model.quantization.as_deref())
         && bare.iter().flatten().any(|bare| bare.eq_ignore_ascii_case(&model.id))
 }
+
+/// Does it lead to the model where no other is meant? `NAME` to each `NAME:QUANT`; and, in any case of letters,
+/// to a model of `ORG/REPO`: `ORG/REPO`, `REPO`, `REPO` without `-GGUF`, each with `:QUANT` or without.
+fn is_short_name(model: &Model, id: &str) -> bool {
+    let Some(folder) = model.folder.as_deref() else { return false };
+    if folder == id {
+        return true;
+    }
+    let (name, variant) = id.split_once(':').map_or((id, None), |(name, variant)| (name, Some(variant)));
+    let is_variant =
+        |asked: &str| model.variant.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(asked));
+    let Some((_, repository)) = folder.rsplit_once('/') else { return false };
+    let bare = repository.get(..repository.len().saturating_sub(GGUF_SUFFIX.len()));
+    let bare = bare.filter(|bare| repository[bare.len()..].eq_ignore_ascii_case(GGUF_SUFFIX));
+    let names = [Some(folder), Some(repository), bare];
+    names.into_iter().flatten().any(|own| own.eq_ignore_ascii_case(name)) && variant.is_none_or(is_variant)
+}
+
+/// How most repositories of GGUF files end.
+const GGUF_SUFFIX: &str = "-gguf";
 
 fn is_plain(id: &str) -> bool {
     !id.is_empty() && !id.starts_with('.') && !id.contains(['/', '\\', '\0'])
@@ -180,6 +268,10 @@ mod tests {
         bytes
     }
 
+    fn reads(formats: &[&str]) -> Readable {
+        Readable(formats.iter().map(|format| ((*format).to_owned(), vec!["llama".to_owned()])).collect())
+    }
+
     fn catalog() -> (tempfile::TempDir, Catalog) {
         let root = tempfile::tempdir().unwrap();
         let put = |name: &str, bytes: &[u8]| {
@@ -205,14 +297,14 @@ mod tests {
         let aliases =
             [("claude-sonnet", "one"), ("gpt", "llama-7b:q8_0"), ("one", "hf"), ("gone", "nothing")];
         let aliases = aliases.map(|(name, model)| (name.to_owned(), model.to_owned())).into();
-        let catalog = Catalog::new(root.path().to_path_buf(), None, aliases);
+        let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), aliases);
         (root, catalog)
     }
 
     #[test]
     fn every_kind_of_model_is_found() {
         let (_root, catalog) = catalog();
-        let models = catalog.models(&["gguf".into(), "toy".into()]);
+        let models = catalog.models(&reads(&["gguf", "toy"]));
         let seen: Vec<_> = models.iter().map(|model| (model.id.as_str(), model.format.as_str())).collect();
         assert_eq!(
             seen,
@@ -239,7 +331,7 @@ mod tests {
     #[test]
     fn names_lead_to_models() {
         let (_root, catalog) = catalog();
-        let find = |id: &str| catalog.find(id, &["toy".into()]).map(|model| model.id).map_err(|f| f.message);
+        let find = |id: &str| catalog.find(id, &reads(&["toy"])).map(|model| model.id).map_err(|f| f.message);
         assert_eq!(find("one").unwrap(), "one");
         assert_eq!(find("one:q4_0").unwrap(), "one");
         assert_eq!(find("llama-7b:Q8_0").unwrap(), "llama-7b:Q8_0");
@@ -275,7 +367,7 @@ mod tests {
         // No model: then neither by its whole name, past the reader of its header.
         assert!(find("mmproj-stories.gguf").is_err() && find("mmproj-stories").is_err());
         // A format that no engine reads is a model all the same, so that the error can say so.
-        assert_eq!(catalog.find("README", &[]).unwrap().format, "md");
+        assert_eq!(catalog.find("README", &reads(&[])).unwrap().format, "md");
     }
 
     #[test]
@@ -283,7 +375,7 @@ mod tests {
         let (root, catalog) = catalog();
         fs::write(root.path().parent().unwrap().join("outside-of-it.gguf"), gguf("llama")).unwrap();
         let absolute = root.path().join("stories.gguf").display().to_string();
-        assert_eq!(catalog.find(&absolute, &[]).unwrap_err().code, ErrorCode::ModelNotFound);
+        assert_eq!(catalog.find(&absolute, &reads(&[])).unwrap_err().code, ErrorCode::ModelNotFound);
         for id in [
             "../outside-of-it",
             "./stories",
@@ -296,8 +388,50 @@ mod tests {
             "a\\b",
             "one/one-Q4_0",
         ] {
-            assert_eq!(catalog.find(id, &[]).unwrap_err().code, ErrorCode::ModelNotFound, "{id}");
+            assert_eq!(catalog.find(id, &reads(&[])).unwrap_err().code, ErrorCode::ModelNotFound, "{id}");
         }
         fs::remove_file(root.path().parent().unwrap().join("outside-of-it.gguf")).unwrap();
+    }
+
+    #[test]
+    fn a_repository_is_called_as_it_was_typed() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |name: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, gguf("llama")).unwrap();
+        };
+        put("org/Qwen3-4B-GGUF/Qwen3-4B-Q4_K_M.gguf");
+        put("org/Big-GGUF/UD-Q4_K_XL/Big-UD-Q4_K_XL-00001-of-00001.gguf");
+        put("org/Two/two-Q4_0.gguf");
+        put("org/Two/two-Q8_0.gguf");
+        put("org/Two/imatrix.gguf");
+        put(".pulling/org/Half/half-Q4_0.gguf");
+        let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), BTreeMap::new());
+        let readable = reads(&["gguf"]);
+        let ids: Vec<String> = catalog.models(&readable).into_iter().map(|model| model.id).collect();
+        assert_eq!(
+            ids,
+            ["org/Big-GGUF:UD-Q4_K_XL", "org/Qwen3-4B-GGUF:Q4_K_M", "org/Two:Q4_0", "org/Two:Q8_0"]
+        );
+        let find = |id: &str| catalog.find(id, &readable).map(|model| model.id).map_err(|f| f.message);
+        for name in [
+            "org/Qwen3-4B-GGUF:Q4_K_M",
+            "org/Qwen3-4B-GGUF",
+            "ORG/qwen3-4b-gguf:q4_k_m",
+            "qwen3-4b",
+            "Qwen3-4B:Q4_K_M",
+            "qwen3-4b-gguf:latest",
+        ] {
+            assert_eq!(find(name).as_deref(), Ok("org/Qwen3-4B-GGUF:Q4_K_M"), "{name}");
+        }
+        assert_eq!(find("two:q8_0").as_deref(), Ok("org/Two:Q8_0"));
+        assert_eq!(
+            find("two").unwrap_err(),
+            "Model 'two' has several files; name one of them: 'org/Two:Q4_0', 'org/Two:Q8_0'"
+        );
+        for name in ["qwen3-4b:q8_0", "org", "other/Two", "org/Half"] {
+            assert!(find(name).is_err(), "{name}");
+        }
     }
 }

@@ -15,6 +15,8 @@ use super::{
     gguf::{self, Header},
     quantization, snapshot,
 };
+/// Beginnings of the names of GGUF files that are no models: projectors, calibration data, draft heads.
+const NO_MODELS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
 /// A file as it was when its header was read.
 type Stamp = (PathBuf, Option<SystemTime>, u64);
@@ -49,8 +51,8 @@ struct Group {
     stem: String,
     size_bytes: u64,
     problem: Option<Fault>,
-    /// Names of all its files.
-    files: Vec<String>,
+    /// All its files.
+    parts: Vec<PathBuf>,
 }
 
 /// All models of a folder, sorted by name. `formats`: what engines read beside the formats known here;
@@ -70,25 +72,18 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
             if snapshot::is_snapshot(&folder, &files) {
                 let model = snapshot_model(name, folder, &files);
                 models.entry(model.id.clone()).or_insert(model);
+            } else {
+                // Without weights of its own it is the folder of an organisation.
+                for model in organisation(&name, &folder, headers) {
+                    models.entry(model.id.clone()).or_insert(model);
+                }
             }
             continue;
         }
         let alone = groups.len() == 1;
-        let mut of_folder: Vec<Model> = groups
-            .into_iter()
-            .map(|group| {
-                let stem = group.stem.clone();
-                let mut model = gguf_model(name.clone(), group, headers);
-                model.files.clear();
-                model.variant = Some(model.quantization.clone().unwrap_or(stem));
-                model
-            })
-            .collect();
-        tell_apart(&mut of_folder);
-        for mut model in of_folder {
-            model.folder = Some(name.clone());
-            if !alone {
-                model.id = format!("{name}:{}", model.variant.as_deref().unwrap_or_default());
+        for mut model in variants(&name, groups, headers) {
+            if alone {
+                model.id.clone_from(&name);
             }
             models.entry(model.id.clone()).or_insert(model);
         }
@@ -106,6 +101,51 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
     models.into_values().collect()
 }
 
+/// The models of `ORG/REPO/...`, each `ORG/REPO:QUANT`.
+pub(super) fn organisation(name: &str, folder: &Path, headers: &Headers) -> Vec<Model> {
+    let (_, repositories) = entries(folder);
+    repositories
+        .into_iter()
+        .flat_map(|folder| {
+            let repository = format!("{name}/{}", file_name(&folder));
+            repository_models(&repository, &files_of_repository(&folder), headers)
+        })
+        .collect()
+}
+
+/// The GGUF models among a repository's files, each `ORG/REPO:QUANT`.
+pub(super) fn repository_models(name: &str, files: &[PathBuf], headers: &Headers) -> Vec<Model> {
+    variants(name, groups(files), headers)
+}
+
+/// A repository's files: those in its folder, and in the folders there, one of which may hold the parts of one
+/// version.
+pub(super) fn files_of_repository(folder: &Path) -> Vec<PathBuf> {
+    let (mut files, folders) = entries(folder);
+    files.extend(folders.iter().flat_map(|folder| entries(folder).0));
+    files
+}
+
+/// Models that share a name, as `NAME:QUANT`.
+fn variants(name: &str, groups: Vec<Group>, headers: &Headers) -> Vec<Model> {
+    let mut models: Vec<Model> = groups
+        .into_iter()
+        .map(|group| {
+            let stem = group.stem.clone();
+            let mut model = gguf_model(name.to_owned(), group, headers);
+            model.files.clear();
+            model.variant = Some(model.quantization.clone().unwrap_or(stem));
+            model
+        })
+        .collect();
+    tell_apart(&mut models);
+    for model in &mut models {
+        model.folder = Some(name.to_owned());
+        model.id = format!("{name}:{}", model.variant.as_deref().unwrap_or_default());
+    }
+    models
+}
+
 /// One file given by its path.
 pub(super) fn one(id: &str, path: &Path, headers: &Headers) -> Model {
     if path.is_dir() {
@@ -114,18 +154,20 @@ pub(super) fn one(id: &str, path: &Path, headers: &Headers) -> Model {
     }
     match extension(path) {
         Some(format) if format != "gguf" => other_model(id.to_owned(), path.to_path_buf(), format),
-        _ => gguf_model(
-            id.to_owned(),
-            Group {
-                first: path.to_path_buf(),
-                stem: file_stem(path),
-                size_bytes: fs::metadata(path).map_or(0, |metadata| metadata.len()),
-                problem: None,
-                files: Vec::new(),
-            },
-            headers,
-        ),
+        _ => named_gguf(id.to_owned(), path, headers),
     }
+}
+
+/// A GGUF file that has this name alone, whatever its file is called.
+pub(super) fn named_gguf(id: String, path: &Path, headers: &Headers) -> Model {
+    let group = Group {
+        first: path.to_path_buf(),
+        stem: file_stem(path),
+        size_bytes: fs::metadata(path).map_or(0, |metadata| metadata.len()),
+        problem: None,
+        parts: vec![path.to_path_buf()],
+    };
+    Model { files: Vec::new(), ..gguf_model(id, group, headers) }
 }
 
 /// A file of this name whose format no engine's manifest mentions: better named than called missing. A file
@@ -148,7 +190,8 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
         path: group.first,
         size_bytes: group.size_bytes,
         problem: group.problem,
-        files: group.files,
+        files: group.parts.iter().map(|part| file_name(part)).collect(),
+        parts: group.parts,
         quantization: named,
         ..Model::default()
     };
@@ -171,7 +214,8 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
 }
 
 fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
-    let mut model = Model { id, format: "safetensors".to_owned(), path: folder, ..Model::default() };
+    let parts = files.to_vec();
+    let mut model = Model { id, format: "safetensors".to_owned(), path: folder, parts, ..Model::default() };
     match snapshot::read(&model.path, files) {
         Ok(snapshot) => {
             model.architecture = snapshot.architecture;
@@ -185,7 +229,8 @@ fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
 
 fn other_model(id: String, path: PathBuf, format: String) -> Model {
     let size_bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    Model { id, format, size_bytes, files: vec![file_name(&path)], path, ..Model::default() }
+    let (files, parts) = (vec![file_name(&path)], vec![path.clone()]);
+    Model { id, format, size_bytes, path, parts, files, ..Model::default() }
 }
 
 /// Variants of one folder with equal names go by their file names instead.
@@ -201,12 +246,12 @@ fn tell_apart(models: &mut [Model]) {
     }
 }
 
-/// The GGUF files, parts of one model put together. Projectors (`mmproj-`) are not models.
+/// The GGUF files, parts of one model put together, without [`NO_MODELS`].
 fn groups(files: &[PathBuf]) -> Vec<Group> {
     let mut groups: BTreeMap<String, (u32, BTreeMap<u32, PathBuf>)> = BTreeMap::new();
     for file in files.iter().filter(|file| extension(file).as_deref() == Some("gguf")) {
         let stem = file_stem(file);
-        if stem.starts_with("mmproj") {
+        if NO_MODELS.iter().any(|beginning| stem.starts_with(beginning)) {
             continue;
         }
         let (stem, part, parts) = split_name(&stem).unwrap_or((stem.as_str(), 1, 1));
@@ -229,8 +274,8 @@ fn groups(files: &[PathBuf]) -> Vec<Group> {
                     format!("{}: part {part} of {parts} is missing", first.display()),
                 )
             });
-            let files = files.values().map(|file| file_name(file)).collect();
-            Some(Group { first, stem, size_bytes, problem, files })
+            let parts = files.into_values().collect();
+            Some(Group { first, stem, size_bytes, problem, parts })
         })
         .collect()
 }
@@ -248,7 +293,7 @@ fn split_name(stem: &str) -> Option<(&str, u32, u32)> {
 
 /// Files and folders, sorted by name; hidden ones and what cannot be read left out. Links are followed:
 /// download caches consist of them.
-fn entries(directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+pub(super) fn entries(directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let (mut files, mut folders) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_name().to_string_lossy().starts_with('.') {
@@ -277,7 +322,7 @@ pub(super) fn stem(file: &str) -> String {
     file_stem(Path::new(file))
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 

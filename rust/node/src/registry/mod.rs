@@ -23,6 +23,7 @@ use self::{
     search::Found,
     verdict::{Candidate, Refusal},
 };
+use crate::models::Readable;
 
 /// How many engines are looked at side by side. More would be faster only on an idle machine, and
 /// makes the deadlines of all of them harder to keep on a busy one.
@@ -98,17 +99,17 @@ impl Registry {
         search::search(&engines_dirs)
     }
 
-    /// Model formats that some manifest names. Opens no engine.
-    pub fn formats(&self) -> Vec<String> {
-        let mut formats: Vec<String> = self
-            .search()
-            .into_iter()
-            .filter_map(|found| found.manifest)
-            .flat_map(|manifest| manifest.formats)
-            .collect();
-        formats.sort();
-        formats.dedup();
-        formats
+    /// What the manifests say that their engines read. Opens no engine.
+    pub fn readable(&self) -> Readable {
+        let manifests = self.search().into_iter().filter_map(|found| found.manifest);
+        Readable(
+            manifests
+                .flat_map(|manifest| {
+                    let architectures = manifest.architectures;
+                    manifest.formats.into_iter().map(move |format| (format, architectures.clone()))
+                })
+                .collect(),
+        )
     }
 
     /// Every candidate with its verdict. `refresh` looks at each of them anew. Blocks while engines that are
@@ -268,7 +269,7 @@ mod tests {
         registry.search_in(vec![root.path().to_owned()]);
         opens.send(()).unwrap();
         assert_eq!(usable(&registry.candidates(&gate, false)), [true]);
-        assert_eq!(registry.formats(), ["f"]);
+        assert_eq!(registry.readable().formats(), ["f"]);
         registry.search_in(vec![]);
         assert!(registry.candidates(&gate, true).is_empty());
     }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use llm_node_wire::message::{
     Speculation, ToWorker,
 };
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
@@ -445,6 +446,60 @@ fn complete(mut facts: ModelFacts, model: &Model, estimate: Vec<MemoryUse>) -> M
 fn timed_out(stage: &str, timeout: Duration) -> String {
     let stage = if stage.is_empty() { "the worker" } else { stage };
     format!("{stage} did not return within {} s", timeout.as_secs_f64())
+}
+
+/// What a model would take.
+#[derive(Debug, Serialize)]
+pub struct Planned {
+    /// Id of the engine that would load it.
+    pub engine: String,
+    /// Of each device, for one sequence.
+    pub memory: Vec<MemoryUse>,
+}
+
+/// Has the engine of a file's model estimate it, in a process that is thrown away.
+pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>) -> Result<Planned, Fault> {
+    let model = inner.catalog.at(path);
+    if let Some(problem) = &model.problem {
+        return Err(problem.clone());
+    }
+    let candidates = inner.candidates(false);
+    let candidate = choose(inner.wish(&model, None, None), &candidates)?;
+    let wishes = Wishes {
+        size: ContextSize { context_length, max_sequences: Some(1), ..ContextSize::default() },
+        speculation: Some(Speculation::Off),
+        ..Wishes::default()
+    };
+    let plan = plan(inner, &model, candidate, &Setup::new(&wishes, &inner.config))?;
+    let launch = Launch {
+        command: &inner.config.worker_command,
+        engine_env: &inner.config.engine_env,
+        start_timeout: inner.config.start_timeout(),
+        engine: candidate.id.clone(),
+        model: None,
+        on_death: Box::new(|_| shutting_down()),
+    };
+    let (process, controls) = inner.processes.start(launch, &inner.traffic)?;
+    let deadline = Instant::now() + inner.config.load_timeout();
+    process.link.send(ToWorker::Load(plan));
+    let memory = loop {
+        match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Control::Message(FromWorker::Estimated(uses))) => {
+                let known = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
+                break Ok(known.unwrap_or_else(|| vec![inner.devices.weights(model.size_bytes)]));
+            }
+            Ok(Control::Message(FromWorker::LoadFailed(fault))) => break Err(fault),
+            Ok(Control::Message(_)) => {}
+            Ok(Control::Died(death)) => {
+                break Err(Fault::new(ErrorCode::EngineCrashed, death.describe()));
+            }
+            Err(_) => {
+                break Err(Fault::new(ErrorCode::Timeout, "The engine's estimate did not come in time"));
+            }
+        }
+    };
+    process.stop(Instant::now() + END_DEADLINE);
+    Ok(Planned { engine: candidate.id.clone(), memory: memory? })
 }
 
 /// Looks at engines in worker processes.

@@ -47,7 +47,7 @@ use self::{
 };
 pub use self::{
     inflight::{Form, Waker},
-    load::LoadRequest,
+    load::{LoadRequest, Planned},
     outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Told, Waiting, What},
     slot::Loaded,
 };
@@ -120,6 +120,7 @@ impl Supervisor {
                 catalog: Catalog::new(
                     config.models_dir.clone(),
                     config.demo_model.clone(),
+                    config.caches.clone(),
                     config.aliases.clone(),
                 ),
                 devices: Devices::new(
@@ -174,7 +175,7 @@ impl Supervisor {
                 let fault = model.problem.clone().or_else(|| choose(wish, &candidates).err())?;
                 Some((model.id.clone(), (fault.code, fault.message)))
             };
-            let models = inner.catalog.models(&inner.registry.formats());
+            let models = inner.catalog.models(&inner.registry.readable());
             Ok(models.iter().filter_map(obstacle).collect::<HashMap<_, _>>())
         })
     }
@@ -196,6 +197,12 @@ impl Supervisor {
                 })
             }));
         })
+    }
+
+    /// What the model in a file would take, by its engine's own estimate, which needs the header alone: the
+    /// file may be a hole behind it. What comes is [`Planned`]. Reserves nothing.
+    pub fn plan(&self, path: PathBuf, context_length: Option<u32>) -> Ticket {
+        self.report("plan", move |inner| load::plan_file(inner, &path, context_length))
     }
 
     /// Loads a model, or joins a load under way. What comes is [`Loaded`].
@@ -373,8 +380,7 @@ impl Inner {
     }
 
     fn models(&self) -> Vec<Value> {
-        let formats = self.registry.formats();
-        let models = self.catalog.models(&formats);
+        let models = self.catalog.models(&self.registry.readable());
         let slots = self.slots.lock().by_id.clone();
         let mut rows: Vec<Value> = models
             .iter()
@@ -390,7 +396,7 @@ impl Inner {
     }
 
     fn model(&self, name: &str) -> Result<Value, Fault> {
-        match self.catalog.find(name, &self.registry.formats()) {
+        match self.catalog.find(name, &self.registry.readable()) {
             Ok(model) => Ok(self.model_row(&model, self.known_slot(&model.id).as_deref())),
             Err(fault) => self.known_slot(name).and_then(|slot| self.row_without_file(&slot)).ok_or(fault),
         }
@@ -412,7 +418,10 @@ impl Inner {
             "task": model.task,
             "size_bytes": model.size_bytes,
             "context_length": model.context_length,
+            "origin": model.origin,
             "path": model.path.display().to_string(),
+            "files": shown(&model.parts),
+            "also": shown(&model.also),
             "modified": modified(&model.path),
         });
         let (status, fields) = slot.map_or(("available", json!({})), |slot| slot.report(&self.traffic));
@@ -455,7 +464,7 @@ impl Inner {
         let slot = match self.known_slot(model_id) {
             Some(slot) => slot,
             // Under another name than it was asked for so far?
-            None => match self.catalog.find(model_id, &self.registry.formats())?.id {
+            None => match self.catalog.find(model_id, &self.registry.readable())?.id {
                 id if self.known_slot(&id).is_some() => self.slot(model_id, &id),
                 id => return Err(not_loaded(&id)),
             },
@@ -492,7 +501,7 @@ impl Inner {
     }
 
     fn find(&self, model_id: &str) -> Result<Model, Fault> {
-        match self.catalog.find(model_id, &self.registry.formats()) {
+        match self.catalog.find(model_id, &self.registry.readable()) {
             // Without a device there is nothing to choose, whatever the model.
             Err(fault) if self.config.gpu_backend.is_none() => {
                 let wish = Wish { model: &Model::default(), gpu_backend: None, engine: None, format: None };
@@ -559,6 +568,10 @@ fn end(running: &Running, deadline: Instant) {
 fn died(model_id: &str) -> Fault {
     Fault::new(ErrorCode::EngineCrashed, format!("The worker of model '{model_id}' has just died"))
         .details(json!({ "retry_after": 1 }).to_string())
+}
+
+fn shown(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.display().to_string()).collect()
 }
 
 /// When a file was written last, in seconds since 1970; 0: nobody knows.

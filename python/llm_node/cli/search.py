@@ -1,0 +1,43 @@
+"""`llm-node search`: repositories of the hub with GGUF files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llm_node.cli import options, table
+from llm_node.cli.visible import visible
+
+if TYPE_CHECKING:
+    from llm_node.settings import Settings
+
+
+@click.command()
+@click.argument("words", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.settings_options
+@click.pass_context
+def search(context: click.Context, /, words: tuple[str, ...], as_json: bool, **given: options.Given) -> None:
+    """Look for models on the Hugging Face hub, by downloads; without WORDS, those that many look at now."""
+    import asyncio
+
+    found = asyncio.run(_search(options.settings(context.obj, given), " ".join(words)))
+    if as_json:
+        table.show_json({"models": found})
+        return
+    rows = [[visible(str(it["id"])), f"{it['downloads'] or 0:,}"] for it in found]
+    table.show([["MODEL", "DOWNLOADS"], *rows])
+    if found:
+        click.echo(f"fetch one: llm-node pull {visible(str(found[0]['id']))}", err=True)
+
+
+async def _search(settings: Settings, words: str) -> list[dict[str, Any]]:
+    from llm_node.cli import failure, fetching, remote
+
+    try:
+        async with fetching.node_for_files(settings) as node:
+            found: list[dict[str, Any]] = (await node.get("/api/models/search", q=words))["models"]
+            return found
+    except remote.RemoteError as error:
+        raise failure.of(error) from None

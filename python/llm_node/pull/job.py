@@ -1,0 +1,569 @@
+"""Pulls under way: each a job of the node, which goes on whoever looks at it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from llm_node.node import Node, NodeError, quantization_in
+from llm_node.pull import choose, estimate, link, name
+from llm_node.pull.choose import Choice, Version, gibibytes
+from llm_node.pull.hub import File, Hub, Repository
+from llm_node.pull.name import HubName, Link
+from llm_node.pull.store import Partial, Store, sha256_of
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2
+"""Transfers."""
+TELL_SECONDS = 0.25
+"""Between two reports of how far it is."""
+WINDOW_SECONDS = 5.0
+"""Over which the speed is measured."""
+LOOK_SECONDS = 0.5
+"""How often one looks whether another process has ended its pull of the same."""
+KEPT = 32
+"""Pulls that have ended and are remembered."""
+OVER = frozenset({"ready", "error"})
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody asks for."""
+
+    model: str
+    sha256: str | None = None
+    context_length: int | None = None
+
+
+class Job:
+    """One pull."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.wish = wish
+        self.began = time.time()
+        self.task: asyncio.Task[None] | None = None
+        self._resolved: Event | None = None
+        self._event: Event = {"event": "resolving"}
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=64)
+        self._looks: list[asyncio.Event] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Has it ended, well or not?"""
+        return self._event["event"] in OVER
+
+    def state(self) -> Event:
+        """All that is known of it by now."""
+        resolved = {key: value for key, value in (self._resolved or {}).items() if key != "event"}
+        return {**self._named(), "began": self.began, **resolved, **self._event}
+
+    async def follow(self) -> AsyncIterator[Event]:
+        """What happens to it, from what is known now to its end; how far it is, a few times a second."""
+        look = asyncio.Event()
+        self._looks.append(look)
+        try:
+            has_resolved, last = False, None
+            while True:
+                look.clear()
+                if self._resolved is not None and not has_resolved:
+                    has_resolved = True
+                    yield {**self._named(), **self._resolved}
+                event = self._event
+                if event is not last:
+                    last = event
+                    yield {**self._named(), **event}
+                if event["event"] in OVER:
+                    return
+                await look.wait()
+                if self._event["event"] == "progress":
+                    await asyncio.sleep(TELL_SECONDS)
+        finally:
+            self._looks.remove(look)
+
+    def _named(self) -> Event:
+        return {"pull_id": self.id, "model": self.wish.model}
+
+    def resolved(self, **what: Any) -> None:
+        """It is known what is fetched."""
+        self._resolved = {"event": "resolved", **what}
+        self._wake()
+
+    def tell(self, event: str, **what: Any) -> None:
+        """Something happened."""
+        self._event = {"event": event, **what}
+        self._wake()
+
+    def progress(self, done: int, total: int) -> None:
+        """So many bytes are there."""
+        now = time.monotonic()
+        self._marks.append((now, done))
+        first, was = next((mark for mark in self._marks if now - mark[0] <= WINDOW_SECONDS), (now, done))
+        speed = (done - was) / (now - first) if now > first else 0.0
+        self.tell(
+            "progress",
+            bytes=done,
+            total=total,
+            bytes_per_second=round(max(speed, 0.0)),
+            eta_seconds=round((total - done) / speed) if speed > 0 else None,
+        )
+
+    def _wake(self) -> None:
+        for look in self._looks:
+            look.set()
+
+
+class Pulls:
+    """All pulls of one node."""
+
+    def __init__(self, node: Node, models_dir: Path, *, offline: bool = False) -> None:
+        self._node = node
+        self._store = Store(models_dir.absolute())
+        self._offline = offline
+        self._jobs: dict[str, Job] = {}
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    def all(self) -> list[Event]:
+        """Pulls under way, those that ended lately, and those that were stopped before this node began."""
+        known = [job.state() for job in self._jobs.values()]
+        under_way = {job.wish.model for job in self._jobs.values() if not job.is_over}
+        return known + [
+            {"pull_id": None, "model": it.model, "event": "stopped", "bytes": it.bytes, "total": it.total}
+            for it in self._store.partials()
+            if it.model not in under_way
+        ]
+
+    def get(self, pull_id: str) -> Job:
+        """Raises `NodeError` (`not_found`)."""
+        if pull_id not in self._jobs:
+            raise NodeError("not_found", f"There is no pull {pull_id!r}", "pull_id")
+        return self._jobs[pull_id]
+
+    def begin(self, wish: Wish) -> Job:
+        """Pull it, or join the pull of the same. Raises `NodeError` at once where the wish is none."""
+        self._may_go_out()
+        source = name.read(wish.model, wish.sha256)
+        for job in self._jobs.values():
+            if not job.is_over and job.wish == wish:
+                return job
+        job = Job(wish)
+        self._jobs[job.id] = job
+        job.task = asyncio.create_task(self._run(job, source))
+        over = [job.id for job in self._jobs.values() if job.is_over]
+        for pull_id in over[: max(0, len(over) - KEPT)]:
+            del self._jobs[pull_id]
+        return job
+
+    async def cancel(self, job: Job, *, discard: bool) -> None:
+        """Stop it. What is whole stays for the next time, unless it is to be discarded."""
+        if job.task is not None and not job.is_over:
+            job.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await job.task
+        if discard:
+            self.discard(job.wish.model)
+
+    def discard(self, model: str) -> bool:
+        """Forget what is there of a pull that was stopped. Was there any?"""
+        found = [partial for partial in self._store.partials() if partial.model == model]
+        for partial in found:
+            self._store.discard(partial.folder)
+        return bool(found)
+
+    def stopped(self, model: str) -> Partial | None:
+        """The pull of this name that was stopped."""
+        return next((partial for partial in self._store.partials() if partial.model == model), None)
+
+    async def table(self, wish: Wish) -> Event:
+        """What a pull would choose among, and what it would choose."""
+        self._may_go_out()
+        source = name.read(wish.model, wish.sha256)
+        if isinstance(source, Link):
+            size = await link.size_of(source)
+            return {"model": source.name, "versions": [], "chosen": None, "size_bytes": size, "why": []}
+        async with Hub() as hub:
+            repository = await hub.repository(source.repository, source.revision)
+            found = await self._versions(hub, repository)
+            probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
+            machine = await estimate.machine(self._node)
+            choice = _chosen(found, probe, machine, wish)
+            rows = [
+                {
+                    "version": version.label,
+                    "size_bytes": version.size,
+                    "bits": round(choose.bits(version, probe.parameters), 2),
+                    "needs_bytes": (need := probe.figures.need(version.size, choice.tokens)).total,
+                    "fits": need.fits(machine.room),
+                }
+                for version in found
+            ]
+            return {
+                "model": f"{repository.name}:{choice.version.label}",
+                "versions": rows,
+                "chosen": choice.version.label,
+                "context_length": choice.tokens,
+                "why": _why(repository.name, choice, machine),
+            }
+
+    async def search(self, words: str) -> list[dict[str, Any]]:
+        """Repositories of the hub with GGUF files; without words, those that many look at now."""
+        self._may_go_out()
+        async with Hub() as hub:
+            return await hub.search(words)
+
+    async def remove(self, model: str, *, force: bool = False) -> str:
+        """Delete a model of the models folder, or what is there of a stopped pull. Gives its id. Raises
+        `NodeError`: what other programs have brought is theirs."""
+        for job in self._jobs.values():
+            if job.wish.model == model and not job.is_over:
+                await self.cancel(job, discard=True)
+                return model
+        if self.discard(model):
+            return model
+        row = await self._node.model(model)
+        model_id, origin = str(row["model_id"]), row.get("origin")
+        if origin != "own":
+            raise NodeError("unsupported_feature", f"'{model_id}' {_whose(model_id, str(origin))}", "model")
+        if row["requests"] and not force:
+            raise NodeError(
+                "invalid_request",
+                f"'{model_id}' has {row['requests']} requests under way; with force they are waited for, and "
+                "ended after 30 s",
+                "force",
+            )
+        if row["status"] in ("loaded", "loading"):
+            await self._node.unload(model_id)
+        await asyncio.to_thread(self._store.remove, row["files"])
+        return model_id
+
+    async def close(self) -> None:
+        """Stop all."""
+        for job in self._jobs.values():
+            await self.cancel(job, discard=False)
+
+    def _may_go_out(self) -> None:
+        if self._offline:
+            raise NodeError("offline", "This node fetches nothing (--offline yes)")
+
+    async def _run(self, job: Job, source: HubName | Link) -> None:
+        try:
+            pulled = await (self._link(job, source) if isinstance(source, Link) else self._hub(job, source))
+            log.info("'%s' is here", pulled["model_id"])
+            job.tell("ready", row=pulled)
+        except asyncio.CancelledError:
+            job.tell("error", error={"code": "cancelled", "message": "The pull was stopped"})
+            raise
+        except NodeError as fault:
+            log.info("the pull of '%s' has ended: %s", job.wish.model, fault.message)
+            job.tell("error", error={"code": fault.code, "message": fault.message, **(fault.details or {})})
+        except Exception:
+            log.exception("defect while pulling '%s'", job.wish.model)
+            job.tell(
+                "error", error={"code": "internal", "message": "Internal error; the log has the details"}
+            )
+
+    # ---- the hub ---------------------------------------------------------------------------------
+
+    async def _hub(self, job: Job, source: HubName) -> dict[str, Any]:
+        if (row := await self._here(source)) is not None:
+            return row
+        async with self._alone(job, source.repository), Hub() as hub:
+            if (row := await self._here(source)) is not None:  # another process has brought it meanwhile
+                return row
+            repository = await hub.repository(source.repository, source.revision)
+            found = await self._versions(hub, repository)
+            version, why = await self._decide(job.wish, source, hub, repository, found)
+            home, staging = self._store.home(repository.name), self._store.staging(repository.name)
+            missing = [
+                file
+                for file in version.files
+                if not (path := home / file.path).is_file() or path.stat().st_size != file.size
+            ]
+            there = version.size - sum(file.size for file in missing)
+            self._store.check_room(
+                sum(file.size for file in missing if not _is_staged(staging / file.path, file.size))
+            )
+            job.resolved(
+                version=version.label,
+                files=[{"path": file.path, "size_bytes": file.size} for file in version.files],
+                total=version.size,
+                revision=repository.commit,
+                why=why,
+            )
+            self._store.begin(staging, job.wish.model, version.size)
+            for file in missing:
+                before = there
+
+                def told(done: int, before: int = before) -> None:
+                    job.progress(before + done, version.size)
+
+                told(0)
+                await self._fetched(hub, repository, file, staging, told)
+                there += file.size
+            job.tell("verifying", bytes=version.size, total=version.size)
+            for file in missing:
+                await _check(staging / file.path, file.sha256)
+            for file in reversed(missing):  # so that the first, by which it is found, comes last
+                self._store.keep(staging / file.path, home / file.path)
+            self._store.note(
+                home,
+                {
+                    "files": {
+                        file.path: {"sha256": file.sha256, "revision": repository.commit}
+                        for file in version.files
+                    },
+                    "why": {version.label: why},
+                },
+            )
+            self._store.discard(staging)
+            return await self._row(home / version.files[0].path)
+
+    async def _fetched(
+        self, hub: Hub, repository: Repository, file: File, staging: Path, told: Callable[[int], None]
+    ) -> None:
+        try:
+            await hub.fetch(repository, file, staging, told)
+        except NodeError as fault:
+            if fault.code != "disk_full":
+                raise
+            self._store.check_room(file.size)
+            raise
+
+    async def _versions(self, hub: Hub, repository: Repository) -> list[Version]:
+        found = choose.versions(repository.files, quantization_in)
+        if found:
+            return found
+        others = await hub.search("", base=repository.name, limit=5)
+        named = ", ".join(each["id"] for each in others)
+        also = f" Made from it: {named}" if named else " `llm-node search WORDS` looks for one that has"
+        raise NodeError("format_mismatch", f"{repository.name} has no GGUF file.{also}", "model")
+
+    async def _decide(
+        self, wish: Wish, source: HubName, hub: Hub, repository: Repository, found: Sequence[Version]
+    ) -> tuple[Version, list[str]]:
+        """The version, and what is to be said of it."""
+        if source.version is not None:
+            version = _named(source.version, found, repository.name)
+            return version, await self._what_it_takes(wish, hub, repository, version)
+        try:
+            probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
+        except NodeError as fault:
+            if fault.code in ("gpu_not_found", "engine_not_found"):
+                labels = ", ".join(version.label for version in found)
+                raise NodeError(
+                    fault.code,
+                    f"{fault.message}. Or name the version to fetch, such as "
+                    f"{repository.name}:{found[0].label}; there are {labels}",
+                    "model",
+                ) from None
+            raise
+        machine = await estimate.machine(self._node)
+        choice = _chosen(found, probe, machine, wish)
+        if choice.version is not probe.version:
+            # Its own header may say something else than the first one's.
+            probe = await estimate.probe(self._node, hub, repository, choice.version, wish.context_length)
+            choice = _chosen(found, probe, machine, wish)
+        return choice.version, _why(repository.name, choice, machine)
+
+    async def _what_it_takes(
+        self, wish: Wish, hub: Hub, repository: Repository, version: Version
+    ) -> list[str]:
+        """Of a version that was named, as far as somebody here can tell."""
+        said = [f"{repository.name}: {version.label}, {gibibytes(version.size)}{_in_files(version)}."]
+        try:
+            probe = await estimate.probe(self._node, hub, repository, version, wish.context_length)
+        except NodeError as fault:
+            if fault.code not in ("gpu_not_found", "engine_not_found"):
+                raise
+            return [*said, f"Whether it runs here is not known. {fault.message}"]
+        machine = await estimate.machine(self._node)
+        wanted = wish.context_length or estimate.USUAL_TOKENS
+        tokens = min(wanted, probe.context_length or wanted)
+        return [*said, f"{_needs(probe.figures.need(version.size, tokens), tokens, machine)}."]
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, job: Job, repository: str) -> AsyncIterator[None]:
+        """As the only pull of this repository on this machine, and as one of few on this node."""
+        async with self._room:
+            lock: FileLock | None
+            while (lock := self._store.lock(repository)) is None:
+                job.tell("waiting")
+                await asyncio.sleep(LOOK_SECONDS)
+            try:
+                yield
+            finally:
+                lock.release()
+
+    async def _here(self, source: HubName) -> dict[str, Any] | None:
+        """The model, if it is here already, whoever brought it."""
+        if source.revision is not None:
+            return None
+        asked = source.repository if source.version is None else f"{source.repository}:{source.version}"
+        file = (source.version or "").lower()
+        if file.endswith(name.GGUF):
+            rows = await self._node.models()
+            of_file = [
+                row for row in rows if any(each.lower().endswith(f"/{file}") for each in row.get("files", ()))
+            ]
+            row = of_file[0] if len(of_file) == 1 else None
+        else:
+            try:
+                row = await self._node.model(asked)
+            except NodeError as fault:
+                if fault.code != "model_not_found":
+                    raise
+                return None
+        if row is None or row.get("error"):
+            return None
+        return row if row["model_id"].partition(":")[0].lower() == source.repository.lower() else None
+
+    async def _row(self, path: Path) -> dict[str, Any]:
+        """The model that a file is the first of."""
+        wanted = str(path)
+        for row in await self._node.models():
+            if wanted in row.get("files", ()):
+                return row
+        raise NodeError("model_corrupt", f"{path} is here, and is no model that is known", "model")
+
+    # ---- a link ----------------------------------------------------------------------------------
+
+    async def _link(self, job: Job, source: Link) -> dict[str, Any]:
+        final = self._store.models_dir / f"{source.name}{name.GGUF}"
+        if final.is_file():
+            await _check(final, source.sha256, delete=False)
+            return await self._row(final)
+        async with self._alone(job, source.name):
+            total = await link.size_of(source)
+            staging = self._store.staging(source.name)
+            self._store.check_room(total)
+            job.resolved(
+                version=None,
+                files=[{"path": final.name, "size_bytes": total}],
+                total=total,
+                revision=None,
+                why=[f"{source.name}: {gibibytes(total)}."],
+            )
+            self._store.begin(staging, job.wish.model, total)
+            part = staging / f"{final.name}.part"
+            await link.fetch(source, part, lambda done: job.progress(done, total))
+            job.tell("verifying", bytes=total, total=total)
+            await _check(part, source.sha256)
+            self._store.keep(part, final)
+            self._store.discard(staging)
+            return await self._row(final)
+
+
+def _chosen(found: Sequence[Version], probe: estimate.Probe, machine: choose.Machine, wish: Wish) -> Choice:
+    choice = choose.choose(
+        found, probe.figures, probe.parameters, machine, probe.context_length, wish.context_length
+    )
+    if choice is not None:
+        return choice
+    smallest = found[0]
+    need = probe.figures.need(smallest.size, choose.ROWS[-1][0])
+    raise NodeError(
+        "oom_ram" if machine.on_cpu else "oom_vram",
+        f"No version of it fits well. The smallest, {smallest.label}, needs {gibibytes(need.total)} with "
+        f"{choose.ROWS[-1][0]:,} tokens of context; {_room(machine)}. Name it to fetch it all the same: "
+        f"{wish.model.partition(':')[0]}:{smallest.label}",
+        "model",
+        {"required_bytes": need.total, "room_bytes": machine.room.total},
+    )
+
+
+def _first(found: Sequence[Version]) -> Version:
+    """The one whose header is read first: one that is likely to be chosen, in as few files as may be."""
+    return min(
+        found, key=lambda version: (len(version.files), version.label.upper() != "Q4_K_M", version.size)
+    )
+
+
+def _named(wanted: str, found: Sequence[Version], repository: str) -> Version:
+    low = wanted.lower()
+    for version in found:
+        paths = [file.path.lower() for file in version.files]
+        names = [path.rpartition("/")[2] for path in paths]
+        if low == version.label.lower() or low in (*paths, *names) or f"{low}.gguf" in names:
+            return version
+    labels = ", ".join(version.label for version in found)
+    raise NodeError("model_not_found", f"{repository} has no version {wanted!r}; there are {labels}", "model")
+
+
+def _why(repository: str, choice: Choice, machine: choose.Machine) -> list[str]:
+    """The three lines that say what was chosen, what it needs, and what the next one would need."""
+    version, better = choice.version, choice.better
+    if better is None or choice.better_need is None:
+        beyond = "There is no larger version."
+    else:
+        reason = "which is slower here" if choice.better_need.fits(machine.room) else "more than there is"
+        beyond = (
+            f"The next larger one, {better.label}, needs {gibibytes(choice.better_need.total)}, {reason}."
+        )
+    return [
+        f"{repository}: {version.label}, {gibibytes(version.size)}{_in_files(version)}.",
+        f"{_needs(choice.need, choice.tokens, machine)}.",
+        beyond,
+    ]
+
+
+def _needs(need: choose.Need, tokens: int, machine: choose.Machine) -> str:
+    return f"It needs {gibibytes(need.total)} with {tokens:,} tokens of context; {_room(machine)}"
+
+
+def _room(machine: choose.Machine) -> str:
+    if machine.on_cpu:
+        return f"this machine has {gibibytes(machine.room.host)}"
+    return f"the GPU has {gibibytes(machine.room.gpu)}"
+
+
+def _in_files(version: Version) -> str:
+    return "" if len(version.files) == 1 else f" in {len(version.files)} files"
+
+
+def _is_staged(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+async def _check(path: Path, sha256: str | None, *, delete: bool = True) -> None:
+    """Raise `NodeError` (`checksum_mismatch`) where the file is not what was promised; it is then deleted."""
+    if sha256 is None:
+        return
+    found = await asyncio.to_thread(sha256_of, path)
+    if found != sha256:
+        if delete:
+            await asyncio.to_thread(path.unlink)
+        raise NodeError(
+            "checksum_mismatch",
+            f"{path.name} has the sha256 {found}, and should have {sha256}"
+            f"{'; it was deleted, and is fetched anew next time' if delete else ''}",
+            "model",
+            {"expected": sha256, "found": found},
+        )
+
+
+_WHOSE: Mapping[str, str] = {
+    "demo": "comes with llm-node; `--demo-model no` hides it",
+    "hub": "lies in the hub's cache; to delete it: hf cache rm model/{repository}",
+    "llama-cpp": "lies in llama.cpp's cache; delete its files there",
+    "lm-studio": "is LM Studio's; delete it there",
+    "ollama": "is Ollama's; to delete it: ollama rm {name}",
+}
+
+
+def _whose(model_id: str, origin: str) -> str:
+    repository = model_id.partition(":")[0]
+    of_ollama = model_id.removeprefix("ollama/") if model_id.startswith("ollama/") else f"hf.co/{model_id}"
+    return _WHOSE.get(origin, "is not in the models folder").format(repository=repository, name=of_ollama)

@@ -1,0 +1,159 @@
+"""Where pulled models lie: `ORG/REPO/…` in the models folder, and below `.pulling` what is under way.
+
+A hidden folder is never listed as a model, and a file gets to its place by a rename when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llm_node.node import NodeError
+from llm_node.pull.choose import gibibytes
+
+UNDER_WAY = ".pulling"
+WISH = ".wish.json"
+"""In the folder of a pull that is under way or was stopped: what was asked for."""
+RECORD = ".pull.json"
+"""Beside pulled files: where each is from, and why it was chosen."""
+SPARE = 2 << 30
+"""Bytes that a pull leaves free."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A pull that was stopped, and what is there of it."""
+
+    model: str
+    """As it was typed."""
+    bytes: int
+    total: int
+    folder: Path
+
+
+class Store:
+    """The models folder, as pulls see it."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self.models_dir = models_dir
+        self._under_way = models_dir / UNDER_WAY
+
+    def home(self, repository: str) -> Path:
+        """Where a repository's files end up."""
+        return self.models_dir / repository
+
+    def staging(self, repository: str) -> Path:
+        """Where they are until then."""
+        return self._under_way / repository
+
+    def lock(self, repository: str) -> FileLock | None:
+        """Holds the repository for this process; None: another one pulls it."""
+        path = self._under_way / f"{repository}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        return lock
+
+    def begin(self, folder: Path, model: str, total: int) -> None:
+        """Note what is under way in a staging folder, and clear what a killed transfer left of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WISH).write_text(json.dumps({"model": model, "total": total}), encoding="utf-8")
+        for left in (folder / ".cache").rglob("*.incomplete"):
+            left.unlink(missing_ok=True)
+
+    def check_room(self, missing: int) -> None:
+        """Raise `NodeError` (`disk_full`) where there is no room for so many bytes."""
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.models_dir).free
+        if missing + SPARE > free:
+            raise NodeError(
+                "disk_full",
+                f"{gibibytes(missing)} are to be fetched and {gibibytes(SPARE)} left free, but "
+                f"{self.models_dir} has {gibibytes(free)}; remove models with `llm-node rm`, or name another "
+                "--models-dir",
+                "model",
+                {"required_bytes": missing, "free_bytes": free},
+            )
+
+    def keep(self, staged: Path, final: Path) -> None:
+        """A whole file gets to its place."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged, final)
+
+    def note(self, folder: Path, source: Mapping[str, Any]) -> None:
+        """Add to the record of a folder. `source`: `files`, of each its `sha256` and `revision`; `why`, by
+        version."""
+        path = folder / RECORD
+        known: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("files", "why"):
+            known[key] = {**known.get(key, {}), **source[key]}
+        fresh = path.with_suffix(".fresh")
+        fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        os.replace(fresh, path)
+
+    def discard(self, folder: Path) -> None:
+        """Forget a pull that was stopped."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+            folder.parent.rmdir()
+
+    def partials(self) -> list[Partial]:
+        """Pulls that are under way or were stopped."""
+        found = []
+        for wish in sorted(self._under_way.glob(f"**/{WISH}")):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                content = json.loads(wish.read_text(encoding="utf-8"))
+                size = sum(each.stat().st_size for each in _weights(wish.parent))
+                found.append(Partial(content["model"], size, content["total"], wish.parent))
+        return found
+
+    def remove(self, files: Iterable[str]) -> None:
+        """Delete a model's files, and the folders that are empty without them."""
+        for file in map(Path, files):
+            if not file.is_relative_to(self.models_dir):
+                raise NodeError("unsupported_feature", f"{file} does not lie in {self.models_dir}", "model")
+            file.unlink(missing_ok=True)
+            self._clear(file.parent)
+
+    def _clear(self, folder: Path) -> None:
+        root = self.models_dir
+        while folder != root and folder.is_relative_to(root):
+            left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+            if any(name != RECORD for name in left):
+                return
+            with contextlib.suppress(OSError):
+                (folder / RECORD).unlink(missing_ok=True)
+                folder.rmdir()
+            folder = folder.parent
+
+
+def _weights(folder: Path) -> Iterable[Path]:
+    return (
+        each
+        for each in folder.rglob("*")
+        if each.is_file() and each.suffix in (".gguf", ".incomplete", ".part")
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a whole file. Slow."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(8 << 20):
+            digest.update(block)
+    return digest.hexdigest()

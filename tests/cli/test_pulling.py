@@ -1,0 +1,142 @@
+"""`llm-node pull`, `search`, `list`, `rm`, and `run` of a model that is not here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.hub import StandInHub, stand_in_hub
+from support.node import RunningNode, node_environment, running_node
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+QUESTION = "What is an engine?"
+ANSWER = "An engine is a shared library"
+
+
+@pytest.fixture(scope="module")
+def hub(demo_model: Path) -> Iterator[StandInHub]:
+    with stand_in_hub() as hub:
+        hub.put("org/Tiny-GGUF", "tiny-Q4_0.gguf", demo_model.read_bytes())
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def node(engines: Path, hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("node")
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    with running_node(folder, arguments, environment=hub.environment()) as running:
+        yield running
+
+
+@pytest.fixture
+def command(hub: StandInHub, tmp_path: Path) -> Command:
+    return lambda *arguments: subprocess.run(
+        [str(Path(sys.executable).with_name("llm-node")), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+        env=node_environment(tmp_path, **hub.environment()),
+    )
+
+
+def test_from_nothing_to_an_answer_and_the_second_time_nothing_is_fetched(
+    command: Command, engines: Path, hub: StandInHub, tmp_path: Path
+) -> None:
+    """Without a node that runs: the command is one, for as long as it takes."""
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--temperature", "0"]
+    first = command("run", "org/Tiny-GGUF", QUESTION, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(ANSWER)
+    assert "org/Tiny-GGUF: Q4_0, 3.9 MiB." in first.stderr
+    assert "It needs " in first.stderr and "There is no larger version." in first.stderr
+    hub.behaviour.asked.clear()
+    second = command("run", "org/Tiny-GGUF", QUESTION, *arguments)
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    assert hub.behaviour.asked == []
+    listed = command("list")
+    assert "org/Tiny-GGUF:Q4_0" in listed.stdout and " own " in listed.stdout
+
+
+def test_a_node_that_runs_pulls(command: Command, node: RunningNode) -> None:
+    pulled = command("pull", "--node", node.url, "org/Tiny-GGUF:Q4_0")
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stdout == ""
+    assert "100 %" in pulled.stderr
+    assert "org/Tiny-GGUF:Q4_0 is here. Chat: llm-node run org/Tiny-GGUF:Q4_0" in pulled.stderr
+    events = command("pull", "--node", node.url, "org/Tiny-GGUF:Q4_0", "--json")
+    assert json.loads(events.stdout.splitlines()[-1])["event"] == "ready" and events.stderr == ""
+    removed = command("rm", "--node", node.url, "org/Tiny-GGUF")
+    assert removed.returncode == 0 and "org/Tiny-GGUF:Q4_0 is deleted" in removed.stderr
+
+
+def test_a_dry_run_is_a_table(command: Command, node: RunningNode) -> None:
+    planned = command("pull", "--node", node.url, "org/Tiny-GGUF", "--dry-run")
+    heading, row = planned.stdout.splitlines()
+    assert heading.split() == ["VERSION", "SIZE", "BITS", "NEEDS", "FITS"]
+    assert row.split()[0] == "Q4_0" and row.split()[-2:] == ["yes", "chosen"]
+    assert planned.stderr.startswith("org/Tiny-GGUF: Q4_0, ")
+
+
+def test_search(command: Command, node: RunningNode) -> None:
+    found = command("search", "--node", node.url, "tiny")
+    assert found.stdout.splitlines()[1].split() == ["org/Tiny-GGUF", "7"]
+    assert "llm-node pull org/Tiny-GGUF" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["pull", "org/Nothing"], 3, "model_not_found: "),
+        (["pull", "qwen3"], 2, "neither a repository of the hub"),
+        (["run", "org/Nothing", "hi"], 3, "model_not_found: "),
+        (["rm", "llm-node-demo"], 1, "comes with llm-node"),
+        (["rm", "no-such"], 3, "model_not_found: "),
+    ],
+)
+def test_how_it_ends_where_it_cannot(
+    command: Command, node: RunningNode, arguments: list[str], code: int, says: str
+) -> None:
+    ended = command(arguments[0], "--node", node.url, *arguments[1:])
+    assert ended.returncode == code, ended.stderr
+    assert says in ended.stderr and ended.stdout == ""
+
+
+def test_a_node_without_a_gpu_fetches_what_is_named(command: Command, engines: Path) -> None:
+    """Nobody chose the CPU, so nothing can be planned for it; a version that is named needs no plan."""
+    refused = command("pull", "org/Tiny-GGUF", "--engines-dir", str(engines))
+    if refused.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    assert "gpu_not_found" in refused.stderr and "name the version to fetch" in refused.stderr
+    named = command("pull", "org/Tiny-GGUF:Q4_0", "--engines-dir", str(engines))
+    assert named.returncode == 0, named.stderr
+
+
+def test_a_silent_pipe_beside_a_prompt_is_left_out(node: RunningNode, tmp_path: Path) -> None:
+    """A program that starts others often leaves them a standard input that is open and silent."""
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("llm-node")),
+            "run",
+            "--node",
+            node.url,
+            "llm-node-demo",
+            QUESTION,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=node_environment(tmp_path),
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    with process.stdin, process.stdout, process.stderr:
+        assert process.wait(60) == 0  # while the pipe is open
+        assert process.stdout.read().strip()
+        assert "nothing came on standard input" in process.stderr.read()
