@@ -107,6 +107,11 @@ or a hang is an answer like any other. An engine that breaks a *must* is not to 
 *should* works, and surprises somebody. `--quick` repeats less, `--only NAME` asks one thing or one group,
 `--json` is for programs. The exit code is 0, 1 where a must is broken, and 2 where nothing could be said.
 
+`--soak MINUTES` asks all of it again and again, each time with other calls, until something fails. `--write`
+has the engine say in its manifest which level it keeps, when, and by which suite:
+`"conformance": {"version": "0.1.0", "date": "2026-11-30", "level": "should"}`. `llm-node engines` shows that,
+and a node does not believe it. `llm-node engine build` takes it out again: the library is another one then.
+
 What a check needs that is missing (a model, an extension, a second sequence) makes it skip, with the reason;
 so does another check, without which it says nothing, that failed.
 

@@ -56,8 +56,9 @@ def check_engine(plan: str, child: list[str], progress: Callable[[str], None]) -
     engine without a manifest that can be read, and for a check that nobody knows.
 
     Plan: {"folder", "model" or null, "checks": names of checks or of groups (none: all), "quick",
-    "deadline_seconds"}. Outcome: as an entry of `conformance_checks`, with {"status": "passed" | "failed" |
-    "skipped", "seen": what was seen, or why it was skipped, "script": calls, "seconds"}.
+    "seed": what is made up at random begins from it, "deadline_seconds"}. Outcome: as an entry of
+    `conformance_checks`, with {"status": "passed" | "failed" | "skipped", "seen": what was seen, or why
+    it was skipped, "script": calls, "seconds"}.
     """
 
 def conformance_checks() -> str:

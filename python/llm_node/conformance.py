@@ -6,15 +6,20 @@ Each check runs in a process of its own, so that an engine that crashes is told 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llm_node
 from llm_node import _core, worker
 
 DEADLINE_SECONDS = 60.0
 """A check that makes no further call for so long hangs."""
+
+CLAIM = "conformance"
+"""The field of a manifest in which an engine says which level it keeps."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +92,52 @@ def run(
     *,
     names: Sequence[str] = (),
     quick: bool = False,
+    seed: int = 0,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> None:
-    """Run checks: those called so or of groups called so, or all. Raises `Fault` for an unknown name."""
+    """Run checks: those called so or of groups called so, or all. Another `seed` makes up other calls.
+    Raises `Fault` for an unknown name."""
     plan = {
         "folder": str(engine.folder),
         "model": None if model is None else str(model.resolve()),
         "checks": list(names),
         "quick": quick,
+        "seed": seed,
         "deadline_seconds": deadline_seconds,
     }
     child = worker.command(_core.__file__, "run_check")
     _core.check_engine(json.dumps(plan), child, lambda text: progress(_outcome(json.loads(text))))
+
+
+def claim(engine: Engine, outcomes: Sequence[Outcome]) -> str | None:
+    """Write into the manifest what the engine may say of itself after these outcomes of all checks: the level
+    that it keeps, which is given back. Where it breaks a must, what it said is taken out."""
+    failed = {one.level for one in outcomes if one.status == "failed"}
+    level = None if "must" in failed else "must" if failed else "should"
+    if level is None:
+        retract(engine)
+    else:
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        _say(engine, {"version": llm_node.__version__, "date": today, "level": level})
+    return level
+
+
+def retract(engine: Engine) -> None:
+    """Take out what the manifest says of checks: the library is another one now."""
+    _say(engine, None)
+
+
+def _say(engine: Engine, claim: dict[str, str] | None) -> None:
+    path = engine.folder / "manifest.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    manifest = {key: value for key, value in before.items() if key != CLAIM}
+    if claim is not None:
+        manifest[CLAIM] = claim
+    if manifest == before:
+        return
+    fresh = path.with_suffix(".json.new")
+    fresh.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh.replace(path)
 
 
 def _outcome(told: dict[str, Any]) -> Outcome:

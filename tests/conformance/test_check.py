@@ -165,3 +165,59 @@ def test_an_exception_that_escapes_is_found(run: Run, tmp_path: Path, repository
     # It ends the process on its way through the host, which by then has let go of the engine.
     assert "The process died of signal 6" in checked.stdout, checked.stdout
     assert re.search(r"^  calls +engine_generate: of nothing$", checked.stdout, re.M), checked.stdout
+
+
+def test_an_engine_says_which_level_it_keeps_until_it_is_another(run: Run, tmp_path: Path) -> None:
+    assert run("new", "tiny", "--level", "tier0").returncode == 0
+    assert run("build", "tiny").returncode == 0
+    manifest = tmp_path / "tiny/engines/tiny/cpu/manifest.json"
+    before = manifest.read_text()
+    checked = run("check", "tiny", "--quick", "--write")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    claim = json.loads(manifest.read_text())["conformance"]
+    assert claim["level"] == "should"
+    assert f"{manifest} says" in checked.stdout.replace("\n", "")
+    arguments = ["--engines-dir", "tiny/engines", "--gpu-backend", "cpu"]
+    listed = subprocess.run(
+        [str(Path(sys.executable).with_name("llm-node")), "engines", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert f"should, {claim['date']}" in listed.stdout
+    assert run("build", "tiny").returncode == 0
+    assert json.loads(manifest.read_text()) == json.loads(before)
+    # What breaks a must says nothing.
+    manifest.write_text(json.dumps({**json.loads(before), "version": "9", "conformance": claim}))
+    assert run("check", "tiny", "--quick", "--write").returncode == 1
+    assert "conformance" not in json.loads(manifest.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "life"), "--only asks a few"),
+        ((), "--write needs a model"),
+    ],
+)
+def test_a_level_is_said_after_all_checks_alone(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    fake_engine(tmp_path / "engines", "fine")
+    checked = run("check", "engines", "--write", *arguments)
+    assert (checked.returncode, words in checked.stderr) == (2, True), checked.stderr
+
+
+def test_a_soak_asks_for_other_calls_each_time_until_something_fails(run: Run, tmp_path: Path) -> None:
+    fake_engine(tmp_path / "engines", "liar", defines={"FAKE_COPY_SHORT": None})
+    fake_engine(tmp_path / "engines/../fine", "fine")
+    for folder in ("models", "fine/../models"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "models/toy.toy").write_bytes(b"TOY1\neog_every=0\n")
+    model = ("--model", "models/toy.toy", "--quick", "--only", "batch.scripts")
+    fine = run("check", "fine", "--soak", "0.05", *model)
+    assert fine.returncode == 0, fine.stdout
+    assert int(re.findall(r"round (\d+) was the last", fine.stderr)[0]) > 1
+    liar = run("check", "engines", "--soak", "5", *model)
+    assert liar.returncode == 1, liar.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +28,13 @@ Step = Callable[[str], None]
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A model that it can load.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quick", is_flag=True, help="Fewer repetitions: seconds instead of a minute.")
+@click.option(
+    "--soak",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Again and again for so long, each time with other calls, until something fails.",
+)
+@click.option("--write", is_flag=True, help="Say in the manifest which level the engine keeps.")
 @click.option("--only", "names", multiple=True, metavar="NAME", help="This check, or this group of them.")
 @click.option(
     "--deadline",
@@ -41,6 +49,8 @@ def check(
     model: Path | None,
     as_json: bool,
     quick: bool,
+    soak: float | None,
+    write: bool,
     names: Sequence[str],
     deadline: float,
 ) -> None:
@@ -52,9 +62,14 @@ def check(
     """
     from llm_node.node import NodeError
 
+    if write and names:
+        raise click.UsageError("--write speaks of all checks, and --only asks a few of them")
     try:
         found = conformance.engine_at(engine)
-        outcomes = run(found, model, names, quick, deadline)
+        if write and model is None and found.model_beside() is None:
+            raise click.UsageError("--write needs a model: most checks ask nothing without one")
+        outcomes = _again_and_again(found, model, names, quick, deadline, 60 * (soak or 0))
+        level = conformance.claim(found, outcomes) if write else None
     except NodeError as fault:
         click.echo(f"Error: {fault.message}", err=True)
         sys.exit(COULD_NOT_RUN)
@@ -63,12 +78,30 @@ def check(
         table.show_json({"engine": found.id, "version": found.version, "checks": checks})
     else:
         show(found, outcomes)
+        if write:
+            said = "says nothing" if level is None else f'says that every "{level}" is kept'
+            click.echo(f"{found.folder / 'manifest.json'} {said}")
     if any(outcome.refuses for outcome in outcomes):
         sys.exit(1)
 
 
+def _again_and_again(
+    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float, seconds: float
+) -> list[Outcome]:
+    """The outcomes of the first round in which something failed, or of the last."""
+    end = time.monotonic() + seconds
+    rounds = 0
+    while True:
+        outcomes = run(engine, model, names, quick, deadline, seed=rounds)
+        rounds += 1
+        if any(one.status == "failed" for one in outcomes) or time.monotonic() >= end:
+            if rounds > 1:
+                click.echo(f"round {rounds} was the last", err=True)
+            return outcomes
+
+
 def run(
-    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float
+    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float, *, seed: int = 0
 ) -> list[Outcome]:
     """All outcomes, with a bar on stderr meanwhile."""
     model = model or engine.model_beside()
@@ -79,7 +112,7 @@ def run(
             outcomes.append(outcome)
             step(outcome.name)
 
-        conformance.run(engine, model, heard, names=names, quick=quick, deadline_seconds=deadline)
+        conformance.run(engine, model, heard, names=names, quick=quick, seed=seed, deadline_seconds=deadline)
     return outcomes
 
 

@@ -29,7 +29,7 @@ def engines(context: click.Context, /, as_json: bool, **given: options.Given) ->
     if as_json:
         table.show_json({"engines": found})
         return
-    heading = ["ENGINE", "VERSION", "BACKEND", "STATUS", "ARCHITECTURES, OR WHAT IS WRONG"]
+    heading = ["ENGINE", "VERSION", "BACKEND", "STATUS", "CHECKED", "ARCHITECTURES, OR WHAT IS WRONG"]
     table.show([heading, *(_row(engine) for engine in found)])
     if not found:
         folders = ", ".join(str(path) for path in settings.engines_dir)
@@ -46,7 +46,12 @@ def _row(engine: dict[str, Any]) -> list[str]:
     error = engine.get("error")
     words = error["message"] if error else _some(engine.get("architectures") or ())
     cells = [engine.get(key) or "?" for key in ("id", "version", "gpu_backend", "status")]
-    return [*map(str, cells), " ".join(str(words).split())]
+    return [*map(str, cells), _claim(engine.get("conformance")), " ".join(str(words).split())]
+
+
+def _claim(said: dict[str, str] | None) -> str:
+    """What the engine says of itself; `engine check` tells whether it is so."""
+    return "-" if said is None else f"{said['level']}, {said['date']}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -106,6 +106,7 @@ def _build(project: Path) -> bool:
         raise click.ClickException(f"nothing built {engine.binary}, which the manifest of {engine.id} names")
     # A compiler that wrote into the file itself would write into the memory of a worker that has mapped it.
     fresh = engine.folder / f"{engine.binary}.new"
+    conformance.retract(engine)
     shutil.copy(made / engine.binary, fresh)
     fresh.replace(engine.folder / engine.binary)
     click.echo(f"{engine.folder / engine.binary}", err=True)

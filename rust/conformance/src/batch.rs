@@ -5,7 +5,6 @@ use std::mem::size_of;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastrand::Rng;
 use llm_node_abi::{
     ENGINE_STAGE_LOGITS, ENGINE_STAGE_TOKEN, ENGINE_STAGE_TOP, ENGINE_TOKEN_NONE, ERR_BUFFER_TOO_SMALL,
     ERR_CACHE_FULL, ERR_CANCELLED, ERR_INVALID_ARGUMENT, ERR_UNSUPPORTED, EngineRow, EngineSlice,
@@ -1351,7 +1350,7 @@ fn scripts(bench: &Bench<'_>) -> Verdict {
     let bounds = World::bounds(context_for(&world.model, SOME, 2)?.limits());
     let texts: Vec<Vec<Token>> = world.texts.clone();
     for seed in 0..bench.times(12, 80) as u64 {
-        let mut rng = Rng::with_seed(seed);
+        let mut rng = bench.rng(seed);
         let script = made_up(&mut rng, &texts, &bounds, 24);
         world.play(bench, SOME, script)?;
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fastrand::Rng;
 use llm_node_core::engine::{EngineFaultKind, StepEngine, Token, Tokenizer};
 use llm_node_host::{
     Context, ContextParams, EngineError, InitConfig, LoadError, LoadedEngine, Model, ModelParams,
@@ -33,6 +34,12 @@ impl<'a> Bench<'a> {
     /// `many` repetitions, or `few` where it is to be quick.
     pub(crate) const fn times(&self, few: usize, many: usize) -> usize {
         if self.subject.quick { few } else { many }
+    }
+
+    /// Begins the random numbers of something that is made up, `number` of many.
+    pub(crate) fn rng(&self, number: u64) -> Rng {
+        // So far apart that no run has what another one had.
+        Rng::with_seed(self.subject.seed.wrapping_mul(1 << 32).wrapping_add(number))
     }
 
     fn observer(&self) -> Observer {

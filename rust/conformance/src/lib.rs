@@ -55,4 +55,6 @@ pub struct Subject {
     pub model: Option<PathBuf>,
     /// Fewer repetitions.
     pub quick: bool,
+    /// What is made up at random begins from it: another one asks for other things.
+    pub seed: u64,
 }

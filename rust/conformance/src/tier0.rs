@@ -104,7 +104,7 @@ pub(crate) fn no_models(bench: &Bench<'_>, folder: &std::path::Path) -> Result<V
         Ok(())
     };
     write("an empty file", &[])?;
-    let mut rng = fastrand::Rng::with_seed(3);
+    let mut rng = bench.rng(0);
     let random: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(4096).collect();
     write("random bytes", &random)?;
     write("zeros", &[0; 4096])?;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastrand::Rng;
 use llm_node_core::engine::{EngineFault, EngineFaultKind, Limits, Slice, StepEngine, Token};
 use llm_node_host::{Context, Model};
 
@@ -16,6 +15,8 @@ use crate::script::{Bounds, Call, Feed, Held, Shown, documents, smallest};
 const FARTHEST: f32 = 0.08;
 /// Differences that are nobody's fault.
 const NEAREST: f32 = 1e-4;
+/// The number of the texts among what is made up; scripts have those from 0 on.
+const TEXTS: u64 = 1 << 31;
 /// How long a script is cut down.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -53,7 +54,7 @@ impl World {
         let vocabulary = plain_tokens(&model)?;
         let alone = context(&model, 1)?;
         let length = (alone.limits().context_length as usize).min(40);
-        let texts = documents(&mut Rng::with_seed(19), &vocabulary, length);
+        let texts = documents(&mut bench.rng(TEXTS), &vocabulary, length);
         let mut world = Self { model, alone, known: HashMap::new(), texts, tolerance: FARTHEST };
         world.tolerance = (8.0 * world.noise()?).clamp(NEAREST, FARTHEST);
         Ok(world)

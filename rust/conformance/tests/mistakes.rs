@@ -505,6 +505,7 @@ fn built(name: &str, source: &str) -> Subject {
         gpu_backend: "cpu".to_owned(),
         model: Some(root().join("python/llm_node/templates/every/models/hello.@ID@")),
         quick: true,
+        seed: 0,
     }
 }
 

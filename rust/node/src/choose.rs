@@ -157,6 +157,7 @@ mod tests {
             gpu_backend: backend.into(),
             directory: "/engines".into(),
             manifest: Some(EngineManifest {
+                conformance: None,
                 id: id.into(),
                 version: "1".into(),
                 abi_version: "1".into(),

@@ -36,6 +36,7 @@ struct Plan {
     model: Option<PathBuf>,
     checks: Vec<String>,
     quick: bool,
+    seed: u64,
     deadline_seconds: f64,
 }
 
@@ -149,6 +150,7 @@ pub(crate) fn check_engine(
         gpu_backend: engine.gpu_backend,
         model: plan.model,
         quick: plan.quick,
+        seed: plan.seed,
     };
     let deadline = Duration::try_from_secs_f64(plan.deadline_seconds).unwrap_or(Duration::MAX);
     let selection = Selection { names: plan.checks, deadline };

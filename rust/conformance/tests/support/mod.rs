@@ -61,6 +61,7 @@ pub(crate) fn fake(name: &str, switches: &[&str]) -> Subject {
         gpu_backend: "cpu".to_owned(),
         model: Some(model),
         quick: true,
+        seed: 0,
     }
 }
 

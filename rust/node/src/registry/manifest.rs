@@ -9,6 +9,7 @@ use std::{
 };
 
 use llm_node_abi::ENGINE_ABI_VERSION;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::verdict::{AbiPlace, Refusal};
@@ -34,6 +35,19 @@ pub struct EngineManifest {
     pub formats: Vec<String>,
     /// File name of the shared library, in the manifest's folder.
     pub binary: String,
+    /// What `llm-node engine check --write` said there. It is shown, and never believed.
+    pub conformance: Option<Claim>,
+}
+
+/// Which level of the conformance suite an engine says to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Of the node whose suite it was.
+    pub version: String,
+    /// "2026-11-30".
+    pub date: String,
+    /// "must" or "should".
+    pub level: String,
 }
 
 /// Reads a manifest. The second value is why its engine may not be opened although the manifest
@@ -113,6 +127,8 @@ fn parse(text: &[u8]) -> Result<EngineManifest, Problem> {
         architectures: list_field(&fields, "architectures")?,
         formats: list_field(&fields, "formats")?,
         binary: text_field(&fields, "binary")?,
+        // Nothing depends on it, so a wrong one is none.
+        conformance: fields.get("conformance").and_then(|claim| Claim::deserialize(claim).ok()),
     };
     if !is_id(&manifest.id) {
         return Err(invalid("id", "must match [a-z0-9][a-z0-9._-]{0,63}"));
@@ -206,6 +222,15 @@ mod tests {
         let manifest = parse(GOOD.as_bytes()).unwrap();
         assert_eq!(manifest.id, "my_engine");
         assert_eq!(manifest.formats, ["gguf"]);
+    }
+
+    #[test]
+    fn what_it_says_of_checks_is_shown_if_it_can_be_read() {
+        let claim = r#"{"version": "0.1.0", "date": "2026-11-30", "level": "must", "by": "me"}"#;
+        assert_eq!(with("conformance", claim).unwrap().conformance.unwrap().level, "must");
+        for wrong in ["1", "{}", r#"{"version": 1, "date": "", "level": ""}"#] {
+            assert_eq!(with("conformance", wrong).unwrap().conformance, None);
+        }
     }
 
     #[test]

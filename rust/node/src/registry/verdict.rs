@@ -6,7 +6,7 @@ use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{EngineFacts, EngineRefusal};
 use serde::Serialize;
 
-use super::manifest::EngineManifest;
+use super::manifest::{Claim, EngineManifest};
 use crate::platform::Ending;
 
 /// Where a wrong ABI version was found.
@@ -183,6 +183,8 @@ pub struct EngineRow {
     extensions: Vec<String>,
     modalities: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    conformance: Option<Claim>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<RefusalRow>,
 }
 
@@ -207,6 +209,7 @@ impl From<&Candidate> for EngineRow {
             path: candidate.directory.display().to_string(),
             extensions: candidate.verdict.as_ref().map(|facts| facts.extensions.clone()).unwrap_or_default(),
             modalities: vec!["text"],
+            conformance: manifest.and_then(|manifest| manifest.conformance.clone()),
             error: candidate.verdict.as_ref().err().map(|refusal| RefusalRow {
                 code: refusal.code(),
                 message: refusal.to_string(),
