@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,6 +162,31 @@ def test_what_is_not_enforced_is_told(node: RunningNode, stream: bool) -> None:
     assert "X-LLM-Node-Ignored" not in plain.headers
 
 
+MANY = [{"properties": {f"{letter}{number}": {}}} for letter in "ab" for number in range(100)]
+HOSTILE: dict[str, Any] = {
+    "alternatives": {"allOf": [{"anyOf": MANY[:100]}, {"anyOf": MANY[100:]}]},
+    "a pattern of patterns": {"type": "string", "pattern": "((a{1,200}b{1,200}){1,200}c){1,200}"},
+    "a circle": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "many optional properties": {"properties": {f"p{number}": {"type": "string"} for number in range(900)}},
+    "options of the grammar": {"x-guidance": {"lenient": True}, "type": "nothing"},
+}
+
+
+def test_hostile_schemas_are_answered_in_time_and_cost_no_neighbour_anything(
+    node: RunningNode, client: openai.OpenAI
+) -> None:
+    told = {"model": MODEL, "prompt": "An engine is", "max_tokens": 400, "temperature": 0}
+    alone = client.completions.create(**told).choices[0].text
+    with ThreadPoolExecutor(1) as beside:
+        neighbour = beside.submit(lambda: client.completions.create(**told).choices[0].text)
+        for name, wanted in HOSTILE.items():
+            began = time.monotonic()
+            asked = {**ASKED, "max_tokens": 8, "response_format": schema(wanted)}
+            assert node.post("/v1/chat/completions", asked).status in (200, 400), name
+            assert time.monotonic() - began < 6, name
+        assert neighbour.result() == alone
+
+
 THINKING = (
     "{% for m in messages %}<|user|>"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
@@ -177,6 +204,7 @@ def thinkers(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     opened = THINKING + "{% if add_generation_prompt %}<think>{% endif %}"
     talker(folder / "models/opened.gguf", words, follows, opened)
     talker(folder / "models/opens.gguf", words, follows, THINKING)
+    talker(folder / "models/endless.gguf", words, {"<think>": "hm", "hm": "hm", "</think>": "<0x61>"}, opened)
     places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
     with running_node(folder / "node", [*places, "--gpu-backend", "cpu"]) as running:
         yield running
@@ -190,3 +218,19 @@ def test_10_a_format_begins_behind_what_the_model_thinks(thinkers: RunningNode, 
     assert choice["message"]["reasoning_content"] == "hm"
     assert choice["message"]["content"] in ("yes", "no")
     assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("budget", [1, 5])
+def test_a_budget_ends_what_the_model_thinks(thinkers: RunningNode, budget: int) -> None:
+    asked = {
+        "model": "endless",
+        "messages": [{"role": "user", "content": "?"}],
+        "max_tokens": 20,
+        "temperature": 0,
+        "thinking": {"type": "enabled", "budget_tokens": budget},
+    }
+    answer = thinkers.post("/v1/messages", asked).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text"], answer
+    assert answer["content"][0]["thinking"] == "hm" * budget
+    assert answer["content"][1]["text"] == "a"
+    assert answer["stop_reason"] == "end_turn"

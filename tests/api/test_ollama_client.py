@@ -241,7 +241,7 @@ def scripted(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             yield client
 
 
-def get_weather(city: str, days: int = 1) -> str:
+def get_weather(city: str, days: int | None = None) -> str:
     """The weather.
 
     Args:

@@ -194,10 +194,22 @@ def test_07_what_cannot_be_enforced_of_a_tool_is_told_or_refused(
         client.chat.completions.create(**forced)
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
     assert "'odd'" in caught.value.message and '"not" at #' in caught.value.message
-    # What the model writes as it likes is not enforced.
+    # So it is where the model may choose.
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{**forced, "tool_choice": "auto"})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_call_that_begins_by_itself_keeps_to_its_schema(client: openai.OpenAI, strict: bool) -> None:
+    picks: Any = [{**it, "function": {**it["function"], "strict": strict}} for it in PICKS]
+    fields = ask("wrong", tools=picks, max_tokens=200)
+    (choice,) = client.chat.completions.create(**fields).choices
+    (call,) = choice.message.tool_calls or []
+    assert (call.function.name, json.loads(call.function.arguments)) == ("pick", {"n": 7})
+    assert choice.finish_reason == "tool_calls"
+    streamed = "".join(delta.function.arguments or "" for delta in deltas_of(chunks_of(client, **fields)))
+    assert streamed == call.function.arguments
 
 
 def prompt(content: str) -> Any:

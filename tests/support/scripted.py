@@ -28,6 +28,7 @@ SCRIPTS = {
     "thinks": "<think>\nfirst STOP\n</think>\n\nthen STOP more",
     "finds": "It rains.",
     "stops": call("get_weather", '{"city": "a STOP b"}'),
+    "wrong": call("pick", '{"n": "six"}'),
 }
 """What the model says, by the word that the last message is."""
 

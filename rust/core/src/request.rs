@@ -3,7 +3,7 @@
 //! API families translate their own shapes into [`Request`]; the worker, which knows the model,
 //! turns it into a `ValidRequest`. No word of any API family stands here.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,10 +14,11 @@ use crate::{
         model::ModelChat,
         parse::Watch,
     },
-    constrain::{Constraint, Prototype},
+    constrain::Prototype,
     engine::{Limits, Token, Tokenizer, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     event::Finish,
+    schedule::keeping::ThinkingBudget,
     text::{answer::AnswerText, control::Rendered},
 };
 
@@ -126,10 +127,14 @@ impl Default for Sampling {
 }
 
 impl Request {
-    /// Has its answer to keep to anything?
-    pub fn is_constrained(&self) -> bool {
-        let forced = matches!(&self.prompt, Prompt::Chat(conversation) if conversation.choice.is_forced());
-        forced || self.format != Format::Text
+    /// Was it promised that its answer keeps to something? Gives the public name of what asks for it.
+    pub fn promises(&self) -> Option<&'static str> {
+        if self.format != Format::Text {
+            return Some("format");
+        }
+        let Prompt::Chat(conversation) = &self.prompt else { return None };
+        let strict = conversation.offered().iter().any(|it| it.strict);
+        if conversation.choice.is_forced() { Some("tool_choice") } else { strict.then_some("tools") }
     }
 
     /// Checks all that can be checked without the model; [`ValidRequest::new`] does it, too. For
@@ -148,7 +153,7 @@ impl Request {
         if self.logprobs.is_some_and(|it| it > MAX_LOGPROBS) {
             return Err(invalid("logprobs", format!("logprobs must be at most {MAX_LOGPROBS}")));
         }
-        if self.ignore_eos && self.is_constrained() {
+        if self.ignore_eos && self.promises().is_some() {
             let message = "an answer that keeps to something ends where that does: leave out ignore_eos";
             return Err(invalid("ignore_eos", message));
         }
@@ -157,22 +162,11 @@ impl Request {
             Prompt::Tokens(tokens) => tokens.is_empty(),
             Prompt::Chat(conversation) => {
                 conversation.check()?;
-                enforceable(conversation)?;
                 false
             }
         };
         if empty { Err(invalid(self.prompt.param(), "the prompt must not be empty")) } else { Ok(()) }
     }
-}
-
-/// Refuses what a conversation asks to be enforced and is not: what a model writes as it likes.
-fn enforceable(conversation: &Conversation) -> Result<(), Fault> {
-    if !conversation.choice.is_forced() && conversation.offered().iter().any(|it| it.strict) {
-        let message = "inputs of tools are enforced only where a tool must be called; \
-                       leave out 'strict', or choose a tool";
-        return Err(Fault::new(ErrorCode::UnsupportedParameter, message).param("tools"));
-    }
-    Ok(())
 }
 
 impl Prompt {
@@ -222,9 +216,9 @@ pub struct ValidRequest {
     answer: AnswerText,
     ignore_eos: bool,
     logprobs: Option<u32>,
-    constraint: Option<Constraint>,
+    kept: Option<Arc<Prototype>>,
     thinks: Option<Token>,
-    relaxed: Vec<String>,
+    thinking_budget: Option<ThinkingBudget>,
     source: Source,
 }
 
@@ -255,6 +249,7 @@ impl ValidRequest {
             may_fit(vocabulary.least_tokens(text), max_tokens, limits).map_err(|fault| fault.param(param))
         };
         let (mut watch, mut begun, mut thinks) = (Watch::default(), String::new(), None);
+        let mut thinking_budget = None;
         let prompt = match prompt {
             Prompt::Text(text) => {
                 fits(&text)?;
@@ -275,6 +270,12 @@ impl ValidRequest {
                 (watch, begun) = (asked.watch, asked.begun);
                 let reasoning = watch.reasoning.as_ref().filter(|_| conversation.thinking != Thinking::Off);
                 thinks = reasoning.and_then(|it| it.open.token(vocabulary));
+                if let (Some(reasoning), Thinking::On { budget: Some(tokens), .. }) =
+                    (reasoning, conversation.thinking)
+                {
+                    let close = tokenizer.tokenize(reasoning.close.text().trim_end(), false, true)?;
+                    thinking_budget = Some(ThinkingBudget { tokens, close });
+                }
                 fits(asked.prompt.text())?;
                 prompt_tokens(&asked.prompt, tokenizer)?
             }
@@ -317,24 +318,23 @@ impl ValidRequest {
             stop,
             ignore_eos,
             logprobs,
-            constraint: None,
+            kept: None,
             thinks,
-            relaxed: Vec::new(),
+            thinking_budget,
             source,
         })
     }
 
-    /// The same, whose answer has to keep to a format.
+    /// The same, whose answer has to keep to something.
     #[must_use]
-    pub fn constrained(mut self, format: &Prototype) -> Self {
-        self.constraint = Some(format.constraint());
-        self.relaxed = format.relaxed().to_vec();
+    pub fn constrained(mut self, kept: Arc<Prototype>) -> Self {
+        self.kept = Some(kept);
         self
     }
 
-    /// What the answer has to keep to, at its beginning.
-    pub fn constraint(&self) -> Option<&Constraint> {
-        self.constraint.as_ref()
+    /// What the answer has to keep to.
+    pub fn kept(&self) -> Option<&Arc<Prototype>> {
+        self.kept.as_ref()
     }
 
     /// The control token with which the model may begin to think, whatever its answer has to keep to.
@@ -342,9 +342,14 @@ impl ValidRequest {
         self.thinks
     }
 
-    /// JSON pointers to what is not enforced of its schema.
+    /// How long the model may think.
+    pub fn thinking_budget(&self) -> Option<&ThinkingBudget> {
+        self.thinking_budget.as_ref()
+    }
+
+    /// JSON pointers to what is not enforced of its schemas.
     pub fn relaxed(&self) -> &[String] {
-        &self.relaxed
+        self.kept.as_ref().map_or(&[], |it| it.relaxed())
     }
 
     /// The tokens of the prompt: at least one.

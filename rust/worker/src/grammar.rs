@@ -78,6 +78,11 @@ impl Grammars {
         }
     }
 
+    /// What is compiled already.
+    pub(crate) fn find(&self, wanted: &Wanted) -> Option<Arc<Prototype>> {
+        self.shared.lock().prototypes.get(wanted)
+    }
+
     /// Compiles a format, or finds it compiled. Waits for that, and not for ever.
     pub(crate) fn compile(&self, wanted: &Wanted) -> Result<Arc<Prototype>, Fault> {
         let (tell, told) = mpsc::channel();

@@ -5,7 +5,8 @@
 //! requests brings cancellations as well, and megabytes take a tokenizer seconds. A lane keeps the order in
 //! which its texts came. There are two, so that a text of some pages does not wait for a library, a third
 //! one for calls to the engine that make embeddings, where no scheduler makes them between its steps, and a
-//! fourth one for requests with a format, which wait until that is compiled.
+//! fourth one where requests wait until the grammar of their answers is compiled. From there they go on into the
+//! lane of their length.
 
 use std::{
     collections::VecDeque,
@@ -16,6 +17,7 @@ use std::{
 };
 
 use llm_node_core::{
+    constrain::{Prototype, Wanted},
     error::{ErrorCode, Fault},
     event::{Event, Finish, Usage},
     request::{Prompt, Request},
@@ -23,7 +25,7 @@ use llm_node_core::{
 use llm_node_wire::message::{EmbedInput, Question, RequestId};
 
 use crate::{
-    served::{Reply, Served, Work},
+    served::{Kept, Reply, Served, Work},
     source::stopped,
 };
 
@@ -38,8 +40,8 @@ const MOST_BYTES: usize = 256 << 20;
 const PAGES: usize = 0;
 const LONG: usize = 1;
 const EMBEDDINGS: usize = 2;
-const FORMATS: usize = 3;
-const NAMES: [&str; 4] = ["read", "read-long", "embed", "format"];
+const GRAMMARS: usize = 3;
+const NAMES: [&str; 4] = ["read", "read-long", "embed", "compile"];
 
 /// Takes what comes, in front of the model. Dropping it stops the model.
 pub(crate) struct Intake {
@@ -75,7 +77,9 @@ struct Lane {
 }
 
 enum Task {
-    Request(RequestId, Box<Request>),
+    Request(RequestId, Box<Request>, Option<Arc<Prototype>>),
+    /// A request whose answer has to keep to something that is not compiled.
+    Compile(RequestId, Box<Request>, Box<Wanted>),
     Question(Question, Reply),
     Work(Work),
 }
@@ -103,19 +107,29 @@ impl Intake {
 
     pub(crate) fn submit(&self, id: RequestId, request: Request) {
         let bytes = request_bytes(&request);
-        let lane = if request.is_constrained() { FORMATS } else { lane_of(bytes) };
+        let (lane, kept) = match self.served().kept(&request) {
+            Kept::Wanted(wanted) => (GRAMMARS, Err(wanted)),
+            Kept::Compiled(prototype) => (lane_of(bytes), Ok(Some(prototype))),
+            Kept::Nothing => (lane_of(bytes), Ok(None)),
+        };
         let mut state = self.shared.lock();
         if state.draining || state.stopping {
             drop(state);
-            self.served().reporter.event(id, Event::Failed(stopped()));
-        } else if bytes <= AT_ONCE && lane != FORMATS {
-            drop(state);
-            self.served().begin(id, self.served().prepare(request));
-        } else if let Some(fault) = self.shared.full(&state, lane, bytes) {
+            return self.served().reporter.event(id, Event::Failed(stopped()));
+        }
+        let task = match kept {
+            Ok(kept) if bytes <= AT_ONCE => {
+                drop(state);
+                return self.served().begin(id, self.served().prepare(request, kept));
+            }
+            Ok(kept) => Task::Request(id, Box::new(request), kept),
+            Err(wanted) => Task::Compile(id, Box::new(request), wanted),
+        };
+        if let Some(fault) = self.shared.full(&state, lane, bytes) {
             drop(state);
             self.served().reporter.event(id, Event::Failed(fault));
         } else {
-            self.shared.put(&mut state, lane, Task::Request(id, Box::new(request)));
+            self.shared.put(&mut state, lane, task);
         }
     }
 
@@ -173,7 +187,7 @@ impl Intake {
             ended.extend(lane.reading.take());
             for task in mem::take(&mut lane.waiting) {
                 match task {
-                    Task::Request(id, _) => ended.push(id),
+                    Task::Request(id, ..) | Task::Compile(id, ..) => ended.push(id),
                     // Their drop is the answer.
                     task @ (Task::Question(..) | Task::Work(_)) => unanswered.push(task),
                 }
@@ -213,7 +227,9 @@ impl Shared {
         is_full.then(|| {
             let message = match lane {
                 EMBEDDINGS => format!("{waiting} embeddings wait already; try again later"),
-                FORMATS => format!("{waiting} requests with a format wait already; try again later"),
+                GRAMMARS => format!(
+                    "{waiting} requests wait already until what they ask of their answers is compiled; try again later"
+                ),
                 _ => format!(
                     "{waiting} long texts wait already to be tokenised, {} bytes in all; try again later",
                     state.bytes
@@ -253,11 +269,28 @@ impl Shared {
             state.bytes = state.bytes.saturating_sub(task.bytes());
             state.lanes[lane].busy = true;
             state = match task {
-                Task::Request(id, request) => {
+                Task::Compile(id, request, wanted) => {
+                    state.lanes[lane].reading = Some(id);
+                    drop(state);
+                    let compiled = catch_unwind(AssertUnwindSafe(|| self.served.compile(&request, &wanted)));
+                    let mut state = self.lock();
+                    // Whoever cancels, and whoever stops the model, has told it its ending.
+                    if state.lanes[lane].reading.take() == Some(id) {
+                        match compiled.unwrap_or_else(|_| Err(panicked())) {
+                            Ok(kept) => {
+                                let lane = lane_of(request_bytes(&request));
+                                self.put(&mut state, lane, Task::Request(id, request, kept));
+                            }
+                            Err(fault) => self.served.begin(id, Err(fault)),
+                        }
+                    }
+                    state
+                }
+                Task::Request(id, request, kept) => {
                     state.lanes[lane].reading = Some(id);
                     drop(state);
                     // What panics here must not take the lane down with it.
-                    let prepared = catch_unwind(AssertUnwindSafe(|| self.served.prepare(*request)));
+                    let prepared = catch_unwind(AssertUnwindSafe(|| self.served.prepare(*request, kept)));
                     let mut state = self.lock();
                     // Under the lock: whoever cancels finds it either here or at its source.
                     if state.lanes[lane].reading.take() == Some(id) {
@@ -293,7 +326,7 @@ impl Shared {
 impl State {
     /// Takes a request out of the lanes. `false`: it is in none.
     fn forget(&mut self, id: RequestId) -> bool {
-        let is_it = |task: &Task| matches!(task, Task::Request(waiting, _) if *waiting == id);
+        let is_it = |task: &Task| matches!(task, Task::Request(waiting, ..) | Task::Compile(waiting, ..) if *waiting == id);
         for lane in &mut self.lanes {
             if lane.reading == Some(id) {
                 lane.reading = None;
@@ -311,7 +344,7 @@ impl State {
 impl Task {
     fn bytes(&self) -> usize {
         match self {
-            Task::Request(_, request) => request_bytes(request),
+            Task::Request(_, request, _) | Task::Compile(_, request, _) => request_bytes(request),
             Task::Question(question, _) => question_bytes(question),
             Task::Work(_) => 0,
         }

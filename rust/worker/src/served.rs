@@ -8,7 +8,7 @@ use std::{
 
 use llm_node_core::{
     chat::{conversation::Conversation, model::ModelChat},
-    constrain::Wanted,
+    constrain::{Prototype, Wanted},
     engine::{Limits, Tokenizer},
     error::{ErrorCode, Fault},
     event::Event,
@@ -55,6 +55,14 @@ pub(crate) struct Served {
     pub(crate) reporter: Reporter,
 }
 
+/// What an answer has to keep to.
+pub(crate) enum Kept {
+    Nothing,
+    Compiled(Arc<Prototype>),
+    /// It takes compiling.
+    Wanted(Box<Wanted>),
+}
+
 /// A request that its source takes as it is.
 pub(crate) enum Ready {
     Batch(Box<ValidRequest>),
@@ -65,16 +73,38 @@ pub(crate) enum Ready {
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 impl Served {
-    /// Checks, renders and tokenises a request.
-    pub(crate) fn prepare(&self, request: Request) -> Result<Ready, Fault> {
+    /// What the answer to a request has to keep to, as far as that is known without waiting.
+    pub(crate) fn kept(&self, request: &Request) -> Kept {
+        let Source::Batch { grammars, .. } = &self.source else { return Kept::Nothing };
+        let wanted = self.wanted(request);
+        if wanted.is_anything() {
+            return Kept::Nothing;
+        }
+        grammars.find(&wanted).map_or_else(|| Kept::Wanted(Box::new(wanted)), Kept::Compiled)
+    }
+
+    /// Compiles what the answer to a request has to keep to. Waits for that. `None`: it need not, and cannot.
+    pub(crate) fn compile(
+        &self,
+        request: &Request,
+        wanted: &Wanted,
+    ) -> Result<Option<Arc<Prototype>>, Fault> {
+        let Source::Batch { grammars, .. } = &self.source else { return Ok(None) };
+        request.check()?;
+        match grammars.compile(wanted) {
+            Err(fault) if wanted.is_optional() && fault.code == ErrorCode::UnsupportedFeature => Ok(None),
+            compiled => compiled.map(Some),
+        }
+    }
+
+    /// Checks, renders and tokenises a request, whose answer has to keep to something.
+    pub(crate) fn prepare(&self, request: Request, kept: Option<Arc<Prototype>>) -> Result<Ready, Fault> {
         match &self.source {
-            Source::Batch { limits, grammars, .. } => {
-                let wanted = self.wanted(&request);
+            Source::Batch { limits, .. } => {
                 let valid = self.valid(request, limits)?;
-                Ok(Ready::Batch(Box::new(if wanted.is_anything() {
-                    valid
-                } else {
-                    valid.constrained(&*grammars.compile(&wanted)?)
+                Ok(Ready::Batch(Box::new(match kept {
+                    Some(kept) => valid.constrained(kept),
+                    None => valid,
                 })))
             }
             Source::Stream(_) => self.streamable(request).map(Box::new).map(Ready::Blocking),

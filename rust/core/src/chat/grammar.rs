@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::syntax::{
     Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax, control_token,
@@ -20,35 +20,48 @@ pub(crate) struct Callable {
     pub(crate) schema: Value,
 }
 
+/// Calls that are to be put into a grammar.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written<'a> {
+    pub(crate) syntax: &'a ToolSyntax,
+    pub(crate) tools: &'a [Callable],
+    /// More than one?
+    pub(crate) several: bool,
+    pub(crate) vocabulary: &'a Vocabulary,
+}
+
+/// Can calls of that syntax be put into a grammar?
+pub(crate) fn is_writable(syntax: &ToolSyntax) -> bool {
+    match &syntax.body {
+        Body::Object(_) => true,
+        Body::Pattern { input, .. } => match input {
+            InputSyntax::Json => true,
+            InputSyntax::Tagged(tags) => tags.kind.is_none() && !tags.after_value.core().contains(&OPEN),
+            InputSyntax::Quoted(_) | InputSyntax::Nested(_) => false,
+        },
+        Body::Python | Body::Harmony => false,
+    }
+}
+
+/// What is put before the rest of a call, so that the grammar of [`rests`] knows which call it is: the tool by its
+/// number, and whether the call has the marks of its syntax.
+pub(crate) fn selector(tool: usize, marked: bool) -> String {
+    format!("{}{tool}:", if marked { 'm' } else { 'u' })
+}
+
 /// Rules for at least one call, with all that stands around it; for exactly one, unless `several`. The first of
 /// them is `calls`. Texts that are written as they are keep to no rule of their schema: `loose` gets the places of
-/// such rules, tool by tool. `None`: calls of that syntax cannot be put into a grammar.
-pub(crate) fn calls(
-    syntax: &ToolSyntax,
-    tools: &[Callable],
-    several: bool,
-    vocabulary: &Vocabulary,
-    loose: &mut Vec<(String, String)>,
-) -> Option<String> {
-    let mut rules = Rules { vocabulary, text: String::new(), loose };
-    let mut bodies = Vec::new();
-    for (index, tool) in tools.iter().enumerate() {
-        let body = rules.body(syntax, index, tool)?;
-        let _ = writeln!(rules.text, "call{index}: {body}");
-        bodies.push(format!("call{index}"));
-    }
-    let in_list = matches!(&syntax.body, Body::Object(Object { list: true, .. }));
-    let body = bodies.join(" | ");
-    let (before, behind) = (rules.literal(&syntax.call.0)?, rules.literal(&syntax.call.1)?);
-    // In a list the marks stand around all of it.
-    let (one, between) = if in_list {
-        (format!("({body})"), "\", \"".to_owned())
+/// such rules, tool by tool. `None`: see [`is_writable`].
+pub(crate) fn calls(written: Written<'_>, loose: &mut Vec<(String, String)>) -> Option<String> {
+    let syntax = written.syntax;
+    let mut rules = Rules::of(written, loose)?;
+    let all = format!("one {}", rules.more()?);
+    let all = if is_list(syntax) {
+        let (before, behind) = (rules.literal(&syntax.call.0)?, rules.literal(&syntax.call.1)?);
+        format!("{before} \"[\" {all} \"]\" {behind}")
     } else {
-        (format!("{before} ({body}) {behind}"), rules.literal(&syntax.between)?)
+        all
     };
-    let _ = writeln!(rules.text, "one: {one}");
-    let all = if several && syntax.parallel { format!("one ({between} one)*") } else { "one".to_owned() };
-    let all = if in_list { format!("{before} \"[\" {all} \"]\" {behind}") } else { all };
     let all = match &syntax.section {
         Some((open, close)) => format!("{} {all} {}", rules.literal(open)?, rules.literal(close)?),
         None => all,
@@ -57,29 +70,92 @@ pub(crate) fn calls(
     Some(rules.text)
 }
 
-/// The grammar so far.
+/// Rules for what follows where the input of a call begins: the rest of that call, and of the section it stands in.
+/// The first of them is `rests`; it begins with a [`selector`]. A call without its marks is followed up to the end of
+/// its object. `loose` and `None` as in [`calls`].
+pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> Option<String> {
+    let syntax = written.syntax;
+    let mut rules = Rules::of(written, loose)?;
+    let behind = rules.literal(&syntax.call.1)?;
+    let close = match &syntax.section {
+        Some((_, close)) => rules.literal(close)?,
+        None => String::new(),
+    };
+    let end = if is_list(syntax) {
+        let more = rules.more()?;
+        format!("{more} \"]\" {behind} {close}")
+    } else if syntax.section.is_some() {
+        let more = rules.more()?;
+        format!("{behind} {more} {close}")
+    } else {
+        behind
+    };
+    let of_each = |marked: bool| {
+        let one = |index| format!("{} SPACE? input{index}", quoted(&selector(index, marked)));
+        (0..written.tools.len()).map(one).collect::<Vec<_>>().join(" | ")
+    };
+    let object = quoted(&"}".repeat(syntax.body.depth()));
+    let (marked, unmarked) = (of_each(true), of_each(false));
+    let _ =
+        writeln!(rules.text, "rests: (({marked}) {object} {end} | ({unmarked}) (\"}}\" \"}}\"?)?) BEHIND?");
+    // A mark has white space behind it that nobody has read yet; and the last token may hold what follows it.
+    rules.text.push_str("SPACE: /[ \\t\\r\\n]{1,4}/\nBEHIND: /(?s:.+)/\n");
+    Some(rules.text)
+}
+
+fn is_list(syntax: &ToolSyntax) -> bool {
+    matches!(&syntax.body, Body::Object(Object { list: true, .. }))
+}
+
+/// The grammar so far: a rule `input` for what each tool is given, by its number, and `one` for a call.
 struct Rules<'a> {
-    vocabulary: &'a Vocabulary,
+    written: Written<'a>,
     text: String,
     loose: &'a mut Vec<(String, String)>,
 }
 
-impl Rules<'_> {
-    fn body(&mut self, syntax: &ToolSyntax, index: usize, tool: &Callable) -> Option<String> {
-        match &syntax.body {
-            Body::Object(object) => Some(object_call(object, tool)),
-            Body::Pattern { pieces, input } => {
+impl<'a> Rules<'a> {
+    fn of(written: Written<'a>, loose: &'a mut Vec<(String, String)>) -> Option<Self> {
+        if !is_writable(written.syntax) {
+            return None;
+        }
+        let mut rules = Self { written, text: String::new(), loose };
+        let mut bodies = Vec::new();
+        for (index, tool) in written.tools.iter().enumerate() {
+            let input = match &written.syntax.body {
+                Body::Pattern { input: InputSyntax::Tagged(tags), .. } => rules.tagged(tags, index, tool)?,
+                _ => json(&tool.schema),
+            };
+            let _ = writeln!(rules.text, "input{index}: {input}");
+            bodies.push(rules.body(index, tool)?);
+        }
+        let body = bodies.join(" | ");
+        let one = if is_list(written.syntax) {
+            // The marks stand around all of it.
+            format!("({body})")
+        } else {
+            let (before, behind) = &written.syntax.call;
+            format!("{} ({body}) {}", rules.literal(before)?, rules.literal(behind)?)
+        };
+        let _ = writeln!(rules.text, "one: {one}");
+        Some(rules)
+    }
+
+    /// A call without its marks.
+    fn body(&mut self, index: usize, tool: &Callable) -> Option<String> {
+        match &self.written.syntax.body {
+            Body::Object(object) => {
+                let closing = "}".repeat(self.written.syntax.body.depth());
+                Some(format!("{} input{index} {}", quoted(&opening(object, tool)), quoted(&closing)))
+            }
+            Body::Pattern { pieces, .. } => {
                 let mut all = Vec::new();
                 for piece in pieces {
                     all.push(match piece {
                         Hole::Name => quoted(&tool.name),
                         Hole::Id => "/[0-9A-Za-z_-]{1,24}/".to_owned(),
                         Hole::Lit(literal) => self.literal(literal)?,
-                        Hole::Input => match input {
-                            InputSyntax::Json => json(&tool.schema),
-                            InputSyntax::Tagged(tags) => self.tagged(tags, index, tool)?,
-                            InputSyntax::Quoted(_) | InputSyntax::Nested(_) => return None,
-                        },
+                        Hole::Input => format!("input{index}"),
                     });
                 }
                 Some(all.join(" "))
@@ -88,20 +164,21 @@ impl Rules<'_> {
         }
     }
 
+    /// Calls behind the first.
+    fn more(&mut self) -> Option<String> {
+        let syntax = self.written.syntax;
+        if !(self.written.several && syntax.parallel) {
+            return Some(String::new());
+        }
+        let between = if is_list(syntax) { quoted(", ") } else { self.literal(&syntax.between)? };
+        Some(format!("({between} one)*"))
+    }
+
     /// Arguments in the order of the schema. Text is what stands before the next closing tag.
     fn tagged(&mut self, tags: &Tags, index: usize, tool: &Callable) -> Option<String> {
         let schema = &tool.schema;
-        if tags.kind.is_some() || tags.after_value.core().contains(&OPEN) {
-            return None;
-        }
         let properties = schema.get("properties").and_then(Value::as_object);
-        let required: Vec<&str> = schema
-            .get("required")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
+        let required: Vec<&str> = schema.as_object().into_iter().flat_map(required).collect();
         let mut all = Vec::new();
         for (number, (key, of)) in properties.into_iter().flatten().enumerate() {
             let (before, behind) = (self.literal(&tags.before_key)?, self.literal(&tags.after_key)?);
@@ -133,6 +210,9 @@ impl Rules<'_> {
         }
         let optional =
             |(text, is_required): (String, bool)| if is_required { text } else { format!("({text})?") };
+        if all.is_empty() {
+            return Some(quoted(""));
+        }
         Some(all.into_iter().map(optional).collect::<Vec<_>>().join(" "))
     }
 
@@ -147,7 +227,7 @@ impl Rules<'_> {
         terms.extend(term(parts.next()?));
         for part in parts {
             let end = part.iter().position(|&it| it == CLOSE)?;
-            terms.push(format!("<[{}]>", control_token(self.vocabulary, &part[..end])?));
+            terms.push(format!("<[{}]>", control_token(self.written.vocabulary, &part[..end])?));
             terms.extend(term(&part[end + 1..]));
         }
         terms.extend(term(literal.trail().as_bytes()));
@@ -155,20 +235,22 @@ impl Rules<'_> {
     }
 }
 
-/// A call that is a JSON object.
-fn object_call(object: &Object, tool: &Callable) -> String {
+/// What stands before the input of a call that is a JSON object.
+fn opening(object: &Object, tool: &Callable) -> String {
     let Object { name_key, input_key, shape, .. } = object;
     let key = |text: &str| Value::from(text).to_string();
-    let (name, input) = (key(&tool.name), json(&tool.schema));
-    let flat = |before: &str, behind: &str| {
-        let head = format!("{before}{{{}: {name}, {}: ", key(name_key), key(input_key));
-        format!("{} {input} {}", quoted(&head), quoted(&format!("}}{behind}")))
-    };
+    let name = key(&tool.name);
+    let flat = format!("{{{}: {name}, {}: ", key(name_key), key(input_key));
     match shape {
-        Shape::Flat => flat("", ""),
-        Shape::Within(within) => flat(&format!("{{{}: ", key(within)), "}"),
-        Shape::NameIsKey => format!("{} {input} {}", quoted(&format!("{{{name}: ")), quoted("}")),
+        Shape::Flat => flat,
+        Shape::Within(within) => format!("{{{}: {flat}", key(within)),
+        Shape::NameIsKey => format!("{{{name}: "),
     }
+}
+
+/// The properties that an object by this schema must have.
+pub(crate) fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// A term for a text; none for an empty one. It is a part of a string between whole characters.

@@ -5,7 +5,7 @@
 //! the probing; what is done about a habit is `render`'s.
 
 use super::{
-    conversation::{Call, Conversation, Input, Json, Message, Part},
+    conversation::{Call, Conversation, Effort, Input, Json, Message, Part},
     derive::{SAID, THOUGHT, TOOLS, probe},
 };
 
@@ -57,12 +57,29 @@ pub struct Switch {
     pub off: &'static str,
 }
 
+/// The variable that says how hard to think.
+const EFFORT: &str = "reasoning_effort";
+
+impl Switch {
+    /// Its value where the model is to think, so hard if that is said.
+    pub fn value(&self, effort: Option<Effort>) -> &'static str {
+        match effort {
+            Some(effort) if self.variable == EFFORT => match effort {
+                Effort::Minimal | Effort::Low => "\"low\"",
+                Effort::Medium => "\"medium\"",
+                Effort::High | Effort::Max => "\"high\"",
+            },
+            _ => self.on,
+        }
+    }
+}
+
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 const SWITCHES: [Switch; 4] = [
     Switch { variable: "enable_thinking", on: "true", off: "false" },
     Switch { variable: "thinking", on: "true", off: "false" },
     Switch { variable: "thinking_mode", on: "\"thinking\"", off: "\"chat\"" },
-    Switch { variable: "reasoning_effort", on: "\"high\"", off: "\"none\"" },
+    Switch { variable: EFFORT, on: "\"high\"", off: "\"none\"" },
 ];
 
 impl Default for Habits {

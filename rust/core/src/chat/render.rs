@@ -45,7 +45,7 @@ fn variables(conversation: &Conversation, habits: &Habits) -> String {
         let value = match conversation.thinking {
             Thinking::Model => return None,
             Thinking::Off => switch.off,
-            Thinking::On { .. } => switch.on,
+            Thinking::On { effort, .. } => switch.value(effort),
         };
         Some((switch.variable, value))
     });
@@ -209,7 +209,10 @@ fn id(id: &str, habits: &Habits) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::conversation::{Json, Part};
+    use crate::chat::{
+        conversation::{Effort, Json, Part},
+        habits::Switch,
+    };
 
     fn user(text: &str) -> Message {
         Message::User { parts: vec![Part::Text(text.into())] }
@@ -301,8 +304,26 @@ mod tests {
     }
 
     #[test]
+    fn an_effort_is_said_where_there_is_a_word_for_it() {
+        let of = |variable| Switch { variable, on: "\"high\"", off: "\"none\"" };
+        for (variable, effort, expected) in [
+            ("reasoning_effort", Some(Effort::Minimal), "low"),
+            ("reasoning_effort", Some(Effort::Medium), "medium"),
+            ("reasoning_effort", Some(Effort::Max), "high"),
+            ("reasoning_effort", None, "high"),
+            ("thinking", Some(Effort::Low), "high"),
+        ] {
+            let habits = Habits { switch: Some(of(variable)), ..Habits::default() };
+            let thinking = Thinking::On { effort, budget: None };
+            let conversation = Conversation { thinking, ..Conversation::default() };
+            let said = format!("{{\"{variable}\": \"{expected}\"}}");
+            assert_eq!(objects(&conversation, &habits).variables, Some(said));
+        }
+    }
+
+    #[test]
     fn thinking_is_switched_and_the_client_s_variables_win() {
-        let switch = crate::chat::habits::Switch { variable: "enable_thinking", on: "true", off: "false" };
+        let switch = Switch { variable: "enable_thinking", on: "true", off: "false" };
         let habits = Habits { switch: Some(switch), ..Habits::default() };
         for (thinking, given, expected) in [
             (Thinking::Model, "{}", "{}"),

@@ -145,6 +145,17 @@ pub enum Body {
     Harmony,
 }
 
+impl Body {
+    /// Braces that the call itself has around its input.
+    pub fn depth(&self) -> usize {
+        match self {
+            Body::Object(Object { shape: Shape::Within(_), .. }) => 2,
+            Body::Object(_) => 1,
+            Body::Pattern { .. } | Body::Python | Body::Harmony => 0,
+        }
+    }
+}
+
 /// A JSON object that is a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {

@@ -20,7 +20,7 @@ use std::{
 
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar, earley::SlicedBiasComputer, regex_to_lark};
 use serde_json::{Map, Value, json};
-use toktrie::InferenceCapabilities;
+use toktrie::{InferenceCapabilities, TokEnv, TokTrie};
 
 pub use cache::Prototypes;
 pub use limits::MAX_BYTES;
@@ -28,7 +28,8 @@ pub use limits::MAX_BYTES;
 use crate::{
     chat::{
         conversation::{Choice, Conversation, Format, Tool, ToolInput},
-        grammar::{self, Callable},
+        grammar::{self, Callable, Written},
+        parse::Calling,
         syntax::ToolSyntax,
     },
     engine::{Token, Vocabulary},
@@ -44,7 +45,7 @@ const WHITE_SPACE: &str = r"[ \n\t]{1,20}";
 pub struct Wanted {
     /// The form of its text.
     pub format: Format,
-    /// Calls: in place of text if that may have any form, else beside it.
+    /// The form of its calls.
     pub calls: Option<Calls>,
 }
 
@@ -57,6 +58,9 @@ pub struct Calls {
     pub tools: Vec<Tool>,
     /// More than one?
     pub several: bool,
+    /// At least one, from the beginning of the answer on? Else the answer is text in its form or calls, and where that
+    /// is any text, calls may begin anywhere in it.
+    pub must: bool,
 }
 
 impl From<Format> for Wanted {
@@ -66,7 +70,8 @@ impl From<Format> for Wanted {
 }
 
 impl Wanted {
-    /// What an answer to a conversation has to keep to from its first token on.
+    /// What an answer to a conversation has to keep to. Calls that are left to the model are held to their form
+    /// wherever that can be told, and to their schema where a tool is strict.
     pub fn of(format: Format, conversation: &Conversation, syntax: &Arc<ToolSyntax>) -> Self {
         if conversation.offered().is_empty() {
             return format.into();
@@ -80,17 +85,30 @@ impl Wanted {
             Choice::Named(name) => (only(std::slice::from_ref(name)), true, false),
             Choice::Among { names, required } => (only(names), *required, conversation.parallel),
         };
-        let calls = Calls { syntax: Arc::clone(syntax), tools, several };
-        match (must, format) {
-            (true, _) => Self { format: Format::Text, calls: Some(calls) },
-            (false, Format::Text) => Self::default(),
-            (false, format) => Self { format, calls: Some(calls) },
+        if !must
+            && format == Format::Text
+            && !grammar::is_writable(syntax)
+            && !tools.iter().any(|it| it.strict)
+        {
+            return Self::default();
         }
+        let calls = Calls { syntax: Arc::clone(syntax), tools, several, must };
+        Self { format: if must { Format::Text } else { format }, calls: Some(calls) }
     }
 
     /// May the answer be anything?
     pub fn is_anything(&self) -> bool {
         self.format == Format::Text && self.calls.is_none()
+    }
+
+    /// Is it about calls alone, wherever they begin in the answer?
+    pub fn is_of_calls(&self) -> bool {
+        self.format == Format::Text && self.calls.as_ref().is_some_and(|it| !it.must)
+    }
+
+    /// Would the answer be of use if nothing of it were enforced?
+    pub fn is_optional(&self) -> bool {
+        self.is_of_calls() && self.calls.iter().flat_map(|it| &it.tools).all(|it| !it.strict)
     }
 
     /// Bytes of what it consists of.
@@ -100,17 +118,31 @@ impl Wanted {
             Format::Schema { schema, .. } => schema.as_str().len(),
             Format::Regex(text) | Format::Lark(text) => text.len(),
         };
-        let tool = |tool: &Tool| match &tool.input {
-            ToolInput::Object(schema) => schema.as_str().len(),
-            ToolInput::Text(_) => 0,
-        };
-        format + self.calls.iter().flat_map(|it| &it.tools).map(tool).sum::<usize>()
+        format + self.calls.iter().flat_map(|it| &it.tools).map(schema_size).sum::<usize>()
     }
+}
+
+/// Bytes of the schema of a tool's input.
+fn schema_size(tool: &Tool) -> usize {
+    match &tool.input {
+        ToolInput::Object(schema) => schema.as_str().len(),
+        ToolInput::Text(_) => 0,
+    }
+}
+
+/// How much of tools' schemas is put into a grammar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detail {
+    /// All that can be enforced.
+    All,
+    /// What strict tools were promised. Of others, that their input is an object.
+    Promised,
 }
 
 /// What compiling against one vocabulary takes.
 pub struct Tables {
     factory: ParserFactory,
+    environment: TokEnv,
     vocabulary: Arc<Vocabulary>,
 }
 
@@ -124,12 +156,39 @@ impl fmt::Debug for Tables {
 pub struct Prototype {
     constraint: Constraint,
     relaxed: Vec<String>,
+    /// Is it about calls alone? Then it begins with one of them, behind a selector.
+    of_calls: bool,
+    environment: TokEnv,
 }
 
 impl Prototype {
     /// A constraint that stands at the beginning of an answer.
     pub fn constraint(&self) -> Constraint {
         self.constraint.clone()
+    }
+
+    /// For one [of calls](Self::is_of_calls): a constraint that stands in a call whose input has begun with these
+    /// bytes. `None`: no such input is admitted.
+    pub fn within(&self, call: &Calling, begun: &[u8]) -> Option<Constraint> {
+        let mut constraint = self.constraint.clone();
+        let bytes = [grammar::selector(call.tool, call.marked).as_bytes(), begun].concat();
+        let trie = self.environment.tok_trie();
+        let tokens = trie.greedy_tokenize(&bytes);
+        // Bytes that no token has are left out there.
+        if trie.decode_raw(&tokens) != bytes {
+            return None;
+        }
+        let tokens: Vec<Token> = tokens.into_iter().map(|it| it as Token).collect();
+        if constraint.admits(&tokens).ok()? < tokens.len() {
+            return None;
+        }
+        tokens.iter().try_for_each(|&token| constraint.consume(token)).ok()?;
+        Some(constraint)
+    }
+
+    /// Is it about calls alone, wherever they begin in an answer?
+    pub fn is_of_calls(&self) -> bool {
+        self.of_calls
     }
 
     /// JSON pointers to the keywords that are not enforced.
@@ -158,7 +217,7 @@ impl Tables {
                 .map_err(internal)?;
             *factory.limits_mut() = limits::parser();
             factory.quiet();
-            Ok(Self { factory, vocabulary })
+            Ok(Self { factory, environment, vocabulary })
         })
         .unwrap_or_else(|panic| Err(internal(panic)))
     }
@@ -171,6 +230,14 @@ impl Tables {
     /// for what is no schema or grammar, or too long; `unsupported_feature` where the model's way of writing
     /// calls cannot be enforced.
     pub fn compile(&self, wanted: &Wanted) -> Result<Prototype, Fault> {
+        match (self.attempt(wanted, Detail::All), &wanted.calls) {
+            // One odd schema among many must not cost a conversation its tools.
+            (Err(fault), Some(_)) => self.attempt(wanted, Detail::Promised).map_err(|_| fault),
+            (compiled, _) => compiled,
+        }
+    }
+
+    fn attempt(&self, wanted: &Wanted, detail: Detail) -> Result<Prototype, Fault> {
         let mut relaxed = Vec::new();
         let format = self.format(&wanted.format, &mut relaxed).map_err(|fault| fault.param("format"))?;
         let (grammar, param) = match (&wanted.format, &wanted.calls) {
@@ -178,10 +245,11 @@ impl Tables {
             (Format::Lark(lark), None) => (lark.clone(), "format"),
             (_, None) => (format!("start: {format}"), "format"),
             (Format::Text, Some(calls)) => {
-                (format!("start: calls\n{}", self.calls(calls, &mut relaxed)?), "tools")
+                let start = if calls.must { "calls" } else { "rests" };
+                (format!("start: {start}\n{}", self.calls(calls, detail, &mut relaxed)?), "tools")
             }
             (_, Some(calls)) => {
-                let calls = self.calls(calls, &mut relaxed)?;
+                let calls = self.calls(&Calls { must: true, ..calls.clone() }, detail, &mut relaxed)?;
                 (format!("start: format | calls\nformat: {format}\n{calls}"), "format")
             }
         };
@@ -193,7 +261,12 @@ impl Tables {
             };
             refused(ErrorCode::InvalidRequest, format!("the {what} cannot be used: {message}")).param(param)
         })?;
-        Ok(Prototype { constraint: Constraint { matcher: Box::new(matcher) }, relaxed })
+        Ok(Prototype {
+            constraint: Constraint { matcher: Box::new(matcher) },
+            relaxed,
+            of_calls: wanted.is_of_calls(),
+            environment: Arc::clone(&self.environment),
+        })
     }
 
     /// A format as a term in Lark.
@@ -219,10 +292,10 @@ impl Tables {
         })
     }
 
-    /// Rules for calls, of which the first is `calls`.
-    fn calls(&self, calls: &Calls, relaxed: &mut Vec<String>) -> Result<String, Fault> {
-        let mut callable = Vec::with_capacity(calls.tools.len());
-        let bytes: usize = Wanted { format: Format::Text, calls: Some(calls.clone()) }.size();
+    /// Rules for calls, of which the first is `calls`; or for what follows where one has begun, of which it is `rests`.
+    fn calls(&self, calls: &Calls, detail: Detail, relaxed: &mut Vec<String>) -> Result<String, Fault> {
+        let in_detail = |tool: &&Tool| tool.strict || detail == Detail::All;
+        let bytes: usize = calls.tools.iter().filter(in_detail).map(schema_size).sum();
         if bytes > limits::MAX_TOOL_BYTES {
             let message = format!(
                 "the schemas of the tools have {bytes} bytes, and at most {} are allowed",
@@ -230,31 +303,39 @@ impl Tables {
             );
             return Err(refused(ErrorCode::InvalidRequest, message).param("tools"));
         }
+        let mut callable = Vec::with_capacity(calls.tools.len());
         for tool in &calls.tools {
-            let schema = match &tool.input {
-                ToolInput::Object(schema) => {
-                    short("the schema of a tool", schema.as_str()).map_err(|fault| fault.param("tools"))?;
-                    object_schema(serde_json::from_str(schema.as_str()).map_err(internal)?)
+            let (schema, left_out) = match &tool.input {
+                ToolInput::Object(_) if !in_detail(&tool) => {
+                    (json!({ "type": "object" }), vec!["#".to_owned()])
                 }
-                // Plain text travels in an object.
-                ToolInput::Text(_) => json!({
-                    "type": "object",
-                    "properties": { "input": { "type": "string" } },
-                    "required": ["input"],
-                    "additionalProperties": false,
-                }),
-            };
-            let (schema, left_out) =
-                schema::enforced(&schema, tool.strict, |it| self.json(it)).map_err(|fault| Fault {
+                ToolInput::Object(schema) => self.input(tool, schema.as_str()).map_err(|fault| Fault {
                     message: format!("the tool '{}': {fault}", tool.name),
                     param: Some("tools".to_owned()),
                     ..fault
-                })?;
+                })?,
+                // Plain text travels in an object.
+                ToolInput::Text(_) => {
+                    let text = json!({
+                        "type": "object",
+                        "properties": { "input": { "type": "string" } },
+                        "required": ["input"],
+                        "additionalProperties": false,
+                    });
+                    (text, Vec::new())
+                }
+            };
             relaxed.extend(left_out.into_iter().map(|it| format!("tools.{}{it}", tool.name)));
-            callable.push(Callable { name: tool.name.clone(), schema: with_white_space(schema) });
+            callable.push(Callable { name: tool.name.clone(), schema: with_options(schema) });
         }
         let mut loose = Vec::new();
-        let rules = grammar::calls(&calls.syntax, &callable, calls.several, &self.vocabulary, &mut loose);
+        let Calls { syntax, several, .. } = calls;
+        let written = Written { syntax, tools: &callable, several: *several, vocabulary: &self.vocabulary };
+        let rules = if calls.must {
+            grammar::calls(written, &mut loose)
+        } else {
+            grammar::rests(written, &mut loose)
+        };
         let strict = |name: &str| calls.tools.iter().any(|it| it.name == name && it.strict);
         if let Some((name, place)) = loose.iter().find(|it| strict(&it.0)) {
             let message = format!(
@@ -265,14 +346,26 @@ impl Tables {
         }
         relaxed.extend(loose.into_iter().map(|(name, place)| format!("tools.{name}{place}")));
         rules.ok_or_else(|| {
-            let message = "This model writes calls in a way that cannot be enforced; leave the choice to it.";
-            refused(ErrorCode::UnsupportedFeature, message).param("tool_choice")
+            let (advice, param) = if calls.must {
+                ("leave the choice to it", "tool_choice")
+            } else {
+                ("leave out 'strict'", "tools")
+            };
+            let message = format!("This model writes calls in a way that cannot be enforced; {advice}.");
+            refused(ErrorCode::UnsupportedFeature, message).param(param)
         })
+    }
+
+    /// What of the schema of a tool's input is enforced, and what is left out.
+    fn input(&self, tool: &Tool, schema: &str) -> Result<(Value, Vec<String>), Fault> {
+        short("its schema", schema)?;
+        let schema = object_schema(serde_json::from_str(schema).map_err(internal)?);
+        schema::enforced(&schema, tool.strict, |it| self.json(it))
     }
 
     /// Does this compile? `schema` is one that `schema.rs` made, and comes back.
     fn json(&self, schema: &Value) -> Result<Value, String> {
-        self.matcher(TopLevelGrammar::from_json_schema(with_white_space(schema.clone())))?;
+        self.matcher(TopLevelGrammar::from_json_schema(with_options(schema.clone())))?;
         Ok(schema.clone())
     }
 
@@ -343,6 +436,26 @@ impl Constraint {
         self.call(|matcher| matcher.validate_tokens(&tokens))
     }
 
+    /// Tokens that have to follow, as a tokenizer would most likely cut their text. Where others say the same text
+    /// these may come instead. None, where there is a choice.
+    pub fn forced(&self) -> Vec<Token> {
+        // What it finds out about itself on the way would be in the way of a step back.
+        let mut ahead = self.matcher.deep_clone();
+        let tokens = guarded(|| {
+            let bytes = ahead.compute_ff_bytes();
+            let environment = ahead.tok_env().ok()?;
+            let trie = environment.tok_trie();
+            let text = bytes.split(|&it| it == TokTrie::SPECIAL_TOKEN_MARKER).next()?;
+            let mut tokens = trie.greedy_tokenize(text);
+            // The last one may be the beginning of a longer one.
+            if tokens.last().is_some_and(|&it| trie.has_extensions(trie.token(it))) {
+                tokens.pop();
+            }
+            Some(tokens.into_iter().map(|it| it as Token).collect())
+        });
+        tokens.ok().flatten().unwrap_or_default()
+    }
+
     /// Is the format complete, so that the answer may end here?
     pub fn is_accepting(&mut self) -> Result<bool, Fault> {
         self.call(Matcher::is_accepting)
@@ -368,29 +481,30 @@ impl Constraint {
     }
 }
 
-/// With what may stand between the parts of the JSON.
-fn with_white_space(schema: Value) -> Value {
+/// With what may stand between the parts of the JSON, and with letters that are spelled by their number: a model that
+/// was taught to escape them would otherwise find itself before numbers of other letters.
+fn with_options(schema: Value) -> Value {
     let mut map = match schema {
         Value::Object(map) => map,
         other => Map::from_iter([("allOf".to_owned(), json!([other]))]),
     };
-    map.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
+    let options = json!({ "whitespace_pattern": WHITE_SPACE, "json_allow_general_unicode_escapes": true });
+    map.insert("x-guidance".to_owned(), options);
     Value::Object(map)
 }
 
 fn json_term(schema: Value) -> String {
-    format!("%json {}", with_white_space(schema))
+    format!("%json {}", with_options(schema))
 }
 
-/// Inputs of tools are objects, whether their schema says so or not.
+/// Inputs of tools are objects, whatever their schema says.
 fn object_schema(schema: Value) -> Value {
-    match schema {
-        Value::Object(mut map) => {
-            map.entry("type").or_insert_with(|| Value::from("object"));
-            Value::Object(map)
-        }
-        _ => json!({ "type": "object" }),
-    }
+    let mut map = match schema {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    map.insert("type".to_owned(), Value::from("object"));
+    Value::Object(map)
 }
 
 /// Calls into llguidance, whose panics must not reach anybody else.

@@ -8,13 +8,16 @@
 //! What cannot be enforced is refused with keyword and place where a client was promised enforcement
 //! (`strict`). Elsewhere it is left out, so that the grammar admits more and never less, and is told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use llguidance::{derivre::RegexBuilder, regex_to_lark};
 use serde_json::{Map, Value, json};
 
 use super::{formats, guarded, limits};
-use crate::error::{ErrorCode, Fault};
+use crate::{
+    chat::grammar,
+    error::{ErrorCode, Fault},
+};
 
 /// A schema of which every keyword is enforced.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +87,7 @@ pub(super) fn enforced<T>(
             Err(message) => {
                 why.clone_from(&message);
                 because(
-                    Fault::new(ErrorCode::UnsupportedParameter, "the schema cannot be enforced"),
+                    Fault::new(ErrorCode::UnsupportedParameter, "at #: the schema cannot be enforced"),
                     &message,
                 )
             }
@@ -130,6 +133,20 @@ struct Place<'a> {
     /// Is it one of several that hold together? Then it cannot say that what it does not know is forbidden.
     shared: bool,
 }
+
+/// A keyword, and the schema that it stands in.
+#[derive(Clone, Copy)]
+struct Keyword<'a> {
+    key: &'a str,
+    value: &'a Value,
+    place: Place<'a>,
+}
+
+/// Into how many alternatives a keyword's schema is taken apart, where it is kept.
+type Kept = Result<usize, Fault>;
+
+/// It is not taken apart.
+const ONE: usize = 1;
 
 struct Walk<'a> {
     root: &'a Value,
@@ -216,80 +233,61 @@ impl<'a> Walk<'a> {
             if self.lonely_references && map.contains_key("$ref") && key != "$ref" {
                 continue;
             }
+            // What some clients write for a keyword that is not there.
+            if value.is_null() && key != "const" {
+                continue;
+            }
+            let it = Keyword { key, value, place };
+            let shared = Keyword { place: part, ..it };
             if self.doubtful.contains(&key.as_str()) && key != "oneOf" {
-                self.leave_out(key, place)?;
+                self.leave_out(it)?;
                 continue;
             }
             let alternatives = match key.as_str() {
-                "type" => self.types(value, place, &mut out)?,
-                "enum" | "const" => self.constants(key, value, place, &mut out)?,
-                "$ref" => self.reference(value, part, &mut out)?,
-                "allOf" | "anyOf" | "oneOf" => self.alternatives(key, value, part, &mut out)?,
-                "properties" | "patternProperties" => {
-                    self.properties(key, value, place, &mut out)?;
-                    1
-                }
-                "additionalProperties" => {
-                    self.child(key, value, place, &mut out)?;
-                    1
-                }
-                "items" | "prefixItems" | "additionalItems" => {
-                    self.items(key, value, map, place, &mut out)?;
-                    1
-                }
-                "required" => {
-                    self.required(value, place, &mut out)?;
-                    1
-                }
+                "type" => self.types(it, &mut out)?,
+                "enum" | "const" => self.constants(it, &mut out)?,
+                "$ref" => self.reference(shared, &mut out)?,
+                "allOf" | "anyOf" | "oneOf" => self.alternatives(shared, &mut out)?,
+                "properties" | "patternProperties" => self.properties(it, &mut out)?,
+                "additionalProperties" => self.child(it, &mut out)?,
+                "items" | "prefixItems" | "additionalItems" => self.items(it, map, &mut out)?,
+                "required" => self.required(it, &mut out)?,
                 "minItems" | "maxItems" | "minLength" | "maxLength" | "minProperties" | "maxProperties" => {
-                    self.count(key, value, place, &mut out)?;
-                    1
+                    self.count(it, &mut out)?
                 }
                 "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf" => {
-                    self.number(key, value, map, place, &mut out)?;
-                    1
+                    self.number(it, map, &mut out)?
                 }
                 "pattern" => {
                     let usable = value.as_str().is_some_and(is_usable_pattern);
-                    self.keep_if(usable, key, value, place, &mut out)?;
-                    1
+                    self.keep_if(usable, it, &mut out)?
                 }
-                "format" => {
-                    // It says something about strings alone.
-                    if may_be(map, "string") {
-                        match value.as_str().and_then(formats::schema) {
-                            Some(schema) => both(&mut out, "allOf", vec![schema]),
-                            None => self.leave_out(key, place)?,
-                        }
+                // It says something about strings alone.
+                "format" if !may_be(map, "string") => ONE,
+                "format" => match value.as_str().and_then(formats::schema) {
+                    Some(schema) => {
+                        both(&mut out, "allOf", vec![schema]);
+                        ONE
                     }
-                    1
-                }
-                "not" => {
-                    match value {
-                        Value::Bool(false) => {}
-                        Value::Bool(true) => return Ok(Node { schema: Value::Bool(false), alternatives: 1 }),
-                        _ => self.leave_out(key, place)?,
-                    }
-                    1
-                }
+                    None => self.leave_out(it)?,
+                },
+                "not" => match value {
+                    Value::Bool(false) => ONE,
+                    Value::Bool(true) => return Ok(Node { schema: Value::Bool(false), alternatives: ONE }),
+                    _ => self.leave_out(it)?,
+                },
                 "unevaluatedProperties" => {
                     // Where nothing else says what properties there are, it is like `additionalProperties`.
                     let others = ["$ref", "anyOf", "oneOf", "allOf", "if"];
                     let alone = !place.shared && !others.iter().any(|it| map.contains_key(*it));
                     let closes = alone && value == &Value::Bool(false);
-                    if !closes && !admits_all(value) {
-                        self.leave_out(key, place)?;
-                    } else if closes && !map.contains_key("additionalProperties") {
+                    if closes && !map.contains_key("additionalProperties") {
                         out.insert("additionalProperties".to_owned(), Value::Bool(false));
                     }
-                    1
+                    if closes || admits_all(value) { ONE } else { self.leave_out(it)? }
                 }
-                _ => {
-                    if !says_nothing(key, value, map) {
-                        self.leave_out(key, place)?;
-                    }
-                    1
-                }
+                _ if says_nothing(key, value, map) => ONE,
+                _ => self.leave_out(it)?,
             };
             combinations = combinations.saturating_mul(alternatives.max(1));
             if combinations > limits::MAX_COMBINATIONS && alternatives < combinations {
@@ -343,67 +341,46 @@ impl<'a> Walk<'a> {
         for key in ["minProperties", "maxProperties"] {
             if out.contains_key(key) && !countable {
                 out.remove(key);
-                self.leave_out(key, place)?;
+                self.leave_out(Keyword { key, value: &Value::Null, place })?;
             }
         }
         Ok(())
     }
 
-    fn child(
-        &mut self,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
+    fn child(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, place } = it;
         let pointer = format!("{}/{key}", place.pointer);
         let node = self.schema(value, place.within(&pointer))?;
         out.insert(key.to_owned(), node.schema);
-        Ok(())
+        Ok(ONE)
     }
 
-    fn types(
-        &mut self,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<usize, Fault> {
-        let all = match value {
-            Value::String(_) => std::slice::from_ref(value),
+    fn types(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let all = match it.value {
+            Value::String(_) => std::slice::from_ref(it.value),
             Value::Array(all) => all,
             _ => &[],
         };
         let known = !all.is_empty() && all.iter().all(|it| it.as_str().is_some_and(|it| TYPES.contains(&it)));
-        self.keep_if(known, "type", value, place, out)?;
+        self.keep_if(known, it, out)?;
         Ok(all.len())
     }
 
-    fn constants(
-        &mut self,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<usize, Fault> {
+    fn constants(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, place } = it;
         let count = if key == "const" { 1 } else { value.as_array().map_or(0, Vec::len) };
         self.values += count;
         if self.values > limits::MAX_VALUES {
             return Err(beyond(place, &format!("the schema lists more than {} values", limits::MAX_VALUES)));
         }
-        self.keep_if(count > 0 && is_exact(value), key, value, place, out)?;
+        self.keep_if(count > 0 && is_exact(value), it, out)?;
         Ok(count)
     }
 
-    fn alternatives(
-        &mut self,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<usize, Fault> {
+    fn alternatives(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, place } = it;
         let Some(all) = value.as_array().filter(|it| !it.is_empty()) else {
-            self.keep_if(false, key, value, place, out)?;
-            return Ok(1);
+            return self.leave_out(it);
         };
         let shared = place.shared || (key == "allOf" && all.len() > 1);
         let mut nodes = Vec::with_capacity(all.len());
@@ -427,7 +404,7 @@ impl<'a> Walk<'a> {
         }
         let mut key = key;
         if key == "oneOf" && self.doubtful.contains(&key) && nodes.len() > 1 {
-            self.leave_out(key, place)?;
+            self.leave_out(it)?;
             // "At least one of them" admits more.
             key = "anyOf";
         }
@@ -435,16 +412,11 @@ impl<'a> Walk<'a> {
         Ok(count)
     }
 
-    fn properties(
-        &mut self,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
-        let Some(all) = value.as_object() else { return self.keep_if(false, key, value, place, out) };
+    fn properties(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, place } = it;
+        let Some(all) = value.as_object() else { return self.leave_out(it) };
         if key == "patternProperties" && !all.keys().all(|it| is_usable_pattern(it)) {
-            return self.leave_out(key, place);
+            return self.leave_out(it);
         }
         let mut schemas = Map::new();
         for (name, value) in all {
@@ -453,27 +425,21 @@ impl<'a> Walk<'a> {
             schemas.insert(name.clone(), node.schema);
         }
         out.insert(key.to_owned(), Value::Object(schemas));
-        Ok(())
+        Ok(ONE)
     }
 
-    fn items(
-        &mut self,
-        key: &str,
-        value: &Value,
-        map: &Map<String, Value>,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
+    fn items(&mut self, it: Keyword<'_>, map: &Map<String, Value>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, place } = it;
         let place = Place { shared: false, ..place };
         // Before 2020-12 a list stood in `items`, and `additionalItems` was for what came behind it.
         let is_list = |key: &str| map.get(key).is_some_and(Value::is_array);
         match (key, value) {
-            ("additionalItems", _) if !is_list("items") => Ok(()),
+            ("additionalItems", _) if !is_list("items") => Ok(ONE),
             ("additionalItems", _) => {
                 let pointer = format!("{}/{key}", place.pointer);
                 let node = self.schema(value, place.within(&pointer))?;
                 out.insert("items".to_owned(), node.schema);
-                Ok(())
+                Ok(ONE)
             }
             ("items" | "prefixItems", Value::Array(all)) => {
                 let mut nodes = Vec::with_capacity(all.len());
@@ -482,96 +448,68 @@ impl<'a> Walk<'a> {
                     nodes.push(self.schema(value, place.within(&pointer))?.schema);
                 }
                 out.insert("prefixItems".to_owned(), Value::Array(nodes));
-                Ok(())
+                Ok(ONE)
             }
-            ("prefixItems", _) => self.keep_if(false, key, value, place, out),
-            _ => self.child(key, value, place, out),
+            ("prefixItems", _) => self.leave_out(it),
+            _ => self.child(Keyword { place, ..it }, out),
         }
     }
 
-    fn required(
-        &mut self,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
-        let names = value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+    fn required(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let names = it.value.as_array().is_some_and(|all| all.iter().all(Value::is_string));
         // `required: false` beside a property, as OpenAPI 2 and draft 3 have it, says nothing.
-        if value == &Value::Bool(false) {
-            return Ok(());
+        if it.value == &Value::Bool(false) {
+            return Ok(ONE);
         }
-        self.keep_if(names, "required", value, place, out)
+        self.keep_if(names, it, out)
     }
 
-    fn count(
-        &mut self,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
+    fn count(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, .. } = it;
         let whole = |it: f64| (it >= 0.0 && it.fract() == 0.0 && it < 1e9).then_some(it as u64);
         let Some(count) = value.as_f64().and_then(whole) else {
-            return self.keep_if(false, key, value, place, out);
+            return self.leave_out(it);
         };
         if key.starts_with("max") || count > 0 {
             out.insert(key.to_owned(), Value::from(count));
         }
-        Ok(())
+        Ok(ONE)
     }
 
-    fn number(
-        &mut self,
-        key: &str,
-        value: &Value,
-        map: &Map<String, Value>,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
+    fn number(&mut self, it: Keyword<'_>, map: &Map<String, Value>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { key, value, .. } = it;
         // Draft 4 had a boolean beside the limit.
         let limit = match (key, value) {
             ("exclusiveMinimum", Value::Bool(is)) => (*is).then(|| map.get("minimum")),
             ("exclusiveMaximum", Value::Bool(is)) => (*is).then(|| map.get("maximum")),
             _ => Some(Some(value)),
         };
-        let Some(Some(limit)) = limit else { return Ok(()) };
+        let Some(Some(limit)) = limit else { return Ok(ONE) };
         let usable = limit.as_f64().is_some_and(|it| key != "multipleOf" || it > 0.0) && is_exact(limit);
-        self.keep_if(usable, key, limit, place, out)
+        self.keep_if(usable, Keyword { value: limit, ..it }, out)
     }
 
-    fn keep_if(
-        &mut self,
-        can: bool,
-        key: &str,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<(), Fault> {
+    fn keep_if(&mut self, can: bool, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
         if !can {
-            return self.leave_out(key, place);
+            return self.leave_out(it);
         }
-        out.insert(key.to_owned(), value.clone());
-        Ok(())
+        out.insert(it.key.to_owned(), it.value.clone());
+        Ok(ONE)
     }
 
-    fn leave_out(&mut self, key: &str, place: Place<'_>) -> Result<(), Fault> {
+    fn leave_out(&mut self, Keyword { key, place, .. }: Keyword<'_>) -> Kept {
         if self.strict {
             let message = format!("{key:?} at #{} cannot be enforced", place.pointer);
             return Err(Fault::new(ErrorCode::UnsupportedParameter, message));
         }
         self.relaxed.push(format!("#{}/{key}", place.pointer));
-        Ok(())
+        Ok(ONE)
     }
 
-    fn reference(
-        &mut self,
-        value: &Value,
-        place: Place<'_>,
-        out: &mut Map<String, Value>,
-    ) -> Result<usize, Fault> {
+    fn reference(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
+        let Keyword { value, place, .. } = it;
         let Some((target, pointer, base)) = value.as_str().and_then(|it| self.resolve(it, place.base)) else {
-            self.leave_out("$ref", place)?;
-            return Ok(1);
+            return self.leave_out(it);
         };
         let key = (pointer, place.shared);
         let index = if let Some(&index) = self.known.get(&key) {
@@ -599,7 +537,15 @@ impl<'a> Walk<'a> {
         } else if document == own {
             String::new()
         } else {
-            find(root, "$id", document, true)?
+            let found = find(root, "$id", document, true)?;
+            // What is relative means another place in an embedded document than in the whole one.
+            let is_embedded =
+                |end: usize| root.pointer(&found[..end]).is_some_and(|it| it["$id"].is_string());
+            let within = found.match_indices('/').any(|(end, _)| end > 0 && is_embedded(end));
+            if !document.contains(':') && (within || !base.is_empty()) {
+                return None;
+            }
+            found
         };
         let fragment = percent_decoded(fragment)?;
         if !fragment.is_empty() && !fragment.starts_with('/') {
@@ -663,13 +609,7 @@ fn both(out: &mut Map<String, Value>, key: &str, nodes: Vec<Value>) {
 
 /// Properties that may be left out.
 fn optional(schema: &Map<String, Value>) -> usize {
-    let required: std::collections::HashSet<&str> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let required: HashSet<&str> = grammar::required(schema).collect();
     let names = schema.get("properties").and_then(Value::as_object);
     names.map_or(0, |it| it.keys().filter(|name| !required.contains(name.as_str())).count())
 }

@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
-    constrain::Constraint,
+    chat::parse::Calling,
     engine::{Limits, Row, Token, Vocabulary, attribute},
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     request::{ValidRequest, nothing_allowed},
-    sample::{Forbidden, Job, Mask, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
-    schedule::admission::ANSWER_SHARE,
+    sample::{Forbidden, Job, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
+    schedule::{admission::ANSWER_SHARE, keeping::Keeping},
     speculate::Pays,
     text::answer::{AnswerText, Told},
 };
@@ -62,6 +62,10 @@ pub struct Generation {
     pub saved: Option<Saved>,
     /// Whether drafts have paid so far.
     pub pays: Pays,
+    /// The same of tokens that have to come.
+    pub forced_pays: Pays,
+    /// Are those what is being looked at?
+    pub is_forced: bool,
     /// Tokens that were drafted for it, and how many of these were right.
     pub drafted: u32,
     /// See [`Generation::drafted`].
@@ -72,10 +76,8 @@ pub struct Generation {
     tokens: Vec<Token>,
     occurrences: Occurrences,
     answer: AnswerText,
-    /// What the answer keeps to, as far as it has come.
-    constraint: Option<Constraint>,
-    /// What may come next, and behind each token of the draft that is being looked at.
-    masks: VecDeque<Mask>,
+    /// What the answer keeps to.
+    keeping: Keeping,
     /// Picked, but not yet part of a piece.
     unsent: VecDeque<Unsent>,
     /// Calls that were begun.
@@ -95,7 +97,7 @@ impl Generation {
         let occurrences =
             if penalise(request.sampling()) { Occurrences::of(&tokens) } else { Occurrences::default() };
         let answer = request.answer();
-        let constraint = request.constraint().cloned();
+        let keeping = Keeping::new(request.kept().cloned(), request.thinking_budget().cloned());
         let mut generation = Self {
             id,
             age,
@@ -103,6 +105,8 @@ impl Generation {
             cached: 0,
             saved: None,
             pays: Pays::default(),
+            forced_pays: Pays::default(),
+            is_forced: false,
             drafted: 0,
             accepted: 0,
             request,
@@ -110,8 +114,7 @@ impl Generation {
             tokens,
             occurrences,
             answer,
-            constraint,
-            masks: VecDeque::new(),
+            keeping,
             unsent: VecDeque::new(),
             calls: 0,
             thought: 0,
@@ -201,7 +204,7 @@ impl Generation {
     /// How many of the likeliest tokens suffice to pick the next one; 0: the row must be whole.
     pub fn candidates(&self, forbidden: &Forbidden, limits: &Limits) -> u32 {
         // A mask may leave none of them.
-        let risky = self.constraint.is_some() && !limits.fetches;
+        let risky = self.keeping.holds() && !limits.fetches;
         if limits.max_candidates == 0 || self.candidates_pay == 0 || risky {
             return 0;
         }
@@ -219,49 +222,40 @@ impl Generation {
 
     /// Does what may come next depend on what came?
     pub fn is_constrained(&self) -> bool {
-        self.constraint.is_some()
+        self.keeping.holds()
     }
 
     /// How many tokens of a draft may follow.
     pub fn admits(&mut self, draft: &[Token], vocabulary: &Vocabulary) -> usize {
-        if self.answer.thinks() {
-            return draft.len();
-        }
-        let Some(constraint) = &mut self.constraint else { return draft.len() };
-        let ends = |token: &&Token| vocabulary.has(**token, attribute::END_OF_GENERATION);
-        let length = draft.iter().take_while(|token| !ends(token)).count();
-        // What fails here fails where the mask is needed, which is told.
-        constraint.admits(&draft[..length]).unwrap_or_default()
+        self.keeping.admits(draft, self.answer.thinks(), vocabulary)
     }
 
-    /// Computes what may come next, and what behind each token of a draft of which all are admitted. While the
-    /// model thinks anything but an end may come; where it stops to do so is not known beforehand, so that the
-    /// draft's masks are computed when they are needed.
+    /// Tokens that have to come next, most likely.
+    pub fn forced(&self) -> Vec<Token> {
+        self.keeping.forced(self.answer.thinks())
+    }
+
+    /// Of the draft that was looked at the first `accepted` tokens were right, and what is behind `looked_at` of them
+    /// nobody knows.
+    pub fn learn(&mut self, draft: usize, looked_at: usize, accepted: usize) {
+        if self.is_forced {
+            self.forced_pays.learn(looked_at as u32, accepted as u32);
+        } else {
+            self.pays.learn(looked_at as u32, accepted as u32);
+            self.drafted += draft as u32;
+            self.accepted += accepted as u32;
+        }
+    }
+
+    /// Computes what may come next, and what behind each token of a draft of which all are admitted.
     pub fn compute_masks(&mut self, draft: &[Token], vocabulary: &Vocabulary) -> Result<(), Fault> {
-        self.masks.clear();
-        let thinks = self.answer.thinks();
-        let begins = self.generated() == 0;
-        let Some(constraint) = &mut self.constraint else { return Ok(()) };
-        if thinks {
-            let ends = |token| vocabulary.has(token, attribute::END_OF_GENERATION);
-            self.masks.push_back(Mask::with(vocabulary.len(), |token| !ends(token)));
-            return Ok(());
-        }
-        let mut mask = constraint.mask()?;
-        if let (true, Some(token)) = (begins, self.request.thinks()) {
-            mask.admit(token);
-        }
-        self.masks.push_back(mask);
-        for &token in draft {
-            constraint.consume(token)?;
-            self.masks.push_back(constraint.mask()?);
-        }
-        constraint.rollback(draft.len())
+        let opens = self.request.thinks().filter(|_| self.generated() == 0);
+        self.keeping.compute(draft, self.answer.thinks(), opens, vocabulary)
     }
 
     /// Computes what may come next, unless that is known.
     pub fn compute_mask(&mut self, vocabulary: &Vocabulary) -> Result<(), Fault> {
-        if self.masks.is_empty() { self.compute_masks(&[], vocabulary) } else { Ok(()) }
+        if self.keeping.is_computed() { Ok(()) } else { self.compute_masks(&[], vocabulary) }
     }
 
     /// How the next token is picked from its row of logits.
@@ -270,7 +264,7 @@ impl Generation {
             row,
             sampling: self.request.sampling(),
             occurrences: &self.occurrences,
-            mask: self.masks.front(),
+            mask: self.keeping.mask(),
             uniform: rng::uniform(self.request.seed(), self.tokens.len() as u64),
             logprobs: self.request.logprobs(),
         }
@@ -309,26 +303,21 @@ impl Generation {
         if penalise(self.request.sampling()) {
             self.occurrences.add(token);
         }
-        if vocabulary.has(token, attribute::END_OF_GENERATION) && !self.request.ignore_eos() {
-            return Some(Ok(self.flush(Finish::Stop, events)));
+        if vocabulary.has(token, attribute::END_OF_GENERATION) {
+            if !self.request.ignore_eos() {
+                return Some(Ok(self.flush(Finish::Stop, events)));
+            }
+            // The answer goes on, and no grammar does.
+            self.keeping.release();
         }
-        self.masks.pop_front();
-        let thought = self.answer.thinks();
+        self.keeping.took();
         let (begin, mut told) = (self.answer.place(), Vec::new());
         self.thought += u32::from(self.answer.thinks());
-        let bytes = vocabulary.token_bytes(token);
-        if vocabulary.has(token, attribute::CONTROL) {
-            self.answer.push_control(bytes, &mut told);
-        } else {
-            self.answer.push(bytes, &mut told);
-        }
-        // What the model thinks, and the marks around it, are no part of what is kept to.
-        if !thought
-            && !self.answer.thinks()
-            && let Some(constraint) = &mut self.constraint
-            && let Err(fault) = constraint.consume(token)
-        {
+        if let Err(fault) = self.read(token, vocabulary, &mut told) {
             return Some(Err(fault));
+        }
+        if self.answer.thinks() && self.answer.incomplete().is_empty() {
+            self.keeping.thought(self.thought);
         }
         // Bytes of an incomplete character become part of one that begins where they stand.
         let end = self.answer.place().max(begin + 1);
@@ -346,6 +335,56 @@ impl Generation {
             return Some(Ok(self.flush(self.request.limit(), events)));
         }
         None
+    }
+
+    /// Reads a token, and goes on by it in what the answer keeps to. A call that begins as its grammar does not
+    /// admit is none: it is text, marks and all.
+    fn read(&mut self, token: Token, vocabulary: &Vocabulary, told: &mut Vec<Told>) -> Result<(), Fault> {
+        let thought = self.answer.thinks();
+        let before = self.keeping.awaits_calls().then(|| self.answer.clone());
+        self.push(token, vocabulary, told);
+        let call = self.answer.calling();
+        let Some(before) = before else {
+            // What the model thinks, and the marks around it, are no part of what is kept to.
+            let counts = !thought && !self.answer.thinks();
+            return if counts { self.keeping.follow(token, call.as_ref()) } else { Ok(()) };
+        };
+        if let Some(call) = call.filter(|it| before.calling().as_ref() != Some(it))
+            && !self.begun(&call, vocabulary).is_some_and(|begun| self.keeping.begin(&call, &begun))
+        {
+            told.clear();
+            self.answer = before;
+            self.answer.deny(told);
+            self.push(token, vocabulary, told);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, token: Token, vocabulary: &Vocabulary, told: &mut Vec<Told>) {
+        let bytes = vocabulary.token_bytes(token);
+        if vocabulary.has(token, attribute::CONTROL) {
+            self.answer.push_control(bytes, told);
+        } else {
+            self.answer.push(bytes, told);
+        }
+    }
+
+    /// The bytes of a call's input so far, half a character at their end included. `None`: there are control tokens
+    /// among them.
+    fn begun(&self, call: &Calling, vocabulary: &Vocabulary) -> Option<Vec<u8>> {
+        let count = (self.answer.place() - call.begin) as usize + self.answer.incomplete().len();
+        let mut begin = self.tokens.len();
+        let mut found = 0;
+        while found < count {
+            begin -= 1;
+            let token = *self.tokens.get(begin).filter(|_| begin >= self.request.prompt().len())?;
+            if vocabulary.has(token, attribute::CONTROL) {
+                return None;
+            }
+            found += vocabulary.token_bytes(token).len();
+        }
+        let bytes = self.tokens[begin..].iter().flat_map(|&it| vocabulary.token_bytes(it));
+        Some(bytes.skip(found - count).copied().collect())
     }
 
     /// Tokens of the answer so far, those of before a preemption included.

@@ -5,5 +5,6 @@
 pub mod admission;
 pub mod batch;
 pub mod generation;
+pub mod keeping;
 pub mod pace;
 pub mod preempt;

@@ -25,19 +25,20 @@ const WORTH_A_CREW: usize = 3;
 type Ended = (SequenceId, Result<Finish, Fault>);
 
 impl<E: StepEngine> Session<E> {
-    /// What the drafter proposes for those that decode, by sequence: the token that is due, and after it
-    /// the proposed ones. Nothing while prompts are read: these need the time more.
+    /// What is proposed for those that decode, by sequence: the token that is due, and after it the proposed ones.
+    /// That is what has to come, where an answer keeps to something, or what the drafter gives. Nothing while
+    /// prompts are read: these need the time more.
     pub(super) fn drafts(&mut self, shares: &[Share], pads: u32) -> BTreeMap<SequenceId, Vec<Token>> {
-        let reads_prompts = self.reads_prompts();
-        let (Some(drafter), false) = (&mut self.drafter, reads_prompts) else {
+        if self.reads_prompts() {
             return BTreeMap::new();
-        };
+        }
         let limits = self.sequences.limits();
         let decodes = shares.len() as u32;
         let cost = self.pace.marginal_cost(decodes);
         let most = MOST_DRAFTED.min(limits.max_rollback);
         let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens - pads).saturating_sub(decodes))
             .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
+        let mut drafts = BTreeMap::new();
         let mut asked = Vec::new();
         let mut wants = Vec::new();
         for (&sequence, it) in &mut self.running {
@@ -46,27 +47,39 @@ impl<E: StepEngine> Session<E> {
                 .min(limits.context_length.saturating_sub(it.length()))
                 .min(u32::try_from(room).unwrap_or(u32::MAX));
             it.pays.step();
+            it.forced_pays.step();
+            it.is_forced = false;
+            if !shares.iter().any(|share| share.sequence == sequence) {
+                continue;
+            }
+            let worth = it.forced_pays.tokens(cost, most);
+            if it.is_constrained() && worth > 0 {
+                let mut forced = it.forced();
+                forced.truncate(worth as usize);
+                if let (false, Some(&due)) = (forced.is_empty(), it.tokens().last()) {
+                    room -= forced.len() as u64;
+                    it.is_forced = true;
+                    forced.insert(0, due);
+                    drafts.insert(sequence, forced);
+                    continue;
+                }
+            }
             let most = it.pays.tokens(cost, most);
-            if most > 0 && shares.iter().any(|share| share.sequence == sequence) {
+            if self.drafter.is_some() && most > 0 {
                 room -= u64::from(most);
                 asked.push(sequence);
                 wants.push(Want { id: it.id, tokens: it.tokens(), most, draft: Vec::new() });
             }
         }
-        if wants.is_empty() {
-            return BTreeMap::new();
+        if let (Some(drafter), false) = (&mut self.drafter, wants.is_empty()) {
+            drafter.draft_all(&mut wants);
         }
-        drafter.draft_all(&mut wants);
         let known = |token: &Token| usize::try_from(*token).is_ok_and(|it| it < self.vocabulary.len());
-        let mut drafts: BTreeMap<SequenceId, Vec<Token>> = asked
-            .into_iter()
-            .zip(wants)
-            .filter_map(|(sequence, want)| {
-                let due = *want.tokens.last()?;
-                let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
-                Some((sequence, std::iter::once(due).chain(draft).collect()))
-            })
-            .collect();
+        drafts.extend(asked.into_iter().zip(wants).filter_map(|(sequence, want)| {
+            let due = *want.tokens.last()?;
+            let draft = want.draft.into_iter().take(want.most as usize).take_while(known);
+            Some((sequence, std::iter::once(due).chain(draft).collect::<Vec<_>>()))
+        }));
         drafts.retain(|sequence, tokens| {
             if let Some(generation) = self.running.get_mut(sequence) {
                 tokens.truncate(1 + generation.admits(&tokens[1..], &self.vocabulary));
@@ -195,11 +208,11 @@ impl<E: StepEngine> Session<E> {
             }
             generation.held -= (draft.len() - accepted) as u32;
             if !draft.is_empty() {
-                generation.pays.learn(looked_at as u32, accepted as u32);
-                generation.drafted += draft.len() as u32;
-                generation.accepted += accepted as u32;
-                self.drafted += draft.len() as u64;
-                self.accepted += accepted as u64;
+                generation.learn(draft.len(), looked_at, accepted);
+                if !generation.is_forced {
+                    self.drafted += draft.len() as u64;
+                    self.accepted += accepted as u64;
+                }
             }
         }
         drop(all);

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{control::ControlTokens, detok::Utf8Decoder, stop::StopStrings};
 use crate::{
-    chat::parse::{Found, Parsed, Parser, Watch, weight},
+    chat::parse::{Calling, Found, Parsed, Parser, Watch, weight},
     event::Part,
 };
 
@@ -96,6 +96,25 @@ impl AnswerText {
     /// Is what comes next thought?
     pub fn thinks(&self) -> bool {
         self.parser.as_ref().is_some_and(Parser::thinks)
+    }
+
+    /// The call under way.
+    pub fn calling(&self) -> Option<Calling> {
+        self.parser.as_ref().and_then(Parser::calling)
+    }
+
+    /// Bytes of the character that is not complete yet.
+    pub fn incomplete(&self) -> &[u8] {
+        self.decoder.incomplete()
+    }
+
+    /// What may become a mark is none.
+    pub fn deny(&mut self, told: &mut Vec<Told>) {
+        if let Some(parser) = &mut self.parser {
+            let mut parsed = Vec::new();
+            parser.deny(&mut parsed);
+            self.parsed(parsed, told);
+        }
     }
 
     /// Does it consist of more than text?

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use llm_node_core::{
     chat::{
         conversation::{Choice, Conversation, Format, Json, Tool, ToolInput},
-        parse::{Found, Known, Parser, Watch},
+        parse::{Calling, Found, Known, Parser, Watch},
         syntax::{Body, Family, Hole, InputSyntax, Literal, Object, Shape, Tags, ToolSyntax},
     },
-    constrain::Wanted,
-    engine::attribute,
+    constrain::{Constraint, Prototype, Wanted},
+    engine::{Token, attribute},
     error::ErrorCode,
+    text::answer::{AnswerText, Told},
 };
 use serde_json::{Value, json};
 
-use crate::support::{END, VOCABULARY, compile, walk_tokens};
+use crate::support::{END, VOCABULARY, compile, draw, schema_of, walk_tokens};
 
 fn literal(text: &str) -> Literal {
     Literal::new(text, VOCABULARY.control_tokens())
@@ -97,15 +98,18 @@ fn tools() -> Vec<Tool> {
     ]
 }
 
-/// The calls that an answer holds, and whatever else is in it.
-fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) {
-    let watch = Watch {
+fn watch(syntax: &ToolSyntax) -> Watch {
+    Watch {
         tools: Some(Arc::new(syntax.clone())),
         known: tools().iter().map(Known::of).collect(),
         parallel: true,
         ..Watch::default()
-    };
-    let mut parser = Parser::new(Arc::new(watch));
+    }
+}
+
+/// The calls that an answer holds, and whatever else is in it.
+fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) {
+    let mut parser = Parser::new(Arc::new(watch(syntax)));
     let (mut found, mut bytes) = (Vec::new(), Vec::new());
     for &token in tokens {
         let name = VOCABULARY.token_bytes(token);
@@ -166,9 +170,7 @@ fn forced_calls_are_read_back() {
                 assert!(!named || calls.len() == 1);
                 for (tool, input) in calls {
                     assert!(only.is_none_or(|it| it == tool), "{name}: {tool}");
-                    let tool = tools().into_iter().find(|it| it.name == tool).unwrap();
-                    let ToolInput::Object(schema) = tool.input else { unreachable!() };
-                    let schema: Value = serde_json::from_str(schema.as_str()).unwrap();
+                    let schema = schema_of(&tools(), &tool);
                     let input: Value =
                         serde_json::from_str(&input).unwrap_or_else(|it| panic!("{name}: {it}: {input}"));
                     let valid = jsonschema::is_valid(&schema, &input);
@@ -188,8 +190,157 @@ fn a_format_beside_tools_leaves_the_choice() {
     let mask = mask.mask().unwrap();
     assert!(mask.admits(i32::from(b'{')) && mask.admits(i32::from(b'<')));
     assert!(!mask.admits(i32::from(b'a')) && !mask.admits(END));
-    assert!(wanted(&syntax, Choice::Auto, Format::Text).is_anything());
+    assert!(wanted(&syntax, Choice::Auto, Format::Text).is_optional());
     assert!(wanted(&syntax, Choice::None, Format::Text).is_anything());
+    let python = ToolSyntax { body: Body::Python, ..syntax };
+    assert!(wanted(&python, Choice::Auto, Format::Text).is_anything());
+}
+
+/// An answer as the model writes it by itself, token by token.
+struct Written<'a> {
+    prototype: &'a Prototype,
+    answer: AnswerText,
+    told: Vec<Told>,
+    holds: Option<Constraint>,
+    tokens: Vec<Token>,
+}
+
+impl<'a> Written<'a> {
+    fn new(prototype: &'a Prototype, syntax: &ToolSyntax) -> Self {
+        let answer = AnswerText::new(&[], VOCABULARY.control_tokens(), watch(syntax), "");
+        Self { prototype, answer, told: Vec::new(), holds: None, tokens: Vec::new() }
+    }
+
+    fn push(&mut self, token: Token) {
+        let bytes = VOCABULARY.token_bytes(token);
+        let before = self.answer.calling();
+        if VOCABULARY.has(token, attribute::CONTROL) {
+            self.answer.push_control(bytes, &mut self.told);
+        } else {
+            self.answer.push(bytes, &mut self.told);
+        }
+        self.tokens.push(token);
+        let call = self.answer.calling();
+        if let Some(constraint) = &mut self.holds {
+            constraint.consume(token).unwrap();
+        } else if let (None, Some(call)) = (before, call) {
+            let begun = (self.answer.place() - call.begin) as usize;
+            self.holds =
+                Some(self.prototype.within(&call, &bytes[bytes.len() - begun..]).expect("it may begin so"));
+        }
+        self.holds = self.holds.take().filter(|_| call.is_some());
+    }
+}
+
+/// What a model writes as it was taught is admitted, and whatever is admitted is a call.
+#[test]
+fn calls_that_begin_by_themselves_go_on_as_they_must() {
+    for (name, syntax) in syntaxes() {
+        let forced = compile(wanted(&syntax, Choice::Required, Format::Text)).unwrap();
+        let prototype = compile(wanted(&syntax, Choice::Auto, Format::Text)).unwrap();
+        assert!(prototype.is_of_calls());
+        let (mut ended, mut begun) = (0, 0);
+        for seed in 0..20 {
+            let Some(tokens) = walk_tokens(&forced.constraint(), seed) else { continue };
+            let mut written = Written::new(&prototype, &syntax);
+            // Somewhere in the call the model takes another way.
+            let turn = tokens.len() * (seed as usize % 4) / 3;
+            for (at, token) in "so:\n".bytes().map(Token::from).chain(tokens).enumerate() {
+                if let Some(constraint) = &mut written.holds {
+                    assert!(constraint.mask().unwrap().admits(token), "{name}: {:?}", written.told);
+                    begun += 1;
+                    if at > turn {
+                        break;
+                    }
+                }
+                written.push(token);
+            }
+            for position in 0..400 {
+                let Some(constraint) = &mut written.holds else { break };
+                let token = draw(&constraint.mask().unwrap(), seed, position);
+                if token == END {
+                    break;
+                }
+                written.push(token);
+            }
+            if written.holds.as_mut().is_some_and(|it| !it.is_accepting().unwrap()) {
+                continue;
+            }
+            ended += 1;
+            let (calls, text) = read(&syntax, &written.tokens);
+            assert_eq!(text.trim(), "so:", "{name}");
+            for (tool, input) in calls {
+                let input: Value =
+                    serde_json::from_str(&input).unwrap_or_else(|it| panic!("{name}: {it}: {input}"));
+                let valid = jsonschema::is_valid(&schema_of(&tools(), &tool), &input);
+                assert!(input.is_object() && (valid || name == "tagged"), "{name}: {input}");
+            }
+        }
+        assert!(ended > 8 && begun > 20, "{name}: {ended} {begun}");
+    }
+}
+
+/// The white space that a model chooses, and a call without its marks.
+#[test]
+fn calls_that_are_written_otherwise_are_held_to_their_input() {
+    let (_, mut syntax) = syntaxes().swap_remove(0);
+    syntax.bare = true;
+    let prototype = compile(wanted(&syntax, Choice::Auto, Format::Text)).unwrap();
+    let light = r#"{"name":"set-light","arguments":"#;
+    for (begin, end, goes_on) in [
+        (format!("<tool_call>{light}"), "{\"on\":true}}\n</tool_call>", false),
+        (format!("<tool_call>\n {light}"), " {\"on\": true}}\n</tool_call>", false),
+        (light.to_owned(), "{\"on\":true}}", false),
+        (format!("```json\n{light}"), "\n{\"on\":true}}", false),
+        (light.to_owned(), "{\"on\":tr", true),
+    ] {
+        let mut written = Written::new(&prototype, &syntax);
+        for byte in begin.bytes() {
+            written.push(Token::from(byte));
+        }
+        assert!(written.holds.is_some(), "{begin}");
+        for byte in end.bytes() {
+            let mask = written.holds.as_mut().expect(end).mask().unwrap();
+            assert!(mask.admits(Token::from(byte)), "{begin}{end}");
+            assert!(
+                !mask.admits(Token::from(b'x')) || written.tokens.ends_with(&[Token::from(b'}')]),
+                "{begin}{end}"
+            );
+            written.push(Token::from(byte));
+        }
+        assert_eq!(written.holds.is_some(), goes_on, "{begin}{end}");
+    }
+}
+
+/// An object that its schema does not admit as it begins.
+#[test]
+fn a_call_may_not_begin_as_it_cannot_go_on() {
+    let (_, syntax) = syntaxes().swap_remove(0);
+    let prototype = compile(wanted(&syntax, Choice::Auto, Format::Text)).unwrap();
+    let call = Calling { tool: 0, marked: true, begin: 0 };
+    assert!(prototype.within(&call, b" {\"ci").is_some());
+    assert!(prototype.within(&call, b"{}").is_none() && prototype.within(&call, b"7").is_none());
+    let light = Calling { tool: 1, ..call };
+    assert!(prototype.within(&light, b"{\"ci").is_none() && prototype.within(&light, b"{\"on\":t").is_some());
+}
+
+/// What cannot be compiled of a tool that nobody was promised anything of.
+#[test]
+fn one_odd_tool_costs_the_others_nothing() {
+    let (_, syntax) = syntaxes().swap_remove(0);
+    let huge = format!("{{\"title\": \"{}\"}}", "a".repeat(300 << 10));
+    let mut conversation = Conversation { tools: tools(), ..Conversation::default() };
+    let input = ToolInput::Object(Json::new(huge).unwrap());
+    conversation.tools.push(Tool { name: "huge".into(), description: None, input, strict: false });
+    let of = |it: &Conversation| compile(Wanted::of(Format::Text, it, &Arc::new(syntax.clone())));
+    let relaxed = of(&conversation).unwrap().relaxed().to_vec();
+    assert!(relaxed.contains(&"tools.huge#".to_owned()), "{relaxed:?}");
+    conversation.tools[0].strict = true;
+    let prototype = of(&conversation).unwrap();
+    let call = Calling { tool: 0, marked: true, begin: 0 };
+    assert!(prototype.within(&call, b"{\"x").is_none());
+    conversation.tools[2].strict = true;
+    assert_eq!(of(&conversation).unwrap_err().code, ErrorCode::InvalidRequest);
 }
 
 #[test]

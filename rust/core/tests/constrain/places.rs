@@ -118,7 +118,7 @@ fn annotations_and_what_nobody_knows_say_nothing() {
         "title": "A", "description": "b", "default": 1, "examples": [1], "deprecated": true, "x-order": 1,
         "x-guidance": { "lenient": true, "whitespace_pattern": "(" },
         "type": "integer", "format": "int32", "uniqueItems": false, "nullable": true,
-        "then": false, "minContains": 3, "not": false,
+        "then": false, "minContains": 3, "not": false, "items": null, "enum": null, "required": null,
     });
     let prototype = compile(schema(&it, true)).unwrap();
     assert!(prototype.relaxed().is_empty());

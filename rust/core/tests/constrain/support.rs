@@ -3,11 +3,11 @@
 use std::sync::{Arc, LazyLock};
 
 use llm_node_core::{
-    chat::conversation::{Format, Json},
+    chat::conversation::{Format, Json, Tool, ToolInput},
     constrain::{Constraint, Prototype, Tables, Wanted},
     engine::{Token, Vocabulary, attribute},
     error::Fault,
-    sample::rng,
+    sample::{Mask, rng},
 };
 use serde_json::Value;
 
@@ -81,8 +81,7 @@ pub(crate) fn accepts(constraint: &Constraint, text: &str) -> bool {
     constraint.is_accepting().unwrap()
 }
 
-/// A random answer, or nothing where it did not end. Each token is one of those that the mask admits, and
-/// the longer the answer is, the sooner it is one that ends something.
+/// A random answer, or nothing where it did not end.
 pub(crate) fn walk(constraint: &Constraint, seed: u64) -> Option<String> {
     let bytes = walk_tokens(constraint, seed)?.into_iter().flat_map(|it| VOCABULARY.token_bytes(it)).copied();
     Some(String::from_utf8(bytes.collect()).expect("an answer is text"))
@@ -93,20 +92,7 @@ pub(crate) fn walk_tokens(constraint: &Constraint, seed: u64) -> Option<Vec<Toke
     let mut constraint = constraint.clone();
     let mut tokens = Vec::new();
     for position in 0..600 {
-        let mask = constraint.mask().unwrap();
-        let admitted: Vec<Token> = (0..VOCABULARY.len() as Token).filter(|&it| mask.admits(it)).collect();
-        assert_eq!(admitted.len(), mask.count() as usize);
-        assert!(!admitted.is_empty());
-        let ends = |it: &&Token| {
-            **it == END
-                || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n")
-        };
-        let end = admitted.iter().filter(ends).max();
-        let draw = rng::uniform(seed, 2 * position);
-        let token = match end {
-            Some(&end) if draw < 0.1 + position as f32 / 100.0 => end,
-            _ => admitted[(rng::uniform(seed, 2 * position + 1) * admitted.len() as f32) as usize],
-        };
+        let token = draw(&constraint.mask().unwrap(), seed, position);
         if token == END {
             return Some(tokens);
         }
@@ -114,4 +100,27 @@ pub(crate) fn walk_tokens(constraint: &Constraint, seed: u64) -> Option<Vec<Toke
         tokens.push(token);
     }
     None
+}
+
+/// One of the tokens that are admitted; the longer the answer is, the sooner one that ends something.
+pub(crate) fn draw(mask: &Mask, seed: u64, position: u64) -> Token {
+    let admitted: Vec<Token> = (0..VOCABULARY.len() as Token).filter(|&it| mask.admits(it)).collect();
+    assert_eq!(admitted.len(), mask.count() as usize);
+    assert!(!admitted.is_empty());
+    let ends = |it: &&Token| {
+        **it == END
+            || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n")
+    };
+    let draw = rng::uniform(seed, 2 * position);
+    match admitted.iter().filter(ends).max() {
+        Some(&end) if draw < 0.1 + position as f32 / 100.0 => end,
+        _ => admitted[(rng::uniform(seed, 2 * position + 1) * admitted.len() as f32) as usize],
+    }
+}
+
+/// The schema of a tool's input.
+pub(crate) fn schema_of(tools: &[Tool], name: &str) -> Value {
+    let tool = tools.iter().find(|it| it.name == name).expect("it was offered");
+    let ToolInput::Object(schema) = &tool.input else { panic!("{name} takes text") };
+    serde_json::from_str(schema.as_str()).unwrap()
 }

@@ -65,7 +65,7 @@ fn ranges_are_checked_and_named_in_public_words() {
         ("repeat_penalty", |it| it.sampling.repeat_penalty = 0.0),
         ("frequency_penalty", |it| it.sampling.frequency_penalty = f32::INFINITY),
         ("presence_penalty", |it| it.sampling.presence_penalty = f32::NAN),
-        ("logit_bias", |it| it.sampling.bias = vec![(263, 1.0)]),
+        ("logit_bias", |it| it.sampling.bias = vec![(265, 1.0)]),
         ("logit_bias", |it| it.sampling.bias = vec![(-1, 1.0)]),
         ("logit_bias", |it| it.sampling.bias = vec![(1, f32::INFINITY)]),
         ("stop", |it| it.stop = vec![String::new()]),
@@ -75,7 +75,7 @@ fn ranges_are_checked_and_named_in_public_words() {
         ("ignore_eos", |it| (it.ignore_eos, it.format) = (true, Format::Object)),
         ("prompt", |it| it.prompt = Prompt::Text(String::new())),
         ("prompt", |it| it.prompt = Prompt::Tokens(Vec::new())),
-        ("prompt", |it| it.prompt = Prompt::Tokens(vec![0, 263])),
+        ("prompt", |it| it.prompt = Prompt::Tokens(vec![0, 265])),
         ("prompt", |it| it.prompt = Prompt::Tokens(vec![-1])),
     ];
     for (name, change) in changes {

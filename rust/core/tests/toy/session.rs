@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,21 +13,27 @@ use std::{
 
 use crate::toy_engine::{BOS, Costs, EOS, POISON, Stages, ToyEngine, ToyTokenizer, limits, simulated};
 use llm_node_core::{
-    chat::conversation::{Format, Json},
-    constrain::{Prototype, Tables},
+    chat::{
+        conversation::{Conversation, Format, Json, Message, Part, Tool, ToolInput},
+        model::{ModelChat, SyntaxChoice},
+    },
+    constrain::{Prototype, Tables, Wanted},
     engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
-    event::{Event, Finish, PickedToken, Usage},
+    event::{self, Event, Finish, PickedToken, Usage},
     request::{FORBIDS, Prompt, Request, Sampling, ValidRequest},
     session::{Session, SessionOptions},
     speculate::{Drafter, Lookup, Want},
+    text::template::ChatTemplate,
 };
 use llm_node_cpu::Crew;
 use proptest::prelude::*;
 
+static TABLES: LazyLock<Tables> =
+    LazyLock::new(|| Tables::new(Arc::new(ToyTokenizer::new().vocabulary().clone())).unwrap());
+
 /// Forms that answers of the toy may have to keep to.
-static FORMS: LazyLock<Vec<Prototype>> = LazyLock::new(|| {
-    let tables = Tables::new(Arc::new(ToyTokenizer::new().vocabulary().clone())).unwrap();
+static FORMS: LazyLock<Vec<Arc<Prototype>>> = LazyLock::new(|| {
     let schema = r#"{"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 6}, "numbers": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
     }, "required": ["name", "numbers"]}"#;
@@ -37,8 +43,52 @@ static FORMS: LazyLock<Vec<Prototype>> = LazyLock::new(|| {
         Format::Regex("[a-f]{3,30}(x|[0-9]{4,8})?".into()),
         Format::Lark("start: \"abc\" /[a-d]/{2,9} <|turn|> \"f\"".into()),
     ];
-    forms.iter().map(|form| tables.compile(&form.clone().into()).unwrap()).collect()
+    forms.into_iter().map(|form| Arc::new(TABLES.compile(&form.into()).unwrap())).collect()
 });
+
+/// A chat in which the toy may call something.
+static CHAT: LazyLock<ModelChat> = LazyLock::new(|| {
+    let template = "{% for tool in tools or [] %}{{ tool.function.name }},{% endfor %}\
+        {% for m in messages %}<|turn|>{{ m.content }}{% for c in m.tool_calls or [] %}\
+        <|call|>{{ c.function.name }}<|args|>{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}";
+    let tokenizer = ToyTokenizer::new();
+    let vocabulary = tokenizer.vocabulary();
+    let chat =
+        ModelChat::of(ChatTemplate::compile(template, vocabulary).unwrap(), vocabulary, &SyntaxChoice::Found);
+    assert!(chat.has_tools(), "{chat}");
+    chat
+});
+
+/// What it may call, by name.
+const TOOLS: [(&str, &str); 3] = [
+    (
+        "a",
+        r#"{"properties": {"n": {"type": "integer", "minimum": 10, "maximum": 99}}, "required": ["n"], "additionalProperties": false}"#,
+    ),
+    ("b", r#"{"properties": {"s": {"type": "string", "maxLength": 4}}, "additionalProperties": false}"#),
+    (
+        "c",
+        r#"{"properties": {"e": {"enum": ["abc", "abd", null]}}, "required": ["e"], "additionalProperties": false}"#,
+    ),
+];
+
+/// Calls of these, wherever the model makes them.
+static CALLS: LazyLock<Arc<Prototype>> = LazyLock::new(|| {
+    let wanted = Wanted::of(Format::Text, &talk(""), CHAT.calls().unwrap());
+    assert!(wanted.is_of_calls());
+    Arc::new(TABLES.compile(&wanted).unwrap())
+});
+
+fn talk(text: &str) -> Conversation {
+    let tools = TOOLS.map(|(name, schema)| Tool {
+        name: name.into(),
+        description: None,
+        input: ToolInput::Object(Json::new(schema).unwrap()),
+        strict: true,
+    });
+    let messages = vec![Message::User { parts: vec![Part::Text(text.into())] }];
+    Conversation { messages, tools: tools.into(), ..Conversation::default() }
+}
 
 fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
     Request {
@@ -54,7 +104,7 @@ fn request(prompt: Vec<Token>, max_tokens: u32) -> Request {
 }
 
 fn valid(request: Request, limits: &Limits) -> ValidRequest {
-    ValidRequest::new(request, &ToyTokenizer::new(), None, limits, 42, 0).unwrap()
+    ValidRequest::new(request, &ToyTokenizer::new(), Some(&CHAT), limits, 42, 0).unwrap()
 }
 
 fn hosting(engine: ToyEngine, options: SessionOptions) -> Session<ToyEngine> {
@@ -70,6 +120,8 @@ fn session(limits: Limits, options: SessionOptions) -> Session<ToyEngine> {
 struct Answer {
     started: u32,
     text: String,
+    /// Name, input, and whether that is complete.
+    calls: Vec<(String, String, bool)>,
     tokens: Vec<PickedToken>,
     ending: Option<Result<(Finish, Usage), Fault>>,
     cached: u32,
@@ -121,10 +173,15 @@ fn collect(events: &mut Vec<(u64, Event)>, answers: &mut BTreeMap<u64, Answer>) 
             Event::Piece(piece) => {
                 assert_eq!(answer.started, 1);
                 assert!(!piece.text.is_empty() || piece.tokens.iter().all(|it| it.logprobs.is_some()));
-                answer.text.push_str(&piece.text);
+                match piece.part {
+                    event::Part::Text => answer.text.push_str(&piece.text),
+                    event::Part::Input => answer.calls.last_mut().unwrap().1.push_str(&piece.text),
+                    event::Part::Reasoning => panic!("{piece:?}"),
+                }
                 answer.tokens.extend(piece.tokens);
             }
-            Event::CallBegan { .. } | Event::CallEnded => panic!("{event:?}"),
+            Event::CallBegan { name, .. } => answer.calls.push((name, String::new(), false)),
+            Event::CallEnded => answer.calls.last_mut().unwrap().2 = true,
             Event::Finished { reason, usage, .. } => {
                 answer.cached = usage.cached_tokens;
                 answer.guessed = (usage.drafted_tokens, usage.accepted_tokens);
@@ -157,9 +214,32 @@ fn run(session: &mut Session<ToyEngine>, requests: Vec<ValidRequest>) -> BTreeMa
 }
 
 fn alone(request: &ValidRequest) -> Answer {
+    recorded(request).0
+}
+
+/// The same, and prompt and answer as tokens. The last of these may be missing.
+fn recorded(request: &ValidRequest) -> (Answer, Vec<Token>) {
     let limits = Limits { context_length: 1000, ..limits() };
-    let mut session = session(limits, SessionOptions::default());
-    run(&mut session, vec![request.clone()]).remove(&0).unwrap()
+    let tokens = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Box::new(Recorder(Arc::clone(&tokens)));
+    let mut session = session(limits, SessionOptions::default()).with_drafter(recorder);
+    let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
+    let tokens = tokens.lock().unwrap().clone();
+    (answer, tokens)
+}
+
+/// Proposes nothing, and keeps what it was shown.
+#[derive(Debug)]
+struct Recorder(Arc<Mutex<Vec<Token>>>);
+
+impl Drafter for Recorder {
+    fn draft_all(&mut self, wants: &mut [Want<'_>]) {
+        for want in wants {
+            want.tokens.clone_into(&mut self.0.lock().unwrap());
+        }
+    }
+
+    fn forget(&mut self, _id: u64) {}
 }
 
 #[derive(Clone, Debug)]
@@ -174,9 +254,10 @@ struct Job {
 impl Job {
     fn valid(&self, limits: &Limits) -> ValidRequest {
         let request = valid(self.request.clone(), limits);
-        match self.form {
-            Some(form) => request.constrained(&FORMS[form]),
-            None => request,
+        match (self.form, &self.request.prompt) {
+            (Some(form), _) => request.constrained(Arc::clone(&FORMS[form])),
+            (None, Prompt::Chat(_)) => request.constrained(Arc::clone(&CALLS)),
+            (None, _) => request,
         }
     }
 }
@@ -210,22 +291,24 @@ fn job() -> impl Strategy<Value = Job> {
     (
         (prompt, 0u32..40, sampling(), stop),
         (
-            any::<bool>(),
+            prop_oneof![3 => any::<bool>().prop_map(Err), 1 => "[a-f]{1,20}".prop_map(Ok)],
             prop_oneof![3 => Just(None), 1 => (0u32..3).prop_map(Some)],
             prop_oneof![2 => Just(None), 1 => (0..FORMS.len()).prop_map(Some)],
         ),
         (0usize..30, prop_oneof![3 => Just(None), 1 => (0usize..40).prop_map(Some)], 0u64..4),
     )
         .prop_map(
-            |(
-                (prompt, max_tokens, sampling, stop),
-                (ignore_eos, logprobs, form),
-                (arrives, cancelled, source),
-            )| {
+            |((prompt, max_tokens, sampling, stop), (kind, logprobs, form), (arrives, cancelled, source))| {
+                let ignore_eos = kind == Err(true);
+                let form = form.filter(|_| kind.is_err());
+                let prompt = match kind {
+                    Ok(text) => Prompt::Chat(talk(&text)),
+                    Err(_) => Prompt::Tokens(prompt),
+                };
                 Job {
                     form,
                     request: Request {
-                        prompt: Prompt::Tokens(prompt),
+                        prompt,
                         max_tokens: Some(max_tokens),
                         sampling,
                         stop,
@@ -369,7 +452,7 @@ proptest! {
         limits in tight_limits(),
         ways in ways(),
     ) {
-        let plain: Vec<_> = jobs.iter().map(|it| alone(&it.valid(&limits))).collect();
+        let (plain, texts): (Vec<_>, Vec<_>) = jobs.iter().map(|it| recorded(&it.valid(&limits))).unzip();
         let options = SessionOptions {
             prefill_tokens: ways.prefill_tokens,
             keep_prefixes: ways.keep_prefixes,
@@ -392,13 +475,7 @@ proptest! {
         session = match ways.drafts {
             0 => session,
             1 => session.with_drafter(Box::new(Lookup::default())),
-            _ => {
-                let answers = jobs.iter().zip(&plain).map(|(job, answer)| {
-                    let Prompt::Tokens(prompt) = &job.request.prompt else { unreachable!() };
-                    prompt.iter().copied().chain(answer.tokens.iter().map(|it| it.id)).collect()
-                });
-                session.with_drafter(Box::new(Guesser { answers: answers.collect(), turn: 0 }))
-            }
+            _ => session.with_drafter(Box::new(Guesser { answers: texts, turn: 0 })),
         };
         let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
         let mut steps = 0;
@@ -449,7 +526,7 @@ fn answers_keep_to_their_form() {
         for seed in 0..8 {
             let mut request = request(vec![BOS, 0x61 + seed], 200);
             request.sampling = Sampling { seed: Some(seed as u64), temperature: 1.0, ..Sampling::default() };
-            let request = valid(request, &limits).constrained(prototype);
+            let request = valid(request, &limits).constrained(Arc::clone(prototype));
             let plain = alone(&request);
             let (finish, _) = plain.ending.clone().unwrap().unwrap();
             let mut constraint = prototype.constraint();
@@ -473,16 +550,45 @@ fn answers_keep_to_their_form() {
     }
 }
 
+/// Calls that begin by themselves are valid, however they are proposed; and the property above says something of
+/// them.
+#[test]
+fn calls_keep_to_their_schemas() {
+    let limits = Limits { context_length: 1000, ..limits() };
+    let (mut complete, mut drafted) = (0, 0);
+    for seed in 0..40 {
+        let mut request = request(Vec::new(), 90);
+        request.prompt = Prompt::Chat(talk("ab"));
+        request.sampling = Sampling { seed: Some(seed), temperature: 1.0, ..Sampling::default() };
+        let request = valid(request, &limits).constrained(Arc::clone(&CALLS));
+        let (plain, tokens) = recorded(&request);
+        for (name, input, ended) in &plain.calls {
+            let schema = TOOLS.iter().find(|it| it.0 == name).unwrap().1;
+            if *ended {
+                complete += 1;
+                let (schema, input) =
+                    (serde_json::from_str(schema).unwrap(), serde_json::from_str(input).unwrap());
+                assert!(jsonschema::is_valid(&schema, &input), "{name} {input}");
+            }
+        }
+        let mut session = session(limits.clone(), SessionOptions::default())
+            .with_drafter(Box::new(Guesser { answers: vec![tokens], turn: 0 }));
+        let guessed = run(&mut session, vec![request]).remove(&0).unwrap();
+        assert_eq!(guessed.content(), plain.content());
+        drafted += guessed.guessed.1;
+    }
+    assert!(complete > 8 && drafted > 100, "{complete} {drafted}");
+}
+
 /// A grammar that takes too much at one place ends its request, and no other.
 #[test]
 fn a_grammar_that_takes_too_much_costs_its_request_alone() {
-    let tables = Tables::new(Arc::new(ToyTokenizer::new().vocabulary().clone())).unwrap();
     let form = Format::Regex("a(.*a.*b.*c.*d.*e.*f.*g.*h.*){6,60}".into());
-    let Ok(prototype) = tables.compile(&form.into()) else { return };
+    let Ok(prototype) = TABLES.compile(&form.into()) else { return };
     let limits = limits();
-    let good = valid(request(vec![BOS, 0x61], 60), &limits).constrained(&FORMS[0]);
+    let good = valid(request(vec![BOS, 0x61], 60), &limits).constrained(Arc::clone(&FORMS[0]));
     let free = valid(request(vec![BOS, 0x63], 60), &limits);
-    let bad = valid(request(vec![BOS, 0x62], 240), &limits).constrained(&prototype);
+    let bad = valid(request(vec![BOS, 0x62], 240), &limits).constrained(Arc::new(prototype));
     let mut session = session(limits, SessionOptions::default());
     let answers = run(&mut session, vec![good.clone(), bad, free.clone()]);
     assert_eq!([&answers[&0], &answers[&2]], [&alone(&good), &alone(&free)]);
@@ -1128,14 +1234,14 @@ fn rows_that_are_not_numbers_cost_their_request_alone() {
 #[test]
 fn a_bias_that_forbids_everything_is_the_client_s_fault() {
     // The last four tokens of the vocabulary are never generated anyway.
-    for (n_tokens, forbids) in [(263, f32::NEG_INFINITY), (263, FORBIDS), (259, FORBIDS)] {
+    for (n_tokens, forbids) in [(265, f32::NEG_INFINITY), (265, FORBIDS), (261, FORBIDS)] {
         let mut request = request(vec![BOS, 0x61], 20);
         request.sampling.bias = (0..n_tokens).map(|it| (it, forbids)).collect();
         let fault = ValidRequest::new(request, &ToyTokenizer::new(), None, &limits(), 1, 0).unwrap_err();
         assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("logit_bias")));
     }
     let mut request = request(vec![BOS, 0x61], 3);
-    request.sampling.bias = (0..259).filter(|it| *it != 0x62).map(|it| (it, FORBIDS)).collect();
+    request.sampling.bias = (0..261).filter(|it| *it != 0x62).map(|it| (it, FORBIDS)).collect();
     assert_eq!(alone(&valid(request, &limits())).text, "bbb");
 }
 

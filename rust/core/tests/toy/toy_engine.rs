@@ -11,10 +11,13 @@ use llm_node_core::engine::{
 pub(crate) const BOS: Token = 256;
 pub(crate) const EOS: Token = 257;
 pub(crate) const TURN: Token = 258;
-/// Tokens 259 to 262 are unused, and 263 and 264 lie beyond the vocabulary.
-pub(crate) const UNUSED: Token = 259;
-pub(crate) const N_TOKENS: usize = 263;
-pub(crate) const N_VOCAB: u32 = 265;
+/// Around the name of a tool in a call.
+pub(crate) const CALL: Token = 259;
+pub(crate) const ARGUMENTS: Token = 260;
+/// Tokens 261 to 264 are unused, and 265 and 266 lie beyond the vocabulary.
+pub(crate) const UNUSED: Token = 261;
+pub(crate) const N_TOKENS: usize = 265;
+pub(crate) const N_VOCAB: u32 = 267;
 
 /// In a prompt, makes the engine return NaN at the end of it.
 pub(crate) const POISON: Token = 0xff;
@@ -168,10 +171,15 @@ fn logits(prefix: &[Token]) -> Vec<f32> {
         return vec![f32::NAN; N_VOCAB as usize];
     }
     let hash = prefix.iter().fold(1, |hash: u64, &token| mix(hash.wrapping_add(token as u64 + 1)));
+    // In a chat it likes to call something.
+    let calls = hash.is_multiple_of(5) && prefix.contains(&TURN);
+    let names = prefix.len() > 1 && prefix[prefix.len() - 2] == CALL;
     (0..u64::from(N_VOCAB))
         .map(|id| {
             let noise = (mix(hash ^ (id << 32)) >> 40) as f32 / 16_777_216.0;
             match id as Token {
+                CALL if calls => 30.0,
+                ARGUMENTS if names => 40.0,
                 // Letters are likelier than other bytes, so that stop strings do occur.
                 0x61..=0x66 => noise * 10.0,
                 EOS => noise * 8.5,
@@ -338,7 +346,9 @@ impl ToyTokenizer {
         let mut texts: Vec<(Vec<u8>, u32)> = (0..=255).map(|byte| (vec![byte], attribute::BYTE)).collect();
         texts.push((b"<s>".to_vec(), attribute::CONTROL));
         texts.push((b"</s>".to_vec(), attribute::CONTROL | attribute::END_OF_GENERATION));
-        texts.push((b"<|turn|>".to_vec(), attribute::CONTROL));
+        texts.extend(
+            ["<|turn|>", "<|call|>", "<|args|>"].map(|it| (it.as_bytes().to_vec(), attribute::CONTROL)),
+        );
         texts.resize(N_TOKENS, (b"unused".to_vec(), attribute::UNUSED));
         let mut vocabulary =
             Vocabulary { bos: Some(BOS), eos: Some(EOS), adds_bos: true, ..Vocabulary::default() };
@@ -369,7 +379,7 @@ impl Tokenizer for ToyTokenizer {
         }
         let mut rest = text.as_bytes();
         while let Some(&byte) = rest.first() {
-            let special = [BOS, EOS, TURN]
+            let special = [BOS, EOS, TURN, CALL, ARGUMENTS]
                 .into_iter()
                 .find(|&it| parse_special && rest.starts_with(self.vocabulary.token_bytes(it)));
             tokens.push(special.unwrap_or(Token::from(byte)));

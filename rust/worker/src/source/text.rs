@@ -1,7 +1,7 @@
 //! Requests for engines without a tokenizer: text in, text out, and none of what needs tokens.
 
 use llm_node_core::{
-    chat::{conversation::Format, parse::Watch},
+    chat::parse::Watch,
     error::{ErrorCode, Fault},
     event::Finish,
     request::{Prompt, Request, Sampling, Weight},
@@ -86,10 +86,7 @@ pub(crate) fn unsupported(name: &str) -> Fault {
 
 /// Formats are kept to by masks over rows of logits, which this engine does not give.
 pub(crate) fn without_format(request: &Request) -> Result<(), Fault> {
-    if !request.is_constrained() {
-        return Ok(());
-    }
-    let param = if request.format == Format::Text { "tool_choice" } else { "format" };
+    let Some(param) = request.promises() else { return Ok(()) };
     let message = "the model's engine gives text and no logits, so its answers cannot be kept to anything";
     Err(Fault::new(ErrorCode::UnsupportedFeature, message).param(param))
 }
@@ -101,7 +98,7 @@ fn without(what: &str, param: &str) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use llm_node_core::chat::conversation::Conversation;
+    use llm_node_core::chat::conversation::{Conversation, Format};
 
     use super::*;
 

@@ -24,6 +24,15 @@ pub(super) struct Head {
     pub(super) depth: usize,
     /// Does it stand in a block of code?
     pub(super) fenced: bool,
+    /// Is there a mark before it?
+    pub(super) marked: bool,
+}
+
+impl Head {
+    /// One behind a mark.
+    fn marked(length: usize, tool: usize, input: Input, depth: usize) -> Self {
+        Self { length, tool, input, depth, fenced: false, marked: true }
+    }
 }
 
 /// What all calls of a message begin with.
@@ -103,7 +112,7 @@ fn bare(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
     if !is_list(tools) {
         cursor.at -= 1;
     }
-    body(watch, tools, cursor).map(|head| Head { fenced, ..head })
+    body(watch, tools, cursor).map(|head| Head { fenced, marked: false, ..head })
 }
 
 /// Does another call of a section begin here?
@@ -115,17 +124,16 @@ pub(super) fn next_head(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_
 fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head> {
     let tool = |name: &str| watch.known.iter().position(|it| it.name == name).ok_or(Stop::Other);
     match &tools.body {
-        Body::Object(syntax) => object(syntax, tool, cursor),
+        Body::Object(syntax) => {
+            let head = object(syntax, tool, cursor)?;
+            // It was written before anything could hold it to the tool's schema.
+            let is_loose = matches!(head.input, Input::Given(_)) && watch.known[head.tool].strict;
+            if is_loose { Err(Stop::Other) } else { Ok(head) }
+        }
         Body::Python => {
             let name = cursor.until(&[b"("])?;
             cursor.core(b"(")?;
-            Ok(Head {
-                length: cursor.at,
-                tool: tool(&name)?,
-                input: Input::Keywords(0),
-                depth: 0,
-                fenced: false,
-            })
+            Ok(Head::marked(cursor.at, tool(&name)?, Input::Keywords(0), 0))
         }
         Body::Pattern { pieces, input } => {
             let mut found = None;
@@ -142,6 +150,8 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
                 }
             }
             let input = match input {
+                // Behind a mark of its own it begins at once.
+                InputSyntax::Json if behind_mark(pieces) => Input::Json,
                 InputSyntax::Json => {
                     cursor.blank();
                     if !matches!(cursor.peek()?, b'{' | b'"') {
@@ -158,10 +168,16 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
                 }
                 InputSyntax::Nested(_) => Input::Nested,
             };
-            Ok(Head { length: cursor.at, tool: found.ok_or(Stop::Other)?, input, depth: 0, fenced: false })
+            Ok(Head::marked(cursor.at, found.ok_or(Stop::Other)?, input, 0))
         }
         Body::Harmony => Err(Stop::Other),
     }
+}
+
+/// Does a mark stand before the input?
+fn behind_mark(pieces: &[Hole]) -> bool {
+    let before = pieces.iter().rev().find(|it| !matches!(it, Hole::Input));
+    matches!(before, Some(Hole::Lit(literal)) if !literal.is_blank())
 }
 
 /// What a name or an id ends at.
@@ -204,18 +220,11 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         }
         let key = cursor.string()?;
         cursor.byte(b':')?;
+        // Behind it the input begins, whatever it is: so it is known before any of that is written.
+        let colon = cursor.at;
         cursor.blank();
         match &syntax.shape {
-            Shape::NameIsKey => {
-                cursor.peek()?;
-                return Ok(Head {
-                    length: cursor.at,
-                    tool: tool(&key)?,
-                    input: Input::Json,
-                    depth,
-                    fenced: false,
-                });
-            }
+            Shape::NameIsKey => return Ok(Head::marked(colon, tool(&key)?, Input::Json, depth)),
             Shape::Within(outer) if depth == 1 && key == *outer => {
                 cursor.byte(b'{')?;
                 depth = 2;
@@ -226,9 +235,8 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         if found.is_none() && (key == syntax.name_key || key == "name") {
             found = Some(tool(&cursor.string()?)?);
         } else if key == syntax.input_key || matches!(key.as_str(), "arguments" | "parameters") {
-            cursor.peek()?;
             if let Some(tool) = found {
-                return Ok(Head { length: cursor.at, tool, input: Input::Json, depth, fenced: false });
+                return Ok(Head::marked(colon, tool, Input::Json, depth));
             }
             given = Some(cursor.value()?);
         } else {
@@ -241,11 +249,5 @@ fn object(syntax: &Object, tool: impl Fn(&str) -> Read<usize>, mut cursor: Curso
         let inner = serde_json::from_str::<String>(&text).unwrap_or(text);
         if inner.trim_start().starts_with('{') { inner } else { "{}".to_owned() }
     });
-    Ok(Head {
-        length: cursor.at,
-        tool: found.ok_or(Stop::Other)?,
-        input: Input::Given(given),
-        depth: 0,
-        fenced: false,
-    })
+    Ok(Head::marked(cursor.at, found.ok_or(Stop::Other)?, Input::Given(given), 0))
 }

@@ -1,7 +1,7 @@
 //! Reads an answer by the marks of a syntax: text, reasoning, calls, and what stands between them.
 
 use super::{
-    Found, Parsed, Watch,
+    Calling, Found, Parsed, Watch,
     cursor::{Cursor, Stop, window},
     head::{HEAD, Head, head_at, is_list, is_section, next_head, opener},
     input::{Input, Reading, Turn},
@@ -45,6 +45,8 @@ pub(crate) struct Marks {
     depth: usize,
     /// Does that call stand in a block of code?
     fenced: bool,
+    /// The call under way; `None`: it is told already, or there is none.
+    call: Option<Calling>,
 }
 
 impl Marks {
@@ -59,6 +61,7 @@ impl Marks {
             skips: thinks,
             depth: 0,
             fenced: false,
+            call: None,
         }
     }
 
@@ -73,6 +76,25 @@ impl Marks {
 
     pub(crate) fn held(&self) -> usize {
         self.source.held.len()
+    }
+
+    pub(super) fn calling(&self, watch: &Watch) -> Option<Calling> {
+        let (call, tools) = (self.call?, watch.tools.as_ref()?);
+        let goes_on = match self.state {
+            State::Input(..) | State::Tail(Some(_)) => true,
+            State::Tail(None) => call.marked && (is_section(tools) || !tools.call.1.is_blank()),
+            State::Section => {
+                let close = tools.section.as_ref().is_some_and(|it| !it.1.is_blank());
+                call.marked && (is_list(tools) || close)
+            }
+            State::Free | State::Reasoning | State::Done => false,
+        };
+        goes_on.then_some(call)
+    }
+
+    pub(super) fn deny(&mut self, out: &mut Vec<Parsed>) {
+        self.source.tell_text(self.source.held.len(), out);
+        (self.state, self.line, self.fresh) = (State::Free, false, false);
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8], watch: &Watch, out: &mut Vec<Parsed>) {
@@ -204,6 +226,7 @@ impl Marks {
             None => false,
             Some((_, Ok(head))) => {
                 self.source.skip(keep);
+                self.call = None;
                 self.begin(head, watch, out);
                 true
             }
@@ -218,6 +241,11 @@ impl Marks {
 
     fn begin(&mut self, head: Head, watch: &Watch, out: &mut Vec<Parsed>) {
         self.source.tell(head.length, Found::CallBegan(watch.known[head.tool].name.clone()), out);
+        if self.call.is_none() && !matches!(head.input, Input::Given(_)) {
+            let usual = watch.tools.as_ref().is_some_and(|it| it.body.depth() == head.depth);
+            self.call =
+                Some(Calling { tool: head.tool, marked: head.marked && usual, begin: self.source.base() });
+        }
         self.state = State::Input(head.tool, head.input);
         (self.depth, self.fenced) = (head.depth, head.fenced);
     }

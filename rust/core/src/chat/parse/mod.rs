@@ -47,6 +47,8 @@ pub struct Known {
     pub name: String,
     /// Is its input plain text?
     pub text: bool,
+    /// Must its input be valid by its schema in every case?
+    pub strict: bool,
     /// Arguments that its schema says are text.
     texts: HashSet<String>,
 }
@@ -58,7 +60,7 @@ impl Known {
             ToolInput::Text(_) => (true, HashSet::from(["input".to_owned()])),
             ToolInput::Object(schema) => (false, texts_of(schema.as_str())),
         };
-        Self { name: tool.name.clone(), text, texts }
+        Self { name: tool.name.clone(), text, strict: tool.strict, texts }
     }
 }
 
@@ -101,6 +103,17 @@ pub struct Parsed {
     pub begin: u64,
     /// The byte behind the last one.
     pub end: u64,
+}
+
+/// A call under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calling {
+    /// The tool, by its number among those that are known.
+    pub tool: usize,
+    /// Does it have the marks and the shape that its syntax asks for?
+    pub marked: bool,
+    /// The byte of the answer with which its input begins. In a section that of the first call.
+    pub begin: u64,
 }
 
 /// What a control token of that name counts among the bytes of an answer.
@@ -175,6 +188,22 @@ impl Parser {
         match &self.kind {
             Kind::Marks(marks) => marks.state == State::Reasoning,
             Kind::Harmony(harmony) => harmony.thinks(),
+        }
+    }
+
+    /// The call under way, up to the end of what the syntax has behind it. `None` as well where nothing can be said of
+    /// how it has to go on.
+    pub fn calling(&self) -> Option<Calling> {
+        match &self.kind {
+            Kind::Marks(marks) => marks.calling(&self.watch),
+            Kind::Harmony(_) => None,
+        }
+    }
+
+    /// What waits, since it may become a mark, is none.
+    pub fn deny(&mut self, out: &mut Vec<Parsed>) {
+        if let Kind::Marks(marks) = &mut self.kind {
+            marks.deny(out);
         }
     }
 

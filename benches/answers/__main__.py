@@ -1,0 +1,49 @@
+"""Asks a real model on a node that it starts, and tells what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benches import ROOT, machine
+from benches.answers import __doc__ as usage
+from benches.answers.parts import PARTS, Asker
+from benches.models import Model
+from benches.servers import Setup, start_node
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.answers", description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="a GGUF file whose chat template has tools")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; all of them")
+    parser.add_argument(
+        "--sampling", type=json.loads, default={"temperature": 0, "seed": 1}, help="fields of each request (greedy)"
+    )
+    parser.add_argument("--threads", type=int, default=machine.CPUS)
+    parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    setup = Setup(Model(options.model.stem, options.model, 0, 0, 0), options.threads, 16, 2048)
+    missed: list[str] = []
+    node = start_node(setup, options.engines_dir)
+    try:
+        for name in options.parts.split(","):
+            print(f"{name}: {PARTS[name].__doc__ or ''}".rstrip(": "), flush=True)
+            result = PARTS[name](Asker(node, options.sampling))
+            missed += [f"{result.title}: {bar}" for bar in result.missed]
+    finally:
+        node.stop()
+    for bar in missed:
+        print(f"missed: {bar}")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""The parts: what is asked of a model, and what its answers are held to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from benches import ROOT
+from benches.servers import Server
+from benches.stats import median
+
+TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text())
+SCHEMAS = json.loads((ROOT / "rust/core/tests/constrain/schemas.json").read_text())
+MOST_TURNS = 5
+
+
+@dataclass
+class Result:
+    """What came of a part. `lines` are for people; `missed` says which bars were missed."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(f"  {line}", flush=True)
+
+    def bar(self, name: str, value: float, least: float) -> None:
+        self.say(f"{name}: {value:g}, at least {least:g}")
+        if value < least:
+            self.missed.append(name)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A server, and what goes with every question to it."""
+
+    server: Server
+    sampling: dict[str, Any]
+
+    def ask(self, messages: Sequence[Any], **more: Any) -> Any:
+        body = {"model": self.server.model_id, "messages": messages, **self.sampling, **more}
+        return self.server.request("/v1/chat/completions", body, timeout=600)
+
+
+def offered(names: Sequence[str]) -> list[Any]:
+    return [{"type": "function", "function": {"name": name, **TASKS["tools"][name]}} for name in names]
+
+
+def opening(question: Any) -> list[Any]:
+    return [{"role": "system", "content": TASKS["system"]}, {"role": "user", "content": question["ask"]}]
+
+
+def exact(text: str) -> Any:
+    """JSON whose fractions are decimal, so that 19.99 is a multiple of 0.01."""
+    return json.loads(text, parse_float=Decimal)
+
+
+def valid(text: str, schema: Any) -> bool:
+    """By Python's `jsonschema`, formats included: a `time` has an offset, as RFC 3339 asks for."""
+    checker = Draft202012Validator(exact(json.dumps(schema)), format_checker=Draft202012Validator.FORMAT_CHECKER)
+    try:
+        return bool(checker.is_valid(exact(text)))
+    except ValueError:
+        return False
+
+
+def well_formed(choice: Any, names: Sequence[str]) -> bool:
+    """Text, or calls of known tools whose arguments are what the tools take; a cut answer as far as it came."""
+    calls = choice["message"].get("tool_calls") or []
+    if choice["finish_reason"] == "length":
+        calls = calls[:-1]
+    text = choice["message"]["content"] or ""
+    return "<tool_call>" not in text and all(
+        call["function"]["name"] in names
+        and valid(call["function"]["arguments"], TASKS["tools"][call["function"]["name"]]["parameters"])
+        for call in calls
+    )
+
+
+def tools(asker: Asker) -> Result:
+    result = Result("20 questions with two to five tools")
+    for choice, calls_wanted in (("auto", 0), ("required", len(TASKS["questions"]))):
+        good = called = 0
+        for question in TASKS["questions"]:
+            (answer,) = asker.ask(
+                opening(question), tools=offered(question["tools"]), tool_choice=choice, max_tokens=160
+            )["choices"]
+            fine = well_formed(answer, question["tools"])
+            good += fine
+            called += bool(answer["message"].get("tool_calls"))
+            if not fine:
+                result.say(f"{choice}: {question['ask']} -> {answer}")
+        result.bar(f"{choice}, well-formed of {len(TASKS['questions'])}", good, len(TASKS["questions"]))
+        result.bar(f"{choice}, called", called, calls_wanted)
+    return result
+
+
+def loop(asker: Asker, question: Any) -> tuple[str, int, list[Any]]:
+    """Calls, results, and so on until the model says something: how that ended, after how many turns with calls."""
+    messages = opening(question)
+    for turn in range(MOST_TURNS):
+        (choice,) = asker.ask(messages, tools=offered(question["tools"]), max_tokens=160)["choices"]
+        message = choice["message"]
+        messages.append(message)
+        if choice["finish_reason"] == "length":
+            return "length", turn, messages
+        if not message.get("tool_calls"):
+            return ("text" if message["content"].strip() else "nothing"), turn, messages
+        messages += [
+            {
+                "role": "tool",
+                "tool_call_id": call["id"],
+                "content": TASKS["results"][call["function"]["name"]],
+            }
+            for call in message["tool_calls"]
+        ]
+    return "calls", MOST_TURNS, messages
+
+
+def loops(asker: Asker) -> Result:
+    result = Result("20 loops of calls and results")
+    ends: dict[str, int] = {}
+    for question in TASKS["questions"]:
+        end, turns, messages = loop(asker, question)
+        ends[end] = ends.get(end, 0) + 1
+        last = messages[-1].get("content") or ""
+        result.say(f"{end:7} after {turns} turns with calls: {question['ask'][:40]} | {last[:80]!r}")
+    result.say(f"ends: {ends}")
+    result.bar("loops that end in text", ends.get("text", 0), 15)
+    return result
+
+
+def schemas(asker: Asker) -> Result:
+    result = Result(f"{len(SCHEMAS)} schemas as people write them")
+    good = ended = 0
+    for task in SCHEMAS:
+        form = {"name": "answer", "schema": task["schema"], "strict": True}
+        (choice,) = asker.ask(
+            [{"role": "user", "content": f"{task['ask']} Answer in JSON."}],
+            response_format={"type": "json_schema", "json_schema": form},
+            max_tokens=400,
+        )["choices"]
+        if choice["finish_reason"] != "stop":
+            continue
+        ended += 1
+        fine = valid(choice["message"]["content"], task["schema"])
+        good += fine
+        if not fine:
+            result.say(f"{task['ask']} -> {choice['message']['content']}")
+    result.bar("ended by themselves", ended, 0.8 * len(SCHEMAS))
+    result.bar(f"valid of these {ended}", good, ended)
+    return result
+
+
+def answers(asker: Asker) -> Iterator[Any]:
+    """What drafts must not change: one at a time, with a format, with tools, and free."""
+    for task in SCHEMAS[::3]:
+        form = {"name": "answer", "schema": task["schema"], "strict": True}
+        asked: Any = [{"role": "user", "content": task["ask"]}]
+        yield asker.ask(asked, response_format={"type": "json_schema", "json_schema": form}, max_tokens=120)
+    for question in TASKS["questions"][::2]:
+        for choice in ("auto", "required"):
+            yield asker.ask(
+                opening(question), tools=offered(question["tools"]), tool_choice=choice, max_tokens=96
+            )
+    yield asker.ask([{"role": "user", "content": "Count from one to twenty, twice."}], max_tokens=120)
+
+
+def said(answer: Any) -> Any:
+    (choice,) = answer["choices"]
+    return {**choice, "usage": answer["usage"]["completion_tokens"]}
+
+
+def drafts(asker: Asker) -> Result:
+    result = Result("speculation on and off, greedy, one request at a time")
+    seen: list[list[Any]] = []
+    greedy = Asker(asker.server, {"temperature": 0, "seed": 1})
+    for speculation in ("off", "lookup"):
+        asker.server.request("/api/models/unload", {"model_id": asker.server.model_id})
+        load = {"model_id": asker.server.model_id, "speculation": speculation}
+        asker.server.request("/api/models/load", load)
+        seen.append(list(answers(greedy)))
+    plain, drafted = seen
+    guessed = sum(
+        one["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] for one in drafted
+    )
+    equal = 0
+    for one, other in zip(plain, drafted, strict=True):
+        same = said(one) == said(other)
+        equal += same
+        if not same:
+            result.say(f"{said(one)}\n  {said(other)}")
+    result.bar("tokens that were guessed", guessed, 1)
+    result.bar(f"equal answers of {len(plain)}", equal, len(plain))
+    return result
+
+
+def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]]) -> float:
+    """Tokens per second of so many answers at once, from the first token on where there is one alone."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(rows) as pool:
+        done = list(pool.map(lambda row: asker.ask(**more(row)), range(rows)))
+    took = time.monotonic() - began
+    return float(sum(answer["usage"]["completion_tokens"] for answer in done) / took)
+
+
+LIST_SCHEMA: Any = {
+    "type": "object",
+    "properties": {
+        "cities": {
+            "type": "array",
+            "minItems": 12,
+            "maxItems": 40,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string"},
+                    "country": {"type": "string"},
+                    "population": {"type": "integer", "minimum": 1},
+                    "coastal": {"type": "boolean"},
+                },
+                "required": ["name", "country", "population", "coastal"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["cities"],
+    "additionalProperties": False,
+}
+"""So long that `max_tokens` ends every answer, with it and without it."""
+
+
+def listed(row: int, *, kept: bool, tokens: int = 96) -> dict[str, Any]:
+    asked = f"List 30 large cities as JSON with name, country, population and coastal. Begin with number {row}."
+    more: dict[str, Any] = {"messages": [{"role": "user", "content": asked}], "max_tokens": tokens}
+    if kept:
+        form = {"name": "cities", "schema": LIST_SCHEMA, "strict": True}
+        more["response_format"] = {"type": "json_schema", "json_schema": form}
+    return more
+
+
+def costs(asker: Asker, rounds: int = 5) -> Result:
+    result = Result("what formats cost")
+    for rows in (1, 16):
+        speeds: dict[bool, list[float]] = {False: [], True: []}
+        pace(asker, rows, lambda row: listed(row, kept=True, tokens=8))
+        for turn in range(rounds):
+            for kept in (False, True) if turn % 2 else (True, False):
+                speeds[kept].append(pace(asker, rows, lambda row, kept=kept: listed(row, kept=kept)))  # type: ignore[misc]
+        free, kept_pace = median(speeds[False]), median(speeds[True])
+        result.say(f"{rows} rows: free {free:.1f} tokens/s, kept to a schema {kept_pace:.1f}")
+        result.bar(f"{rows} rows, kept to free", round(kept_pace / free, 3), 0.9)
+    return result
+
+
+def many_tools(asker: Asker, rounds: int = 15) -> Result:
+    """A second turn with 30 tools beside one whose system message has the same tokens: only the first token is made."""
+    result = Result("30 tools, second turn")
+    names = [(base, part) for part in range(3) for base in list(TASKS["tools"])[:10]]
+    thirty = [
+        {"type": "function", "function": {"name": f"{base}_{part}", **TASKS["tools"][base]}} for base, part in names
+    ]
+    server = asker.server
+    turns: list[Any] = [
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello! How can I help you?"},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    shown = server.request("/apply-template", {"model": server.model_id, "messages": turns, "tools": thirty})["prompt"]
+    took: dict[str, list[float]] = {"tools": [], "plain": []}
+    ways: dict[str, Callable[[], Any]] = {
+        "tools": lambda: asker.ask(turns, tools=thirty, max_tokens=1),
+        "plain": lambda: server.request(
+            "/v1/completions", {"model": server.model_id, "prompt": shown, "temperature": 0, "max_tokens": 1}
+        ),
+    }
+    for turn in range(rounds):
+        for way in list(ways) if turn % 2 else reversed(list(ways)):
+            began = time.monotonic()
+            ways[way]()
+            took[way].append(1e3 * (time.monotonic() - began))
+    more = median(took["tools"][2:]) - median(took["plain"][2:])
+    result.say(f"with tools {median(took['tools'][2:]):.2f} ms, the same text {median(took['plain'][2:]):.2f} ms")
+    result.bar("ms less than 1 over the same text", round(1 - more, 2), 0)
+    return result
+
+
+PARTS: dict[str, Callable[[Asker], Result]] = {
+    "tools": tools,
+    "loops": loops,
+    "schemas": schemas,
+    "costs": costs,
+    "many-tools": many_tools,
+    "drafts": drafts,
+}
