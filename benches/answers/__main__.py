@@ -16,12 +16,17 @@ from benches.servers import Setup, start_node
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benches.answers", description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benches.answers",
+        description=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="a GGUF file whose chat template has tools")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; all of them")
     parser.add_argument(
-        "--sampling", type=json.loads, default={"temperature": 0, "seed": 1}, help="fields of each request (greedy)"
+        "--sampling",
+        type=json.loads,
+        default={"temperature": 0, "seed": 1},
+        help="fields of each request (greedy)",
     )
     parser.add_argument("--threads", type=int, default=machine.CPUS)
     parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")

@@ -67,7 +67,9 @@ def exact(text: str) -> Any:
 
 def valid(text: str, schema: Any) -> bool:
     """By Python's `jsonschema`, formats included: a `time` has an offset, as RFC 3339 asks for."""
-    checker = Draft202012Validator(exact(json.dumps(schema)), format_checker=Draft202012Validator.FORMAT_CHECKER)
+    checker = Draft202012Validator(
+        exact(json.dumps(schema)), format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
     try:
         return bool(checker.is_valid(exact(text)))
     except ValueError:
@@ -75,7 +77,7 @@ def valid(text: str, schema: Any) -> bool:
 
 
 def well_formed(choice: Any, names: Sequence[str]) -> bool:
-    """Text, or calls of known tools whose arguments are what the tools take; a cut answer as far as it came."""
+    """Text, or calls of known tools with arguments that these take; a cut answer as far as it came."""
     calls = choice["message"].get("tool_calls") or []
     if choice["finish_reason"] == "length":
         calls = calls[:-1]
@@ -106,7 +108,7 @@ def tools(asker: Asker) -> Result:
 
 
 def loop(asker: Asker, question: Any) -> tuple[str, int, list[Any]]:
-    """Calls, results, and so on until the model says something: how that ended, after how many turns with calls."""
+    """Calls and results until the model says something: how that ended, and after how many calls."""
     messages = opening(question)
     for turn in range(MOST_TURNS):
         (choice,) = asker.ask(messages, tools=offered(question["tools"]), max_tokens=160)["choices"]
@@ -191,9 +193,7 @@ def drafts(asker: Asker) -> Result:
         asker.server.request("/api/models/load", load)
         seen.append(list(answers(greedy)))
     plain, drafted = seen
-    guessed = sum(
-        one["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] for one in drafted
-    )
+    guessed = sum(one["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] for one in drafted)
     equal = 0
     for one, other in zip(plain, drafted, strict=True):
         same = said(one) == said(other)
@@ -241,7 +241,9 @@ LIST_SCHEMA: Any = {
 
 
 def listed(row: int, *, kept: bool, tokens: int = 96) -> dict[str, Any]:
-    asked = f"List 30 large cities as JSON with name, country, population and coastal. Begin with number {row}."
+    asked = (
+        f"List 30 large cities as JSON with name, country, population and coastal. Begin with number {row}."
+    )
     more: dict[str, Any] = {"messages": [{"role": "user", "content": asked}], "max_tokens": tokens}
     if kept:
         form = {"name": "cities", "schema": LIST_SCHEMA, "strict": True}
@@ -264,11 +266,12 @@ def costs(asker: Asker, rounds: int = 5) -> Result:
 
 
 def many_tools(asker: Asker, rounds: int = 15) -> Result:
-    """A second turn with 30 tools beside one whose system message has the same tokens: only the first token is made."""
+    """The second turn of a chat with 30 tools, beside the same text as a plain prompt; one token each."""
     result = Result("30 tools, second turn")
     names = [(base, part) for part in range(3) for base in list(TASKS["tools"])[:10]]
     thirty = [
-        {"type": "function", "function": {"name": f"{base}_{part}", **TASKS["tools"][base]}} for base, part in names
+        {"type": "function", "function": {"name": f"{base}_{part}", **TASKS["tools"][base]}}
+        for base, part in names
     ]
     server = asker.server
     turns: list[Any] = [
@@ -276,7 +279,9 @@ def many_tools(asker: Asker, rounds: int = 15) -> Result:
         {"role": "assistant", "content": "Hello! How can I help you?"},
         {"role": "user", "content": "Who are you?"},
     ]
-    shown = server.request("/apply-template", {"model": server.model_id, "messages": turns, "tools": thirty})["prompt"]
+    shown = server.request("/apply-template", {"model": server.model_id, "messages": turns, "tools": thirty})[
+        "prompt"
+    ]
     took: dict[str, list[float]] = {"tools": [], "plain": []}
     ways: dict[str, Callable[[], Any]] = {
         "tools": lambda: asker.ask(turns, tools=thirty, max_tokens=1),
@@ -290,7 +295,9 @@ def many_tools(asker: Asker, rounds: int = 15) -> Result:
             ways[way]()
             took[way].append(1e3 * (time.monotonic() - began))
     more = median(took["tools"][2:]) - median(took["plain"][2:])
-    result.say(f"with tools {median(took['tools'][2:]):.2f} ms, the same text {median(took['plain'][2:]):.2f} ms")
+    result.say(
+        f"with tools {median(took['tools'][2:]):.2f} ms, the same text {median(took['plain'][2:]):.2f} ms"
+    )
     result.bar("ms less than 1 over the same text", round(1 - more, 2), 0)
     return result
 
