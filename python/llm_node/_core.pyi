@@ -1,6 +1,7 @@
 """The typed boundary between Python and Rust. Imported by `node/`, `conformance.py`, `devices.py`, `load.py`
 and `version.py` alone; `worker.py` brings it in by its file."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Literal, final
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_engine",
     "conformance_checks",
     "engine_at",
+    "engine_claims",
     "engines_folder_meant",
     "gguf_header",
     "host_memory_bytes",
@@ -68,6 +70,10 @@ def conformance_checks() -> str:
 def engine_at(path: str) -> str:
     """The engine whose folder this is, or the one engine below it, as JSON: {"folder", "binary", "id",
     "version", "gpu_backend", "formats"}. Raises `Fault` where there is none, or its manifest is wrong."""
+
+def engine_claims(folder: str | os.PathLike[str], claim: str | None) -> None:
+    """Write into the manifest in an engine's folder what it says of the conformance suite, as JSON:
+    {"version", "date", "level"}; None: nothing any more. Raises `OSError`."""
 
 def engines_folder_meant(folder: str) -> str | None:
     """The engines folder that is meant by who names this one, which holds none; None: nobody knows."""

@@ -18,9 +18,6 @@ from llm_node import _core, worker
 DEADLINE_SECONDS = 60.0
 """A check that makes no further call for so long hangs."""
 
-CLAIM = "conformance"
-"""The field of a manifest in which an engine says which level it keeps."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -118,26 +115,14 @@ def claim(engine: Engine, outcomes: Sequence[Outcome]) -> str | None:
         retract(engine)
     else:
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        _say(engine, {"version": llm_node.__version__, "date": today, "level": level})
+        said = {"version": llm_node.__version__, "date": today, "level": level}
+        _core.engine_claims(engine.folder, json.dumps(said))
     return level
 
 
 def retract(engine: Engine) -> None:
     """Take out what the manifest says of checks: the library is another one now."""
-    _say(engine, None)
-
-
-def _say(engine: Engine, claim: dict[str, str] | None) -> None:
-    path = engine.folder / "manifest.json"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    manifest = {key: value for key, value in before.items() if key != CLAIM}
-    if claim is not None:
-        manifest[CLAIM] = claim
-    if manifest == before:
-        return
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    _core.engine_claims(engine.folder, None)
 
 
 def _outcome(told: dict[str, Any]) -> Outcome:

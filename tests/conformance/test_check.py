@@ -176,7 +176,7 @@ def test_an_engine_says_which_level_it_keeps_until_it_is_another(run: Run, tmp_p
     assert checked.returncode == 0, checked.stdout + checked.stderr
     claim = json.loads(manifest.read_text())["conformance"]
     assert claim["level"] == "should"
-    assert f"{manifest} says" in checked.stdout.replace("\n", "")
+    assert f"{manifest.parent} says" in checked.stdout
     arguments = ["--engines-dir", "tiny/engines", "--gpu-backend", "cpu"]
     listed = subprocess.run(
         [str(Path(sys.executable).with_name("llm-node")), "engines", *arguments],

@@ -80,7 +80,7 @@ def check(
         show(found, outcomes)
         if write:
             said = "says nothing" if level is None else f'says that every "{level}" is kept'
-            click.echo(f"{found.folder / 'manifest.json'} {said}")
+            click.echo(f"the manifest in {found.folder} {said}")
     if any(outcome.refuses for outcome in outcomes):
         sys.exit(1)
 

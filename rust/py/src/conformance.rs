@@ -183,6 +183,16 @@ pub(crate) fn check_engine(
 
 /// See `_core.pyi`.
 #[pyfunction]
+pub(crate) fn engine_claims(py: Python<'_>, folder: PathBuf, claim: Option<&str>) -> PyResult<()> {
+    let claim: Option<manifest::Claim> = claim
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(|error| raised(py, &malformed("the claim", &error)))?;
+    Ok(manifest::claim(&folder.join("manifest.json"), claim.as_ref())?)
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
 pub(crate) fn run_check(py: Python<'_>, job: &str) {
     py.detach(|| llm_node_conformance::child(Path::new(job)));
 }

@@ -35,6 +35,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(conformance::check_engine, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::conformance_checks, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::engine_at, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::engine_claims, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::run_check, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::engines_folder_meant, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::gguf_header, module)?)?;

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,9 @@ use serde_json::{Map, Value};
 
 use super::verdict::{AbiPlace, Refusal};
 use crate::platform;
+
+/// The field that only [`claim`] writes.
+const CLAIM: &str = "conformance";
 
 /// A manifest is a few hundred bytes; nothing honest comes near this.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -76,6 +79,21 @@ pub fn read(path: &Path) -> Result<(EngineManifest, Option<Refusal>), Refusal> {
     Ok((manifest, refusal))
 }
 
+/// Writes into a manifest what its engine says of the conformance suite; `None`: nothing any more. All else
+/// stays, and a file that says so already is left alone.
+pub fn claim(path: &Path, claim: Option<&Claim>) -> io::Result<()> {
+    let mut fields: Map<String, Value> = serde_json::from_slice(&fs::read(path)?)?;
+    let claim = claim.map(serde_json::to_value).transpose()?;
+    if fields.get(CLAIM) == claim.as_ref() {
+        return Ok(());
+    }
+    fields.shift_remove(CLAIM);
+    fields.extend(claim.map(|claim| (CLAIM.to_owned(), claim)));
+    let fresh = path.with_extension("json.new");
+    fs::write(&fresh, serde_json::to_string_pretty(&fields)? + "\n")?;
+    fs::rename(fresh, path)
+}
+
 fn check(path: &Path, directory: &Path, manifest: &EngineManifest) -> Option<Refusal> {
     match manifest.abi_version.parse::<u32>() {
         Ok(version) if version == ENGINE_ABI_VERSION => {}
@@ -128,7 +146,7 @@ fn parse(text: &[u8]) -> Result<EngineManifest, Problem> {
         formats: list_field(&fields, "formats")?,
         binary: text_field(&fields, "binary")?,
         // Nothing depends on it, so a wrong one is none.
-        conformance: fields.get("conformance").and_then(|claim| Claim::deserialize(claim).ok()),
+        conformance: fields.get(CLAIM).and_then(|claim| Claim::deserialize(claim).ok()),
     };
     if !is_id(&manifest.id) {
         return Err(invalid("id", "must match [a-z0-9][a-z0-9._-]{0,63}"));
@@ -231,6 +249,22 @@ mod tests {
         for wrong in ["1", "{}", r#"{"version": 1, "date": "", "level": ""}"#] {
             assert_eq!(with("conformance", wrong).unwrap().conformance, None);
         }
+    }
+
+    #[test]
+    fn what_is_written_of_checks_leaves_the_rest_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manifest.json");
+        fs::write(&path, GOOD).unwrap();
+        claim(&path, None).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), GOOD);
+        let said = Claim { version: "1".to_owned(), date: "2026-11-30".to_owned(), level: "must".to_owned() };
+        claim(&path, Some(&said)).unwrap();
+        assert_eq!(parse(&fs::read(&path).unwrap()).unwrap().conformance, Some(said));
+        claim(&path, None).unwrap();
+        let left: Map<String, Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let before: Map<String, Value> = serde_json::from_str(GOOD).unwrap();
+        assert!(left.iter().eq(before.iter()), "{left:?}");
     }
 
     #[test]
