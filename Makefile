@@ -13,7 +13,9 @@ PORT    ?= 3000
 RESULTS ?= benches/results
 
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
-PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -name '*.so') pyproject.toml README.md
+PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -path '*/vendor/*' -not -name '*.so') \
+  pyproject.toml README.md
+WEB_SOURCES    := $(wildcard web/package*.json web/entries/*.js) web/vendor.sha256 tools/vendor_web.py
 
 .PHONY: setup run test test-compiled test-rust test-python check lint sanitize bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
@@ -31,7 +33,12 @@ $(STAMPS)/tools: pyproject.toml tools/check_toolchain.py
 	$(BIN)/python -m pip install --quiet --group build --group test
 	@mkdir -p $(@D) && touch $@
 
-$(STAMPS)/wheel: $(STAMPS)/tools $(RUST_SOURCES) $(PYTHON_SOURCES)
+# The libraries of the web page, and what its tests need. WEB=no builds without it.
+$(STAMPS)/web: $(WEB_SOURCES)
+	$(PYTHON) tools/vendor_web.py
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/tools $(if $(filter no,$(WEB)),,$(STAMPS)/web) $(RUST_SOURCES) $(PYTHON_SOURCES)
 	rm -rf .cache/wheels
 	$(BIN)/maturin build --release --locked --quiet --out .cache/wheels
 	$(BIN)/python -m pip install --quiet .cache/wheels/llm_node-*.whl
@@ -118,5 +125,6 @@ bench: setup
 	$(BIN)/python -m benches --output $(RESULTS) $(if $(ROWS),--rows $(ROWS) --merge)
 
 clean:
-	rm -rf $(VENV) .cache target engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \
+	rm -rf $(VENV) .cache target web/node_modules python/llm_node/web/vendor \
+	  engines/*/target engines/llama_cpp/cpu engines/llama_cpp/cuda \
 	  engines/llama_cpp/metal engines/llama_cpp/vulkan engines/my_engine engines/sample_markov

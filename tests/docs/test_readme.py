@@ -18,7 +18,17 @@ def test_the_readme_is_short(repository: Path) -> None:
     assert len(commands.splitlines()) == 3
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/chat.md", "docs/quickstart.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/chat.md",
+        "docs/models.md",
+        "docs/page.md",
+        "docs/quickstart.md",
+        "docs/benchmarks.md",
+    ],
+)
 def test_links_lead_somewhere(repository: Path, page: str) -> None:
     place = repository / page
     for target in LINK.findall(place.read_text(encoding="utf-8")):

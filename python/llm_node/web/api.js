@@ -1,0 +1,65 @@
+// @ts-check
+/** The node's HTTP API as the page uses it. Every route here is one of docs/http.md. */
+
+/** An error as the node answers it. */
+export class ApiError extends Error {
+  /** @param {string} code @param {string} message */
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/**
+ * The JSON of an answer.
+ * @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>}
+ */
+export async function call(method, path, body) {
+  const response = await send(method, path, body);
+  return response.json();
+}
+
+/**
+ * The events of a stream. Ends without an error when `signal` stops it.
+ * @param {string} path @param {object} body @param {AbortSignal} signal @returns {AsyncGenerator<any>}
+ */
+export async function* events(path, body, signal) {
+  const response = await send("POST", path, body, signal);
+  if (response.body === null) return;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const frames = (rest + value).split("\n\n");
+    rest = frames.pop() ?? "";
+    for (const frame of frames) {
+      const line = frame.split("\n").find((each) => each.startsWith("data:"));
+      const data = line?.slice(5).trim();
+      if (data === undefined) continue;
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new ApiError(event.error.code, event.error.message);
+      yield event;
+    }
+  }
+}
+
+/** @param {string} method @param {string} path @param {object} [body] @param {AbortSignal} [signal] */
+async function send(method, path, body, signal) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal: signal ?? null,
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? null : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiError("unreachable", "");
+  }
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => null);
+  throw new ApiError(answer?.error?.code ?? "internal", answer?.error?.message ?? `HTTP ${response.status}`);
+}

@@ -1,0 +1,278 @@
+// @ts-check
+/** The models that are here, what holds the memory, and how more of them get here. */
+import { html, signal, useEffect, useId, useState } from "./vendor/preact.js";
+import { call } from "./api.js";
+import { count, duration, size } from "./figures.js";
+import { Problem, failed, problem } from "./problems.js";
+import { say } from "./preferences.js";
+
+const LOOK_MS = 1000;
+
+/** @type {import("./vendor/preact.js").Signal<any[] | null>} */
+const rows = signal(null);
+/** @type {import("./vendor/preact.js").Signal<any[]>} */
+const pulls = signal([]);
+/** @type {import("./vendor/preact.js").Signal<any[]>} */
+const devices = signal([]);
+/** @type {import("./vendor/preact.js").Signal<any | null>} */
+const planned = signal(null);
+/** @type {import("./vendor/preact.js").Signal<any[] | null>} */
+const found = signal(null);
+const typed = signal("");
+
+/** Each of them for itself: a slow one holds up no other. */
+async function look() {
+  const all = await Promise.allSettled([
+    call("GET", "/api/models").then((answer) => (rows.value = answer.models)),
+    call("GET", "/api/models/pulls").then((answer) => (pulls.value = answer.pulls)),
+    call("GET", "/api/system").then((answer) => (devices.value = answer.devices)),
+  ]);
+  const wrong = all.find((each) => each.status === "rejected");
+  if (wrong?.status === "rejected") failed(wrong.reason);
+}
+
+/** @param {string} method @param {string} path @param {object} [body] */
+async function act(method, path, body) {
+  problem.value = null;
+  try {
+    const answer = await call(method, path, body);
+    void look();
+    return answer;
+  } catch (error) {
+    failed(error);
+    void look();
+    return null;
+  }
+}
+
+/** @param {string} model */
+function pull(model) {
+  if (model.trim() !== "") void act("POST", "/api/models/pull", { model: model.trim(), stream: false });
+}
+
+export function ModelsView() {
+  useEffect(() => {
+    void look();
+    const timer = setInterval(() => document.visibilityState === "visible" && void look(), LOOK_MS);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<h2>${say("models")}</h2>
+    <${Problem} />
+    <ul class="cards">
+      ${rows.value?.map((row) => html`<${Row} key=${row.model_id} row=${row} />`)}
+    </ul>
+    <${Fetch} />
+    <${PullList} />
+    <${Memory} />`;
+}
+
+/** @param {{row: any}} properties */
+function Row({ row }) {
+  const [isSure, setSure] = useState(false);
+  const name = row.model_id;
+  const isThere = row.status === "loaded" || row.status === "loading";
+  const state = row.progress ? `${say("loading")} ${Math.round(row.progress * 100)} %` : say(row.status);
+  return html`<li>
+    <h3>${name}</h3>
+    <dl>
+      <dt>${say("state")}</dt>
+      <dd class=${row.status}>${state}</dd>
+      <dt>${say("size")}</dt>
+      <dd>${size(row.size_bytes)}${row.quantization ? ` · ${row.quantization}` : ""}</dd>
+      <dt>${say("context")}</dt>
+      <dd>${count(row.facts?.context_length ?? row.context_length)}</dd>
+      <dt>${say("from")}</dt>
+      <dd>${row.origin ?? "?"}</dd>
+    </dl>
+    ${row.error && html`<p class="problem">${row.error.message}</p>`}
+    <div class="row">
+      ${isThere
+        ? html`<button type="button" aria-label=${`${say("unload")} ${name}`} onClick=${() => act("POST", "/api/models/unload", { model_id: name })}>
+            ${say("unload")}
+          </button>`
+        : html`<button type="button" aria-label=${`${say("load")} ${name}`} onClick=${() => act("POST", "/api/models/load", { model_id: name })}>
+            ${say("load")}
+          </button>`}
+      ${row.origin === "own" &&
+      !isSure &&
+      html`<button type="button" aria-label=${`${say("remove")} ${name}`} onClick=${() => setSure(true)}>${say("remove")}</button>`}
+      ${isSure &&
+      html`<span role="status">${say("sure")}</span>
+        <button type="button" onClick=${() => act("POST", "/api/models/remove", { model: name })}>${say("remove")}</button>
+        <button type="button" onClick=${() => setSure(false)}>${say("cancel")}</button>`}
+    </div>
+  </li>`;
+}
+
+function Fetch() {
+  const id = useId();
+  const plan = async () => {
+    planned.value = await act("POST", "/api/models/pull", { model: typed.value.trim(), dry_run: true });
+  };
+  const search = async () => {
+    const answer = await act("GET", `/api/models/search?q=${encodeURIComponent(typed.value.trim())}`);
+    found.value = answer?.models ?? null;
+  };
+  return html`<h3>${say("pull")}</h3>
+    <form
+      onSubmit=${(/** @type {Event} */ event) => {
+        event.preventDefault();
+        pull(typed.value);
+      }}
+    >
+      <label for=${id}>${say("pullName")}</label>
+      <input
+        id=${id}
+        type="text"
+        autocomplete="off"
+        spellcheck=${false}
+        placeholder=${say("pullHint")}
+        value=${typed.value}
+        onInput=${(/** @type {any} */ event) => {
+          typed.value = event.target.value;
+          planned.value = null;
+        }}
+      />
+      <div class="row">
+        <button type="submit" class="main">${say("pull")}</button>
+        <button type="button" disabled=${typed.value.trim() === ""} onClick=${plan}>${say("which")}</button>
+        <button type="button" onClick=${search}>${say("search")}</button>
+      </div>
+    </form>
+    ${planned.value !== null && html`<${Planned} planned=${planned.value} />`}
+    ${found.value !== null &&
+    html`<ul class="cards">
+      ${found.value.map(
+        (each) => html`<li key=${each.id}>
+          <h4>${each.id}</h4>
+          <p class="quiet">${count(each.downloads)} ${say("downloads")}</p>
+          <button
+            type="button"
+            aria-label=${`${say("which")} ${each.id}`}
+            onClick=${() => {
+              typed.value = each.id;
+              void plan();
+            }}
+          >
+            ${say("which")}
+          </button>
+        </li>`,
+      )}
+    </ul>`}`;
+}
+
+/** @param {{planned: any}} properties */
+function Planned({ planned: plan }) {
+  return html`<div role="status">${plan.why.map((/** @type {string} */ line) => html`<p key=${line}>${line}</p>`)}</div>
+    ${plan.versions.length > 0 &&
+    html`<div class="wide" tabindex="0" role="region" aria-label=${say("version")}>
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">${say("version")}</th>
+            <th scope="col">${say("size")}</th>
+            <th scope="col">${say("bits")}</th>
+            <th scope="col">${say("needs")}</th>
+            <th scope="col">${say("fits")}</th>
+            <th scope="col">${say("pull")}</th>
+          </tr>
+        </thead>
+        <tbody>
+          ${plan.versions.map(
+            (/** @type {any} */ it) => html`<tr key=${it.version} class=${it.version === plan.chosen ? "chosen" : ""}>
+              <th scope="row">${it.version}</th>
+              <td>${size(it.size_bytes)}</td>
+              <td>${it.bits}</td>
+              <td>${size(it.needs_bytes)}</td>
+              <td>${it.fits ? say("yes") : say("no")}</td>
+              <td>
+                <button
+                  type="button"
+                  aria-label=${`${say("pull")} ${it.version}`}
+                  onClick=${() => pull(`${plan.model.split(":")[0]}:${it.version}`)}
+                >
+                  ${say("pull")}
+                </button>
+              </td>
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    </div>`}`;
+}
+
+function PullList() {
+  if (pulls.value.length === 0) return null;
+  return html`<h3>${say("pulls")}</h3>
+    <ul class="cards">
+      ${pulls.value.map((it) => html`<${Pull} key=${it.pull_id ?? it.model} it=${it} />`)}
+    </ul>`;
+}
+
+/** @param {{it: any}} properties */
+function Pull({ it }) {
+  const isOver = it.event === "ready" || it.event === "error" || it.event === "stopped";
+  const state = it.event === "error" ? (it.error?.message ?? say("failed")) : say(it.event);
+  return html`<li>
+    <h4>${it.model}${it.version && !it.model.includes(":") ? `:${it.version}` : ""}</h4>
+    ${it.why?.map((/** @type {string} */ line) => html`<p key=${line} class="quiet">${line}</p>`)}
+    ${typeof it.bytes === "number" &&
+    html`<progress aria-label=${it.model} max=${it.total} value=${it.bytes}></progress>
+      <p>
+        ${size(it.bytes)} / ${size(it.total)}
+        ${it.bytes_per_second ? ` · ${size(it.bytes_per_second)}/s` : ""}
+        ${it.eta_seconds ? ` · ${say("left")} ${duration(it.eta_seconds)}` : ""}
+      </p>`}
+    <p class=${it.event === "error" ? "problem" : ""}>${state}</p>
+    <div class="row">
+      ${!isOver &&
+      html`<button type="button" onClick=${() => act("DELETE", `/api/models/pulls/${it.pull_id}`)}>${say("stopPull")}</button>`}
+      ${isOver &&
+      it.event !== "ready" &&
+      html`<button type="button" onClick=${() => pull(it.model)}>${say("goOnPull")}</button>
+        <button type="button" onClick=${() => act("POST", "/api/models/remove", { model: it.model })}>${say("discard")}</button>`}
+    </div>
+  </li>`;
+}
+
+function Memory() {
+  return html`<h3>${say("memory")}</h3>
+    ${devices.value.map((device) => html`<${Device} key=${`${device.kind}${device.index}`} device=${device} />`)}`;
+}
+
+/** One bar for eyes, and its figures as a table for everybody. @param {{device: any}} properties */
+function Device({ device }) {
+  const others = Math.max(0, device.total_bytes - device.free_bytes - device.reserved_bytes);
+  /** @type {{name: string, bytes: number, kind: string}[]} */
+  const parts = [
+    ...device.holders.map((/** @type {any} */ it) => ({ name: it.model_id, bytes: it.bytes, kind: "model" })),
+    { name: say("others"), bytes: others, kind: "others" },
+    { name: say("free"), bytes: device.free_bytes, kind: "free" },
+  ];
+  let at = 0;
+  return html`<h4>${device.name} · ${size(device.total_bytes)}</h4>
+    <svg class="memory" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">
+      ${parts.map((part, index) => {
+        const width = (part.bytes / device.total_bytes) * 100;
+        const x = at;
+        at += width;
+        return html`<rect key=${index} class=${part.kind} x=${x} y="0" width=${width} height="4"></rect>`;
+      })}
+    </svg>
+    <table>
+      <thead>
+        <tr>
+          <th scope="col">${say("holder")}</th>
+          <th scope="col">${say("size")}</th>
+        </tr>
+      </thead>
+      <tbody>
+        ${parts.map(
+          (part) => html`<tr key=${part.name}>
+            <th scope="row">${part.name}</th>
+            <td>${size(part.bytes)}</td>
+          </tr>`,
+        )}
+      </tbody>
+    </table>`;
+}

@@ -1,0 +1,292 @@
+"""The page in a real browser: chat, models, keyboard, and what stays after a reload."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import llm_node
+from llm_node.cli.chat.conversation import Conversation
+from support.hub import StandInHub
+from support.node import RunningNode
+
+WEB = Path(llm_node.__file__).parent / "web"
+QUESTION = "What is an engine?"
+ANSWER = "An engine is a shared library"
+Open = Callable[..., Page]
+
+
+def ask(page: Page, text: str, model: str = "llm-node-demo") -> None:
+    page.get_by_label("Model", exact=True).select_option(model)
+    page.get_by_label("Message", exact=True).last.fill(text)
+    page.keyboard.press("Enter")
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator(".entry.assistant .prose").all_inner_texts()
+
+
+def test_a_question_and_its_answer(open_page: Open) -> None:
+    page = open_page()
+    ask(page, QUESTION)
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+    expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
+    expect(page.locator(".entry.assistant .tools")).to_contain_text(re.compile(r"context \d+"))
+    expect(page.get_by_role("status").last).to_have_text("Answer complete.")
+    expect(page.locator(".chats li")).to_have_count(1)
+
+
+def test_an_answer_is_stopped_and_gone_on_with(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "Go on", "endless")
+    expect(page.locator(".entry.assistant .prose")).to_contain_text("tick tick")
+    page.keyboard.press("Escape")
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("stopped")
+    (stopped,) = answers(page)
+    page.locator(".tools").get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    (gone_on,) = answers(page)
+    assert gone_on.startswith(stopped.strip()), "what was there stays"
+
+
+def test_an_edit_and_another_answer_are_branches_and_nothing_is_lost(open_page: Open) -> None:
+    page = open_page()
+    ask(page, QUESTION)
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("2/2")
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit").fill("What is a plugin?")
+    page.get_by_role("button", name="Save and send").click()
+    expect(page.locator(".entry.user")).to_contain_text("2/2")
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+    page.locator(".entry.user").get_by_role("button", name="Previous version").click()
+    expect(page.locator(".entry.user .pre")).to_have_text(QUESTION)
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("2/2")
+    page.reload()
+    page.locator(".chats .title").click()
+    expect(page.locator(".entry.user .pre")).to_have_text(QUESTION)
+    expect(page.locator(".entry.user")).to_contain_text("1/2")
+
+
+def test_a_reload_in_the_midst_of_an_answer_keeps_what_is_there(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "Go on", "endless")
+    expect(page.locator(".entry.assistant .prose")).to_contain_text("tick tick")
+    page.wait_for_timeout(1200)  # it is kept twice a second
+    page.reload()
+    page.locator(".chats .title").click()
+    expect(page.locator(".entry.assistant .prose")).to_contain_text("tick")
+    page.keyboard.press("Escape")
+
+
+def test_enter_does_not_send_while_an_input_method_composes(open_page: Open) -> None:
+    page = open_page()
+    area = page.get_by_label("Message", exact=True).last
+    area.fill("にほんご")
+    for event in ({"isComposing": True}, {"keyCode": 229}):
+        area.dispatch_event("keydown", {"key": "Enter", "bubbles": True, **event})
+    expect(area).to_have_value("にほんご")
+    expect(page.locator(".entry")).to_have_count(0)
+    area.press("Shift+Enter")
+    expect(area).to_have_value("にほんご\n")
+
+
+def test_a_chat_that_was_deleted_comes_back(open_page: Open) -> None:
+    page = open_page()
+    ask(page, QUESTION)
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+    page.get_by_role("button", name=f"Delete chat: {QUESTION}").click()
+    expect(page.locator(".chats li")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
+
+
+def test_a_chat_leaves_as_a_file_with_all_branches_and_comes_back(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    ask(page, QUESTION)
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("2/2")
+    page.get_by_text("Export, Import").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export", exact=True).click()
+    file = tmp_path / "chat.json"
+    download.value.save_as(file)
+    assert len(json.loads(file.read_text())["branches"]["messages"]) == 3
+    loaded = Conversation("x")
+    loaded.load(file)  # as `/load` of `llm-node run` does
+    assert [message["role"] for message in loaded.messages] == ["user", "assistant"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as Markdown").click()
+    assert f"## You\n\n{QUESTION}\n" in Path(download.value.path()).read_text()
+
+    fresh = open_page()
+    fresh.get_by_text("Export, Import").click()
+    fresh.get_by_label("Import").set_input_files(file)
+    expect(fresh.locator(".entry.assistant .tools")).to_contain_text("2/2")
+    fresh.get_by_label("Import").set_input_files({"name": "x.json", "mimeType": "", "buffer": b"{}"})
+    expect(fresh.get_by_role("alert")).to_have_text("This file holds no chat of llm-node.")
+
+
+def test_a_text_file_goes_along(open_page: Open) -> None:
+    page = open_page()
+    chooser = page.get_by_label("Add text file").last
+    chooser.set_input_files({"name": "a.md", "mimeType": "text/plain", "buffer": b"one\n```\ntwo"})
+    expect(page.get_by_label("Message", exact=True).last).to_have_value("a.md:\n````\none\n```\ntwo\n````\n")
+    chooser.set_input_files({"name": "b.bin", "mimeType": "", "buffer": b"\0"})
+    expect(page.get_by_role("alert")).to_contain_text("b.bin is too large or no text")
+
+
+def test_models_are_loaded_and_unloaded(open_page: Open, node: RunningNode) -> None:
+    node.post("/api/models/unload", {"model_id": "llm-node-demo"})
+    page = open_page("/#/models")
+    row = page.locator(".cards > li").filter(has_text="llm-node-demo").first
+    row.get_by_role("button", name="Load").click()
+    expect(row).to_contain_text("loaded")
+    expect(page.locator("table").last).to_contain_text("llm-node-demo")
+    row.get_by_role("button", name="Unload").click()
+    expect(row).to_contain_text("available")
+
+
+def test_a_pull_is_seen_through_a_reload(open_page: Open, hub: StandInHub) -> None:
+    hub.behaviour.pause = threading.Event()
+    page = open_page("/#/models")
+    page.get_by_label("Repository of the hub").fill("org/Tiny-GGUF")
+    page.get_by_role("button", name="What would be fetched?").click()
+    expect(page.get_by_text("org/Tiny-GGUF: Q4_0, 3.9 MiB.")).to_be_visible()
+    page.get_by_role("button", name="Fetch Q4_0").click()
+    pull = page.locator(".cards > li").filter(has_text="org/Tiny-GGUF: Q4_0, 3.9 MiB.")
+    expect(pull).to_contain_text("fetching")
+    page.reload()
+    expect(pull).to_contain_text("fetching")
+    shown = pull.get_by_role("progressbar").get_attribute("value")
+    assert shown is not None and int(shown) > 0
+    hub.behaviour.pause.set()
+    expect(pull).to_contain_text("ready")
+    row = page.locator(".cards > li").filter(has_text="org/Tiny-GGUF:Q4_0").first
+    row.get_by_role("button", name="Delete org/Tiny-GGUF:Q4_0").click()
+    row.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".cards h3").filter(has_text="Tiny")).to_have_count(0)
+
+
+def test_what_cannot_be_pulled_is_said(open_page: Open) -> None:
+    page = open_page("/#/models")
+    page.get_by_label("Repository of the hub").fill("qwen3")
+    page.get_by_label("Repository of the hub").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("neither a repository of the hub")
+    page.get_by_label("Repository of the hub").fill("tiny")
+    page.get_by_role("button", name="Search the hub").click()
+    expect(page.get_by_role("heading", name="org/Tiny-GGUF")).to_be_visible()
+
+
+def test_by_keyboard_alone(open_page: Open, node: RunningNode) -> None:
+    node.post("/api/models/unload", {"model_id": "endless"})  # a chat begins with the model that is loaded
+    page = open_page()
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to content")).to_be_focused()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("2")
+    expect(page.get_by_role("heading", name="Models", level=2)).to_be_visible()
+    page.keyboard.press("n")
+    expect(page.get_by_role("heading", name="Chat", level=2, exact=True)).to_be_visible()
+    area = page.get_by_label("Message", exact=True).last
+    for _ in range(30):
+        if area.evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    expect(area).to_be_focused()
+    page.keyboard.type(QUESTION + " 12n?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".entry.user .pre")).to_have_text(QUESTION + " 12n?")
+    expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+
+
+def test_theme_and_language_are_kept(open_page: Open) -> None:
+    page = open_page("/#/settings")
+    page.get_by_label("Theme").select_option("dark")
+    page.get_by_label("Language").select_option("ja")
+    page.reload()
+    expect(page.get_by_role("heading", name="設定")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    expect(page.locator("html")).to_have_attribute("lang", "ja")
+
+
+def test_a_node_that_is_gone_is_said(open_page: Open, node: RunningNode) -> None:
+    page = open_page()
+    page.route("**/v1/**", lambda route: route.abort())
+    ask(page, QUESTION)
+    expect(page.get_by_role("alert")).to_have_text("The node cannot be reached.")
+    page.unroute("**/v1/**")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
+
+
+# ---- what is served --------------------------------------------------------------------------------
+
+
+def get(url: str, accept: str) -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    with urllib.request.urlopen(request) as reply:
+        return reply.status, dict(reply.headers), reply.read()
+
+
+def test_browsers_get_the_page_and_others_what_ollama_says(node: RunningNode) -> None:
+    _, headers, body = get(node.url, "text/html,*/*;q=0.8")
+    assert b"<!doctype html>" in body and headers["Vary"] == "Accept"
+    policy = headers["Content-Security-Policy"]
+    assert "unsafe" not in policy and "default-src 'none'" in policy and "trusted-types dompurify" in policy
+    for accept in ("*/*", "application/json"):
+        assert get(node.url, accept)[2] == b"Ollama is running"
+
+
+def test_the_first_view_is_small(node: RunningNode) -> None:
+    page = get(node.url, "text/html")[2].decode()
+    (folder,) = set(re.findall(r"/web/[0-9a-f]+", page))
+    lazy = {"vendor/highlight.js", "vendor/math.js"}
+    names = [
+        path.relative_to(WEB).as_posix() for path in WEB.rglob("*") if path.suffix in (".js", ".css", ".svg")
+    ]
+    first = [name for name in names if name not in lazy]
+    sizes = {name: len(gzip.compress(get(f"{node.url}{folder}/{name}", "*/*")[2])) for name in names}
+    assert len(first) <= 25
+    assert sum(sizes[name] for name in first) <= 90_000
+    assert sum(sizes.values()) <= 250_000
+    own = sum((WEB / name).stat().st_size for name in names if not name.startswith("vendor/"))
+    assert own <= 150_000
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{node.url}{folder}/../../settings.py", "*/*")
+    with caught.value as error:
+        assert error.code == 404
+
+
+def test_all_languages_say_the_same() -> None:
+    words = (WEB / "words.js").read_text()
+    tables = re.findall(r"const (\w+) = \{\n(.*?)\n\};", words, re.DOTALL)
+    keys = {name: re.findall(r"^  (\w+):", table, re.MULTILINE) for name, table in tables}
+    assert keys["en"] == keys["ja"] and len(keys) == 2
+    used = {key for path in WEB.glob("*.js") for key in re.findall(r"say\(\"(\w+)\"\)", path.read_text())}
+    assert used <= set(keys["en"])
+
+
+def test_the_page_uses_routes_that_there_are(node: RunningNode) -> None:
+    documented = (WEB.parents[4] / "docs/http.md").read_text() if (WEB.parents[4] / "docs").is_dir() else None
+    text = "".join(path.read_text() for path in WEB.glob("*.js"))
+    used = set(re.findall(r"[\"`](/(?:api|v1)/[a-z/]+)", text))
+    assert used >= {"/v1/chat/completions", "/api/models", "/api/models/pull"}
+    for path in used:
+        assert node.request("OPTIONS", path.rstrip("/")).status == 405, f"{path}: no such route"
+        assert documented is None or path.rstrip("/") in documented

@@ -1,0 +1,52 @@
+"""Draw docs/page.png and docs/page-models.png: a real chat and the models on the web page, in Chromium.
+
+`python tools/page_picture.py [ENGINES]`, with the Python of .venv; ENGINES is a folder of engines.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.node import running_node  # noqa: E402
+
+QUESTION = "What happens when an engine crashes?"
+MOST_BYTES = 150_000
+
+
+def main() -> int:
+    engines = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "engines")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "no Chromium"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_node(Path(folder), ["--engines-dir", engines, "--gpu-backend", "cpu"]) as node,
+        sync_playwright() as playwright,
+    ):
+        page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(
+            locale="en-US", viewport={"width": 1000, "height": 640}
+        )
+        page.goto(node.url)
+        area = page.get_by_label("Message", exact=True).last
+        area.fill(QUESTION)
+        area.press("Enter")
+        expect(page.locator(".entry.assistant")).to_contain_text("tokens/s", timeout=60_000)
+        page.screenshot(path=ROOT / "docs/page.png")
+        page.goto(f"{node.url}/#/models")
+        expect(page.locator("table").last).to_contain_text("llm-node-demo", timeout=60_000)
+        page.screenshot(path=ROOT / "docs/page-models.png")
+    for name in ("page.png", "page-models.png"):
+        size = (ROOT / "docs" / name).stat().st_size
+        assert size <= MOST_BYTES, f"{name} has {size} bytes"
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
