@@ -17,12 +17,12 @@ PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/i
   pyproject.toml README.md
 WEB_SOURCES    := $(wildcard web/package*.json web/entries/*.js) web/vendor.sha256 tools/vendor_web.py
 
-.PHONY: setup run test test-compiled test-rust test-python check lint sanitize bench gen engine samples wheel clean help
+.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,5s/^# *//p' $(MAKEFILE_LIST)
-	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | sanitize | bench | gen | wheel | clean"
+	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | clients | sanitize | bench | gen | wheel | clean"
 
 ## set-up ###########################################################################################
 
@@ -111,6 +111,13 @@ lint: $(STAMPS)/wheel
 	$(BIN)/python -m mypy.stubtest llm_node._core
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/lint_c.py
+
+# Python clients that bring much with them, in an environment of their own; and those in JavaScript.
+clients: setup
+	@test -x .cache/clients/bin/python || $(PYTHON) -m venv .cache/clients
+	.cache/clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.cache/clients/bin/python -m pip install --quiet --group clients
+	$(BIN)/python -m pytest -q tests/clients
 
 # What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
 sanitize:

@@ -1,0 +1,37 @@
+"""One task for LiteLLM: a stream, and a loop with tools. usage: litellm_.py URL"""
+
+import json
+import sys
+
+import litellm
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+]
+asked = {"model": "openai/says", "api_base": f"{sys.argv[1]}/v1", "api_key": "none", "temperature": 0}
+
+
+def question(text):
+    return [{"role": "user", "content": text}]
+
+
+streamed = ""
+for chunk in litellm.completion(**asked, messages=question("thinks"), stream=True):
+    streamed += chunk.choices[0].delta.content or ""
+messages, ran = question("several"), []
+while True:
+    message = litellm.completion(**asked, messages=messages, tools=TOOLS).choices[0].message
+    messages.append(message)
+    if not message.tool_calls:
+        break
+    for call in message.tool_calls:
+        ran.append([call.function.name, json.loads(call.function.arguments)])
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "rain"})
+print(json.dumps({"streamed": streamed, "ran": ran, "answer": message.content}))
