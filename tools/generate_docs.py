@@ -36,8 +36,8 @@ def errors_page() -> str:
 
 <!-- Printed from python/llm_node/errors.py by `make gen`; changes made here are lost. -->
 
-Every error has one body, but on the routes of [Anthropic's](anthropic.md#errors) and [Ollama's](ollama.md)
-API, where it is what their clients know:
+Every error has one body, but on the routes of [Anthropic's](anthropic.md#errors), [Ollama's](ollama.md) and
+[llama-server's](llama-server.md) API, where it is what their clients know:
 
 ```json
 {"error": {"message": "...", "type": "...", "code": "...", "param": null}}

@@ -165,6 +165,9 @@ class Block:
     name: str
     complete: bool
     """Did it end by itself? Else a limit cut it off."""
+    tokens: list[int]
+    """Numbers of the tokens behind it, where the answer was asked for as a whole; -1 where the engine gives
+    text alone."""
 
 _Template = tuple[list[tuple[bytes, str]], bytes]
 _Part = tuple[_Template | None, _Template | None, _Template | None, _Template | None]
@@ -204,8 +207,9 @@ class Supervisor:
         """A ticket: load a model, or join a load under way.
 
         `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
-        "cache_tokens"?, "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "options"?}. What comes is
-        JSON: what the load came to. Raises `Fault` at once where the request is no such JSON.
+        "cache_tokens"?, "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "tool_syntax"?,
+        "chat_template"?, "options"?}. What comes is JSON: what the load came to. Raises `Fault` at once where
+        the request is no such JSON.
         """
 
     def unload(self, model_id: str, timeout_seconds: float) -> int:

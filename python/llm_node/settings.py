@@ -139,6 +139,13 @@ def _alias(text: str) -> tuple[str, str]:
     return name, model
 
 
+def _chat_template(text: str) -> tuple[str, str]:
+    model, sign, template = (part.strip() for part in text.partition("="))
+    if not (model and sign and template):
+        raise ValueError("expected MODEL=FILE")
+    return model, template
+
+
 def _variable(text: str) -> str:
     name = text.strip()
     if not name or "=" in name or "\0" in name:
@@ -342,6 +349,16 @@ class Settings:
         "Separated by commas, or given several times.",
         metavar="NAME=MODEL",
         shown="none",
+        many=True,
+        commas=True,
+    )
+    chat_template: tuple[tuple[str, str], ...] = _setting(
+        (),
+        _chat_template,
+        "A model's chat template in place of its own, or where it has none: MODEL=FILE, or MODEL=chatml for "
+        "the one that is built in. Separated by commas, or given several times.",
+        metavar="MODEL=FILE",
+        shown="each model's own",
         many=True,
         commas=True,
     )

@@ -361,3 +361,6 @@ def test_hints_and_unknown_fields_are_named(node: RunningNode) -> None:
     assert answer.status == 200, answer.body
     named = set(answer.headers["X-LLM-Node-Ignored"].split(", "))
     assert named == {"truncate", "some_new_field", "keep_alive", "options.num_ctx", "options.some_new_option"}
+    for stream in (False, True):  # what the model has is no wish in vain
+        body = {**GREEDY, "stream": stream, "options": {"num_ctx": 1024, "num_predict": 2}}
+        assert "X-LLM-Node-Ignored" not in node.post("/api/chat", body).headers

@@ -125,7 +125,6 @@ def test_a_prompt_is_a_conversation_of_one_turn() -> None:
         ("options", {"typical_p": 0.5}),
         ("template", "{{ .Prompt }}"),
         ("context", [1, 2]),
-        ("suffix", "end"),
         ("images", ["AA=="]),
     ],
 )

@@ -361,7 +361,7 @@ def test_refused_in_chat(fields: dict[str, Any], code: str, param: str) -> None:
         ({"prompt": ["a", ""]}, "invalid_request", "prompt.1"),
         ({"prompt": ["a", True]}, "invalid_request", "prompt.1"),
         ({"best_of": 3}, "unsupported_parameter", "best_of"),
-        ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+        ({"prompt": [1], "suffix": "x"}, "unsupported_parameter", "suffix"),
         ({"echo": True, "logprobs": 1}, "unsupported_parameter", "echo"),
         ({"logprobs": True}, "invalid_request", "logprobs"),
     ],

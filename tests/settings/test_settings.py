@@ -56,6 +56,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "allow_host": "llm.example.com",
         "cors_origin": "https://chat.example.com",
         "alias": "claude=llama",
+        "chat_template": "llama=chatml",
         "node": "http://10.0.0.1:3000",
         "engine_option": "a=b",
         "engine_env": "HF_HOME",

@@ -8,6 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from support import bert
+
 TEMPLATE = "tokenizer.chat_template"
 NORMAL, CONTROL, USER_DEFINED = (
     gguf.TokenType.NORMAL,
@@ -129,58 +131,18 @@ def talker(
     return into
 
 
-def encoder(into: Path, *, ranks: bool) -> Path:
-    """A tiny BERT with random weights, which embeds texts or, as a reranker, gives each a score."""
-    random = np.random.default_rng(5)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    texts = [*special, *("\N{LOWER ONE EIGHTH BLOCK}" + letter for letter in letters), *letters]
-    width, inner, context = 32, 64, 128
+ENCODER_VOCABULARY = (
+    *bert.SPECIAL,
+    *(chr(code) for code in range(ord("a"), ord("z") + 1)),
+    *(f"##{chr(code)}" for code in range(ord("a"), ord("z") + 1)),
+)
+"""Of the encoders that are made here: letters."""
 
-    writer = gguf.GGUFWriter(str(into), "bert")
-    writer.add_name(into.stem)
-    writer.add_context_length(context)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(2)
-    writer.add_layer_norm_eps(1e-12)
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.RANK if ranks else gguf.PoolingType.MEAN)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_vocab_size(len(texts))
-    writer.add_tokenizer_model("bert")
-    writer.add_token_list(texts)
-    writer.add_token_types([CONTROL if text in special else NORMAL for text in texts])
-    writer.add_token_type_count(2)
-    writer.add_pad_token_id(0)
-    writer.add_unk_token_id(1)
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(3)
-    writer.add_sep_token_id(3)
-    writer.add_mask_token_id(4)
 
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32) / np.float32(width))
-
-    add("token_embd.weight", len(texts), width)
-    add("position_embd.weight", context, width)
-    add("token_types.weight", 2, width)
-    shapes = {"attn_q": (width, width), "attn_k": (width, width), "attn_v": (width, width)}
-    shapes |= {"attn_output": (width, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}
-    for name, shape in shapes.items():
-        add(f"blk.0.{name}.weight", *shape)
-        add(f"blk.0.{name}.bias", shape[0])
-    for name in ("token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"):
-        add(f"{name}.weight", width)
-        add(f"{name}.bias", width)
-    if ranks:
-        add("cls.weight", width, width)
-        add("cls.bias", width)
-        add("cls.output.weight", 1, width)
-        add("cls.output.bias", 1)
-    _finish(writer)
-    return into
+def encoder(into: Path, *, ranks: bool, pair_template: str | None = None) -> Path:
+    """A tiny BERT with random weights, which embeds texts or, as a reranker, gives each pair a score."""
+    weights = bert.random_weights(len(ENCODER_VOCABULARY))
+    return bert.write(into, weights, ENCODER_VOCABULARY, heads=2, ranks=ranks, pair_template=pair_template)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

@@ -37,6 +37,13 @@ class Usage:
         self.read_ns = 0
         self.wrote_ns = 0
 
+    @classmethod
+    def of(cls, event: Event) -> Usage:
+        """What one answer took; `event`: its ending, or its beginning."""
+        usage = cls()
+        usage.add(0, event)
+        return usage
+
     def add(self, index: int, event: Event) -> None:
         """`event`: the ending of request number `index`."""
         self.completion += event.completion_tokens
@@ -60,6 +67,8 @@ class Answer:
     finish: Finish
     stop: str | None
     """The stop string that ended it."""
+    took: Usage
+    """What it took, its prompt included."""
     logprobs: Any = None
     """Of all text, by the pattern that was asked for."""
 
@@ -110,7 +119,8 @@ async def gather(
             for index, event in batch:
                 if event.kind == "finished":
                     logprobs = None if pattern is None else json.loads(event.fill(pattern))
-                    found[index] = Answer(tuple(event.blocks), finish(event), event.stop, logprobs)
+                    took = Usage.of(event)
+                    found[index] = Answer(tuple(event.blocks), finish(event), event.stop, took, logprobs)
                     usage.add(index, event)
                 else:
                     relaxed.update(dict.fromkeys(event.relaxed))

@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from llm_node.api.context import IGNORED, NODE, TRANSFER_TIMEOUT, UNKNOWN_FIELDS
+from llm_node.api.context import ERROR_FORMS, IGNORED, NODE, TRANSFER_TIMEOUT, UNKNOWN_FIELDS
 from llm_node.node import NodeError
 from llm_node.schema import bounds
 from llm_node.schema.wire import FEATURE, INVALID, UNSUPPORTED, ForModel, Ignored, Wire
@@ -57,6 +57,12 @@ async def _read(request: web.Request, shape: type[Shape]) -> Shape:
 def ignore(request: web.Request, names: Iterable[str]) -> None:
     """These were asked for in vain, and the answer is right without them: its headers and the log say so."""
     request.setdefault(IGNORED, {}).update(dict.fromkeys(names))
+
+
+def relax(request: web.Request, names: Iterable[str]) -> None:
+    """The same for what the core names in neutral words."""
+    dialect = request.app[ERROR_FORMS].of(request.path).names
+    ignore(request, (dialect.get(name, name) for name in names))
 
 
 async def _receive(request: web.Request) -> bytes:

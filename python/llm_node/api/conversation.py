@@ -82,10 +82,12 @@ class User:
     """What a person says."""
 
     parts: tuple[Part, ...]
+    name: str | None = None
+    """Which person it is, where several take part."""
 
     def neutral(self) -> Neutral:
         """As the request has it."""
-        return {"user": {"parts": [part.neutral() for part in self.parts]}}
+        return {"user": {"parts": [part.neutral() for part in self.parts], "name": self.name}}
 
 
 @dataclass(frozen=True, slots=True)

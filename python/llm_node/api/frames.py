@@ -19,7 +19,7 @@ from llm_node.node import Frames as NativeFrames
 from llm_node.node import PartTemplates as NativePart
 from llm_node.node import Template as NativeTemplate
 
-_NAMES = ("text", "json", "name", "id", "call", "block", "number", "logprobs")
+_NAMES = ("text", "json", "name", "id", "call", "block", "number", "logprobs", "tokens")
 _RANDOM = uuid.uuid4().hex
 _WORDS = {name: f"{_RANDOM}{number}" for number, name in enumerate(_NAMES)}
 
@@ -39,6 +39,8 @@ NUMBER = _WORDS["number"]
 """One more each time, from `Frames.number` on."""
 LOGPROBS = _WORDS["logprobs"]
 """The log-probabilities of a piece of text, by `Frames.logprobs`; null where there are none."""
+TOKENS = _WORDS["tokens"]
+"""The numbers of the tokens behind a piece: a list."""
 
 _INSIDE = frozenset({"id", "call", "block", "number"})
 # A request makes several templates: words that begin alike are found fast.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_node.api.conversation import Conversation, Format, neutral_format
+from llm_node.node import NodeError
 
 FORBIDDEN = -1e30
 """A bias that means: never this token. JSON has no infinity."""
@@ -48,7 +49,18 @@ class Sampling:
 
 Prompt = Conversation | dict[str, Any]
 """A conversation; `{"text": …}`; the same as `{"literal": …}`, in which the texts of special tokens are only
-letters; or `{"tokens": […]}`."""
+letters; `{"tokens": […]}`; or `{"infill": …}`, a gap between two texts."""
+
+
+def check_count(count: int, limit: int) -> None:
+    """What is more than may ever wait would be told to come again later, for ever. Raises `NodeError`."""
+    if count > limit:
+        raise NodeError(
+            "invalid_request",
+            f"{count} answers are asked for (prompts, times n), and at most {limit} may wait for a model: "
+            "send fewer at once, or start the node with a higher --queue-limit",
+            "prompt",
+        )
 
 
 @dataclass(frozen=True, slots=True)

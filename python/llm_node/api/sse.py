@@ -143,7 +143,7 @@ class Stream:
 
     def ignore(self, names: Iterable[str]) -> None:
         """Of no use once the headers are sent."""
-        body.ignore(self._request, names)
+        body.relax(self._request, names)
 
     def fail(self, fault: errors.Failure) -> None:
         """An error, as the family writes it."""

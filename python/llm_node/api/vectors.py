@@ -1,4 +1,4 @@
-"""Vectors of length 1 out of texts or tokens, for the routes that give them in their dialects' words."""
+"""Vectors out of texts or tokens, for the routes that give them in their dialects' words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from llm_node.node import Node, NodeError
 
 
 async def of(
-    node: Node, model: str, inputs: Sequence[str | list[int]], dimensions: int | None = None
+    node: Node,
+    model: str,
+    inputs: Sequence[str | list[int]],
+    dimensions: int | None = None,
+    *,
+    raw: bool = False,
 ) -> tuple[list[list[float]], int]:
-    """One vector for each input, and the tokens of all inputs together.
+    """One vector of length 1 for each input, and the tokens of all inputs together.
 
     `dimensions`: so many numbers of each vector, from its beginning; models that were trained for it put the
-    most into these. Raises `NodeError`.
+    most into these. `raw`: as the model gives them, of any length. Raises `NodeError`.
     """
     if not inputs:
         return [], 0
@@ -25,7 +30,8 @@ async def of(
     if dimensions is not None and dimensions > width:
         message = f"dimensions: the model's vectors have {width}, not {dimensions}"
         raise NodeError("invalid_request", message, "dimensions")
-    return [unit(vector[:dimensions]) for vector in vectors], sum(answer["tokens"])
+    cut = [vector[:dimensions] for vector in vectors]
+    return cut if raw else [unit(vector) for vector in cut], sum(answer["tokens"])
 
 
 def unit(vector: Sequence[float]) -> list[float]:

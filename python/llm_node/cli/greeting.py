@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 QUESTION = "What is an engine?"
 BEGINNING = "Once upon a time"
-TASKS = ("chat", "completions", "embeddings")
+TASKS = ("chat", "completions", "embeddings", "rerank")
 """In the order in which examples are worth showing."""
 
 
@@ -109,6 +109,10 @@ def _example(url: str, model: str, task: str | None) -> list[str]:
             f'answer = client.embeddings.create({call}, input="{BEGINNING}")',
             "print(answer.data[0].embedding)",
         ]
+    elif task == "rerank":
+        path, what = "rerank", "Have it tell which text answers a question best:"
+        body = {"model": model, "query": QUESTION, "documents": [BEGINNING, QUESTION]}
+        python = []
     else:
         path, what = "completions", "Have it go on with a text:"
         body = {"model": model, "stream": True, "temperature": 0, "max_tokens": 64, "prompt": BEGINNING}
@@ -121,11 +125,17 @@ def _example(url: str, model: str, task: str | None) -> list[str]:
         what,
         f"  curl -N {url}/v1/{path} -H 'Content-Type: application/json' \\",
         f"    -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
+        *(_in_python(url, python) if python else []),
+        *chat,
+    ]
+
+
+def _in_python(url: str, lines: Sequence[str]) -> list[str]:
+    return [
         "or from Python, with `pip install openai`:",
         "  from openai import OpenAI",
         f'  client = OpenAI(base_url="{url}/v1", api_key="none")',
-        *(f"  {line}" for line in python),
-        *chat,
+        *(f"  {line}" for line in lines),
     ]
 
 

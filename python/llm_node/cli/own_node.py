@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import click
+
 from llm_node import demo
 from llm_node.cli import failure, startup
 from llm_node.node import Node, NodeError
@@ -26,6 +28,7 @@ def make(settings: Settings, *, needs_device: bool) -> Node:
         demo_model=_demo_model() if settings.demo_model else None,
         default_model=settings.default_model,
         aliases=dict(settings.alias),
+        chat_templates={model: _template(given) for model, given in settings.chat_template},
         gpu_backend=settings.gpu_backend,
         vram_limit=settings.vram_limit,
         context_length=settings.context_length,
@@ -59,6 +62,19 @@ def look_up(settings: Settings, question: Callable[[Node], Awaitable[T]]) -> T:
         return asyncio.run(ask())
     except NodeError as fault:
         raise failure.of(fault) from None
+
+
+def _template(given: str) -> str:
+    """What stands in the file; or the name of a template that is built in."""
+    path = Path(given).expanduser()
+    if "." not in path.name and len(path.parts) == 1 and not path.is_file():
+        return given
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"--chat-template: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.ClickException(f"--chat-template: {path}: it is no text in UTF-8") from None
 
 
 def _demo_model() -> Path | None:

@@ -63,6 +63,7 @@ class Node:
         demo_model: Path | str | None = None,
         default_model: str | None = None,
         aliases: Mapping[str, str] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         gpu_backend: str = "auto",
         vram_limit: int | None = None,
         context_length: int | None = None,
@@ -89,6 +90,8 @@ class Node:
         models_dir: folder of the models. caches: other programs' folders, each with the program's name:
             "hub", "llama-cpp", "lm-studio" or "ollama". demo_model: a file that is offered beside them.
         default_model: see `chosen`. aliases: further names of models, and what each means.
+        chat_templates: by the model, the source of its template in place of its own, or the name of one that
+            is built in.
         gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
             `gpu_not_found` where there is no GPU.
         vram_limit: bytes on each device. Timeouts and intervals: seconds.
@@ -105,6 +108,7 @@ class Node:
         self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
         self._default_model = default_model
         self._aliases = dict(aliases or {})
+        self._chat_templates = dict(chat_templates or {})
         self._vram_limit = vram_limit
         self._context_length = context_length
         self._max_sequences = max_sequences
@@ -213,6 +217,7 @@ class Node:
             "caches": [{"origin": origin, "path": path} for origin, path in self._caches],
             "demo_model": self._demo_model,
             "aliases": self._aliases,
+            "chat_templates": self._chat_templates,
             "gpu_backend": self._backend,
             "devices": [_device(device) for device in self._devices],
             "vram_limit_bytes": self._vram_limit,
@@ -301,9 +306,9 @@ class Node:
         """Load a model, or join a load under way, and say what it came to.
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
-        `threads`, `speculation`, `draft_model` (a name), `options` (text to text, for the engine). A model
-        that is loaded with others is not loaded anew (`model_loaded_differently`). The load goes on when the
-        caller is cancelled.
+        `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `options` (text to
+        text, for the engine). A model that is loaded with others is not loaded anew
+        (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
         request = json.dumps({"model_id": model_id, **options})
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))

@@ -33,7 +33,7 @@ LONGEST = {
 }
 """Of fields that are lists or objects."""
 
-PROMPTS = frozenset({"prompt", "input", "tokens"})
+PROMPTS = frozenset({"prompt", "input", "content", "tokens", "documents", "texts"})
 
 
 class TooMuch(ValueError):
@@ -79,7 +79,7 @@ def check(body: Mapping[str, Any], size: int) -> None:
                 if isinstance(message, dict):
                     _fields(f"messages.{index}", message)
         left = _spend(value, left, name)
-    answers = body.get("n")
+    answers = body.get("n", body.get("n_cmpl"))
     answers = answers if isinstance(answers, int) and answers > 0 else 1
     biases = body.get("logit_bias")
     biases = len(biases) if isinstance(biases, dict) else 0

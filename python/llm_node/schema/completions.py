@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from llm_node.schema.prompts import ANY_FORM, Prompt, Text, Tokens, several
 from llm_node.schema.sampling import Generation, ResponseFormat, TextFormat
@@ -13,12 +13,6 @@ from llm_node.schema.wire import unsupported
 Prompts = Annotated[
     Text | Tokens | Annotated[list[Prompt], Field(min_length=1, fail_fast=True), Tag("list")], ANY_FORM
 ]
-
-
-def _no_suffix(value: Any) -> Any:
-    if value == "":
-        return value
-    raise unsupported("suffix is not supported")
 
 
 class CompletionRequest(Generation):
@@ -32,7 +26,8 @@ class CompletionRequest(Generation):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: int | None = Field(default=None, ge=1)
     response_format: ResponseFormat = TextFormat(type="text")
-    suffix: Annotated[Any, BeforeValidator(_no_suffix)] = None
+    suffix: str = ""
+    """What stands behind the answer, for models that fill gaps."""
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -43,6 +38,8 @@ class CompletionRequest(Generation):
     def _honoured(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise unsupported("best_of other than n is not supported", "best_of")
+        if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise unsupported("suffix is supported with prompts that are texts", "suffix")
         if self.echo and self.logprobs is not None:
             raise unsupported(
                 "echo with logprobs is not supported: a prompt has no log-probabilities here", "echo"

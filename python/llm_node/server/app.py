@@ -7,7 +7,18 @@ from typing import cast
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api import admin, anthropic, models, ollama, openai, ops, page, tokenizer
+from llm_node.api import (
+    admin,
+    anthropic,
+    llama_server,
+    models,
+    ollama,
+    openai,
+    ops,
+    page,
+    rerank,
+    tokenizer,
+)
 from llm_node.api.context import (
     ERROR_FORMS,
     JOURNAL,
@@ -25,6 +36,9 @@ from llm_node.schema.wire import Unknown
 from llm_node.server import lifecycle, middleware
 from llm_node.server.origin import OriginRules
 from llm_node.settings import Settings
+
+PREFIX = "/v1"
+"""Stands before the routes that several vendors' clients have in common."""
 
 FAREWELL_SECONDS = 1.0
 """What connections get to end by themselves once every answer has ended."""
@@ -48,20 +62,34 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app.cleanup_ctx.append(lifecycle.node_lives)
     app.cleanup_ctx.append(lifecycle.pulls_end)
     forms = app[ERROR_FORMS] = errors.Forms()
-    for routes, form in (
+    families = [
         (admin.routes(), errors.PLAIN),
         (anthropic.routes(), anthropic.ERRORS),
+        (llama_server.routes(), llama_server.ERRORS),
         (models.routes(), errors.PLAIN),
         (ollama.routes(), ollama.ERRORS),
         (openai.routes(), openai.ERRORS),
         (ops.routes(), errors.PLAIN),
         (page.routes(ollama.ALIVE, has_page=settings.web), errors.PLAIN),
+        (rerank.routes(), rerank.ERRORS),
         (tokenizer.routes(), tokenizer.ERRORS),
-    ):
-        for route in routes:
+    ]
+    taken = {(route.method, route.path) for routes, _ in families for route in routes}
+    for routes, form in families:
+        for route in [*routes, *_without_prefix(routes, taken)]:
             forms.add(route.path, form)
-        app.add_routes(routes)
+            app.add_routes([route])
     return app
+
+
+def _without_prefix(routes: list[web.RouteDef], taken: set[tuple[str, str]]) -> list[web.RouteDef]:
+    """The routes of `/v1` under their shorter names, as llama-server has them, where these are free."""
+    short = [
+        web.RouteDef(route.method, route.path.removeprefix(PREFIX), route.handler, route.kwargs)
+        for route in routes
+        if route.path.startswith(f"{PREFIX}/")
+    ]
+    return [route for route in short if (route.method, route.path) not in taken]
 
 
 def make_runner(app: web.Application) -> web.AppRunner:

@@ -7,7 +7,7 @@ use std::{borrow::Cow, sync::OnceLock};
 
 use crate::{
     error::{ErrorCode, Fault},
-    text::{control::ControlTokens, density::Density},
+    text::{control::ControlTokens, density::Density, infill::FimTokens},
 };
 
 /// The number of a token in the model's vocabulary. Negative values are never tokens.
@@ -327,6 +327,8 @@ pub struct Vocabulary {
     pub eos: Option<Token>,
     /// End of turn.
     pub eot: Option<Token>,
+    /// Stands between two texts.
+    pub sep: Option<Token>,
     /// Does tokenising with specials put BOS first?
     pub adds_bos: bool,
     /// What is found out about its texts once somebody asks.
@@ -338,6 +340,7 @@ pub struct Vocabulary {
 pub struct Found {
     density: OnceLock<Density>,
     control: OnceLock<ControlTokens>,
+    fim: OnceLock<Option<FimTokens>>,
 }
 
 /// It follows from the rest of the vocabulary.
@@ -377,6 +380,11 @@ impl Vocabulary {
     /// The texts of its control tokens.
     pub fn control_tokens(&self) -> &ControlTokens {
         self.found.control.get_or_init(|| ControlTokens::of(self))
+    }
+
+    /// Its tokens for gaps in a text, if it has such.
+    pub fn fim_tokens(&self) -> Option<FimTokens> {
+        *self.found.fim.get_or_init(|| FimTokens::of(self))
     }
 
     /// Has the token this attribute?

@@ -19,7 +19,7 @@ use crate::{
     error::{ErrorCode, Fault},
     event::Finish,
     schedule::keeping::ThinkingBudget,
-    text::{answer::AnswerText, control::Rendered},
+    text::{answer::AnswerText, control::Rendered, infill::Infill},
 };
 
 /// Stop strings per request. Each costs a look at every piece of text.
@@ -84,6 +84,8 @@ pub enum Prompt {
     Tokens(Vec<Token>),
     /// A conversation, rendered by the model's chat template.
     Chat(Conversation),
+    /// A gap in a text, which the answer fills.
+    Infill(Infill),
 }
 
 /// How a token is picked. The defaults leave the model's own distribution alone.
@@ -160,6 +162,8 @@ impl Request {
         let empty = match &self.prompt {
             Prompt::Text(text) | Prompt::Literal(text) => text.is_empty(),
             Prompt::Tokens(tokens) => tokens.is_empty(),
+            // Between nothing and nothing there may be anything.
+            Prompt::Infill(_) => false,
             Prompt::Chat(conversation) => {
                 conversation.check()?;
                 false
@@ -173,7 +177,7 @@ impl Prompt {
     /// The public name of the field that it came in.
     fn param(&self) -> &'static str {
         match self {
-            Prompt::Text(_) | Prompt::Literal(_) | Prompt::Tokens(_) => "prompt",
+            Prompt::Text(_) | Prompt::Literal(_) | Prompt::Tokens(_) | Prompt::Infill(_) => "prompt",
             Prompt::Chat(_) => "messages",
         }
     }
@@ -219,6 +223,7 @@ pub struct ValidRequest {
     kept: Option<Arc<Prototype>>,
     thinks: Option<Token>,
     thinking_budget: Option<ThinkingBudget>,
+    relaxed: Vec<String>,
     source: Source,
 }
 
@@ -250,6 +255,7 @@ impl ValidRequest {
         };
         let (mut watch, mut begun, mut thinks) = (Watch::default(), String::new(), None);
         let mut thinking_budget = None;
+        let mut relaxed = Vec::new();
         let prompt = match prompt {
             Prompt::Text(text) => {
                 fits(&text)?;
@@ -260,6 +266,16 @@ impl ValidRequest {
                 tokenizer.tokenize(&text, true, false)?
             }
             Prompt::Tokens(tokens) => tokens,
+            Prompt::Infill(infill) => {
+                fits(&infill.prefix)?;
+                fits(&infill.suffix)?;
+                let context = context(limits);
+                // Clients send large ceilings by habit: they shall not cost what stands around the gap.
+                let answer = max_tokens.map_or(u64::MAX, u64::from).min(context / 4);
+                let (tokens, is_whole) = infill.tokens(tokenizer, context - answer)?;
+                relaxed.extend((!is_whole).then(|| "extra".to_owned()));
+                tokens
+            }
             Prompt::Chat(conversation) => {
                 let chat = chat.ok_or_else(|| {
                     let message = "This model has no chat template, so it cannot take messages. \
@@ -268,6 +284,7 @@ impl ValidRequest {
                 })?;
                 let asked = chat.render(&conversation, unix_seconds)?;
                 (watch, begun) = (asked.watch, asked.begun);
+                relaxed = asked.unseen;
                 let reasoning = watch.reasoning.as_ref().filter(|_| conversation.thinking != Thinking::Off);
                 thinks = reasoning.and_then(|it| it.open.token(vocabulary));
                 if let (Some(reasoning), Thinking::On { budget: Some(tokens), .. }) =
@@ -321,6 +338,7 @@ impl ValidRequest {
             kept: None,
             thinks,
             thinking_budget,
+            relaxed,
             source,
         })
     }
@@ -328,6 +346,7 @@ impl ValidRequest {
     /// The same, whose answer has to keep to something.
     #[must_use]
     pub fn constrained(mut self, kept: Arc<Prototype>) -> Self {
+        self.relaxed.extend_from_slice(kept.relaxed());
         self.kept = Some(kept);
         self
     }
@@ -347,9 +366,10 @@ impl ValidRequest {
         self.thinking_budget.as_ref()
     }
 
-    /// JSON pointers to what is not enforced of its schemas.
+    /// What was asked for and is not so: JSON pointers to what is not enforced of its schemas, and fields that
+    /// nothing comes of.
     pub fn relaxed(&self) -> &[String] {
-        self.kept.as_ref().map_or(&[], |it| it.relaxed())
+        &self.relaxed
     }
 
     /// The tokens of the prompt: at least one.

@@ -222,6 +222,7 @@ fn vocabulary(model: &Model, table: &EngineTokenizer) -> Result<Vocabulary, Engi
         bos: special("bos", vocab.bos)?,
         eos,
         eot,
+        sep: special("sep", vocab.sep)?,
         adds_bos: vocab.adds_bos != 0,
         bytes,
         offsets,

@@ -72,6 +72,9 @@ pub struct NodeConfig {
     /// KV cache for all sequences of a model together, in tokens.
     #[serde(default)]
     pub cache_tokens: Option<u64>,
+    /// Sources of chat templates in place of the models' own, or names of built-in ones, by the model's id.
+    #[serde(default)]
+    pub chat_templates: BTreeMap<String, String>,
     /// Settings for engines: a flat object; values are text, numbers or truth values.
     #[serde(default)]
     pub engine_options: BTreeMap<String, OptionValue>,

@@ -14,6 +14,7 @@ use std::{
 };
 
 use llm_node_core::{
+    engine::Token,
     error::Fault,
     event::{Event, Finish, Part, Piece},
 };
@@ -42,6 +43,8 @@ pub enum Hole {
     Number,
     /// Log-probabilities as the stream's pattern has them; `null` where there are none.
     Logprobs,
+    /// In a delta the numbers of the tokens behind its piece, as a JSON list.
+    Tokens,
 }
 
 impl Hole {
@@ -56,6 +59,7 @@ impl Hole {
             "block" => Hole::Block,
             "number" => Hole::Number,
             "logprobs" => Hole::Logprobs,
+            "tokens" => Hole::Tokens,
             _ => return None,
         })
     }
@@ -75,8 +79,12 @@ impl Template {
         Self { segments, tail }
     }
 
+    fn has(&self, hole: Hole) -> bool {
+        self.segments.iter().any(|it| it.1 == hole)
+    }
+
     fn has_text(&self) -> bool {
-        self.segments.iter().any(|it| matches!(it.1, Hole::Text | Hole::Json))
+        self.has(Hole::Text) || self.has(Hole::Json)
     }
 
     fn has_bytes(&self) -> bool {
@@ -189,6 +197,9 @@ impl Frames {
                     Some(pattern) if !frame.items.is_empty() => pattern.write(&frame.items, into),
                     _ => into.extend_from_slice(b"null"),
                 },
+                Hole::Tokens => {
+                    let _ = serde_json::to_writer(&mut *into, &frame.tokens);
+                }
             }
         }
         into.extend_from_slice(&template.tail);
@@ -221,17 +232,19 @@ pub struct Frame {
     call: Option<Arc<Called>>,
     text: String,
     items: Items,
+    /// Numbers of the tokens, where they are told.
+    tokens: Vec<Token>,
 }
 
 impl Frame {
     /// Bytes of what it tells, but for JSON's escapes.
     pub fn len(&self) -> usize {
-        self.text.len() + self.items.len()
+        self.text.len() + self.items.len() + size_of_val(&self.tokens[..])
     }
 
     /// Has it nothing to tell?
     pub fn is_empty(&self) -> bool {
-        self.stage == Stage::Delta && self.text.is_empty() && self.items.is_empty()
+        self.stage == Stage::Delta && self.text.is_empty() && self.items.is_empty() && self.tokens.is_empty()
     }
 
     /// Tells with this one what the next one tells, if that goes on with the same block; else gives it back.
@@ -242,6 +255,7 @@ impl Frame {
         }
         self.text += &more.text;
         self.items.append(more.items);
+        self.tokens.extend(more.tokens);
         None
     }
 }
@@ -329,12 +343,16 @@ impl Writing {
             kept.add(text.len())?;
             open.text += &text;
         }
-        if templates.delta.is_some() {
+        if let Some(delta) = &templates.delta {
             let items = match &frames.pattern {
                 Some(pattern) if part == Part::Text => pattern.items(&tokens, place),
                 _ => Items::default(),
             };
-            tell(frames, open.frame(Stage::Delta, text, items));
+            let mut frame = open.frame(Stage::Delta, text, items);
+            if delta.has(Hole::Tokens) {
+                frame.tokens = tokens.iter().map(|it| it.id).collect();
+            }
+            tell(frames, frame);
         }
         Ok(())
     }
@@ -369,7 +387,9 @@ impl Writing {
 
 impl Open {
     fn frame(&self, stage: Stage, text: String, items: Items) -> Frame {
-        Frame { part: self.part, stage, block: self.block, call: self.call.clone(), text, items }
+        let Self { part, block, call, .. } = self;
+        let (part, block, call) = (*part, *block, call.clone());
+        Frame { part, stage, block, call, text, items, tokens: Vec::new() }
     }
 }
 

@@ -9,6 +9,7 @@
 //! - `<token>`: its text as a JSON string, with U+FFFD for what is no UTF-8;
 //! - `<name>`: its text, or `bytes:\\xe8\\xaa` where that is no UTF-8, as a JSON string;
 //! - `<bytes>`: its bytes as a list of numbers;
+//! - `<id>`: its number;
 //! - `<logprob>`: its log-probability;
 //! - `<offset>`: which character of the answer's text it begins in, counted in code points from 0;
 //! - `<top>`…`</top>`: the likeliest tokens, best first, each with all of these but `<offset>`;
@@ -41,6 +42,7 @@ struct List {
 enum Part {
     Fixed(Vec<u8>),
     Token,
+    Id,
     Name,
     Bytes,
     Logprob,
@@ -174,6 +176,7 @@ impl Known<'_> {
             match part {
                 Part::Fixed(bytes) => into.extend_from_slice(bytes),
                 Part::Token => json(&String::from_utf8_lossy(self.bytes), into),
+                Part::Id => json(&self.id, into),
                 Part::Name if self.is_second => json(&format!("token_id:{}", self.id), into),
                 Part::Name => json(&name(self.bytes), into),
                 Part::Bytes => json(self.bytes, into),
@@ -225,6 +228,7 @@ fn parse_item(text: &str) -> Result<Vec<Part>, BadPattern> {
         rest = behind;
         parts.push(match name {
             "token" => Part::Token,
+            "id" => Part::Id,
             "name" => Part::Name,
             "bytes" => Part::Bytes,
             "logprob" => Part::Logprob,
@@ -301,6 +305,8 @@ mod tests {
         assert_eq!(written(OBJECTS, &[]), r#"{"a":[]}"#);
         assert_eq!(written(COLUMNS, &[PickedToken { id: 1, logprobs: None }]), "[[],[],[],[]]");
         assert_eq!(written("null", &[token(b"a", 0.0, &[])]), "null");
+        let numbers = "[<each>[<id>,[<top><id></top>]]</each>]";
+        assert_eq!(written(numbers, &[token(b"a", 0.0, &[(b"b", -1.0)])]), "[[0,[7]]]");
     }
 
     #[test]

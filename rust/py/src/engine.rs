@@ -132,6 +132,7 @@ impl PyEngine {
                 (config::Speculation::Lookup, Some(path)) => Speculation::Model(path),
             },
             tool_syntax: None,
+            chat_template: None,
             options: settings,
         };
         let model = engine.load(&plan, &mut |_| {})?;

@@ -191,6 +191,11 @@ impl PyBlock {
         self.0.complete
     }
 
+    #[getter]
+    fn tokens(&self) -> Vec<i32> {
+        self.0.tokens.iter().map(|it| it.id).collect()
+    }
+
     fn __repr__(&self) -> String {
         format!("<Block of {}, {} bytes>", self.0.part.as_str(), self.0.text.len())
     }

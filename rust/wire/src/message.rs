@@ -6,7 +6,7 @@ use llm_node_core::{chat::conversation::Conversation, error::Fault, event::Event
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -67,6 +67,8 @@ pub struct LoadPlan {
     pub speculation: Speculation,
     /// How the model writes calls: a family's name or "none"; `None`: what its template says.
     pub tool_syntax: Option<String>,
+    /// The source of the chat template, in place of the model's own.
+    pub chat_template: Option<String>,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
 }
@@ -145,6 +147,11 @@ pub enum Question {
         /// The tokens.
         tokens: Vec<i32>,
     },
+    /// What each token stands for.
+    Pieces {
+        /// The tokens.
+        tokens: Vec<i32>,
+    },
     /// A conversation to the prompt's text.
     ApplyTemplate(Conversation),
     /// A conversation to the number of tokens that it is as a prompt.
@@ -154,6 +161,15 @@ pub enum Question {
         /// The inputs.
         inputs: Vec<EmbedInput>,
     },
+    /// How well each document answers a query.
+    Rerank {
+        /// What is asked.
+        query: String,
+        /// What may answer it.
+        documents: Vec<String>,
+    },
+    /// The source of the chat template.
+    ChatTemplate,
     /// What the model takes on each device now.
     MemoryUse,
 }
@@ -184,6 +200,17 @@ pub enum Answer {
         /// Tokens of each input.
         tokens: Vec<u32>,
     },
+    /// To `Pieces`: bytes of each token; of a control token its name.
+    Pieces(Vec<Vec<u8>>),
+    /// To `Rerank`.
+    Scores {
+        /// From 0 to 1, one for each document.
+        scores: Vec<f32>,
+        /// Tokens of each document with the query.
+        tokens: Vec<u32>,
+    },
+    /// To `ChatTemplate`.
+    ChatTemplate(Option<String>),
     /// To `MemoryUse`.
     MemoryUse(Vec<MemoryUse>),
 }
@@ -242,6 +269,10 @@ pub struct ModelFacts {
     pub max_sequences: u32,
     /// Width of one embedding; 0: the model gives none.
     pub n_embedding: u32,
+    /// Can it tell how well a text answers another?
+    pub ranks: bool,
+    /// Has it tokens for a gap in a text?
+    pub fills_gaps: bool,
     /// Can it generate?
     pub generates: bool,
     /// Has it a chat template?

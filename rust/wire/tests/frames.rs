@@ -11,6 +11,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     request::{Prompt, Request, Sampling},
+    text::infill::{Extra, Infill},
 };
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
@@ -61,11 +62,12 @@ prop_compose! {
     }
 }
 
-fn message() -> impl Strategy<Value = Message> {
+// Boxed, as other large unions are: a value's tree lies on the stack of a test's thread.
+fn message() -> BoxedStrategy<Message> {
     let parts = || vec(text().prop_map(Said::Text), 0..3);
     prop_oneof![
         text().prop_map(|text| Message::System { text }),
-        parts().prop_map(|parts| Message::User { parts }),
+        (parts(), option::of(text())).prop_map(|(parts, name)| Message::User { parts, name }),
         (text(), text(), vec(call(), 0..3)).prop_map(|(reasoning, text, calls)| Message::Assistant {
             reasoning,
             text,
@@ -78,6 +80,7 @@ fn message() -> impl Strategy<Value = Message> {
             failed
         }),
     ]
+    .boxed()
 }
 
 fn choice() -> impl Strategy<Value = Choice> {
@@ -117,12 +120,21 @@ prop_compose! {
     }
 }
 
-fn prompt() -> impl Strategy<Value = Prompt> {
+prop_compose! {
+    fn infill()(prefix in text(), suffix in text(), extra in vec((text(), text()), 0..3)) -> Infill {
+        let extra = extra.into_iter().map(|(name, text)| Extra { name, text }).collect();
+        Infill { prefix, suffix, extra }
+    }
+}
+
+fn prompt() -> BoxedStrategy<Prompt> {
     prop_oneof![
         text().prop_map(Prompt::Text),
+        infill().prop_map(Prompt::Infill),
         vec(any::<i32>(), 0..50).prop_map(Prompt::Tokens),
         chat().prop_map(Prompt::Chat),
     ]
+    .boxed()
 }
 
 prop_compose! {
@@ -184,7 +196,7 @@ prop_compose! {
         (size, usual_size) in (context_size(), context_size()),
         (gpu_layers, threads, vram_limit_bytes, step_timeout_seconds) in (any::<i32>(), any::<u32>(), any::<u64>(), any::<u32>()),
         (queue_limit, target_step_ms, keep_prefixes) in (any::<u32>(), any::<u32>(), any::<bool>()),
-        tool_syntax in option::of(text()),
+        (tool_syntax, chat_template) in (option::of(text()), option::of(text())),
         speculation in prop_oneof![
             Just(Speculation::Off), Just(Speculation::Lookup), text().prop_map(|it| Speculation::Model(it.into())),
         ],
@@ -192,13 +204,13 @@ prop_compose! {
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, size, usual_size, gpu_layers, threads,
-            vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, options,
+            vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, chat_template, options,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
     }
 }
 
-fn question() -> impl Strategy<Value = Question> {
+fn question() -> BoxedStrategy<Question> {
     prop_oneof![
         (text(), any::<bool>(), any::<bool>()).prop_map(|(text, add_special, parse_special)| {
             Question::Tokenize { text, add_special, parse_special }
@@ -207,8 +219,12 @@ fn question() -> impl Strategy<Value = Question> {
         chat().prop_map(Question::ApplyTemplate),
         chat().prop_map(Question::CountTokens),
         vec(embed_input(), 0..4).prop_map(|inputs| Question::Embed { inputs }),
+        vec(any::<i32>(), 0..50).prop_map(|tokens| Question::Pieces { tokens }),
+        (text(), vec(text(), 0..4)).prop_map(|(query, documents)| Question::Rerank { query, documents }),
+        Just(Question::ChatTemplate),
         Just(Question::MemoryUse),
     ]
+    .boxed()
 }
 
 fn to_worker() -> impl Strategy<Value = ToWorker> {
@@ -270,7 +286,7 @@ fn usage() -> impl Strategy<Value = Usage> {
     })
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn event() -> BoxedStrategy<Event> {
     let part = || proptest::sample::select(&[Part::Text, Part::Reasoning, Part::Input][..]);
     let reason = proptest::sample::select(
         &[
@@ -302,17 +318,23 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         fault().prop_map(Event::Failed),
     ]
+    .boxed()
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn answer() -> BoxedStrategy<Answer> {
     prop_oneof![
         vec(any::<i32>(), 0..50).prop_map(Answer::Tokens),
         text().prop_map(Answer::Text),
         any::<u64>().prop_map(Answer::Count),
         (vec(vec(float(), 0..20), 0..4), vec(any::<u32>(), 0..4))
             .prop_map(|(vectors, tokens)| Answer::Embeddings { vectors, tokens }),
+        vec(vec(any::<u8>(), 0..5), 0..5).prop_map(Answer::Pieces),
+        (vec(float(), 0..4), vec(any::<u32>(), 0..4))
+            .prop_map(|(scores, tokens)| Answer::Scores { scores, tokens }),
+        option::of(text()).prop_map(Answer::ChatTemplate),
         vec(memory_use(), 0..3).prop_map(Answer::MemoryUse),
     ]
+    .boxed()
 }
 
 prop_compose! {
@@ -321,13 +343,13 @@ prop_compose! {
         quantization in option::of(text()),
         n_parameters in any::<u64>(),
         (context_length, max_sequences, n_embedding) in any::<(u32, u32, u32)>(),
-        (generates, has_chat_template) in any::<(bool, bool)>(),
+        (generates, has_chat_template, ranks, fills_gaps) in any::<(bool, bool, bool, bool)>(),
         chat in option::of((any::<bool>(), any::<bool>(), option::of(text())).prop_map(|(tools, thinking, syntax)| ChatFacts { tools, thinking, syntax })),
         memory in vec(memory_use(), 0..3),
     ) -> ModelFacts {
         ModelFacts {
             architecture, format, quantization, n_parameters, context_length, max_sequences, n_embedding,
-            generates, has_chat_template, chat, memory, source,
+            ranks, fills_gaps, generates, has_chat_template, chat, memory, source,
         }
     }
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use llm_node_core::{
-    chat::model::{ModelChat, SyntaxChoice},
+    chat::{
+        builtin,
+        model::{ModelChat, SyntaxChoice},
+    },
     engine::{EngineFaultKind, StepEngine, Tokenizer},
     error::{ErrorCode, Fault},
     session::MOST_DRAFTED,
@@ -166,6 +169,7 @@ impl Engine {
         progress: &mut dyn FnMut(f32),
     ) -> Result<LoadedModel, Fault> {
         let syntax = plan.tool_syntax.as_deref().map_or(Ok(SyntaxChoice::Found), SyntaxChoice::of)?;
+        let given = plan.chat_template.as_deref().map(builtin::source_of).transpose()?;
         let figures = self.figures(engine, plan)?;
         let model = Model::load(
             engine,
@@ -178,7 +182,10 @@ impl Engine {
         let tokenizer =
             engine.offers("engine.tokenizer/1").then(|| ModelTokenizer::new(&model)).transpose()?;
         let tokenizer = tokenizer.map(Arc::new);
-        let chat = tokenizer.as_deref().and_then(|it| model_chat(it, &syntax));
+        let chat = tokenizer.as_deref().and_then(|it| model_chat(it, &syntax, given));
+        if let (Some(_), Some(Err(fault))) = (given, &chat) {
+            return Err(Fault::new(ErrorCode::InvalidRequest, fault.message.clone()).param("chat_template"));
+        }
         let info = model.info();
         let figures = figures.unwrap_or(Figures { one: Vec::new(), draft: Vec::new() });
         // What the model cannot be is refused, whichever way its requests take.
@@ -213,6 +220,7 @@ impl Engine {
         } else {
             (Voice::Mute, info.n_context, 1)
         };
+        let embeds = engine.offers("engine.embed/1");
         let facts = ModelFacts {
             architecture: info.architecture.clone(),
             format: info.format.clone(),
@@ -221,7 +229,9 @@ impl Engine {
             context_length,
             max_sequences,
             // A ranking model's is the width of a score.
-            n_embedding: if engine.offers("engine.embed/1") && !info.ranks { info.n_embedding } else { 0 },
+            n_embedding: if embeds && !info.ranks { info.n_embedding } else { 0 },
+            ranks: embeds && info.ranks,
+            fills_gaps: tokenizer.as_deref().is_some_and(|it| it.vocabulary().fim_tokens().is_some()),
             generates: !matches!(voice, Voice::Mute),
             has_chat_template: matches!(chat, Some(Ok(_))),
             chat: chat.as_ref().and_then(|it| it.as_ref().ok()).map(chat_facts),
@@ -278,6 +288,8 @@ fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<Load
         context_length: plan.size.context_length.or(plan.usual_size.context_length).unwrap_or(0),
         max_sequences: 1,
         n_embedding: 0,
+        ranks: false,
+        fills_gaps: false,
         generates: true,
         has_chat_template: false,
         chat: None,
@@ -303,8 +315,13 @@ fn facts(extensions: &[&'static str]) -> EngineFacts {
 }
 
 /// A template that cannot be compiled costs the model its chat, not its life. One without a word is none.
-fn model_chat(tokenizer: &ModelTokenizer, syntax: &SyntaxChoice) -> Option<Result<ModelChat, Fault>> {
-    let source = tokenizer.chat_template().filter(|it| !it.trim().is_empty())?;
+/// `given`: in place of the model's own.
+fn model_chat(
+    tokenizer: &ModelTokenizer,
+    syntax: &SyntaxChoice,
+    given: Option<&str>,
+) -> Option<Result<ModelChat, Fault>> {
+    let source = given.or_else(|| tokenizer.chat_template()).filter(|it| !it.trim().is_empty())?;
     let vocabulary = tokenizer.vocabulary();
     let chat = ChatTemplate::compile(source, vocabulary).map(|it| ModelChat::of(it, vocabulary, syntax));
     match &chat {

@@ -136,7 +136,7 @@ impl Intake {
     pub(crate) fn ask(&self, question: Question, reply: Reply) {
         let bytes = question_bytes(&question);
         let mut state = self.shared.lock();
-        let is_embedding = matches!(question, Question::Embed { .. });
+        let is_embedding = matches!(question, Question::Embed { .. } | Question::Rerank { .. });
         let full = if is_embedding { self.shared.full(&state, EMBEDDINGS, 0) } else { None };
         if state.stopping {
             // Its drop is the answer.
@@ -360,6 +360,7 @@ fn request_bytes(request: &Request) -> usize {
         Prompt::Text(text) | Prompt::Literal(text) => text.len(),
         // There is nothing to read.
         Prompt::Tokens(_) => 0,
+        Prompt::Infill(infill) => infill.size(),
         Prompt::Chat(conversation) => conversation.size(),
     }
 }
@@ -367,8 +368,9 @@ fn request_bytes(request: &Request) -> usize {
 fn question_bytes(question: &Question) -> usize {
     match question {
         Question::Tokenize { text, .. } => text.len(),
-        Question::Detokenize { tokens } => size_of_val(&tokens[..]),
+        Question::Detokenize { tokens } | Question::Pieces { tokens } => size_of_val(&tokens[..]),
         Question::ApplyTemplate(conversation) | Question::CountTokens(conversation) => conversation.size(),
+        Question::Rerank { query, documents } => documents.iter().map(|it| it.len() + query.len()).sum(),
         Question::Embed { inputs } => inputs
             .iter()
             .map(|input| match input {
@@ -376,7 +378,7 @@ fn question_bytes(question: &Question) -> usize {
                 EmbedInput::Tokens(_) => 0,
             })
             .sum(),
-        Question::MemoryUse => 0,
+        Question::MemoryUse | Question::ChatTemplate => 0,
     }
 }
 

@@ -13,7 +13,10 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
     request::{Prompt, Request, ValidRequest, prompt_tokens},
-    text::control::Rendered,
+    text::{
+        control::Rendered,
+        pair::{self, Joining},
+    },
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
 use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId};
@@ -29,6 +32,11 @@ use crate::{
 /// as long as these, whatever a client sends, so that a long one is a call that hangs.
 const INPUTS_AT_ONCE: usize = 64;
 const TOKENS_AT_ONCE: usize = 16 << 10;
+
+/// The name of the template that joins a query and a document.
+const PAIR_TEMPLATE: &str = "rerank";
+/// Key of GGUF: does a separator stand between two texts, beside the end of the first?
+const ADDS_SEPARATOR: &str = "tokenizer.ggml.add_sep_token";
 
 /// Who runs requests.
 pub(crate) enum Source {
@@ -173,6 +181,7 @@ impl Served {
     pub(crate) fn ask(&self, question: Question, reply: Reply) -> Option<Work> {
         match question {
             Question::Embed { inputs } => self.embed(inputs, reply),
+            Question::Rerank { query, documents } => self.rerank(&query, &documents, reply),
             question => {
                 reply.send(self.answer(question));
                 None
@@ -233,6 +242,14 @@ impl Served {
                 Ok(Answer::Tokens(self.tokenizer()?.tokenize(&text, add_special, parse_special)?))
             }
             Question::Detokenize { tokens } => self.detokenize(&tokens),
+            Question::Pieces { tokens } => {
+                let vocabulary = self.known(&tokens)?.vocabulary();
+                Ok(Answer::Pieces(tokens.iter().map(|&it| vocabulary.token_bytes(it).to_vec()).collect()))
+            }
+            Question::ChatTemplate => {
+                let source = self.chat.as_ref().and_then(|it| it.as_ref().ok()).map(ModelChat::source);
+                Ok(Answer::ChatTemplate(source.map(str::to_owned)))
+            }
             Question::ApplyTemplate(conversation) => {
                 self.render(&conversation).map(|rendered| Answer::Text(rendered.into_text()))
             }
@@ -246,19 +263,24 @@ impl Served {
                 }
                 Ok(Answer::MemoryUse(memory_use(&self.models)?))
             }
-            Question::Embed { .. } => Err(lacks("answers this here")),
+            Question::Embed { .. } | Question::Rerank { .. } => Err(lacks("answers this here")),
         }
     }
 
     fn detokenize(&self, tokens: &[i32]) -> Result<Answer, Fault> {
+        let bytes = self.known(tokens)?.detokenize(tokens)?;
+        Ok(Answer::Text(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// The tokenizer, if its vocabulary has all these tokens.
+    fn known(&self, tokens: &[i32]) -> Result<&ModelTokenizer, Fault> {
         let tokenizer = self.tokenizer()?;
         let n_tokens = tokenizer.vocabulary().len();
         if let Some(token) = unknown(tokens, n_tokens) {
             let message = format!("token {token} is outside the vocabulary of {n_tokens} tokens");
             return Err(Fault::new(ErrorCode::InvalidRequest, message).param("tokens"));
         }
-        let bytes = tokenizer.detokenize(tokens)?;
-        Ok(Answer::Text(String::from_utf8_lossy(&bytes).into_owned()))
+        Ok(tokenizer)
     }
 
     fn render(&self, conversation: &Conversation) -> Result<Rendered, Fault> {
@@ -278,17 +300,63 @@ impl Served {
                 return None;
             }
         };
-        let work: Work = Box::new(move || {
-            let tokens = inputs.iter().map(|input| input.len() as u32).collect();
-            let vectors = embeddings(&model, &inputs).map_err(Fault::from);
+        self.aside(Box::new(move || {
+            let tokens = lengths(&inputs);
+            let vectors = embeddings(&model, &inputs, Pooling::Model).map_err(Fault::from);
             reply.send(vectors.map(|vectors| Answer::Embeddings { vectors, tokens }));
-        });
+        }))
+    }
+
+    fn rerank(&self, query: &str, documents: &[String], reply: Reply) -> Option<Work> {
+        let (model, pairs) = match self.rankable(query, documents) {
+            Ok(ready) => ready,
+            Err(fault) => {
+                reply.send(Err(fault));
+                return None;
+            }
+        };
+        self.aside(Box::new(move || {
+            let tokens = lengths(&pairs);
+            let results = embeddings(&model, &pairs, Pooling::Rank).map_err(Fault::from);
+            let scores = results.map(|results| results.iter().map(|it| pair::relevance(it)).collect());
+            reply.send(scores.map(|scores| Answer::Scores { scores, tokens }));
+        }))
+    }
+
+    /// Where the work on vectors is done: not beside a step, which the engine need not bear.
+    fn aside(&self, work: Work) -> Option<Work> {
         match &self.source {
-            // The engine need not bear an embedding during a step.
             Source::Batch { source, .. } => source.between(work),
             _ => return Some(work),
         }
         None
+    }
+
+    fn rankable(&self, query: &str, documents: &[String]) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
+        let model = self.models.first().filter(|_| self.facts.ranks);
+        let model = model.ok_or_else(|| {
+            let message = "the model does not rank: that takes a model whose file says that it does";
+            Fault::new(ErrorCode::UnsupportedFeature, message)
+        })?;
+        let tokenizer = self.tokenizer()?;
+        let vocabulary = tokenizer.vocabulary();
+        let longest = u64::from(model.info().n_context);
+        let joining = joining(model, tokenizer)?;
+        let pairs = documents.iter().enumerate().map(|(n, document)| {
+            let too_long = |tokens: &str| {
+                let message =
+                    format!("document {n} has {tokens} tokens with the query; the model takes {longest}");
+                Fault::new(ErrorCode::ContextLengthExceeded, message).param("documents")
+            };
+            // Tokenising takes long where a text is long, and refusing is quick.
+            let least = vocabulary.least_tokens(query) + vocabulary.least_tokens(document);
+            if least > longest {
+                return Err(too_long(&format!("at least {least}")));
+            }
+            let tokens = joining.tokens(query, document, tokenizer)?;
+            if tokens.len() as u64 > longest { Err(too_long(&tokens.len().to_string())) } else { Ok(tokens) }
+        });
+        Ok((Arc::clone(model), pairs.collect::<Result<_, _>>()?))
     }
 
     fn embeddable(&self, inputs: Vec<EmbedInput>) -> Result<(Arc<Model>, Vec<Vec<i32>>), Fault> {
@@ -368,7 +436,11 @@ impl Drop for Reply {
 }
 
 /// One vector for each input, in calls of bounded length.
-fn embeddings(model: &Model, mut inputs: &[Vec<i32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+fn embeddings(
+    model: &Model,
+    mut inputs: &[Vec<i32>],
+    pooling: Pooling,
+) -> Result<Vec<Vec<f32>>, EngineError> {
     let mut vectors = Vec::with_capacity(inputs.len());
     while !inputs.is_empty() {
         let mut tokens = 0;
@@ -378,10 +450,23 @@ fn embeddings(model: &Model, mut inputs: &[Vec<i32>]) -> Result<Vec<Vec<f32>>, E
         };
         let count = inputs.iter().take(INPUTS_AT_ONCE).take_while(fits).count().max(1);
         let (now, later) = inputs.split_at(count);
-        vectors.extend(model.embed(now, Pooling::Model)?);
+        vectors.extend(model.embed(now, pooling)?);
         inputs = later;
     }
     Ok(vectors)
+}
+
+/// Tokens of each input.
+fn lengths(inputs: &[Vec<i32>]) -> Vec<u32> {
+    inputs.iter().map(|input| input.len() as u32).collect()
+}
+
+/// How a model that ranks wants a query and a document joined, by what its file says.
+fn joining(model: &Model, tokenizer: &ModelTokenizer) -> Result<Joining, Fault> {
+    // An engine that knows no metadata says no more of it than one whose files have none.
+    let metadata = model.metadata().unwrap_or_default();
+    let separated = metadata.iter().any(|(key, value)| key == ADDS_SEPARATOR && value == "true");
+    Ok(Joining { template: tokenizer.named_chat_template(PAIR_TEMPLATE)?, separated })
 }
 
 /// The first that is none of a vocabulary's tokens.

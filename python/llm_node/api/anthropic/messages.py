@@ -28,7 +28,7 @@ async def create(request: web.Request) -> web.StreamResponse:
             shapes.FRAMING,
         )
     whole = await answers.gather(node, wanted.model, requests)
-    body.ignore(request, whole.relaxed)
+    body.relax(request, whole.relaxed)
     return web.json_response(shapes.message(wanted.model, whole, thinks=wanted.thinks), dumps=dump)
 
 

@@ -59,15 +59,13 @@ class Writer:
 
     def begin(self, index: int, event: Event) -> bytes:
         """The message, of which nothing is there yet."""
-        usage = Usage()
-        usage.add(index, event)
+        usage = Usage.of(event)
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         return _event("message_start", message={**self._same, **empty, "usage": _usage(usage)})
 
     def end(self, index: int, event: Event) -> bytes:
         """Why it ended, and what it took."""
-        usage = Usage()
-        usage.add(index, event)
+        usage = Usage.of(event)
         ending = _ending(answers.finish(event), event.stop)
         return _event("message_delta", delta=ending, usage=_usage(usage)) + _event("message_stop")
 

@@ -10,7 +10,7 @@ from llm_node.api import answers, body, source, sse
 from llm_node.api.context import NODE
 from llm_node.api.conversation import Format, Json, Schema, dump
 from llm_node.api.neutral import Prompt, Request, Sampling
-from llm_node.api.ollama import shapes
+from llm_node.api.ollama import library, shapes
 from llm_node.api.ollama.conversation import of_chat, of_prompt
 from llm_node.node import Node
 from llm_node.schema.ollama.chat import ChatRequest, GenerateRequest
@@ -38,6 +38,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def _prompt(node: Node, wanted: GenerateRequest) -> Prompt:
     """The prompt as it is, where that is asked for, or where the model has no chat template."""
+    if wanted.suffix:
+        return {"infill": {"prefix": wanted.prompt, "suffix": wanted.suffix}}
     if wanted.raw:
         return {"text": wanted.prompt}
     model = await node.model(wanted.model)
@@ -57,6 +59,7 @@ async def _answer(
 
     async def writer() -> shapes.Writer:
         took = await _load_ns(node, wanted.model)
+        await library.ignore_context(request, wanted.model, wanted.options)
         return shapes.Writer(
             wanted.model, place, thinks=wanted.think is not False, pattern=pattern, load_ns=took
         )
@@ -69,7 +72,7 @@ async def _answer(
         return await sse.respond(request, lines, sse.LINES)
     made = await writer()
     whole = await answers.gather(node, wanted.model, requests, pattern=pattern)
-    body.ignore(request, whole.relaxed)
+    body.relax(request, whole.relaxed)
     return web.json_response(made.whole(whole), dumps=dump)
 
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from llm_node.api import body, vectors
 from llm_node.api.context import NODE
+from llm_node.api.ollama import library
 from llm_node.schema.ollama.embed import EmbeddingsRequest, EmbedRequest
 
 
@@ -18,6 +19,7 @@ async def create(request: web.Request) -> web.Response:
     began = time.monotonic_ns()
     await node.ensure_ready(wanted.model)
     loaded = time.monotonic_ns()
+    await library.ignore_context(request, wanted.model, wanted.options)
     found, tokens = await vectors.of(node, wanted.model, wanted.input, wanted.dimensions)
     return web.json_response(
         {
@@ -34,4 +36,5 @@ async def create_one(request: web.Request) -> web.Response:
     """The older form: one text, one vector."""
     wanted = await body.read(request, EmbeddingsRequest)
     found, _ = await vectors.of(request.app[NODE], wanted.model, [wanted.prompt])
+    await library.ignore_context(request, wanted.model, wanted.options)
     return web.json_response({"embedding": found[0]})

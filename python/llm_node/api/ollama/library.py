@@ -16,6 +16,7 @@ from llm_node.api.context import NODE
 from llm_node.api.models import context_length
 from llm_node.node import NodeError
 from llm_node.schema.ollama.library import PullRequest, ShowRequest
+from llm_node.schema.ollama.options import Options
 
 VERSION = "0.13.0"
 """The version of Ollama whose API this is. Clients ask for a least one."""
@@ -64,12 +65,16 @@ async def running(request: web.Request) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     """One model: what it is, and what it can."""
     wanted = await body.read(request, ShowRequest)
-    model = await request.app[NODE].model(wanted.model)
+    node = request.app[NODE]
+    model = await node.model(wanted.model)
+    template = None
+    if model["status"] == "loaded":
+        template = await node.ask(str(model["model_id"]), "ChatTemplate")
     return web.json_response(
         {
             "modelfile": "",
             "parameters": "",
-            "template": "",
+            "template": template or "",
             "details": _details(model),
             "model_info": _info(model),
             "capabilities": _capabilities(model),
@@ -93,6 +98,14 @@ async def pull(request: web.Request) -> web.Response:
 async def refuse(request: web.Request) -> web.Response:
     """The routes that would change what there is."""
     raise NodeError("unsupported_feature", f"{request.path} is not supported. {FETCHES_NOTHING}")
+
+
+async def ignore_context(request: web.Request, model: str, options: Options) -> None:
+    """Names `num_ctx` among what was asked for in vain, unless it is what the model has."""
+    if options.num_ctx is None:
+        return
+    if options.num_ctx != context_length(await request.app[NODE].model(model)):
+        body.ignore(request, ["options.num_ctx"])
 
 
 def name(model: Mapping[str, Any]) -> str:
@@ -166,13 +179,15 @@ def _capabilities(model: Mapping[str, Any]) -> list[str]:
     """What its worker found out, while it is loaded; else what its file says it is for."""
     facts = _facts(model)
     if not facts:
-        return {"embeddings": ["embedding"], None: []}.get(model.get("task"), ["completion"])
+        by_task: dict[Any, list[str]] = {"embeddings": ["embedding"], "rerank": [], None: []}
+        return by_task.get(model.get("task"), ["completion"])
     chat = facts.get("chat") or {}
     found = {
         "completion": facts["generates"],
         "tools": chat.get("tools"),
         "thinking": chat.get("thinking"),
         "embedding": facts["n_embedding"],
+        "insert": facts["generates"] and facts["fills_gaps"],
     }
     return [word for word, can in found.items() if can]
 

@@ -79,8 +79,7 @@ class Writer:
 
     def end(self, index: int, event: Event) -> bytes:
         """The last line."""
-        usage = Usage()
-        usage.add(index, event)
+        usage = Usage.of(event)
         place = self._place("", "", [])
         return sse.LINES.frame({**self._same, **place, **self._ending(answers.finish(event), usage)})
 

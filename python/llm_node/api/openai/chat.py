@@ -63,7 +63,7 @@ async def _whole(
     whole = await answers.gather(
         node, wanted.model, requests, answers_per_prompt=wanted.n, pattern=_pattern(wanted)
     )
-    body.ignore(request, whole.relaxed)
+    body.relax(request, whole.relaxed)
     return {
         **shapes.identity("chatcmpl", "chat.completion", wanted.model),
         "choices": [
@@ -75,7 +75,7 @@ async def _whole(
             }
             for index, answer in enumerate(whole.answers)
         ],
-        "usage": shapes.usage(whole.usage),
+        **shapes.took(whole.usage),
     }
 
 
@@ -133,13 +133,14 @@ class _Writer:
     def end(self, index: int, event: Event) -> bytes:
         """Says why it ended."""
         self._usage.add(index, event)
-        return self._chunk(index, {}, reason=_reason(answers.finish(event), self._wanted))
+        reason = _reason(answers.finish(event), self._wanted)
+        return self._chunk(index, {}, reason=reason, **shapes.timed(event, self._has_usage))
 
     def last(self) -> bytes:
         """The usage, for those who asked for it."""
         if not self._has_usage:
             return b""
-        return sse.EVENTS.frame({**self._same, "choices": [], "usage": shapes.usage(self._usage)})
+        return sse.EVENTS.frame({**self._same, "choices": [], **shapes.took(self._usage)})
 
     def _frames(self, index: int, pattern: str | None) -> Frames:
         """A client joins every string that it gets twice: role, id, type and name come once."""
@@ -168,7 +169,13 @@ class _Writer:
         return {"tool_calls": [begin]}, {"tool_calls": [delta]}
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], *, logprobs: Any = None, reason: str | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: Any = None,
+        reason: str | None = None,
+        **more: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return sse.EVENTS.frame({**self._same, "choices": [choice], **self._last})
+        return sse.EVENTS.frame({**self._same, "choices": [choice], **self._last, **more})

@@ -10,16 +10,16 @@ from llm_node.api import answers, body, frames, source, sse
 from llm_node.api.context import NODE, QUEUE_LIMIT
 from llm_node.api.conversation import dump
 from llm_node.api.frames import Frames, Part, Template
-from llm_node.api.neutral import Request
+from llm_node.api.neutral import Prompt, Request, check_count
 from llm_node.api.openai import shapes
-from llm_node.node import Event, Node, NodeError
+from llm_node.node import Event, Node
 from llm_node.schema.completions import CompletionRequest
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """The route."""
     wanted = await body.read(request, CompletionRequest)
-    _check_count(len(wanted.prompts) * wanted.n, request.app[QUEUE_LIMIT])
+    check_count(len(wanted.prompts) * wanted.n, request.app[QUEUE_LIMIT])
     node = request.app[NODE]
     whose = source.of(request, wanted.prompt_cache_key, wanted.user)
     requests = [
@@ -35,21 +35,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     return web.json_response(await _whole(request, node, wanted, requests), dumps=dump)
 
 
-def _check_count(count: int, limit: int) -> None:
-    """What is more than may ever wait would be told to come again later, for ever."""
-    if count > limit:
-        raise NodeError(
-            "invalid_request",
-            f"{count} answers are asked for (prompts, times n), and at most {limit} may wait for a model: "
-            "send fewer at once, or start the node with a higher --queue-limit",
-            "prompt",
-        )
-
-
 def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int]) -> Request:
-    text = "text" if wanted.parse_special else "literal"
     return Request(
-        prompt={text: prompt} if isinstance(prompt, str) else {"tokens": prompt},
+        prompt=_prompt(wanted, prompt),
         source=whose,
         max_tokens=wanted.max_tokens,
         sampling=shapes.sampling(wanted),
@@ -58,6 +46,14 @@ def _neutral(wanted: CompletionRequest, whose: int, prompt: str | list[int]) -> 
         logprobs=wanted.logprobs,
         format=shapes.text_format(wanted.response_format),
     )
+
+
+def _prompt(wanted: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if not isinstance(prompt, str):
+        return {"tokens": prompt}
+    if wanted.suffix:
+        return {"infill": {"prefix": prompt, "suffix": wanted.suffix}}
+    return {"text" if wanted.parse_special else "literal": prompt}
 
 
 async def _echoes(node: Node, wanted: CompletionRequest) -> list[str]:
@@ -84,7 +80,7 @@ async def _whole(
     whole = await answers.gather(
         node, wanted.model, requests, answers_per_prompt=wanted.n, pattern=_pattern(wanted)
     )
-    body.ignore(request, whole.relaxed)
+    body.relax(request, whole.relaxed)
     return {
         **shapes.identity("cmpl", "text_completion", wanted.model),
         "choices": [
@@ -96,7 +92,7 @@ async def _whole(
             }
             for index, answer in enumerate(whole.answers)
         ],
-        "usage": shapes.usage(whole.usage),
+        **shapes.took(whole.usage),
     }
 
 
@@ -124,14 +120,17 @@ class _Writer:
     def end(self, index: int, event: Event) -> bytes:
         """Says why it ended."""
         self._usage.add(index, event)
-        return self._chunk(index, "", reason=shapes.FINISH_REASONS[answers.finish(event)])
+        reason = shapes.FINISH_REASONS[answers.finish(event)]
+        return self._chunk(index, "", reason=reason, **shapes.timed(event, self._has_usage))
 
     def last(self) -> bytes:
         """The usage, for those who asked for it."""
         if not self._has_usage:
             return b""
-        return sse.EVENTS.frame({**self._same, "choices": [], "usage": shapes.usage(self._usage)})
+        return sse.EVENTS.frame({**self._same, "choices": [], **shapes.took(self._usage)})
 
-    def _chunk(self, index: int, text: str, *, logprobs: Any = None, reason: str | None = None) -> bytes:
+    def _chunk(
+        self, index: int, text: str, *, logprobs: Any = None, reason: str | None = None, **more: Any
+    ) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return sse.EVENTS.frame({**self._same, "choices": [choice], **self._last})
+        return sse.EVENTS.frame({**self._same, "choices": [choice], **self._last, **more})

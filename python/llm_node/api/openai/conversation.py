@@ -98,7 +98,7 @@ def _messages(messages: list[wire.Message]) -> tuple[Message, ...]:
             case "system" | "developer":
                 neutral.append(System(message.content or ""))
             case "user":
-                neutral.append(User(parts))
+                neutral.append(User(parts, message.name or None))
             case "assistant":
                 calls = tuple(_calls(message))
                 called |= {call.id: call.name for call in calls}

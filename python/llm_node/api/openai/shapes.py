@@ -6,10 +6,11 @@ import time
 import uuid
 from typing import Any
 
+from llm_node.api import timings
 from llm_node.api.answers import Finish, Usage
 from llm_node.api.conversation import Format, Grammar, Json, Schema
 from llm_node.api.neutral import FORBIDDEN, Sampling
-from llm_node.node import NodeError
+from llm_node.node import Event, NodeError
 from llm_node.schema.sampling import Generation, GrammarFormat, ObjectFormat, ResponseFormat, SchemaFormat
 
 CHAT_LOGPROBS = (
@@ -42,6 +43,16 @@ def identity(prefix: str, kind: str, model: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": model,
     }
+
+
+def took(found: Usage) -> dict[str, Any]:
+    """What answers took: the usage, and how fast they came in the words of llama-server, for its clients."""
+    return {"usage": usage(found), "timings": timings.of(found)}
+
+
+def timed(ending: Event, has_usage: bool) -> dict[str, Any]:
+    """How fast one answer came, for its last chunk, unless all of them have a chunk for it."""
+    return {} if has_usage else {"timings": timings.of(Usage.of(ending))}
 
 
 def usage(took: Usage) -> dict[str, Any]:

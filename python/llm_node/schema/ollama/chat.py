@@ -74,10 +74,12 @@ class ChatRequest(Generation):
 class GenerateRequest(Generation):
     """The body. Without a prompt it loads the model, or unloads it."""
 
-    refused: ClassVar[Mapping[str, Any]] = dict.fromkeys(("template", "context", "suffix", "images"))
+    refused: ClassVar[Mapping[str, Any]] = dict.fromkeys(("template", "context", "images"))
     hint: ClassVar[frozenset[str]] = Generation.hint | {"width", "height", "steps"}
 
     prompt: str = ""
+    suffix: str = ""
+    """What stands behind the answer, for models that fill gaps."""
     system: str = ""
     raw: bool = False
     """Is the prompt what the model sees, without its chat template?"""

@@ -32,7 +32,7 @@ class Options(Lenient):
             "mirostat_eta",
         }
     )
-    hint: ClassVar[frozenset[str]] = frozenset({"num_ctx", "num_keep", "repeat_last_n", "penalize_newline"})
+    hint: ClassVar[frozenset[str]] = frozenset({"num_keep", "repeat_last_n", "penalize_newline"})
     refused: ClassVar[Mapping[str, Any]] = {"mirostat": 0, "tfs_z": 1, "typical_p": 1}
 
     temperature: float = Field(default=0.8, ge=0, le=2)
@@ -41,6 +41,8 @@ class Options(Lenient):
     min_p: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=-1, ge=-(2**63), lt=2**64)
     """Negative: another one each time."""
+    num_ctx: int | None = None
+    """The context that the model should be loaded with; nothing is loaded anew for it."""
     num_predict: int = Field(default=-1, ge=-(2**31), lt=2**31)
     """Most tokens of an answer; 0 or less: what the context leaves."""
     stop: StopList = Field(default_factory=list)

@@ -48,6 +48,9 @@ pub enum Message {
     User {
         /// In order.
         parts: Vec<Part>,
+        /// Which person it is, where several take part.
+        #[serde(default)]
+        name: Option<String>,
     },
     /// What the model said.
     Assistant {
@@ -370,6 +373,11 @@ impl Conversation {
         }
     }
 
+    /// Does a message say which person it is of?
+    pub fn names_people(&self) -> bool {
+        self.messages.iter().any(|it| matches!(it, Message::User { name: Some(_), .. }))
+    }
+
     /// Its tools, as far as the model is told of them.
     pub fn offered(&self) -> &[Tool] {
         if self.choice == Choice::None { &[] } else { &self.tools }
@@ -380,7 +388,7 @@ impl Conversation {
         let parts = |parts: &[Part]| parts.iter().map(|Part::Text(text)| text.len()).sum::<usize>();
         let messages = self.messages.iter().map(|message| match message {
             Message::System { text } => text.len(),
-            Message::User { parts: said } => parts(said),
+            Message::User { parts: said, name } => parts(said) + name.as_ref().map_or(0, String::len),
             Message::Assistant { reasoning, text, calls } => {
                 reasoning.len() + text.len() + calls.iter().map(Call::size).sum::<usize>()
             }

@@ -69,7 +69,7 @@ pub(crate) fn probe(text: &str, reasoning: &str, calls: &[(usize, &str)]) -> Con
     });
     Conversation {
         messages: vec![
-            Message::User { parts: vec![Part::Text("ASKEDALPHA".to_owned())] },
+            Message::User { parts: vec![Part::Text("ASKEDALPHA".to_owned())], name: None },
             Message::Assistant {
                 reasoning: reasoning.to_owned(),
                 text: text.to_owned(),
@@ -223,7 +223,9 @@ pub fn tool_syntax(
     // Some templates write the last message of a conversation in another way.
     let followed = |conversation: &Conversation| {
         let mut conversation = conversation.clone();
-        conversation.messages.push(Message::User { parts: vec![Part::Text("THENALPHA".to_owned())] });
+        conversation
+            .messages
+            .push(Message::User { parts: vec![Part::Text("THENALPHA".to_owned())], name: None });
         render(&conversation)
     };
     find(render, tokens, reasoning).or_else(|why| find(&followed, tokens, reasoning).map_err(|_| why))

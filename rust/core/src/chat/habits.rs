@@ -26,6 +26,8 @@ pub struct Habits {
     pub late_system: bool,
     /// May neighbours have the same role?
     pub neighbours: bool,
+    /// Does it show which person a message is of?
+    pub names: bool,
     /// May a message have several calls?
     pub several_calls: bool,
     /// Must ids have nine letters and digits?
@@ -93,6 +95,7 @@ impl Default for Habits {
             system: true,
             late_system: true,
             neighbours: true,
+            names: true,
             several_calls: true,
             short_ids: false,
             reasoning: None,
@@ -106,7 +109,7 @@ impl Default for Habits {
 pub type RenderBy<'a> = &'a dyn Fn(&Conversation, &Habits, bool) -> Option<String>;
 
 fn user(text: &str) -> Message {
-    Message::User { parts: vec![Part::Text(text.to_owned())] }
+    Message::User { parts: vec![Part::Text(text.to_owned())], name: None }
 }
 
 fn said(text: &str) -> Message {
@@ -143,6 +146,9 @@ impl Habits {
         // Some raise where roles do not alternate, others leave one out.
         let neighbours = of(vec![user(first), user(second), said(SAID)]);
         habits.neighbours = shows(&neighbours, &habits, first) && shows(&neighbours, &habits, second);
+        let person =
+            Message::User { parts: vec![Part::Text(first.to_owned())], name: Some(second.to_owned()) };
+        habits.names = shows(&of(vec![person]), &habits, second);
         let late = of(vec![user("a"), said("b"), system(first), user(second)]);
         habits.late_system = shows(&late, &habits, first);
 

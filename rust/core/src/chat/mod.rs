@@ -3,6 +3,7 @@
 //! It owns the words that every API dialect is translated into, and the reading of answers: text,
 //! reasoning, calls. It refuses to know any dialect's own words, and any model by its name.
 
+pub mod builtin;
 pub mod conversation;
 pub mod derive;
 pub mod families;

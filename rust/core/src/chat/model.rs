@@ -59,6 +59,8 @@ pub struct Asked {
     pub watch: Watch,
     /// The beginning of the answer, with which the prompt ends.
     pub begun: String,
+    /// What was said and is not shown to the model.
+    pub unseen: Vec<String>,
 }
 
 /// A model's chat template and what is known about it.
@@ -92,6 +94,11 @@ impl ModelChat {
             SyntaxChoice::Found => found(),
         };
         Self { habits, tools: tools.map(Arc::new), reasoning: reasoning.map(Arc::new), template }
+    }
+
+    /// The source of its template.
+    pub fn source(&self) -> &str {
+        self.template.source()
     }
 
     /// How it takes conversations.
@@ -148,7 +155,8 @@ impl ModelChat {
         }
         watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(&rendered.text()[..place], it));
         let begun = rendered.text()[place..].to_owned();
-        Ok(Asked { prompt: rendered, watch, begun })
+        let unseen = (conversation.names_people() && !self.habits.names).then(|| "messages.name".to_owned());
+        Ok(Asked { prompt: rendered, watch, begun, unseen: unseen.into_iter().collect() })
     }
 
     /// A prompt that ends with the beginning of the answer, and where that stands in it.
@@ -222,7 +230,7 @@ mod tests {
     }
 
     fn user(text: &str) -> Message {
-        Message::User { parts: vec![Part::Text(text.into())] }
+        Message::User { parts: vec![Part::Text(text.into())], name: None }
     }
 
     fn said(text: &str) -> Message {

@@ -89,13 +89,16 @@ fn messages(conversation: &Conversation, habits: &Habits) -> String {
                 let role = if habits.late_system && habits.system { "system" } else { "user" };
                 put(&mut all, role, text, habits);
             }
-            Message::User { parts } => {
+            Message::User { parts, name } => {
                 let mut text = std::mem::take(&mut instructions);
                 if !text.is_empty() {
                     text.push_str("\n\n");
                 }
                 text.push_str(&joined(parts));
                 put(&mut all, "user", &text, habits);
+                if let (Some(name), Some(last)) = (name, all.last_mut().filter(|it| it.more.is_empty())) {
+                    last.more = format!(", \"name\": {}", quoted(name));
+                }
             }
             Message::Assistant { reasoning, text, calls } => {
                 if !instructions.is_empty() {
@@ -215,7 +218,7 @@ mod tests {
     };
 
     fn user(text: &str) -> Message {
-        Message::User { parts: vec![Part::Text(text.into())] }
+        Message::User { parts: vec![Part::Text(text.into())], name: None }
     }
 
     fn system(text: &str) -> Message {

@@ -82,7 +82,7 @@ impl ControlTokens {
 
     /// Cuts a text at its control tokens into what may hold some and what may not. `said` tells of each
     /// byte whether it came from the conversation.
-    fn cut(&self, text: String, said: &[bool]) -> Rendered {
+    pub(super) fn cut(&self, text: String, said: &[bool]) -> Rendered {
         let Some(all) = &self.all else { return Rendered::plain(text) };
         let (mut genuine, mut spelled) = (Vec::new(), Vec::new());
         for found in all.find_overlapping_iter(&text) {

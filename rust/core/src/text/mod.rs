@@ -8,6 +8,8 @@ pub mod control;
 pub mod conversation;
 pub mod density;
 pub mod detok;
+pub mod infill;
 mod list;
+pub mod pair;
 pub mod stop;
 pub mod template;

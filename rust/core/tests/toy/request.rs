@@ -36,7 +36,7 @@ fn model_chat(source: &str) -> ModelChat {
 }
 
 fn chat(text: &str) -> Prompt {
-    let messages = vec![Message::User { parts: vec![Part::Text(text.into())] }];
+    let messages = vec![Message::User { parts: vec![Part::Text(text.into())], name: None }];
     Prompt::Chat(Conversation { messages, ..Conversation::default() })
 }
 

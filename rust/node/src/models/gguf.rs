@@ -16,6 +16,8 @@ use serde::Serialize;
 const MAX_KEY: u64 = 65_535;
 /// Longest text value that is kept; longer ones (chat templates) are passed over.
 const MAX_TEXT: u64 = 4096;
+/// The pooling type of models that score pairs of texts.
+const RANKS: u64 = 4;
 /// Most metadata entries; real models have some dozens.
 const MAX_ENTRIES: u64 = 65_536;
 /// Most tensors; the largest models have some thousands.
@@ -54,6 +56,8 @@ pub struct Header {
     pub has_chat_template: bool,
     /// `<architecture>.pooling_type`, other than none: it makes one vector of a text, and no next token.
     pub pools: bool,
+    /// Is that vector a score of a pair of texts?
+    pub ranks: bool,
     /// `split.count`: of how many files the model consists.
     pub split_count: Option<u64>,
     /// Number of tensors in this file.
@@ -148,7 +152,9 @@ fn parse_part<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Heade
             ("general.file_type", Value::Integer(number)) => header.file_type = Some(number),
             ("general.alignment", Value::Integer(number)) => alignment = number,
             ("tokenizer.chat_template", _) => header.has_chat_template = true,
-            (key, Value::Integer(kind)) if key.ends_with(".pooling_type") => header.pools = kind != 0,
+            (key, Value::Integer(kind)) if key.ends_with(".pooling_type") => {
+                (header.pools, header.ranks) = (kind != 0, kind == RANKS);
+            }
             ("split.count", Value::Integer(number)) => header.split_count = Some(number),
             // One model has one; an absurd file must not make us keep thousands.
             (key, Value::Integer(number))
@@ -461,6 +467,7 @@ mod tests {
                 context_length: Some(512),
                 has_chat_template: false,
                 pools: false,
+                ranks: false,
                 split_count: None,
                 tensor_count: 1,
                 parameters: 8,
@@ -485,11 +492,12 @@ mod tests {
             bytes.extend(8_u32.to_le_bytes());
             text(&mut bytes, template);
             let header = parse_bytes(&bytes).unwrap();
-            (header.has_chat_template, header.pools)
+            (header.has_chat_template, header.pools, header.ranks)
         };
-        assert_eq!(header("{{ messages }}", 0), (true, false));
+        assert_eq!(header("{{ messages }}", 0), (true, false, false));
+        assert_eq!(header("{{ messages }}", 4), (true, true, true));
         // One too long to be kept is there all the same.
-        assert_eq!(header(&"x".repeat(10_000), 1), (true, true));
+        assert_eq!(header(&"x".repeat(10_000), 1), (true, true, false));
     }
 
     #[test]

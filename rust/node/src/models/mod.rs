@@ -39,7 +39,8 @@ pub struct Model {
     pub size_bytes: u64,
     /// Longest sequence it was trained for, in tokens.
     pub context_length: Option<u64>,
-    /// What it is for, where the file tells: "chat", "completions" or "embeddings".
+    /// What it is for, where the file tells: "chat", "completions", "embeddings" or
+    /// "rerank".
     pub task: Option<&'static str>,
     /// What an engine is given: a file (the first of several), or a folder.
     pub path: PathBuf,

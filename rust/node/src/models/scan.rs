@@ -200,6 +200,7 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
             let told = header.file_type.and_then(quantization::from_file_type).map(str::to_owned);
             model.quantization = model.quantization.take().or(told);
             model.task = Some(match (header.pools, header.has_chat_template) {
+                (true, _) if header.ranks => "rerank",
                 (true, _) => "embeddings",
                 (false, true) => "chat",
                 (false, false) => "completions",

@@ -76,6 +76,10 @@ pub struct LoadRequest {
     /// How the model writes calls: a family's name, or "none"; `None`: what its template says.
     #[serde(default)]
     pub tool_syntax: Option<String>,
+    /// The source of its chat template, or the name of one that is built in; `None`: as the configuration says,
+    /// or else the model's own.
+    #[serde(default)]
+    pub chat_template: Option<String>,
     /// Settings for the engine, over those of the configuration.
     #[serde(default)]
     pub options: Option<BTreeMap<String, OptionValue>>,
@@ -96,7 +100,7 @@ pub(super) fn load(inner: &Arc<Inner>, request: LoadRequest, reply: Reply) {
         Err(fault) => return reply.send(Err(fault)),
     };
     let format = request.format.clone();
-    let setup = Setup::new(&wishes, &inner.config);
+    let setup = Setup::new(&wishes, &inner.config, &model.id);
     match slot.begin(Waiter { request, reply }, &wishes, setup.clone()) {
         Begin::Waits => {}
         Begin::Known(reply, known) => reply.send(known.and_then(|loaded| written(&loaded))),
@@ -333,6 +337,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         step_timeout_seconds: config.step_timeout_seconds,
         speculation: Speculation::Off,
         tool_syntax: None,
+        chat_template: None,
         options: Vec::new(),
     };
     let plan = setup.laid_into(plan);
@@ -378,6 +383,7 @@ fn wishes(inner: &Inner, request: &LoadRequest) -> Result<Wishes, Fault> {
         threads: request.threads,
         speculation,
         tool_syntax: request.tool_syntax.clone(),
+        chat_template: request.chat_template.clone(),
         options: request.options.as_ref().map(|options| options.iter().map(text).collect()),
     })
 }
@@ -470,7 +476,7 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         speculation: Some(Speculation::Off),
         ..Wishes::default()
     };
-    let plan = plan(inner, &model, candidate, &Setup::new(&wishes, &inner.config))?;
+    let plan = plan(inner, &model, candidate, &Setup::new(&wishes, &inner.config, &model.id))?;
     let launch = Launch {
         command: &inner.config.worker_command,
         engine_env: &inner.config.engine_env,

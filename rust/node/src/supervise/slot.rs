@@ -507,7 +507,7 @@ mod tests {
                 "engines_dirs": [], "models_dir": "/m", "gpu_backend": "cpu", "worker_command": ["w"],
                 "load_timeout_seconds": 1, "start_timeout_seconds": 1, "queue_limit": 1,
             });
-            let setup = Setup::new(&Wishes::default(), &NodeConfig::parse(&config.to_string()).unwrap());
+            let setup = Setup::new(&Wishes::default(), &NodeConfig::parse(&config.to_string()).unwrap(), "m");
             self.1.begin(Waiter { request: LoadRequest::default(), reply }, &Wishes::default(), setup)
         }
     }

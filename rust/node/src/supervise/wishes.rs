@@ -3,7 +3,7 @@
 //! Pure. Whoever asks for nothing, or for what is there, joins; whoever asks for anything else is refused by
 //! name: nothing that was asked for is ignored, and no client reloads another's model.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_wire::message::{ContextSize, LoadPlan, ModelFacts, Speculation};
@@ -23,6 +23,8 @@ pub(super) struct Wishes {
     pub(super) speculation: Option<Speculation>,
     /// How the model writes calls.
     pub(super) tool_syntax: Option<String>,
+    /// In place of its own.
+    pub(super) chat_template: Option<String>,
     pub(super) options: Option<BTreeMap<String, String>>,
 }
 
@@ -37,6 +39,7 @@ pub(super) struct Setup {
     threads: u32,
     speculation: Speculation,
     tool_syntax: Option<String>,
+    chat_template: Option<String>,
     /// The node's own, which a load's are laid over.
     usual_options: BTreeMap<String, String>,
     options: BTreeMap<String, String>,
@@ -45,7 +48,7 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    pub(super) fn new(wishes: &Wishes, config: &NodeConfig) -> Self {
+    pub(super) fn new(wishes: &Wishes, config: &NodeConfig, model_id: &str) -> Self {
         let usual_options: BTreeMap<String, String> =
             config.engine_options.iter().map(|(name, value)| (name.clone(), value.to_text())).collect();
         Self {
@@ -60,6 +63,11 @@ impl Setup {
             threads: wishes.threads.unwrap_or(config.threads),
             speculation: wishes.speculation.clone().unwrap_or_else(|| config.usual_speculation()),
             tool_syntax: wishes.tool_syntax.clone(),
+            chat_template: wishes
+                .chat_template
+                .as_ref()
+                .or_else(|| config.chat_templates.get(model_id))
+                .cloned(),
             options: laid_over(&usual_options, wishes.options.as_ref()),
             usual_options,
             came_to: None,
@@ -90,6 +98,7 @@ impl Setup {
             threads: self.threads,
             speculation: self.speculation.clone(),
             tool_syntax: self.tool_syntax.clone(),
+            chat_template: self.chat_template.clone(),
             options: self.options.clone().into_iter().collect(),
             ..plan
         }
@@ -117,6 +126,10 @@ impl Setup {
             .or_else(|| differs(param, speculation, [Some(named(&self.speculation))]))
             .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [self.tool_syntax.clone()]))
             .or_else(|| {
+                let [asked, has] = [&wishes.chat_template, &self.chat_template].map(|it| it.clone().map(Long));
+                differs("chat_template", asked, [has])
+            })
+            .or_else(|| {
                 let asked = wishes.options.as_ref().map(|own| shown(&laid_over(&self.usual_options, Some(own))));
                 differs("options", asked, [Some(shown(&self.options))])
             })
@@ -128,6 +141,19 @@ impl Setup {
                 let details = json!({ "loaded": has, "asked": asked }).to_string();
                 Err(Fault::new(ErrorCode::ModelLoadedDifferently, message).param(param).details(details))
             })
+    }
+}
+
+/// A text of which no more than the beginning is shown.
+#[derive(PartialEq)]
+struct Long(String);
+
+impl fmt::Display for Long {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(40) {
+            Some((end, _)) => write!(f, "{}…", &self.0[..end]),
+            None => f.write_str(&self.0),
+        }
     }
 }
 
@@ -213,7 +239,7 @@ mod tests {
             speculation: Some(Speculation::Off),
             ..context(128)
         };
-        let mut setup = Setup::new(&wishes, &config);
+        let mut setup = Setup::new(&wishes, &config, "m");
         for joins in [&Wishes::default(), &wishes, &options("a")] {
             assert_eq!(refused(&setup, joins), None);
         }
@@ -224,7 +250,9 @@ mod tests {
 
     #[test]
     fn each_other_wish_is_refused_by_name() {
-        let mut setup = Setup::new(&Wishes::default(), &config(&json!({ "engine_options": { "key": "a" } })));
+        let config =
+            config(&json!({ "engine_options": { "key": "a" }, "chat_templates": { "m": "chatml" } }));
+        let mut setup = Setup::new(&Wishes::default(), &config, "m");
         setup.chosen("e");
         setup.came_to = Some((512, 64));
         let size = |max_sequences, cache_tokens| Wishes {
@@ -243,11 +271,19 @@ mod tests {
                 "draft_model",
                 Wishes { speculation: Some(Speculation::Model("/d".into())), ..Wishes::default() },
             ),
+            ("tool_syntax", Wishes { tool_syntax: Some("none".into()), ..Wishes::default() }),
+            ("chat_template", Wishes { chat_template: Some("{{ x }}".into()), ..Wishes::default() }),
             ("options", options("b")),
         ];
         for (param, wishes) in others {
             assert_eq!(refused(&setup, &wishes).map(|(param, _)| param).as_deref(), Some(param));
         }
+        let configured = Wishes { chat_template: Some("chatml".into()), ..Wishes::default() };
+        assert_eq!(refused(&setup, &configured), None);
+        let long = Wishes { chat_template: Some("é".repeat(41)), ..Wishes::default() };
+        let (_, message) = refused(&setup, &long).unwrap();
+        let shown = format!("with chat_template chatml; {}… was asked for", "é".repeat(40));
+        assert!(message.contains(&shown), "{message}");
         let (_, message) = refused(&setup, &context(128)).unwrap();
         assert_eq!(
             message,

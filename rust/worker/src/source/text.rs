@@ -31,6 +31,7 @@ pub(crate) fn prepare(request: Request, honours: Honours, seed: u64) -> Result<P
         Prompt::Text(text) | Prompt::Literal(text) => text,
         Prompt::Tokens(_) => return Err(without("tokens", "prompt")),
         Prompt::Chat(_) => return Err(without("messages", "messages")),
+        Prompt::Infill(_) => return Err(without("suffix", "suffix")),
     };
     if text.contains('\0') {
         let message = "the prompt holds a zero character, which this engine cannot take";

@@ -86,6 +86,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         step_timeout_seconds: 0,
         speculation: Speculation::default(),
         tool_syntax: None,
+        chat_template: None,
         options: Vec::new(),
     }
 }
