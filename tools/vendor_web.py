@@ -3,8 +3,8 @@
     python tools/vendor_web.py            make them, and refuse what `web/vendor.sha256` does not name
     python tools/vendor_web.py --accept   make them, and write their hashes there, after a change of versions
 
-npm brings exactly what `web/package-lock.json` says, and runs no script of any package. Where there is no npm,
-one comes into the environment of this Python as a wheel.
+npm brings exactly what `web/package-lock.json` says, and runs no script of any package. Where there is no
+npm, one comes into the environment of this Python as a wheel.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def main() -> int:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", NODE], check=True)
     npm = shutil.which("npm")
     if npm is None:
-        sys.stderr.write(
-            f"missing: npm, which {NODE} was to bring; make WEB=no builds without the web page\n"
-        )
+        sys.stderr.write(f"missing: npm, which {NODE} should bring; make WEB=no builds without the page\n")
         return 1
     subprocess.run(
         [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=WEB, check=True
