@@ -44,7 +44,7 @@ def main() -> int:
     entries = sorted(WEB.glob("entries/*.js"))
     subprocess.run(
         [
-            str(WEB / "node_modules/.bin/esbuild"),
+            str(shutil.which("esbuild", path=str(WEB / "node_modules/.bin"))),
             *map(str, entries),
             "--bundle",
             "--format=esm",

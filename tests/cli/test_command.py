@@ -261,7 +261,7 @@ def test_without_an_engine_it_says_what_one_is_and_where_it_goes(tmp_path: Path)
 
 def test_without_a_model_it_says_where_one_goes(tmp_path: Path, engines: Path) -> None:
     said, answer = greeting(tmp_path, "--engines-dir", str(engines), "--demo-model", "no")
-    assert "No model yet: put NAME.gguf into" in said
+    assert "No model yet: `llm-node pull ORG/REPO` fetches one" in said
     assert answer == ""
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from support.hub import StandInHub, stand_in_hub
+from support.hub import Behaviour, StandInHub, stand_in_hub
 from support.node import RunningNode, node_environment, running_node
+from support.terminal import on_a_terminal
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 QUESTION = "What is an engine?"
@@ -62,6 +65,47 @@ def test_from_nothing_to_an_answer_and_the_second_time_nothing_is_fetched(
     assert hub.behaviour.asked == []
     listed = command("list")
     assert "org/Tiny-GGUF:Q4_0" in listed.stdout and " own " in listed.stdout
+
+
+def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("llm-node")
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    environment = node_environment(tmp_path, **hub.environment())
+    with on_a_terminal([program, "run", "tiny", *arguments], environment, cwd=tmp_path) as terminal:
+        terminal.expect("model_not_found")
+        assert terminal.wait() == 3, "a name that says from where it is, alone"
+    with on_a_terminal([program, "run", "org/Tiny-GGUF", *arguments], environment, cwd=tmp_path) as terminal:
+        terminal.expect("org/Tiny-GGUF is not here. Fetch it? [Y/n]")
+        terminal.type("\r")
+        terminal.expect("org/Tiny-GGUF: Q4_0, 3.9 MiB.")
+        terminal.expect(">>>")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+    assert (tmp_path / ".llm-node/models/org/Tiny-GGUF/tiny-Q4_0.gguf").is_file()
+
+
+def test_ctrl_c_stops_the_pull_of_a_node_that_runs(
+    node: RunningNode, hub: StandInHub, tmp_path: Path
+) -> None:
+    hub.behaviour = Behaviour(pause=threading.Event())
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("llm-node")), "pull", "--node", node.url, "org/Tiny-GGUF:Q4_0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=node_environment(tmp_path),
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        while " %" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert "stopped; the same command goes on from there" in process.stderr.read()
+    (pull,) = [it for it in node.get("/api/models/pulls").json()["pulls"] if it["event"] == "error"]
+    assert pull["error"]["code"] == "cancelled"
+    assert hub.behaviour.pause is not None
+    hub.behaviour.pause.set()
+    hub.behaviour = Behaviour()
 
 
 def test_a_node_that_runs_pulls(command: Command, node: RunningNode) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from click.shell_completion import get_completion_class
 
@@ -35,5 +37,17 @@ def models(context: click.Context, parameter: click.Parameter, incomplete: str) 
         entries = sorted(settings.models_dir.iterdir())
     except (OSError, SettingsError):
         entries = []
-    names = [entry.name.removesuffix(".gguf") for entry in entries if not entry.name.startswith(".")]
+    names = [name for entry in entries if not entry.name.startswith(".") for name in _names(entry)]
     return [name for name in [*names, demo.NAME] if name.startswith(incomplete)]
+
+
+def _names(entry: Path) -> list[str]:
+    """What an entry of the models folder is called; of an organisation, each of its repositories."""
+    try:
+        below = sorted(entry.iterdir()) if entry.is_dir() else []
+    except OSError:
+        below = []
+    folders = [each for each in below if each.is_dir() and not each.name.startswith(".")]
+    if len(folders) == len(below) > 0:
+        return [f"{entry.name}/{folder.name}" for folder in folders]
+    return [entry.name.removesuffix(".gguf")]

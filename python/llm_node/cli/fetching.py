@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -34,14 +35,21 @@ async def pull(
     node: Remote, wish: Mapping[str, Any], *, show: Callable[[Event], None] | None = None
 ) -> dict[str, Any]:
     """Pull a model, and give its row. Who waits sees how far it is, unless `show` takes the events. Raises
-    `RemoteError`; a pull goes on in a node that runs when this ends."""
+    `RemoteError`. Cancelling it stops the pull, also in a node that runs."""
+    pull_id: str | None = None
     with contextlib.ExitStack() as stack:
         take = show if show is not None else stack.enter_context(_shown())
-        async for event in node.events("POST", "/api/models/pull", json=dict(wish)):
-            take(event)
-            if event["event"] == "ready":
-                row: dict[str, Any] = event["row"]
-                return row
+        try:
+            async for event in node.events("POST", "/api/models/pull", json=dict(wish)):
+                pull_id = event["pull_id"]
+                take(event)
+                if event["event"] == "ready":
+                    row: dict[str, Any] = event["row"]
+                    return row
+        except asyncio.CancelledError:
+            if pull_id is not None:
+                await node.delete(f"/api/models/pulls/{pull_id}")
+            raise
     raise remote.RemoteError("internal", "the pull ended without a result")
 
 

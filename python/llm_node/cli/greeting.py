@@ -56,7 +56,11 @@ def lines(
         folder = engines_dirs[0] / f"<id>/{gpu_backend}"
         said += ["", *_no_engine(folder)]
     elif not models:
-        said += ["", f"No model yet: put NAME.gguf into {models_dir}, or name a folder with --models-dir."]
+        said += [
+            "",
+            "No model yet: `llm-node pull ORG/REPO` fetches one from the Hugging Face hub.",
+            f"Or put NAME.gguf into {models_dir}, or name a folder with --models-dir.",
+        ]
     elif (model := _best(models, obstacles)) is not None:
         said += ["", *_example(url, str(model["model_id"]), model.get("task"))]
     else:

@@ -60,6 +60,11 @@ class Remote:
         async with self._ask("POST", path, json=body) as response:
             return await response.json(content_type=None)
 
+    async def delete(self, path: str) -> Any:
+        """As `get`."""
+        async with self._ask("DELETE", path) as response:
+            return await response.json(content_type=None)
+
     async def events(self, method: str, path: str, **request: Any) -> AsyncIterator[dict[str, Any]]:
         """The events of a stream. `request`: aiohttp's. Raises as `get` does, also in its midst."""
         async with self._ask(method, path, **request) as response:
