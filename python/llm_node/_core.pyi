@@ -168,9 +168,22 @@ class Block:
     tokens: list[int]
     """Numbers of the tokens behind it, where the answer was asked for as a whole; -1 where the engine gives
     text alone."""
+    def fill(self, pattern: str) -> bytes:
+        """As that of `Event`, of this block alone, and for frames with a pattern and kept blocks as well."""
 
 _Template = tuple[list[tuple[bytes, str]], bytes]
 _Part = tuple[_Template | None, _Template | None, _Template | None, _Template | None]
+_Frames = tuple[
+    _Part | None,
+    _Part | None,
+    _Part | None,
+    list[_Part],
+    dict[str, tuple[int, str]],
+    str | None,
+    bool,
+    bool,
+    int,
+]
 
 @final
 class Supervisor:
@@ -229,7 +242,7 @@ class Supervisor:
         model_id: str,
         request: str,
         client: int,
-        frames: tuple[_Part | None, _Part | None, _Part | None, str | None, bool, bool, int] | None = None,
+        frames: _Frames | None = None,
         whole: bool = False,
     ) -> int:
         """A new stream on a model that is ready. `request`: JSON of `rust/core/src/request.rs`.

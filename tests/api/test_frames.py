@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -26,10 +27,11 @@ def filled(template: Template, values: dict[str, str]) -> bytes:
 
 
 def content(
-    text: Any, name: Any, id: Any, call: Any, block: Any, number: Any, logprobs: Any
+    text: Any, name: Any, id: Any, call: Any, block: Any, number: Any, logprobs: Any, base64: Any
 ) -> dict[str, Any]:
     return {
         "text": text,
+        "carried": f"v1.{base64}",
         "call": [{"id": f"call_{id}", "bare": id, "name": name, "index": call}],
         "item": f"msg_{block}_{call}",
         "block": block,
@@ -44,7 +46,14 @@ def test_a_template_makes_what_the_slow_way_makes(
     text: str, name: str, id: str, number: int, logprobs: Any
 ) -> None:
     holes = content(
-        frames.TEXT, frames.NAME, frames.ID, frames.CALL, frames.BLOCK, frames.NUMBER, frames.LOGPROBS
+        frames.TEXT,
+        frames.NAME,
+        frames.ID,
+        frames.CALL,
+        frames.BLOCK,
+        frames.NUMBER,
+        frames.LOGPROBS,
+        frames.BASE64,
     )
     values = {
         "text": dump(text),
@@ -54,8 +63,9 @@ def test_a_template_makes_what_the_slow_way_makes(
         "block": str(number + 1),
         "number": str(number + 2),
         "logprobs": dump(logprobs),
+        "base64": b64encode(text.encode()).decode(),
     }
-    wanted = content(text, name, id, number, number + 1, number + 2, logprobs)
+    wanted = content(text, name, id, number, number + 1, number + 2, logprobs, values["base64"])
     for framing in (sse.EVENTS, sse.LINES):
         template = Template(framing.frame(holes) + framing.frame({"second": frames.TEXT}))
         assert filled(template, values) == framing.frame(wanted) + framing.frame({"second": text})
@@ -78,4 +88,12 @@ def test_nothing_is_a_template_too() -> None:
     cut = Template()
     parts = Frames(text=Part(cut=cut), logprobs="[]", number=2, keeps=True).native(chunked=True)
     assert parts[0] == (None, None, None, ([], b""))
-    assert parts[3:] == ("[]", True, True, 2)
+    assert parts[3:] == ([], {}, "[]", True, True, 2)
+
+
+def test_tools_share_the_templates_of_their_calls() -> None:
+    one, other = Part(delta=Template(b"1")), Part(delta=Template(b"2"))
+    frames_ = Frames(tools={"a": (one, "a"), "b": (other, "c"), "d": (one, "d")})
+    further, tools = frames_.native(chunked=True)[3:5]
+    assert further == [one.native(), other.native()]
+    assert tools == {"a": (0, "a"), "b": (1, "c"), "d": (0, "d")}

@@ -20,6 +20,7 @@ class Happening:
     stream: int = 0
     text: str = ""
     fault: NodeError | None = None
+    number: int = 0
 
 
 def of_requests(count: int) -> tuple[Client, Generation]:
@@ -98,7 +99,7 @@ def test_a_defect_of_a_receiver_ends_its_client_and_goes_no_further() -> None:
 
         def event(self, index: int, event: Any) -> None: ...
 
-        def end(self, error: Exception | None) -> None:
+        def end(self, error: Exception | None, number: int = 0) -> None:
             self.error = error
 
     broken = Broken()

@@ -61,7 +61,7 @@ class Ends:
 
     def event(self, index: int, event: Event) -> None: ...
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None, number: int = 0) -> None:
         self.ended.set_result(error)
 
     def pass_on(self, data: bytes) -> None:
@@ -100,7 +100,7 @@ def request(tokens: int) -> dict[str, Any]:
 def frames(before: bytes = b"") -> Frames:
     """Each piece of text is a JSON string with this before it."""
     delta = ([(before, "text")], b"")
-    return (None, delta, None, None), None, None, None, False, False, 0
+    return (None, delta, None, None), None, None, [], {}, None, False, False, 0
 
 
 def text(tokens: int) -> bytes:

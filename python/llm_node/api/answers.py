@@ -173,9 +173,10 @@ class _Sender:
             finish(event)
             self._out.send(self._writer.end(index, event))
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None, number: int = 0) -> None:
         if self.ended.done():
             return  # cancelled: the client left
+        self._out.number = number
         if error is None:
             self.ended.set_result(None)
         else:

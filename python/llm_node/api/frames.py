@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llm_node.node import Frames as NativeFrames
 from llm_node.node import PartTemplates as NativePart
 from llm_node.node import Template as NativeTemplate
 
-_NAMES = ("text", "json", "name", "id", "call", "block", "number", "logprobs", "tokens")
+_NAMES = ("text", "json", "base64", "name", "id", "call", "block", "number", "logprobs", "tokens")
 _RANDOM = uuid.uuid4().hex
 _WORDS = {name: f"{_RANDOM}{number}" for number, name in enumerate(_NAMES)}
 
@@ -27,6 +28,8 @@ TEXT = _WORDS["text"]
 """The piece in a delta, all of the block's text at its end: a JSON string."""
 JSON = _WORDS["json"]
 """The same text as it is, for calls: a JSON object."""
+BASE64 = _WORDS["base64"]
+"""The same text as base64. Inside of a string."""
 NAME = _WORDS["name"]
 """The called tool's name: a JSON string."""
 ID = _WORDS["id"]
@@ -38,11 +41,13 @@ BLOCK = _WORDS["block"]
 NUMBER = _WORDS["number"]
 """One more each time, from `Frames.number` on."""
 LOGPROBS = _WORDS["logprobs"]
-"""The log-probabilities of a piece of text, by `Frames.logprobs`; null where there are none."""
+"""The log-probabilities of a piece of text, at its end those of the block, by `Frames.logprobs`; null where
+there are none."""
 TOKENS = _WORDS["tokens"]
 """The numbers of the tokens behind a piece: a list."""
 
-_INSIDE = frozenset({"id", "call", "block", "number"})
+_INSIDE = frozenset({"base64", "id", "call", "block", "number"})
+_KEEPS_QUOTES = frozenset({"base64", "id"})
 # A request makes several templates: words that begin alike are found fast.
 _HOLE = re.compile(f'"{_RANDOM}([0-9])"|{_RANDOM}([0-9])')
 
@@ -59,7 +64,7 @@ class Template:
             name = _NAMES[int(found[1] or found[2])]
             if not quoted and name not in _INSIDE:
                 raise ValueError(f"the hole {name!r} is a whole value, and stands inside of a string")
-            keeps_quotes = quoted and name == "id"
+            keeps_quotes = quoted and name in _KEEPS_QUOTES
             before = text[end : found.start() + keeps_quotes]
             end = found.end() - keeps_quotes
             self.segments.append((before.encode(), name))
@@ -95,6 +100,8 @@ class Frames:
     reasoning: Part = field(default_factory=Part)
     input: Part = field(default_factory=Part)
     """Of calls."""
+    tools: Mapping[str, tuple[Part, str]] = field(default_factory=dict)
+    """Tools whose calls are written in another way than `input`: how, and the name that is told of each."""
     logprobs: str | None = None
     """How log-probabilities are written, a pattern of `rust/node/src/pattern.rs`; None: not at all."""
     number: int = 0
@@ -104,5 +111,13 @@ class Frames:
 
     def native(self, chunked: bool) -> NativeFrames:
         """As the node has it. `chunked`: does the connection take HTTP/1.1's chunked coding?"""
-        parts = (self.text.native(), self.reasoning.native(), self.input.native())
-        return (*parts, self.logprobs, chunked, self.keeps, self.number)
+        further: dict[int, int] = {}
+        tools: dict[str, tuple[int, str]] = {}
+        parts: list[NativePart] = []
+        for tool, (part, name) in self.tools.items():
+            if id(part) not in further:
+                further[id(part)] = len(parts)
+                parts.append(part.native())
+            tools[tool] = (further[id(part)], name)
+        three = (self.text.native(), self.reasoning.native(), self.input.native())
+        return (*three, parts, tools, self.logprobs, chunked, self.keeps, self.number)

@@ -81,14 +81,21 @@ Source = Callable[["Stream"], Coroutine[Any, Any, None]]
 """Sends a stream's events, and returns after the last. Raises `NodeError` where it cannot go on."""
 
 
-async def respond(request: web.Request, source: Source, framing: Framing = EVENTS) -> web.StreamResponse:
+Failing = Callable[[errors.Failure, int], bytes]
+"""Whole frames that tell of an error. The number is the one behind those of all frames that were written,
+where they have numbers."""
+
+
+async def respond(
+    request: web.Request, source: Source, framing: Framing = EVENTS, failing: Failing | None = None
+) -> web.StreamResponse:
     """Answer with a stream.
 
     An error before the first frame is raised, so that it has its status. The status is spent with the
     first frame, or where the stream is silent for long; from then on an error is a frame of its own, and
-    the stream's usual end follows.
+    the stream's usual end follows. `failing` writes it; without it, it is the body that errors have.
     """
-    stream = Stream(request, framing)
+    stream = Stream(request, framing, failing)
     running = asyncio.create_task(source(stream))
     try:
         keep_alive = request.app[KEEP_ALIVE]
@@ -119,8 +126,11 @@ async def respond(request: web.Request, source: Source, framing: Framing = EVENT
 class Stream:
     """One answer on its way to one client; `Connection` of `node/client.py`."""
 
-    def __init__(self, request: web.Request, framing: Framing) -> None:
+    def __init__(self, request: web.Request, framing: Framing, failing: Failing | None = None) -> None:
         self.framing = framing
+        self.number = 0
+        """Behind those of all frames that were written of a request that has failed."""
+        self._failing = failing
         self.client: Client | None = None
         """Who makes its bytes, and is to be told when they cannot be sent."""
         self.chunked = request.version >= HttpVersion11
@@ -147,6 +157,9 @@ class Stream:
 
     def fail(self, fault: errors.Failure) -> None:
         """An error, as the family writes it."""
+        if self._failing is not None:
+            self.send(self._failing(fault, self.number))
+            return
         form = self._request.app[ERROR_FORMS].of(self._request.path)
         self.tell(errors.body(fault, form, self._request_id))
 

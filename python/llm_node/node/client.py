@@ -19,10 +19,21 @@ Template = tuple[list[tuple[bytes, str]], bytes]
 PartTemplates = tuple[Template | None, Template | None, Template | None, Template | None]
 """Where a block begins, for each piece, where it ends, and where it is cut off."""
 
-Frames = tuple[PartTemplates | None, PartTemplates | None, PartTemplates | None, str | None, bool, bool, int]
-"""Of text, of reasoning, of calls' inputs; the pattern of log-probabilities (`rust/node/src/pattern.rs`);
-whether HTTP's chunked coding goes around what is written at once; whether the blocks are wanted once more at
-the end; and the first number."""
+Frames = tuple[
+    PartTemplates | None,
+    PartTemplates | None,
+    PartTemplates | None,
+    list[PartTemplates],
+    dict[str, tuple[int, str]],
+    str | None,
+    bool,
+    bool,
+    int,
+]
+"""Of text, of reasoning, of calls' inputs; further ones of inputs, and the tools whose calls are written by
+these, each with which one and the name that is told; the pattern of log-probabilities
+(`rust/node/src/pattern.rs`); whether HTTP's chunked coding goes around what is written at once; whether the
+blocks are wanted once more at the end; and the first number."""
 
 
 class Receiver(Protocol):
@@ -31,8 +42,9 @@ class Receiver(Protocol):
     def event(self, index: int, event: Event) -> None:
         """Something happened to request number `index`. Raising ends all of them."""
 
-    def end(self, error: Exception | None) -> None:
-        """The last call: each request has had its ending, or one of them has failed."""
+    def end(self, error: Exception | None, number: int = 0) -> None:
+        """The last call: each request has had its ending, or one of them has failed. `number`: behind those
+        of all frames that were written of the one that has."""
 
 
 class Connection(Protocol):
@@ -109,17 +121,17 @@ class Client:
         else:
             index = self.streams[event.stream]
         if event.kind == "failed":
-            self.end(event.fault or NodeError("internal", "a request failed without a reason"))
+            self.end(event.fault or NodeError("internal", "a request failed without a reason"), event.number)
             return
         self._receiver.event(index, event)
         if not self.streams:
             self.end(None)
 
-    def end(self, error: Exception | None) -> None:
-        """Nothing more goes to the client."""
+    def end(self, error: Exception | None, number: int = 0) -> None:
+        """Nothing more goes to the client. `number`: see `Receiver.end`."""
         if not self.has_ended:
             self.has_ended = True
-            self._receiver.end(error)
+            self._receiver.end(error, number)
 
 
 class Generation:
@@ -141,7 +153,7 @@ class Generation:
         self._events.append((index, event))
         self._wake()
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None, number: int = 0) -> None:
         """See `Receiver`."""
         self._ended = True
         self._error = error

@@ -6,6 +6,7 @@
 //! only filled in here.
 
 use std::{
+    collections::HashMap,
     io::Write as _,
     sync::{
         Arc,
@@ -13,10 +14,11 @@ use std::{
     },
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use llm_node_core::{
     engine::Token,
     error::Fault,
-    event::{Event, Finish, Part, Piece},
+    event::{Event, Finish, Part, PickedToken, Piece},
 };
 
 use crate::{
@@ -31,6 +33,8 @@ pub enum Hole {
     Text,
     /// The same text as it is, which is JSON itself.
     Json,
+    /// The same text as base64, without quotes.
+    Base64,
     /// The called tool's name, as a JSON string.
     Name,
     /// The call's id, without quotes.
@@ -41,7 +45,8 @@ pub enum Hole {
     Block,
     /// A number that is one more each time.
     Number,
-    /// Log-probabilities as the stream's pattern has them; `null` where there are none.
+    /// Log-probabilities as the stream's pattern has them, of the piece or of the block; `null` where there
+    /// are none.
     Logprobs,
     /// In a delta the numbers of the tokens behind its piece, as a JSON list.
     Tokens,
@@ -53,6 +58,7 @@ impl Hole {
         Some(match name {
             "text" => Hole::Text,
             "json" => Hole::Json,
+            "base64" => Hole::Base64,
             "name" => Hole::Name,
             "id" => Hole::Id,
             "call" => Hole::Call,
@@ -84,7 +90,7 @@ impl Template {
     }
 
     fn has_text(&self) -> bool {
-        self.has(Hole::Text) || self.has(Hole::Json)
+        self.has(Hole::Text) || self.has(Hole::Json) || self.has(Hole::Base64)
     }
 
     fn has_bytes(&self) -> bool {
@@ -123,6 +129,20 @@ impl PartTemplates {
     fn keeps(&self) -> bool {
         self.end.iter().chain(&self.cut).any(Template::has_text)
     }
+
+    /// Does it tell its log-probabilities?
+    fn keeps_logprobs(&self) -> bool {
+        self.end.iter().chain(&self.cut).any(|it| it.has(Hole::Logprobs))
+    }
+}
+
+/// How calls of one tool are written, where that is not as those of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Instead of [`Frames::input`]; tools may share them.
+    pub templates: Arc<PartTemplates>,
+    /// The name that is told of it.
+    pub name: String,
 }
 
 /// How a whole stream is written.
@@ -134,6 +154,8 @@ pub struct Frames {
     pub reasoning: PartTemplates,
     /// What it calls.
     pub input: PartTemplates,
+    /// By name, the tools whose calls are written otherwise.
+    pub tools: HashMap<String, Told>,
     /// How log-probabilities are written, where they are wanted.
     pub pattern: Option<Pattern>,
     /// Does the connection take HTTP/1.1's chunked coding?
@@ -145,11 +167,12 @@ pub struct Frames {
 }
 
 impl Frames {
-    fn part(&self, part: Part) -> &PartTemplates {
-        match part {
-            Part::Text => &self.text,
-            Part::Reasoning => &self.reasoning,
-            Part::Input => &self.input,
+    fn of<'a>(&'a self, part: Part, call: Option<&'a Called>) -> &'a PartTemplates {
+        match (part, call.and_then(|it| it.told.as_ref())) {
+            (Part::Text, _) => &self.text,
+            (Part::Reasoning, _) => &self.reasoning,
+            (Part::Input, Some(told)) => &told.templates,
+            (Part::Input, None) => &self.input,
         }
     }
 
@@ -167,7 +190,8 @@ impl Frames {
     /// Appends a frame. Strings are equal, byte for byte, to what Python's `json.dumps` writes with
     /// `ensure_ascii=False`.
     pub fn fill(&self, frame: &Frame, into: &mut Bytes) {
-        let Some(template) = self.part(frame.part).get(frame.stage) else { return };
+        let call = frame.call.as_deref();
+        let Some(template) = self.of(frame.part, call).get(frame.stage) else { return };
         let into = &mut into.buffer;
         // Writing to memory does not fail, and neither does a text.
         for (bytes, hole) in &template.segments {
@@ -180,12 +204,13 @@ impl Frames {
                     // In JSON a line may end between two words alone. It must not end the frame.
                     into.extend(frame.text.bytes().map(|it| if it.is_ascii_control() { b' ' } else { it }));
                 }
+                Hole::Base64 => into.extend_from_slice(STANDARD.encode(&frame.text).as_bytes()),
                 Hole::Name => {
-                    let _ = serde_json::to_writer(&mut *into, frame.call.as_ref().map_or("", |it| &it.name));
+                    let _ = serde_json::to_writer(&mut *into, call.map_or("", Called::told));
                 }
-                Hole::Id => into.extend_from_slice(frame.call.as_ref().map_or(b"", |it| it.id.as_bytes())),
+                Hole::Id => into.extend_from_slice(call.map_or(b"", |it| it.id.as_bytes())),
                 Hole::Call => {
-                    let _ = write!(into, "{}", frame.call.as_ref().map_or(0, |it| it.index));
+                    let _ = write!(into, "{}", call.map_or(0, |it| it.index));
                 }
                 Hole::Block => {
                     let _ = write!(into, "{}", frame.block);
@@ -221,6 +246,14 @@ struct Called {
     index: u32,
     id: String,
     name: String,
+    told: Option<Told>,
+}
+
+impl Called {
+    /// The name that is told of its tool.
+    fn told(&self) -> &str {
+        self.told.as_ref().map_or(&self.name, |it| &it.name)
+    }
 }
 
 /// What one frame is to tell.
@@ -281,6 +314,9 @@ struct Open {
     block: u32,
     call: Option<Arc<Called>>,
     text: String,
+    tokens: Vec<PickedToken>,
+    /// Where its first token begins.
+    place: Place,
 }
 
 impl Writing {
@@ -307,7 +343,8 @@ impl Writing {
             Event::Piece(piece) => return self.piece(piece, &mut tell),
             Event::CallBegan { index, id, name } => {
                 self.end(true, &mut tell);
-                self.begin(Part::Input, Some(Arc::new(Called { index, id, name })), &mut tell);
+                let told = self.frames.tools.get(&name).cloned();
+                self.begin(Part::Input, Some(Arc::new(Called { index, id, name, told })), &mut tell);
             }
             Event::CallEnded => self.end(true, &mut tell),
             Event::Started { .. } | Event::Finished { .. } | Event::Failed(_) => {}
@@ -338,31 +375,34 @@ impl Writing {
             self.begin(part, None, tell);
         }
         let Self { frames, place, open: Some(open), kept, .. } = self else { return Ok(()) };
-        let templates = frames.part(part);
+        let templates = frames.of(part, open.call.as_deref());
         if frames.keeps || templates.keeps() {
             kept.add(text.len())?;
             open.text += &text;
         }
+        let pattern = frames.pattern.as_ref().filter(|_| part == Part::Text);
         if let Some(delta) = &templates.delta {
-            let items = match &frames.pattern {
-                Some(pattern) if part == Part::Text => pattern.items(&tokens, place),
-                _ => Items::default(),
-            };
+            let items = pattern.map_or_else(Items::default, |it| it.items(&tokens, place));
             let mut frame = open.frame(Stage::Delta, text, items);
             if delta.has(Hole::Tokens) {
                 frame.tokens = tokens.iter().map(|it| it.id).collect();
             }
             tell(frames, frame);
         }
+        if pattern.is_some() && (frames.keeps || templates.keeps_logprobs()) {
+            open.tokens.extend(tokens);
+        }
         Ok(())
     }
 
     fn begin(&mut self, part: Part, call: Option<Arc<Called>>, tell: &mut impl FnMut(&Arc<Frames>, Frame)) {
-        let open = Open { part, block: self.blocks, call, text: String::new() };
-        if self.frames.part(part).are_any() {
+        let are_any = self.frames.of(part, call.as_deref()).are_any();
+        let place = self.place.clone();
+        let open = Open { part, block: self.blocks, call, text: String::new(), tokens: Vec::new(), place };
+        if are_any {
             self.blocks += 1;
         }
-        self.tell(&open, Stage::Begin, String::new(), tell);
+        self.tell(&open, Stage::Begin, String::new(), Items::default(), tell);
         self.open = Some(open);
     }
 
@@ -370,17 +410,28 @@ impl Writing {
         let Some(mut open) = self.open.take() else { return };
         let stage = if by_itself { Stage::End } else { Stage::Cut };
         let text = if self.frames.keeps { open.text.clone() } else { std::mem::take(&mut open.text) };
-        self.tell(&open, stage, text, tell);
+        let items = match &self.frames.pattern {
+            Some(pattern) if !open.tokens.is_empty() => pattern.items(&open.tokens, &mut open.place.clone()),
+            _ => Items::default(),
+        };
+        self.tell(&open, stage, text, items, tell);
         if self.frames.keeps {
-            let Open { part, call, text, .. } = open;
+            let Open { part, call, text, tokens, .. } = open;
             let (id, name) = call.map(|it| (it.id.clone(), it.name.clone())).unwrap_or_default();
-            self.done.push(Block { part, text, tokens: Vec::new(), id, name, complete: by_itself });
+            self.done.push(Block { part, text, tokens, id, name, complete: by_itself });
         }
     }
 
-    fn tell(&self, open: &Open, stage: Stage, text: String, tell: &mut impl FnMut(&Arc<Frames>, Frame)) {
-        if self.frames.part(open.part).get(stage).is_some_and(Template::has_bytes) {
-            tell(&self.frames, open.frame(stage, text, Items::default()));
+    fn tell(
+        &self,
+        open: &Open,
+        stage: Stage,
+        text: String,
+        items: Items,
+        tell: &mut impl FnMut(&Arc<Frames>, Frame),
+    ) {
+        if self.frames.of(open.part, open.call.as_deref()).get(stage).is_some_and(Template::has_bytes) {
+            tell(&self.frames, open.frame(stage, text, items));
         }
     }
 }

@@ -97,14 +97,7 @@ impl PyEvent {
     }
 
     fn fill<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Bound<'py, PyBytes>> {
-        let pattern = self::pattern(py, pattern)?;
-        let (mut items, mut place) = (Items::default(), Place::default());
-        for block in self.blocks.iter().map(Py::get).filter(|it| it.0.part == Part::Text) {
-            items.append(pattern.items(&block.0.tokens, &mut place));
-        }
-        let mut json = Vec::new();
-        pattern.write(&items, &mut json);
-        Ok(PyBytes::new(py, &json))
+        filled(py, self.blocks.iter().map(|it| &it.get().0), pattern)
     }
 
     fn __repr__(&self) -> String {
@@ -196,9 +189,29 @@ impl PyBlock {
         self.0.tokens.iter().map(|it| it.id).collect()
     }
 
+    fn fill<'py>(&self, py: Python<'py>, pattern: &str) -> PyResult<Bound<'py, PyBytes>> {
+        filled(py, std::iter::once(&self.0), pattern)
+    }
+
     fn __repr__(&self) -> String {
         format!("<Block of {}, {} bytes>", self.0.part.as_str(), self.0.text.len())
     }
+}
+
+/// The log-probabilities of the text in these blocks.
+fn filled<'py, 'a>(
+    py: Python<'py>,
+    blocks: impl Iterator<Item = &'a Block>,
+    pattern: &str,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let pattern = self::pattern(py, pattern)?;
+    let (mut items, mut place) = (Items::default(), Place::default());
+    for block in blocks.filter(|it| it.part == Part::Text) {
+        items.append(pattern.items(&block.tokens, &mut place));
+    }
+    let mut json = Vec::new();
+    pattern.write(&items, &mut json);
+    Ok(PyBytes::new(py, &json))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

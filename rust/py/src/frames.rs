@@ -1,8 +1,11 @@
 //! The frames of a stream, as Python hands them over.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+};
 
-use llm_node_node::frames::{Frames, Hole, PartTemplates, Template};
+use llm_node_node::frames::{Frames, Hole, PartTemplates, Template, Told};
 use pyo3::{
     prelude::*,
     pybacked::{PyBackedBytes, PyBackedStr},
@@ -19,18 +22,39 @@ type PyTemplate = (Vec<(PyBackedBytes, PyBackedStr)>, PyBackedBytes);
 /// Begin, delta, end, cut.
 type PyPart = (Option<PyTemplate>, Option<PyTemplate>, Option<PyTemplate>, Option<PyTemplate>);
 
-/// Templates of text, reasoning and input; the pattern of log-probabilities; whether the connection takes
-/// chunks; whether the blocks are wanted at the end; and the first number.
-pub(crate) type PyFrames =
-    (Option<PyPart>, Option<PyPart>, Option<PyPart>, Option<PyBackedStr>, bool, bool, u64);
+/// Templates of text, reasoning and input; further ones, and the tools by whose calls they are used, each with
+/// which one and the name that is told; the pattern of log-probabilities; whether the connection takes chunks;
+/// whether the blocks are wanted at the end; and the first number.
+pub(crate) type PyFrames = (
+    Option<PyPart>,
+    Option<PyPart>,
+    Option<PyPart>,
+    Vec<PyPart>,
+    HashMap<String, (usize, String)>,
+    Option<PyBackedStr>,
+    bool,
+    bool,
+    u64,
+);
 
 /// The same as the node has it.
 pub(crate) fn frames(py: Python<'_>, frames: PyFrames) -> PyResult<Frames> {
-    let (text, reasoning, input, logprobs, chunked, keeps, number) = frames;
+    let (text, reasoning, input, further, tools, logprobs, chunked, keeps, number) = frames;
+    let further = further
+        .into_iter()
+        .map(|it| part(py, Some(it)).map(Arc::new))
+        .collect::<PyResult<Vec<Arc<PartTemplates>>>>()?;
+    let told = |(tool, (which, name)): (String, (usize, String))| {
+        let templates = further.get(which).cloned().ok_or_else(|| {
+            raised(py, &malformed("the frames of a tool", &format!("there is no template {which}")))
+        })?;
+        Ok((tool, Told { templates, name }))
+    };
     Ok(Frames {
         text: part(py, text)?,
         reasoning: part(py, reasoning)?,
         input: part(py, input)?,
+        tools: tools.into_iter().map(told).collect::<PyResult<_>>()?,
         pattern: logprobs.map(|it| pattern(py, &it)).transpose()?,
         chunked,
         keeps,

@@ -44,6 +44,12 @@ static void describe(EngineContext *context, size_t index, EngineRow *row) {
       logits[i] = NAN;
    }
 #endif
+#ifdef FAKE_NAN_AFTER // so many rows
+   static unsigned described;
+   if (described++ >= FAKE_NAN_AFTER) {
+      logits[0] = NAN;
+   }
+#endif
 #ifdef FAKE_NULL_LOGITS
    row->logits = NULL;
 #endif

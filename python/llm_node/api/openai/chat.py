@@ -13,22 +13,17 @@ from llm_node.api.conversation import dump
 from llm_node.api.frames import Frames, Part, Template
 from llm_node.api.neutral import Request
 from llm_node.api.openai import conversation, shapes
-from llm_node.node import Block, Event, Node, NodeError
+from llm_node.node import Block, Event, Node
 from llm_node.schema.chat import ChatCompletionRequest
 from llm_node.schema.tools import ChosenTool, Named
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """The route."""
+    """An answer."""
     wanted = await body.read(request, ChatCompletionRequest)
     node = request.app[NODE]
     neutral = _neutral(wanted, source.of(request, wanted.prompt_cache_key, wanted.user))
     requests = neutral.several(wanted.n)
-    customs = _customs(wanted)
-    if wanted.stream and 0 < len(customs) < len(wanted.tools or ()):
-        raise NodeError(
-            "unsupported_feature", "a stream has either functions or custom tools, not both", "tools"
-        )
     if wanted.stream:
         writer = _Writer(wanted)
         return await sse.respond(
@@ -145,28 +140,34 @@ class _Writer:
     def _frames(self, index: int, pattern: str | None) -> Frames:
         """A client joins every string that it gets twice: role, id, type and name come once."""
         delta = {"content": frames.TEXT}
-        input_part = Part()
-        if self._wanted.functions or self._wanted.tools:
-            begin, more = (Template(self._chunk(index, call)) for call in self._calls())
-            input_part = Part(begin=begin, delta=more)
+        customs = _customs(self._wanted)
+        custom = self._call(index, "custom", "input") if customs else Part()
+        others = Part()
+        if self._wanted.functions:
+            others = self._old_call(index)
+        elif len(customs) < len(self._wanted.tools or ()):
+            others = self._call(index, "function", "arguments")
         return Frames(
             text=Part(delta=Template(self._chunk(index, delta, logprobs=frames.LOGPROBS))),
             reasoning=Part(delta=Template(self._chunk(index, {"reasoning_content": frames.TEXT}))),
-            input=input_part,
+            input=others,
+            tools={name: (custom, name) for name in customs},
             logprobs=pattern,
         )
 
-    def _calls(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The deltas where a call begins, and of its input."""
-        if self._wanted.functions:
-            begun = {"function_call": {"name": frames.NAME, "arguments": ""}}
-            return begun, {"function_call": {"arguments": frames.TEXT}}
-        is_custom = bool(_customs(self._wanted))
-        kind, field = ("custom", "input") if is_custom else ("function", "arguments")
+    def _call(self, index: int, kind: str, field: str) -> Part:
         identity = conversation.PREFIX + frames.ID
         begin = {"index": frames.CALL, "id": identity, "type": kind, kind: {"name": frames.NAME, field: ""}}
         delta = {"index": frames.CALL, kind: {field: frames.TEXT}}
-        return {"tool_calls": [begin]}, {"tool_calls": [delta]}
+        return Part(
+            begin=Template(self._chunk(index, {"tool_calls": [begin]})),
+            delta=Template(self._chunk(index, {"tool_calls": [delta]})),
+        )
+
+    def _old_call(self, index: int) -> Part:
+        begin = {"function_call": {"name": frames.NAME, "arguments": ""}}
+        delta = {"function_call": {"arguments": frames.TEXT}}
+        return Part(begin=Template(self._chunk(index, begin)), delta=Template(self._chunk(index, delta)))
 
     def _chunk(
         self,

@@ -110,6 +110,26 @@ fn log_probabilities_stand_where_there_are_any() {
     assert_eq!(bytes.frame(), br#"<"abc",["a","b","c"]>"#);
 }
 
+#[test]
+fn the_end_of_a_block_tells_all_its_log_probabilities() {
+    let frames = Frames {
+        text: part("[", "{logprobs}", "{logprobs}]", None),
+        pattern: Some(Pattern::parse("<each><token>@<offset></each>").unwrap()),
+        keeps: true,
+        ..Frames::default()
+    };
+    let piece = |token: &str| {
+        let (bytes, top) = (token.as_bytes().to_vec(), Vec::new());
+        let logprobs = Some(TokenLogprobs { bytes, is_text: true, logprob: -1.0, top });
+        let tokens = vec![PickedToken { id: 0, logprobs }];
+        Event::Piece(Piece { part: Part::Text, text: token.to_owned(), tokens })
+    };
+    let (text, blocks) =
+        written(frames, vec![piece("a"), piece("b"), call(0, "f"), piece("c")], Finish::Stop);
+    assert_eq!(text, "[\"a\"@0\"b\"@1\"a\"@0,\"b\"@1][\"c\"@2\"c\"@2]");
+    assert_eq!(blocks.iter().map(|it| it.tokens.len()).collect::<Vec<_>>(), [2, 0, 1]);
+}
+
 fn all_parts() -> Frames {
     Frames {
         text: part("[{block} {number} text", " {text}", " end {text} {number}]", Some(" cut {text}]")),
@@ -187,6 +207,33 @@ fn blocks_are_kept_for_who_wants_them_once_more() {
             (Part::Input, "{", "id2", false),
         ]
     );
+}
+
+#[test]
+fn calls_of_some_tools_are_written_otherwise() {
+    let templates = Arc::new(part("<{block} {call} {name}", " {text}", " end {json}>", None));
+    let told = |name: &str| Told { templates: Arc::clone(&templates), name: name.to_owned() };
+    let tools = HashMap::from([("ns__g".to_owned(), told("g"))]);
+    let events = vec![
+        call(0, "f"),
+        piece(Part::Input, "{}"),
+        Event::CallEnded,
+        call(1, "ns__g"),
+        piece(Part::Input, "{}"),
+        Event::CallEnded,
+    ];
+    let frames = Frames { keeps: true, tools, ..all_parts() };
+    let (text, blocks) = written(frames, events, Finish::Calls);
+    assert_eq!(text, "[0 0 id0 \"f\" \"{}\" json {}]<1 1 \"g\" \"{}\" end {}>");
+    assert_eq!(blocks[1].name, "ns__g", "who reads the blocks knows it by its own name");
+}
+
+#[test]
+fn the_end_of_a_block_may_tell_its_text_as_base64() {
+    let frames = Frames { text: part("", "", "v1.{base64}", None), ..Frames::default() };
+    let (text, _) =
+        written(frames, vec![piece(Part::Text, "caf\u{e9}"), piece(Part::Text, "?")], Finish::Stop);
+    assert_eq!(text, "v1.Y2Fmw6k/");
 }
 
 #[test]

@@ -543,9 +543,13 @@ mod tests {
             end: Some(template("<end ")),
             cut: None,
         };
-        let frames = Frames { text, number: AtomicU64::new(2), keeps: true, ..Frames::default() };
-        let form = Form::Bytes(Writing::new(frames));
-        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
+        let stream = || {
+            let number = AtomicU64::new(2);
+            let frames = Frames { text: text.clone(), number, keeps: true, ..Frames::default() };
+            let form = Form::Bytes(Writing::new(frames));
+            traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap()
+        };
+        let id = stream();
         // It does not read: what goes on with a block has one number.
         traffic.hold(0, 1);
         let pieces = ["a", "b", "c"].map(|text| (id, piece(text, vec![])));
@@ -556,6 +560,13 @@ mod tests {
         assert_eq!(bytes.frame(), b"<begin 2><3><end 4>");
         let Some(What::Event { told, .. }) = told.next() else { panic!() };
         assert_eq!((told.number, told.blocks[0].text.as_str()), (5, "abc"));
+        let id = stream();
+        traffic.step(1, vec![(id, piece("a", vec![]))]);
+        traffic.step(1, vec![(id, Event::Failed(Fault::new(ErrorCode::EngineFault, "gone")))]);
+        let Some(What::Event { told, .. }) = traffic.drain().deliveries.pop().map(|it| it.what) else {
+            panic!()
+        };
+        assert_eq!(told.number, 4, "what stands open has no end of its own");
     }
 
     #[test]
