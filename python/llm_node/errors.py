@@ -157,12 +157,18 @@ TABLE: Mapping[str, Row] = {
     "model_not_found": Row(
         404, _REQUEST, "No model of that name; the message lists near names.", exit=Exit.NOT_FOUND
     ),
+    "previous_response_not_found": Row(
+        400,
+        _REQUEST,
+        "`previous_response_id` names an answer that is not kept: it was made with `store` false or by "
+        "another key, or is too old, or the node was started since.",
+    ),
     "model_loaded_differently": Row(
         409,
         _REQUEST,
         "The model is loaded, or being loaded, in another way than was asked for; the message names both.",
     ),
-    "not_found": Row(404, _REQUEST, "No such route.", exit=Exit.NOT_FOUND),
+    "not_found": Row(404, _REQUEST, "No such route, or nothing of that id.", exit=Exit.NOT_FOUND),
     "method_not_allowed": Row(
         405, _REQUEST, "The route does not know the method; `Allow` lists those it knows."
     ),
@@ -268,11 +274,32 @@ def _plain(row: Row, failure: Failure, request_id: str) -> dict[str, Any]:
     return {"error": fields(failure.code, failure.message, failure.param, failure.details)}
 
 
+PLAIN_SCHEMA: Mapping[str, Any] = {
+    "title": "Error",
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "param"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "code": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
 @dataclass(frozen=True)
 class Form:
     """How one API dialect writes errors."""
 
     body: Body = _plain
+    schema: Mapping[str, Any] = field(default_factory=lambda: PLAIN_SCHEMA)
+    """The JSON schema of such a body, with a title."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What it calls a parameter that a fault names in neutral words, where that is something else."""
     id_header: str | None = None

@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 from llm_node.api.anthropic.conversation import conversation
 from llm_node.api.body import parse
 from llm_node.api.ollama.conversation import of_chat, of_prompt
+from llm_node.api.responses.conversation import conversation as responses_conversation
+from llm_node.api.responses.conversation import messages
+from llm_node.api.responses.shapes import Shape, text_format
+from llm_node.api.responses.stream import Writer
+from llm_node.api.responses.tools import Offered
 from llm_node.errors import TABLE
 from llm_node.node import NodeError
 from llm_node.schema.anthropic.messages import MessagesRequest
 from llm_node.schema.ollama.chat import ChatRequest, GenerateRequest
 from llm_node.schema.ollama.embed import EmbedRequest
 from llm_node.schema.ollama.library import ShowRequest
+from llm_node.schema.responses.request import ResponsesRequest
 
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": 1}}
 IMAGE = {"type": "image", "source": {"type": "base64", "data": ""}}
@@ -69,13 +75,56 @@ GENERATE = {
 }
 EMBED = {"model": "m", "input": ["a", "b"], "dimensions": 2, "truncate": True}
 
+RESPONSES = {
+    "model": "m",
+    "instructions": "i",
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": "llmn1.aGk="},
+        {"type": "function_call", "call_id": "1", "name": "f", "namespace": "n", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_image"}]},
+        {"type": "local_shell_call", "id": "2", "action": {"type": "exec"}},
+        {"type": "local_shell_call_output", "id": "2", "output": "x"},
+    ],
+    "tools": [
+        {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False},
+        {
+            "type": "custom",
+            "name": "c",
+            "format": {"type": "grammar", "syntax": "lark", "definition": "s: /a/"},
+        },
+        {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f"}, {"type": "x"}]},
+        {"type": "local_shell"},
+        {"type": "web_search"},
+    ],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}, "verbosity": "low"},
+    "include": ["reasoning.encrypted_content"],
+    "metadata": {"a": "b"},
+    "top_logprobs": 1,
+}
+
+
+def of_responses(wanted: ResponsesRequest) -> Any:
+    offered = Offered(wanted, set())
+    said = messages(wanted.input, (), lambda name: None, set())
+    neutral = responses_conversation(wanted, said, offered, set()).neutral()
+    text_format(wanted.text)
+    stream = Writer(Shape(wanted, offered), lambda response, blocks: None)
+    stream.frames[0].native(chunked=True)
+    return neutral
+
+
 BODIES: dict[str, tuple[Any, Any, Callable[[Any], Any]]] = {
     "anthropic": (ANTHROPIC, MessagesRequest, lambda wanted: conversation(wanted, set()).neutral()),
     "ollama chat": (CHAT, ChatRequest, lambda wanted: of_chat(wanted, set()).neutral()),
     "ollama generate": (GENERATE, GenerateRequest, lambda wanted: of_prompt(wanted).neutral()),
     "ollama embed": (EMBED, EmbedRequest, lambda wanted: wanted.input),
+    "responses": (RESPONSES, ResponsesRequest, of_responses),
     "ollama show": ({"name": "m", "verbose": True}, ShowRequest, lambda wanted: wanted.model),
 }
+
 
 JSON = st.recursive(
     st.none()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import aiohttp
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -254,3 +255,21 @@ async def test_headers() -> None:
         reply: aiohttp.ClientResponse = await client.get(ROUTE)
         assert reply.content_type == "text/event-stream"
         assert reply.headers["Cache-Control"] == "no-cache"
+
+
+async def test_a_client_may_close_behind_the_last_frame(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def source(out: sse.Stream) -> None:
+        out.tell({"a": 1})
+
+    write_eof = web.StreamResponse.write_eof
+
+    async def gone(self: web.StreamResponse, data: bytes = b"") -> None:
+        monkeypatch.setattr(web.StreamResponse, "write_eof", write_eof)
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "write_eof", gone)
+    status, body = await body_of(source)
+    assert (status, body) == (200, b'data: {"a":1}\n\n')
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -138,7 +138,7 @@ def test_no_word_of_an_api_family_in_rust() -> None:
         if path.is_relative_to(ROOT / "rust/load"):  # a client of such APIs, and no part of the node
             continue
         text = without_comments(without_tests(path.read_text()))
-        words = r'"choices"|chat\.completion|content_block|input_json_delta|done_reason'
+        words = r'"choices"|chat\.completion|content_block|input_json_delta|done_reason|output_item'
         assert not re.search(words, text), path
 
 

@@ -29,6 +29,10 @@ SCRIPTS = {
     "finds": "It rains.",
     "stops": call("get_weather", '{"city": "a STOP b"}'),
     "wrong": call("pick", '{"n": "six"}'),
+    "patches": call("patch", '{"input": "*** Begin \\"a\\"\\n+b"}') + "\n" + call("now", '{"zone": 1}'),
+    "reads": call("mcp__files__read", '{"path": "a.txt"}'),
+    "runs": call("local_shell", '{"type": "exec", "command": ["ls", "-l"], "timeout_ms": 9}'),
+    "plans": "<think>\nI should look.\n</think>\n\n" + call("get_weather", '{"city": "Bonn"}'),
 }
 """What the model says, by the word that the last message is."""
 

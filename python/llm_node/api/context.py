@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from aiohttp import web
 
 from llm_node import errors
+from llm_node.api.store import Store
 from llm_node.journal import Journal
 from llm_node.node import Node
 from llm_node.pull import Pulls
@@ -24,6 +25,9 @@ QUEUE_LIMIT = web.AppKey("QUEUE_LIMIT", int)
 """Requests that may wait for one model."""
 TRANSFER_TIMEOUT = web.AppKey("TRANSFER_TIMEOUT", float)
 """Seconds for which a body may stand still on its way."""
+
+STORE = web.AppKey("STORE", Store)
+"""Answers that are kept."""
 
 UNKNOWN_FIELDS = web.AppKey[Unknown | None]("UNKNOWN_FIELDS")
 """One rule for fields that nobody knows; None: each dialect has its own."""

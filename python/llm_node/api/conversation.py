@@ -52,6 +52,21 @@ class Json:
         return {"object": self.text}
 
 
+def call_input(arguments: str) -> Json | Text:
+    """A JSON object as it was sent. What was cut short is no error: it would end the chat for good."""
+    if not arguments.strip():
+        return Json("{}")
+    try:
+        is_object = isinstance(json.loads(arguments, parse_constant=_no_constant), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    return Json(arguments) if is_object else Text(arguments)
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call of a tool. `input`: a JSON object, or the plain text of what takes such or was cut short."""
@@ -209,6 +224,19 @@ class On:
 
 Thinking = Literal["model", "off"] | On
 """`model`: as its template has it."""
+
+
+def thinking_by_effort(effort: str | None) -> Thinking:
+    """How OpenAI's clients say it: a word, or nothing."""
+    match effort:
+        case None:
+            return "model"
+        case "none":
+            return "off"
+        case "minimal" | "low" | "medium" | "high":
+            return On(effort)
+        case _:
+            return On("max")
 
 
 @dataclass(frozen=True, slots=True)

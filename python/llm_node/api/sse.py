@@ -228,7 +228,8 @@ class Stream:
     async def end(self) -> web.StreamResponse:
         """Send the ending."""
         self.close()
-        await self._response.write_eof(self.framing.last)
+        with contextlib.suppress(ConnectionError):  # a client may close behind the last frame
+            await self._response.write_eof(self.framing.last)
         return self._response
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ MOST_BYTES = 32 << 20
 
 LONGEST = {
     "messages": 20_000,
+    "input": 20_000,
     "tools": 1_024,
     "functions": 1_024,
     "logit_bias": 32_768,
@@ -68,16 +69,16 @@ def check(body: Mapping[str, Any], size: int) -> None:
     for name, value in body.items():
         if not isinstance(value, list | dict):
             continue
-        if name in PROMPTS:
+        if name in PROMPTS and not _is_conversation(value):
             prompts = _prompts(name, value)
             continue
         most = LONGEST.get(name, MOST_VALUES)
         if len(value) > most:
             raise TooMuch(name, "entries", len(value), most)
-        if name == "messages":
+        if name in ("messages", "input"):
             for index, message in enumerate(value):
                 if isinstance(message, dict):
-                    _fields(f"messages.{index}", message)
+                    _fields(f"{name}.{index}", message)
         left = _spend(value, left, name)
     answers = body.get("n", body.get("n_cmpl"))
     answers = answers if isinstance(answers, int) and answers > 0 else 1
@@ -90,6 +91,11 @@ def check(body: Mapping[str, Any], size: int) -> None:
     if prompts * answers * biases > MOST_BIASES:
         most = MOST_BIASES // (prompts * answers)
         raise TooMuch("logit_bias", f"entries for {prompts * answers} answers", biases, most)
+
+
+def _is_conversation(value: list[Any] | dict[str, Any]) -> bool:
+    """Is it no list of prompts, but one of messages and the like?"""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _fields(param: str, value: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ def _joined(value: Any) -> Any:
     return "\n".join(texts)
 
 
-Content = Annotated[str, BeforeValidator(_joined)]
+Content = Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[dict[str, Any]])]
 
 
 REASONING = ("reasoning_content", "reasoning", "thinking")

@@ -23,7 +23,7 @@ def _as_list(value: Any) -> Any:
 StopList = Annotated[
     list[Annotated[str, Field(min_length=1)]],
     Field(fail_fast=True),
-    BeforeValidator(_as_list),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
     Field(max_length=MAX_STOPS),
 ]
 

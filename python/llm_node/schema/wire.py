@@ -12,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 INVALID = "invalid_request"
 UNSUPPORTED = "unsupported_parameter"
@@ -100,6 +109,24 @@ class Wire(BaseModel):
         return True
 
     @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """What the lists say of a field belongs to the description of the class."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        required = schema.get("required", ())
+        properties = schema.get("properties", {})
+        for name in properties.keys() - set(required):
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+        said = {**dict.fromkeys(cls.harmless, "Changes nothing."), **dict.fromkeys(cls.hint, "Is ignored.")}
+        for name in sorted(said.keys() - properties.keys()):
+            properties[name] = {"description": said[name]}
+        schema["properties"] = properties
+        schema["additionalProperties"] = cls.unknown == "ignore"
+        return reference
+
+    @classmethod
     def _has(cls, key: str) -> bool:
         return key in cls.model_fields or any(field.alias == key for field in cls.model_fields.values())
 
@@ -108,6 +135,26 @@ class Lenient(Wire):
     """As the clients expect it that send new fields every month."""
 
     unknown: ClassVar[Unknown] = "ignore"
+
+
+class Foreign(Lenient):
+    """Something of a kind that is not known here. Its other fields mean nothing, and are not even named."""
+
+    type: str
+
+    @classmethod
+    def _counts(cls, data: Mapping[str, Any], key: str, value: Any, ignored: Ignored) -> bool:
+        return key in cls.model_fields
+
+
+def by_type(what: str, known: Mapping[str, str]) -> Discriminator:
+    """Tells the members of a union apart: their tags, by `type`. What has another one is "foreign"."""
+
+    def tag(value: Any) -> str | None:
+        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        return known.get(found, "foreign") if isinstance(found, str) else None
+
+    return Discriminator(tag, what, "Input should be an object with a string 'type'")
 
 
 class ForModel(Wire):

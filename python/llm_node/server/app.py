@@ -17,6 +17,7 @@ from llm_node.api import (
     ops,
     page,
     rerank,
+    responses,
     tokenizer,
 )
 from llm_node.api.context import (
@@ -26,14 +27,16 @@ from llm_node.api.context import (
     NODE,
     PULLS,
     QUEUE_LIMIT,
+    STORE,
     TRANSFER_TIMEOUT,
     UNKNOWN_FIELDS,
 )
+from llm_node.api.store import Store
 from llm_node.journal import Journal
 from llm_node.node import Node
 from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
-from llm_node.server import lifecycle, middleware
+from llm_node.server import description, lifecycle, middleware
 from llm_node.server.origin import OriginRules
 from llm_node.settings import Settings
 
@@ -53,6 +56,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app[KEEP_ALIVE] = settings.keep_alive
     app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
+    app[STORE] = Store()
     app[UNKNOWN_FIELDS] = cast(Unknown | None, settings.unknown_fields)
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
@@ -65,6 +69,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     families = [
         (admin.routes(), errors.PLAIN),
         (anthropic.routes(), anthropic.ERRORS),
+        (description.routes(), errors.PLAIN),
         (llama_server.routes(), llama_server.ERRORS),
         (models.routes(), errors.PLAIN),
         (ollama.routes(), ollama.ERRORS),
@@ -72,6 +77,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
         (ops.routes(), errors.PLAIN),
         (page.routes(ollama.ALIVE, has_page=settings.web), errors.PLAIN),
         (rerank.routes(), rerank.ERRORS),
+        (responses.routes(), responses.ERRORS),
         (tokenizer.routes(), tokenizer.ERRORS),
     ]
     taken = {(route.method, route.path) for routes, _ in families for route in routes}
@@ -79,6 +85,7 @@ def make_app(node: Node, settings: Settings) -> web.Application:
         for route in [*routes, *_without_prefix(routes, taken)]:
             forms.add(route.path, form)
             app.add_routes([route])
+    app[description.DESCRIPTION] = description.Description(app)
     return app
 
 

@@ -55,6 +55,8 @@ codes! {
     GatedModel = "gated_model",
     /// No model of that name.
     ModelNotFound = "model_not_found",
+    /// No answer with the id that is to be gone on from is kept.
+    PreviousResponseNotFound = "previous_response_not_found",
     /// The model is loaded, or being loaded, in another way than was asked for.
     ModelLoadedDifferently = "model_loaded_differently",
     /// No such route.

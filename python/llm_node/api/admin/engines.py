@@ -12,7 +12,7 @@ YES = ("1", "true", "yes")
 
 
 async def listing(request: web.Request) -> web.Response:
-    """The route. `?refresh=true` searches the folders anew."""
+    """Every candidate with its verdict. `?refresh=true` searches the folders anew."""
     refresh = request.query.get("refresh", "false").lower()
     if refresh not in (*YES, "0", "false", "no"):
         raise NodeError("invalid_request", "refresh: expected true or false", "refresh")

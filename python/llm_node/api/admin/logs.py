@@ -14,7 +14,7 @@ USUAL = 100
 
 
 async def lines(request: web.Request) -> web.StreamResponse:
-    """The route. `?lines=N`; `?model=NAME`: those that name it; `?follow=true`: a stream that goes on."""
+    """The last lines. `?lines=N`; `?model=NAME`: those that name it; `?follow=true`: a stream of more."""
     count = _count(request.query.get("lines", str(USUAL)))
     model = request.query.get("model")
     follow = request.query.get("follow", "false").lower()

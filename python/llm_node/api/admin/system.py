@@ -8,5 +8,5 @@ from llm_node.api.context import NODE
 
 
 async def report(request: web.Request) -> web.Response:
-    """The route."""
+    """Devices with their memory, who holds what, workers, versions."""
     return web.json_response(await request.app[NODE].system())

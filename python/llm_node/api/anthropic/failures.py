@@ -28,4 +28,19 @@ def _message(failure: errors.Failure) -> str:
     return failure.message
 
 
-FORM = errors.Form(_body, NAMES, "request-id")
+_SCHEMA: dict[str, Any] = {
+    "title": "AnthropicError",
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
+FORM = errors.Form(_body, _SCHEMA, NAMES, "request-id")

@@ -39,4 +39,22 @@ def _body(row: errors.Row, failure: errors.Failure, request_id: str) -> dict[str
     return {"error": error}
 
 
-FORM = errors.Form(_body, NAMES)
+_SCHEMA: dict[str, Any] = {
+    "title": "LlamaServerError",
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "type", "error_code"],
+            "properties": {
+                "code": {"type": "integer"},
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "error_code": {"type": "string"},
+            },
+        }
+    },
+}
+
+FORM = errors.Form(_body, _SCHEMA, NAMES)

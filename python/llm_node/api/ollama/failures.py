@@ -14,4 +14,11 @@ def _body(row: errors.Row, failure: errors.Failure, request_id: str) -> dict[str
     return {"error": message}
 
 
-FORM = errors.Form(_body)
+_SCHEMA = {
+    "title": "OllamaError",
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
+
+FORM = errors.Form(_body, _SCHEMA)

@@ -17,7 +17,7 @@ from llm_node.schema.completions import CompletionRequest
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """The route."""
+    """Text that goes on from a prompt."""
     wanted = await body.read(request, CompletionRequest)
     check_count(len(wanted.prompts) * wanted.n, request.app[QUEUE_LIMIT])
     node = request.app[NODE]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from llm_node.api.conversation import (
@@ -14,15 +13,15 @@ from llm_node.api.conversation import (
     Json,
     Message,
     Named,
-    On,
     Result,
     System,
     Text,
     TextInput,
-    Thinking,
     Tool,
     User,
+    call_input,
     dump,
+    thinking_by_effort,
 )
 from llm_node.node import NodeError
 from llm_node.schema import messages as wire
@@ -45,21 +44,9 @@ def of(wanted: Chat) -> Conversation:
         tools=tuple(offered),
         choice=choice if offered else "auto",
         parallel=wanted.parallel_tool_calls and not old_form,
-        thinking=_thinking(wanted.reasoning_effort),
+        thinking=thinking_by_effort(wanted.reasoning_effort),
         variables=wanted.chat_template_kwargs,
     )
-
-
-def _thinking(effort: str | None) -> Thinking:
-    match effort:
-        case None:
-            return "model"
-        case "none":
-            return "off"
-        case "minimal" | "low" | "medium" | "high":
-            return On(effort)
-        case _:
-            return On("max")
 
 
 def _function(one: tools.Function) -> Tool:
@@ -127,20 +114,7 @@ def _call(one: tools.ToolCall) -> Call:
 
 
 def _input(arguments: str | dict[str, Any]) -> Json | Text:
-    """A JSON object as it was sent. What was cut short is no error: it would end the chat for good."""
-    if isinstance(arguments, dict):
-        return Json(dump(arguments))
-    if not arguments.strip():
-        return Json("{}")
-    try:
-        is_object = isinstance(json.loads(arguments, parse_constant=_no_constant), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    return Json(arguments) if is_object else Text(arguments)
-
-
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
+    return Json(dump(arguments)) if isinstance(arguments, dict) else call_input(arguments)
 
 
 def _whose(message: wire.Message, place: int, called: dict[str, str]) -> tuple[str, str]:

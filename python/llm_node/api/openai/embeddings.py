@@ -15,7 +15,7 @@ from llm_node.schema.embeddings import EmbeddingRequest
 
 
 async def create(request: web.Request) -> web.Response:
-    """The route."""
+    """Vectors of texts."""
     wanted = await body.read(request, EmbeddingRequest)
     node = request.app[NODE]
     found, tokens = await vectors.of(node, wanted.model, wanted.inputs, wanted.dimensions)

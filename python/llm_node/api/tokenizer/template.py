@@ -11,7 +11,7 @@ from llm_node.schema.chat import ApplyTemplateRequest
 
 
 async def apply(request: web.Request) -> web.Response:
-    """The route."""
+    """What the model sees of a conversation."""
     wanted = await body.read(request, ApplyTemplateRequest)
     prompt = await request.app[NODE].ask(wanted.model, {"ApplyTemplate": conversation.of(wanted).neutral()})
     return web.json_response({"prompt": prompt})

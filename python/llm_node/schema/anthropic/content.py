@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from llm_node.schema.wire import Ignored, Lenient
-
-
-class Foreign(Lenient):
-    """Something of a kind that is not known here. Its other fields mean nothing, and are not even named."""
-
-    type: str
-
-    @classmethod
-    def _counts(cls, data: Mapping[str, Any], key: str, value: Any, ignored: Ignored) -> bool:
-        return key in cls.model_fields
+from llm_node.schema.wire import Foreign, Lenient, by_type
 
 
 def _as_blocks(value: Any) -> Any:
@@ -83,7 +72,9 @@ class BlockSource(Lenient):
     """A document that consists of blocks."""
 
     type: Literal["content"]
-    content: Annotated[list[SourceBlock], BeforeValidator(_as_blocks)]
+    content: Annotated[
+        list[SourceBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[SourceBlock])
+    ]
 
 
 class ForeignSource(Foreign):
@@ -91,17 +82,7 @@ class ForeignSource(Foreign):
 
 
 def _kind(*known: str) -> Discriminator:
-    """Tells the members of a union apart by `type`. What has another one is "foreign"."""
-
-    def kind(value: Any) -> str | None:
-        if isinstance(value, str):
-            return "plain"
-        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-        if not isinstance(found, str):
-            return None
-        return found if found in known else "foreign"
-
-    return Discriminator(kind, "block", "Input should be an object with a string 'type'")
+    return by_type("block", {each: each for each in known})
 
 
 class DocumentBlock(Lenient):
@@ -159,7 +140,9 @@ class ToolResultBlock(Lenient):
 
     type: Literal["tool_result"]
     tool_use_id: str = Field(min_length=1, max_length=512)
-    content: Annotated[list[ResultBlock], BeforeValidator(_as_blocks)] = Field(default_factory=list)
+    content: Annotated[
+        list[ResultBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[ResultBlock])
+    ] = Field(default_factory=list)
     is_error: bool = False
 
 
@@ -185,7 +168,11 @@ Block = Annotated[
     ),
 ]
 
-SystemText = Annotated[list[TextBlock], Field(fail_fast=True), BeforeValidator(_as_blocks)]
+SystemText = Annotated[
+    list[TextBlock],
+    Field(fail_fast=True),
+    BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock]),
+]
 """Instructions: text, or blocks of it."""
 
 
@@ -195,4 +182,8 @@ class Message(Lenient):
     harmless: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], Field(fail_fast=True), BeforeValidator(_as_blocks)]
+    content: Annotated[
+        list[Block],
+        Field(fail_fast=True),
+        BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block]),
+    ]

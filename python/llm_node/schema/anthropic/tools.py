@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from llm_node.schema.anthropic.content import Foreign
-from llm_node.schema.wire import Lenient, invalid
+from llm_node.schema.wire import Foreign, Lenient, invalid
 
 
 class Tool(Lenient):

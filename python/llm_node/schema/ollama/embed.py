@@ -19,7 +19,10 @@ class EmbedRequest(ForModel, Lenient):
 
     hint: ClassVar[frozenset[str]] = frozenset({"truncate"})
 
-    input: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)]
+    input: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    ]
     """Text, or a list of texts."""
     dimensions: int | None = Field(default=None, ge=1, lt=2**31)
     """So many numbers of each vector, from its beginning."""
