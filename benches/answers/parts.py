@@ -11,6 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import gguf
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema import Draft202012Validator
 
 from benches import ROOT
@@ -127,6 +130,38 @@ def loop(asker: Asker, question: Any) -> tuple[str, int, list[Any]]:
             for call in message["tool_calls"]
         ]
     return "calls", MOST_TURNS, messages
+
+
+def rendering(asker: Asker) -> Result:
+    """What the model reads of a call and its result: by the node, and by jinja2 with the same template."""
+    result = Result("20 loops as the model reads them")
+    fields = gguf.GGUFReader(str(asker.server.model.path)).fields
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(fields["tokenizer.chat_template"].contents())
+    equal = 0
+    for question in TASKS["questions"]:
+        name = question["tools"][0]
+        # Names of no tool's arguments, so that nothing is left out on the way.
+        given = {"city": "Köln <b>", "list": [1, 2.5, None, True], "object": {"text": '"quoted"\n'}}
+
+        def turns(arguments: Any, name: str = name, question: Any = question) -> list[Any]:
+            call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+            return [
+                *opening(question),
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "call_1", "content": TASKS["results"][name]},
+            ]
+
+        tools = offered(question["tools"])
+        asked = {"model": asker.server.model_id, "messages": turns(json.dumps(given)), "tools": tools}
+        ours = asker.server.request("/apply-template", asked)["prompt"]
+        theirs = template.render(messages=turns(given), tools=tools, add_generation_prompt=True)
+        equal += ours == theirs
+    result.bar(f"equal of {len(TASKS['questions'])}", equal, len(TASKS["questions"]))
+    return result
 
 
 def loops(asker: Asker) -> Result:
@@ -304,6 +339,7 @@ def many_tools(asker: Asker, rounds: int = 15) -> Result:
 
 PARTS: dict[str, Callable[[Asker], Result]] = {
     "tools": tools,
+    "rendering": rendering,
     "loops": loops,
     "schemas": schemas,
     "costs": costs,

@@ -17,6 +17,27 @@ MODEL = "llm-node-demo"
 TWIN = "twin"
 STRANGER = "stranger"
 
+KEPT: dict[str, Any] = {
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "it",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "engines": {
+                        "type": "array",
+                        "items": {"type": "object", "properties": {"kind": {"enum": ["steam", "diesel"]}}},
+                        "minItems": 2,
+                    }
+                },
+                "required": ["engines"],
+            },
+        },
+    }
+}
+"""A form whose answers repeat themselves, so that there is something to guess."""
 PROMPTS = (
     "An engine is",
     "How do I add an engine? How do I add an engine? How do I add",
@@ -44,7 +65,8 @@ def answers(node: RunningNode) -> tuple[list[str], int, int]:
     """The texts, and how many tokens of them were guessed right and wrong."""
     texts, right, wrong = [], 0, 0
     for prompt in PROMPTS:
-        for settings in ({"temperature": 0}, {"temperature": 0.9, "seed": 7}):
+        drawn: dict[str, Any] = {"temperature": 0.9, "seed": 7}
+        for settings in ({"temperature": 0}, drawn, {"temperature": 0, **KEPT}, {**drawn, **KEPT}):
             body = {"model": MODEL, "prompt": prompt, "max_tokens": 48, **settings}
             answer = node.post("/v1/completions", body)
             assert answer.status == 200, answer.body

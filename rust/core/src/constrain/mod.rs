@@ -27,7 +27,7 @@ pub use limits::MAX_BYTES;
 
 use crate::{
     chat::{
-        conversation::{Choice, Conversation, Format, Tool, ToolInput},
+        conversation::{Choice, Conversation, Format, Grammar, Tool, ToolInput},
         grammar::{self, Callable, Written},
         parse::Calling,
         syntax::ToolSyntax,
@@ -314,16 +314,7 @@ impl Tables {
                     param: Some("tools".to_owned()),
                     ..fault
                 })?,
-                // Plain text travels in an object.
-                ToolInput::Text(_) => {
-                    let text = json!({
-                        "type": "object",
-                        "properties": { "input": { "type": "string" } },
-                        "required": ["input"],
-                        "additionalProperties": false,
-                    });
-                    (text, Vec::new())
-                }
+                ToolInput::Text(form) => self.plain_text(form.as_ref())?,
             };
             relaxed.extend(left_out.into_iter().map(|it| format!("tools.{}{it}", tool.name)));
             callable.push(Callable { name: tool.name.clone(), schema: with_options(schema) });
@@ -354,6 +345,26 @@ impl Tables {
             let message = format!("This model writes calls in a way that cannot be enforced; {advice}.");
             refused(ErrorCode::UnsupportedFeature, message).param(param)
         })
+    }
+
+    /// What of the form of a plain text is enforced, and what is left out. It travels in an object, where an expression
+    /// can be enforced and a grammar cannot.
+    fn plain_text(&self, form: Option<&Grammar>) -> Result<(Value, Vec<String>), Fault> {
+        let text = match form {
+            Some(Grammar::Regex(regex)) => json!({ "type": "string", "pattern": format!("^(?:{regex})$") }),
+            Some(Grammar::Lark(_)) | None => json!({ "type": "string" }),
+        };
+        let schema = json!({
+            "type": "object",
+            "properties": { "input": text },
+            "required": ["input"],
+            "additionalProperties": false,
+        });
+        let (schema, mut left_out) = schema::enforced(&schema, false, |it| self.json(it))?;
+        if let Some(Grammar::Lark(_)) = form {
+            left_out.push("#/properties/input".to_owned());
+        }
+        Ok((schema, left_out))
     }
 
     /// What of the schema of a tool's input is enforced, and what is left out.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llm_node_core::{
     chat::{
-        conversation::{Choice, Conversation, Format, Json, Tool, ToolInput},
+        conversation::{Choice, Conversation, Format, Grammar, Json, Tool, ToolInput},
         parse::{Calling, Found, Known, Parser, Watch},
         syntax::{Body, Family, Hole, InputSyntax, Literal, Object, Shape, Tags, ToolSyntax},
     },
@@ -322,6 +322,25 @@ fn a_call_may_not_begin_as_it_cannot_go_on() {
     assert!(prototype.within(&call, b"{}").is_none() && prototype.within(&call, b"7").is_none());
     let light = Calling { tool: 1, ..call };
     assert!(prototype.within(&light, b"{\"ci").is_none() && prototype.within(&light, b"{\"on\":t").is_some());
+}
+
+/// Plain text travels in an object.
+#[test]
+fn the_form_of_a_plain_text_is_enforced_or_told() {
+    let (_, syntax) = syntaxes().swap_remove(0);
+    let of = |form| {
+        let input = ToolInput::Text(form);
+        let tools = vec![Tool { name: "say".into(), description: None, input, strict: false }];
+        let conversation = Conversation { tools, ..Conversation::default() };
+        compile(Wanted::of(Format::Text, &conversation, &Arc::new(syntax.clone()))).unwrap()
+    };
+    let call = Calling { tool: 0, marked: true, begin: 0 };
+    let free = of(None);
+    assert!(free.relaxed().is_empty() && free.within(&call, br#"{"input": "x"#).is_some());
+    let regex = of(Some(Grammar::Regex("[ab]{2}".into())));
+    assert!(regex.relaxed().is_empty() && regex.within(&call, br#"{"input": "ab"}"#).is_some());
+    assert!(regex.within(&call, br#"{"input": "x"#).is_none());
+    assert_eq!(of(Some(Grammar::Lark("start: \"a\"".into()))).relaxed(), ["tools.say#/properties/input"]);
 }
 
 /// What cannot be compiled of a tool that nobody was promised anything of.
