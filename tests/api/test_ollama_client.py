@@ -184,10 +184,11 @@ def test_row_26_capabilities_are_what_was_found_out(client: ollama.Client) -> No
 def test_nothing_is_fetched_and_nothing_changed(client: ollama.Client, tmp_path: Path) -> None:
     assert client.pull(MODEL).status == "success"
     assert [part.status for part in client.pull(MODEL, stream=True)][-1] == "success"
+    with pytest.raises(ollama.ResponseError, match="Nothing is fetched of Ollama's library"):
+        client.pull("no-such-model")
     blob = tmp_path / "blob"
     blob.write_bytes(b"x")
     for ask in (
-        lambda: client.pull("no-such-model"),
         lambda: client.create("a", from_=MODEL),
         lambda: client.push(MODEL),
         lambda: client.copy(MODEL, "b"),

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf
 import pytest
 
 from support.hub import Behaviour, StandInHub, stand_in_hub
+from support.models import requantized
 from support.node import RunningNode, node_environment, running_node
 from support.terminal import on_a_terminal
 
@@ -65,6 +67,23 @@ def test_from_nothing_to_an_answer_and_the_second_time_nothing_is_fetched(
     assert hub.behaviour.asked == []
     listed = command("list")
     assert "org/Tiny-GGUF:Q4_0" in listed.stdout and " own " in listed.stdout
+
+
+def test_the_memory_that_models_may_take_decides(
+    command: Command, engines: Path, demo_model: Path, hub: StandInHub, tmp_path: Path
+) -> None:
+    for kind in ("Q4_0", "Q8_0", "F16"):
+        requantized(demo_model, tmp_path / f"m-{kind}.gguf", gguf.GGMLQuantizationType[kind])
+        hub.put("org/Three", f"m-{kind}.gguf", (tmp_path / f"m-{kind}.gguf").read_bytes())
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    table = json.loads(command("pull", "org/Three", "--dry-run", "--json", *arguments).stdout)
+    assert table["chosen"] == "Q8_0"
+    small, large, _ = (row["needs_bytes"] for row in table["versions"])
+    limit = ["--vram-limit", str((small + large) // 2)]
+    pulled = command("pull", "org/Three", *arguments, *limit)
+    assert pulled.returncode == 0, pulled.stderr
+    assert "org/Three: Q4_0" in pulled.stderr
+    assert "The next larger one, Q8_0, needs" in pulled.stderr and "more than there is." in pulled.stderr
 
 
 def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import ollama
 import pytest
 
 from support.hub import Behaviour, StandInHub, sha256, stand_in_hub
@@ -282,6 +283,21 @@ def test_a_link_to_one_file(node: RunningNode, hub: StandInHub, files: dict[str,
 def test_a_link_to_what_is_no_model(node: RunningNode, hub: StandInHub) -> None:
     error = error_of(pull(node, f"{hub.files_url}/files/org/Broken/broken-Q4_0.gguf"))
     assert error["code"] == "model_corrupt" and "PK" not in error["message"]
+
+
+def test_a_client_of_ollama_pulls_from_the_hub(node: RunningNode, hub: StandInHub) -> None:
+    with ollama.Client(node.url) as client:
+        told = [
+            (part.status, part.completed) for part in client.pull("hf.co/org/Tiny-GGUF:Q4_0", stream=True)
+        ]
+        assert told[0] == ("pulling manifest", None) and told[-1] == ("success", None)
+        assert client.pull("hf.co/org/Tiny-GGUF:Q4_0").status == "success", "it is here"
+        assert client.show("hf.co/org/Tiny-GGUF:Q4_0").details is not None
+        with pytest.raises(ollama.ResponseError, match="Nothing is fetched of Ollama"):
+            client.pull("qwen3:4b")
+        with pytest.raises(ollama.ResponseError, match="there are Q4_0"):
+            client.pull("hf.co/org/Tiny-GGUF:Q2_K")
+    remove(node, "org/Tiny-GGUF:Q4_0")
 
 
 def test_search(node: RunningNode, hub: StandInHub) -> None:

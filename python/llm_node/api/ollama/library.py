@@ -1,5 +1,5 @@
-"""What models there are: `/api/tags`, `/api/ps`, `/api/show`, `/api/pull`, and the routes that would change
-them, which are refused: the models folder belongs to whoever runs the node.
+"""What models there are: `/api/tags`, `/api/ps`, `/api/show`; more of them: `/api/pull`; and the other routes
+that would change them, which are refused.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_node.api import body
-from llm_node.api.context import NODE
+from llm_node.api import body, sse
+from llm_node.api.context import NODE, PULLS
 from llm_node.api.models import context_length
 from llm_node.node import NodeError
+from llm_node.pull import Wish
 from llm_node.schema.ollama.library import PullRequest, ShowRequest
 from llm_node.schema.ollama.options import Options
 
 VERSION = "0.13.0"
 """The version of Ollama whose API this is. Clients ask for a least one."""
 
-FETCHES_NOTHING = "Models are files in the node's models folder (--models-dir), which clients do not change."
+CHANGES_NOTHING = "Models are files in the models folder (--models-dir); POST /api/models/remove deletes one."
+OF_THE_HUB = "Nothing is fetched of Ollama's library; a model of the Hugging Face hub is: hf.co/ORG/REPO"
+SUCCESS = {"status": "success"}
 
 NEVER = "9999-12-31T23:59:59Z"
 """When a model is unloaded because nobody used it."""
@@ -83,21 +86,52 @@ async def show(request: web.Request) -> web.Response:
     )
 
 
-async def pull(request: web.Request) -> web.Response:
-    """A model that is there needs no pulling; no other is fetched from anywhere."""
+async def pull(request: web.Request) -> web.StreamResponse:
+    """A model that is there needs no pulling. One of the hub is fetched, as `/api/models/pull` does; of
+    Ollama's own library none."""
     wanted = await body.read(request, PullRequest)
     try:
         await request.app[NODE].model(wanted.model)
+        return web.json_response(SUCCESS)
     except NodeError as fault:
         if fault.code != "model_not_found":
             raise
-        raise NodeError("unsupported_feature", f"{fault.message}. {FETCHES_NOTHING}", "model") from None
-    return web.json_response({"status": "success"})
+        if "/" not in wanted.model:
+            raise NodeError("unsupported_feature", f"{fault.message}. {OF_THE_HUB}", "model") from None
+    job = request.app[PULLS].begin(Wish(wanted.model.removesuffix(":latest")))
+    if not wanted.stream:
+        async for event in job.follow():
+            _told(event)
+        return web.json_response(SUCCESS)
+
+    async def lines(stream: sse.Stream) -> None:
+        async for event in job.follow():
+            if (told := _told(event)) is not None:
+                stream.tell(told)
+
+    return await sse.respond(request, lines, sse.LINES)
+
+
+def _told(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What happened to a pull, in Ollama's words. Raises its error."""
+    match event["event"]:
+        case "resolving":
+            return {"status": "pulling manifest"}
+        case "progress":
+            place = {"digest": event["pull_id"], "total": event["total"], "completed": event["bytes"]}
+            return {"status": f"pulling {event['model']}", **place}
+        case "verifying":
+            return {"status": "verifying sha256 digest"}
+        case "ready":
+            return SUCCESS
+        case "error":
+            raise NodeError(event["error"]["code"], event["error"]["message"], "model")
+    return None
 
 
 async def refuse(request: web.Request) -> web.Response:
     """The routes that would change what there is."""
-    raise NodeError("unsupported_feature", f"{request.path} is not supported. {FETCHES_NOTHING}")
+    raise NodeError("unsupported_feature", f"{request.path} is not supported. {CHANGES_NOTHING}")
 
 
 async def ignore_context(request: web.Request, model: str, options: Options) -> None:

@@ -204,12 +204,14 @@ fn is_own_name(model: &Model, id: &str) -> bool {
 }
 
 /// Does it lead to the model where no other is meant? `NAME` to each `NAME:QUANT`; and, in any case of letters,
-/// to a model of `ORG/REPO`: `ORG/REPO`, `REPO`, `REPO` without `-GGUF`, each with `:QUANT` or without.
+/// to a model of `ORG/REPO`: `ORG/REPO`, `hf.co/ORG/REPO`, `REPO`, `REPO` without `-GGUF`, each with `:QUANT` or
+/// without.
 fn is_short_name(model: &Model, id: &str) -> bool {
     let Some(folder) = model.folder.as_deref() else { return false };
     if folder == id {
         return true;
     }
+    let id = HUBS.iter().find_map(|hub| id.strip_prefix(hub)?.strip_prefix('/')).unwrap_or(id);
     let (name, variant) = id.split_once(':').map_or((id, None), |(name, variant)| (name, Some(variant)));
     let is_variant =
         |asked: &str| model.variant.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(asked));
@@ -220,6 +222,8 @@ fn is_short_name(model: &Model, id: &str) -> bool {
     names.into_iter().flatten().any(|own| own.eq_ignore_ascii_case(name)) && variant.is_none_or(is_variant)
 }
 
+/// The hub, as it stands before the name of a repository.
+const HUBS: [&str; 2] = ["hf.co", "huggingface.co"];
 /// How most repositories of GGUF files end.
 const GGUF_SUFFIX: &str = "-gguf";
 
@@ -423,6 +427,7 @@ mod tests {
             "qwen3-4b",
             "Qwen3-4B:Q4_K_M",
             "qwen3-4b-gguf:latest",
+            "hf.co/org/Qwen3-4B-GGUF:Q4_K_M",
         ] {
             assert_eq!(find(name).as_deref(), Ok("org/Qwen3-4B-GGUF:Q4_K_M"), "{name}");
         }

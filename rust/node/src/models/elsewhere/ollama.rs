@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::super::{Model, scan};
+use super::super::{HUBS, Model, scan};
 
 /// Longest manifest that is read, in bytes. Real ones have some hundred.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -17,8 +17,6 @@ const WEIGHTS: &str = "application/vnd.ollama.image.model";
 const ADAPTER: &str = "application/vnd.ollama.image.adapter";
 /// The space of Ollama's own models, which stands in no name.
 const LIBRARY: &str = "library";
-/// What fetched from the hub is called as there.
-const HUBS: [&str; 2] = ["hf.co", "huggingface.co"];
 
 pub(super) fn models(folder: &Path, headers: &scan::Headers) -> Vec<Model> {
     let below = |folder: &Path| scan::entries(folder).1;
@@ -39,6 +37,7 @@ pub(super) fn models(folder: &Path, headers: &scan::Headers) -> Vec<Model> {
 
 fn model(host: &Path, space: &Path, name: &Path, tag: &Path, path: &Path, headers: &scan::Headers) -> Model {
     let [host, space, name, tag] = [host, space, name, tag].map(scan::file_name);
+    // What came from the hub is called as there.
     let folder = if HUBS.contains(&host.as_str()) {
         format!("{space}/{name}")
     } else if space == LIBRARY {
