@@ -138,8 +138,24 @@ def test_no_word_of_an_api_family_in_rust() -> None:
         if path.is_relative_to(ROOT / "rust/load"):  # a client of such APIs, and no part of the node
             continue
         text = without_comments(without_tests(path.read_text()))
-        words = r'"choices"|chat\.completion|content_block|input_json_delta|done_reason|output_item'
+        words = (
+            r'"choices"|chat\.completion|content_block|input_json_delta|done_reason|output_item|'
+            r"stop_reason|response\.completed"
+        )
         assert not re.search(words, text), path
+
+
+def test_words_of_templates_and_marks_of_models_have_their_homes() -> None:
+    chat = ROOT / "rust/core/src/chat"
+    for path in rust_files():
+        if "/tests/" in path.as_posix() or path.name == "tests.rs" or path.is_relative_to(ROOT / "rust/load"):
+            continue
+        text = without_comments(without_tests(path.read_text()))
+        if path not in (chat / "habits.rs", chat / "render.rs"):
+            assert not re.search(r"tool_calls|tool_call_id|reasoning_content", text), path
+        homes = path.is_relative_to(chat / "families") or path == chat / "builtin.rs"
+        if path.is_relative_to(chat) and not homes:
+            assert not re.search(r"<\||\|>|TOOL_CALLS|<tool_call|<think", text), path
 
 
 def test_environment_is_read_in_settings_alone() -> None:

@@ -10,8 +10,12 @@ use serde_json::Value;
 
 use super::{
     conversation::{Call, Conversation, Input, Json, Message, Part, Tool, ToolInput},
+    families::known,
     parse::{Found, Known, Parser, Watch},
-    syntax::{Body, Family, Hole, InputSyntax, Literal, Object, ReasoningSyntax, Shape, Tags, ToolSyntax},
+    syntax::{
+        Body, Family, Hole, InputSyntax, Literal, Object, ReasoningSyntax, SaidSyntax, Shape, Tags,
+        ToolSyntax,
+    },
 };
 use crate::{
     engine::{Token, Vocabulary, attribute},
@@ -28,16 +32,6 @@ const NUMBER: &str = "73519";
 const IDS: [&str; 2] = ["idAlpha01", "idBetaa02"];
 pub(crate) const SAID: &str = "SAIDALPHA";
 pub(crate) const THOUGHT: &str = "THOUGHTALPHA";
-
-/// Marks of reasoning that templates look for and do not always write themselves.
-const REASONING: [(&str, &str); 6] = [
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-];
 
 /// The tools that probes call.
 pub(crate) fn tools() -> Vec<Tool> {
@@ -344,7 +338,12 @@ impl Draft {
             let open = shared_end(before, mid);
             let close = shared_begin(&mid[..mid.len() - open.len()], after);
             between = &mid[close.len()..mid.len() - open.len()];
-            let around = (&before[..before.len() - open.len()], &after[close.len()..]);
+            let mut around = (&before[..before.len() - open.len()], &after[close.len()..]);
+            if around.1.trim().is_empty() && !around.0.trim().is_empty() {
+                // Some close a section only behind several calls.
+                let all = self.second.zip(double).map(|((_, second), it)| &it.text[second.1..]);
+                around.1 = all.and_then(|it| it.strip_prefix(close)).unwrap_or(around.1);
+            }
             if !around.0.trim().is_empty() || !around.1.trim().is_empty() {
                 section = Some((literal(around.0), literal(around.1)));
             }
@@ -358,7 +357,6 @@ impl Draft {
             body: self.body,
             anywhere: false,
             bare: false,
-            says: None,
             family: Family::Derived,
             parallel: mid.is_some(),
         };
@@ -667,21 +665,71 @@ pub fn reasoning_syntax(render: Render<'_>, source: &str, tokens: Tokens<'_>) ->
             return None;
         }
         let behind = &thought[at + THOUGHT.len()..];
-        let mark = behind.trim_start();
-        let end = if mark.starts_with('<') {
-            mark.find('>')?
-        } else if mark.starts_with('[') {
-            mark.find(']')?
-        } else {
-            return None;
-        };
-        let close = &behind[..=behind.len() - mark.len() + end];
-        (mark.len() > end + 1).then(|| (open.to_owned(), close.to_owned()))
+        let close = first_mark(behind)?;
+        (behind.trim_start().len() > close.trim_start().len()).then(|| (open.to_owned(), close.to_owned()))
     });
     let known = || {
-        let pair = REASONING.iter().find(|it| source.contains(it.1))?;
+        let pair = known::REASONING.iter().find(|it| source.contains(it.1))?;
         Some((pair.0.to_owned(), pair.1.to_owned()))
     };
     let (open, close) = found.or_else(known)?;
     Some(ReasoningSyntax { open: tokens.literal(open), close: tokens.literal(close) })
+}
+
+/// The mark that a text begins with, and the white space before it.
+fn first_mark(text: &str) -> Option<&str> {
+    let mark = text.trim_start();
+    let end = if mark.starts_with('<') {
+        mark.find('>')?
+    } else if mark.starts_with('[') {
+        mark.find(']')?
+    } else {
+        return None;
+    };
+    Some(&text[..=text.len() - mark.len() + end])
+}
+
+/// Finds the marks of what is said: those that the template writes where an answer begins, beyond what it ends a
+/// prompt with, else among those that are known. What stands between reasoning and them becomes the end of
+/// reasoning. `begins` renders with the beginning of an answer.
+pub fn said_syntax(
+    render: Render<'_>,
+    begins: Render<'_>,
+    source: &str,
+    tokens: Tokens<'_>,
+    reasoning: Option<&mut ReasoningSyntax>,
+) -> Option<SaidSyntax> {
+    let asked = |conversation: Conversation| Conversation { tools: Vec::new(), ..conversation };
+    let written = |text: &str, thought: &str| {
+        let rendered = render(&asked(probe(text, thought, &[])))?;
+        let (before, behind) = rendered.rsplit_once(SAID)?;
+        Some((before.to_owned(), behind.to_owned()))
+    };
+    let found = || {
+        let (before, behind) = written(SAID, "")?;
+        let mut question = asked(probe(SAID, "", &[]));
+        question.messages.pop();
+        let same = common_prefix(&before, &begins(&question)?);
+        let mut open = before[mark_begin(&before, same)..].trim();
+        if let Some(reasoning) = &reasoning {
+            open = open.strip_prefix(reasoning.open.text().trim()).unwrap_or(open).trim_start();
+            open = open.strip_prefix(reasoning.close.text().trim()).unwrap_or(open).trim_start();
+        }
+        let close = first_mark(&behind).unwrap_or_default();
+        (open.starts_with('<') && open.ends_with('>')).then(|| (open.to_owned(), close.to_owned()))
+    };
+    let known = || {
+        let (_, open, close) = known::SAID.iter().find(|it| source.contains(it.0))?;
+        Some(((*open).to_owned(), (*close).to_owned()))
+    };
+    let (open, close) = found().or_else(known)?;
+    if let Some(reasoning) = reasoning
+        && let Some((before, _)) = written(SAID, THOUGHT)
+        && let Some((_, behind)) = before.rsplit_once(THOUGHT)
+        && let Some(between) = behind.trim_end().strip_suffix(open.trim())
+        && between.trim().starts_with(reasoning.close.text().trim())
+    {
+        reasoning.close = tokens.literal(between);
+    }
+    Some(SaidSyntax { open: tokens.literal(open), close: tokens.literal(close) })
 }

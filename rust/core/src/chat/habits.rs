@@ -14,6 +14,8 @@ use super::{
 pub struct Habits {
     /// Does it show tools to the model?
     pub shows_tools: bool,
+    /// Where it looks for them.
+    pub tools: ToolsIn,
     /// Does it show what came of calls?
     pub shows_results: bool,
     /// Is a call's input wanted as a string that holds JSON, not as an object?
@@ -36,6 +38,21 @@ pub struct Habits {
     pub reasoning: Option<&'static str>,
     /// The variable that switches thinking on and off.
     pub switch: Option<Switch>,
+}
+
+/// Where a template looks for tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolsIn {
+    /// In the variable of that name.
+    Variable(&'static str),
+    /// In a field of the first system message, as JSON text.
+    System,
+}
+
+impl Default for ToolsIn {
+    fn default() -> Self {
+        PLACES[0]
+    }
 }
 
 /// What stands for the text of a message without text.
@@ -76,6 +93,8 @@ impl Switch {
     }
 }
 
+/// Where templates look for tools, the usual place first.
+const PLACES: [ToolsIn; 3] = [ToolsIn::Variable("tools"), ToolsIn::Variable("xml_tools"), ToolsIn::System];
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 const SWITCHES: [Switch; 4] = [
     Switch { variable: "enable_thinking", on: "true", off: "false" },
@@ -89,6 +108,7 @@ impl Default for Habits {
     fn default() -> Self {
         Self {
             shows_tools: true,
+            tools: ToolsIn::default(),
             shows_results: true,
             encoded: false,
             no_text: NoText::Empty,
@@ -153,8 +173,12 @@ impl Habits {
         habits.late_system = shows(&late, &habits, first);
 
         let tools = Conversation { tools: super::derive::tools(), ..of(vec![user(first)]) };
-        let shown = render(&tools, &habits, true).is_some_and(|it| it.contains(TOOLS[1]));
-        habits.shows_tools = shown;
+        let place = PLACES.into_iter().find(|&place| {
+            let way = Self { tools: place, ..habits.clone() };
+            render(&tools, &way, true).is_some_and(|it| it.contains(TOOLS[1]))
+        });
+        habits.shows_tools = place.is_some();
+        habits.tools = place.unwrap_or_default();
 
         // How a call is taken: the first way that shows name and input.
         let call = probe("", "", &[(0, "{\"keyalpha\": \"VALUEALPHA\"}")]);
@@ -177,19 +201,23 @@ impl Habits {
 
         let mut messages = vec![user(first)];
         messages.extend(called(&["idAlpha01"]));
-        messages.push(Message::Result {
+        let result = Message::Result {
             call: "idAlpha01".to_owned(),
             name: TOOLS[0].to_owned(),
             parts: vec![Part::Text("RESULTALPHA".to_owned())],
             failed: false,
-        });
+        };
+        messages.push(result.clone());
         let results = Conversation { tools: super::derive::tools(), ..of(messages) };
         habits.shows_results = render(&results, &habits, true).is_some_and(|it| it.contains("RESULTALPHA"));
 
+        // Some show it only while calls are made.
         let thought = probe(SAID, THOUGHT, &[]);
+        let mut calls = probe("", THOUGHT, &[(0, "{}")]);
+        calls.messages.push(result);
         habits.reasoning = REASONING_KEYS.into_iter().find(|key| {
             let way = Self { reasoning: Some(key), ..habits.clone() };
-            shows(&thought, &way, THOUGHT)
+            shows(&thought, &way, THOUGHT) || shows(&calls, &way, THOUGHT)
         });
 
         let end = |name: &str, value: &str| {

@@ -11,8 +11,8 @@ use super::{
     families,
     habits::Habits,
     parse::{Known, Watch},
-    render::objects,
-    syntax::{Family, ReasoningSyntax, ToolSyntax},
+    render::{objects, with_variable},
+    syntax::{Body, Family, ReasoningSyntax, SaidSyntax, ToolSyntax},
 };
 use crate::{
     engine::Vocabulary,
@@ -23,6 +23,9 @@ use crate::{
 /// The time that probes tell a template, in Unix seconds.
 const PROBED_AT: i64 = 1_700_000_000;
 
+/// The word for no syntax at all.
+const OFF: &str = "off";
+
 /// Which syntax of tool calls a model gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SyntaxChoice {
@@ -32,20 +35,25 @@ pub enum SyntaxChoice {
     /// The family of that name.
     Named(String),
     /// None: it has no tools.
-    None,
+    Off,
 }
 
 impl SyntaxChoice {
-    /// Of a load option: a family's name, or `none`.
+    /// What may be asked for.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        families::names().chain([OFF])
+    }
+
+    /// Of a load option: a family's name, or `off`.
     pub fn of(name: &str) -> Result<Self, Fault> {
-        if name == "none" {
-            return Ok(SyntaxChoice::None);
+        if name == OFF {
+            return Ok(SyntaxChoice::Off);
         }
         if families::names().any(|it| it == name) {
             return Ok(SyntaxChoice::Named(name.to_owned()));
         }
-        let names: Vec<_> = families::names().chain(["none"]).collect();
-        let message = format!("there is no tool syntax '{name}'; known are {}", names.join(", "));
+        let known: Vec<_> = Self::names().collect();
+        let message = format!("there is no tool syntax '{name}'; known are {}", known.join(", "));
         Err(Fault::new(ErrorCode::InvalidRequest, message).param("tool_syntax"))
     }
 }
@@ -69,7 +77,10 @@ pub struct ModelChat {
     template: ChatTemplate,
     habits: Habits,
     tools: Result<Arc<ToolSyntax>, Underivable>,
+    /// The format of its answers, where that marks more than calls.
+    format: Option<Arc<ToolSyntax>>,
     reasoning: Option<Arc<ReasoningSyntax>>,
+    said: Option<Arc<SaidSyntax>>,
 }
 
 impl ModelChat {
@@ -81,19 +92,21 @@ impl ModelChat {
         };
         let habits = Habits::of(&render);
         let by_habits = |conversation: &Conversation| render(conversation, &habits, false);
+        let begins = |conversation: &Conversation| render(conversation, &habits, true);
         let source = template.source();
-        let reasoning = derive::reasoning_syntax(&by_habits, source, tokens);
-        let found = || {
-            families::marked(source, tokens)
-                .map_or_else(|| derive::tool_syntax(&by_habits, tokens, reasoning.as_ref()), Ok)
-        };
+        let mut reasoning = derive::reasoning_syntax(&by_habits, source, tokens);
+        let said = derive::said_syntax(&by_habits, &begins, source, tokens, reasoning.as_mut());
+        let marked = families::marked(source, tokens);
+        let format = marked.clone().filter(|it| it.body == Body::Harmony).map(Arc::new);
+        let found = || marked.map_or_else(|| derive::tool_syntax(&by_habits, tokens, reasoning.as_ref()), Ok);
         let tools = match choice {
-            SyntaxChoice::None => Err(Underivable("the model is loaded without a tool syntax".to_owned())),
+            SyntaxChoice::Off => Err(Underivable("the model is loaded without a tool syntax".to_owned())),
             SyntaxChoice::Named(name) => families::named(name, tokens)
                 .ok_or_else(|| Underivable(format!("there is no syntax '{name}'"))),
             SyntaxChoice::Found => found(),
         };
-        Self { habits, tools: tools.map(Arc::new), reasoning: reasoning.map(Arc::new), template }
+        let (reasoning, said) = (reasoning.map(Arc::new), said.map(Arc::new));
+        Self { habits, tools: tools.map(Arc::new), format, reasoning, said, template }
     }
 
     /// The source of its template.
@@ -143,9 +156,14 @@ impl ModelChat {
         if !begun.is_empty() {
             (rendered, place) = self.begun(chat, begun, unix_seconds)?;
         }
+        if begun.is_empty() {
+            place -= self.mark_at_the_end(rendered.text());
+        }
+        let tools = if offered.is_empty() { self.format.as_ref() } else { self.tools.as_ref().ok() };
         let mut watch = Watch {
-            tools: self.tools.as_ref().ok().filter(|_| !offered.is_empty()).cloned(),
+            tools: tools.cloned(),
             reasoning: self.reasoning.clone(),
+            said: self.said.clone(),
             known: offered.iter().map(Known::of).collect(),
             thinks: false,
             parallel: conversation.parallel,
@@ -159,13 +177,19 @@ impl ModelChat {
         Ok(Asked { prompt: rendered, watch, begun, unseen: unseen.into_iter().collect() })
     }
 
+    /// Bytes at the end of a prompt that are the beginning of a mark: Functionary's is `>>>`, and for whom the text
+    /// is comes from the model.
+    fn mark_at_the_end(&self, prompt: &str) -> usize {
+        let Some(said) = &self.said else { return 0 };
+        let open = said.open.text().trim();
+        let begins = |it: &usize| open.is_char_boundary(*it) && prompt.ends_with(&open[..*it]);
+        (1..open.len()).rev().find(begins).unwrap_or(0)
+    }
+
     /// A prompt that ends with the beginning of the answer, and where that stands in it.
     fn begun(&self, mut chat: Chat, begun: &str, unix_seconds: i64) -> Result<(Rendered, usize), Fault> {
-        let variables = chat.variables.unwrap_or_default();
-        let inner = variables.trim().trim_start_matches('{').trim_start();
-        let separator = if inner.starts_with('}') || inner.is_empty() { "" } else { ", " };
-        let end = if inner.is_empty() { "}" } else { inner };
-        chat.variables = Some(format!("{{\"add_generation_prompt\": false{separator}{end}"));
+        let variables = chat.variables.unwrap_or_else(|| "{}".to_owned());
+        chat.variables = Some(with_variable("add_generation_prompt", "false", &variables));
         let rendered = self.template.render(&chat, unix_seconds)?;
         // Templates trim what messages say.
         let found = [begun, begun.trim_end(), begun.trim()]
@@ -209,6 +233,9 @@ impl fmt::Display for ModelChat {
         if let Some(reasoning) = self.reasoning() {
             writeln!(f, "  reasoning: {:?} {:?}", reasoning.open.text(), reasoning.close.text())?;
         }
+        if let Some(said) = &self.said {
+            writeln!(f, "  says: {:?} {:?}", said.open.text(), said.close.text())?;
+        }
         writeln!(f, "  habits: {:?}", self.habits)
     }
 }
@@ -216,7 +243,10 @@ impl fmt::Display for ModelChat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::conversation::{Message, Part, Thinking, Tool, ToolInput};
+    use crate::chat::{
+        conversation::{Message, Part, Thinking, Tool, ToolInput},
+        parse::{Found, Parser},
+    };
 
     const TEMPLATE: &str = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}\
         {% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% for c in m.tool_calls or [] %}\n<call>\n\
@@ -265,6 +295,50 @@ mod tests {
         assert!(!thinks(Thinking::Off) && !thinks(Thinking::Model));
     }
 
+    /// As Phi-4 mini has it: tools stand in the system message, as text, and calls are not rendered.
+    const PHI: &str = "{% for m in messages %}{% if m.role == 'system' and 'tools' in m and m.tools is not none %}\
+        <|system|>{{ m.content }}<|tool|>{{ m.tools }}<|/tool|><|end|>{% else %}<|{{ m.role }}|>{{ m.content }}<|end|>\
+        {% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+    /// As Functionary 3.2 has it: the prompt ends with the mark that says for whom the text is.
+    const FUNCTIONARY: &str = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}\
+        {{ '>>>all\\n' + m.content }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>{{ '>>>' }}{% endif %}{# >>>${recipient} #}";
+
+    /// What an answer to a question is read as.
+    fn read(model: &ModelChat, conversation: &Conversation, answer: &str) -> Vec<Found> {
+        let asked = model.render(conversation, 0).unwrap();
+        let (mut parser, mut out) = (Parser::new(Arc::new(asked.watch)), Vec::new());
+        parser.push(&asked.begun, &mut Vec::new());
+        parser.push(answer, &mut out);
+        parser.finish(true, &mut out);
+        out.into_iter().map(|it| it.found).collect()
+    }
+
+    #[test]
+    fn tools_may_stand_in_the_system_message() {
+        let model = model(PHI, &SyntaxChoice::Found);
+        let asked = Conversation { tools: vec![tool("f")], ..of(vec![user("q")]) };
+        let prompt = model.render(&asked, 0).unwrap().prompt.into_text();
+        assert!(prompt.starts_with("<|system|><|tool|>[{\"name\": \"f\", "), "{prompt}");
+        assert!(prompt.ends_with("<|/tool|><|end|><|user|>q<|end|><|assistant|>"), "{prompt}");
+        for mark in ["functools", ""] {
+            let answer = format!("{mark}[{{\"name\": \"f\", \"arguments\": {{\"input\": \"x\"}}}}]");
+            let call = [Found::CallBegan("f".into()), Found::Input("x".into()), Found::CallEnded];
+            assert_eq!(read(&model, &asked, &answer), call);
+        }
+        assert_eq!(read(&model, &asked, "functools are"), [Found::Text("functools are".into())]);
+    }
+
+    #[test]
+    fn a_mark_that_the_prompt_ends_with_belongs_to_the_answer() {
+        let model = model(FUNCTIONARY, &SyntaxChoice::Found);
+        let plain = of(vec![user("q")]);
+        assert_eq!(read(&model, &plain, "all\nHi"), [Found::Text("Hi".into())]);
+        let again = of(vec![user("q"), said("Hm")]);
+        assert_eq!(read(&model, &again, "!"), [Found::Text("!".into())]);
+    }
+
     #[test]
     fn tools_are_looked_for_where_they_are_offered() {
         let found = model(TEMPLATE, &SyntaxChoice::Found);
@@ -278,7 +352,7 @@ mod tests {
         assert!(asked.watch.tools.is_none() && !asked.prompt.text().contains("function"));
 
         conversation.choice = Choice::Auto;
-        for model in [model("{{ messages }}", &SyntaxChoice::Found), model(TEMPLATE, &SyntaxChoice::None)] {
+        for model in [model("{{ messages }}", &SyntaxChoice::Found), model(TEMPLATE, &SyntaxChoice::Off)] {
             let fault = model.render(&conversation, 0).unwrap_err();
             assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedFeature, Some("tools")));
         }

@@ -7,24 +7,43 @@ use std::fmt::Write;
 
 use super::{
     conversation::{Call, Conversation, Input, Message, Thinking, Tool, ToolInput, joined},
-    habits::{Habits, NoText},
+    habits::{Habits, NoText, ToolsIn},
     values::quoted,
 };
 use crate::text::conversation::Chat;
 
 /// What the template is given for a conversation.
 pub fn objects(conversation: &Conversation, habits: &Habits) -> Chat {
-    let tools = conversation.offered();
-    Chat {
-        messages: messages(conversation, habits),
-        tools: (!tools.is_empty())
-            .then(|| format!("[{}]", tools.iter().map(tool).collect::<Vec<_>>().join(", "))),
-        variables: Some(variables(conversation, habits)),
+    let offered = conversation.offered();
+    let list = |write: fn(&Tool) -> String| {
+        let all: Vec<String> = offered.iter().map(write).collect();
+        (!all.is_empty()).then(|| format!("[{}]", all.join(", ")))
+    };
+    let mut said = said(conversation, habits);
+    let mut variables = variables(conversation, habits);
+    let tools = list(tool);
+    match (habits.tools, &tools) {
+        (ToolsIn::Variable(name), Some(tools)) if name != "tools" => {
+            variables = with_variable(name, tools, &variables);
+        }
+        (ToolsIn::System, Some(_)) => {
+            if said.first().is_none_or(|it| it.role != "system") {
+                said.insert(0, Said::of("system", ""));
+            }
+            let functions = list(function).unwrap_or_default();
+            let _ = write!(said[0].more, ", \"tools\": {}", quoted(&functions));
+        }
+        _ => {}
     }
+    Chat { messages: array(&said), tools, variables: Some(variables) }
 }
 
 /// A tool, as templates know it from the field's first vendor.
 fn tool(tool: &Tool) -> String {
+    format!("{{\"type\": \"function\", \"function\": {}}}", function(tool))
+}
+
+fn function(tool: &Tool) -> String {
     let schema = match &tool.input {
         ToolInput::Object(schema) => schema.as_str(),
         ToolInput::Text(_) => {
@@ -33,10 +52,7 @@ fn tool(tool: &Tool) -> String {
     };
     let description =
         tool.description.as_ref().map_or(String::new(), |it| format!("\"description\": {}, ", quoted(it)));
-    format!(
-        "{{\"type\": \"function\", \"function\": {{\"name\": {}, {description}\"parameters\": {schema}}}}}",
-        quoted(&tool.name)
-    )
+    format!("{{\"name\": {}, {description}\"parameters\": {schema}}}", quoted(&tool.name))
 }
 
 /// The client's variables, which win over the one that switches thinking.
@@ -50,10 +66,16 @@ fn variables(conversation: &Conversation, habits: &Habits) -> String {
         Some((switch.variable, value))
     });
     let given = conversation.variables.as_str();
-    let Some((name, value)) = value else { return given.to_owned() };
-    let inner = given.trim().trim_start_matches('{').trim_start();
+    match value {
+        Some((name, value)) => with_variable(name, value, given),
+        None => given.to_owned(),
+    }
+}
+
+/// An object with one more field. Of two with one name the last counts, which is that of the object.
+pub(super) fn with_variable(name: &str, value: &str, object: &str) -> String {
+    let inner = object.trim().trim_start_matches('{').trim_start();
     let separator = if inner.starts_with('}') { "" } else { ", " };
-    // Of two fields with one name the last counts.
     format!("{{\"{name}\": {value}{separator}{inner}")
 }
 
@@ -67,7 +89,14 @@ struct Said {
     joins: bool,
 }
 
-fn messages(conversation: &Conversation, habits: &Habits) -> String {
+impl Said {
+    /// A message of text.
+    fn of(role: &'static str, text: &str) -> Self {
+        Self { role, text: quoted(text), more: String::new(), joins: true }
+    }
+}
+
+fn said(conversation: &Conversation, habits: &Habits) -> Vec<Said> {
     let mut all: Vec<Said> = Vec::new();
     // What stands before the first user's text where there is no system message.
     let mut instructions = String::new();
@@ -129,6 +158,10 @@ fn messages(conversation: &Conversation, habits: &Habits) -> String {
     if !instructions.is_empty() {
         put(&mut all, "user", &instructions, habits);
     }
+    all
+}
+
+fn array(all: &[Said]) -> String {
     let mut out = String::from("[");
     for (at, Said { role, text, more, .. }) in all.iter().enumerate() {
         let separator = if at == 0 { "" } else { ", " };
@@ -148,7 +181,7 @@ fn put(all: &mut Vec<Said>, role: &'static str, text: &str, habits: &Habits) {
         last.text = quoted(&both);
         return;
     }
-    all.push(Said { role, text: quoted(text), more: String::new(), joins: true });
+    all.push(Said::of(role, text));
 }
 
 fn assistant(reasoning: &str, text: &str, calls: &[Call], habits: &Habits) -> Said {
@@ -322,6 +355,25 @@ mod tests {
             let said = format!("{{\"{variable}\": \"{expected}\"}}");
             assert_eq!(objects(&conversation, &habits).variables, Some(said));
         }
+    }
+
+    #[test]
+    fn tools_stand_where_the_template_looks_for_them() {
+        let tool = Tool {
+            name: "f".into(),
+            description: None,
+            input: ToolInput::Object(Json::default()),
+            strict: false,
+        };
+        let asked = Conversation { messages: vec![user("u")], tools: vec![tool], ..Conversation::default() };
+        let by = |tools| objects(&asked, &Habits { tools, ..Habits::default() });
+        let wrapped = r#"[{"type": "function", "function": {"name": "f", "parameters": {}}}]"#;
+        assert_eq!(by(ToolsIn::Variable("tools")).tools.as_deref(), Some(wrapped));
+        let named = by(ToolsIn::Variable("xml_tools")).variables;
+        assert_eq!(named, Some(format!("{{\"xml_tools\": {wrapped}}}")));
+        let messages: serde_json::Value = serde_json::from_str(&by(ToolsIn::System).messages).unwrap();
+        assert_eq!(roles(&messages), ["system", "user"]);
+        assert_eq!(messages[0]["tools"], r#"[{"name": "f", "parameters": {}}]"#);
     }
 
     #[test]

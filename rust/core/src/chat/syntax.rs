@@ -74,6 +74,15 @@ impl Literal {
         self.core.first() == Some(&OPEN)
     }
 
+    /// The marks that it consists of: its lines, and in these its control tokens and what stands between them.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = &[u8]> {
+        let lines = self.core.split(|&it| it == b'\n');
+        lines.flat_map(|line| line.split_inclusive(|&it| it == CLOSE)).flat_map(|part| {
+            let (text, token) = part.split_at(part.iter().position(|&it| it == OPEN).unwrap_or(part.len()));
+            [text.trim_ascii(), token].into_iter().filter(|it| !it.is_empty())
+        })
+    }
+
     /// The white space before it.
     pub(crate) fn lead(&self) -> &str {
         &self.text[..self.text.len() - self.text.trim_start().len()]
@@ -100,8 +109,6 @@ pub struct ToolSyntax {
     pub anywhere: bool,
     /// May an answer that begins with a body be a call without the mark?
     pub bare: bool,
-    /// A mark before text, which is no part of it.
-    pub says: Option<Literal>,
     /// Where it comes from.
     pub family: Family,
     /// Can a message hold several calls?
@@ -217,6 +224,15 @@ pub struct Tags {
     pub kind: Option<(String, Literal)>,
     /// Behind the value.
     pub after_value: Literal,
+}
+
+/// How a model marks what it says, where it does. The marks are no part of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaidSyntax {
+    /// Before it.
+    pub open: Literal,
+    /// Behind it; counts only after the other.
+    pub close: Literal,
 }
 
 /// How a model marks what it thinks.

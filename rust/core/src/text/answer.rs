@@ -46,7 +46,7 @@ impl AnswerText {
     /// An answer whose text ends before the first of `stop`, which may name some of the model's control
     /// tokens. `watch`: what beside text is looked for. `begun`: what the answer begins with already.
     pub fn new(stop: &[String], control: &ControlTokens, watch: Watch, begun: &str) -> Self {
-        let is_watched = watch.tools.is_some() || watch.reasoning.is_some();
+        let is_watched = watch.looks();
         let mut parser = is_watched.then(|| Parser::new(Arc::new(watch)));
         if let Some(parser) = &mut parser {
             // It was sent before.

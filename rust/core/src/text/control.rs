@@ -390,6 +390,12 @@ fn each(value: &Value) -> impl Iterator<Item = Value> {
 }
 
 /// Is it one of the second disguise's marks?
+/// May it be of a disguise?
+pub(super) fn is_private(character: char) -> bool {
+    character as u32 >= MARKS.start
+}
+
+/// Is it what the second disguise puts before control tokens?
 pub(super) fn is_mark(character: char) -> bool {
     MARKS.contains(&(character as u32))
 }

@@ -13,7 +13,9 @@ use minijinja::{
 };
 
 use super::{
-    control::{ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, private, private_in},
+    control::{
+        ControlTokens, Disguise, Disguiser, Rendered, Words, is_mark, is_private, private, private_in,
+    },
     conversation::Chat,
     list::{self, List, with_lists},
 };
@@ -475,6 +477,19 @@ impl serde_json::ser::Formatter for PythonStyle {
         Ok(())
     }
 
+    /// As Python's `repr`: with an exponent of two digits below 1e-4 and from 1e16.
+    fn write_f64<W: std::io::Write + ?Sized>(&mut self, out: &mut W, value: f64) -> std::io::Result<()> {
+        let short = format!("{value:e}");
+        let (digits, exponent) = short.split_once('e').unwrap_or((&short, "0"));
+        match exponent.parse::<i32>() {
+            Ok(exponent) if !(-4..16).contains(&exponent) => {
+                let sign = if exponent < 0 { '-' } else { '+' };
+                write!(out, "{digits}e{sign}{:02}", exponent.abs())
+            }
+            _ => write!(out, "{value:?}"),
+        }
+    }
+
     fn write_string_fragment<W: std::io::Write + ?Sized>(
         &mut self,
         out: &mut W,
@@ -484,8 +499,9 @@ impl serde_json::ser::Formatter for PythonStyle {
             return out.write_all(text.as_bytes());
         }
         for character in text.chars() {
-            if character.is_ascii() {
-                out.write_all(&[character as u8])?;
+            // A disguise is taken off where it shows.
+            if character.is_ascii() || is_private(character) {
+                write!(out, "{character}")?;
             } else {
                 for unit in character.encode_utf16(&mut [0; 2]) {
                     write!(out, "\\u{unit:04x}")?;
@@ -603,6 +619,11 @@ mod tests {
         assert_eq!(
             render("{{ messages[0] | tojson(separators=(',', ':')) }}", messages).unwrap(),
             r#"{"b":[1,2.5,null,true,{}],"a":"<é'\">"}"#
+        );
+        let numbers = r#"[{"a": [1.0, 0.1, 0.0001, 1.5e-5, 1e15, 1e16, -1.25e100, 1e-300, 0.0]}]"#;
+        assert_eq!(
+            render("{{ messages[0].a | tojson }}", numbers).unwrap(),
+            "[1.0, 0.1, 0.0001, 1.5e-05, 1000000000000000.0, 1e+16, -1.25e+100, 1e-300, 0.0]"
         );
     }
 

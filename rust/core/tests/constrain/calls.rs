@@ -29,7 +29,6 @@ fn syntax(call: (&str, &str), between: &str, body: Body) -> ToolSyntax {
         body,
         anywhere: false,
         bare: false,
-        says: None,
         family: Family::Derived,
         parallel: true,
     }

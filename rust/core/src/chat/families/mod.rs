@@ -5,6 +5,7 @@
 //! file where reading needs more than literals.
 
 pub(crate) mod harmony;
+pub(crate) mod known;
 
 use super::{
     derive::Tokens,
@@ -20,7 +21,7 @@ struct Named {
 }
 
 /// The first whose marks fit counts.
-const FAMILIES: [Named; 7] = [
+const FAMILIES: [Named; 8] = [
     Named {
         name: "harmony",
         marks: &[
@@ -37,6 +38,7 @@ const FAMILIES: [Named; 7] = [
         syntax: lfm2,
     },
     Named { name: "granite3", marks: &[&["<|tool_call|>", "<|start_of_role|>"]], syntax: granite3 },
+    Named { name: "functools", marks: &[&["<|/tool|>", "<|end|>"]], syntax: functools },
     Named { name: "hermes", marks: &[&["xml_tools", "<tool_call>"]], syntax: hermes },
     Named { name: "pythonic", marks: &[], syntax: pythonic },
 ];
@@ -65,7 +67,6 @@ fn plain(name: &'static str, body: Body) -> ToolSyntax {
         body,
         anywhere: false,
         bare: false,
-        says: None,
         family: Family::Named(name),
         parallel: true,
     }
@@ -93,13 +94,12 @@ fn llama3(tokens: Tokens<'_>) -> ToolSyntax {
     }
 }
 
-/// Functionary 3.2: each part is behind `>>>` and for whom it is, text for `all`. The prompt ends with the mark.
+/// Functionary 3.2: each part is behind `>>>` and for whom it is, text for `all`.
 fn functionary(tokens: Tokens<'_>) -> ToolSyntax {
     let pieces = vec![Hole::Name, Hole::Lit(tokens.literal("\n")), Hole::Input];
     ToolSyntax {
         call: (tokens.literal(">>>"), Literal::default()),
         anywhere: true,
-        says: Some(tokens.literal(">>>all\n")),
         ..plain("functionary", Body::Pattern { pieces, input: InputSyntax::Json })
     }
 }
@@ -117,6 +117,15 @@ fn granite3(tokens: Tokens<'_>) -> ToolSyntax {
     ToolSyntax {
         section: Some((tokens.literal("<|tool_call|>"), Literal::default())),
         ..plain("granite3", object("name", "arguments", true))
+    }
+}
+
+/// Phi-4 mini: a list behind this word, or behind a token that is not shown.
+fn functools(tokens: Tokens<'_>) -> ToolSyntax {
+    ToolSyntax {
+        section: Some((tokens.literal("functools"), Literal::default())),
+        bare: true,
+        ..plain("functools", object("name", "arguments", true))
     }
 }
 

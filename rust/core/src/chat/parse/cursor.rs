@@ -21,6 +21,7 @@ pub(super) enum Stop {
 pub(super) type Read<T> = Result<T, Stop>;
 
 /// Reads along bytes.
+#[derive(Clone, Copy)]
 pub(super) struct Cursor<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) at: usize,
@@ -44,17 +45,56 @@ impl<'a> Cursor<'a> {
     }
 
     /// Exactly these bytes.
-    pub(super) fn core(&mut self, core: &[u8]) -> Read<()> {
-        if self.rest().starts_with(core) {
-            self.at += core.len();
+    pub(super) fn exact(&mut self, bytes: &[u8]) -> Read<()> {
+        if self.rest().starts_with(bytes) {
+            self.at += bytes.len();
             return Ok(());
         }
-        Err(if core.starts_with(self.rest()) { self.short } else { Stop::Other })
+        Err(if bytes.starts_with(self.rest()) { self.short } else { Stop::Other })
+    }
+
+    /// These bytes; white space in them may be missing, or other white space.
+    pub(super) fn core(&mut self, core: &[u8]) -> Read<()> {
+        let mut cursor = *self;
+        for (at, &byte) in core.iter().enumerate() {
+            if !is_blank(byte) {
+                cursor.next(byte)?;
+            } else if at > 0 {
+                cursor.blank();
+            }
+        }
+        *self = cursor;
+        Ok(())
+    }
+
+    /// That byte.
+    fn next(&mut self, byte: u8) -> Read<()> {
+        match self.peek()? {
+            found if found == byte => {
+                self.at += 1;
+                Ok(())
+            }
+            _ => Err(Stop::Other),
+        }
     }
 
     pub(super) fn literal(&mut self, literal: &Literal) -> Read<()> {
         self.blank();
         self.core(literal.core())
+    }
+
+    /// The marks that a literal consists of, as far as they are there: models leave some out.
+    pub(super) fn marks(&mut self, literal: &Literal) -> Read<()> {
+        for mark in literal.marks() {
+            let before = self.at;
+            self.blank();
+            match self.core(mark) {
+                Ok(()) => {}
+                Err(Stop::Short) => return Err(Stop::Short),
+                Err(Stop::Other) => self.at = before,
+            }
+        }
+        Ok(())
     }
 
     /// What begins and ends a block of code.

@@ -4,9 +4,9 @@ use super::{
     Watch,
     cursor::{Cursor, Read, Stop, window},
     input::Input,
-    source::{is_blank, shown},
+    source::{control_length, is_blank, shown},
 };
-use crate::chat::syntax::{Body, Hole, InputSyntax, Literal, Object, Shape, ToolSyntax};
+use crate::chat::syntax::{Body, Hole, InputSyntax, OPEN, Object, Shape, ToolSyntax};
 
 /// Bytes from a mark to the end of the tool's name, at most. Beyond, the mark was text.
 pub(super) const HEAD: usize = 1024;
@@ -24,7 +24,7 @@ pub(super) struct Head {
     pub(super) depth: usize,
     /// Does it stand in a block of code?
     pub(super) fenced: bool,
-    /// Is there a mark before it?
+    /// Does all that its syntax has before it stand there?
     pub(super) marked: bool,
 }
 
@@ -35,12 +35,20 @@ impl Head {
     }
 }
 
-/// What all calls of a message begin with.
-pub(super) fn opener(tools: &ToolSyntax) -> &Literal {
-    match &tools.section {
-        Some((open, _)) if !open.is_blank() => open,
-        _ => &tools.call.0,
-    }
+/// What the first call of a message may begin with, and whether that is the mark of the section.
+pub(super) fn openers(tools: &ToolSyntax) -> impl Iterator<Item = (&[u8], bool)> {
+    let section = tools.section.as_ref().map(|it| it.0.core()).filter(|it| !it.is_empty());
+    section.map(|it| (it, true)).into_iter().chain(call_openers(tools).map(|it| (it, false)))
+}
+
+/// What a call may begin with: its mark, and less of it, as some models have it: the last line of the mark, or the
+/// token that it begins with.
+fn call_openers(tools: &ToolSyntax) -> impl Iterator<Item = &[u8]> {
+    let whole = tools.call.0.core();
+    let line = whole.iter().rposition(|&it| it == b'\n').map(|at| &whole[at + 1..]);
+    let token = control_length(whole).filter(|&it| it < whole.len() && !whole[it..].contains(&OPEN));
+    let all = [Some(whole), line, token.map(|it| &whole[..it])];
+    all.into_iter().flatten().filter(|it| !it.is_empty())
 }
 
 pub(super) fn is_list(tools: &ToolSyntax) -> bool {
@@ -70,32 +78,28 @@ pub(super) fn head_at(
     line: bool,
     short: Stop,
 ) -> Read<Head> {
-    let opener = opener(tools);
-    let mut stop = Stop::Other;
-    if !opener.is_blank() && (opener.is_special() || tools.anywhere || line) {
+    for (at, (opener, is_section)) in openers(tools).enumerate() {
+        if opener[0] != OPEN && !tools.anywhere && !line {
+            continue;
+        }
         let mut cursor = window(bytes, HEAD, short);
-        let found = cursor.core(opener.core()).and_then(|()| {
+        let found = cursor.core(opener).and_then(|()| {
             if is_list(tools) {
                 cursor.byte(b'[')?;
             }
-            if tools.section.as_ref().is_some_and(|it| !it.0.is_blank()) {
+            if is_section {
                 cursor.literal(&tools.call.0)?;
             }
             body(watch, tools, cursor)
         });
-        match found {
-            Ok(head) => return Ok(head),
-            Err(why) => stop = why,
+        if found.as_ref().err() != Some(&Stop::Other) {
+            return found.map(|head| Head { marked: at == 0, ..head });
         }
     }
     if tools.bare && fresh && !bytes.first().is_some_and(|&it| is_blank(it)) {
-        match bare(watch, tools, window(bytes, BARE_HEAD, short)) {
-            Ok(head) => return Ok(head),
-            Err(Stop::Short) => stop = Stop::Short,
-            Err(Stop::Other) => {}
-        }
+        return bare(watch, tools, window(bytes, BARE_HEAD, short));
     }
-    Err(stop)
+    Err(Stop::Other)
 }
 
 /// Does a call begin here that has no mark, or a block of code instead?
@@ -116,9 +120,19 @@ fn bare(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
 }
 
 /// Does another call of a section begin here?
-pub(super) fn next_head(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head> {
-    cursor.literal(&tools.call.0)?;
-    body(watch, tools, cursor)
+pub(super) fn next_head(watch: &Watch, tools: &ToolSyntax, cursor: Cursor<'_>) -> Read<Head> {
+    if tools.call.0.is_blank() {
+        return body(watch, tools, cursor);
+    }
+    for opener in call_openers(tools) {
+        let mut cursor = cursor;
+        cursor.blank();
+        let found = cursor.core(opener).and_then(|()| body(watch, tools, cursor));
+        if found.as_ref().err() != Some(&Stop::Other) {
+            return found;
+        }
+    }
+    Err(Stop::Other)
 }
 
 fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head> {
@@ -137,11 +151,24 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
         }
         Body::Pattern { pieces, input } => {
             let mut found = None;
-            for (at, piece) in pieces.iter().enumerate() {
+            let mut rest = &pieces[..];
+            while let [piece, behind @ ..] = rest {
+                rest = behind;
                 match piece {
-                    Hole::Lit(literal) => cursor.literal(literal)?,
+                    Hole::Lit(literal) => {
+                        let before = cursor.at;
+                        let read = cursor.literal(literal);
+                        if let (Err(stop), [Hole::Id, Hole::Lit(next), behind @ ..]) = (read, behind) {
+                            // Some models leave the id out.
+                            cursor.at = before;
+                            cursor.literal(next).map_err(|it| if it == Stop::Other { stop } else { it })?;
+                            rest = behind;
+                        } else {
+                            read?;
+                        }
+                    }
                     Hole::Id | Hole::Name => {
-                        let word = cursor.until(&stops(pieces.get(at + 1), input, tools))?;
+                        let word = cursor.until(&stops(behind, input, tools))?;
                         if *piece == Hole::Name {
                             found = Some(tool(&word)?);
                         }
@@ -181,12 +208,15 @@ fn behind_mark(pieces: &[Hole]) -> bool {
 }
 
 /// What a name or an id ends at.
-fn stops<'a>(next: Option<&'a Hole>, input: &'a InputSyntax, tools: &'a ToolSyntax) -> Vec<&'a [u8]> {
+fn stops<'a>(behind: &'a [Hole], input: &'a InputSyntax, tools: &'a ToolSyntax) -> Vec<&'a [u8]> {
     let mut all: Vec<&[u8]> = Vec::new();
-    if let Some(Hole::Lit(literal)) = next
+    if let [Hole::Lit(literal), rest @ ..] = behind
         && !literal.is_blank()
     {
         all.push(literal.core());
+        if let [Hole::Id, Hole::Lit(next), ..] = rest {
+            all.push(next.core());
+        }
         return all;
     }
     all.extend([&b" "[..], b"\n", b"\t"]);

@@ -120,8 +120,9 @@ impl Input {
 
     /// The model has ended its answer here by itself: the input is complete if it lacks nothing but marks.
     /// True: it is.
-    pub(super) fn finish(&self, source: &mut Source, out: &mut Vec<Parsed>) -> bool {
+    pub(super) fn finish(&self, known: &Known, source: &mut Source, out: &mut Vec<Parsed>) -> bool {
         match self {
+            Input::Tags(_) if known.text => true,
             Input::Tags(count) => {
                 source.tell(0, Found::Input(closing(*count).to_owned()), out);
                 true
@@ -265,6 +266,8 @@ impl Reading<'_> {
                 Ok(argument)
             }
             (Err(Stop::Short), _) | (_, Err(Stop::Short)) => Err(Turn::Waits),
+            // The answer ends here, and maybe inside a mark.
+            (_, Err(_)) if self.short == Stop::Other => Err(Turn::Waits),
             _ => {
                 if !self.known.text {
                     self.tell(0, closing(count).to_owned());
@@ -294,10 +297,8 @@ impl Reading<'_> {
             return Turn::Waits;
         }
         let all = [lead.as_bytes(), &core[..]].concat();
-        let waits = match self.short {
-            Stop::Short => overlap(&self.source.held, &all).max(overlap(&self.source.held, &core)),
-            Stop::Other => 0,
-        };
+        // Where the answer ends here, what may be a mark is none of the argument.
+        let waits = overlap(&self.source.held, &all).max(overlap(&self.source.held, &core));
         let said = self.source.held.len() - waits;
         if said > 0 {
             let text = argument.put(&shown(&self.source.held[..said]));
@@ -309,7 +310,7 @@ impl Reading<'_> {
 
     fn keyword(&mut self, count: &mut u32) -> Turn {
         let plain = self.plain();
-        match keyword(&self.source.held[..plain], self.short) {
+        match keyword(&self.source.held[..plain]) {
             Ok(Some((length, key, value))) => {
                 self.tell(length, format!("{}{}: {value}", separator(*count), quoted(&key)));
                 *count += 1;
@@ -334,7 +335,7 @@ impl Reading<'_> {
                 self.tell(length, value);
                 Turn::Ends(0)
             }
-            Err(NoValue::Short) if self.short == Stop::Short => Turn::Waits,
+            Err(NoValue::Short) => Turn::Waits,
             _ => Turn::Broken,
         }
     }
@@ -374,6 +375,7 @@ fn wrapped(mut cursor: Cursor<'_>) -> Read<usize> {
 
 /// The beginning of a tagged argument: how many bytes it takes, and the argument's name.
 fn tag(tags: &Tags, known: &Known, before: u32, mut cursor: Cursor<'_>) -> Read<(usize, String, Argument)> {
+    let short = cursor.short;
     cursor.literal(&tags.before_key)?;
     let key = cursor.until(&[tags.after_key.core()])?;
     cursor.core(tags.after_key.core())?;
@@ -386,12 +388,17 @@ fn tag(tags: &Tags, known: &Known, before: u32, mut cursor: Cursor<'_>) -> Read<
     }
     // White space that the syntax writes is not the value's; other white space is.
     let trail = last.trail().as_bytes();
-    match cursor.core(trail) {
+    match cursor.exact(trail) {
         Err(Stop::Short) => return Err(Stop::Short),
         Ok(()) | Err(Stop::Other) => {}
     }
-    let raw = match cursor.core(RAW.0.as_bytes()) {
-        Err(Stop::Short) => return Err(Stop::Short),
+    // An answer that is cut in this mark has not begun the value.
+    if cursor.bytes.len() < HEAD {
+        cursor.short = Stop::Short;
+    }
+    let raw = match cursor.exact(RAW.0.as_bytes()) {
+        Err(Stop::Short) if !cursor.rest().is_empty() => return Err(Stop::Short),
+        Err(Stop::Short) => return Err(short),
         read => read.is_ok(),
     };
     let whole = known.text && key == "input";
@@ -400,8 +407,8 @@ fn tag(tags: &Tags, known: &Known, before: u32, mut cursor: Cursor<'_>) -> Read<
 }
 
 /// An argument in Python's spelling: how many bytes it takes, its name and its value. `None`: the call ends.
-fn keyword(bytes: &[u8], short: Stop) -> Read<Option<(usize, String, String)>> {
-    let mut cursor = Cursor { bytes, at: 0, short };
+fn keyword(bytes: &[u8]) -> Read<Option<(usize, String, String)>> {
+    let mut cursor = Cursor { bytes, at: 0, short: Stop::Short };
     if cursor.byte(b',').is_ok() {
         cursor.blank();
     }
@@ -414,7 +421,7 @@ fn keyword(bytes: &[u8], short: Stop) -> Read<Option<(usize, String, String)>> {
     let rest = std::str::from_utf8(cursor.rest()).map_err(|_| Stop::Other)?;
     match Python::new(rest, "").first() {
         Ok((value, length)) => Ok(Some((cursor.at + length, key, value))),
-        Err(NoValue::Short) => Err(short),
+        Err(NoValue::Short) => Err(Stop::Short),
         Err(NoValue::Other) => Err(Stop::Other),
     }
 }

@@ -2,13 +2,13 @@
 
 use super::{
     Calling, Found, Parsed, Watch,
-    cursor::{Cursor, Stop, window},
-    head::{HEAD, Head, head_at, is_list, is_section, next_head, opener},
+    cursor::{Cursor, Read, Stop, window},
+    head::{HEAD, Head, head_at, is_list, is_section, next_head, openers},
     input::{Input, Reading, Turn},
     source::{Source, control_length, edge, is_blank, overlap, shown, until_control},
 };
 use crate::chat::{
-    syntax::Literal,
+    syntax::{OPEN, ReasoningSyntax},
     values::{JsonScan, Scanned},
 };
 
@@ -28,6 +28,18 @@ pub(super) enum State {
     Done,
 }
 
+/// What may be found in text, and how many bytes it takes.
+enum Mark {
+    /// The beginning of a call.
+    Call(Head),
+    /// What opens reasoning.
+    Reasoning(usize),
+    /// What closes reasoning that was not opened: the model does not think.
+    Thought(usize),
+    /// What stands around text.
+    Says(usize),
+}
+
 /// Reads an answer by its marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Marks {
@@ -41,6 +53,8 @@ pub(crate) struct Marks {
     thought: bool,
     /// White space that follows is dropped.
     skips: bool,
+    /// In text that began with a mark, and ends with another.
+    marked: bool,
     /// Braces that close the object of the call under way, behind its input.
     depth: usize,
     /// Does that call stand in a block of code?
@@ -59,6 +73,7 @@ impl Marks {
             line: true,
             thought: false,
             skips: thinks,
+            marked: false,
             depth: 0,
             fenced: false,
             call: None,
@@ -120,11 +135,16 @@ impl Marks {
         match std::mem::replace(&mut self.state, State::Done) {
             State::Free => self.source.tell_text(rest, out),
             State::Reasoning => self.source.tell_reasoning(rest, out),
-            State::Input(_, input) if by_itself && input.finish(&mut self.source, out) => {
-                self.source.tell(0, Found::CallEnded, out);
+            State::Input(tool, input) if by_itself => {
+                let known = watch.known.get(tool);
+                if known.is_some_and(|it| input.finish(it, &mut self.source, out)) {
+                    self.source.tell(0, Found::CallEnded, out);
+                }
             }
             _ => {}
         }
+        // What began a mark of a call that is open says nothing.
+        self.source.skip(self.source.held.len());
     }
 
     /// Takes something out of what is held, or goes to another state. False: more has to come.
@@ -152,53 +172,21 @@ impl Marks {
     }
 
     fn free(&mut self, watch: &Watch, short: Stop, out: &mut Vec<Parsed>) -> bool {
-        let reasoning = watch.reasoning.as_ref().filter(|_| !self.thought);
-        if watch.tools.is_none() && !(self.fresh && reasoning.is_some()) {
+        if watch.tools.is_none() && watch.said.is_none() && self.reasoning_of(watch, self.fresh).is_none() {
             self.source.tell_text(self.source.held.len(), out);
             return false;
         }
         let held = &self.source.held;
         let (mut fresh, mut line) = (self.fresh, self.line);
-        let mut at = 0;
-        let (mut found, mut dropped) = (None, None);
+        let (mut at, mut found) = (0, None);
         while at < held.len() {
-            let mut waits = false;
-            if let Some(reasoning) = reasoning.filter(|_| fresh) {
-                let mut cursor = Cursor { bytes: held, at, short };
-                match cursor.core(reasoning.open.core()) {
-                    Ok(()) => {
-                        found = Some((at, Err(cursor.at)));
-                        break;
-                    }
-                    Err(stop) => waits |= stop == Stop::Short,
+            match self.mark_at(watch, at, fresh, line, short) {
+                Ok(mark) => {
+                    found = Some(mark);
+                    break;
                 }
-            }
-            if let Some(tools) = &watch.tools {
-                if let Some(says) = tools.says.as_ref().filter(|_| tools.anywhere || line) {
-                    let mut cursor = Cursor { bytes: held, at, short };
-                    match cursor.core(says.core()) {
-                        Ok(()) => {
-                            dropped =
-                                Some((at, cursor.at + usize::from(held.get(cursor.at) == Some(&b'\n'))));
-                            waits = held.len() == cursor.at && short == Stop::Short;
-                            if !waits {
-                                break;
-                            }
-                            dropped = None;
-                        }
-                        Err(stop) => waits |= stop == Stop::Short,
-                    }
-                }
-                match head_at(watch, tools, &held[at..], fresh, line, short) {
-                    Ok(head) => {
-                        found = Some((at, Ok(head)));
-                        break;
-                    }
-                    Err(stop) => waits |= stop == Stop::Short,
-                }
-            }
-            if waits {
-                break;
+                Err(Stop::Short) => break,
+                Err(Stop::Other) => {}
             }
             if let Some(length) = control_length(&held[at..]) {
                 at += length;
@@ -209,8 +197,7 @@ impl Marks {
             at += 1;
         }
         // White space before a mark belongs to it.
-        let is_mark = found.is_some() || dropped.is_some();
-        let keep = if short == Stop::Short || is_mark { edge(&held[..at]) } else { 0 };
+        let keep = if short == Stop::Short || found.is_some() { edge(&held[..at]) } else { 0 };
         let said = at - keep;
         // The white space that is kept is looked at again.
         let line_before = held[..said].iter().rposition(|&it| it == b'\n').map_or(self.line, |_| true);
@@ -218,25 +205,72 @@ impl Marks {
         self.line = line_before && shown(last_line).trim().is_empty();
         self.fresh &= shown(&held[..said]).trim().is_empty();
         self.source.tell_text(said, out);
-        if let Some((begin, end)) = dropped {
-            self.source.skip(keep + end - begin);
-            return true;
-        }
-        match found {
-            None => false,
-            Some((_, Ok(head))) => {
-                self.source.skip(keep);
+        let Some(mark) = found else { return false };
+        self.source.skip(keep);
+        match mark {
+            Mark::Call(head) => {
                 self.call = None;
                 self.begin(head, watch, out);
-                true
             }
-            Some((begin, Err(end))) => {
-                self.source.skip(keep + end - begin);
-                self.state = State::Reasoning;
-                self.skips = true;
-                true
+            Mark::Reasoning(length) => {
+                self.source.skip(length);
+                (self.state, self.skips) = (State::Reasoning, true);
+            }
+            Mark::Thought(length) => {
+                self.source.skip(length);
+                (self.thought, self.line, self.skips) = (true, true, true);
+            }
+            Mark::Says(length) => {
+                self.source.skip(length);
+                (self.marked, self.skips) = (!self.marked, true);
+                self.line |= !self.marked;
             }
         }
+        true
+    }
+
+    /// How reasoning is marked, if it may begin where only white space stands before.
+    fn reasoning_of<'a>(&self, watch: &'a Watch, fresh: bool) -> Option<&'a ReasoningSyntax> {
+        watch.reasoning.as_deref().filter(|_| fresh && !self.thought)
+    }
+
+    /// The mark that begins with the held byte of that number.
+    fn mark_at(&self, watch: &Watch, at: usize, fresh: bool, line: bool, short: Stop) -> Read<Mark> {
+        let held = &self.source.held;
+        let length_of = |core: &[u8]| {
+            let mut cursor = Cursor { bytes: held, at, short };
+            cursor.core(core).map(|()| cursor.at - at)
+        };
+        let mut stop = Stop::Other;
+        let mut or_else = |read: Read<Mark>| match read {
+            Err(why) => {
+                stop = if why == Stop::Short { why } else { stop };
+                None
+            }
+            mark => Some(mark),
+        };
+        if let Some(reasoning) = self.reasoning_of(watch, fresh) {
+            let opens = or_else(length_of(reasoning.open.core()).map(Mark::Reasoning));
+            let closes = || length_of(reasoning.close.core()).map(Mark::Thought);
+            if let Some(mark) = opens.or_else(|| or_else(closes())) {
+                return mark;
+            }
+        }
+        if let Some(tools) = &watch.tools
+            && let Some(mark) =
+                or_else(head_at(watch, tools, &held[at..], fresh, line, short).map(Mark::Call))
+        {
+            return mark;
+        }
+        if let Some(said) = &watch.said {
+            let core = if self.marked { said.close.core() } else { said.open.core() };
+            let anywhere = self.marked || core.first() == Some(&OPEN) || line;
+            // A call may begin in the same way.
+            if anywhere && !core.is_empty() && stop == Stop::Other {
+                return length_of(core).map(Mark::Says);
+            }
+        }
+        Err(stop)
     }
 
     fn begin(&mut self, head: Head, watch: &Watch, out: &mut Vec<Parsed>) {
@@ -272,12 +306,13 @@ impl Marks {
             return true;
         }
         let ends = memchr::memmem::find(held, close).map(|it| (it, close.len()));
-        let opener =
-            watch.tools.as_ref().map(|it| opener(it)).filter(|it| it.is_special()).map(Literal::core);
-        let calls = opener.and_then(|it| memchr::memmem::find(held, it)).map(|it| (it, 0));
-        let Some((at, length)) = ends.into_iter().chain(calls).min() else {
+        // Nobody writes these tokens by chance: some models forget to close what they think.
+        let tools = || watch.tools.iter().flat_map(|it| openers(it)).map(|it| it.0);
+        let calls = || tools().filter(|it| it.first() == Some(&OPEN));
+        let begin = calls().filter_map(|it| Some((memchr::memmem::find(held, it)?, 0))).min();
+        let Some((at, length)) = ends.into_iter().chain(begin).min() else {
             let waits = match short {
-                Stop::Short => overlap(held, close).max(opener.map_or(0, |it| overlap(held, it))),
+                Stop::Short => calls().chain([close]).map(|it| overlap(held, it)).max().unwrap_or(0),
                 Stop::Other => 0,
             };
             let said = held.len() - waits;
@@ -292,6 +327,7 @@ impl Marks {
         self.source.tell_reasoning(at - blank, out);
         self.source.skip(blank + length);
         (self.state, self.line, self.fresh, self.skips) = (State::Free, true, true, true);
+        self.marked = length > 0 && watch.said.as_ref().is_some_and(|it| it.open.core() == close);
         true
     }
 
@@ -342,10 +378,8 @@ impl Marks {
             return true;
         }
         let mut cursor = Cursor { bytes: &self.source.held, at: 0, short };
-        match cursor.literal(&tools.call.1) {
-            Ok(()) => {}
-            Err(Stop::Short) => return false,
-            Err(Stop::Other) => cursor.at = 0,
+        if cursor.marks(&tools.call.1).is_err() {
+            return false;
         }
         if self.fenced {
             let before = cursor.at;

@@ -22,7 +22,7 @@ pub(crate) use self::{
 use super::{
     conversation::{Tool, ToolInput},
     families::harmony::Harmony,
-    syntax::{Body, CLOSE, OPEN, ReasoningSyntax, ToolSyntax},
+    syntax::{Body, CLOSE, OPEN, ReasoningSyntax, SaidSyntax, ToolSyntax},
 };
 
 /// What is looked for in an answer.
@@ -32,12 +32,21 @@ pub struct Watch {
     pub tools: Option<Arc<ToolSyntax>>,
     /// How reasoning is marked; `None`: it is not looked for.
     pub reasoning: Option<Arc<ReasoningSyntax>>,
+    /// How text is marked; `None`: it is not.
+    pub said: Option<Arc<SaidSyntax>>,
     /// What may be called.
     pub known: Vec<Known>,
     /// Does the answer begin inside reasoning?
     pub thinks: bool,
     /// May one answer hold several calls?
     pub parallel: bool,
+}
+
+impl Watch {
+    /// Is anything looked for?
+    pub fn looks(&self) -> bool {
+        self.tools.is_some() || self.reasoning.is_some() || self.said.is_some()
+    }
 }
 
 /// A tool, as far as reading its calls needs it.

@@ -11,9 +11,9 @@ use crate::{
         derive::Tokens,
         families::named,
         syntax::{Family, Hole, InputSyntax, Literal, Object, Shape, Tags},
+        values::quoted,
     },
     engine::{Vocabulary, attribute},
-    text::control::ControlTokens,
 };
 
 pub(crate) fn vocabulary(control: &[&str]) -> Vocabulary {
@@ -60,7 +60,6 @@ fn syntax(call: (&str, &str), body: Body) -> ToolSyntax {
         body,
         anywhere: false,
         bare: false,
-        says: None,
         family: Family::Derived,
         parallel: true,
     }
@@ -124,20 +123,32 @@ fn watch(tools: Option<ToolSyntax>, thinks: bool) -> Arc<Watch> {
     Arc::new(Watch {
         tools: tools.map(Arc::new),
         reasoning: Some(Arc::new(reasoning)),
+        said: None,
         known: known(),
         thinks,
         parallel: true,
     })
 }
 
-fn feed(parser: &mut Parser, text: &str, control: &ControlTokens, out: &mut Vec<Parsed>) {
+/// Control tokens come whole, everything else in pieces of so many characters, one length after the other.
+fn feed(parser: &mut Parser, text: &str, cuts: &[usize], out: &mut Vec<Parsed>) {
+    let mut cuts = cuts.iter().cycle();
+    let mut push = |parser: &mut Parser, out: &mut Vec<Parsed>, text: &str| {
+        let characters: Vec<char> = text.chars().collect();
+        let mut rest = &characters[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+            parser.push(&now.iter().collect::<String>(), out);
+            rest = later;
+        }
+    };
     let mut begin = 0;
-    for found in control.find(text) {
-        parser.push(&text[begin..found.start], out);
+    for found in VOCABULARY.control_tokens().find(text) {
+        push(parser, out, &text[begin..found.start]);
         parser.push_control(text[found.clone()].as_bytes(), out);
         begin = found.end;
     }
-    parser.push(&text[begin..], out);
+    push(parser, out, &text[begin..]);
 }
 
 /// Neighbours of one kind as one.
@@ -157,7 +168,7 @@ fn joined(parsed: Vec<Parsed>) -> Vec<Found> {
 
 fn read(watch: &Arc<Watch>, answer: &str) -> Vec<Found> {
     let (mut parser, mut out) = (Parser::new(Arc::clone(watch)), Vec::new());
-    feed(&mut parser, answer, VOCABULARY.control_tokens(), &mut out);
+    feed(&mut parser, answer, &[usize::MAX], &mut out);
     parser.finish(true, &mut out);
     assert_eq!(parser.held(), 0);
     joined(out)
@@ -269,6 +280,68 @@ fn what_is_no_call_is_text() {
     assert_eq!(read(&watch(None, false), mark), [text(mark)]);
 }
 
+/// Marks that models leave out.
+#[test]
+fn calls_whose_marks_are_not_all_there() {
+    let weather = call("get_weather", r#"{"city": "Köln", "days": 3}"#);
+    let now = || call("now", "{}");
+    let body = "<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>";
+    let kimi = |id: &str| {
+        let mut pieces = vec![Hole::Name];
+        if !id.is_empty() {
+            pieces.extend([Hole::Lit(literal(id)), Hole::Id]);
+        }
+        pieces.extend([Hole::Lit(literal("[ARGS]")), Hole::Input]);
+        let section = Some((literal("<|tool_call_start|>"), literal("<|tool_call_end|>")));
+        let body = Body::Pattern { pieces, input: InputSyntax::Json };
+        ToolSyntax { section, ..syntax(("[TOOL_CALLS]functions.", "<|other|>"), body) }
+    };
+    for (syntax, answer, expected) in [
+        (coder(), format!("{body}\n</tool_call>"), weather.clone()),
+        (coder(), format!("Look.\n\n{body}"), [vec![text("Look.")], weather.clone()].concat()),
+        (coder(), format!("{body}\n<function=now>\n</function>"), [weather.clone(), now()].concat()),
+        (coder(), format!("<tool_call>\n{body}\n\nSo."), [weather, vec![text("So.")]].concat()),
+        (kimi(":"), "[TOOL_CALLS]functions.now:0[ARGS]{}<|other|>".to_owned(), now()),
+        (
+            kimi(":"),
+            "<|tool_call_start|>[TOOL_CALLS]now:0[ARGS]{}<|other|>[TOOL_CALLS]now[ARGS]{}<|other|><|tool_call_end|>"
+                .to_owned(),
+            [now(), now()].concat(),
+        ),
+        (kimi(""), "<|tool_call_start|>[TOOL_CALLS]functions.now[ARGS]{}<|tool_call_end|>So.".to_owned(), [now(), vec![text("So.")]].concat()),
+    ] {
+        assert_eq!(read(&watch(Some(syntax), false), &answer), expected, "{answer}");
+    }
+}
+
+#[test]
+fn marks_of_text_are_no_part_of_it() {
+    let watch = |open: &str, close: &str, tools| {
+        let said = SaidSyntax { open: literal(open), close: literal(close) };
+        Arc::new(Watch { said: Some(Arc::new(said)), ..(*watch(tools, false)).clone() })
+    };
+    let think = |it: &str| Found::Reasoning(it.into());
+    for (answer, expected) in [
+        ("<response>yes</response>", vec![text("yes")]),
+        (
+            "<think>hm</think>\n<response>\nyes <response>\n</response>\n",
+            vec![think("hm"), text("yes <response>")],
+        ),
+        ("<response>yes, cut </resp", vec![text("yes, cut </resp")]),
+        ("no</response>", vec![text("no</response>")]),
+        ("say <response>", vec![text("say <response>")]),
+    ] {
+        for tools in [None, Some(hermes())] {
+            assert_eq!(read(&watch("<response>", "</response>", tools), answer), expected, "{answer}");
+        }
+    }
+    let answer = "I <b>look.\n<response>At it.</response>\n<tool_call>{\"name\": \"now\"}</tool_call>";
+    let expected = [vec![text("I <b>look.At it.")], call("now", "{}")].concat();
+    assert_eq!(read(&watch("<response>", "</response>", Some(hermes())), answer), expected);
+    let token = watch("<|message|>", "<|end|>", None);
+    assert_eq!(read(&token, "so: <|message|>yes<|end|>"), [text("so:yes")]);
+}
+
 #[test]
 fn text_around_calls() {
     let now = || call("now", "{}");
@@ -295,6 +368,9 @@ fn reasoning_is_told_apart() {
         (true, "hm < b", vec![think("hm < b")]),
         (true, "hm </thin", vec![think("hm </thin")]),
         (false, "<thin", vec![text("<thin")]),
+        // A model that does not think may say so.
+        (false, "</think>\n\nyes", vec![text("yes")]),
+        (false, "yes </think>", vec![text("yes </think>")]),
     ] {
         for tools in [None, Some(hermes())] {
             assert_eq!(read(&watch(tools, thinks), answer), expected, "{answer}");
@@ -442,6 +518,14 @@ fn answers() -> impl Strategy<Value = String> {
         .prop_map(|(before, call, after)| before.unwrap_or_default() + call + &after)
 }
 
+/// What a model says: text, a call of `get_weather` with that city, and so on; text at the end.
+fn turns() -> impl Strategy<Value = (Vec<(String, String)>, String)> {
+    let words = || "([a-z]{1,6}|the <tool_call> mark|a <b)( [a-z<>{}]{1,5}){0,3}";
+    let text = || prop_oneof![1 => Just(String::new()), 2 => words()];
+    let city = "[a-zé語🦙\"'<>{}\\[\\]\\\\ \n]{0,12}";
+    (prop::collection::vec((text(), city), 0..4), text())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -453,31 +537,13 @@ proptest! {
         thinks: bool,
         by_itself: bool,
     ) {
-        let control = VOCABULARY.control_tokens();
         let watch = watch(ALL.get(which).cloned(), thinks);
         let (mut whole, mut expected) = (Parser::new(Arc::clone(&watch)), Vec::new());
-        feed(&mut whole, &answer, control, &mut expected);
+        feed(&mut whole, &answer, &[usize::MAX], &mut expected);
         whole.finish(by_itself, &mut expected);
 
-        // Control tokens come whole, everything else as it is cut.
         let (mut parser, mut out) = (Parser::new(Arc::clone(&watch)), Vec::new());
-        let mut cuts = cuts.iter().cycle();
-        let mut begin = 0;
-        let mut push = |parser: &mut Parser, out: &mut Vec<Parsed>, text: &str| {
-            let characters: Vec<char> = text.chars().collect();
-            let mut rest = &characters[..];
-            while !rest.is_empty() {
-                let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-                parser.push(&now.iter().collect::<String>(), out);
-                rest = later;
-            }
-        };
-        for found in control.find(&answer) {
-            push(&mut parser, &mut out, &answer[begin..found.start]);
-            parser.push_control(answer[found.clone()].as_bytes(), &mut out);
-            begin = found.end;
-        }
-        push(&mut parser, &mut out, &answer[begin..]);
+        feed(&mut parser, &answer, &cuts, &mut out);
         parser.finish(by_itself, &mut out);
 
         // Whatever it is, it comes from where it stands, in order.
@@ -487,6 +553,42 @@ proptest! {
             place = part.end;
         }
         prop_assert_eq!(joined(out), joined(expected));
+    }
+
+    #[test]
+    fn text_and_calls_come_out_as_they_went_in(
+        (turns, last) in turns(),
+        which in 0usize..3,
+        cut in 1usize..9,
+        thinks: bool,
+    ) {
+        let mut answer = if thinks { "hm\n</think>\n\n".to_owned() } else { String::new() };
+        let mut expected = if thinks { vec![Found::Reasoning("hm".into())] } else { vec![] };
+        for (said, city) in &turns {
+            let input = format!("{{\"city\": {}}}", quoted(city));
+            let call_of = match which {
+                0 => format!("<tool_call>\n{{\"name\": \"get_weather\", \"arguments\": {input}}}\n</tool_call>"),
+                1 => format!("[TOOL_CALLS]get_weather[ARGS]{input}"),
+                _ => format!("<|tool_call_start|>[get_weather(city={})]<|tool_call_end|>", quoted(city)),
+            };
+            if !said.is_empty() {
+                answer.push_str(said);
+                answer.push('\n');
+                expected.push(text(said));
+            }
+            answer += &call_of;
+            answer.push('\n');
+            expected.extend(call("get_weather", &input));
+        }
+        if !last.is_empty() {
+            answer += &last;
+            expected.push(text(&last));
+        }
+        let watch = watch(Some([hermes(), mistral(), lfm2()][which].clone()), thinks);
+        let (mut parser, mut out) = (Parser::new(watch), Vec::new());
+        feed(&mut parser, &answer, &[cut], &mut out);
+        parser.finish(true, &mut out);
+        prop_assert_eq!(joined(out), expected, "{}", answer);
     }
 
     #[test]
