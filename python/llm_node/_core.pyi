@@ -8,6 +8,7 @@ from typing import Literal, final
 __all__ = [
     "ABI_VERSION",
     "ERROR_CODES",
+    "TOOL_SYNTAXES",
     "Block",
     "Engine",
     "Event",
@@ -35,6 +36,9 @@ ABI_VERSION: int
 
 ERROR_CODES: list[str]
 """Every code of `rust/core/src/error.rs`, in its order."""
+
+TOOL_SYNTAXES: list[str]
+"""The families of `rust/core/src/chat/families`, and `off`."""
 
 @final
 class Fault(Exception):

@@ -30,6 +30,22 @@ CONFIG_FILE = "config.toml"
 
 SPECULATION = ("off", "lookup")
 UNKNOWN_FIELDS = ("refuse", "ignore")
+TOOL_SYNTAXES = (
+    "harmony",
+    "llama3",
+    "functionary",
+    "lfm2",
+    "granite3",
+    "functools",
+    "hermes",
+    "pythonic",
+    "off",
+)
+"""How models write calls, beside what their chat templates tell: `rust/core/src/chat/families`."""
+
+ALL_MODELS = "*"
+"""In a setting for each model: those that are not named."""
+
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
 CACHES = ("hub", "llama-cpp", "lm-studio", "ollama")
 """Programs whose models are offered where they lie, in the order in which they are looked through."""
@@ -144,6 +160,14 @@ def _chat_template(text: str) -> tuple[str, str]:
     if not (model and sign and template):
         raise ValueError("expected MODEL=FILE")
     return model, template
+
+
+def _tool_syntax(text: str) -> tuple[str, str]:
+    """A model, or `ALL_MODELS`, and how it writes calls."""
+    model, sign, name = (part.strip() for part in text.rpartition("="))
+    if name not in TOOL_SYNTAXES or (sign and not model):
+        raise ValueError(f"expected NAME or MODEL=NAME with one of {', '.join(TOOL_SYNTAXES)}")
+    return model or ALL_MODELS, name
 
 
 def _variable(text: str) -> str:
@@ -514,6 +538,17 @@ class Settings:
         "Its vocabulary must be theirs.",
         metavar="FILE",
         shown="none",
+    )
+    tool_syntax: tuple[tuple[str, str], ...] = _setting(
+        (),
+        _tool_syntax,
+        "How models write calls of tools, where a load says nothing: for all of them, or for one as in "
+        f"qwen3-8b=hermes. One of {', '.join(TOOL_SYNTAXES)}; off means that they have no tools. "
+        "Separated by commas, or given several times.",
+        metavar="[MODEL=]NAME",
+        shown="what each model's chat template tells",
+        many=True,
+        commas=True,
     )
     engine_option: tuple[tuple[str, str], ...] = _setting(
         (),

@@ -6,6 +6,8 @@ The tests with a number bear the behaviour of that row in the table of what brea
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -326,11 +328,24 @@ def test_a_model_without_tools_says_so(client: openai.OpenAI, node: RunningNode)
     assert not models["plain"]["facts"]["chat"]["tools"]
 
 
+def test_the_setting_chooses_how_one_model_writes_calls(client: openai.OpenAI, node: RunningNode) -> None:
+    assert client.chat.completions.create(**ask("one")).choices[0].message.tool_calls
+    for model in ("mute", "plain"):
+        assert node.post("/api/models/load", {"model_id": model}).status == 200
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**ask("one"), "model": "mute"})
+    assert caught.value.param == "tools"
+    command = str(Path(sys.executable).with_name("llm-node"))
+    listed = subprocess.run([command, "list", "--node", node.url], capture_output=True, text=True, check=True)
+    tools = {line.split()[0]: line.split()[6] for line in listed.stdout.splitlines()[1:]}
+    assert (tools["says"], tools["mute"], tools["plain"]) == ("derived", "none", "none")
+
+
 def test_a_named_syntax_of_a_load(client: openai.OpenAI, node: RunningNode) -> None:
     assert node.post("/api/models/unload", {"model_id": "says"}).status == 200
     refused = node.post("/api/models/load", {"model_id": "says", "tool_syntax": "martian"})
     assert refused.status == 400 and refused.json()["error"]["param"] == "tool_syntax"
-    assert node.post("/api/models/load", {"model_id": "says", "tool_syntax": "none"}).status == 200
+    assert node.post("/api/models/load", {"model_id": "says", "tool_syntax": "off"}).status == 200
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**ask("one"))
     assert node.post("/api/models/unload", {"model_id": "says"}).status == 200

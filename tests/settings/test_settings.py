@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llm_node import settings
+from llm_node import _core, settings
 from llm_node.settings import Settings, SettingsError, parse_size
 
 unhurried = hypothesis_settings(deadline=None)
@@ -37,6 +37,15 @@ def test_command_line_over_environment_over_file_over_default(home: Path) -> Non
     assert Settings.load({"port": ["3"]}, {"LLM_NODE_PORT": "2"}).port == 3
 
 
+def test_tool_syntaxes_are_those_of_the_core() -> None:
+    assert list(settings.TOOL_SYNTAXES) == _core.TOOL_SYNTAXES
+    asked = Settings.load({"tool_syntax": ["off,a=b=hermes"]}, {})
+    assert asked.tool_syntax == ((settings.ALL_MODELS, "off"), ("a=b", "hermes"))
+    for wrong in ("martian", "llama=", "=hermes", "llama=martian"):
+        with pytest.raises(SettingsError, match="pythonic, off"):
+            Settings.load({"tool_syntax": [wrong]}, {})
+
+
 def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
     samples = {
         "engines_dir": "/e",
@@ -57,6 +66,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "cors_origin": "https://chat.example.com",
         "alias": "claude=llama",
         "chat_template": "llama=chatml",
+        "tool_syntax": "llama=hermes",
         "node": "http://10.0.0.1:3000",
         "engine_option": "a=b",
         "engine_env": "HF_HOME",

@@ -73,8 +73,8 @@ TOKENS = pieces(SCRIPTS)
 
 @contextmanager
 def scripted_node(engines: Path, folder: Path) -> Iterator[RunningNode]:
-    """A node with the model `says`, which says the script that its last message names, and `plain`, whose
-    chat template knows no tools."""
+    """A node with the model `says`, which says the script that its last message names, `plain`, whose chat
+    template knows no tools, and `mute`: `says` without tools, by a setting."""
     (folder / "models").mkdir()
     follows: dict[str | int, str | int] = {}
     words = [("<|open|>", CONTROL), ("<|end|>", CONTROL), ("<think>\n", USER_DEFINED)]
@@ -84,7 +84,8 @@ def scripted_node(engines: Path, folder: Path) -> Iterator[RunningNode]:
         follows |= dict(itertools.pairwise(chain))
         words += [(chain[0], CONTROL), *((token, USER_DEFINED) for token in tokens)]
     talker(folder / "models/says.gguf", words, follows, TEMPLATE, context=4096)
+    (folder / "models/mute.gguf").hardlink_to(folder / "models/says.gguf")
     talker(folder / "models/plain.gguf", words, follows, "{{ messages[-1].content }}")
-    places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
-    with running_node(folder / "node", [*places, "--gpu-backend", "cpu"]) as running:
+    places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models"), "--gpu-backend", "cpu"]
+    with running_node(folder / "node", [*places, "--tool-syntax", "mute=off"]) as running:
         yield running

@@ -40,7 +40,17 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     if as_json:
         table.show_json({"models": found})
         return
-    heading = ["MODEL", "ARCHITECTURE", "FORMAT", "SIZE", "CONTEXT", "FROM", "STATUS", "WHAT IS WRONG"]
+    heading = [
+        "MODEL",
+        "ARCHITECTURE",
+        "FORMAT",
+        "SIZE",
+        "CONTEXT",
+        "TOOLS",
+        "FROM",
+        "STATUS",
+        "WHAT IS WRONG",
+    ]
     rows = [_row(model, obstacles.get(model["model_id"])) for model in found]
     table.show([heading, *rows, *_stopped_pulls(settings)])
     if not found:
@@ -85,6 +95,7 @@ def _stopped_pulls(settings: Settings) -> list[list[str]]:
             "gguf",
             table.size(it.total),
             "?",
+            "?",
             "own",
             f"{it.bytes * 100 // max(it.total, 1)} % pulled",
             "",
@@ -101,7 +112,17 @@ def _row(model: dict[str, Any], obstacle: tuple[str, str] | None) -> list[str]:
         str(model.get("format") or "?"),
         table.size(model.get("size_bytes")),
         str(model.get("context_length") or "?"),
+        _tools(model),
         str(model.get("origin") or "?"),
         code or str(model.get("status") or "?"),
         " ".join(message.split()),
     ]
+
+
+def _tools(model: dict[str, Any]) -> str:
+    """How a loaded model writes calls, or that it has no tools."""
+    facts = model.get("facts")
+    if facts is None:
+        return "?"
+    chat = facts.get("chat")
+    return str(chat["syntax"]) if chat and chat["tools"] else "none"

@@ -41,6 +41,7 @@ def make(settings: Settings, *, needs_device: bool) -> Node:
         step_timeout=settings.step_timeout,
         speculation=settings.speculation,
         draft_model=settings.draft_model,
+        tool_syntax=dict(settings.tool_syntax),
         engine_options=dict(settings.engine_option),
         engine_env=settings.engine_env,
         load_timeout=settings.load_timeout,

@@ -76,6 +76,7 @@ class Node:
         step_timeout: int = 600,
         speculation: str = "lookup",
         draft_model: Path | str | None = None,
+        tool_syntax: Mapping[str, str] | None = None,
         engine_options: Mapping[str, str] | None = None,
         engine_env: Sequence[str] = (),
         load_timeout: float = 600.0,
@@ -96,6 +97,7 @@ class Node:
             `gpu_not_found` where there is no GPU.
         vram_limit: bytes on each device. Timeouts and intervals: seconds.
         speculation: "off" or "lookup". draft_model: a file that guesses instead, unless it is "off".
+        tool_syntax: model or "*" to how it writes calls, where a load says nothing.
         engine_env: names of environment variables that engines see beside the usual ones.
         needs_device: False for one who only lists engines and models.
         """
@@ -120,6 +122,7 @@ class Node:
         self._step_timeout = step_timeout
         self._speculation = speculation
         self._draft_model = None if draft_model is None else str(Path(draft_model).absolute())
+        self._tool_syntax = dict(tool_syntax or {})
         self._engine_options = dict(engine_options or {})
         self._engine_env = list(engine_env)
         self._load_timeout = load_timeout
@@ -224,6 +227,7 @@ class Node:
             "context_length": self._context_length,
             "max_sequences": self._max_sequences,
             "cache_tokens": self._cache_tokens,
+            "tool_syntax": self._tool_syntax,
             "engine_options": self._engine_options,
             "engine_env": self._engine_env,
             "threads": self._threads,

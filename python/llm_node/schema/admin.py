@@ -27,7 +27,7 @@ class LoadRequest(Wire):
     draft_model: str | None = Field(default=None, min_length=1, max_length=512)
     """A model that guesses them, by its name."""
     tool_syntax: str | None = Field(default=None, min_length=1, max_length=64)
-    """How it writes calls of tools: the name of a family, or `none`."""
+    """How it writes calls of tools: the name of a family, or `off`."""
     chat_template: str | None = Field(default=None, min_length=1, max_length=1 << 20)
     """Its chat template in place of its own: the source, or the name of one that is built in."""
     options: dict[str, bool | int | float | str] | None = None

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_core::{
+    chat::model::SyntaxChoice,
+    error::{ErrorCode, Fault},
+};
 use llm_node_wire::message;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +63,9 @@ pub struct NodeConfig {
     /// A model that guesses instead of the text itself, unless `speculation` is off.
     #[serde(default)]
     pub draft_model: Option<PathBuf>,
+    /// How models write calls: a family's name or "off" by model, under [`ALL_MODELS`] for the others.
+    #[serde(default)]
+    pub tool_syntax: BTreeMap<String, String>,
     /// CPU threads of an engine; 0: the engine's own choice.
     #[serde(default)]
     pub threads: u32,
@@ -85,6 +91,9 @@ pub struct NodeConfig {
     #[serde(default = "info")]
     pub log_level: String,
 }
+
+/// In settings for each model: those that are not named.
+const ALL_MODELS: &str = "*";
 
 /// The name under which [`NodeConfig::demo_model`] is offered.
 pub const DEMO_MODEL: &str = "llm-node-demo";
@@ -191,6 +200,9 @@ impl NodeConfig {
         let config: NodeConfig = serde_json::from_str(text).map_err(|error| {
             Fault::new(ErrorCode::InvalidRequest, format!("the node's configuration: {error}"))
         })?;
+        for name in config.tool_syntax.values() {
+            SyntaxChoice::of(name)?;
+        }
         if config.worker_command.is_empty() {
             return Err(invalid("worker_command", "must name a program"));
         }
@@ -204,6 +216,11 @@ impl NodeConfig {
             }
         }
         Ok(config)
+    }
+
+    /// How a model writes calls whose load does not say; `None`: as its template says.
+    pub fn usual_tool_syntax(&self, model_id: &str) -> Option<&String> {
+        self.tool_syntax.get(model_id).or_else(|| self.tool_syntax.get(ALL_MODELS))
     }
 
     /// Who guesses tokens for a model whose load does not say.

@@ -15,6 +15,7 @@ mod supervisor;
 mod surroundings;
 mod worker;
 
+use llm_node_core::chat::model::SyntaxChoice;
 use pyo3::prelude::*;
 
 #[pymodule]
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ABI_VERSION", llm_node_abi::ENGINE_ABI_VERSION)?;
     let codes: Vec<&str> = llm_node_core::error::ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
     module.add("ERROR_CODES", codes)?;
+    module.add("TOOL_SYNTAXES", SyntaxChoice::names().collect::<Vec<_>>())?;
     module.add("Fault", fault::class(py)?)?;
     module.add_class::<event::PyEvent>()?;
     module.add_class::<event::PyBlock>()?;

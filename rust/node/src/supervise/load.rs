@@ -73,7 +73,7 @@ pub struct LoadRequest {
     /// Name of a model that guesses them.
     #[serde(default)]
     pub draft_model: Option<String>,
-    /// How the model writes calls: a family's name, or "none"; `None`: what its template says.
+    /// How the model writes calls: a family's name, or "off"; `None`: as the configuration says.
     #[serde(default)]
     pub tool_syntax: Option<String>,
     /// The source of its chat template, or the name of one that is built in; `None`: as the configuration says,

@@ -62,7 +62,7 @@ impl Setup {
             gpu_layers: wishes.gpu_layers.unwrap_or(-1),
             threads: wishes.threads.unwrap_or(config.threads),
             speculation: wishes.speculation.clone().unwrap_or_else(|| config.usual_speculation()),
-            tool_syntax: wishes.tool_syntax.clone(),
+            tool_syntax: wishes.tool_syntax.as_ref().or(config.usual_tool_syntax(model_id)).cloned(),
             chat_template: wishes
                 .chat_template
                 .as_ref()
@@ -249,6 +249,17 @@ mod tests {
     }
 
     #[test]
+    fn calls_are_written_as_the_load_says_else_as_the_configuration() {
+        let config = config(&json!({ "tool_syntax": { "m": "hermes", "*": "off" } }));
+        let named = Wishes { tool_syntax: Some("lfm2".into()), ..Wishes::default() };
+        for (wishes, model, expected) in
+            [(&named, "m", "lfm2"), (&Wishes::default(), "m", "hermes"), (&Wishes::default(), "n", "off")]
+        {
+            assert_eq!(Setup::new(wishes, &config, model).tool_syntax.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
     fn each_other_wish_is_refused_by_name() {
         let config =
             config(&json!({ "engine_options": { "key": "a" }, "chat_templates": { "m": "chatml" } }));
@@ -271,7 +282,7 @@ mod tests {
                 "draft_model",
                 Wishes { speculation: Some(Speculation::Model("/d".into())), ..Wishes::default() },
             ),
-            ("tool_syntax", Wishes { tool_syntax: Some("none".into()), ..Wishes::default() }),
+            ("tool_syntax", Wishes { tool_syntax: Some("hermes".into()), ..Wishes::default() }),
             ("chat_template", Wishes { chat_template: Some("{{ x }}".into()), ..Wishes::default() }),
             ("options", options("b")),
         ];
