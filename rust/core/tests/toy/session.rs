@@ -86,7 +86,7 @@ fn talk(text: &str) -> Conversation {
         input: ToolInput::Object(Json::new(schema).unwrap()),
         strict: true,
     });
-    let messages = vec![Message::User { parts: vec![Part::Text(text.into())] }];
+    let messages = vec![Message::User { parts: vec![Part::Text(text.into())], name: None }];
     Conversation { messages, tools: tools.into(), ..Conversation::default() }
 }
 
