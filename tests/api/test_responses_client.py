@@ -540,7 +540,8 @@ def codex_items(client: openai.OpenAI, *history: Any) -> list[Any]:
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
     assert {"input_tokens", "output_tokens", "total_tokens"} <= contents[-1]["response"]["usage"].keys()
     named = answer.headers["x-llm-node-ignored"].split(", ")
-    assert {"tools.web_search", "tools.image_generation", "tools.tool_search", "tools.format"} <= set(named)
+    assert {"tools.web_search", "tools.image_generation", "tools.tool_search"} <= set(named)
+    assert "tools.patch#/properties/input" in named, "the grammar is not enforced"
     return [content["item"] for content in contents if content["type"] == "response.output_item.done"]
 
 

@@ -198,7 +198,8 @@ def test_tools() -> None:
     assert patch.description == "Changes.\n\nThe input must match this grammar (lark):\nstart: /a/"
     assert read == Tool("mcp__files__read", Json.of(SCHEMA), strict=True)
     assert shell.name == LOCAL_SHELL
-    assert ignored == {"tools.web_search", "tools.mcp", "tools.format"}
+    assert patch.input == TextInput(Grammar("lark", "start: /a/"))
+    assert ignored == {"tools.web_search", "tools.mcp"}
     assert offered.of("mcp__files__read") == Told("function_call", "read", "mcp__files")
     assert offered.of("patch") == Told("custom_tool_call", "patch")
     assert [tool["type"] for tool in offered.shown] == [

@@ -6,6 +6,7 @@ The tests with a number bear the behaviour of that row in the table of what brea
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -212,6 +213,21 @@ def test_a_call_that_begins_by_itself_keeps_to_its_schema(client: openai.OpenAI,
     assert choice.finish_reason == "tool_calls"
     streamed = "".join(delta.function.arguments or "" for delta in deltas_of(chunks_of(client, **fields)))
     assert streamed == call.function.arguments
+
+
+def test_the_form_of_a_custom_tool_is_enforced(client: openai.OpenAI) -> None:
+    form = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[ab]{3}"}}
+    note = {"type": "custom", "custom": {"name": "note", "format": form}}
+    asked = ask("finds", tools=[note], tool_choice="required", max_tokens=100)
+    (choice,) = client.chat.completions.create(**asked).choices
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "custom" and re.fullmatch("[ab]{3}", call.custom.input)
+    for wrong in ({"type": "grammar"}, {"type": "text", "grammar": form["grammar"]}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                **{**asked, "tools": [{"type": "custom", "custom": {"name": "note", "format": wrong}}]}
+            )
+        assert caught.value.param == "tools.0.custom.format.grammar"
 
 
 def prompt(content: str) -> Any:

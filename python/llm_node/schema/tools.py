@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from llm_node.schema.wire import Wire, feature, invalid
+from llm_node.schema.wire import Wire, invalid
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -36,9 +36,9 @@ class TextFormat(Wire):
     grammar: TextGrammar | None = None
 
     @model_validator(mode="after")
-    def _no_grammar(self) -> TextFormat:
-        if self.type == "grammar":
-            raise feature("inputs of tools are not enforced, so a grammar for one is not supported")
+    def _has_its_grammar(self) -> TextFormat:
+        if (self.type == "grammar") != (self.grammar is not None):
+            raise invalid("grammar: there is one where the type is 'grammar'", "grammar")
         return self
 
 

@@ -10,6 +10,7 @@ from llm_node.api.conversation import (
     Call,
     Choice,
     Conversation,
+    Grammar,
     Json,
     Message,
     Named,
@@ -55,7 +56,9 @@ def _function(one: tools.Function) -> Tool:
 
 def _tool(one: tools.Tool) -> Tool:
     if one.custom is not None:
-        return Tool(one.custom.name, TextInput(), one.custom.description)
+        form = one.custom.format.grammar
+        grammar = None if form is None else Grammar(form.syntax, form.definition)
+        return Tool(one.custom.name, TextInput(grammar), one.custom.description)
     assert one.function is not None  # noqa: S101  # its validator says so
     return _function(one.function)
 

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llm_node.api.conversation import Among, Choice, Json, Named, TextInput, Tool
+from llm_node.api.conversation import Among, Choice, Grammar, Json, Named, TextInput, Tool
 from llm_node.node import NodeError
 from llm_node.schema.responses import tools as wire
 from llm_node.schema.responses.request import InputTokensRequest
@@ -128,13 +128,13 @@ class Offered:
             self.tools.append(Tool(name, Json.of(tool.parameters), tool.description, tool.strict))
             self.told[name] = Told("function_call", tool.name, namespace)
             return {**shown, "parameters": tool.parameters, "strict": tool.strict}
-        description = tool.description
+        description, grammar = tool.description, None
         if isinstance(tool.format, wire.GrammarFormat):
-            # The model is told of it, and not held to it.
-            ignored.add("tools.format")
-            grammar = f"The input must match this grammar ({tool.format.syntax}):\n{tool.format.definition}"
-            description = f"{description}\n\n{grammar}" if description else grammar
-        self.tools.append(Tool(name, TextInput(), description))
+            # Templates have no place for it, and the model is not always held to it.
+            grammar = Grammar(tool.format.syntax, tool.format.definition)
+            said = f"The input must match this grammar ({grammar.syntax}):\n{grammar.definition}"
+            description = f"{description}\n\n{said}" if description else said
+        self.tools.append(Tool(name, TextInput(grammar), description))
         self.told[name] = Told("custom_tool_call", tool.name, namespace)
         return {**shown, "format": tool.format.model_dump()}
 

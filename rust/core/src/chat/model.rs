@@ -6,7 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    conversation::{Choice, Conversation},
+    conversation::{Choice, Conversation, Thinking},
     derive::{self, Tokens, Underivable},
     families,
     habits::Habits,
@@ -173,8 +173,16 @@ impl ModelChat {
         }
         watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(&rendered.text()[..place], it));
         let begun = rendered.text()[place..].to_owned();
-        let unseen = (conversation.names_people() && !self.habits.names).then(|| "messages.name".to_owned());
-        Ok(Asked { prompt: rendered, watch, begun, unseen: unseen.into_iter().collect() })
+        let mut unseen = Vec::new();
+        if conversation.names_people() && !self.habits.names {
+            unseen.push("messages.name".to_owned());
+        }
+        if matches!(conversation.thinking, Thinking::On { effort: Some(_), .. })
+            && self.habits.switch.is_none()
+        {
+            unseen.push("thinking".to_owned());
+        }
+        Ok(Asked { prompt: rendered, watch, begun, unseen })
     }
 
     /// Bytes at the end of a prompt that are the beginning of a mark: Functionary's is `>>>`, and for whom the text
@@ -244,7 +252,7 @@ impl fmt::Display for ModelChat {
 mod tests {
     use super::*;
     use crate::chat::{
-        conversation::{Message, Part, Thinking, Tool, ToolInput},
+        conversation::{Effort, Message, Part, Tool, ToolInput},
         parse::{Found, Parser},
     };
 
@@ -337,6 +345,18 @@ mod tests {
         assert_eq!(read(&model, &plain, "all\nHi"), [Found::Text("Hi".into())]);
         let again = of(vec![user("q"), said("Hm")]);
         assert_eq!(read(&model, &again, "!"), [Found::Text("!".into())]);
+    }
+
+    #[test]
+    fn an_effort_without_a_switch_for_it_is_told() {
+        let plain = model("{{ messages[-1].content }}", &SyntaxChoice::Found);
+        let asked = |model: &ModelChat, effort| {
+            let thinking = Thinking::On { effort, budget: None };
+            model.render(&Conversation { thinking, ..of(vec![user("q")]) }, 0).unwrap().unseen
+        };
+        assert_eq!(asked(&plain, Some(Effort::Low)), ["thinking"]);
+        assert!(asked(&plain, None).is_empty());
+        assert!(asked(&model(TEMPLATE, &SyntaxChoice::Found), Some(Effort::Low)).is_empty());
     }
 
     #[test]
