@@ -91,5 +91,7 @@ def test_models_for_clients_of_either_vendor(undecided: RunningNode) -> None:
         assert (model["object"], model["type"], model["display_name"]) == ("model", "model", "one")
         assert model["created"] > 1_700_000_000 and model["created_at"].startswith("20")
         assert model["context_length"] > 0
+    for name in ("one.toy", "one:latest", "claude-sonnet"):
+        assert undecided.get(f"/v1/models/{name}").json()["id"] == "one", "by any of its names"
     error = undecided.get("/v1/models/onne").json()["error"]
     assert error["code"] == "model_not_found" and "did you mean 'one'" in error["message"]

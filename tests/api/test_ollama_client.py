@@ -172,7 +172,8 @@ def test_models(client: ollama.Client, node: RunningNode) -> None:
 def test_row_26_capabilities_are_what_was_found_out(client: ollama.Client) -> None:
     client.generate(MODEL)
     assert "completion" in (client.show(MODEL).capabilities or [])
-    assert not {"tools", "thinking", "vision", "insert"} & set(client.show(MODEL).capabilities or [])
+    others = {"tools", "thinking", "vision", "insert", "embedding"}
+    assert not others & set(client.show(MODEL).capabilities or [])
     client.generate(MODEL, keep_alive=0)
     assert client.show(MODEL).capabilities == ["completion"], "by its file"
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -220,7 +220,8 @@ def _capabilities(model: Mapping[str, Any]) -> list[str]:
         "completion": facts["generates"],
         "tools": chat.get("tools"),
         "thinking": chat.get("thinking"),
-        "embedding": facts["n_embedding"],
+        # An engine may tell the width of any model.
+        "embedding": facts["n_embedding"] and (not facts["generates"] or model.get("task") == "embeddings"),
         "insert": facts["generates"] and facts["fills_gaps"],
     }
     return [word for word, can in found.items() if can]
