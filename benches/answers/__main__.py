@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    setup = Setup(Model(options.model.stem, options.model, 0, 0, 0), options.threads, 16, 2048)
+    setup = Setup(Model(options.model.stem, options.model, 0, 0, 0), options.threads, 16, 4096)
     missed: list[str] = []
     node = start_node(setup, options.engines_dir)
     try:
