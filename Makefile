@@ -52,8 +52,9 @@ engine: $(STAMPS)/tools
 samples: $(STAMPS)/tools
 	@$(MAKE) --no-print-directory -C engines/sample_c OUT=$(CURDIR)/engines
 
-setup: $(STAMPS)/wheel
-	@$(MAKE) --no-print-directory engine BACKEND=cpu
+# The package and the engine side by side: each ends with what one core does.
+setup: $(STAMPS)/tools
+	@$(MAKE) --no-print-directory --jobs=2 $(STAMPS)/wheel engine BACKEND=cpu
 
 # Two: the node, and the CPU engine as a package of its own. PORTABLE=--portable makes them for other machines too.
 wheel: $(STAMPS)/wheel

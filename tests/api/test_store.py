@@ -48,4 +48,4 @@ def test_the_last_used_are_kept(actions: list[tuple[str, str, str, int]], most: 
 def test_the_size_is_that_of_all_that_is_kept() -> None:
     messages = (User((Text("hi"),)),)
     found = Kept({"id": "r"}, [{"id": "m"}], messages, size(messages))
-    assert found.size == len('{"id":"r"}' + '[{"id":"m"}]' + '{"user":{"parts":[{"text":"hi"}]}}')
+    assert found.size == len('{"id":"r"}' + '[{"id":"m"}]' + '{"user":{"parts":[{"text":"hi"}],"name":null}}')

@@ -218,7 +218,7 @@ def test_a_call_that_begins_by_itself_keeps_to_its_schema(client: openai.OpenAI,
 def test_the_form_of_a_custom_tool_is_enforced(client: openai.OpenAI) -> None:
     form = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[ab]{3}"}}
     note = {"type": "custom", "custom": {"name": "note", "format": form}}
-    asked = ask("finds", tools=[note], tool_choice="required", max_tokens=100)
+    asked = ask("finds", tools=[note], tool_choice="required", max_tokens=400)
     (choice,) = client.chat.completions.create(**asked).choices
     (call,) = choice.message.tool_calls or []
     assert call.type == "custom" and re.fullmatch("[ab]{3}", call.custom.input)

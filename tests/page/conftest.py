@@ -25,7 +25,8 @@ expect.set_options(timeout=UNCALLED_FOR)
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+# Playwright runs an event loop of its own in this thread meanwhile; other files' tests have theirs.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:

@@ -116,8 +116,9 @@ def test_who_does_not_read_an_answer_loses_it(hasty: RunningNode) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(hasty.address)
         connection.settimeout(60)
-        for _ in range(8):  # whatever the kernel keeps, eight of them are more
-            connection.sendall(request("/tokenize", method="POST", body=body, Connection="keep-alive"))
+        with contextlib.suppress(ConnectionError):  # it may be lost before the last is sent
+            for _ in range(8):  # whatever the kernel keeps, eight of them are more
+                connection.sendall(request("/tokenize", method="POST", body=body, Connection="keep-alive"))
         deadline = time.monotonic() + 60
         while "took nothing of its answer" not in hasty.log_text():
             assert time.monotonic() < deadline

@@ -188,7 +188,7 @@ pub(crate) fn engine_claims(py: Python<'_>, folder: PathBuf, claim: Option<&str>
         .map(serde_json::from_str)
         .transpose()
         .map_err(|error| raised(py, &malformed("the claim", &error)))?;
-    Ok(manifest::claim(&folder.join("manifest.json"), claim.as_ref())?)
+    Ok(py.detach(move || manifest::claim(&folder.join("manifest.json"), claim.as_ref()))?)
 }
 
 /// See `_core.pyi`.
