@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "check_engine",
     "conformance_checks",
+    "end_with_parent",
     "engine_at",
     "engine_claims",
     "engines_folder_meant",
@@ -70,6 +71,10 @@ def check_engine(plan: str, child: list[str], progress: Callable[[str], None]) -
 def conformance_checks() -> str:
     """Every check, as JSON: [{"name", "level": "must" | "should", "what", "contract": a passage of
     engine_api.h, "line": where it stands there, "mend": what to change}]."""
+
+def end_with_parent() -> None:
+    """From now on this process gets SIGTERM when the thread that started it ends. Raises `OSError`, also on
+    systems other than Linux, which have no such thing."""
 
 def engine_at(path: str) -> str:
     """The engine whose folder this is, or the one engine below it, as JSON: {"folder", "binary", "id",

@@ -406,6 +406,21 @@ class Settings:
         metavar="ADDRESS",
     )
     port: int = _setting(3000, _integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT")
+    listen_fd: int | None = _setting(
+        None,
+        _integer(0, 1 << 20),
+        "Descriptor of a socket that who starts the node listens on already, in place of --host and --port.",
+        metavar="NUMBER",
+        shown="none",
+        in_file=False,
+    )
+    exit_with_parent: bool = _setting(
+        False,
+        _yes_or_no,
+        "Go down, as with SIGTERM, when the process that started the node is gone. Linux only.",
+        metavar="YES|NO",
+        in_file=False,
+    )
     allow_open: bool = _setting(
         False,
         _yes_or_no,

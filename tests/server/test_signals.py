@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -50,6 +51,14 @@ def wait_until_draining(node: RunningNode) -> None:
         time.sleep(0.02)
 
 
+def stays_open(connection: http.client.HTTPConnection) -> bool:
+    """May another request follow on it?"""
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    answer.read()
+    return not answer.will_close
+
+
 async def rest_of(under_way: AsyncIterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return [chunk async for chunk in under_way]
 
@@ -62,6 +71,8 @@ async def test_a_signal_lets_answers_end_and_takes_no_new_ones(
         async with session() as client:
             under_way = stream(client, node.url, body(3))
             await anext(under_way)
+            kept = http.client.HTTPConnection(*node.address)
+            assert stays_open(kept)
             whole = asyncio.create_task(asyncio.to_thread(node.post, "/v1/completions", body(3)))
             await asyncio.sleep(0.5)
             os.kill(node.process.pid, number)
@@ -76,6 +87,7 @@ async def test_a_signal_lets_answers_end_and_takes_no_new_ones(
                 refused = node.request(method, path, sent)
                 assert (refused.status, refused.json()["error"]["code"]) == (503, "shutting_down"), path
                 assert int(refused.headers["Retry-After"]) >= 1
+            assert not stays_open(kept), "what comes next is for another node"
             assert node.get("/healthz").status == 200
             chunks = await rest_of(under_way)
             assert not any("error" in chunk for chunk in chunks)

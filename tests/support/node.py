@@ -155,14 +155,15 @@ def running_node(
     program: Sequence[str | Path] = (PROGRAM,),
     inherited: Sequence[int] = (),
     address: str = "127.0.0.1",
+    port: int | None = None,
 ) -> Iterator[RunningNode]:
-    """Start `llm-node ARGUMENTS` on a free port, wait until it is ready, end it whatever happens.
+    """Start `llm-node ARGUMENTS` on a free port or this one, wait until it is ready, end it whatever happens.
 
     `prefix`: a program that runs the rest of its command line. `program`: in place of `llm-node`.
     `inherited`: descriptors that it gets. `address`: where it is asked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     log = folder / "node.log"
     command = [*prefix, *map(str, program), "--port", str(port), *arguments]
     with log.open("wb") as sink:

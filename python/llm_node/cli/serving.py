@@ -8,13 +8,14 @@ import functools
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 
 import click
 
 from llm_node.cli import advice, failure, greeting, own_node
-from llm_node.node import Node, NodeError, keep_memory_private
+from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
@@ -39,6 +40,11 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
     if skipped := service_variables():
         log.info("not settings, but where a Kubernetes Service is: %s", ", ".join(skipped))
+    if settings.exit_with_parent:
+        try:
+            end_with_parent()
+        except OSError as error:
+            raise click.ClickException(f"--exit-with-parent: {error.strerror or error}") from None
     # Workers run as the same user, and what the node holds (keys, prompts) is not an engine's.
     keep_memory_private()
     try:
@@ -53,7 +59,8 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> int | None:
     """Gives the signal that hurried it, if one did."""
     signals = _Signals()
-    addresses = await _addresses(settings)
+    inherited = _inherited(settings)
+    addresses = [] if inherited is not None else await _addresses(settings)
     node = own_node.make(settings, needs_device=True)
     runner = make_runner(make_app(node, settings))
     await runner.setup()
@@ -63,11 +70,15 @@ async def _serve(settings: Settings) -> int | None:
         most_connections=most_connections(settings.max_connections, descriptors.raise_limit()),
     )
     try:
-        try:
-            listener.open(addresses)
-        except OSError as error:
-            raise _cannot_listen(settings, error) from None
-        reached = url(settings.host, listener.port)
+        if inherited is not None:
+            listener.take(inherited)
+            reached = url(inherited.getsockname()[0], listener.port)
+        else:
+            try:
+                listener.open(addresses)
+            except OSError as error:
+                raise _cannot_listen(settings, error) from None
+            reached = url(settings.host, listener.port)
         with NodeRecord(node.id, reached, os.getpid()).kept_in(settings.home):
             await _greet_until(signals.first, _greet(node, settings, reached))
             log.info("going down: answers under way have %g s", settings.drain_timeout)
@@ -112,13 +123,41 @@ async def _addresses(settings: Settings) -> list[tuple[int, SocketAddress]]:
         raise _cannot_listen(settings, error) from None
     reached = [str(address[0]) for _, address in addresses if not is_loopback(address)]
     if reached and not settings.allow_open:
-        name = settings.host if settings.host in reached else f"{settings.host} ({', '.join(reached)})"
-        raise click.ClickException(
-            f"{name} is reached by other machines, and this node has no keys yet: whoever reaches it may "
-            "use it and manage its models. Listen on 127.0.0.1, behind a proxy that asks for keys, or add "
-            "--allow-open yes where all who reach it may use it."
+        raise _is_open(
+            settings.host if settings.host in reached else f"{settings.host} ({', '.join(reached)})"
         )
     return addresses
+
+
+def _inherited(settings: Settings) -> socket.socket | None:
+    """The socket of `--listen-fd`; refused like an address."""
+    number = settings.listen_fd
+    if number is None:
+        return None
+    try:
+        inherited = socket.socket(fileno=number)
+        is_fit = inherited.family in (socket.AF_INET, socket.AF_INET6) and inherited.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        )
+    except OSError as error:
+        raise click.ClickException(
+            f"--listen-fd {number} is no socket that this process has: {error.strerror}"
+        ) from None
+    if not is_fit:
+        raise click.ClickException(f"--listen-fd {number} is no TCP socket that listens")
+    inherited.set_inheritable(False)
+    address = inherited.getsockname()
+    if not is_loopback(address) and not settings.allow_open:
+        raise _is_open(str(address[0]))
+    return inherited
+
+
+def _is_open(name: str) -> click.ClickException:
+    return click.ClickException(
+        f"{name} is reached by other machines, and this node has no keys yet: whoever reaches it may "
+        "use it and manage its models. Listen on 127.0.0.1, behind a proxy that asks for keys, or add "
+        "--allow-open yes where all who reach it may use it."
+    )
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> click.ClickException:

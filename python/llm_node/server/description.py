@@ -179,6 +179,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /reranking": Operation(rerank.RerankRequest),
     "POST /apply-template": Operation(chat.ApplyTemplateRequest),
     "POST /detokenize": Operation(tokens.DetokenizeRequest),
+    "GET /-/healthz": Operation(gives=("text/plain",), codes=("engine_crashed",)),
+    "GET /-/routes": Operation(),
     "GET /healthz": Operation(),
     "GET /openapi.json": Operation(),
     "GET /readyz": Operation(codes=("engine_crashed",)),

@@ -104,6 +104,12 @@ class Listener:
         for listening in self._sockets:
             self._start(self._accept(listening))
 
+    def take(self, listening: socket.socket) -> None:
+        """Listen on a socket that listens already."""
+        listening.setblocking(False)
+        self._sockets.append(listening)
+        self._start(self._accept(listening))
+
     async def close(self) -> None:
         """Let nobody in any more. Who is in stays."""
         for task in self._tasks:
@@ -130,6 +136,8 @@ class Listener:
                 try:
                     arrived, _ = await loop.sock_accept(listening)
                 except OSError as error:
+                    if error.errno == errno.EINVAL:
+                        return  # who gave the socket has shut it down: connections go elsewhere
                     if error.errno in SHORTAGES:
                         self._say("nobody can be let in: %s", error.strerror)
                         await asyncio.sleep(PAUSE_SECONDS)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, NODE, REQUEST_ID
 from llm_node.node import NodeError
 from llm_node.server.origin import OriginRules
 
@@ -168,6 +168,10 @@ async def complete_headers(request: web.Request, response: web.StreamResponse) -
     rules = request.app.get(ORIGIN_RULES)
     if rules is not None:
         response.headers.update(rules.cors(request.headers))
+    node = request.app.get(NODE)
+    if node is not None and not node.is_ready:  # going down: what comes next is for another node
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 ALL = (identify, explain, guard)

@@ -40,6 +40,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(conformance::engine_claims, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::run_check, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::engines_folder_meant, module)?)?;
+    module.add_function(wrap_pyfunction!(surroundings::end_with_parent, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::gguf_header, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::host_memory_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(surroundings::keep_memory_private, module)?)?;

@@ -28,6 +28,12 @@ pub(crate) fn keep_memory_private() -> PyResult<()> {
 
 /// See `_core.pyi`.
 #[pyfunction]
+pub(crate) fn end_with_parent() -> PyResult<()> {
+    Ok(platform::end_with_parent()?)
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
 pub(crate) fn engines_folder_meant(py: Python<'_>, folder: PathBuf) -> Option<PathBuf> {
     py.detach(move || search::meant(&folder))
 }

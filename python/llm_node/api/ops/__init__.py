@@ -9,4 +9,9 @@ from llm_node.api.ops import health
 
 def routes() -> list[web.RouteDef]:
     """All routes of the family."""
-    return [web.get("/healthz", health.live), web.get("/readyz", health.ready)]
+    return [
+        web.get("/healthz", health.live),
+        web.get("/readyz", health.ready),
+        web.get("/-/healthz", health.ready_for_serve),
+        web.get("/-/routes", health.routes_for_serve),
+    ]

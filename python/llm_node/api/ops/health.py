@@ -1,5 +1,5 @@
 """`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down, nor while a
-model that is loaded stands still."""
+model that is loaded stands still. `/-/healthz` and `/-/routes` are the names by which Ray Serve asks."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ async def ready(request: web.Request) -> web.Response:
     if (standstill := node.standstill) is not None:
         raise NodeError("engine_crashed", standstill)
     return web.json_response({"status": "ready", "node_id": node.id})
+
+
+async def ready_for_serve(request: web.Request) -> web.Response:
+    """As `ready`, in Ray Serve's word."""
+    await ready(request)
+    return web.Response(text="success")
+
+
+async def routes_for_serve(request: web.Request) -> web.Response:
+    """Which application answers where, as Ray Serve's proxies tell it."""
+    return web.json_response({"/": "llm-node"})

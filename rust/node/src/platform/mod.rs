@@ -5,14 +5,16 @@
 mod unix;
 #[cfg(unix)]
 pub use unix::{
-    await_end, detach_from_terminal, keep_memory_private, kill_group, socket, wake_pair, writable_by_others,
+    await_end, detach_from_terminal, end_with_parent, keep_memory_private, kill_group, socket, wake_pair,
+    writable_by_others,
 };
 
 #[cfg(not(unix))]
 mod windows;
 #[cfg(not(unix))]
 pub use windows::{
-    await_end, detach_from_terminal, keep_memory_private, kill_group, socket, wake_pair, writable_by_others,
+    await_end, detach_from_terminal, end_with_parent, keep_memory_private, kill_group, socket, wake_pair,
+    writable_by_others,
 };
 
 use std::fmt;

@@ -41,6 +41,25 @@ pub fn keep_memory_private() -> io::Result<()> {
     Ok(())
 }
 
+/// This process gets SIGTERM when the thread that started it ends, or now where that has happened meanwhile.
+#[cfg(target_os = "linux")]
+pub fn end_with_parent() -> io::Result<()> {
+    use rustix::process::{Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
+
+    let parent = getppid();
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    if getppid() != parent {
+        kill_process(getpid(), Signal::TERM)?;
+    }
+    Ok(())
+}
+
+/// An error: there is no such thing here.
+#[cfg(not(target_os = "linux"))]
+pub fn end_with_parent() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Waits until the child has ended, and tells how. It is not reaped by that: its number names nobody else
 /// until it is.
 pub fn await_end(child: &Mutex<Child>) -> Ending {
