@@ -5,7 +5,7 @@
 //! the probing; what is done about a habit is `render`'s.
 
 use super::{
-    conversation::{Call, Conversation, Effort, Input, Json, Message, Part},
+    conversation::{Call, Conversation, Effort, Input, Json, Message, Part, ToolInput},
     derive::{SAID, THOUGHT, TOOLS, probe},
 };
 
@@ -34,6 +34,10 @@ pub struct Habits {
     pub several_calls: bool,
     /// Must ids have nine letters and digits?
     pub short_ids: bool,
+    /// May a message with calls have both reasoning and text?
+    pub text_beside_thoughts: bool,
+    /// Does it bear tools' schemas as clients write them?
+    pub any_schema: bool,
     /// The key under which the reasoning of an answer shows up.
     pub reasoning: Option<&'static str>,
     /// The variable that switches thinking on and off.
@@ -95,6 +99,8 @@ impl Switch {
 
 /// Where templates look for tools, the usual place first.
 const PLACES: [ToolsIn; 3] = [ToolsIn::Variable("tools"), ToolsIn::Variable("xml_tools"), ToolsIn::System];
+/// A schema as many clients write it: without a description, an argument that may be left out.
+const USUAL: &str = r#"{"type": "object", "properties": {"keyalpha": {"type": ["string", "null"]}}}"#;
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 const SWITCHES: [Switch; 4] = [
     Switch { variable: "enable_thinking", on: "true", off: "false" },
@@ -118,6 +124,8 @@ impl Default for Habits {
             names: true,
             several_calls: true,
             short_ids: false,
+            text_beside_thoughts: true,
+            any_schema: true,
             reasoning: None,
             switch: None,
         }
@@ -153,6 +161,20 @@ fn of(messages: Vec<Message>) -> Conversation {
     Conversation { messages, ..Conversation::default() }
 }
 
+/// The id of another server's call.
+const FOREIGN_ID: &str = "toolu_01A09q90qw90lq917835lq9";
+
+fn with_id(id: &str, mut conversation: Conversation) -> Conversation {
+    for message in &mut conversation.messages {
+        if let Message::Assistant { calls, .. } = message {
+            for call in calls {
+                id.clone_into(&mut call.id);
+            }
+        }
+    }
+    conversation
+}
+
 impl Habits {
     /// Asks a template.
     pub fn of(render: RenderBy<'_>) -> Self {
@@ -180,8 +202,15 @@ impl Habits {
         habits.shows_tools = place.is_some();
         habits.tools = place.unwrap_or_default();
 
-        // How a call is taken: the first way that shows name and input.
-        let call = probe("", "", &[(0, "{\"keyalpha\": \"VALUEALPHA\"}")]);
+        if habits.shows_tools {
+            let mut usual = tools.clone();
+            usual.tools[0].input = ToolInput::Object(Json::new(USUAL).unwrap_or_default());
+            habits.any_schema = render(&usual, &habits, true).is_some();
+        }
+
+        // How a call is taken: the first way that shows name and input. Its id is of a length that nobody asks for,
+        // as those of clients are.
+        let call = with_id(FOREIGN_ID, probe("", "", &[(0, "{\"keyalpha\": \"VALUEALPHA\"}")]));
         'found: for no_text in [NoText::Empty, NoText::Null] {
             for encoded in [false, true] {
                 for short_ids in [false, true] {
@@ -219,6 +248,11 @@ impl Habits {
             let way = Self { reasoning: Some(key), ..habits.clone() };
             shows(&thought, &way, THOUGHT) || shows(&calls, &way, THOUGHT)
         });
+
+        let both = probe(SAID, THOUGHT, &[(0, "{}")]);
+        let alone = [probe(SAID, "", &[(0, "{}")]), probe("", THOUGHT, &[(0, "{}")])];
+        let renders = |it: &Conversation| render(it, &habits, false).is_some();
+        habits.text_beside_thoughts = renders(&both) || !alone.iter().all(renders);
 
         let end = |name: &str, value: &str| {
             let variables = Json::new(format!("{{\"{name}\": {value}}}")).unwrap_or_default();

@@ -3,7 +3,9 @@
 //! With `habits` the only place where the words of templates stand: `role`, `tool_calls`,
 //! `reasoning_content`. What a template cannot bear is said in another way, and never refused.
 
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
+
+use serde_json::{Value, json};
 
 use super::{
     conversation::{Call, Conversation, Input, Message, Thinking, Tool, ToolInput, joined},
@@ -15,8 +17,8 @@ use crate::text::conversation::Chat;
 /// What the template is given for a conversation.
 pub fn objects(conversation: &Conversation, habits: &Habits) -> Chat {
     let offered = conversation.offered();
-    let list = |write: fn(&Tool) -> String| {
-        let all: Vec<String> = offered.iter().map(write).collect();
+    let list = |write: fn(&Tool, &Habits) -> String| {
+        let all: Vec<String> = offered.iter().map(|it| write(it, habits)).collect();
         (!all.is_empty()).then(|| format!("[{}]", all.join(", ")))
     };
     let mut said = said(conversation, habits);
@@ -39,20 +41,52 @@ pub fn objects(conversation: &Conversation, habits: &Habits) -> Chat {
 }
 
 /// A tool, as templates know it from the field's first vendor.
-fn tool(tool: &Tool) -> String {
-    format!("{{\"type\": \"function\", \"function\": {}}}", function(tool))
+fn tool(tool: &Tool, habits: &Habits) -> String {
+    format!("{{\"type\": \"function\", \"function\": {}}}", function(tool, habits))
 }
 
-fn function(tool: &Tool) -> String {
+fn function(tool: &Tool, habits: &Habits) -> String {
     let schema = match &tool.input {
-        ToolInput::Object(schema) => schema.as_str(),
+        ToolInput::Object(schema) if habits.any_schema => schema.as_str().into(),
+        ToolInput::Object(schema) => plain(schema.as_str()),
         ToolInput::Text(_) => {
-            "{\"type\": \"object\", \"properties\": {\"input\": {\"type\": \"string\"}}, \"required\": [\"input\"]}"
+            "{\"type\": \"object\", \"properties\": {\"input\": {\"type\": \"string\"}}, \"required\": [\"input\"]}".into()
         }
     };
     let description =
         tool.description.as_ref().map_or(String::new(), |it| format!("\"description\": {}, ", quoted(it)));
     format!("{{\"name\": {}, {description}\"parameters\": {schema}}}", quoted(&tool.name))
+}
+
+/// A schema as templates read it that turn it into a signature: no `type` is a list, but alternatives stand in `anyOf`,
+/// and `null` beside one type is left out; each property has a description. The answer is held to the schema as it was.
+fn plain(schema: &str) -> Cow<'_, str> {
+    fn walk(value: &mut Value) {
+        let object = match value {
+            Value::Object(object) => object,
+            Value::Array(all) => return all.iter_mut().for_each(walk),
+            _ => return,
+        };
+        if let Some(Value::Array(types)) = object.get("type") {
+            let types: Vec<Value> = types.iter().filter(|it| *it != "null").cloned().collect();
+            if let [only] = &types[..] {
+                object.insert("type".to_owned(), only.clone());
+            } else {
+                object.shift_remove("type");
+                let all = types.into_iter().map(|it| json!({ "type": it })).collect();
+                object.entry("anyOf").or_insert(Value::Array(all));
+            }
+        }
+        let properties = object.get_mut("properties").and_then(Value::as_object_mut);
+        for property in properties.into_iter().flat_map(|it| it.values_mut()).filter_map(Value::as_object_mut)
+        {
+            property.entry("description").or_insert("".into());
+        }
+        object.values_mut().for_each(walk);
+    }
+    let Ok(mut value) = serde_json::from_str(schema) else { return schema.into() };
+    walk(&mut value);
+    value.to_string().into()
 }
 
 /// The client's variables, which win over the one that switches thinking.
@@ -133,6 +167,14 @@ fn said(conversation: &Conversation, habits: &Habits) -> Vec<Said> {
                 if !instructions.is_empty() {
                     put(&mut all, "user", &std::mem::take(&mut instructions), habits);
                 }
+                let apart = !habits.text_beside_thoughts
+                    && ![reasoning.is_empty(), text.is_empty(), calls.is_empty()].contains(&true);
+                let text = if apart {
+                    all.push(assistant("", text, &[], habits));
+                    ""
+                } else {
+                    text
+                };
                 if calls.len() < 2 || habits.several_calls {
                     all.push(assistant(reasoning, text, calls, habits));
                 } else {
@@ -142,8 +184,7 @@ fn said(conversation: &Conversation, habits: &Habits) -> Vec<Said> {
                         results.extend(rest.next());
                     }
                     for (at, one) in calls.iter().enumerate() {
-                        let (reasoning, text) =
-                            if at == 0 { (reasoning.as_str(), text.as_str()) } else { ("", "") };
+                        let (reasoning, text) = if at == 0 { (reasoning.as_str(), text) } else { ("", "") };
                         all.push(assistant(reasoning, text, std::slice::from_ref(one), habits));
                         let of_it =
                             |it: &&&Message| matches!(it, Message::Result { call, .. } if *call == one.id);
@@ -271,12 +312,12 @@ mod tests {
         }
     }
 
-    fn rendered(messages: Vec<Message>, habits: &Habits) -> serde_json::Value {
+    fn rendered(messages: Vec<Message>, habits: &Habits) -> Value {
         let conversation = Conversation { messages, ..Conversation::default() };
         serde_json::from_str(&objects(&conversation, habits).messages).unwrap()
     }
 
-    fn roles(messages: &serde_json::Value) -> Vec<&str> {
+    fn roles(messages: &Value) -> Vec<&str> {
         messages.as_array().unwrap().iter().map(|it| it["role"].as_str().unwrap()).collect()
     }
 
@@ -340,6 +381,32 @@ mod tests {
     }
 
     #[test]
+    fn text_stands_apart_where_it_may_not_stand_beside_thoughts() {
+        let habits = Habits { text_beside_thoughts: false, reasoning: Some("thinking"), ..Habits::default() };
+        let turn = |reasoning: &str, text: &str| Message::Assistant {
+            reasoning: reasoning.into(),
+            text: text.into(),
+            calls: vec![call_of("a", "{}")],
+        };
+        let said = rendered(vec![turn("Hm.", "I look."), turn("Hm.", "")], &habits);
+        assert_eq!(said.as_array().unwrap().len(), 3);
+        assert_eq!((&said[0]["content"], said[0].get("tool_calls")), (&"I look.".into(), None));
+        assert_eq!((&said[1]["thinking"], &said[1]["content"]), (&"Hm.".into(), &"".into()));
+        assert!(said[1]["tool_calls"].is_array());
+    }
+
+    #[test]
+    fn schemas_are_written_plainly_where_a_template_bears_no_others() {
+        let schema = r#"{"type": "object", "properties": {"z": {"type": ["string", "null"]},
+            "a": {"type": ["string", "array"], "items": {"type": ["integer", "null"]}, "description": "d"}}}"#;
+        let plainly = r#"{"type":"object","properties":{"z":{"type":"string","description":""},
+            "a":{"items":{"type":"integer"},"description":"d","anyOf":[{"type":"string"},{"type":"array"}]}}}"#;
+        let without_blanks = |it: &str| it.split_whitespace().collect::<String>();
+        assert_eq!(plain(schema), without_blanks(plainly));
+        assert_eq!(plain("true"), "true");
+    }
+
+    #[test]
     fn an_effort_is_said_where_there_is_a_word_for_it() {
         let of = |variable| Switch { variable, on: "\"high\"", off: "\"none\"" };
         for (variable, effort, expected) in [
@@ -371,7 +438,7 @@ mod tests {
         assert_eq!(by(ToolsIn::Variable("tools")).tools.as_deref(), Some(wrapped));
         let named = by(ToolsIn::Variable("xml_tools")).variables;
         assert_eq!(named, Some(format!("{{\"xml_tools\": {wrapped}}}")));
-        let messages: serde_json::Value = serde_json::from_str(&by(ToolsIn::System).messages).unwrap();
+        let messages: Value = serde_json::from_str(&by(ToolsIn::System).messages).unwrap();
         assert_eq!(roles(&messages), ["system", "user"]);
         assert_eq!(messages[0]["tools"], r#"[{"name": "f", "parameters": {}}]"#);
     }

@@ -1,6 +1,6 @@
-//! What templates make of conversations, byte for byte what Jinja2 makes of them.
+//! What templates make of conversations, byte for byte what Jinja2 makes of them; and that they refuse none.
 //!
-//! It is asked through the Python of the test environment; without one that has it the test says so and looks at
+//! Jinja2 is asked through the Python of the test environment; without one that has it the test says so and looks at
 //! nothing.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use llm_node_core::{
     chat::{
-        conversation::{Conversation, Effort, Thinking},
+        conversation::{Conversation, Effort, Message, Thinking},
         model::{ModelChat, SyntaxChoice},
         render::objects,
     },
@@ -41,6 +41,12 @@ const DIFFERENT: [(&str, &str); 7] = [
         "meetkai-functionary-medium-v3.1",
         "`safe` escapes nothing; in Jinja2 it escapes what is joined to such a text",
     ),
+];
+
+/// Templates that refuse some of these conversations, and why.
+const REFUSING: [(&str, &str); 2] = [
+    ("google-gemma-2-2b-it", "it knows neither calls nor results"),
+    ("fireworks-ai-llama-3-firefunction-v2", "it wants variables that nobody gives it, even for a question"),
 ];
 
 /// A Python that has Jinja2.
@@ -188,6 +194,35 @@ fn as_jinja2_renders_them() {
     }
     assert_eq!(known.len(), DIFFERENT.len(), "{known:?} differ still");
     assert!(different.is_empty(), "{} differ\n{}", different.len(), different.join("\n"));
+}
+
+/// A chat that goes on does not end because a template is particular about ids, roles or what stands beside calls.
+#[test]
+fn no_conversation_is_refused() {
+    let vocabulary = vocabulary(&[]);
+    let (mut refused, mut known) = (Vec::new(), BTreeSet::new());
+    for (name, source) in &*TEMPLATES {
+        let template = ChatTemplate::compile(source, &vocabulary).unwrap();
+        let model = ModelChat::of(template, &vocabulary, &SyntaxChoice::Found);
+        for (what, mut conversation) in conversations() {
+            if let Some(Message::Assistant { calls, .. }) = conversation.messages.last() {
+                let results: Vec<_> = calls.iter().map(|it| result(it, "Done.")).collect();
+                let goes_on = if results.is_empty() { vec![user("Go on.")] } else { results };
+                conversation.messages.extend(goes_on);
+            }
+            if !conversation.tools.is_empty() && !model.has_tools() {
+                continue;
+            }
+            let Err(fault) = model.render(&conversation, NOW) else { continue };
+            if let Some((name, _)) = REFUSING.iter().find(|it| it.0 == name) {
+                known.insert(*name);
+            } else {
+                refused.push(format!("{name}, {what}: {}", fault.message));
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{} are refused\n{}", refused.len(), refused.join("\n"));
+    assert!(TEMPLATES.is_empty() || known.len() == REFUSING.len(), "{known:?} refuse still");
 }
 
 /// Where two renderings part.
