@@ -30,7 +30,7 @@ use crate::{
         conversation::{Choice, Conversation, Format, Grammar, Tool, ToolInput},
         grammar::{self, Callable, Written},
         parse::Calling,
-        syntax::ToolSyntax,
+        syntax::{Body, ToolSyntax},
     },
     engine::{Token, Vocabulary},
     error::{ErrorCode, Fault},
@@ -47,6 +47,8 @@ pub struct Wanted {
     pub format: Format,
     /// The form of its calls.
     pub calls: Option<Calls>,
+    /// Does it consist of Harmony's messages? Then its text is the last of them.
+    pub in_messages: bool,
 }
 
 /// Calls that may or must be made.
@@ -65,7 +67,7 @@ pub struct Calls {
 
 impl From<Format> for Wanted {
     fn from(format: Format) -> Self {
-        Self { format, calls: None }
+        Self { format, ..Self::default() }
     }
 }
 
@@ -73,8 +75,9 @@ impl Wanted {
     /// What an answer to a conversation has to keep to. Calls that are left to the model are held to their form
     /// wherever that can be told, and to their schema where a tool is strict.
     pub fn of(format: Format, conversation: &Conversation, syntax: &Arc<ToolSyntax>) -> Self {
+        let in_messages = format != Format::Text && syntax.body == Body::Harmony;
         if conversation.offered().is_empty() {
-            return format.into();
+            return Self { in_messages, ..format.into() };
         }
         let only = |names: &[String]| -> Vec<Tool> {
             conversation.tools.iter().filter(|it| names.contains(&it.name)).cloned().collect()
@@ -93,7 +96,7 @@ impl Wanted {
             return Self::default();
         }
         let calls = Calls { syntax: Arc::clone(syntax), tools, several, must };
-        Self { format: if must { Format::Text } else { format }, calls: Some(calls) }
+        Self { format: if must { Format::Text } else { format }, calls: Some(calls), in_messages }
     }
 
     /// May the answer be anything?
@@ -239,10 +242,15 @@ impl Tables {
 
     fn attempt(&self, wanted: &Wanted, detail: Detail) -> Result<Prototype, Fault> {
         let mut relaxed = Vec::new();
-        let format = self.format(&wanted.format, &mut relaxed).map_err(|fault| fault.param("format"))?;
+        let mut format = self.format(&wanted.format, &mut relaxed).map_err(|fault| fault.param("format"))?;
+        if wanted.in_messages
+            && let Some(before) = grammar::before_text(&self.vocabulary)
+        {
+            format = format!("{before} {format}");
+        }
         let (grammar, param) = match (&wanted.format, &wanted.calls) {
             // It has a start of its own.
-            (Format::Lark(lark), None) => (lark.clone(), "format"),
+            (Format::Lark(lark), None) if !wanted.in_messages => (lark.clone(), "format"),
             (_, None) => (format!("start: {format}"), "format"),
             (Format::Text, Some(calls)) => {
                 let start = if calls.must { "calls" } else { "rests" };

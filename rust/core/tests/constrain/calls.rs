@@ -38,7 +38,8 @@ fn object(shape: Shape, list: bool) -> Body {
     Body::Object(Object { name_key: "name".into(), input_key: "arguments".into(), shape, list })
 }
 
-/// Hermes and Qwen, Mistral, Llama 3.1's kind, Qwen3-Coder, DeepSeek's kind.
+/// Hermes and Qwen, Mistral, Llama 3.1's kind, Qwen3-Coder, DeepSeek's kinds, LFM2, Llama 4, Gemma 4,
+/// gpt-oss.
 fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
     let tags = Tags {
         before_key: literal("<parameter="),
@@ -54,6 +55,18 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
         pieces: vec![Hole::Name, Hole::Lit(literal("<|tool|>")), Hole::Input],
         input: InputSyntax::Json,
     };
+    let marked = Body::Pattern {
+        pieces: vec![Hole::Name, Hole::Lit(literal("\">\n")), Hole::Input],
+        input: InputSyntax::Tagged(Tags {
+            before_key: literal("<｜DSML｜parameter name=\""),
+            after_key: literal("\" string=\""),
+            kind: Some(("true".into(), literal("\">"))),
+            after_value: literal("</｜DSML｜parameter>\n"),
+        }),
+    };
+    let input = InputSyntax::Quoted(literal("<|\"|>"));
+    let spelled = Body::Pattern { pieces: vec![Hole::Name, Hole::Input], input };
+    let plain = syntax(("", ""), "", Body::Python);
     vec![
         ("hermes", syntax(("<tool_call>\n", "\n</tool_call>"), "\n", object(Shape::Flat, false))),
         (
@@ -72,7 +85,18 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
                 ..syntax(("<|tool|>", "<end>"), "\n", named)
             },
         ),
+        ("marked", syntax(("<｜DSML｜invoke name=\"", "</｜DSML｜invoke>"), "\n", marked)),
+        ("python", ToolSyntax { section: Some((literal("<|tool|>"), literal("<end>"))), ..plain.clone() }),
+        ("bare", ToolSyntax { bare: true, ..plain }),
+        ("quoted", syntax(("<|tool|>call:", "<call>"), "", spelled)),
+        ("harmony", ToolSyntax { parallel: false, ..syntax(("", ""), "", Body::Harmony) }),
     ]
+}
+
+/// One that no grammar can say.
+fn unwritable() -> ToolSyntax {
+    let input = InputSyntax::Nested(literal("<|tool|>"));
+    syntax(("<call>", "</call>"), "", Body::Pattern { pieces: vec![Hole::Name, Hole::Input], input })
 }
 
 fn tools() -> Vec<Tool> {
@@ -106,6 +130,11 @@ fn watch(syntax: &ToolSyntax) -> Watch {
     }
 }
 
+/// Does it write text as it is?
+fn is_loose(name: &str) -> bool {
+    ["tagged", "marked", "quoted"].contains(&name)
+}
+
 /// The calls that an answer holds, and whatever else is in it.
 fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) {
     let mut parser = Parser::new(Arc::new(watch(syntax)));
@@ -137,7 +166,7 @@ fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) 
             Found::CallEnded => open = false,
         }
     }
-    assert!(!open);
+    assert!(!open, "{calls:?} {text:?} {tokens:?}");
     (calls, text)
 }
 
@@ -159,7 +188,7 @@ fn forced_calls_are_read_back() {
             let prototype = compile(wanted(&syntax, choice, Format::Text)).unwrap();
             // Text between tags is what it is.
             let loose = prototype.relaxed() == ["tools.get_weather#/properties/city"];
-            assert!(loose == (name == "tagged" && only != Some("set-light")), "{:?}", prototype.relaxed());
+            assert!(loose == (is_loose(name) && only != Some("set-light")), "{:?}", prototype.relaxed());
             let mut ended = 0;
             for seed in 0..12 {
                 let Some(tokens) = walk_tokens(&prototype.constraint(), seed) else { continue };
@@ -191,8 +220,45 @@ fn a_format_beside_tools_leaves_the_choice() {
     assert!(!mask.admits(i32::from(b'a')) && !mask.admits(END));
     assert!(wanted(&syntax, Choice::Auto, Format::Text).is_optional());
     assert!(wanted(&syntax, Choice::None, Format::Text).is_anything());
-    let python = ToolSyntax { body: Body::Python, ..syntax };
-    assert!(wanted(&python, Choice::Auto, Format::Text).is_anything());
+    assert!(wanted(&unwritable(), Choice::Auto, Format::Text).is_anything());
+}
+
+/// In Harmony it stands in the last message, behind what the model thinks.
+#[test]
+fn a_format_of_messages_is_that_of_the_last() {
+    let (_, syntax) = syntaxes().pop().unwrap();
+    for tools in [tools(), Vec::new()] {
+        let conversation = Conversation { tools, ..Conversation::default() };
+        let wanted = Wanted::of(Format::Regex("[ab]{3}".into()), &conversation, &Arc::new(syntax.clone()));
+        let prototype = compile(wanted).unwrap();
+        let control = |name: &str| {
+            (0..VOCABULARY.len() as Token).find(|&it| VOCABULARY.token_bytes(it) == name.as_bytes()).unwrap()
+        };
+        let channel = control("<|channel|>");
+        let final_message = |it: &mut Vec<Token>| {
+            it.push(channel);
+            it.extend(b"final".map(Token::from));
+            it.push(control("<|message|>"));
+            it.extend(b"aba".map(Token::from));
+        };
+        let mut direct = Vec::new();
+        final_message(&mut direct);
+        // What is thought is not seen by it.
+        let mut behind = vec![channel];
+        behind.extend(b"analysis".map(Token::from));
+        behind.push(control("<|start|>"));
+        behind.extend(b"assistant".map(Token::from));
+        final_message(&mut behind);
+        for tokens in [direct, behind] {
+            let mut constraint = prototype.constraint();
+            for token in tokens {
+                assert!(constraint.mask().unwrap().admits(token));
+                constraint.consume(token).unwrap();
+            }
+            assert!(constraint.is_accepting().unwrap());
+        }
+        assert!(!prototype.constraint().mask().unwrap().admits(Token::from(b'a')));
+    }
 }
 
 /// An answer as the model writes it by itself, token by token.
@@ -224,8 +290,11 @@ impl<'a> Written<'a> {
             constraint.consume(token).unwrap();
         } else if let (None, Some(call)) = (before, call) {
             let begun = (self.answer.place() - call.begin) as usize;
-            self.holds =
-                Some(self.prototype.within(&call, &bytes[bytes.len() - begun..]).expect("it may begin so"));
+            let written: Vec<u8> =
+                self.tokens.iter().flat_map(|&it| VOCABULARY.token_bytes(it)).copied().collect();
+            self.holds = Some(
+                self.prototype.within(&call, &written[written.len() - begun..]).expect("it may begin so"),
+            );
         }
         self.holds = self.holds.take().filter(|_| call.is_some());
     }
@@ -244,7 +313,9 @@ fn calls_that_begin_by_themselves_go_on_as_they_must() {
             let mut written = Written::new(&prototype, &syntax);
             // Somewhere in the call the model takes another way.
             let turn = tokens.len() * (seed as usize % 4) / 3;
-            for (at, token) in "so:\n".bytes().map(Token::from).chain(tokens).enumerate() {
+            // Without a mark it has to begin the answer.
+            let said = if syntax.bare { "" } else { "so:\n" };
+            for (at, token) in said.bytes().map(Token::from).chain(tokens).enumerate() {
                 if let Some(constraint) = &mut written.holds {
                     assert!(constraint.mask().unwrap().admits(token), "{name}: {:?}", written.told);
                     begun += 1;
@@ -267,12 +338,12 @@ fn calls_that_begin_by_themselves_go_on_as_they_must() {
             }
             ended += 1;
             let (calls, text) = read(&syntax, &written.tokens);
-            assert_eq!(text.trim(), "so:", "{name}");
+            assert_eq!(text.trim(), said.trim(), "{name}");
             for (tool, input) in calls {
                 let input: Value =
                     serde_json::from_str(&input).unwrap_or_else(|it| panic!("{name}: {it}: {input}"));
                 let valid = jsonschema::is_valid(&schema_of(&tools(), &tool), &input);
-                assert!(input.is_object() && (valid || name == "tagged"), "{name}: {input}");
+                assert!(input.is_object() && (valid || is_loose(name)), "{name}: {input}");
             }
         }
         assert!(ended > 8 && begun > 20, "{name}: {ended} {begun}");
@@ -321,6 +392,26 @@ fn a_call_may_not_begin_as_it_cannot_go_on() {
     assert!(prototype.within(&call, b"{}").is_none() && prototype.within(&call, b"7").is_none());
     let light = Calling { tool: 1, ..call };
     assert!(prototype.within(&light, b"{\"ci").is_none() && prototype.within(&light, b"{\"on\":t").is_some());
+}
+
+/// A tool that takes any object takes arguments in every syntax.
+#[test]
+fn any_object_is_any_arguments() {
+    let input = ToolInput::Object(Json::new(r#"{"type": "object"}"#).unwrap());
+    let tools = vec![Tool { name: "any".into(), description: None, input, strict: false }];
+    let call = Calling { tool: 0, marked: true, begin: 0 };
+    for (name, begun) in [
+        ("hermes", r#"{"x": [1], "y": "#),
+        ("tagged", "<parameter=x>\na b\n</parameter>\n<parameter=y>\n"),
+        ("python", "x=[1, \"a\"], y="),
+        ("quoted", "{x:[1,{y:true}],z:"),
+        ("harmony", r#"{"x": [1], "y": "#),
+    ] {
+        let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == name).unwrap();
+        let conversation = Conversation { tools: tools.clone(), ..Conversation::default() };
+        let prototype = compile(Wanted::of(Format::Text, &conversation, &Arc::new(syntax))).unwrap();
+        assert!(prototype.within(&call, begun.as_bytes()).is_some(), "{name}");
+    }
 }
 
 /// Plain text travels in an object.
@@ -372,8 +463,7 @@ fn what_cannot_be_enforced_of_a_tool_is_told_or_refused() {
         compile(Wanted::of(Format::Text, it, &Arc::new(syntax.clone())))
     };
     assert_eq!(of(&conversation, &syntax).unwrap().relaxed(), ["tools.odd#/properties/a/not"]);
-    let python = ToolSyntax { body: Body::Python, ..syntax.clone() };
-    let fault = of(&conversation, &python).unwrap_err();
+    let fault = of(&conversation, &unwritable()).unwrap_err();
     assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::UnsupportedFeature, Some("tool_choice")));
     conversation.tools[0].strict = true;
     let fault = of(&conversation, &syntax).unwrap_err();

@@ -12,7 +12,7 @@ use llm_node_core::{
 use serde_json::Value;
 
 /// Tokens of more than one byte, as a model for JSON would have them.
-const PIECES: [&str; 25] = [
+const PIECES: [&str; 26] = [
     "{\"",
     "\":",
     "\": ",
@@ -38,7 +38,15 @@ const PIECES: [&str; 25] = [
     " and",
     "語",
     "\n</parameter>\n",
+    "</",
 ];
+
+/// Tokens of marks.
+const CONTROL: [&str; 7] =
+    ["<|tool|>", "<|\"|>", "<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "｜DSML｜"];
+/// Those that end a text.
+const MARK: &[u8] = "｜DSML｜".as_bytes();
+const QUOTE: &[u8] = b"<|\"|>";
 
 pub(crate) const END: Token = 256 + PIECES.len() as Token;
 
@@ -46,7 +54,7 @@ pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     let mut texts: Vec<(Vec<u8>, u32)> = (0..=255).map(|byte| (vec![byte], attribute::BYTE)).collect();
     texts.extend(PIECES.iter().map(|it| (it.as_bytes().to_vec(), 0)));
     texts.push((b"<|end|>".to_vec(), attribute::CONTROL | attribute::END_OF_GENERATION));
-    texts.push((b"<|tool|>".to_vec(), attribute::CONTROL));
+    texts.extend(CONTROL.map(|it| (it.as_bytes().to_vec(), attribute::CONTROL)));
     texts.push((b"unused".to_vec(), attribute::UNUSED));
     let mut vocabulary = Vocabulary { offsets: vec![0], eos: Some(END), ..Vocabulary::default() };
     for (bytes, attributes) in texts {
@@ -109,7 +117,10 @@ pub(crate) fn draw(mask: &Mask, seed: u64, position: u64) -> Token {
     assert!(!admitted.is_empty());
     let ends = |it: &&Token| {
         **it == END
-            || matches!(VOCABULARY.token_bytes(**it), b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n")
+            || matches!(
+                VOCABULARY.token_bytes(**it),
+                b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n" | b"</" | MARK | QUOTE
+            )
     };
     let draw = rng::uniform(seed, 2 * position);
     match admitted.iter().filter(ends).max() {

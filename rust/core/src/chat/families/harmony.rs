@@ -5,7 +5,7 @@
 //! header stands there in any order, as the model does not keep to one.
 
 use crate::chat::{
-    parse::{Found, Marks, Parsed, Source, Watch, overlap, spelled},
+    parse::{Calling, Found, Marks, Parsed, Source, Watch, overlap, spelled},
     syntax::{CLOSE, OPEN},
 };
 
@@ -59,6 +59,10 @@ impl Harmony {
 
     pub(crate) fn thinks(&self) -> bool {
         matches!(self.state, State::Reasoning)
+    }
+
+    pub(crate) fn calling(&self, watch: &Watch) -> Option<Calling> {
+        if let State::Call(marks) = &self.state { marks.calling(watch) } else { None }
     }
 
     pub(crate) fn held(&self) -> usize {

@@ -82,7 +82,8 @@ impl Marks {
 
     /// Inside a call whose input begins with the byte of that number.
     pub(crate) fn in_call(tool: usize, base: u64) -> Self {
-        Self { source: Source::at(base), state: State::Input(tool, Input::Json), ..Self::new(false) }
+        let call = Some(Calling { tool, marked: true, begin: base });
+        Self { source: Source::at(base), state: State::Input(tool, Input::Json), call, ..Self::new(false) }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -93,15 +94,13 @@ impl Marks {
         self.source.held.len()
     }
 
-    pub(super) fn calling(&self, watch: &Watch) -> Option<Calling> {
+    pub(crate) fn calling(&self, watch: &Watch) -> Option<Calling> {
         let (call, tools) = (self.call?, watch.tools.as_ref()?);
         let goes_on = match self.state {
             State::Input(..) | State::Tail(Some(_)) => true,
+            State::Tail(None) | State::Section if is_list(tools) => true,
             State::Tail(None) => call.marked && (is_section(tools) || !tools.call.1.is_blank()),
-            State::Section => {
-                let close = tools.section.as_ref().is_some_and(|it| !it.1.is_blank());
-                call.marked && (is_list(tools) || close)
-            }
+            State::Section => call.marked && tools.section.as_ref().is_some_and(|it| !it.1.is_blank()),
             State::Free | State::Reasoning | State::Done => false,
         };
         goes_on.then_some(call)

@@ -205,7 +205,7 @@ impl Parser {
     pub fn calling(&self) -> Option<Calling> {
         match &self.kind {
             Kind::Marks(marks) => marks.calling(&self.watch),
-            Kind::Harmony(_) => None,
+            Kind::Harmony(harmony) => harmony.calling(&self.watch),
         }
     }
 

@@ -45,7 +45,7 @@ const CONTROL: [&str; 12] = [
 static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| vocabulary(&CONTROL));
 static ALL: LazyLock<Vec<ToolSyntax>> = LazyLock::new(|| {
     let harmony = named("harmony", Tokens::of(&VOCABULARY)).unwrap();
-    vec![hermes(), mistral(), coder(), nemo(), lfm2(), llama3(), harmony]
+    vec![hermes(), mistral(), coder(), nemo(), lfm2(), llama3(), pythonic(), harmony]
 });
 
 fn literal(text: &str) -> Literal {
@@ -104,6 +104,10 @@ fn lfm2() -> ToolSyntax {
 
 fn llama3() -> ToolSyntax {
     named("llama3", Tokens::of(&VOCABULARY)).unwrap()
+}
+
+fn pythonic() -> ToolSyntax {
+    named("pythonic", Tokens::of(&VOCABULARY)).unwrap()
 }
 
 fn known() -> Vec<Known> {
@@ -252,6 +256,9 @@ fn calls_as_models_write_them() {
             "<|python_tag|>{\"type\": \"function\", \"name\": \"now\", \"parameters\": {}}",
             call("now", "{}"),
         ),
+        // Llama 4.
+        (pythonic(), "[get_weather(city=\"Köln\", days=3), now()]", both.clone()),
+        (pythonic(), "[get_weather(city='Köln',days=3)]", weather.clone()),
     ] {
         assert_eq!(read(&watch(Some(syntax), false), answer), expected, "{answer}");
     }
@@ -273,6 +280,9 @@ fn what_is_no_call_is_text() {
         (coder(), "<tool_call>\n<function=other>\n"),
         (nemo(), "<tools>[]</tools>"),
         (nemo(), "<tools>"),
+        (pythonic(), "[1, 2]"),
+        (pythonic(), "[unknown()]"),
+        (pythonic(), "so: [now()]"),
     ] {
         assert_eq!(read(&watch(Some(syntax), false), answer), [text(answer)], "{answer}");
     }
@@ -511,6 +521,7 @@ fn answers() -> impl Strategy<Value = String> {
         "<|tool_call_start|>[now(), get_weather(city='x', days=[1, {'a': None}])]<|tool_call_end|>",
         "{\"name\": \"now\", \"parameters\": {}}; ",
         "<|channel|>commentary to=functions.now<|message|>{\"a\": \"b\"}<|call|>",
+        "[now(), get_weather(city='x')]",
         "<think>x</think>",
         "",
     ]);
@@ -533,7 +544,7 @@ proptest! {
     fn events_do_not_depend_on_how_bytes_are_cut(
         answer in answers(),
         cuts in prop::collection::vec(1usize..8, 1..12),
-        which in 0usize..8,
+        which in 0usize..9,
         thinks: bool,
         by_itself: bool,
     ) {

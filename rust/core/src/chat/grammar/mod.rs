@@ -3,6 +3,8 @@
 //! The model's own syntax gives the marks, the tools' schemas what stands between them. What is written by it is
 //! what the chat template would render, so that the model sees what it was trained on.
 
+mod arguments;
+
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
@@ -30,16 +32,17 @@ pub(crate) struct Written<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
+/// What a tag says of values that are text, where it says that; and of others.
+const TEXT: &str = "true";
+const NO_TEXT: &str = "false";
+
 /// Can calls of that syntax be put into a grammar?
 pub(crate) fn is_writable(syntax: &ToolSyntax) -> bool {
-    match &syntax.body {
-        Body::Object(_) => true,
-        Body::Pattern { input, .. } => match input {
-            InputSyntax::Json => true,
-            InputSyntax::Tagged(tags) => tags.kind.is_none() && !tags.after_value.core().contains(&OPEN),
-            InputSyntax::Quoted(_) | InputSyntax::Nested(_) => false,
-        },
-        Body::Python | Body::Harmony => false,
+    let Body::Pattern { input, .. } = &syntax.body else { return true };
+    match input {
+        InputSyntax::Json | InputSyntax::Quoted(_) => true,
+        InputSyntax::Tagged(tags) => tags.kind.as_ref().is_none_or(|it| it.0 == TEXT),
+        InputSyntax::Nested(_) => false,
     }
 }
 
@@ -66,13 +69,15 @@ pub(crate) fn calls(written: Written<'_>, loose: &mut Vec<(String, String)>) -> 
         Some((open, close)) => format!("{} {all} {}", rules.literal(open)?, rules.literal(close)?),
         None => all,
     };
+    let all =
+        if syntax.body == Body::Harmony { format!("{} {all}", thoughts(written.vocabulary)?) } else { all };
     let _ = writeln!(rules.text, "calls: {all}");
     Some(rules.text)
 }
 
 /// Rules for what follows where the input of a call begins: the rest of that call, and of the section it stands in.
 /// The first of them is `rests`; it begins with a [`selector`]. A call without its marks is followed up to the end of
-/// its object. `loose` and `None` as in [`calls`].
+/// its object, or of the list that it stands in. `loose` and `None` as in [`calls`].
 pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> Option<String> {
     let syntax = written.syntax;
     let mut rules = Rules::of(written, loose)?;
@@ -81,14 +86,16 @@ pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> 
         Some((_, close)) => rules.literal(close)?,
         None => String::new(),
     };
-    let end = if is_list(syntax) {
+    // Without its marks a call is an object with one or two braces behind it.
+    let braces = if syntax.body.depth() == 0 { "" } else { "(\"}\" \"}\"?)?" };
+    let (end, unmarked_end) = if is_list(syntax) {
         let more = rules.more()?;
-        format!("{more} \"]\" {behind} {close}")
+        (format!("{more} \"]\" {behind} {close}"), format!("{braces} {more} \"]\""))
     } else if syntax.section.is_some() {
         let more = rules.more()?;
-        format!("{behind} {more} {close}")
+        (format!("{behind} {more} {close}"), braces.to_owned())
     } else {
-        behind
+        (behind, braces.to_owned())
     };
     let of_each = |marked: bool| {
         let one = |index| format!("{} SPACE? input{index}", quoted(&selector(index, marked)));
@@ -96,15 +103,16 @@ pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> 
     };
     let object = quoted(&"}".repeat(syntax.body.depth()));
     let (marked, unmarked) = (of_each(true), of_each(false));
-    let _ =
-        writeln!(rules.text, "rests: (({marked}) {object} {end} | ({unmarked}) (\"}}\" \"}}\"?)?) BEHIND?");
-    // A mark has white space behind it that nobody has read yet; and the last token may hold what follows it.
+    // The last token may hold what follows it; a message of Harmony holds nothing else.
+    let more = if syntax.body == Body::Harmony { "" } else { "BEHIND?" };
+    let _ = writeln!(rules.text, "rests: (({marked}) {object} {end} | ({unmarked}) {unmarked_end}) {more}");
+    // A mark has white space behind it that nobody has read yet.
     rules.text.push_str("SPACE: /[ \\t\\r\\n]{1,4}/\nBEHIND: /(?s:.+)/\n");
     Some(rules.text)
 }
 
 fn is_list(syntax: &ToolSyntax) -> bool {
-    matches!(&syntax.body, Body::Object(Object { list: true, .. }))
+    matches!(&syntax.body, Body::Object(Object { list: true, .. }) | Body::Python)
 }
 
 /// The grammar so far: a rule `input` for what each tool is given, by its number, and `one` for a call.
@@ -124,6 +132,8 @@ impl<'a> Rules<'a> {
         for (index, tool) in written.tools.iter().enumerate() {
             let input = match &written.syntax.body {
                 Body::Pattern { input: InputSyntax::Tagged(tags), .. } => rules.tagged(tags, index, tool)?,
+                Body::Pattern { input: InputSyntax::Quoted(mark), .. } => rules.quoted(mark, index, tool)?,
+                Body::Python => rules.keywords(index, tool)?,
                 _ => json(&tool.schema),
             };
             let _ = writeln!(rules.text, "input{index}: {input}");
@@ -160,7 +170,12 @@ impl<'a> Rules<'a> {
                 }
                 Some(all.join(" "))
             }
-            Body::Python | Body::Harmony => None,
+            Body::Python => Some(format!("{} input{index}", quoted(&format!("{}(", tool.name)))),
+            Body::Harmony => {
+                let before =
+                    format!("<|channel|>commentary to=functions.{} <|constrain|>json<|message|>", tool.name);
+                Some(format!("{} input{index}", self.marks(&before)?))
+            }
         }
     }
 
@@ -174,65 +189,107 @@ impl<'a> Rules<'a> {
         Some(format!("({between} one)*"))
     }
 
-    /// Arguments in the order of the schema. Text is what stands before the next closing tag.
+    /// Arguments in the order of the schema; any, where it names none.
     fn tagged(&mut self, tags: &Tags, index: usize, tool: &Callable) -> Option<String> {
         let schema = &tool.schema;
+        if is_any_object(schema) {
+            let any = self.tagged_argument(tags, &format!("value{index}"), NAME, None)?;
+            return Some(format!("({any})*"));
+        }
         let properties = schema.get("properties").and_then(Value::as_object);
         let required: Vec<&str> = schema.as_object().into_iter().flat_map(required).collect();
         let mut all = Vec::new();
         for (number, (key, of)) in properties.into_iter().flatten().enumerate() {
-            let (before, behind) = (self.literal(&tags.before_key)?, self.literal(&tags.after_key)?);
-            let rule = format!("value{index}_{number}");
-            if is_text(of) {
-                if of.as_object().is_some_and(|it| it.len() > 1) {
-                    self.loose.push((tool.name.clone(), format!("#/properties/{key}")));
-                }
-                // White space before the mark is for whoever reads: the first mark ends the text.
-                let closing = regex_escaped(std::str::from_utf8(tags.after_value.core()).ok()?);
-                let _ = writeln!(self.text, "{rule}[lazy]: /(?s:.*){closing}/");
-                let (key_term, trail) = (quoted(key), quoted(tags.after_value.trail()));
-                all.push((
-                    format!("{before} {key_term} {behind} {rule} {trail}"),
-                    required.contains(&key.as_str()),
-                ));
-            } else {
-                // References mean places in the whole schema, and what holds for white space holds here.
-                let mut of = of.clone();
-                for key in ["$defs", "x-guidance"] {
-                    if let (Some(of), Some(whole)) = (of.as_object_mut(), schema.get(key)) {
-                        of.insert(key.to_owned(), whole.clone());
-                    }
-                }
-                let closing = self.literal(&tags.after_value)?;
-                let value = format!("{before} {} {behind} {} {closing}", quoted(key), json(&of));
-                all.push((value, required.contains(&key.as_str())));
+            if is_text(of) && of.as_object().is_some_and(|it| it.len() > 1) {
+                self.loose.push((tool.name.clone(), format!("#/properties/{key}")));
             }
+            let value = (!is_text(of)).then(|| json(&within(of, schema)));
+            let rule = format!("value{index}_{number}");
+            let argument = self.tagged_argument(tags, &rule, &quoted(key), value)?;
+            all.push(if required.contains(&key.as_str()) { argument } else { format!("({argument})?") });
         }
-        let optional =
-            |(text, is_required): (String, bool)| if is_required { text } else { format!("({text})?") };
-        if all.is_empty() {
-            return Some(quoted(""));
-        }
-        Some(all.into_iter().map(optional).collect::<Vec<_>>().join(" "))
+        Some(if all.is_empty() { quoted("") } else { all.join(" ") })
     }
 
-    /// A text with its control tokens, as terms.
-    fn literal(&self, literal: &Literal) -> Option<String> {
-        if literal.is_blank() {
-            return Some(quoted(literal.text()));
+    /// One of them, its name and its value as terms. `None`: text, which is what stands before the next closing tag. It
+    /// needs a rule of its own.
+    fn tagged_argument(
+        &mut self,
+        tags: &Tags,
+        rule: &str,
+        key: &str,
+        value: Option<String>,
+    ) -> Option<String> {
+        let (before, mut behind) = (self.literal(&tags.before_key)?, self.literal(&tags.after_key)?);
+        if let Some((_, end)) = &tags.kind {
+            let kind = quoted(if value.is_none() { TEXT } else { NO_TEXT });
+            behind = format!("{behind} {kind} {}", self.literal(end)?);
         }
-        let mut terms: Vec<String> = Vec::new();
-        terms.extend(term(literal.lead().as_bytes()));
-        let mut parts = literal.core().split(|&it| it == OPEN);
-        terms.extend(term(parts.next()?));
-        for part in parts {
-            let end = part.iter().position(|&it| it == CLOSE)?;
-            terms.push(format!("<[{}]>", control_token(self.written.vocabulary, &part[..end])?));
-            terms.extend(term(&part[end + 1..]));
+        if let Some(value) = value {
+            let closing = self.literal(&tags.after_value)?;
+            return Some(format!("{before} {key} {behind} {value} {closing}"));
         }
-        terms.extend(term(literal.trail().as_bytes()));
-        Some(terms.join(" "))
+        // White space before the mark is for whoever reads: the first mark ends the text. A control token is no text, so
+        // that what stands before it in the mark is the last of that.
+        let core = tags.after_value.core();
+        let plain = core.iter().position(|&it| it == OPEN).unwrap_or(core.len());
+        let closing = regex_escaped(std::str::from_utf8(&core[..plain]).ok()?);
+        let lazy = if plain == core.len() { "[lazy]" } else { "" };
+        let _ = writeln!(self.text, "{rule}{lazy}: /(?s:.*){closing}/");
+        let mark = core_terms(&core[plain..], self.written.vocabulary)?.join(" ");
+        Some(format!("{before} {key} {behind} {rule} {mark} {}", quoted(tags.after_value.trail())))
     }
+
+    fn literal(&self, literal: &Literal) -> Option<String> {
+        terms(literal, self.written.vocabulary)
+    }
+
+    fn marks(&self, text: &str) -> Option<String> {
+        marks(text, self.written.vocabulary)
+    }
+}
+
+/// Harmony's messages that say what the model thinks, up to where the next one begins. Their text is seen by no grammar,
+/// nor is the mark that ends it; the mark before it is, where it is chosen.
+fn thoughts(vocabulary: &Vocabulary) -> Option<String> {
+    let [open, message, next] =
+        ["<|channel|>analysis", "<|message|>", "<|start|>assistant"].map(|it| marks(it, vocabulary));
+    Some(format!("({} ({})? {})*", open?, message?, next?))
+}
+
+/// What stands before the text of an answer in Harmony.
+pub(crate) fn before_text(vocabulary: &Vocabulary) -> Option<String> {
+    Some(format!("{} {}", thoughts(vocabulary)?, marks("<|channel|>final<|message|>", vocabulary)?))
+}
+
+/// A text in which control tokens are spelled, as terms.
+fn marks(text: &str, vocabulary: &Vocabulary) -> Option<String> {
+    terms(&Literal::new(text, vocabulary.control_tokens()), vocabulary)
+}
+
+/// A text with its control tokens, as terms.
+fn terms(literal: &Literal, vocabulary: &Vocabulary) -> Option<String> {
+    if literal.is_blank() {
+        return Some(quoted(literal.text()));
+    }
+    let mut terms: Vec<String> = Vec::new();
+    terms.extend(term(literal.lead().as_bytes()));
+    terms.extend(core_terms(literal.core(), vocabulary)?);
+    terms.extend(term(literal.trail().as_bytes()));
+    Some(terms.join(" "))
+}
+
+/// The same of what stands between the white space at its edges.
+fn core_terms(core: &[u8], vocabulary: &Vocabulary) -> Option<Vec<String>> {
+    let mut terms = Vec::new();
+    let mut parts = core.split(|&it| it == OPEN);
+    terms.extend(term(parts.next()?));
+    for part in parts {
+        let end = part.iter().position(|&it| it == CLOSE)?;
+        terms.push(format!("<[{}]>", control_token(vocabulary, &part[..end])?));
+        terms.extend(term(&part[end + 1..]));
+    }
+    Some(terms)
 }
 
 /// What stands before the input of a call that is a JSON object.
@@ -248,6 +305,14 @@ fn opening(object: &Object, tool: &Callable) -> String {
     }
 }
 
+/// The name of an argument of which the schema says nothing.
+const NAME: &str = "/[A-Za-z_][0-9A-Za-z_]{0,63}/";
+
+/// Does the schema leave it open which properties there are?
+fn is_any_object(schema: &Value) -> bool {
+    schema.get("properties").is_none() && schema.get("additionalProperties") != Some(&Value::Bool(false))
+}
+
 /// The properties that an object by this schema must have.
 pub(crate) fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
     schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
@@ -256,6 +321,17 @@ pub(crate) fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str
 /// A term for a text; none for an empty one. It is a part of a string between whole characters.
 fn term(text: &[u8]) -> Option<String> {
     (!text.is_empty()).then(|| quoted(&String::from_utf8_lossy(text)))
+}
+
+/// A part of a schema by itself: references mean places in the whole, and what holds for white space holds here.
+fn within(part: &Value, whole: &Value) -> Value {
+    let mut part = part.clone();
+    for key in ["$defs", "x-guidance"] {
+        if let (Some(part), Some(whole)) = (part.as_object_mut(), whole.get(key)) {
+            part.insert(key.to_owned(), whole.clone());
+        }
+    }
+    part
 }
 
 fn is_text(schema: &Value) -> bool {

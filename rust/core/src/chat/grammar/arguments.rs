@@ -1,0 +1,162 @@
+//! Arguments that are spelled otherwise than in JSON: as Python's keywords, and as Gemma spells objects.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+use super::{Callable, NAME, Rules, is_any_object, json, quoted, regex_escaped, required, within};
+use crate::chat::syntax::{Literal, OPEN};
+
+/// Any value in Gemma's spelling.
+const ANYTHING: &str = "anything";
+/// Text in it.
+const TEXT: &str = "text";
+
+impl Rules<'_> {
+    /// Keyword arguments in the order of the schema, and the bracket behind them.
+    pub(super) fn keywords(&mut self, index: usize, tool: &Callable) -> Option<String> {
+        let schema = &tool.schema;
+        if is_any_object(schema) {
+            let any = format!("{NAME} \"=\" {}", json(&within(&Value::Object(Map::new()), schema)));
+            return Some(format!("({any} (\", \" {any})*)? \")\""));
+        }
+        let mut arguments = Vec::new();
+        for (key, of) in properties(schema) {
+            let value = match of.get("type").and_then(Value::as_str) {
+                Some("boolean") if choices(of).is_none() => "(\"True\" | \"False\")".to_owned(),
+                _ => json(&within(of, schema)),
+            };
+            arguments.push((named(key, "=", &value)?, is_required(schema, key)));
+        }
+        Some(self.chain(&format!("input{index}"), &arguments, ", ", ")"))
+    }
+
+    /// An object in Gemma's spelling: keys without quotation marks, text between marks of its own.
+    pub(super) fn quoted(&mut self, mark: &Literal, index: usize, tool: &Callable) -> Option<String> {
+        if index == 0 {
+            self.spellings(mark)?;
+        }
+        self.object(mark, &format!("input{index}"), tool, &tool.schema, "#")
+    }
+
+    /// The rules that all of its objects share.
+    fn spellings(&mut self, mark: &Literal) -> Option<()> {
+        let around = self.literal(mark)?;
+        // A control token is no text. Otherwise the first mark ends it.
+        if mark.core().contains(&OPEN) {
+            let _ = writeln!(self.text, "{TEXT}: {around} /(?s:.*)/ {around}");
+        } else {
+            let _ = writeln!(self.text, "{TEXT}: {around} quoted");
+            let _ = writeln!(self.text, "quoted[lazy]: /(?s:.*){}/", regex_escaped(mark.text()));
+        }
+        let scalar = json(&serde_json::json!({ "type": ["number", "boolean", "null"] }));
+        let list = format!("\"[\" ({ANYTHING} (\",\" {ANYTHING})*)? \"]\"");
+        let pair = format!("{NAME} \":\" {ANYTHING}");
+        let object = format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\"");
+        let _ = writeln!(self.text, "{ANYTHING}: {TEXT} | {scalar} | {list} | {object}");
+        Some(())
+    }
+
+    fn object(
+        &mut self,
+        mark: &Literal,
+        rule: &str,
+        tool: &Callable,
+        of: &Value,
+        place: &str,
+    ) -> Option<String> {
+        if is_any_object(of) {
+            let pair = format!("{NAME} \":\" {ANYTHING}");
+            return Some(format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\""));
+        }
+        let mut arguments = Vec::new();
+        for (number, (key, inner)) in properties(of).enumerate() {
+            let inside = format!("{place}/properties/{key}");
+            let value = self.spelled(mark, &format!("{rule}_{number}v"), tool, inner, &inside)?;
+            arguments.push((named(key, ":", &value)?, is_required(of, key)));
+        }
+        Some(format!("\"{{\" {}", self.chain(rule, &arguments, ",", "}")))
+    }
+
+    /// A value. What is not enforced of it is told.
+    fn spelled(
+        &mut self,
+        mark: &Literal,
+        rule: &str,
+        tool: &Callable,
+        of: &Value,
+        place: &str,
+    ) -> Option<String> {
+        if let Some(all) = choices(of) {
+            let around = self.literal(mark)?;
+            let spelled = |it: &Value| match it {
+                Value::String(text) => Some(format!("{around} {} {around}", quoted(text))),
+                Value::Array(_) | Value::Object(_) => None,
+                scalar => Some(quoted(&scalar.to_string())),
+            };
+            if let Some(all) = all.into_iter().map(spelled).collect::<Option<Vec<_>>>() {
+                return Some(format!("({})", all.join(" | ")));
+            }
+        }
+        let (kind, keywords) = (of.get("type").and_then(Value::as_str), of.as_object().map_or(0, Map::len));
+        let (value, enforced) = match kind {
+            Some("string") => (TEXT.to_owned(), 1),
+            Some("integer" | "number" | "boolean" | "null") => (json(&within(of, &tool.schema)), keywords),
+            Some("array") => {
+                let items = of.get("items").cloned().unwrap_or(Value::Bool(true));
+                let item =
+                    self.spelled(mark, &format!("{rule}i"), tool, &items, &format!("{place}/items"))?;
+                (format!("\"[\" ({item} (\",\" {item})*)? \"]\""), 1 + usize::from(of.get("items").is_some()))
+            }
+            Some("object") => (self.object(mark, rule, tool, of, place)?, keywords),
+            _ => (ANYTHING.to_owned(), 0),
+        };
+        if enforced < keywords {
+            self.loose.push((tool.name.clone(), place.to_owned()));
+        }
+        Some(value)
+    }
+
+    /// Rules for arguments in their order, of which some may be left out, up to the `close` behind them; and the first
+    /// of these rules. A comma stands before all but the first that is there.
+    fn chain(&mut self, rule: &str, arguments: &[(String, bool)], comma: &str, close: &str) -> String {
+        let name =
+            |number: usize, is_first: bool| format!("{rule}_{number}{}", if is_first { "f" } else { "" });
+        for (number, (argument, is_required)) in arguments.iter().enumerate() {
+            for is_first in [true, false] {
+                let comma = if is_first { String::new() } else { quoted(comma) };
+                let with = format!("{comma} {argument} {}", name(number + 1, false));
+                let without =
+                    if *is_required { String::new() } else { format!(" | {}", name(number + 1, is_first)) };
+                let _ = writeln!(self.text, "{}: {with}{without}", name(number, is_first));
+            }
+        }
+        for is_first in [true, false] {
+            let _ = writeln!(self.text, "{}: {}", name(arguments.len(), is_first), quoted(close));
+        }
+        name(0, true)
+    }
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema.get("properties").and_then(Value::as_object).into_iter().flatten()
+}
+
+fn is_required(schema: &Value, key: &str) -> bool {
+    schema.as_object().is_some_and(|it| required(it).any(|it| it == key))
+}
+
+/// The values that it must be one of.
+fn choices(schema: &Value) -> Option<Vec<&Value>> {
+    match (schema.get("const"), schema.get("enum").and_then(Value::as_array)) {
+        (Some(only), _) => Some(vec![only]),
+        (None, Some(all)) => Some(all.iter().collect()),
+        (None, None) => None,
+    }
+}
+
+/// An argument, if its name can stand without quotation marks.
+fn named(key: &str, sign: &str, value: &str) -> Option<String> {
+    let is_name = !key.is_empty() && key.chars().all(|it| it == '_' || it.is_alphanumeric());
+    is_name.then(|| format!("{} {value}", quoted(&format!("{key}{sign}"))))
+}
