@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from support.models import CONTROL, USER_DEFINED, talker
@@ -122,6 +124,33 @@ def test_log_probabilities_are_of_what_is_admitted(client: openai.OpenAI) -> Non
     assert sum(2.718281828**each.logprob for each in token.top_logprobs) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_log_probabilities_are_a_log_softmax_of_what_is_admitted(
+    node: RunningNode, temperature: float
+) -> None:
+    """In double precision, of the logits as they are without a mask."""
+    asked = {
+        "model": MODEL,
+        "prompt": "Engines have",
+        "n_predict": 1,
+        "n_probs": 128,
+        "temperature": temperature,
+    }
+
+    def first(**more: Any) -> dict[int, float]:
+        reply = node.post("/completion", {**asked, **more})
+        assert reply.status == 200, reply.body
+        return {it["id"]: it["logprob"] for it in reply.json()["completion_probabilities"][0]["top_logprobs"]}
+
+    masked = first(json_schema={"type": "integer", "minimum": 0, "maximum": 9})
+    assert 9 < len(masked) < 128, "they are all told"
+    # So that they are all among the likeliest, each lifted by the same.
+    free = first(logit_bias=[[token, 40] for token in masked])
+    logits = np.array([free[token] for token in masked], np.float64)
+    wanted = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    assert np.abs(wanted - list(masked.values())).max() < 1e-4
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("wanted", "code", "part"),
@@ -137,13 +166,55 @@ def test_log_probabilities_are_of_what_is_admitted(client: openai.OpenAI) -> Non
         (schema({"title": "a" * 270_000}), "invalid_request", "262144"),
     ],
 )
-def test_what_cannot_be_enforced_is_refused_before_the_answer(
+def test_row_08_what_cannot_be_enforced_is_refused_before_the_answer(
     client: openai.OpenAI, wanted: Any, code: str, part: str, stream: bool
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**ASKED, response_format=wanted, stream=stream)
     assert (caught.value.code, caught.value.param) == (code, "response_format")
     assert part in caught.value.message
+
+
+TREE: Any = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 3},
+                "children": {"type": "array", "maxItems": 1, "items": {"$ref": "#/$defs/node"}},
+            },
+            "required": ["name"],
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+CIRCLE: Any = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+CHAIN: Any = {
+    "$defs": {f"d{number}": {"items": {"$ref": f"#/$defs/d{number + 1}"}} for number in range(4000)},
+    "$ref": "#/$defs/d0",
+}
+
+
+def test_row_09_references_to_themselves_are_followed_or_refused(
+    node: RunningNode, client: openai.OpenAI
+) -> None:
+    ended = 0
+    for seed in range(8):
+        answer = client.chat.completions.create(**{**ASKED, "seed": seed}, response_format=schema(TREE))
+        (choice,) = answer.choices
+        if choice.finish_reason == "stop":
+            ended += 1
+            assert Draft202012Validator(TREE).is_valid(json.loads(choice.message.content or ""))
+    assert ended
+    worker = node.workers()
+    for hopeless in (CIRCLE, CHAIN):
+        for strict in (False, True):
+            wanted = {**ASKED, "max_tokens": 8, "response_format": schema(hopeless, strict=strict)}
+            reply = node.post("/v1/chat/completions", wanted)
+            assert reply.status in (200, 400), reply.body
+            if reply.status == 400:
+                assert reply.json()["error"]["param"] == "response_format"
+    assert node.workers() == worker, "it is the same worker"
 
 
 def test_ending_where_the_format_does_cannot_be_ignored(client: openai.OpenAI) -> None:
@@ -194,6 +265,15 @@ THINKING = (
 )
 
 
+CALLING = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for m in messages %}<|user|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    '{% for c in m.tool_calls or [] %}\n<call>{"name": "{{ c.function.name }}", '
+    '"arguments": {{ c.function.arguments | tojson }}}</call>{% endfor %}{% endfor %}'
+)
+
+
 @pytest.fixture(scope="module")
 def thinkers(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     """A node with models that think first: `opened` since its prompt says so, `opens` by itself."""
@@ -204,6 +284,7 @@ def thinkers(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     opened = THINKING + "{% if add_generation_prompt %}<think>{% endif %}"
     talker(folder / "models/opened.gguf", words, follows, opened)
     talker(folder / "models/opens.gguf", words, follows, THINKING)
+    talker(folder / "models/calls.gguf", words, follows, CALLING)
     talker(folder / "models/endless.gguf", words, {"<think>": "hm", "hm": "hm", "</think>": "<0x61>"}, opened)
     places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
     with running_node(folder / "node", [*places, "--gpu-backend", "cpu"]) as running:
@@ -211,13 +292,41 @@ def thinkers(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize("model", ["opened", "opens"])
-def test_10_a_format_begins_behind_what_the_model_thinks(thinkers: RunningNode, model: str) -> None:
+def test_row_10_a_format_begins_behind_what_the_model_thinks(thinkers: RunningNode, model: str) -> None:
     asked = {"model": model, "messages": [{"role": "user", "content": "yes or no?"}], "temperature": 0}
     wanted = {**asked, "response_format": grammar("regex", "yes|no"), "max_tokens": 20}
     (choice,) = thinkers.post("/v1/chat/completions", wanted).json()["choices"]
     assert choice["message"]["reasoning_content"] == "hm"
     assert choice["message"]["content"] in ("yes", "no")
     assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_row_10_a_call_that_must_be_made_comes_behind_what_the_model_thinks(
+    thinkers: RunningNode, stream: bool
+) -> None:
+    parameters = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"]}
+    asked: Any = {
+        "model": "calls",
+        "messages": [{"role": "user", "content": "yes or no?"}],
+        "tools": [
+            {"type": "function", "function": {"name": "pick", "strict": True, "parameters": parameters}}
+        ],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 150,
+    }
+    with openai.OpenAI(base_url=f"{thinkers.url}/v1", api_key="none", max_retries=0) as client:
+        if stream:
+            with client.chat.completions.stream(**asked) as events:
+                (choice,) = events.get_final_completion().choices
+        else:
+            (choice,) = client.chat.completions.create(**asked).choices
+    assert choice.finish_reason == "tool_calls"
+    assert (choice.message.model_extra or {})["reasoning_content"] == "hm" and not choice.message.content
+    (call,) = choice.message.tool_calls or []
+    assert (call.function.name, json.loads(call.function.arguments)) == ("pick", {"n": 7})
 
 
 @pytest.mark.parametrize("budget", [1, 5])

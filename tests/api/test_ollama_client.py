@@ -13,7 +13,7 @@ import pytest
 
 from support.engines import fake_engine
 from support.node import RunningNode, running_node
-from support.scripted import TOKENS, scripted_node
+from support.scripted import CALL, INPUT, TOKENS, scripted_node
 
 MODEL = "llm-node-demo"
 QUESTION: Any = [{"role": "user", "content": "What is an engine?"}]
@@ -298,11 +298,17 @@ def test_row_02_a_call_without_arguments_has_an_empty_object(scripted: ollama.Cl
 
 def test_row_04_num_predict_inside_of_a_call(scripted: ollama.Client) -> None:
     """Half of a call is none."""
-    cut = says("one", most=len(TOKENS["one"]) // 2)
-    whole = scripted.chat(**cut)
-    assert (whole.message.tool_calls, whole.done_reason) == (None, "length")
-    lines = list(scripted.chat(**cut, stream=True))
-    assert not any(line.message.tool_calls for line in lines) and lines[-1].done_reason == "length"
+    whole_call = [("get_weather", json.loads(INPUT))]
+    for most in range(1, len(TOKENS["one"])):
+        cut = says("one", most=most)
+        whole = scripted.chat(**cut)
+        lines = list(scripted.chat(**cut, stream=True))
+        assert whole.done_reason == lines[-1].done_reason == "length"
+        streamed = [call for line in lines for call in calls_of(line.message)]
+        assert calls_of(whole.message) == streamed
+        assert streamed in ([], whole_call)
+        # What has come of the mark is no call.
+        assert CALL.startswith(whole.message.content or "") and not (streamed and whole.message.content)
 
 
 def test_thinking(scripted: ollama.Client) -> None:

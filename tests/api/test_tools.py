@@ -1,6 +1,7 @@
 """Tools and reasoning with the official client, against a model that says what is written here.
 
-The tests with a number bear the behaviour of that row in the table of what breaks elsewhere.
+A test named for a row shows one behaviour that breaks elsewhere, by its number in the table of those. Tests
+of the other APIs have these names too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import openai
 import pytest
 
-from support.node import RunningNode
+from support.models import CONTROL, talker
+from support.node import RunningNode, running_node
 from support.scripted import CALL, INPUT, SCRIPTS, TOKENS, scripted_node
 
 WEATHER: Any = {
@@ -78,7 +80,7 @@ def deltas_of(choices: list[Any]) -> list[Any]:
     return [call for choice in choices for call in choice.delta.tool_calls or []]
 
 
-def test_01_parallel_calls_have_numbers_and_names_of_their_own(client: openai.OpenAI) -> None:
+def test_row_01_parallel_calls_have_numbers_and_names_of_their_own(client: openai.OpenAI) -> None:
     choices = chunks_of(client, **ask("several"))
     calls = deltas_of(choices)
     begun = [call for call in calls if call.id]
@@ -96,7 +98,7 @@ def test_01_parallel_calls_have_numbers_and_names_of_their_own(client: openai.Op
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_02_no_arguments_are_an_empty_object(client: openai.OpenAI, stream: bool) -> None:
+def test_row_02_no_arguments_are_an_empty_object(client: openai.OpenAI, stream: bool) -> None:
     if stream:
         inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("nothing")))]
         assert inputs == ["", "{}"]
@@ -105,7 +107,7 @@ def test_02_no_arguments_are_an_empty_object(client: openai.OpenAI, stream: bool
     assert [call.function.arguments for call in choice.message.tool_calls or []] == ["{}"]
 
 
-def test_03_a_delta_ends_in_no_escape(client: openai.OpenAI) -> None:
+def test_row_03_a_delta_ends_in_no_escape(client: openai.OpenAI) -> None:
     inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("escape")))]
     assert json.loads("".join(inputs)) == {"city": "Köln \N{LLAMA}"}
     tokens = TOKENS["escape"]
@@ -116,7 +118,7 @@ def test_03_a_delta_ends_in_no_escape(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_04_a_cut_call_is_told_as_far_as_it_came(client: openai.OpenAI, stream: bool) -> None:
+def test_row_04_a_cut_call_is_told_as_far_as_it_came(client: openai.OpenAI, stream: bool) -> None:
     seen = set()
     for most in range(1, len(TOKENS["one"])):
         if stream:
@@ -146,7 +148,7 @@ def test_04_a_cut_call_is_told_as_far_as_it_came(client: openai.OpenAI, stream: 
     assert answer.choices[0].message.content == "It rains."
 
 
-def test_06_none_is_none_and_required_is_required(client: openai.OpenAI, node: RunningNode) -> None:
+def test_row_06_none_is_none_and_required_is_required(client: openai.OpenAI, node: RunningNode) -> None:
     (choice,) = client.chat.completions.create(**ask("one", tool_choice="none")).choices
     assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (CALL, None, "stop")
     applied = node.post("/apply-template", {**prompt("one"), "tools": TOOLS, "tool_choice": "none"}).json()
@@ -166,7 +168,7 @@ def test_06_none_is_none_and_required_is_required(client: openai.OpenAI, node: R
 
 
 @pytest.mark.parametrize("name", ["pick", "drop"])
-def test_05_a_named_tool_is_called_once_and_ends_with_stop(client: openai.OpenAI, name: str) -> None:
+def test_row_05_a_named_tool_is_called_once_and_ends_with_stop(client: openai.OpenAI, name: str) -> None:
     named: Any = {"type": "function", "function": {"name": name}}
     forced = ask("finds", tools=PICKS, tool_choice=named, max_tokens=200)
     (choice,) = client.chat.completions.create(**forced).choices
@@ -182,7 +184,7 @@ def test_05_a_named_tool_is_called_once_and_ends_with_stop(client: openai.OpenAI
     assert calls and {call.function.name for call in calls} == {name}
 
 
-def test_07_what_cannot_be_enforced_of_a_tool_is_told_or_refused(
+def test_row_07_what_cannot_be_enforced_of_a_tool_is_told_or_refused(
     client: openai.OpenAI, node: RunningNode
 ) -> None:
     odd: Any = {
@@ -201,6 +203,22 @@ def test_07_what_cannot_be_enforced_of_a_tool_is_told_or_refused(
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{**forced, "tool_choice": "auto"})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_row_07_one_odd_tool_among_forty_costs_the_others_nothing(
+    client: openai.OpenAI, node: RunningNode
+) -> None:
+    odd: Any = {"type": "array", "contains": {"$ref": "https://example.com/x"}, "uniqueItems": True}
+    many: Any = [{"type": "function", "function": {"name": f"tool_{number}"}} for number in range(39)]
+    many[20]["function"]["parameters"] = {"type": "object", "properties": {"all": odd}}
+    fields = ask("wrong", tools=[*many, PICKS[0]], max_tokens=200)
+    reply = node.post("/v1/chat/completions", fields)
+    assert reply.status == 200, reply.body
+    assert all(it.startswith("tools.tool_20#/") for it in reply.headers["X-LLM-Node-Ignored"].split(", "))
+    (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("pick", {"n": 7})
+    (choice,) = client.chat.completions.create(**{**fields, "tool_choice": "required"}).choices
+    assert choice.message.tool_calls
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -235,7 +253,7 @@ def prompt(content: str) -> Any:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_11_reasoning_has_one_name_and_comes_back(
+def test_row_11_reasoning_has_one_name_and_comes_back(
     client: openai.OpenAI, node: RunningNode, stream: bool
 ) -> None:
     fields = ask("thinks")
@@ -256,14 +274,14 @@ def test_11_reasoning_has_one_name_and_comes_back(
         assert "<think>\nfirst\n</think>\n\nthen" in applied["prompt"]
 
 
-def test_12_reasoning_that_the_prompt_has_opened(client: openai.OpenAI) -> None:
+def test_row_12_reasoning_that_the_prompt_has_opened(client: openai.OpenAI) -> None:
     kwargs = {"chat_template_kwargs": {"enable_thinking": True}}
     (choice,) = client.chat.completions.create(**ask("finds"), extra_body=kwargs).choices
     assert choice.message.content == ""
     assert choice.message.model_extra == {"reasoning_content": "It rains."}
 
 
-def test_13_stop_strings_look_at_text_only(client: openai.OpenAI) -> None:
+def test_row_13_stop_strings_look_at_text_only(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**{**ask("thinks"), "stop": ["STOP"]}).choices
     assert (choice.message.content, choice.finish_reason) == ("then ", "stop")
     (choice,) = client.chat.completions.create(**{**ask("stops"), "stop": ["STOP"]}).choices
@@ -273,7 +291,7 @@ def test_13_stop_strings_look_at_text_only(client: openai.OpenAI) -> None:
     ]
 
 
-def test_14_content_is_null_only_beside_calls_and_may_come_back_so(client: openai.OpenAI) -> None:
+def test_row_14_content_is_null_only_beside_calls_and_may_come_back_so(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ask("one")).choices
     assert choice.message.content is None
     call = choice.message.tool_calls[0]  # type: ignore[index]
@@ -290,7 +308,7 @@ def test_14_content_is_null_only_beside_calls_and_may_come_back_so(client: opena
 
 
 @pytest.mark.parametrize("script", ["unknown", "broken"])
-def test_15_what_is_no_call_is_text(client: openai.OpenAI, script: str) -> None:
+def test_row_15_what_is_no_call_is_text(client: openai.OpenAI, script: str) -> None:
     (choice,) = client.chat.completions.create(**ask(script)).choices
     assert (choice.message.content, choice.message.tool_calls) == (SCRIPTS[script], None)
     assert choice.finish_reason == "stop"
@@ -298,14 +316,14 @@ def test_15_what_is_no_call_is_text(client: openai.OpenAI, script: str) -> None:
     assert "".join(it.delta.content or "" for it in streamed) == SCRIPTS[script]
 
 
-def test_16_arguments_come_as_they_are_written(client: openai.OpenAI) -> None:
+def test_row_16_arguments_come_as_they_are_written(client: openai.OpenAI) -> None:
     inputs = [call.function.arguments for call in deltas_of(chunks_of(client, **ask("one")))]
     assert "".join(inputs) == INPUT
     assert len(inputs) > 5
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_17_log_probabilities_are_those_of_the_text(client: openai.OpenAI, stream: bool) -> None:
+def test_row_17_log_probabilities_are_those_of_the_text(client: openai.OpenAI, stream: bool) -> None:
     fields = ask("several", logprobs=True)
     if stream:
         choices = chunks_of(client, **fields)
@@ -315,6 +333,57 @@ def test_17_log_probabilities_are_those_of_the_text(client: openai.OpenAI, strea
         assert choice.logprobs is not None
         tokens = choice.logprobs.content or []
     assert bytes(byte for it in tokens for byte in it.bytes or []).decode().rstrip() == "Let me see."
+
+
+STRICT_IDS = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for m in messages %}<|open|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('Nine letters') }}"
+    '{% endif %}\n<call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, '
+    '"id": "{{ c.id }}"}</call>{% endfor %}'
+    "{% if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}<|end|>{% endfor %}"
+)
+
+
+def test_row_18_ids_of_others_do_not_break_a_template(engines: Path, tmp_path: Path) -> None:
+    """Mistral's wants nine letters and digits."""
+    (tmp_path / "models").mkdir()
+    words = [("<|open|>", CONTROL), ("<|end|>", CONTROL)]
+    talker(tmp_path / "models/strict.gguf", words, {}, STRICT_IDS)
+    places = ["--engines-dir", str(engines), "--models-dir", str(tmp_path / "models"), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", places) as node:
+        for identity in ("call_0123456789abcdefABCDEF01", "toolu_01A09q90qw90lq917835lq9", "1", "AbCdEf123"):
+            called = {"id": identity, "type": "function", "function": {"name": "now", "arguments": "{}"}}
+            messages = [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": None, "tool_calls": [called]},
+                {"role": "tool", "tool_call_id": identity, "content": "late"},
+            ]
+            reply = node.post("/apply-template", {"model": "strict", "messages": messages, "tools": TOOLS})
+            assert reply.status == 200, reply.body
+            shown = re.findall(r'"id": "(\w{9})".*late\((\w{9})\)', reply.json()["prompt"], re.DOTALL)
+            assert len(shown) == 1 and shown[0][0] == shown[0][1], reply.body
+            assert (shown[0][0] == identity) == (len(identity) == 9)
+
+
+def test_row_25_drafts_change_no_call_and_no_format(client: openai.OpenAI, node: RunningNode) -> None:
+    kept = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": ONE_NUMBER}}
+    asked = [
+        ask("several", seed=1),
+        ask("wrong", tools=PICKS, max_tokens=200, seed=1),
+        ask("finds", tools=PICKS, tool_choice="required", max_tokens=200, seed=1),
+        ask("finds", tools=PICKS, tool_choice="required", max_tokens=200, seed=3, temperature=1),
+        ask("finds", tools=PICKS, response_format=kept, max_tokens=200, seed=1),
+    ]
+    seen, guessed = [], []
+    for speculation in ("off", "lookup"):
+        node.reload("says", speculation=speculation)
+        answers = [client.chat.completions.create(**fields) for fields in asked]
+        seen.append([answer.choices for answer in answers])
+        details = [answer.usage.completion_tokens_details for answer in answers if answer.usage]
+        guessed.append(sum(it.accepted_prediction_tokens or 0 for it in details if it))
+    assert seen[0] == seen[1]
+    assert guessed[0] == 0 < guessed[1]
 
 
 def test_old_form(client: openai.OpenAI) -> None:

@@ -83,7 +83,7 @@ def scripted_node(engines: Path, folder: Path) -> Iterator[RunningNode]:
         chain = [f"<|go-{name}|>", *tokens]
         follows |= dict(itertools.pairwise(chain))
         words += [(chain[0], CONTROL), *((token, USER_DEFINED) for token in tokens)]
-    talker(folder / "models/says.gguf", words, follows, TEMPLATE, context=4096)
+    talker(folder / "models/says.gguf", words, follows, TEMPLATE, context=8192)
     (folder / "models/mute.gguf").hardlink_to(folder / "models/says.gguf")
     talker(folder / "models/plain.gguf", words, follows, "{{ messages[-1].content }}")
     places = ["--engines-dir", str(engines), "--models-dir", str(folder / "models"), "--gpu-backend", "cpu"]
