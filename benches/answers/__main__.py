@@ -41,7 +41,7 @@ def main() -> int:
     try:
         for name in options.parts.split(","):
             print(f"{name}: {PARTS[name].__doc__ or ''}".rstrip(": "), flush=True)
-            result = PARTS[name](Asker(node, options.sampling))
+            result = PARTS[name](Asker(node, options.sampling, setup))
             missed += [f"{result.title}: {bar}" for bar in result.missed]
     finally:
         node.stop()

@@ -17,8 +17,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema import Draft202012Validator
 
 from benches import ROOT
-from benches.servers import Server
-from benches.stats import median
+from benches.build import build
+from benches.machine import children_of, memory_bytes
+from benches.ratio import FLAVOURS
+from benches.servers import Server, Setup, start_llama_server
+from benches.stats import abba, bootstrap, median
 
 TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text())
 SCHEMAS = json.loads((ROOT / "rust/core/tests/constrain/schemas.json").read_text())
@@ -49,6 +52,12 @@ class Asker:
 
     server: Server
     sampling: dict[str, Any]
+    setup: Setup
+    """How the server was started; another is started likewise to be compared with it."""
+
+    def beside(self, server: Server) -> Asker:
+        """The same questions to another server."""
+        return Asker(server, self.sampling, self.setup)
 
     def ask(self, messages: Sequence[Any], **more: Any) -> Any:
         body = {"model": self.server.model_id, "messages": messages, **self.sampling, **more}
@@ -221,7 +230,7 @@ def said(answer: Any) -> Any:
 def drafts(asker: Asker) -> Result:
     result = Result("speculation on and off, greedy, one request at a time")
     seen: list[list[Any]] = []
-    greedy = Asker(asker.server, {"temperature": 0, "seed": 1})
+    greedy = Asker(asker.server, {"temperature": 0, "seed": 1}, asker.setup)
     for speculation in ("off", "lookup"):
         asker.server.request("/api/models/unload", {"model_id": asker.server.model_id})
         load = {"model_id": asker.server.model_id, "speculation": speculation}
@@ -241,12 +250,31 @@ def drafts(asker: Asker) -> Result:
 
 
 def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]]) -> float:
-    """Tokens per second of so many answers at once, from the first token on where there is one alone."""
+    """Tokens per second of so many answers at once, prompts included."""
     began = time.monotonic()
     with ThreadPoolExecutor(rows) as pool:
         done = list(pool.map(lambda row: asker.ask(**more(row)), range(rows)))
     took = time.monotonic() - began
     return float(sum(answer["usage"]["completion_tokens"] for answer in done) / took)
+
+
+def in_pairs(rounds: int, a: Callable[[], float], b: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Both measured so often, one after the other, in ABBA order."""
+    found: dict[str, list[float]] = {"A": [], "B": []}
+    for _, order in zip(range(rounds), abba(), strict=False):
+        for side in order:
+            found[side].append({"A": a, "B": b}[side]())
+    return found["A"], found["B"]
+
+
+def compared(result: Result, what: str, a: list[float], b: list[float], least: float) -> None:
+    """The median of the ratios within pairs, held to a bar."""
+    ratios = [one / other for one, other in zip(a, b, strict=True)]
+    low, high = bootstrap(ratios)
+    result.say(
+        f"{what}: {median(a):.1f} to {median(b):.1f} tokens/s, 95 % of the ratio in {low:.3f} to {high:.3f}"
+    )
+    result.bar(f"{what}, ratio", round(median(ratios), 3), least)
 
 
 LIST_SCHEMA: Any = {
@@ -289,14 +317,68 @@ def listed(row: int, *, kept: bool, tokens: int = 96) -> dict[str, Any]:
 def costs(asker: Asker, rounds: int = 5) -> Result:
     result = Result("what formats cost")
     for rows in (1, 16):
-        speeds: dict[bool, list[float]] = {False: [], True: []}
-        pace(asker, rows, lambda row: listed(row, kept=True, tokens=8))
-        for turn in range(rounds):
-            for kept in (False, True) if turn % 2 else (True, False):
-                speeds[kept].append(pace(asker, rows, lambda row, kept=kept: listed(row, kept=kept)))  # type: ignore[misc]
-        free, kept_pace = median(speeds[False]), median(speeds[True])
-        result.say(f"{rows} rows: free {free:.1f} tokens/s, kept to a schema {kept_pace:.1f}")
-        result.bar(f"{rows} rows, kept to free", round(kept_pace / free, 3), 0.9)
+        for kept in (True, False):
+            pace(asker, rows, lambda row, kept=kept: listed(row, kept=kept, tokens=8))  # type: ignore[misc]
+        kept_pace, free = in_pairs(
+            rounds,
+            lambda rows=rows: pace(asker, rows, lambda row: listed(row, kept=True)),  # type: ignore[misc]
+            lambda rows=rows: pace(asker, rows, lambda row: listed(row, kept=False)),  # type: ignore[misc]
+        )
+        compared(result, f"{rows} rows, kept to a schema against free", kept_pace, free, 0.9)
+    return result
+
+
+def against_llama_server(asker: Asker, rounds: int = 5) -> Result:
+    """The same model and schema, on the same libllama; llama-server with the cache that suits it better."""
+    result = Result("answers kept to a schema, against llama-server")
+    tools = build(asker.setup.backend)
+
+    def kept(row: int) -> dict[str, Any]:
+        return listed(row, kept=True)
+
+    for rows in (1, 16):
+        trials: dict[Any, float] = {}
+        for flavour in FLAVOURS if rows > 1 else FLAVOURS[:1]:
+            other = start_llama_server(tools, asker.setup, flavour)
+            try:
+                pace(asker.beside(other), rows, lambda row: listed(row, kept=True, tokens=8))
+                trials[flavour] = pace(asker.beside(other), rows, kept)
+            finally:
+                other.stop()
+        best = max(trials, key=lambda it: trials[it])
+        other = start_llama_server(tools, asker.setup, best)
+        try:
+            guest = asker.beside(other)
+            for one in (asker, guest):
+                pace(one, rows, lambda row: listed(row, kept=True, tokens=8))
+            ours, theirs = in_pairs(
+                rounds,
+                lambda rows=rows: pace(asker, rows, kept),  # type: ignore[misc]
+                lambda rows=rows, guest=guest: pace(guest, rows, kept),  # type: ignore[misc]
+            )
+        finally:
+            other.stop()
+        compared(result, f"{rows} rows, llama-server with {best}", ours, theirs, 1.2)
+    return result
+
+
+def memory(asker: Asker) -> Result:
+    """What the tables of a vocabulary take: the worker before and after its first answer by a schema."""
+    result = Result("memory of the worker")
+    server = asker.server
+    server.request("/api/models/unload", {"model_id": server.model_id})
+    server.request("/api/models/load", {"model_id": server.model_id, "max_sequences": asker.setup.slots})
+    (worker,) = children_of(server.pid)
+    seen = []
+    for kept in (False, False, True, True):
+        began = time.monotonic()
+        asker.ask(**listed(0, kept=kept, tokens=8))
+        seen.append((memory_bytes(worker, "RssAnon") / 1e6, time.monotonic() - began))
+    (_, _), (before, free), (after, first), (_, second) = seen
+    result.say(
+        f"without tables {before:.0f} MB beside the weights, with them {after:.0f}: {after - before:.0f} more"
+    )
+    result.say(f"eight tokens free in {free:.2f} s, by a schema {first:.2f} s at first, {second:.2f} s then")
     return result
 
 
@@ -344,5 +426,7 @@ PARTS: dict[str, Callable[[Asker], Result]] = {
     "schemas": schemas,
     "costs": costs,
     "many-tools": many_tools,
+    "llama-server": against_llama_server,
+    "memory": memory,
     "drafts": drafts,
 }
