@@ -76,11 +76,29 @@ vram_limit = "8G"
 port = 8080
 ```
 
+How models are loaded can be said of one model alone, by the name that `llm-node list` shows. It comes over
+what is said of all, and what a load asks for comes over both:
+
+```toml
+context_length = 8192
+
+[models."llama-8b:Q4_K_M"]
+aliases = ["gpt-4o-mini"]
+context_length = 65536
+options = { cache_type_k = "q8_0" }
+```
+
+{OF_ONE_MODEL}
+
 Several folders: repeat the flag, write a list in the file, or separate them as in `PATH` in the
 environment. Several hosts or origins: the same, but with commas between them. Sizes take `K`, `M`, `G`,
 `T` as powers of 1024.
 
 """
+    known = ", ".join(f"`{name}`" for name in settings.OF_ONE_MODEL)
+    head = head.replace(
+        "{OF_ONE_MODEL}", f"A model's table knows {known}; `options` is what `engine_option` is above it."
+    )
     rows = [("flag", "variable", "key in the file", "value", "default", ""), ("---",) * 6]
     for setting in settings.ALL:
         rows.append(

@@ -11,7 +11,7 @@ In this process, without a server::
         for piece in model.generate("Once upon a time"):
             print(piece, end="", flush=True)
 
-With a worker process for each model, as the server does it: `llm_node.Node`.
+With a worker process for each model, as the server does it: `llm_node.Node(llm_node.Settings(...))`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_node.local import Engine, Model
     from llm_node.node import Node, NodeError
+    from llm_node.settings import Settings
     from llm_node.version import ABI_VERSION, __version__
 
-__all__ = ["ABI_VERSION", "Engine", "Model", "Node", "NodeError", "__version__"]
+__all__ = ["ABI_VERSION", "Engine", "Model", "Node", "NodeError", "Settings", "__version__"]
 
 _HOMES = {
     "ABI_VERSION": "llm_node.version",
@@ -31,6 +32,7 @@ _HOMES = {
     "Model": "llm_node.local",
     "Node": "llm_node.node",
     "NodeError": "llm_node.node",
+    "Settings": "llm_node.settings",
     "__version__": "llm_node.version",
 }
 

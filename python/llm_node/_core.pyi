@@ -240,6 +240,12 @@ class Supervisor:
     def system(self) -> int:
         """A ticket for a JSON object: devices, ledger, versions."""
 
+    def incidents(self) -> int:
+        """A ticket for a JSON array: what has gone wrong lately, oldest first."""
+
+    def meters(self) -> int:
+        """A ticket for a JSON object: what all requests took so far, by model."""
+
     def standstill(self) -> str | None:
         """Why a model answers nothing although it is loaded, if there is one. Never blocks."""
 

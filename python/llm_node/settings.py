@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PREFIX = "LLM_NODE_"
 NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
@@ -57,6 +57,10 @@ class SettingsError(ValueError):
     """A setting is unknown, or its value is of no use. The message names where it came from."""
 
 
+Scope = Literal["server", "node", "model"]
+"""Whom a setting is for: HTTP and the command line, the node, or how each model is loaded."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One row: how a setting is called, read and explained."""
@@ -75,6 +79,9 @@ class Setting:
     commas: bool
     """Several values that are separated by commas wherever they stand, since they may contain colons."""
     in_file: bool
+    scope: Scope
+    key: str
+    """In the configuration of the node, or of a model, that the core reads."""
 
 
 # ---- how a text becomes a value ------------------------------------------------------------------
@@ -146,6 +153,12 @@ def _model_name(text: str) -> str:
     if not name:
         raise ValueError("expected the name of a model")
     return name
+
+
+def _layers(text: str) -> int:
+    if not re.fullmatch(r"-1|[0-9]{1,9}", text.strip()):
+        raise ValueError("expected a number of layers, or -1 for all")
+    return int(text)
 
 
 def _alias(text: str) -> tuple[str, str]:
@@ -285,9 +298,14 @@ def _setting(
     commas: bool = False,
     in_file: bool = True,
     below_home: Callable[[Path], Any] | None = None,
+    scope: Scope = "server",
+    key: str | None = None,
 ) -> Any:
-    """`below_home`: makes the default from `home`, in place of `default`."""
+    """`below_home`: makes the default from `home`, in place of `default`. `key`: in the core's configuration,
+    where it is not the name."""
     metadata = {
+        "scope": scope,
+        "key": key,
         "parse": parse,
         "help": text,
         "metavar": metavar,
@@ -302,6 +320,15 @@ def _setting(
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What is said of one model: `[models."NAME"]` in the file."""
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How it is loaded where a load says nothing else; `ModelOptions` of `rust/core/src/options.rs`."""
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +352,8 @@ class Settings:
         shown="`engines` in --home",
         many=True,
         below_home=_engines,
+        scope="node",
+        key="engines_dirs",
     )
     engine_packages: bool = _setting(
         True,
@@ -339,6 +368,7 @@ class Settings:
         metavar="DIR",
         shown="`models` in --home",
         below_home=_models,
+        scope="node",
     )
     caches: tuple[str, ...] = _setting(
         CACHES,
@@ -375,6 +405,8 @@ class Settings:
         shown="none",
         many=True,
         commas=True,
+        scope="node",
+        key="aliases",
     )
     chat_template: tuple[tuple[str, str], ...] = _setting(
         (),
@@ -398,6 +430,8 @@ class Settings:
         "Most memory that models may take on each device: bytes, or with K, M, G, T (powers of 1024).",
         metavar="SIZE",
         shown="what the device has",
+        scope="node",
+        key="vram_limit_bytes",
     )
     host: str = _setting(
         "127.0.0.1",
@@ -495,6 +529,7 @@ class Settings:
         "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
         shown="the model's own, or what fits",
+        scope="model",
     )
     max_sequences: int | None = _setting(
         None,
@@ -502,6 +537,7 @@ class Settings:
         "Sequences that a model computes at once, where a load names none; as far as its engine goes.",
         metavar="COUNT",
         shown="the worker's choice",
+        scope="model",
     )
     cache_tokens: int | None = _setting(
         None,
@@ -509,15 +545,21 @@ class Settings:
         "KV cache for all sequences of a model together, where a load names none. A smaller one is shared.",
         metavar="TOKENS",
         shown="the full length for each sequence",
+        scope="model",
     )
     threads: int = _setting(
-        0, _integer(0, 4096), "CPU threads of an engine; 0 leaves it to the engine.", metavar="COUNT"
+        0,
+        _integer(0, 4096),
+        "CPU threads of an engine; 0 leaves it to the engine.",
+        metavar="COUNT",
+        scope="model",
     )
     queue_limit: int = _setting(
         512,
         _integer(1, 1_000_000),
         "Requests that may wait for one model before new ones get 429.",
         metavar="COUNT",
+        scope="node",
     )
     target_step_ms: int = _setting(
         150,
@@ -525,12 +567,15 @@ class Settings:
         "While answers are under way, prompts may stretch a step of the engine to about this, "
         "and to four times that rather than be read in pieces of fewer than 64 tokens.",
         metavar="MILLISECONDS",
+        scope="node",
     )
     prefix_cache: bool = _setting(
         True,
         _yes_or_no,
         "Keep what the KV cache holds of answers that ended, for prompts that begin alike.",
         metavar="YES|NO",
+        scope="node",
+        key="keep_prefixes",
     )
     step_timeout: int = _setting(
         600,
@@ -538,6 +583,8 @@ class Settings:
         "One call of an engine may take so long before its worker is ended: a step, an embedding, a text "
         "to tokenise; with `engine.stream/1` until the next token, at tier 0 a whole answer. 0: for ever.",
         metavar="SECONDS",
+        scope="node",
+        key="step_timeout_seconds",
     )
     speculation: str = _setting(
         "lookup",
@@ -545,6 +592,7 @@ class Settings:
         "Guess tokens ahead where that pays, and verify them in one step. Answers stay what they are. "
         "lookup guesses out of prompt and answer; off never guesses, not with a draft model either.",
         metavar="|".join(SPECULATION),
+        scope="model",
     )
     draft_model: Path | None = _setting(  # noqa: RUF009
         None,
@@ -553,6 +601,7 @@ class Settings:
         "Its vocabulary must be theirs.",
         metavar="FILE",
         shown="none",
+        scope="model",
     )
     tool_syntax: tuple[tuple[str, str], ...] = _setting(
         (),
@@ -572,6 +621,8 @@ class Settings:
         metavar="KEY=VALUE",
         shown="none",
         many=True,
+        scope="model",
+        key="options",
     )
     engine_env: tuple[str, ...] = _setting(
         (),
@@ -581,8 +632,16 @@ class Settings:
         metavar="NAME",
         shown="none",
         many=True,
+        scope="node",
     )
-    load_timeout: float = _setting(600.0, _seconds(0.1, 86_400), "Deadline of a load.", metavar="SECONDS")
+    load_timeout: float = _setting(
+        600.0,
+        _seconds(0.1, 86_400),
+        "Deadline of a load.",
+        metavar="SECONDS",
+        scope="node",
+        key="load_timeout_seconds",
+    )
     drain_timeout: float = _setting(
         8.0,
         _seconds(0, 3600),
@@ -603,7 +662,11 @@ class Settings:
         16 << 20, parse_size, "Largest body of a request, unpacked.", metavar="SIZE", shown="16M"
     )
     log_level: str = _setting(
-        "info", _one_of(LOG_LEVELS), "Least severity that is logged to stderr.", metavar="|".join(LOG_LEVELS)
+        "info",
+        _one_of(LOG_LEVELS),
+        "Least severity that is logged to stderr.",
+        metavar="|".join(LOG_LEVELS),
+        scope="node",
     )
     config: Path | None = _setting(  # noqa: RUF009
         None,
@@ -614,9 +677,12 @@ class Settings:
         in_file=False,
     )
 
+    models: Mapping[str, ModelSettings] = dataclasses.field(default_factory=dict)
+    """What is said of one model, by its own name: `[models."NAME"]` in the file."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            below_home = field.metadata["below_home"]
+            below_home = field.metadata.get("below_home")
             if below_home is not None and getattr(self, field.name) is None:
                 object.__setattr__(self, field.name, below_home(self.home))
 
@@ -658,6 +724,31 @@ class Settings:
         for name, value in _from_file(found.get("home"), found.get("config")).items():
             found.setdefault(name, value)
         return cls(**found)
+
+    def node_config(self) -> dict[str, Any]:
+        """The part of `NodeConfig` (`rust/node/src/config.rs`) that is settings. Raises `SettingsError` for a
+        chat template whose file cannot be read."""
+
+        def of(scope: Scope) -> dict[str, Any]:
+            rows = (setting for setting in ALL if setting.scope == scope)
+            return {row.key: _as_json(row, getattr(self, row.name)) for row in rows}
+
+        config = of("node")
+        config["defaults"] = of("model")
+        config["caches"] = [{"origin": origin, "path": str(path)} for origin, path in self.cache_folders()]
+        models = {name: dict(model.options) for name, model in self.models.items()}
+        for name, syntax in self.tool_syntax:
+            said = config["defaults"] if name == ALL_MODELS else models.setdefault(name, {})
+            said[TOOL_SYNTAX] = syntax
+        for name, template in self.chat_template:
+            models.setdefault(name, {})[CHAT_TEMPLATE] = template
+        for model in models.values():
+            if CHAT_TEMPLATE in model:
+                model[CHAT_TEMPLATE] = _template(model[CHAT_TEMPLATE])
+        config["models"] = models
+        own = {alias: name for name, model in self.models.items() for alias in model.aliases}
+        config["aliases"] = {**config["aliases"], **own}
+        return config
 
     def has_default(self, name: str) -> bool:
         """Is the setting what it is where nobody says anything?"""
@@ -704,6 +795,8 @@ def _describe(field: dataclasses.Field[Any]) -> Setting:
         many=metadata["many"],
         commas=metadata["commas"],
         in_file=metadata["in_file"],
+        scope=metadata["scope"],
+        key=metadata["key"] or field.name,
     )
 
 
@@ -782,6 +875,9 @@ def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
     in_file = {name: setting for name, setting in BY_NAME.items() if setting.in_file}
     found: dict[str, Any] = {}
     for key, value in content.items():
+        if key == MODELS:
+            found[key] = _models_in(value, path)
+            continue
         setting = in_file.get(key)
         if setting is None:
             raise SettingsError(f"unknown setting {key!r} in {path}{near(key, in_file)}")
@@ -793,15 +889,95 @@ def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
     return found
 
 
+def _models_in(tables: object, path: Path) -> dict[str, ModelSettings]:
+    """The tables `[models."NAME"]`."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise SettingsError(f'{MODELS} in {path}: expected tables [{MODELS}."NAME"], one for each model')
+    models = {name: _model_in(table, f'[{MODELS}."{name}"] in {path}') for name, table in tables.items()}
+    names: dict[str, str] = {}
+    for name, model in models.items():
+        for alias in model.aliases:
+            if alias in models or names.setdefault(alias, name) != name:
+                other = f"'{names[alias]}'" if alias in names else "a model"
+                raise SettingsError(f"the alias {alias!r} of '{name}' in {path} is a name of {other} already")
+    return models
+
+
+def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
+    options: dict[str, Any] = {}
+    aliases: tuple[str, ...] = ()
+    for key, value in table.items():
+        where = f"{key} in {source}"
+        if key == "aliases":
+            if not isinstance(value, list) or not all(isinstance(alias, str) and alias for alias in value):
+                raise SettingsError(f"{where}: expected a list of names")
+            aliases = tuple(value)
+        elif key == ENGINE_OPTIONS:
+            if not isinstance(value, dict) or any(
+                not isinstance(it, str | int | float) for it in value.values()
+            ):
+                raise SettingsError(f"{where}: expected a table of texts, numbers and truth values")
+            options[key] = dict(value)
+        elif (parse := OF_MODELS.get(key)) is not None:
+            try:
+                options[key] = _plain_json(parse(str(value)))
+            except ValueError as error:
+                raise SettingsError(f"{where}: {error}, got {value!r}") from None
+        else:
+            raise SettingsError(f"unknown setting {key!r} of {source}{near(key, OF_ONE_MODEL)}")
+    return ModelSettings(options=options, aliases=aliases)
+
+
+def _template(given: str) -> str:
+    """What stands in the file; or the name of a template that is built in."""
+    path = Path(given).expanduser()
+    if "." not in path.name and len(path.parts) == 1 and not path.is_file():
+        return given
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--chat-template: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"--chat-template: {path}: it is no text in UTF-8") from None
+
+
+def _as_json(setting: Setting, value: Any) -> Any:
+    """As the core reads it: pairs are an object, a path is whole."""
+    if setting.many and isinstance(value, tuple) and setting.parse in (_alias, _key_and_value):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain_json(item) for item in value]
+    return _plain_json(value)
+
+
+def _plain_json(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """Words for an error: which of the known ones may be meant."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(sorted(known))}"
 
 
-ALL: tuple[Setting, ...] = tuple(_describe(field) for field in dataclasses.fields(Settings))
+ALL: tuple[Setting, ...] = tuple(_describe(field) for field in dataclasses.fields(Settings) if field.metadata)
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in ALL}
 BY_ENVIRONMENT: Mapping[str, Setting] = {setting.environment: setting for setting in ALL}
+
+MODELS = "models"
+"""Of the tables in the file."""
+ENGINE_OPTIONS = "options"
+CHAT_TEMPLATE = "chat_template"
+TOOL_SYNTAX = "tool_syntax"
+OF_MODELS: Mapping[str, Callable[[str], Any]] = {
+    **{row.key: row.parse for row in ALL if row.scope == "model" and row.key != ENGINE_OPTIONS},
+    "engine": _model_name,
+    "gpu_layers": _layers,
+    TOOL_SYNTAX: _one_of(TOOL_SYNTAXES),
+    CHAT_TEMPLATE: _model_name,
+}
+"""What can be said of one model, and how it is read."""
+OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases")
 
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,

@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_each_route_is_described() -> None:
-    app = make_app(Node(engines_dirs=[], models_dir=""), Settings())
+    app = make_app(Node(Settings()), Settings())
     assert {name for name, _ in offered(app)} == set(OPERATIONS)
     assert json.dumps(description(app))
 

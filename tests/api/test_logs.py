@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llm_node.journal import BEHIND, LINES, Journal
-from support.node import RunningNode, node_environment, running_node
+from support.node import RunningNode, command, node_environment, running_node
 
 NAME = "llm-node-demo"
 
@@ -25,18 +25,6 @@ def own(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     with running_node(folder, ["--engines-dir", str(engines), "--gpu-backend", "cpu"]) as running:
         running.extra["home"] = folder
         yield running
-
-
-def command(node: RunningNode, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`llm-node ARGUMENTS` in the node's own home."""
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("llm-node")), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env=node_environment(node.extra["home"]),
-    )
 
 
 def test_the_last_lines_all_or_of_one_model(own: RunningNode) -> None:

@@ -18,13 +18,15 @@ ARROWS = {
     "llm-node-abi": set(),
     "llm-node-core": {"llm-node-cpu"},
     "llm-node-cpu": set(),
+    "llm-node-fleet": {"llm-node-core"},
     "llm-node-load": set(),
     "llm-node-sdk": {"llm-node-abi"},
     "llm-node-host": {"llm-node-abi", "llm-node-core"},
     "llm-node-conformance": {"llm-node-host", "llm-node-core", "llm-node-abi"},
     "llm-node-wire": {"llm-node-core"},
     "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core", "llm-node-cpu"},
-    "llm-node-node": {"llm-node-wire", "llm-node-core", "llm-node-abi"},  # of the last, the version alone
+    # of the ABI, the version alone
+    "llm-node-node": {"llm-node-fleet", "llm-node-wire", "llm-node-core", "llm-node-abi"},
     "llm-node-py": {
         "llm-node-node",
         "llm-node-worker",
@@ -106,6 +108,16 @@ def test_core_is_pure() -> None:
     for path in sorted((ROOT / "rust/core/src").rglob("*.rs")):
         found = banned.search(without_comments(path.read_text()))
         assert not found, f"{path}: {found.group() if found else ''} in the pure core"
+
+
+def test_the_fleet_is_pure() -> None:
+    """It shares nothing with other threads either, and writes no log: it gives out what is to be done."""
+    banned = re.compile(
+        r"\b(fs|net|thread|process|env|os|io)::|\b(Instant|SystemTime|Mutex|RwLock|Condvar|mpsc|log::)\b"
+    )
+    for path in sorted((ROOT / "rust/fleet/src").rglob("*.rs")):
+        found = banned.search(without_comments(path.read_text()))
+        assert not found, f"{path}: {found.group() if found else ''} in the pure fleet"
 
 
 def test_unsafe_stays_at_home() -> None:

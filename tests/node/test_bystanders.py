@@ -82,6 +82,9 @@ def test_a_crash_names_engine_model_call_and_signal_and_is_known_later(folder: P
         wait_for_log(
             node, r"ERROR .*died in engine\.batch/1 step: signal 11 \(SIGSEGV\); it may be loaded again"
         )
+        (incident,) = node.get("/api/incidents").json()["incidents"]
+        assert (incident["kind"], incident["model_id"], incident["engine"]) == ("crashed", "toy", "crashy")
+        assert (incident["call"], incident["signal"]) == ("engine.batch/1 step", signal.SIGSEGV)
         errors = [line for line in node.log_text().splitlines() if " ERROR " in line]
         assert len(errors) == 1, errors
         time.sleep(1.1)

@@ -138,14 +138,15 @@ def test_nor_does_what_python_is_told_to_look_at(tmp_path: Path) -> None:
 
 
 LOADING = """
-import asyncio, sys
+import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import llm_node
 assert llm_node.__file__.startswith(sys.argv[1]), llm_node.__file__
 
 async def load():
-    folders = {"engines_dirs": [sys.argv[2]], "models_dir": sys.argv[3]}
-    async with llm_node.Node(gpu_backend="cpu", **folders) as node:
+    engines, models = map(pathlib.Path, sys.argv[2:])
+    settings = llm_node.Settings(engines_dir=(engines,), models_dir=models, gpu_backend="cpu")
+    async with llm_node.Node(settings) as node:
         await node.load("it")
         (worker,) = (await node.system())["workers"]
         print(open(f"/proc/{worker['pid']}/cmdline", "rb").read())

@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node import _core, settings
+from llm_node.schema.admin import LoadRequest
 from llm_node.settings import Settings, SettingsError, parse_size
 
 unhurried = hypothesis_settings(deadline=None)
@@ -41,6 +42,9 @@ def test_tool_syntaxes_are_those_of_the_core() -> None:
     assert list(settings.TOOL_SYNTAXES) == _core.TOOL_SYNTAXES
     asked = Settings.load({"tool_syntax": ["off,a=b=hermes"]}, {})
     assert asked.tool_syntax == ((settings.ALL_MODELS, "off"), ("a=b", "hermes"))
+    config = asked.node_config()
+    assert config["defaults"]["tool_syntax"] == "off"
+    assert config["models"] == {"a=b": {"tool_syntax": "hermes"}}
     for wrong in ("martian", "llama=", "=hermes", "llama=martian"):
         with pytest.raises(SettingsError, match="pythonic, off"):
             Settings.load({"tool_syntax": [wrong]}, {})
@@ -288,3 +292,64 @@ def test_any_text_is_read_or_refused(parse: Callable[[str], object]) -> None:
             assert "expected" in str(error) or "null" in str(error)
 
     check()
+
+
+# ---- settings of one model -------------------------------------------------------------------------
+
+MODELS = """\
+context_length = 8192
+
+[models."llama-8b:Q4_K_M"]
+aliases = ["gpt-4o-mini"]
+context_length = 65536
+threads = 4
+gpu_layers = -1
+tool_syntax = "hermes"
+speculation = "off"
+options = { cache_type_k = "q8_0", flash_attn = true }
+"""
+
+
+def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(tmp_path: Path) -> None:
+    file = write(tmp_path / "models.toml", MODELS)
+    config = Settings.load({"config": [str(file)], "alias": ["claude=other"]}, {}).node_config()
+    assert config["defaults"]["context_length"] == 8192
+    assert config["models"] == {
+        "llama-8b:Q4_K_M": {
+            "context_length": 65536,
+            "threads": 4,
+            "gpu_layers": -1,
+            "tool_syntax": "hermes",
+            "speculation": "off",
+            "options": {"cache_type_k": "q8_0", "flash_attn": True},
+        }
+    }
+    assert config["aliases"] == {"claude": "other", "gpt-4o-mini": "llama-8b:Q4_K_M"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models = 1", ["models", "expected tables"]),
+        ('[models."m"]\ncontext = 1', ["context", 'models."m"', "did you mean context_length"]),
+        ('[models."m"]\ncontext_length = 0', ["context_length", "1 to"]),
+        ('[models."m"]\nport = 1', ["port"]),
+        ('[models."m"]\naliases = "a"', ["aliases", "a list"]),
+        ('[models."m"]\naliases = ["n"]\n[models."n"]', ["alias 'n'", "a model"]),
+        ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a"]', ["alias 'a'", "'m'"]),
+        ('[models."m"]\noptions = 1', ["options", "a table"]),
+        ('[models."m"]\ntool_syntax = "martian"', ["tool_syntax", "pythonic, off"]),
+        ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),
+    ],
+)
+def test_what_is_wrong_with_one_model_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = write(tmp_path / "bad.toml", text)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"config": [str(file)]}, {})
+    for word in [*words, str(file)]:
+        assert word in str(caught.value)
+
+
+def test_an_option_of_a_load_is_a_setting_of_a_model() -> None:
+    of_a_load = set(LoadRequest.model_fields) - {"model_id", "format"}
+    assert {*settings.OF_MODELS, settings.ENGINE_OPTIONS} == of_a_load

@@ -17,6 +17,7 @@ import pytest
 from llm_node.api.conversation import dump
 from llm_node.api.openai import shapes
 from llm_node.node import Event, Node, NodeError
+from llm_node.settings import Settings
 
 Alternative = tuple[bytes, float]
 END = b"<end>"
@@ -106,8 +107,8 @@ async def test_patterns_make_what_python_makes(repository: Path, tmp_path: Path)
     subprocess.run(make, check=True, capture_output=True)
     (tmp_path / "models").mkdir()
     (tmp_path / "models/null.null").write_text("any file at all")
-    folders: Any = {"engines_dirs": [tmp_path / "engines"], "models_dir": tmp_path / "models"}
-    async with Node(**folders, gpu_backend="cpu") as node:
+    folders: Any = {"engines_dir": (tmp_path / "engines",), "models_dir": tmp_path / "models", "caches": ()}
+    async with Node(Settings(**folders, gpu_backend="cpu")) as node:
         for seed in range(4):
             event = await ending(node, seed)
             tokens = numbers(event)

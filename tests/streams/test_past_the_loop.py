@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from llm_node.node import Event, Frames, Node
+from llm_node.settings import Settings
 from support.node import RunningNode, running_node
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
@@ -44,7 +45,10 @@ def folders(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 @pytest.fixture
 async def node(folders: tuple[Path, Path]) -> AsyncIterator[Node]:
     engines, models = folders
-    async with Node(engines_dirs=[engines], models_dir=models, gpu_backend="cpu", speculation="off") as node:
+    settings = Settings(
+        engines_dir=(engines,), models_dir=models, gpu_backend="cpu", speculation="off", caches=()
+    )
+    async with Node(settings) as node:
         await node.load("null", options={"step_us": str(STEP_US)})
         yield node
 

@@ -197,3 +197,15 @@ def running_node(
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         assert not left, f"workers outlived their node: {left}\n{node.log_text()}"
+
+
+def command(node: RunningNode, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`llm-node ARGUMENTS` in the node's own home."""
+    return subprocess.run(
+        [str(PROGRAM), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=node_environment(node.extra["home"]),
+    )

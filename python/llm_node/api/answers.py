@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from llm_node.api import sse
+from llm_node.api.context import TOOK
 from llm_node.api.frames import Frames
 from llm_node.node import Block, Event, Node, NodeError, Request
 
@@ -122,6 +123,7 @@ async def gather(
                     took = Usage.of(event)
                     found[index] = Answer(tuple(event.blocks), finish(event), event.stop, took, logprobs)
                     usage.add(index, event)
+                    TOOK.get().add(model, event)
                 else:
                     relaxed.update(dict.fromkeys(event.relaxed))
     return Whole(tuple(found[index] for index in range(len(requests))), usage, tuple(relaxed))
@@ -149,7 +151,7 @@ async def stream(
     node: Node, model: str, requests: Sequence[Request], writer: Writer, out: sse.Stream
 ) -> None:
     """The answers of one client as they come, for those who stream."""
-    sender = _Sender(writer, out)
+    sender = _Sender(model, writer, out)
     frames = [each.native(out.chunked) for each in writer.frames]
     async with node.deliver(model, requests, sender, connection=out, frames=frames) as out.client:
         await sender.ended
@@ -160,7 +162,9 @@ class _Sender:
     """`Receiver` of `node/client.py`: sends what stands around the frames in the loop turn that it comes in,
     so that it stands in its place among the bytes that pass by here."""
 
-    def __init__(self, writer: Writer, out: sse.Stream) -> None:
+    def __init__(self, model: str, writer: Writer, out: sse.Stream) -> None:
+        self._model = model
+        self._took = TOOK.get()  # events come in the node's own context
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writer = writer
         self._out = out
@@ -171,6 +175,7 @@ class _Sender:
             self._out.send(self._writer.begin(index, event))
         else:
             finish(event)
+            self._took.add(self._model, event)
             self._out.send(self._writer.end(index, event))
 
     def end(self, error: Exception | None, number: int = 0) -> None:

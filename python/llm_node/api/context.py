@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from llm_node import errors
 from llm_node.api.store import Store
 from llm_node.journal import Journal
-from llm_node.node import Node
+from llm_node.node import Event, Node
 from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
 
@@ -37,6 +38,39 @@ IGNORED: web.RequestKey[dict[str, None]] = web.RequestKey("IGNORED")
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")
 """The id of the request that this task answers, as in `x-request-id` and the log."""
+
+
+@dataclass
+class Took:
+    """What the answers to one request took, for its line in the log."""
+
+    model: str = ""
+    """As it was asked for; empty where nothing was generated."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_ns: int = 0
+    """Until the last of several answers had its first token; then until its end."""
+    wrote_ns: int = 0
+
+    def add(self, model: str, event: Event) -> None:
+        """`event`: an answer's ending."""
+        self.model = model
+        self.prompt_tokens += event.prompt_tokens
+        self.completion_tokens += event.completion_tokens
+        self.first_token_ns = max(self.first_token_ns, event.waited_ns + event.read_ns)
+        self.wrote_ns = max(self.wrote_ns, event.wrote_ns)
+
+    def __str__(self) -> str:
+        if not self.model:
+            return ""
+        seconds = self.wrote_ns / 1e9
+        speed = f" {self.completion_tokens / seconds:.1f}/s" if seconds > 0 else ""
+        first = f"{self.first_token_ns / 1e9:.3f}s"
+        return f" {self.model!r} {self.prompt_tokens}+{self.completion_tokens} tokens, first {first}{speed}"
+
+
+TOOK: ContextVar[Took] = ContextVar("took")
+"""Of the request that this task answers; the same for all tasks that help it."""
 
 ERROR_CODE: ContextVar[str] = ContextVar("error_code", default="")
 """What error the request came to, for its line in the log: a stream that fails has status 200 by then."""

@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "search": "search:search",
     "list": "models:models",
     "rm": "rm:rm",
+    "ps": "ps:ps",
     "stop": "stop:stop",
     "logs": "logs:logs",
     "config": "config:config",

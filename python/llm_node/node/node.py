@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llm_node import _core, devices, engine_packages, worker
+from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
 from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
+from llm_node.settings import Settings
 
 log = logging.getLogger(__package__)
 
@@ -53,83 +54,18 @@ class Node:
     event loop.
     """
 
-    def __init__(
-        self,
-        *,
-        engines_dirs: Sequence[Path | str],
-        engine_packages: bool = False,
-        models_dir: Path | str,
-        caches: Sequence[tuple[str, Path | str]] = (),
-        demo_model: Path | str | None = None,
-        default_model: str | None = None,
-        aliases: Mapping[str, str] | None = None,
-        chat_templates: Mapping[str, str] | None = None,
-        gpu_backend: str = "auto",
-        vram_limit: int | None = None,
-        context_length: int | None = None,
-        max_sequences: int | None = None,
-        cache_tokens: int | None = None,
-        threads: int = 0,
-        queue_limit: int = 512,
-        target_step_ms: int = 150,
-        prefix_cache: bool = True,
-        step_timeout: int = 600,
-        speculation: str = "lookup",
-        draft_model: Path | str | None = None,
-        tool_syntax: Mapping[str, str] | None = None,
-        engine_options: Mapping[str, str] | None = None,
-        engine_env: Sequence[str] = (),
-        load_timeout: float = 600.0,
-        drain_timeout: float = 8.0,
-        monitor_interval: float = 1.0,
-        log_level: str = "info",
-        needs_device: bool = True,
-    ) -> None:
+    def __init__(self, settings: Settings | None = None, *, needs_device: bool = True) -> None:
         """
-        engines_dirs: folders of `<id>/<gpu_backend>/manifest.json`; the first engine of an id wins.
-        engine_packages: look behind these in the Python packages that hold engines.
-        models_dir: folder of the models. caches: other programs' folders, each with the program's name:
-            "hub", "llama-cpp", "lm-studio" or "ollama". demo_model: a file that is offered beside them.
-        default_model: see `chosen`. aliases: further names of models, and what each means.
-        chat_templates: by the model, the source of its template in place of its own, or the name of one that
-            is built in.
-        gpu_backend: "auto", "cuda", "metal", "vulkan" or "cpu". With "auto" `start` raises
-            `gpu_not_found` where there is no GPU.
-        vram_limit: bytes on each device. Timeouts and intervals: seconds.
-        speculation: "off" or "lookup". draft_model: a file that guesses instead, unless it is "off".
-        tool_syntax: model or "*" to how it writes calls, where a load says nothing.
-        engine_env: names of environment variables that engines see beside the usual ones.
-        needs_device: False for one who only lists engines and models.
+        settings: where none are given, the defaults; neither the environment nor a file is read.
+        needs_device: False for one who only lists engines and models. Otherwise `start` raises
+            `gpu_not_found` where "auto" finds no GPU.
+
+        Raises `SettingsError` for a chat template whose file cannot be read.
         """
-        self._wanted_backend = gpu_backend
-        self._backend: str | None = None
-        self._named_engines_dirs = [str(Path(path).absolute()) for path in engines_dirs]
-        self._engine_packages = engine_packages
-        self._models_dir = str(Path(models_dir).absolute())
-        self._caches = [(origin, str(Path(path).absolute())) for origin, path in caches]
-        self._demo_model = None if demo_model is None else str(Path(demo_model).absolute())
-        self._default_model = default_model
-        self._aliases = dict(aliases or {})
-        self._chat_templates = dict(chat_templates or {})
-        self._vram_limit = vram_limit
-        self._context_length = context_length
-        self._max_sequences = max_sequences
-        self._cache_tokens = cache_tokens
-        self._threads = threads
-        self._queue_limit = queue_limit
-        self._target_step_ms = target_step_ms
-        self._prefix_cache = prefix_cache
-        self._step_timeout = step_timeout
-        self._speculation = speculation
-        self._draft_model = None if draft_model is None else str(Path(draft_model).absolute())
-        self._tool_syntax = dict(tool_syntax or {})
-        self._engine_options = dict(engine_options or {})
-        self._engine_env = list(engine_env)
-        self._load_timeout = load_timeout
-        self._drain_timeout = drain_timeout
-        self._monitor_interval = monitor_interval
-        self._log_level = log_level
+        self._settings = settings or Settings()
+        self._config = self._settings.node_config()
         self._needs_device = needs_device
+        self._backend: str | None = None
 
         self.id = uuid.uuid4().hex
         """Tells this node from all others."""
@@ -163,7 +99,7 @@ class Node:
     async def start(self) -> None:
         """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
         try:
-            self._backend = await asyncio.to_thread(devices.resolve_backend, self._wanted_backend)
+            self._backend = await asyncio.to_thread(devices.resolve_backend, self._settings.gpu_backend)
             await asyncio.to_thread(devices.make_device_files, self._backend)
             self._devices = await asyncio.to_thread(devices.read, self._backend)
         except devices.NoGpuError as error:
@@ -181,7 +117,7 @@ class Node:
 
         With 0 seconds this also ends at once a `close` that still waits.
         """
-        seconds = self._drain_timeout if drain_seconds is None else drain_seconds
+        seconds = self._settings.drain_timeout if drain_seconds is None else drain_seconds
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(seconds))
         elif seconds == 0 and self._core is not None:
@@ -215,33 +151,18 @@ class Node:
     def _configuration(self) -> dict[str, Any]:
         """JSON of `rust/node/src/config.rs`."""
         return {
+            **self._config,
             "engines_dirs": self._engines_dirs(),
-            "models_dir": self._models_dir,
-            "caches": [{"origin": origin, "path": path} for origin, path in self._caches],
-            "demo_model": self._demo_model,
-            "aliases": self._aliases,
-            "chat_templates": self._chat_templates,
+            "demo_model": self._demo_model(),
             "gpu_backend": self._backend,
             "devices": [_device(device) for device in self._devices],
-            "vram_limit_bytes": self._vram_limit,
-            "context_length": self._context_length,
-            "max_sequences": self._max_sequences,
-            "cache_tokens": self._cache_tokens,
-            "tool_syntax": self._tool_syntax,
-            "engine_options": self._engine_options,
-            "engine_env": self._engine_env,
-            "threads": self._threads,
-            "queue_limit": self._queue_limit,
-            "target_step_ms": self._target_step_ms,
-            "keep_prefixes": self._prefix_cache,
-            "step_timeout_seconds": self._step_timeout,
-            "speculation": self._speculation,
-            "draft_model": self._draft_model,
-            "load_timeout_seconds": self._load_timeout,
             "start_timeout_seconds": START_SECONDS,
             "worker_command": worker.command(_core.__file__),
-            "log_level": self._log_level,
         }
+
+    def _demo_model(self) -> str | None:
+        path = demo.path()
+        return str(path) if self._settings.demo_model and path.is_file() else None
 
     def _running(self) -> Supervisor:
         if self._core is None:
@@ -264,8 +185,9 @@ class Node:
         return engines
 
     def _engines_dirs(self) -> list[str]:
-        packaged = engine_packages.folders() if self._engine_packages else []
-        return [*self._named_engines_dirs, *map(str, packaged)]
+        packaged = engine_packages.folders() if self._settings.engine_packages else []
+        named: list[str] = self._config["engines_dirs"]
+        return [*named, *map(str, packaged)]
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
@@ -282,8 +204,8 @@ class Node:
         loaded = [str(model["model_id"]) for model in models if model["status"] == "loaded"]
         if len(loaded) == 1:
             return loaded[0]
-        if self._default_model is not None:
-            return self._default_model
+        if self._settings.default_model is not None:
+            return self._settings.default_model
         names = ", ".join(f"'{model['model_id']}'" for model in models)
         state = "several models are loaded" if loaded else "no model is loaded"
         raise NodeError(
@@ -349,6 +271,16 @@ class Node:
         report: dict[str, Any] = await self._outcome(self._running().system())
         return report
 
+    async def incidents(self) -> list[dict[str, Any]]:
+        """What has gone wrong lately, oldest first: failed loads, refusals, crashes."""
+        incidents: list[dict[str, Any]] = await self._outcome(self._running().incidents())
+        return incidents
+
+    async def meters(self) -> dict[str, dict[str, Any]]:
+        """What all requests took so far, by model: endings, tokens, and histograms of times."""
+        meters: dict[str, dict[str, Any]] = await self._outcome(self._running().meters())
+        return meters
+
     async def _outcome(self, ticket: int) -> Any:
         """What comes of a ticket. Nothing but this coroutine waits for it."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -361,7 +293,7 @@ class Node:
 
     async def _watch_devices(self) -> None:
         while self._backend is not None:
-            await asyncio.sleep(self._monitor_interval)
+            await asyncio.sleep(self._settings.monitor_interval / 1000)
             try:
                 found = await asyncio.to_thread(devices.read, self._backend)
                 text = json.dumps([_device(device) for device in found])
@@ -482,7 +414,7 @@ class Node:
 
 
 def _device(device: devices.Device) -> dict[str, Any]:
-    """`Device` of `rust/node/src/config.rs`."""
+    """`Device` of `rust/fleet/src/event.rs`."""
     return {
         "index": device.index,
         "name": device.name,

@@ -130,6 +130,7 @@ _REFUSED = Operation(codes=("unsupported_feature",))
 OPERATIONS: Mapping[str, Operation] = {
     "GET /": Operation(gives=("text/plain", "text/html")),
     "GET /api/engines": Operation(query={"refresh": _FLAG}),
+    "GET /api/incidents": Operation(),
     "GET /api/logs": Operation(
         query={
             "lines": {"type": "integer", "minimum": 0, "maximum": 2000},
@@ -182,6 +183,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /-/healthz": Operation(gives=("text/plain",), codes=("engine_crashed",)),
     "GET /-/routes": Operation(),
     "GET /healthz": Operation(),
+    "GET /metrics": Operation(query={"model": _TEXT}, gives=("text/plain",), codes=("model_not_found",)),
     "GET /openapi.json": Operation(),
     "GET /readyz": Operation(codes=("engine_crashed",)),
     "POST /tokenize": Operation(tokens.TokenizeRequest),

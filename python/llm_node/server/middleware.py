@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, NODE, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, NODE, REQUEST_ID, TOOK, Took
 from llm_node.node import NodeError
 from llm_node.server.origin import OriginRules
 
@@ -103,6 +103,7 @@ def name_request(request: web.BaseRequest) -> str:
     sent = request.headers.get(HEADER, "")
     request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
     REQUEST_ID.set(request_id)
+    TOOK.set(Took())
     ERROR_CODE.set("")
     return request_id
 
@@ -118,13 +119,14 @@ def log_access(request: web.BaseRequest, status: int, seconds: float) -> None:
     """The request's line in the log."""
     names = ignored(request)
     access.info(
-        '"%s %s" %d %.3fs %s%s%s',
+        '"%s %s" %d %.3fs %s%s%s%s',
         request.method,
         request.rel_url.raw_path,
         status,
         seconds,
         REQUEST_ID.get(),
         f" {ERROR_CODE.get()}" if ERROR_CODE.get() else "",
+        TOOK.get(),
         f" ignored: {names}" if names else "",
     )
 

@@ -99,6 +99,11 @@ impl<E: StepEngine> Sequences<E> {
         self.kept.len()
     }
 
+    /// Tokens that kept sequences hold; what several share counts for each.
+    pub fn kept_tokens(&self) -> u64 {
+        self.kept.keys().map(|sequence| self.tree.held(*sequence) as u64).sum()
+    }
+
     /// How much of a prompt the cache holds already. The last token is always left to be computed: its
     /// row of logits is not kept.
     pub fn known(&self, tokens: &[Token]) -> u32 {

@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use llm_node_core::{
     chat::model::SyntaxChoice,
     error::{ErrorCode, Fault},
+    options::ModelOptions,
 };
-use llm_node_wire::message;
+use llm_node_fleet::{Device, Usual};
 use serde::{Deserialize, Serialize};
 
 /// Everything that the node must know.
@@ -57,33 +58,12 @@ pub struct NodeConfig {
     /// How long one step of an engine may take, in whole seconds; 0: any time.
     #[serde(default)]
     pub step_timeout_seconds: u32,
-    /// Whether tokens are guessed ahead.
+    /// How models are loaded where nobody says anything else. A draft model is named by its file.
     #[serde(default)]
-    pub speculation: Speculation,
-    /// A model that guesses instead of the text itself, unless `speculation` is off.
+    pub defaults: ModelOptions,
+    /// The same for some models, by their own names, over the defaults.
     #[serde(default)]
-    pub draft_model: Option<PathBuf>,
-    /// How models write calls: a family's name or "off" by model, under [`ALL_MODELS`] for the others.
-    #[serde(default)]
-    pub tool_syntax: BTreeMap<String, String>,
-    /// CPU threads of an engine; 0: the engine's own choice.
-    #[serde(default)]
-    pub threads: u32,
-    /// Sequences at once, per model.
-    #[serde(default)]
-    pub max_sequences: Option<u32>,
-    /// Longest sequence in tokens.
-    #[serde(default)]
-    pub context_length: Option<u32>,
-    /// KV cache for all sequences of a model together, in tokens.
-    #[serde(default)]
-    pub cache_tokens: Option<u64>,
-    /// Sources of chat templates in place of the models' own, or names of built-in ones, by the model's id.
-    #[serde(default)]
-    pub chat_templates: BTreeMap<String, String>,
-    /// Settings for engines: a flat object; values are text, numbers or truth values.
-    #[serde(default)]
-    pub engine_options: BTreeMap<String, OptionValue>,
+    pub models: BTreeMap<String, ModelOptions>,
     /// Variables of the node's environment that engines get beside the usual ones.
     #[serde(default)]
     pub engine_env: Vec<String>,
@@ -91,9 +71,6 @@ pub struct NodeConfig {
     #[serde(default = "info")]
     pub log_level: String,
 }
-
-/// In settings for each model: those that are not named.
-const ALL_MODELS: &str = "*";
 
 /// The name under which [`NodeConfig::demo_model`] is offered.
 pub const DEMO_MODEL: &str = "llm-node-demo";
@@ -127,81 +104,14 @@ pub enum Origin {
     Ollama,
 }
 
-/// A device that models may be placed on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Device {
-    /// Its number among those of its kind.
-    pub index: u32,
-    /// For people.
-    pub name: String,
-    /// PCI bus id, where it has one.
-    #[serde(default)]
-    pub bus_id: Option<String>,
-    /// All its memory, in bytes.
-    pub total_bytes: u64,
-    /// What was free when Python looked, in bytes.
-    pub free_bytes: u64,
-    /// A GPU, or the memory of the host.
-    pub kind: DeviceKind,
-}
-
-/// What a [`Device`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceKind {
-    /// Has memory of its own.
-    Gpu,
-    /// The host's memory.
-    Host,
-}
-
-/// Whether tokens are guessed ahead and verified together; see
-/// [`llm_node_wire::message::Speculation`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Speculation {
-    /// Never.
-    Off,
-    /// Out of prompt and answer.
-    #[default]
-    Lookup,
-}
-
-/// A value in an object of engine options. Engines get text.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum OptionValue {
-    /// `"text"`
-    Text(String),
-    /// `true`, which engines see as `true`
-    Truth(bool),
-    /// `1`
-    Integer(i64),
-    /// `0.5`
-    Number(f64),
-}
-
-impl OptionValue {
-    /// As the engine gets it.
-    pub fn to_text(&self) -> String {
-        match self {
-            OptionValue::Text(text) => text.clone(),
-            OptionValue::Truth(truth) => truth.to_string(),
-            OptionValue::Integer(integer) => integer.to_string(),
-            OptionValue::Number(number) => number.to_string(),
-        }
-    }
-}
-
 impl NodeConfig {
     /// Reads and checks the JSON text.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let config: NodeConfig = serde_json::from_str(text).map_err(|error| {
             Fault::new(ErrorCode::InvalidRequest, format!("the node's configuration: {error}"))
         })?;
-        for name in config.tool_syntax.values() {
-            SyntaxChoice::of(name)?;
+        for options in std::iter::once(&config.defaults).chain(config.models.values()) {
+            options.tool_syntax.as_deref().map_or(Ok(SyntaxChoice::Found), SyntaxChoice::of)?;
         }
         if config.worker_command.is_empty() {
             return Err(invalid("worker_command", "must name a program"));
@@ -218,18 +128,9 @@ impl NodeConfig {
         Ok(config)
     }
 
-    /// How a model writes calls whose load does not say; `None`: as its template says.
-    pub fn usual_tool_syntax(&self, model_id: &str) -> Option<&String> {
-        self.tool_syntax.get(model_id).or_else(|| self.tool_syntax.get(ALL_MODELS))
-    }
-
-    /// Who guesses tokens for a model whose load does not say.
-    pub fn usual_speculation(&self) -> message::Speculation {
-        match (self.speculation, &self.draft_model) {
-            (Speculation::Off, _) => message::Speculation::Off,
-            (Speculation::Lookup, None) => message::Speculation::Lookup,
-            (Speculation::Lookup, Some(path)) => message::Speculation::Model(path.clone()),
-        }
+    /// What is said of loads.
+    pub fn usual(&self) -> Usual {
+        Usual { defaults: self.defaults.clone(), models: self.models.clone() }
     }
 
     /// [`NodeConfig::probe_timeout_seconds`].

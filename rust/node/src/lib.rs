@@ -6,7 +6,6 @@
 pub mod blocks;
 pub mod choose;
 pub mod config;
-pub mod devices;
 pub mod frames;
 pub mod host_memory;
 pub mod models;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -14,16 +14,15 @@ use std::{
 use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
+    options::{ModelOptions, OptionValue},
 };
 use llm_node_node::{
-    config::{self, OptionValue},
     registry::{manifest, verdict::Refusal},
     supervise::Told,
 };
 use llm_node_wire::message::{ContextSize, EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use pyo3::prelude::*;
-use serde::Deserialize;
 
 use crate::{
     event::PyEvent,
@@ -106,19 +105,18 @@ impl PyEngine {
 
     fn load_model(&self, path: &Path, options: &str) -> Result<PyModel, Fault> {
         let engine = lock(&self.engine).clone().ok_or_else(|| closed("engine"))?;
-        let options: LoadOptions =
+        let options: ModelOptions =
             serde_json::from_str(options).map_err(|error| malformed("the options of the load", &error))?;
+        if options.engine.is_some() {
+            return Err(Fault::new(ErrorCode::InvalidRequest, "the engine is this one").param("engine"));
+        }
         let mut settings = self.settings.options.clone();
-        settings.extend(texts(&options.options));
+        settings.extend(options.options_as_text());
         let plan = LoadPlan {
             engine: self.address.clone(),
             model: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
             model_id: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
-            size: ContextSize {
-                context_length: options.context_length,
-                max_sequences: options.max_sequences,
-                cache_tokens: options.cache_tokens,
-            },
+            size: ContextSize::from(&options),
             usual_size: ContextSize::default(),
             gpu_layers: options.gpu_layers.unwrap_or(-1),
             threads: options.threads.unwrap_or(0),
@@ -126,13 +124,9 @@ impl PyEngine {
             scheduling: SCHEDULING,
             // Nobody could end this process but its owner.
             step_timeout_seconds: 0,
-            speculation: match (options.speculation, options.draft_model) {
-                (config::Speculation::Off, _) => Speculation::Off,
-                (config::Speculation::Lookup, None) => Speculation::Lookup,
-                (config::Speculation::Lookup, Some(path)) => Speculation::Model(path),
-            },
-            tool_syntax: None,
-            chat_template: None,
+            speculation: Speculation::from(&options),
+            tool_syntax: options.tool_syntax.clone(),
+            chat_template: options.chat_template.clone(),
             options: settings,
         };
         let model = engine.load(&plan, &mut |_| {})?;
@@ -143,28 +137,6 @@ impl PyEngine {
             .map_err(|error| Fault::new(ErrorCode::Internal, format!("no thread for the model: {error}")))?;
         Ok(PyModel { running: Mutex::new(Some(Arc::new(running))), streams, next: AtomicU64::new(0) })
     }
-}
-
-/// What may be said of a load in this process.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LoadOptions {
-    #[serde(default)]
-    context_length: Option<u32>,
-    #[serde(default)]
-    max_sequences: Option<u32>,
-    #[serde(default)]
-    cache_tokens: Option<u64>,
-    #[serde(default)]
-    gpu_layers: Option<i32>,
-    #[serde(default)]
-    threads: Option<u32>,
-    #[serde(default)]
-    speculation: config::Speculation,
-    #[serde(default)]
-    draft_model: Option<PathBuf>,
-    #[serde(default)]
-    options: BTreeMap<String, OptionValue>,
 }
 
 /// See `_core.pyi`.

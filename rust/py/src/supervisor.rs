@@ -10,7 +10,7 @@ use std::{
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_node::{
     blocks::Blocks,
-    config::{Device, NodeConfig},
+    config::NodeConfig,
     frames::Writing,
     platform::wake_pair,
     supervise::{Delivery, Form, LoadRequest, Supervisor, Waiting, Waker, What},
@@ -73,7 +73,7 @@ impl PySupervisor {
     }
 
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
-        let request: LoadRequest = serde_json::from_str(request)
+        let request = LoadRequest::parse(request)
             .map_err(|error| raised(py, &malformed("the request to load", &error)))?;
         Ok(py.detach(|| self.inner.load(request)))
     }
@@ -87,14 +87,22 @@ impl PySupervisor {
         py.detach(|| self.inner.system())
     }
 
+    fn incidents(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.incidents())
+    }
+
+    fn meters(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.meters())
+    }
+
     fn standstill(&self, py: Python<'_>) -> Option<String> {
         py.detach(|| self.inner.standstill())
     }
 
     fn update_devices(&self, py: Python<'_>, devices: &str) -> PyResult<()> {
-        let devices: Vec<Device> =
+        let devices =
             serde_json::from_str(devices).map_err(|error| raised(py, &malformed("the devices", &error)))?;
-        py.detach(|| self.inner.update_devices(&devices));
+        py.detach(|| self.inner.update_devices(devices));
         Ok(())
     }
 

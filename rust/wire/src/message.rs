@@ -2,7 +2,16 @@
 //!
 //! Node to worker: [`ToWorker`]; back: [`FromWorker`]. Anything not named here does not cross.
 
-use llm_node_core::{chat::conversation::Conversation, error::Fault, event::Event, request::Request};
+use llm_node_core::{
+    chat::conversation::Conversation,
+    error::Fault,
+    event::Event,
+    facts::ModelFacts,
+    memory::MemoryUse,
+    options::{Guesser, ModelOptions},
+    request::Request,
+    session::Occupancy,
+};
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
@@ -84,6 +93,16 @@ pub struct ContextSize {
     pub cache_tokens: Option<u64>,
 }
 
+impl From<&ModelOptions> for ContextSize {
+    fn from(options: &ModelOptions) -> Self {
+        Self {
+            context_length: options.context_length,
+            max_sequences: options.max_sequences,
+            cache_tokens: options.cache_tokens,
+        }
+    }
+}
+
 /// Who proposes tokens that a step then verifies. It changes how fast an answer comes, never what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Speculation {
@@ -94,6 +113,17 @@ pub enum Speculation {
     Lookup,
     /// A smaller model with the same vocabulary, which the same engine runs.
     Model(#[serde(with = "crate::os_path")] std::path::PathBuf),
+}
+
+impl From<&ModelOptions> for Speculation {
+    /// A draft model is named by its file.
+    fn from(options: &ModelOptions) -> Self {
+        match options.guesser() {
+            Guesser::Nobody => Speculation::Off,
+            Guesser::Lookup => Speculation::Lookup,
+            Guesser::Model(path) => Speculation::Model(path.to_owned()),
+        }
+    }
 }
 
 /// From the node to a worker.
@@ -215,34 +245,6 @@ pub enum Answer {
     MemoryUse(Vec<MemoryUse>),
 }
 
-/// What a model takes on one device, in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryUse {
-    /// The engine's name of the device ("CUDA0"); "host" for plain memory.
-    pub device: String,
-    /// PCI bus id, where the device has one.
-    pub bus_id: Option<String>,
-    /// Is it memory of the host?
-    pub is_host: bool,
-    /// Weights.
-    pub weights: u64,
-    /// KV cache and recurrent state.
-    pub cache: u64,
-    /// Everything else.
-    pub compute: u64,
-    /// What `cache` grows by per token of capacity.
-    pub cache_per_token: u64,
-    /// What `cache` grows by per sequence.
-    pub cache_per_sequence: u64,
-}
-
-impl MemoryUse {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.cache).saturating_add(self.compute)
-    }
-}
-
 /// What a probe found out about a usable engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineFacts {
@@ -250,50 +252,6 @@ pub struct EngineFacts {
     pub abi_version: u32,
     /// Extensions that it offers: `engine.batch/1`, ...
     pub extensions: Vec<String>,
-}
-
-/// What a worker says of the model that it has loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelFacts {
-    /// "llama", "qwen3", ...
-    pub architecture: String,
-    /// "gguf", "safetensors", ...
-    pub format: String,
-    /// "Q4_K_M", ...
-    pub quantization: Option<String>,
-    /// Number of weights.
-    pub n_parameters: u64,
-    /// Longest sequence in tokens that a request may use.
-    pub context_length: u32,
-    /// Sequences at once.
-    pub max_sequences: u32,
-    /// Width of one embedding; 0: the model gives none.
-    pub n_embedding: u32,
-    /// Can it tell how well a text answers another?
-    pub ranks: bool,
-    /// Has it tokens for a gap in a text?
-    pub fills_gaps: bool,
-    /// Can it generate?
-    pub generates: bool,
-    /// Has it a chat template?
-    pub has_chat_template: bool,
-    /// What was found out about it, if it can be used.
-    pub chat: Option<ChatFacts>,
-    /// What it takes on each device.
-    pub memory: Vec<MemoryUse>,
-    /// Which way requests take: "batch", "stream" or "tier0".
-    pub source: String,
-}
-
-/// What a model's chat template lets it do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatFacts {
-    /// Can it be offered tools?
-    pub tools: bool,
-    /// Does it mark what it thinks?
-    pub thinking: bool,
-    /// How it writes calls: "derived" from the template, or a family's name.
-    pub syntax: Option<String>,
 }
 
 /// From a worker to the node.
@@ -336,6 +294,8 @@ pub enum FromWorker {
     },
     /// Nothing is under way any more.
     Drained,
+    /// How busy a loaded model is: when it has changed, four times a second at most.
+    Busy(Occupancy),
     /// A loaded model's process is alive: once a second.
     Beat {
         /// For how many seconds the engine's call under way has been running; 0: there is none, or it began

@@ -10,14 +10,17 @@ use llm_node_core::{
     },
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
+    facts::{ChatFacts, ModelFacts},
+    memory::MemoryUse,
     request::{Prompt, Request, Sampling},
+    session::Occupancy,
     text::infill::{Extra, Infill},
 };
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, ChatFacts, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker,
-        LoadPlan, MemoryUse, ModelFacts, Question, Scheduling, Speculation, ToWorker,
+        Answer, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan,
+        Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -241,6 +244,17 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
 }
 
 prop_compose! {
+    fn occupancy()(
+        (queued, queued_tokens, running, max_running, kept) in any::<(usize, usize, usize, usize, usize)>(),
+        (cache_used, cache_tokens, kept_tokens, preemptions, drafted, accepted) in any::<(u64, u64, u64, u64, u64, u64)>(),
+    ) -> Occupancy {
+        Occupancy {
+            queued, queued_tokens, running, max_running, cache_used, cache_tokens, kept, kept_tokens, preemptions, drafted, accepted,
+        }
+    }
+}
+
+prop_compose! {
     fn memory_use()(
         device in text(), bus_id in option::of(text()), is_host in any::<bool>(),
         (weights, cache, compute, cache_per_token, cache_per_sequence) in any::<(u64, u64, u64, u64, u64)>(),
@@ -372,6 +386,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         (any::<u8>(), text()).prop_map(|(severity, message)| FromWorker::Log { severity, message }),
         Just(FromWorker::Drained),
         any::<u32>().prop_map(|call_seconds| FromWorker::Beat { call_seconds }),
+        occupancy().prop_map(FromWorker::Busy),
     ]
 }
 

@@ -14,6 +14,8 @@ use llm_node_core::{
     },
     engine::{EngineFaultKind, StepEngine, Tokenizer},
     error::{ErrorCode, Fault},
+    facts::{ChatFacts, ModelFacts},
+    memory::MemoryUse,
     session::MOST_DRAFTED,
     speculate::{Drafter, Lookup},
     text::template::ChatTemplate,
@@ -23,10 +25,7 @@ use llm_node_host::{
     LoadErrorKind, LoadedEngine, Model, ModelParams, ModelTokenizer, OpenedEngine,
 };
 pub use llm_node_host::{Observer, unobserved};
-use llm_node_wire::message::{
-    ChatFacts, ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, MemoryUse, ModelFacts,
-    Speculation,
-};
+use llm_node_wire::message::{ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, Speculation};
 
 use crate::{
     draft,

@@ -21,6 +21,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::{Event, Finish, Usage},
     request::{Prompt, Request},
+    session::Occupancy,
 };
 use llm_node_wire::message::{EmbedInput, Question, RequestId};
 
@@ -103,6 +104,12 @@ impl Intake {
 
     pub(crate) fn served(&self) -> &Served {
         &self.shared.served
+    }
+
+    /// Tells how busy the model is, for as long as it runs.
+    pub(crate) fn occupancy(&self) -> impl Fn() -> Occupancy + Send + 'static {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().map_or_else(Occupancy::default, |shared| shared.occupancy())
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: Request) {
@@ -216,6 +223,19 @@ impl Drop for Intake {
 }
 
 impl Shared {
+    /// What waits to be read is queued as well.
+    fn occupancy(&self) -> Occupancy {
+        let is_request = |task: &&Task| matches!(task, Task::Request(..));
+        let state = self.lock();
+        let waits = |lane: &Lane| {
+            lane.waiting.iter().filter(is_request).count() + usize::from(lane.reading.is_some())
+        };
+        let unread: usize = state.lanes.iter().map(waits).sum();
+        drop(state);
+        let occupancy = self.served.occupancy();
+        Occupancy { queued: occupancy.queued + unread, ..occupancy }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,13 +10,14 @@ use llm_node_core::{
     chat::model::ModelChat,
     engine::{StepEngine, Tokenizer},
     error::Fault,
+    facts::ModelFacts,
     request::Request,
-    session::{Session, SessionOptions},
+    session::{Occupancy, Session, SessionOptions},
     speculate::Drafter,
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
-use llm_node_wire::message::{Answer, ModelFacts, Question, RequestId, Scheduling};
+use llm_node_wire::message::{Answer, Question, RequestId, Scheduling};
 
 use crate::{
     grammar::Grammars,
@@ -180,6 +181,11 @@ impl RunningModel {
     /// exactly once, from any thread.
     pub fn ask(&self, question: Question, reply: impl FnOnce(Result<Answer, Fault>) + Send + 'static) {
         self.intake.ask(question, Reply::new(reply));
+    }
+
+    /// What tells how busy it is, a tenth of a second ago at most while it has work.
+    pub fn occupancy(&self) -> impl Fn() -> Occupancy + Send + 'static {
+        self.intake.occupancy()
     }
 
     /// Refuses new requests and finishes those under way; then reports [`crate::Report::Drained`].

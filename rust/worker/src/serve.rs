@@ -24,6 +24,7 @@ use interprocess::local_socket::{Stream, traits::Stream as _};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
+    session::Occupancy,
 };
 use llm_node_host::Watch;
 use llm_node_wire::{
@@ -63,8 +64,10 @@ const INFO: u8 = 1;
 const WARNING: u8 = 2;
 const ERROR: u8 = 3;
 
-/// How often the calls of an engine that serves are looked at, and the node told that somebody looked.
-const BEAT: Duration = Duration::from_secs(1);
+/// How often the calls of an engine that serves are looked at, and how busy it is.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often the node is told that somebody looked, whatever was seen: one time in so many.
+const BEAT: u32 = 4;
 
 enum Input {
     Message(Box<ToWorker>),
@@ -139,13 +142,30 @@ fn give_up(outbox: &Outbox, fault: &Fault) -> ! {
     leave(exit::ENGINE_LOST)
 }
 
-/// Tells the node that the process is alive, and ends it once a call of the engine has not returned for so
-/// long (0: never), until what it gives is dropped. A thread of its own: the control thread makes calls itself.
-fn watch(outbox: Outbox, timeout_seconds: u32) -> io::Result<Sender<()>> {
+/// Tells the node that the process is alive, and how busy when that changes, and ends it once a call of the engine
+/// has not returned for so long (0: never), until what it gives is dropped. A thread of its own: the control
+/// thread makes calls itself.
+fn watch(
+    outbox: Outbox,
+    timeout_seconds: u32,
+    occupancy: impl Fn() -> Occupancy + Send + 'static,
+) -> io::Result<Sender<()>> {
     let (watching, over) = mpsc::channel();
     thread::Builder::new().name("watch".into()).spawn(move || {
         let mut calls = Watch::default();
-        while over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+        let mut told = None;
+        for look in 1_u32.. {
+            if over.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            let now = occupancy();
+            if told != Some(now) {
+                told = Some(now);
+                outbox.send(FromWorker::Busy(now));
+            }
+            if !look.is_multiple_of(BEAT) {
+                continue;
+            }
             let longest = calls.longest();
             outbox.send(FromWorker::Beat { call_seconds: longest.map_or(0, |(_, seconds)| seconds) });
             if let Some((call, seconds)) = longest
@@ -242,8 +262,8 @@ impl Worker {
         stages.serving(true);
         let running = model.start(plan.scheduling, self.reporter()).map_err(|error| no_thread(&error))?;
         self.outbox.send(FromWorker::Ready(facts));
-        let watching =
-            watch(self.outbox.clone(), plan.step_timeout_seconds).map_err(|error| no_thread(&error))?;
+        let watching = watch(self.outbox.clone(), plan.step_timeout_seconds, running.occupancy())
+            .map_err(|error| no_thread(&error))?;
         let code = self.serve(&running);
         drop(watching);
         stages.serving(false);

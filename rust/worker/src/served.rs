@@ -12,14 +12,16 @@ use llm_node_core::{
     engine::{Limits, Tokenizer},
     error::{ErrorCode, Fault},
     event::Event,
+    facts::ModelFacts,
     request::{Prompt, Request, ValidRequest, prompt_tokens},
+    session::Occupancy,
     text::{
         control::Rendered,
         pair::{self, Joining},
     },
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, EmbedInput, ModelFacts, Question, RequestId};
+use llm_node_wire::message::{Answer, EmbedInput, Question, RequestId};
 
 use crate::{
     engine::memory_use,
@@ -150,6 +152,14 @@ impl Served {
                 report::note(&fault);
                 self.reporter.event(id, Event::Failed(fault));
             }
+        }
+    }
+
+    pub(crate) fn occupancy(&self) -> Occupancy {
+        match &self.source {
+            Source::Batch { source, .. } => source.occupancy(),
+            Source::Stream(source) | Source::Tier0(source) => source.occupancy(),
+            Source::None => Occupancy::default(),
         }
     }
 

@@ -12,8 +12,11 @@
 //! memory limit leaves beside weights and everything else. Where the engine gives no figures, 512 Ki
 //! tokens in all. A cache that was asked for in tokens is what it is: then nothing is halved.
 
-use llm_node_core::error::{ErrorCode, Fault};
-use llm_node_wire::message::{ContextSize, MemoryUse};
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    memory::MemoryUse,
+};
+use llm_node_wire::message::ContextSize;
 
 const LENGTH: u32 = 8192;
 const SHORT_LENGTH: u32 = 2048;

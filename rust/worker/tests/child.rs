@@ -435,9 +435,13 @@ fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
 fn a_loaded_model_says_that_it_is_alive() {
     let toy = Toy::new(&["-DFAKE_HANG_ON_BYTE=33"]);
     let mut worker = toy.load();
+    let FromWorker::Busy(idle) = worker.any().unwrap() else { panic!("not how busy it is") };
+    assert_eq!((idle.running, idle.queued, idle.cache_used), (0, 0, 0));
+    assert!(idle.cache_tokens > 0 && idle.max_running > 0);
     let FromWorker::Beat { call_seconds: 0 } = worker.any().unwrap() else { panic!("no beat") };
     worker.generate(1, greedy("stop!", 3));
-    // A step that hangs does not keep the control thread from saying so.
+    // A step that hangs does not keep the other threads from saying so.
+    while !matches!(worker.any().unwrap(), FromWorker::Busy(busy) if busy.running + busy.queued == 1) {}
     while !matches!(worker.any().unwrap(), FromWorker::Beat { call_seconds: 1.. }) {}
 }
 

@@ -9,9 +9,10 @@ use std::{collections::HashMap, path::PathBuf, sync::mpsc};
 use llm_node_core::{
     error::ErrorCode,
     event::{Event, Finish},
+    memory::MemoryUse,
     request::Request,
 };
-use llm_node_wire::message::{Answer, EmbedInput, LoadPlan, MemoryUse, Question, Scheduling, Speculation};
+use llm_node_wire::message::{Answer, EmbedInput, LoadPlan, Question, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use support::{Outcome, SCHEDULING, fake, greedy, plan, toy_model};
 use tempfile::{TempDir, tempdir};

@@ -1,10 +1,10 @@
-"""The node's own API: `/api/...`: engines, models and pulls, memory, the log."""
+"""The node's own API: `/api/...`: engines, models and pulls, memory, incidents, the log."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.admin import engines, logs, models, pulls, system
+from llm_node.api.admin import engines, incidents, logs, models, pulls, system
 
 
 def routes() -> list[web.RouteDef]:
@@ -21,5 +21,6 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/models/search", pulls.search),
         web.post("/api/models/remove", pulls.remove),
         web.get("/api/system", system.report),
+        web.get("/api/incidents", incidents.listing),
         web.get("/api/logs", logs.lines),
     ]

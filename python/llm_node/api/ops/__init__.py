@@ -1,10 +1,10 @@
-"""For those who run the node: is it live, is it ready."""
+"""For those who run the node: is it live, is it ready, how busy is it."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.ops import health
+from llm_node.api.ops import health, metrics
 
 
 def routes() -> list[web.RouteDef]:
@@ -14,4 +14,5 @@ def routes() -> list[web.RouteDef]:
         web.get("/readyz", health.ready),
         web.get("/-/healthz", health.ready_for_serve),
         web.get("/-/routes", health.routes_for_serve),
+        web.get("/metrics", metrics.scrape),
     ]

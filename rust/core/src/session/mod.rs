@@ -10,6 +10,7 @@ mod verify;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use llm_node_cpu::Crew;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token, Vocabulary},
@@ -72,9 +73,9 @@ impl Default for SessionOptions {
     }
 }
 
-/// How busy a session is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+/// How busy a model is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Occupancy {
     /// Requests that wait for admission.
     pub queued: usize,
     /// Prompt tokens of these.
@@ -89,11 +90,13 @@ pub struct Load {
     pub cache_tokens: u64,
     /// Sequences that are kept for prompts to come.
     pub kept: usize,
+    /// What these hold; it goes as soon as somebody needs the room.
+    pub kept_tokens: u64,
     /// Times that a request had to give way since the session began.
     pub preemptions: u64,
     /// Tokens proposed by a drafter since the session began, and how many of them were right.
     pub drafted: u64,
-    /// See [`Load::drafted`].
+    /// See [`Occupancy::drafted`].
     pub accepted: u64,
 }
 
@@ -237,9 +240,9 @@ impl<E: StepEngine> Session<E> {
     }
 
     /// How busy it is.
-    pub fn load(&self) -> Load {
+    pub fn occupancy(&self) -> Occupancy {
         let limits = self.limits();
-        Load {
+        Occupancy {
             queued: self.queue.len(),
             queued_tokens: self.queue.tokens(),
             running: self.running.len(),
@@ -247,6 +250,7 @@ impl<E: StepEngine> Session<E> {
             cache_used: limits.cache_tokens.saturating_sub(self.engine().cache_free()),
             cache_tokens: limits.cache_tokens,
             kept: self.sequences.n_kept(),
+            kept_tokens: self.sequences.kept_tokens(),
             preemptions: self.preemptions,
             drafted: self.drafted,
             accepted: self.accepted,

@@ -491,7 +491,7 @@ proptest! {
             session.step(&mut events).unwrap();
             prop_assert_eq!(session.check_integrity(), Ok(()));
             collect(&mut events, &mut answers);
-            let load = session.load();
+            let load = session.occupancy();
             prop_assert!(load.running <= load.max_running);
             steps += 1;
             if steps > 80 && session.is_idle() { break; }
@@ -660,14 +660,14 @@ fn a_short_cache_preempts_and_nobody_fails() {
     let expected: Vec<_> = requests.iter().map(alone).collect();
     let answers = run(&mut session, requests.clone());
     assert_eq!(answers.values().cloned().collect::<Vec<_>>(), expected);
-    assert_eq!(session.load().preemptions, 0);
+    assert_eq!(session.occupancy().preemptions, 0);
 
     let mut engine = ToyEngine::new(session.limits().clone());
     engine.boast = 10_000;
     let mut session = hosting(engine, SessionOptions::default());
     let answers = run(&mut session, requests);
     assert_eq!(answers.into_values().collect::<Vec<_>>(), expected);
-    assert!(session.load().preemptions > 0);
+    assert!(session.occupancy().preemptions > 0);
 }
 
 #[test]
@@ -875,7 +875,7 @@ fn a_conversation_goes_on_where_it_ended() {
     let mut first = request(vec![BOS; 100], 40);
     first.ignore_eos = true;
     let answer = run(&mut session, vec![valid(first, &limits())]).remove(&0).unwrap();
-    assert_eq!((answer.cached, session.load().kept), (0, 1));
+    assert_eq!((answer.cached, session.occupancy().kept), (0, 1));
     let mut prompt = vec![BOS; 100];
     prompt.extend(answer.tokens.iter().map(|it| it.id));
     prompt.extend([0x61; 10]);
@@ -921,7 +921,7 @@ fn where_no_prompt_begins_like_another_little_is_kept() {
             let request = valid(request(prompt, 4), &limits);
             let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
             assert_eq!(answer.content(), alone(&request).content());
-            (answer.cached, session.load().kept)
+            (answer.cached, session.occupancy().kept)
         };
         for index in 0..12 {
             // Until it is a habit, all is kept. Where each has a part to itself, that costs nothing.
@@ -944,7 +944,7 @@ fn where_prompts_have_only_their_beginning_in_common_that_is_kept() {
         let request = valid(request(prompt, 4), &limits);
         let answer = run(&mut session, vec![request.clone()]).remove(&0).unwrap();
         assert_eq!(answer.content(), alone(&request).content());
-        (answer.cached, session.load().cache_used)
+        (answer.cached, session.occupancy().cache_used)
     };
     // By turns, two system prompts. What only one began with may be gone on with, so the habit takes a while.
     for own in 0..24 {
@@ -972,7 +972,7 @@ fn those_that_need_not_wait_pass_those_that_do() {
         session.submit(id, request).unwrap();
     }
     session.step(&mut events).unwrap();
-    assert_eq!((session.load().running, session.load().queued), (3, 1));
+    assert_eq!((session.occupancy().running, session.occupancy().queued), (3, 1));
     while !session.is_idle() {
         session.step(&mut events).unwrap();
     }
@@ -988,7 +988,7 @@ fn kept_sequences_make_room_before_anyone_gives_way() {
             let answers = run(&mut session, vec![valid(request(vec![0x61 + index; 120], 1), &limits)]);
             assert!(matches!(answers[&0].ending, Some(Ok(_))));
         }
-        assert_eq!((session.load().kept, session.load().preemptions), (2, 0));
+        assert_eq!((session.occupancy().kept, session.occupancy().preemptions), (2, 0));
     }
 }
 
@@ -1009,7 +1009,7 @@ fn who_gives_way_comes_back_from_the_host() {
         for (answer, request) in answers.values().zip(&requests) {
             assert_eq!(answer.content(), alone(request).content());
         }
-        assert!(session.load().preemptions > 0);
+        assert!(session.occupancy().preemptions > 0);
         // Prompts of two tokens: whatever else is computed in one go is computed again.
         assert_eq!(computed(&session) == 8 * 2, saves);
     }
@@ -1026,7 +1026,7 @@ fn right_guesses_spare_steps() {
         .with_drafter(Box::new(Guesser { answers: vec![tokens], turn: 0 }));
     let answers = run(&mut session, vec![wanted]);
     assert_eq!(answers[&0].content(), plain.content());
-    let load = session.load();
+    let load = session.occupancy();
     assert!(load.accepted > 40 && load.drafted > load.accepted, "{load:?}");
     let (drafted, accepted) = answers[&0].guessed;
     assert_eq!((u64::from(drafted), u64::from(accepted)), (load.drafted, load.accepted));
@@ -1056,7 +1056,7 @@ fn a_request_whose_guesses_are_wrong_stops_guessing() {
     let mut session = timed(limits, [20, 1, 0], &SessionOptions::default()).with_drafter(Box::new(Babbler));
     let answers = run(&mut session, vec![wanted.clone()]);
     assert_eq!(answers[&0].content(), alone(&wanted).content());
-    let load = session.load();
+    let load = session.occupancy();
     assert_eq!((load.accepted, session.engine().steps.len()), (0, 600));
     assert!((1..20).contains(&load.drafted), "{load:?}");
 }
@@ -1096,7 +1096,7 @@ fn a_full_queue_refuses() {
     assert_eq!(fault.code, ErrorCode::QueueFull);
     let mut events = Vec::new();
     session.step(&mut events).unwrap();
-    let load = session.load();
+    let load = session.occupancy();
     assert_eq!((load.queued, load.queued_tokens, load.running, load.cache_used), (2, 2, 1, 1));
     session.cancel(1, &mut events);
     session.cancel(77, &mut events);

@@ -37,23 +37,12 @@ impl Errands {
         work: impl FnOnce(&Arc<Inner>, Reply) + Send + 'static,
     ) -> Ticket {
         let (ticket, reply) = inner.traffic.ticket();
-        self.run_for(inner, name, reply, work);
-        ticket
-    }
-
-    /// Does the work for a ticket that is there already.
-    pub(super) fn run_for(
-        &self,
-        inner: &Arc<Inner>,
-        name: &'static str,
-        reply: Reply,
-        work: impl FnOnce(&Arc<Inner>, Reply) + Send + 'static,
-    ) {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         let under_way = UnderWay(Arc::clone(&self.0));
         if before >= MOST_AT_ONCE {
             let message = format!("{MOST_AT_ONCE} calls of this kind are under way already; try again later");
-            return reply.send(Err(Fault::new(ErrorCode::QueueFull, message)));
+            reply.send(Err(Fault::new(ErrorCode::QueueFull, message)));
+            return ticket;
         }
         let inner = Arc::clone(inner);
         // Where no thread can be had, the reply is dropped, which its holder hears of.
@@ -64,5 +53,6 @@ impl Errands {
         if let Err(error) = spawned {
             log::error!("no thread for {name}: {error}");
         }
+        ticket
     }
 }

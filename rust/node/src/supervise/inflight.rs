@@ -24,6 +24,7 @@ use serde_json::json;
 
 use super::{
     QUESTION_SECONDS, Ticket,
+    meters::Meters,
     outlets::{ClientId, Outlets, Socket, Told, Waiting},
     suspects::{Fingerprint, Suspects},
 };
@@ -69,13 +70,21 @@ struct UnderWay {
     questions: BTreeMap<RequestId, Unanswered>,
     /// Workers that may have streams. Death takes a worker out before its streams end, so that none
     /// is added behind it.
-    workers: HashMap<u64, usize>,
+    workers: HashMap<u64, Open>,
+    meters: Meters,
     outlets: Outlets,
     suspects: Suspects,
 }
 
+/// A worker that answers.
+struct Open {
+    model_id: Arc<str>,
+    streams: usize,
+}
+
 struct Stream {
     link: Link,
+    model_id: Arc<str>,
     client: ClientId,
     form: Form,
     asked: Fingerprint,
@@ -99,6 +108,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    /// Whose it is.
+    pub(super) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
     /// JSON, or why there is none.
     pub(super) fn send(mut self, outcome: Result<String, Fault>) {
         if let Some(ticket) = self.ticket.take() {
@@ -138,8 +152,9 @@ impl fmt::Debug for Traffic {
 
 impl Traffic {
     /// From now on the worker may have streams.
-    pub(super) fn open(&self, worker: u64) {
-        self.under_way.lock().workers.insert(worker, 0);
+    pub(super) fn open(&self, worker: u64, model_id: &str) {
+        let open = Open { model_id: model_id.into(), streams: 0 };
+        self.under_way.lock().workers.insert(worker, open);
     }
 
     /// A new stream; `None` where the worker has died.
@@ -153,9 +168,11 @@ impl Traffic {
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
-        *under_way.workers.get_mut(&link.worker)? += 1;
+        let open = under_way.workers.get_mut(&link.worker)?;
+        open.streams += 1;
+        let model_id = Arc::clone(&open.model_id);
         under_way.outlets.open(client);
-        let stream = Stream { link: link.clone(), client, form, asked, is_answered: false };
+        let stream = Stream { link: link.clone(), model_id, client, form, asked, is_answered: false };
         under_way.streams.insert(id, stream);
         // Under the lock: what is sent first arrives first, and a cancel never overtakes its stream.
         link.send(message(id));
@@ -234,7 +251,7 @@ impl Traffic {
 
     /// Streams of a worker that have had no ending yet.
     pub(super) fn streams_of(&self, worker: u64) -> usize {
-        self.under_way.lock().workers.get(&worker).copied().unwrap_or(0)
+        self.under_way.lock().workers.get(&worker).map_or(0, |open| open.streams)
     }
 
     /// All that one step of a worker brought. [`Self::write`] has to follow.
@@ -249,7 +266,7 @@ impl Traffic {
     /// What a worker owes: streams and questions; `None`: it is not one that answers.
     pub(super) fn owed_by(&self, worker: u64) -> Option<usize> {
         let under_way = self.under_way.lock();
-        let streams = *under_way.workers.get(&worker)?;
+        let streams = under_way.workers.get(&worker)?.streams;
         Some(streams + under_way.questions.values().filter(|question| question.worker == worker).count())
     }
 
@@ -364,6 +381,11 @@ impl Traffic {
         self.change(|under_way| under_way.outlets.forget_waking());
     }
 
+    /// What all requests took so far.
+    pub(super) fn meters(&self) -> Meters {
+        self.under_way.lock().meters.clone()
+    }
+
     /// Everything since the last call.
     pub(super) fn drain(&self) -> Waiting {
         self.under_way.lock().outlets.take()
@@ -397,7 +419,11 @@ impl UnderWay {
 
     /// A stream's ending, with all that is told again.
     fn end(&mut self, worker: u64, id: RequestId, event: Event) {
-        let Some(Stream { client, form, asked, .. }) = self.streams.remove(&id) else { return };
+        let Some(Stream { model_id, client, form, asked, .. }) = self.streams.remove(&id) else { return };
+        match &event {
+            Event::Finished { reason, usage, .. } => self.meters.finished(&model_id, *reason, usage),
+            _ => self.meters.failed(&model_id),
+        }
         let reason = match &event {
             Event::Finished { reason, .. } => *reason,
             _ => Finish::Cancelled,
@@ -405,8 +431,8 @@ impl UnderWay {
         if matches!(event, Event::Finished { .. }) && reason != Finish::Cancelled {
             self.suspects.served(asked);
         }
-        if let Some(count) = self.workers.get_mut(&worker) {
-            *count = count.saturating_sub(1);
+        if let Some(open) = self.workers.get_mut(&worker) {
+            open.streams = open.streams.saturating_sub(1);
         }
         let mut told = Told::default();
         match form {
@@ -473,7 +499,7 @@ mod tests {
             traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).is_none(),
             "a worker that is not open"
         );
-        traffic.open(1);
+        traffic.open(1, "m");
         let ids: Vec<_> = (0..3)
             .map(|_| traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap())
             .collect();
@@ -500,7 +526,7 @@ mod tests {
     fn a_whole_answer_wakes_nobody_before_its_ending() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        traffic.open(1);
+        traffic.open(1, "m");
         let form = Form::Whole(Blocks::default());
         let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
         let token = |id| PickedToken { id, logprobs: None };
@@ -520,7 +546,7 @@ mod tests {
     fn an_answer_too_long_to_be_kept_is_cancelled_and_fails() {
         let traffic = Traffic::default();
         let (link, receiver) = link(1);
-        traffic.open(1);
+        traffic.open(1, "m");
         let form = Form::Whole(Blocks::default());
         let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
         traffic.step(1, vec![(id, piece(&"a".repeat(MOST_KEPT), vec![])), (id, piece("a", vec![]))]);
@@ -535,7 +561,7 @@ mod tests {
     fn an_ending_comes_behind_the_frames_and_says_the_next_number() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        traffic.open(1);
+        traffic.open(1, "m");
         let template = |head: &str| Template::new(vec![(head.into(), Hole::Number)], b">".to_vec());
         let text = PartTemplates {
             begin: Some(template("<begin ")),
@@ -573,7 +599,7 @@ mod tests {
     fn the_waker_is_called_once_per_drain() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        traffic.open(1);
+        traffic.open(1, "m");
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
         let id = traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap();
@@ -595,7 +621,7 @@ mod tests {
     fn each_question_is_answered_once_and_has_a_deadline() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        traffic.open(1);
+        traffic.open(1, "m");
         let ask = || traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
         let outcomes =
             || traffic.drain().outcomes.into_iter().map(|(id, it)| (id, it.map_err(|fault| fault.code)));
@@ -622,7 +648,7 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         let run = |texts: &[&'static str]| -> Vec<RequestId> {
-            traffic.open(1);
+            traffic.open(1, "m");
             let submit = |text: &&str| {
                 let asked = Fingerprint::of("m", text);
                 traffic.submit(&link, 0, Form::Events, asked, |_| ToWorker::Drain).unwrap()

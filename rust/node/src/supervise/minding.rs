@@ -31,7 +31,10 @@ pub(super) const DYING_DEADLINE: Duration = Duration::from_secs(5);
 /// How long what it said before its end may take to be read: what got away from its group may hold the pipes.
 pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What a load, a probe or an unload hears from its worker.
+/// Takes what a worker says of itself. Called from the threads that mind it: it must not block.
+pub(super) type Hear = Arc<dyn Fn(Control) + Send + Sync>;
+
+/// What is heard of a worker beside its answers.
 #[derive(Debug)]
 pub(super) enum Control {
     Message(FromWorker),
@@ -101,12 +104,11 @@ pub(super) struct Minding {
     pub(super) process: Arc<Process>,
     pub(super) processes: Arc<Processes>,
     pub(super) traffic: Arc<Traffic>,
-    pub(super) control: mpsc::Sender<Control>,
+    pub(super) hear: Hear,
     pub(super) fates: mpsc::Receiver<Fate>,
     /// These hear when nothing more is to be read.
     pub(super) read_out: mpsc::Receiver<()>,
     pub(super) pumps: Vec<mpsc::Receiver<()>>,
-    pub(super) on_death: Box<dyn FnOnce(&Death) -> Fault + Send>,
 }
 
 impl Minding {
@@ -118,9 +120,7 @@ impl Minding {
         }
         let is_idle = self.traffic.owed_by(self.process.link.worker) == Some(0);
         let death = self.process.has_ended(ending, is_idle, &self.processes);
-        let fault = (self.on_death)(&death);
-        self.traffic.end_of_worker(self.process.link.worker, &fault);
-        let _ = self.control.send(Control::Died(death));
+        (self.hear)(Control::Died(death));
     }
 
     fn ending(&self) -> Ending {
@@ -157,7 +157,9 @@ impl Minding {
 pub(super) struct Reading {
     pub(super) process: Arc<Process>,
     pub(super) traffic: Arc<Traffic>,
-    pub(super) control: mpsc::Sender<Control>,
+    pub(super) hear: Hear,
+    /// Hears once that it is who it should be; dropped when that is not so, or nothing more is to be read.
+    pub(super) greet: mpsc::Sender<()>,
     pub(super) secret: String,
     /// Dropped when nothing more is to be read.
     pub(super) read_out: mpsc::Sender<()>,
@@ -178,8 +180,7 @@ impl Reading {
             Ok(FromWorker::Hello { protocol, secret })
                 if protocol == PROTOCOL_VERSION && secret == self.secret =>
             {
-                let hello = FromWorker::Hello { protocol, secret: String::new() };
-                return self.control.send(Control::Message(hello)).is_ok();
+                return self.greet.send(()).is_ok();
             }
             Ok(FromWorker::Hello { protocol, .. }) if protocol != PROTOCOL_VERSION => {
                 format!("it speaks version {protocol} of the protocol, not {PROTOCOL_VERSION}")
@@ -218,12 +219,11 @@ impl Reading {
                     self.traffic.answer(worker, id, answer);
                 }
                 Ok(FromWorker::Beat { call_seconds }) => self.process.set_call_seconds(call_seconds),
+                Ok(FromWorker::Busy(occupancy)) => self.process.set_occupancy(occupancy),
                 Ok(FromWorker::Stage(stage)) => self.process.output.set_stage(stage),
                 Ok(FromWorker::Progress(fraction)) => self.process.set_progress(fraction),
                 Ok(FromWorker::Log { severity, message }) => self.process.output.log(severity, &message),
-                Ok(message) => {
-                    let _ = self.control.send(Control::Message(message));
-                }
+                Ok(message) => (self.hear)(Control::Message(message)),
                 Err(error) if error.is_end() => return,
                 Err(error) => return self.break_off(error.to_string()),
             }

@@ -5,56 +5,54 @@
 //! events pass through as they are.
 
 mod clock;
+mod drive;
 mod environment;
 mod errands;
 mod inflight;
 mod load;
+mod meters;
 mod minding;
 mod outlets;
 mod output;
 mod process;
+mod report;
 mod silence;
-mod slot;
 mod suspects;
-mod wishes;
 
 use std::{
     collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread,
-    time::{Duration, Instant, UNIX_EPOCH},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
     request::Request,
 };
-use llm_node_wire::message::{FromWorker, PROTOCOL_VERSION, Question, ToWorker};
+use llm_node_fleet::{Deadlines, Device, Event, Fleet, FleetView, Moment, Status, WorkerId, not_loaded};
+use llm_node_wire::message::{Question, ToWorker};
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::{
+    drive::Drive,
     errands::Errands,
-    inflight::Traffic,
-    load::ProcessProbe,
-    minding::Control,
-    process::{Process, Processes, shutting_down},
-    slot::{Running, Slot, Unload, Waiter, not_loaded, to_be_loaded},
+    inflight::{Link, Traffic},
+    load::{ProcessProbe, measure_host},
+    process::{Processes, shutting_down},
+    report::{ModelRow, SystemRow},
     suspects::Fingerprint,
 };
 pub use self::{
     inflight::{Form, Waker},
     load::{LoadRequest, Planned},
     outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Told, Waiting, What},
-    slot::Loaded,
 };
 use crate::{
     choose::{Wish, choose},
-    config::{Device, NodeConfig},
-    devices::Devices,
+    config::NodeConfig,
     models::{Catalog, Model},
     platform,
     registry::{
@@ -73,10 +71,10 @@ pub type Ticket = u64;
 const QUESTION_SECONDS: u32 = 600;
 /// A model of which nothing was heard for so long stands still, whatever `--step-timeout` says.
 const STANDSTILL_SECONDS: u32 = 30;
-/// How long an engine may take to shut down once its requests have ended.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a worker that is told to stop may take in a shutdown before it is ended.
+/// How long a process that is left over may take to end at the very end.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
+/// Beyond what a shutdown's workers are given, before it is left to itself.
+const LAST_RESORT: Duration = Duration::from_secs(15);
 
 /// See the module.
 #[derive(Debug)]
@@ -89,21 +87,15 @@ struct Inner {
     config: NodeConfig,
     registry: Registry,
     catalog: Catalog,
-    devices: Devices,
+    fleet: Drive,
     processes: Arc<Processes>,
     traffic: Arc<Traffic>,
-    slots: Mutex<Slots>,
+    /// The models that were meant by names so far.
+    names: Mutex<HashMap<String, String>>,
     /// Loads and unloads.
     changes: Errands,
     /// Looks at what there is.
     reports: Errands,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    by_id: HashMap<String, Arc<Slot>>,
-    /// Other names that led to a model before: `NAME:QUANT` for `NAME`.
-    aliases: HashMap<String, String>,
 }
 
 impl Supervisor {
@@ -114,6 +106,15 @@ impl Supervisor {
                 log::info!("{}: no such folder, so nothing is found there", folder.display());
             }
         }
+        let mut fleet = Fleet::new(
+            Deadlines::new(config.start_timeout(), config.load_timeout()),
+            config.usual(),
+            config.gpu_backend.as_deref() == Some("cpu"),
+            config.vram_limit_bytes,
+        );
+        let devices = config.devices.iter().cloned().chain([measure_host()]).collect();
+        fleet.handle(Moment::default(), Event::Reading(devices));
+        let (drive, start) = Drive::new(fleet);
         let this = Self {
             inner: Arc::new(Inner {
                 registry: Registry::new(config.engines_dirs.clone()),
@@ -123,19 +124,17 @@ impl Supervisor {
                     config.caches.clone(),
                     config.aliases.clone(),
                 ),
-                devices: Devices::new(
-                    &config.devices,
-                    config.gpu_backend.as_deref(),
-                    config.vram_limit_bytes,
-                ),
+                fleet: drive,
                 processes: Arc::new(Processes::default()),
                 traffic: Arc::new(Traffic::default()),
-                slots: Mutex::default(),
+                names: Mutex::default(),
                 changes: Errands::default(),
                 reports: Errands::default(),
                 config,
             }),
         };
+        let inner = Arc::downgrade(&this.inner);
+        process::spawn_thread("fleet", move || drive::run(&inner, start));
         let inner = Arc::downgrade(&this.inner);
         process::spawn_thread("clock", move || clock::keep(&inner));
         this
@@ -149,13 +148,13 @@ impl Supervisor {
     /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
     pub fn engines(&self, refresh: bool) -> Ticket {
         self.report("engines", move |inner| {
-            Ok(inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>())
+            written(&inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>())
         })
     }
 
     /// Every model found, with its state: `available`, `loading`, `loaded` or `failed`. Waits for no worker.
     pub fn models(&self) -> Ticket {
-        self.report("models", |inner| Ok(inner.models()))
+        self.report("models", Inner::models)
     }
 
     /// The model that is meant by a name, as [`Supervisor::models`] has it. Waits for no worker.
@@ -176,36 +175,40 @@ impl Supervisor {
                 Some((model.id.clone(), (fault.code, fault.message)))
             };
             let models = inner.catalog.models(&inner.registry.readable());
-            Ok(models.iter().filter_map(obstacle).collect::<HashMap<_, _>>())
+            written(&models.iter().filter_map(obstacle).collect::<HashMap<_, _>>())
         })
     }
 
     /// Devices, ledger, workers, versions. Waits for no worker.
     pub fn system(&self) -> Ticket {
-        self.report("system", |inner| Ok(inner.system()))
+        self.report("system", SystemRow::written)
     }
 
-    fn report<T: Serialize>(
+    /// What has happened lately: failed loads, crashes, refusals. Waits for no worker.
+    pub fn incidents(&self) -> Ticket {
+        self.report("incidents", |inner| written(inner.fleet.incidents().last()))
+    }
+
+    /// What all requests took so far, by model. Waits for no worker.
+    pub fn meters(&self) -> Ticket {
+        self.report("meters", |inner| written(&inner.traffic.meters()))
+    }
+
+    fn report(
         &self,
         name: &'static str,
-        look: impl FnOnce(&Arc<Inner>) -> Result<T, Fault> + Send + 'static,
+        look: impl FnOnce(&Inner) -> Result<String, Fault> + Send + 'static,
     ) -> Ticket {
-        self.inner.reports.run(&self.inner, name, |inner, reply| {
-            reply.send(look(inner).and_then(|report| {
-                serde_json::to_string(&report).map_err(|error| {
-                    Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}"))
-                })
-            }));
-        })
+        self.inner.reports.run(&self.inner, name, |inner, reply| reply.send(look(inner)))
     }
 
     /// What the model in a file would take, by its engine's own estimate, which needs the header alone: the
     /// file may be a hole behind it. What comes is [`Planned`]. Reserves nothing.
     pub fn plan(&self, path: PathBuf, context_length: Option<u32>) -> Ticket {
-        self.report("plan", move |inner| load::plan_file(inner, &path, context_length))
+        self.report("plan", move |inner| written(&load::plan_file(inner, &path, context_length)?))
     }
 
-    /// Loads a model, or joins a load under way. What comes is [`Loaded`].
+    /// Loads a model, or joins a load under way. What comes is what the load came to.
     pub fn load(&self, request: LoadRequest) -> Ticket {
         self.inner.changes.run(&self.inner, "load", |inner, reply| load::load(inner, request, reply))
     }
@@ -213,8 +216,9 @@ impl Supervisor {
     /// Drains, stops, waits for the process to end. What comes is null.
     pub fn unload(&self, model_id: &str, timeout: Duration) -> Ticket {
         let model_id = model_id.to_owned();
-        self.inner.changes.run(&self.inner, "unload", move |inner, reply| {
-            reply.send(inner.unload(&model_id, timeout).map(|()| "null".to_owned()));
+        self.inner.changes.run(&self.inner, "unload", move |inner, reply| match inner.loaded_as(&model_id) {
+            Ok(model_id) => inner.fleet.order(reply, |ticket| Event::Unload { ticket, model_id, timeout }),
+            Err(fault) => reply.send(Err(fault)),
         })
     }
 
@@ -224,13 +228,23 @@ impl Supervisor {
             0 => STANDSTILL_SECONDS,
             limit => limit.min(STANDSTILL_SECONDS),
         };
-        let slots: Vec<Arc<Slot>> = self.inner.slots.lock().by_id.values().cloned().collect();
-        slots.iter().find_map(|slot| slot.stands_still(limit))
+        let view = self.inner.fleet.view();
+        view.models.iter().find_map(|(model_id, model)| {
+            let (Status::Loaded, Some(worker)) = (&model.status, model.worker) else { return None };
+            let process = self.inner.processes.get(worker)?;
+            let seconds = process.silence.seconds();
+            let stage = process.output.stage();
+            (seconds > limit).then(|| {
+                format!(
+                    "Model '{model_id}' stands still in {stage}: nothing was heard of its worker for {seconds} s"
+                )
+            })
+        })
     }
 
     /// New figures of the devices.
-    pub fn update_devices(&self, devices: &[Device]) {
-        self.inner.devices.update(devices);
+    pub fn update_devices(&self, devices: Vec<Device>) {
+        self.inner.fleet.tell(Event::Reading(devices));
     }
 
     /// A new stream on a model that is ready. Never blocks.
@@ -243,27 +257,29 @@ impl Supervisor {
         client: ClientId,
         form: Form,
     ) -> Result<StreamId, Fault> {
-        let slot = self.known(model_id)?;
+        let (model_id, view) = self.known(model_id)?;
         // Another seed does not make it another request.
         let seed = request.sampling.seed.take();
-        let asked = Fingerprint::of(&slot.model_id, &request);
+        let asked = Fingerprint::of(&model_id, &request);
         request.sampling.seed = seed;
         let traffic = &self.inner.traffic;
-        traffic.acquit(asked, &slot.model_id)?;
-        let running = slot.ready()?;
+        traffic.acquit(asked, &model_id)?;
+        let worker = view.ready(&model_id, self.inner.fleet.now())?;
         let send = |id| ToWorker::Generate { id, request };
-        traffic.submit(&running.process.link, client, form, asked, send).ok_or_else(|| died(model_id))
+        let link = self.link(worker).ok_or_else(|| died(&model_id))?;
+        traffic.submit(&link, client, form, asked, send).ok_or_else(|| died(&model_id))
     }
 
     /// Asks a model that is ready. Never blocks. What comes is an `Answer`.
     pub fn ask(&self, model_id: &str, question: Question) -> Result<Ticket, Fault> {
-        let slot = self.known(model_id)?;
-        let asked = Fingerprint::of(&slot.model_id, &question);
+        let (model_id, view) = self.known(model_id)?;
+        let asked = Fingerprint::of(&model_id, &question);
         let traffic = &self.inner.traffic;
-        traffic.acquit(asked, &slot.model_id)?;
-        let running = slot.ready()?;
+        traffic.acquit(asked, &model_id)?;
+        let worker = view.ready(&model_id, self.inner.fleet.now())?;
         let send = |id| ToWorker::Ask { id, question };
-        traffic.ask(&running.process.link, asked, send).ok_or_else(|| died(model_id))
+        let link = self.link(worker).ok_or_else(|| died(&model_id))?;
+        traffic.ask(&link, asked, send).ok_or_else(|| died(&model_id))
     }
 
     /// Nobody waits for the answer to a question any more.
@@ -271,11 +287,16 @@ impl Supervisor {
         self.inner.traffic.forget_question(ticket);
     }
 
-    fn known(&self, model_id: &str) -> Result<Arc<Slot>, Fault> {
+    /// The model that was meant by a name so far, and the fleet.
+    fn known(&self, name: &str) -> Result<(String, Arc<FleetView>), Fault> {
         if self.inner.processes.is_closed() {
             return Err(shutting_down());
         }
-        self.inner.known_slot(model_id).ok_or_else(|| to_be_loaded(model_id))
+        Ok((self.inner.own_name(name), self.inner.fleet.view()))
+    }
+
+    fn link(&self, worker: WorkerId) -> Option<Link> {
+        self.inner.processes.get(worker).map(|process| process.link.clone())
     }
 
     /// The client's connection has so many bytes that it cannot send now, or is about to be written to. Its
@@ -319,46 +340,14 @@ impl Supervisor {
     /// a little more where an engine does not stop. Another call meanwhile ends all workers at once.
     pub fn shutdown(&self, limit: Duration) {
         let inner = &self.inner;
-        let begun = Instant::now();
         inner.processes.close();
-        let slots: Vec<Arc<Slot>> = inner.slots.lock().by_id.values().cloned().collect();
-        let farewell = KILL_DEADLINE.min(limit);
-        let mut loaded: Vec<(Arc<Slot>, Arc<Running>)> = Vec::new();
-        for slot in slots {
-            match slot.begin_unload() {
-                Ok(Unload::Drain(running)) => {
-                    running.process.link.send(ToWorker::Drain);
-                    loaded.push((slot, running));
-                }
-                Ok(Unload::Wait(waiting)) => {
-                    for Waiter { reply, .. } in waiting {
-                        reply.send(Err(shutting_down()));
-                    }
-                }
-                Ok(Unload::Done) | Err(_) => {}
-            }
+        inner.fleet.tell(Event::Stopping { by: inner.fleet.now() + limit });
+        // Those that only look at engines have nothing to end.
+        for process in inner.processes.all().iter().filter(|process| process.is_probe()) {
+            process.kill();
         }
-        // Probes and loads under way have nothing to drain.
-        let serving: Vec<u64> = loaded.iter().map(|(_, running)| running.process.link.worker).collect();
-        for process in inner.processes.all() {
-            if !serving.contains(&process.link.worker) {
-                process.kill();
-            }
-        }
-        thread::scope(|scope| {
-            for (_, running) in &loaded {
-                scope.spawn(|| {
-                    drain(running, begun + limit);
-                    end(running, Instant::now() + farewell);
-                });
-            }
-        });
-        for (slot, _) in &loaded {
-            for Waiter { reply, .. } in slot.end_unload() {
-                reply.send(Err(shutting_down()));
-            }
-        }
-        let rest: Vec<Arc<Process>> = inner.processes.all();
+        inner.fleet.wait_until_stopped(Instant::now() + limit.saturating_add(LAST_RESORT));
+        let rest = inner.processes.all();
         for process in &rest {
             process.kill();
         }
@@ -379,125 +368,48 @@ impl Inner {
         self.registry.candidates(&ProcessProbe(self), refresh)
     }
 
-    fn models(&self) -> Vec<Value> {
+    fn models(&self) -> Result<String, Fault> {
         let models = self.catalog.models(&self.registry.readable());
-        let slots = self.slots.lock().by_id.clone();
-        let mut rows: Vec<Value> = models
+        let view = self.fleet.view();
+        let mut rows: Vec<ModelRow<'_>> = models
             .iter()
-            .map(|model| self.model_row(model, slots.get(&model.id).map(AsRef::as_ref)))
+            .map(|model| ModelRow::of(self, model, view.models.get(&model.id).map(AsRef::as_ref)))
             .collect();
         // A loaded model whose file has gone is still served.
-        for (id, slot) in slots {
-            if !models.iter().any(|model| model.id == id) {
-                rows.extend(self.row_without_file(&slot));
+        for (id, model) in &view.models {
+            if !models.iter().any(|model| model.id == *id) {
+                rows.extend(ModelRow::without_file(self, id, model));
             }
         }
-        rows
+        written(&rows)
     }
 
-    fn model(&self, name: &str) -> Result<Value, Fault> {
+    fn model(&self, name: &str) -> Result<String, Fault> {
+        let view = self.fleet.view();
         match self.catalog.find(name, &self.registry.readable()) {
-            Ok(model) => Ok(self.model_row(&model, self.known_slot(&model.id).as_deref())),
-            Err(fault) => self.known_slot(name).and_then(|slot| self.row_without_file(&slot)).ok_or(fault),
-        }
-    }
-
-    fn row_without_file(&self, slot: &Slot) -> Option<Value> {
-        let (status, fields) = slot.report(&self.traffic);
-        (status == "loaded" || status == "loading")
-            .then(|| merge(json!({ "id": slot.model_id, "status": status }), fields))
-    }
-
-    fn model_row(&self, model: &Model, slot: Option<&Slot>) -> Value {
-        let row = json!({
-            "id": model.id,
-            "format": model.format,
-            "architecture": model.architecture,
-            "name": model.name,
-            "quantization": model.quantization,
-            "task": model.task,
-            "size_bytes": model.size_bytes,
-            "context_length": model.context_length,
-            "origin": model.origin,
-            "path": model.path.display().to_string(),
-            "files": shown(&model.parts),
-            "also": shown(&model.also),
-            "modified": modified(&model.path),
-        });
-        let (status, fields) = slot.map_or(("available", json!({})), |slot| slot.report(&self.traffic));
-        match &model.problem {
-            Some(problem) if status == "available" => merge(
-                row,
-                json!({
-                    "status": "failed",
-                    "error": { "code": problem.code, "message": problem.message },
-                }),
-            ),
-            _ => merge(merge(row, json!({ "status": status })), fields),
-        }
-    }
-
-    fn system(&self) -> Value {
-        let slots: Vec<Arc<Slot>> = self.slots.lock().by_id.values().cloned().collect();
-        let workers: Vec<Value> = slots
-            .iter()
-            .filter_map(|slot| {
-                let (status, fields) = slot.report(&self.traffic);
-                (status != "available")
-                    .then(|| merge(json!({ "model_id": slot.model_id, "status": status }), fields))
-            })
-            .collect();
-        json!({
-            "gpu_backend": self.config.gpu_backend,
-            "vram_limit_bytes": self.config.vram_limit_bytes,
-            "devices": self.devices.rows(),
-            "workers": workers,
-            "versions": {
-                "llm_node": env!("CARGO_PKG_VERSION"),
-                "abi": llm_node_abi::ENGINE_ABI_VERSION,
-                "protocol": PROTOCOL_VERSION,
-            },
-        })
-    }
-
-    fn unload(self: &Arc<Self>, model_id: &str, timeout: Duration) -> Result<(), Fault> {
-        let slot = match self.known_slot(model_id) {
-            Some(slot) => slot,
-            // Under another name than it was asked for so far?
-            None => match self.catalog.find(model_id, &self.registry.readable())?.id {
-                id if self.known_slot(&id).is_some() => self.slot(model_id, &id),
-                id => return Err(not_loaded(&id)),
-            },
-        };
-        let deadline = Instant::now() + timeout;
-        match slot.begin_unload()? {
-            Unload::Drain(running) => {
-                drain(&running, deadline);
-                end(&running, Instant::now() + STOP_DEADLINE);
-                let waiting = slot.end_unload();
-                log::info!("'{}' is unloaded", slot.model_id);
-                self.load_again(waiting);
+            Ok(model) => written(&ModelRow::of(self, &model, view.models.get(&model.id).map(AsRef::as_ref))),
+            Err(fault) => {
+                let id = self.own_name(name);
+                let row = view.models.get(&id).and_then(|model| ModelRow::without_file(self, &id, model));
+                row.map_or(Err(fault), |row| written(&row))
             }
-            Unload::Wait(waiting) => {
-                for Waiter { reply, .. } in waiting {
-                    reply.send(Err(slot.unloaded()));
-                }
-                if !slot.wait_until_gone(deadline + STOP_DEADLINE * 2) {
-                    let message = format!("Model '{}' was not unloaded in time", slot.model_id);
-                    return Err(Fault::new(ErrorCode::Timeout, message));
-                }
-            }
-            Unload::Done => {}
         }
-        self.traffic.forget_suspects(&slot.model_id);
-        Ok(())
     }
 
-    /// These came while the model was being unloaded.
-    fn load_again(self: &Arc<Self>, waiting: Vec<Waiter>) {
-        for Waiter { request, reply } in waiting {
-            self.changes.run_for(self, "load", reply, |inner, reply| load::load(inner, request, reply));
+    /// The model that is meant by who wants it to be gone: one that something is known of.
+    fn loaded_as(&self, name: &str) -> Result<String, Fault> {
+        let own = self.own_name(name);
+        if self.fleet.view().models.contains_key(&own) {
+            return Ok(own);
         }
+        // Under another name than it was asked for so far?
+        let id = self.catalog.find(name, &self.registry.readable())?.id;
+        if self.fleet.view().models.contains_key(&id) { Ok(id) } else { Err(not_loaded(&id)) }
+    }
+
+    /// What is known of a name without a look at the disk.
+    fn own_name(&self, name: &str) -> String {
+        self.names.lock().get(name).cloned().unwrap_or_else(|| name.to_owned())
     }
 
     fn find(&self, model_id: &str) -> Result<Model, Fault> {
@@ -514,55 +426,6 @@ impl Inner {
     fn wish<'a>(&'a self, model: &'a Model, engine: Option<&'a str>, format: Option<&'a str>) -> Wish<'a> {
         Wish { model, gpu_backend: self.config.gpu_backend.as_deref(), engine, format }
     }
-
-    fn slot(&self, asked: &str, model_id: &str) -> Arc<Slot> {
-        let mut slots = self.slots.lock();
-        if asked != model_id {
-            slots.aliases.insert(asked.to_owned(), model_id.to_owned());
-        }
-        let slot = slots
-            .by_id
-            .entry(model_id.to_owned())
-            .or_insert_with(|| Arc::new(Slot::new(model_id.to_owned())));
-        Arc::clone(slot)
-    }
-
-    fn known_slot(&self, asked: &str) -> Option<Arc<Slot>> {
-        let slots = self.slots.lock();
-        let id = slots.aliases.get(asked).map_or(asked, String::as_str);
-        slots.by_id.get(id).cloned()
-    }
-
-    fn notice_early_death(&self, slot: &Slot, running: &Running) {
-        let worker = running.process.link.worker;
-        if let Some(death) = running.process.death() {
-            let fault = slot.worker_died(worker, &death, false);
-            self.traffic.end_of_worker(worker, &fault);
-        }
-    }
-}
-
-/// Waits until the worker has nothing under way, at most until the deadline.
-fn drain(running: &Running, deadline: Instant) {
-    running.process.link.send(ToWorker::Drain);
-    let controls = running.controls.lock();
-    loop {
-        match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Control::Message(FromWorker::Drained) | Control::Died(_))
-            | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            Ok(Control::Message(_)) => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                log::warn!("'{}': requests were still under way at the deadline", running.loaded.model_id);
-                return;
-            }
-        }
-    }
-}
-
-/// Ends the worker. Its memory is given back when the process is gone, and not before.
-fn end(running: &Running, deadline: Instant) {
-    running.process.stop(deadline);
-    *running.room.lock() = None;
 }
 
 fn died(model_id: &str) -> Fault {
@@ -570,19 +433,7 @@ fn died(model_id: &str) -> Fault {
         .details(json!({ "retry_after": 1 }).to_string())
 }
 
-fn shown(paths: &[PathBuf]) -> Vec<String> {
-    paths.iter().map(|path| path.display().to_string()).collect()
-}
-
-/// When a file was written last, in seconds since 1970; 0: nobody knows.
-fn modified(path: &Path) -> u64 {
-    let written = fs::metadata(path).and_then(|file| file.modified());
-    written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
-}
-
-fn merge(mut into: Value, from: Value) -> Value {
-    if let (Value::Object(into), Value::Object(from)) = (&mut into, from) {
-        into.extend(from);
-    }
-    into
+fn written<T: Serialize>(report: &T) -> Result<String, Fault> {
+    serde_json::to_string(report)
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("a report cannot be written: {error}")))
 }

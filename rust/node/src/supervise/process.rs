@@ -17,17 +17,17 @@ use std::{
 };
 
 use interprocess::local_socket::{ListenerNonblockingMode, ListenerOptions, Stream, traits::Listener as _};
-use llm_node_core::error::{ErrorCode, Fault};
-use llm_node_wire::{
-    endpoint,
-    message::{FromWorker, ToWorker},
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    session::Occupancy,
 };
+use llm_node_wire::{endpoint, message::ToWorker};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     environment,
     inflight::{Link, Outgoing, Traffic},
-    minding::{Control, DYING_DEADLINE, Death, Fate, LAST_WORDS_DEADLINE, Minding, Reading, write},
+    minding::{DYING_DEADLINE, Death, Fate, Hear, LAST_WORDS_DEADLINE, Minding, Reading, write},
     output::{Output, pump},
     silence::Silence,
 };
@@ -35,6 +35,9 @@ use crate::platform::{self, Ending};
 
 /// Between two looks at a child that is to connect.
 const GLANCE: Duration = Duration::from_millis(5);
+
+/// Workers that are none of the fleet's have numbers from here on.
+const FIRST_PROBE: u64 = 1 << 63;
 
 /// For so long the number of a worker that stood still names nobody else after its end.
 const NUMBER_STAYS: Duration = Duration::from_secs(2);
@@ -49,16 +52,25 @@ pub(super) struct Launch<'a> {
     pub(super) engine: String,
     /// The model that it is to load.
     pub(super) model: Option<String>,
-    /// Decides what the worker's streams are told when it dies.
-    pub(super) on_death: Box<dyn FnOnce(&Death) -> Fault + Send>,
+    /// Its number.
+    pub(super) worker: u64,
+    /// Hears what it says of itself, and of its end.
+    pub(super) hear: Hear,
 }
 
 /// All processes that run, so that none outlives the node.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    next: AtomicU64,
-    running: Mutex<HashMap<u64, Arc<Process>>>,
+    probes: AtomicU64,
+    known: Mutex<Known>,
     closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    running: HashMap<u64, Arc<Process>>,
+    /// What is to have a process soon; true: it is to be ended as soon as it has.
+    awaited: HashMap<u64, bool>,
 }
 
 /// A worker process.
@@ -78,6 +90,7 @@ pub(super) struct Process {
     progress: AtomicU32,
     /// Seconds that the engine's call under way had taken at the last beat.
     call_seconds: AtomicU32,
+    occupancy: Mutex<Option<Occupancy>>,
     expected: AtomicBool,
     silent_for: Mutex<Option<u32>>,
     death: Mutex<Option<Death>>,
@@ -95,7 +108,35 @@ impl Processes {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Process>> {
-        self.running.lock().values().cloned().collect()
+        self.known.lock().running.values().cloned().collect()
+    }
+
+    pub(super) fn get(&self, worker: u64) -> Option<Arc<Process>> {
+        self.known.lock().running.get(&worker).cloned()
+    }
+
+    /// A number for a worker that is none of the fleet's.
+    pub(super) fn number_of_probe(&self) -> u64 {
+        FIRST_PROBE + self.probes.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The worker is about to be started.
+    pub(super) fn expect(&self, worker: u64) {
+        self.known.lock().awaited.insert(worker, false);
+    }
+
+    /// Ends a worker at once, also one that is expected.
+    pub(super) fn kill(&self, worker: u64) {
+        let mut known = self.known.lock();
+        if let Some(is_unwanted) = known.awaited.get_mut(&worker) {
+            *is_unwanted = true;
+        }
+        let Some(process) = known.running.get(&worker).cloned() else { return };
+        drop(known);
+        if process.is_expected_to_die() {
+            log::warn!("{} did not stop in time in {}, and is killed", process.who(), process.output.stage());
+        }
+        process.kill();
     }
 
     /// Starts a worker and waits until it has introduced itself.
@@ -103,7 +144,18 @@ impl Processes {
         self: &Arc<Self>,
         launch: Launch<'_>,
         traffic: &Arc<Traffic>,
-    ) -> Result<(Arc<Process>, mpsc::Receiver<Control>), Fault> {
+    ) -> Result<Arc<Process>, Fault> {
+        let worker = launch.worker;
+        let started = self.start_process(launch, traffic);
+        self.known.lock().awaited.remove(&worker);
+        started
+    }
+
+    fn start_process(
+        self: &Arc<Self>,
+        launch: Launch<'_>,
+        traffic: &Arc<Traffic>,
+    ) -> Result<Arc<Process>, Fault> {
         if self.is_closed() {
             return Err(shutting_down());
         }
@@ -120,18 +172,18 @@ impl Processes {
         ];
         let (outbox, outgoing) = mpsc::channel();
         let (fate, fates) = mpsc::channel();
-        let (control, controls) = mpsc::channel();
+        let (greet, greeted) = mpsc::channel();
         let (read_out, read) = mpsc::channel();
-        let process = self.adopt(child, launch.engine, launch.model, outbox, fate);
+        let link = Link { worker: launch.worker, outbox };
+        let process = self.adopt(child, launch.engine, launch.model, link, fate);
         let minding = Minding {
             process: Arc::clone(&process),
             processes: Arc::clone(self),
             traffic: Arc::clone(traffic),
-            control: control.clone(),
+            hear: Arc::clone(&launch.hear),
             fates,
             read_out: read,
             pumps: output.into_iter().flatten().map(|pipe| pump(Arc::clone(&process), pipe)).collect(),
-            on_death: launch.on_death,
         };
         spawn_thread("worker-minder", move || minding.run());
         let waiting = Arc::clone(&process);
@@ -155,7 +207,8 @@ impl Processes {
         let reading = Reading {
             process: Arc::clone(&process),
             traffic: Arc::clone(traffic),
-            control,
+            hear: launch.hear,
+            greet,
             secret,
             read_out,
         };
@@ -163,13 +216,16 @@ impl Processes {
         let traffic = Arc::clone(traffic);
         let worker = process.link.worker;
         spawn_thread("worker-writer", move || write(worker, stream, &outgoing, &traffic));
-        // The reader lets nothing through but a proper introduction.
-        match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Control::Message(FromWorker::Hello { .. })) => Ok((process, controls)),
-            Ok(Control::Died(death)) => Err(Fault::new(ErrorCode::EngineCrashed, death.describe())),
-            _ => {
-                process.kill();
-                Err(did_not_start(launch.start_timeout))
+        match greeted.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(()) => Ok(process),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(start_failed(did_not_start(launch.start_timeout))),
+            // Nothing more is read from it: it has died, or does so now.
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                if !process.wait(deadline) {
+                    return Err(start_failed(did_not_start(launch.start_timeout)));
+                }
+                let died = |death: Death| Fault::new(ErrorCode::EngineCrashed, death.describe());
+                Err(process.death().map_or_else(|| did_not_start(launch.start_timeout), died))
             }
         }
     }
@@ -197,12 +253,12 @@ impl Processes {
         child: Child,
         engine: String,
         model: Option<String>,
-        outbox: mpsc::Sender<Outgoing>,
+        link: Link,
         fates: mpsc::Sender<Fate>,
     ) -> Arc<Process> {
-        let worker = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let worker = link.worker;
         let process = Arc::new(Process {
-            link: Link { worker, outbox },
+            link,
             output: Output::new(engine.clone()),
             silence: Silence::default(),
             engine,
@@ -213,13 +269,18 @@ impl Processes {
             fates,
             progress: AtomicU32::new(0),
             call_seconds: AtomicU32::new(0),
+            occupancy: Mutex::default(),
             expected: AtomicBool::new(false),
             silent_for: Mutex::default(),
             death: Mutex::default(),
             died: Condvar::new(),
         });
-        self.running.lock().insert(worker, Arc::clone(&process));
-        if self.is_closed() {
+        let is_unwanted = {
+            let mut known = self.known.lock();
+            known.running.insert(worker, Arc::clone(&process));
+            known.awaited.get(&worker) == Some(&true)
+        };
+        if is_unwanted || self.is_closed() {
             // Shutdown may have looked at the list before this one was in it.
             process.kill();
         }
@@ -230,6 +291,11 @@ impl Processes {
 impl Process {
     pub(super) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Does it only look at an engine?
+    pub(super) fn is_probe(&self) -> bool {
+        self.model.is_none()
     }
 
     /// For the log: "engine 'a' of model 'm'".
@@ -256,6 +322,15 @@ impl Process {
 
     pub(super) fn set_call_seconds(&self, seconds: u32) {
         self.call_seconds.store(seconds, Ordering::Relaxed);
+    }
+
+    /// How busy it said that it was last.
+    pub(super) fn occupancy(&self) -> Option<Occupancy> {
+        *self.occupancy.lock()
+    }
+
+    pub(super) fn set_occupancy(&self, occupancy: Occupancy) {
+        *self.occupancy.lock() = Some(occupancy);
     }
 
     /// How it ended, once it has.
@@ -313,17 +388,10 @@ impl Process {
         self.is_reaped.store(true, Ordering::Relaxed);
     }
 
-    /// Asks it to end, and ends it where it has not by the deadline. True: it went by itself.
-    pub(super) fn stop(&self, deadline: Instant) -> bool {
+    /// Asks it to end.
+    pub(super) fn stop(&self) {
         self.expect_death();
         self.link.send(ToWorker::Stop);
-        if self.wait(deadline) {
-            return true;
-        }
-        log::warn!("{} did not stop in time in {}, and is killed", self.who(), self.output.stage());
-        self.kill();
-        self.wait(Instant::now() + DYING_DEADLINE + LAST_WORDS_DEADLINE);
-        false
     }
 
     /// Waits for its end. False: the deadline came first.
@@ -373,7 +441,7 @@ impl Process {
             silent_for: *self.silent_for.lock(),
         };
         let _ = self.link.outbox.send(Outgoing::Close);
-        processes.running.lock().remove(&self.link.worker);
+        processes.known.lock().running.remove(&self.link.worker);
         *self.death.lock() = Some(death.clone());
         self.died.notify_all();
         death

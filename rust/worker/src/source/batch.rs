@@ -10,7 +10,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -22,7 +22,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
     request::ValidRequest,
-    session::Session,
+    session::{Occupancy, Session},
 };
 use llm_node_wire::message::RequestId;
 
@@ -32,12 +32,15 @@ use crate::report::{self, Report, Reporter};
 /// For how long a piece of an answer may wait for the next ones. A step that takes more than half of it is
 /// always told by itself.
 const TOGETHER: Duration = Duration::from_millis(4);
+/// While there is work, what is known of how busy the model is may be so old.
+const LOOK: Duration = Duration::from_millis(100);
 /// Most pieces that wait.
 const MOST_TOGETHER: usize = 256;
 
 pub(crate) struct BatchSource {
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    occupancy: Arc<Mutex<Occupancy>>,
 }
 
 enum Command {
@@ -55,6 +58,8 @@ impl BatchSource {
         E: StepEngine + Send + 'static,
     {
         let (commands, inbox) = mpsc::channel();
+        let occupancy = Arc::new(Mutex::new(session.occupancy()));
+        let shown = Arc::clone(&occupancy);
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
             let mut scheduler = Scheduler {
                 session,
@@ -62,12 +67,19 @@ impl BatchSource {
                 draining: false,
                 drained: false,
                 told: Instant::now(),
+                occupancy: shown,
+                looked: Instant::now(),
                 report,
             };
             scheduler.run(&inbox);
             scheduler.stop_listening(&inbox);
         })?;
-        Ok(Self { commands, thread: Mutex::new(Some(thread)) })
+        Ok(Self { commands, thread: Mutex::new(Some(thread)), occupancy })
+    }
+
+    /// How busy it was a moment ago.
+    pub(crate) fn occupancy(&self) -> Occupancy {
+        *self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: Box<ValidRequest>, report: &Reporter) {
@@ -115,6 +127,9 @@ struct Scheduler<E: StepEngine> {
     drained: bool,
     /// When something was last told.
     told: Instant,
+    occupancy: Arc<Mutex<Occupancy>>,
+    /// When it was looked at last.
+    looked: Instant,
     report: Reporter,
 }
 
@@ -142,6 +157,7 @@ impl<E: StepEngine> Scheduler<E> {
                     self.drained = true;
                     self.report.tell(Report::Drained);
                 }
+                self.look(Instant::now());
                 match inbox.recv() {
                     Ok(Command::Stop) | Err(_) => return None,
                     Ok(command) => self.take(command, &mut events),
@@ -164,6 +180,9 @@ impl<E: StepEngine> Scheduler<E> {
             // Also when nothing is left to do: freeing a cancelled sequence may have ended the engine,
             // and it is the step that says so.
             let began = Instant::now();
+            if began.duration_since(self.looked) >= LOOK {
+                self.look(began);
+            }
             let stepped = self.session.step(&mut events);
             took = only_answers.then(|| began.elapsed());
             if let Err(fault) = stepped {
@@ -171,6 +190,11 @@ impl<E: StepEngine> Scheduler<E> {
                 return Some(lost(fault));
             }
         }
+    }
+
+    fn look(&mut self, now: Instant) {
+        self.looked = now;
+        *self.occupancy.lock().unwrap_or_else(PoisonError::into_inner) = self.session.occupancy();
     }
 
     /// May these events wait for a step with answers alone, which takes about so long?

@@ -21,6 +21,7 @@ use llm_node_core::{
     event::{Event, Finish, PickedToken, Piece, Usage},
     sample::rng::call_id,
     schedule::admission::Queue,
+    session::Occupancy,
     text::answer::{AnswerText, Told},
 };
 use llm_node_wire::message::RequestId;
@@ -53,6 +54,8 @@ pub(crate) type OnToken<'a> = dyn FnMut(Said<'_>, Token) -> bool + 'a;
 pub(crate) struct BlockingSource {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Calls that may run at once.
+    at_once: usize,
 }
 
 struct Shared {
@@ -97,13 +100,14 @@ impl BlockingSource {
             generator,
             report,
         });
-        let threads = (0..threads.max(1))
+        let at_once = threads.max(1) as usize;
+        let threads = (0..at_once)
             .map(|n| {
                 let shared = Arc::clone(&shared);
                 thread::Builder::new().name(format!("generate-{n}")).spawn(move || shared.work())
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { shared, threads: Mutex::new(threads) })
+        Ok(Self { shared, threads: Mutex::new(threads), at_once })
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: Prepared) {
@@ -118,6 +122,18 @@ impl BlockingSource {
         match queued {
             Ok(()) => self.shared.changed.notify_one(),
             Err(fault) => self.shared.report.event(id, Event::Failed(fault)),
+        }
+    }
+
+    /// How busy it is. Of a cache nothing is known.
+    pub(crate) fn occupancy(&self) -> Occupancy {
+        let state = self.shared.lock();
+        Occupancy {
+            queued: state.waiting.len(),
+            queued_tokens: state.waiting.tokens(),
+            running: state.running.len(),
+            max_running: self.at_once,
+            ..Occupancy::default()
         }
     }
 

@@ -15,14 +15,15 @@ use interprocess::local_socket::{ListenerOptions, Stream, traits::Listener as _}
 use llm_node_core::{
     chat::conversation::Format,
     event::{Event, Finish, Usage},
+    facts::ModelFacts,
     request::{Prompt, Request, Sampling},
 };
 use llm_node_wire::{
     endpoint::{self, FromWorkerReader},
     frame::{FrameError, FrameReader, FrameWriter},
     message::{
-        ContextSize, EngineAddress, FromWorker, LoadPlan, ModelFacts, PROTOCOL_VERSION, RequestId,
-        Scheduling, Speculation, ToWorker,
+        ContextSize, EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, RequestId, Scheduling,
+        Speculation, ToWorker,
     },
 };
 
@@ -194,13 +195,13 @@ impl Worker {
         self.writer.write(message).unwrap();
     }
 
-    /// The next message that is neither stage nor log nor progress nor beat.
+    /// The next message that is neither stage nor log nor progress nor beat nor how busy it is.
     pub fn next(&mut self) -> Result<FromWorker, FrameError> {
         loop {
             match self.reader.read()? {
                 FromWorker::Stage(stage) => self.stages.push(stage),
                 FromWorker::Log { message, .. } => self.log.push(message),
-                FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
+                FromWorker::Progress(_) | FromWorker::Beat { .. } | FromWorker::Busy(_) => {}
                 message => return Ok(message),
             }
         }
@@ -221,7 +222,10 @@ impl Worker {
                         return;
                     }
                 }
-                FromWorker::Log { .. } | FromWorker::Progress(_) | FromWorker::Beat { .. } => {}
+                FromWorker::Log { .. }
+                | FromWorker::Progress(_)
+                | FromWorker::Beat { .. }
+                | FromWorker::Busy(_) => {}
                 other => panic!("{other:?} before stage {stage}"),
             }
         }

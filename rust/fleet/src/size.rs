@@ -5,12 +5,12 @@ const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
 /// Rounded up, for what is needed: it never looks smaller than what there is.
-pub(super) fn format_up(bytes: u64) -> String {
+pub(crate) fn format_up(bytes: u64) -> String {
     format_rounded(bytes, |unit| unit - 1)
 }
 
 /// Rounded down, for what there is.
-pub(super) fn format_down(bytes: u64) -> String {
+pub(crate) fn format_down(bytes: u64) -> String {
     format_rounded(bytes, |_| 0)
 }
 

@@ -1,0 +1,155 @@
+"""`GET /metrics`: what the node says of itself, in Prometheus' words. Nothing is counted here.
+
+What means the same as at vLLM has vLLM's name, so that dashboards and routers that know those read these.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from llm_node.api.context import NODE
+from llm_node.version import __version__
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+STATES = ("available", "loading", "loaded", "failed")
+HISTOGRAMS = {
+    "vllm:request_queue_time_seconds": ("queue_seconds", "Until a request was let in."),
+    "vllm:time_to_first_token_seconds": ("first_token_seconds", "Until the first token of an answer."),
+    "vllm:request_time_per_output_token_seconds": (
+        "token_seconds",
+        "For each further token, on average over a request.",
+    ),
+    "vllm:e2e_request_latency_seconds": ("request_seconds", "From a request's beginning to its end."),
+    "vllm:request_prompt_tokens": ("request_prompt_tokens", "Tokens of a prompt."),
+    "vllm:request_generation_tokens": ("request_completion_tokens", "Tokens of an answer."),
+}
+COUNTERS = {
+    "vllm:prompt_tokens": ("prompt_tokens", "Tokens of prompts."),
+    "vllm:generation_tokens": ("completion_tokens", "Tokens of answers."),
+    "vllm:prefix_cache_queries": ("prompt_tokens", "Tokens that were looked for in the prefix cache."),
+    "vllm:prefix_cache_hits": ("cached_tokens", "Tokens that came from the prefix cache."),
+    "vllm:spec_decode_num_draft_tokens": ("drafted_tokens", "Tokens that were guessed ahead."),
+    "vllm:spec_decode_num_accepted_tokens": ("accepted_tokens", "Guessed tokens that were right."),
+}
+
+
+async def scrape(request: web.Request) -> web.Response:
+    """The route. `?model=NAME`: the series of that model alone, for what reads one model a server."""
+    node = request.app[NODE]
+    models, system, meters = await node.models(), await node.system(), await node.meters()
+    wanted = request.query.get("model")
+    if wanted is not None:
+        wanted = str((await node.model(wanted))["model_id"])
+        models = [model for model in models if model["model_id"] == wanted]
+        meters = {name: meter for name, meter in meters.items() if name == wanted}
+    exposition: Any = importlib.import_module("prometheus_client.exposition")
+    encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+    body: bytes = encode(_Collected([*_of_models(models), *_of_requests(meters), *_of_node(system)]))
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+class _Collected:
+    """What an encoder takes for a registry."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
+    state = _gauge("llm_node_model_state", "1 for what a model is doing.", "model_name", "state")
+    running = _gauge("vllm:num_requests_running", "Requests that are computed.", "model_name")
+    waiting = _gauge("vllm:num_requests_waiting", "Requests that wait to be let in.", "model_name")
+    usage = _gauge(
+        "vllm:kv_cache_usage_perc",
+        "Used part of the KV cache, 0 to 1, without what is kept.",
+        "model_name",
+    )
+    cells = _gauge("llm_node_kv_cache_tokens", "Cells of the KV cache.", "model_name", "what")
+    preempted = _counter("vllm:num_preemptions", "Requests that had to give way.", "model_name")
+    for model in models:
+        name, busy = model["model_id"], model.get("occupancy")
+        for word in STATES:
+            state.add_metric([name, word], float(model["status"] == word))
+        if busy is None:
+            continue
+        used = max(0, busy["cache_used"] - busy["kept_tokens"])
+        running.add_metric([name], busy["running"])
+        waiting.add_metric([name], busy["queued"])
+        usage.add_metric([name], used / busy["cache_tokens"] if busy["cache_tokens"] else 0.0)
+        for what, count in (
+            ("used", used),
+            ("kept", busy["cache_used"] - used),
+            ("capacity", busy["cache_tokens"]),
+        ):
+            cells.add_metric([name, what], count)
+        preempted.add_metric([name], busy["preemptions"])
+    yield from (state, running, waiting, usage, cells, preempted)
+
+
+def _of_requests(meters: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    core: Any = importlib.import_module("prometheus_client.core")
+    endings = _counter("vllm:request_success", "Requests that have ended.", "model_name", "finished_reason")
+    for name, meter in meters.items():
+        for reason, count in meter["requests"].items():
+            endings.add_metric([name, reason], count)
+    yield endings
+    for metric, (field, text) in COUNTERS.items():
+        counter = _counter(metric, text, "model_name")
+        for name, meter in meters.items():
+            counter.add_metric([name], meter[field])
+        yield counter
+    for metric, (field, text) in HISTOGRAMS.items():
+        histogram = core.HistogramMetricFamily(metric, text, labels=["model_name"])
+        for name, meter in meters.items():
+            histogram.add_metric([name], _buckets(meter[field]), meter[field]["sum"])
+        yield histogram
+
+
+def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Each bucket with those below it, as Prometheus wants them."""
+    bounds = [*(f"{bound:g}" for bound in histogram["bounds"]), "+Inf"]
+    below = 0
+    buckets = []
+    for bound, count in zip(bounds, histogram["counts"], strict=True):
+        below += count
+        buckets.append((bound, below))
+    return buckets
+
+
+def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
+    memory = _gauge("llm_node_device_bytes", "Memory of a device.", "device", "what")
+    for device in system["devices"]:
+        name = device["bus_id"] or f"{device['kind']}{device['index']}"
+        for what in ("total", "free", "limit", "reserved"):
+            memory.add_metric([name, what], device[f"{what}_bytes"])
+    requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")
+    requests.add_metric([], system["load"]["requests"])
+    capacity = _gauge(
+        "llm_node_capacity", "Requests that can be computed at once by the models that are loaded."
+    )
+    capacity.add_metric([], system["load"]["capacity"])
+    events = _counter("llm_node_model_events", "What has happened to models: loaded, crashed, ...", "kind")
+    for kind, count in system["events"].items():
+        events.add_metric([kind], count)
+    info = _gauge("llm_node_info", "Which node it is.", "version", "gpu_backend")
+    info.add_metric([__version__, system["gpu_backend"] or "none"], 1)
+    yield from (memory, requests, capacity, events, info)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Any:
+    core: Any = importlib.import_module("prometheus_client.core")
+    return core.GaugeMetricFamily(name, text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> Any:
+    core: Any = importlib.import_module("prometheus_client.core")
+    return core.CounterMetricFamily(name, text, labels=labels)

@@ -1,0 +1,92 @@
+"""`llm-node ps`: what the node that runs has loaded, and how busy it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llm_node.cli import failure, options, table
+
+if TYPE_CHECKING:
+    from llm_node.settings import Settings
+
+HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what GET /api/system answers.")
+@options.settings_options
+@click.pass_context
+def ps(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+    """Show what is loaded on the node that runs, how busy it is, and what memory is left."""
+    import asyncio
+
+    system = asyncio.run(_asked(options.settings(context.obj, given)))
+    if as_json:
+        table.show_json(system)
+        return
+    table.show([HEADING, *(_row(worker) for worker in system["workers"])])
+    for line in _devices(system["devices"]):
+        click.echo(line)
+
+
+async def _asked(settings: Settings) -> dict[str, Any]:
+    from llm_node.cli import remote
+
+    async with remote.connected(settings) as node:
+        try:
+            system: dict[str, Any] = await node.get("/api/system")
+            return system
+        except remote.RemoteError as error:
+            raise failure.of(error) from None
+
+
+def _row(worker: Mapping[str, Any]) -> list[str]:
+    facts, busy = worker.get("facts"), worker.get("occupancy")
+    memory = sum(use["total_bytes"] for use in worker.get("memory", ()))
+    return [
+        str(worker["model_id"]),
+        _state(worker),
+        ", ".join(worker.get("devices", ())) or "-",
+        size(memory) if memory else "-",
+        _cache(busy) if busy else "-",
+        str(facts["context_length"]) if facts else "-",
+        str(busy["running"]) if busy else "-",
+        str(busy["queued"] if busy else worker.get("waiting", "-")),
+    ]
+
+
+def _state(worker: Mapping[str, Any]) -> str:
+    status = str(worker["status"])
+    if worker.get("draining"):
+        return "draining"
+    if status == "loading":
+        return f"loading {worker['progress']:.0%}"
+    if status == "failed":
+        pause = worker.get("retry_after")
+        words = f"cooling {pause} s" if pause is not None else "failed"
+        return f"{words}: {worker['error']['code']}"
+    return status
+
+
+def _cache(busy: Mapping[str, Any]) -> str:
+    """How much of it is in use, without what is only kept in case it is asked for again."""
+    capacity = busy["cache_tokens"]
+    if not capacity:
+        return "-"
+    return f"{max(0, busy['cache_used'] - busy['kept_tokens']) / capacity:.0%} of {capacity}"
+
+
+def _devices(devices: list[Mapping[str, Any]]) -> Iterator[str]:
+    for device in devices:
+        gpu = device["kind"] == "gpu"
+        name = f"GPU {device['index']} {device['name']}" if gpu else "Host"
+        ours, limit = size(device["reserved_bytes"]), size(device["limit_bytes"])
+        yield f"{name}: models hold {ours} of {limit}; {size(device['free_bytes'])} free"
+
+
+def size(count: int) -> str:
+    """Bytes for people: GB and MB are powers of 1024, as `nvidia-smi` counts."""
+    return f"{count / (1 << 30):.1f}GB" if count >= (1 << 30) / 10 else f"{count / (1 << 20):.0f}MB"

@@ -1,0 +1,170 @@
+//! What may be said of a load: by who asks for it, by the configuration for one model, and by the
+//! configuration for all of them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// How a model is to be loaded; `None`: nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelOptions {
+    /// Id of an engine; `None`: the first that fits.
+    pub engine: Option<String>,
+    /// Longest sequence in tokens.
+    pub context_length: Option<u32>,
+    /// Sequences at once.
+    pub max_sequences: Option<u32>,
+    /// KV cache for all sequences together, in tokens.
+    pub cache_tokens: Option<u64>,
+    /// Layers on the devices; negative: all.
+    pub gpu_layers: Option<i32>,
+    /// CPU threads; 0: the engine's own choice.
+    pub threads: Option<u32>,
+    /// Whether tokens are guessed ahead.
+    pub speculation: Option<Speculation>,
+    /// A model that guesses them, unless `speculation` is off: a name in what a client says, a file elsewhere.
+    pub draft_model: Option<PathBuf>,
+    /// How the model writes calls: a family's name, or "off"; `None`: what its template says.
+    pub tool_syntax: Option<String>,
+    /// The source of its chat template, or the name of one that is built in; `None`: the model's own.
+    pub chat_template: Option<String>,
+    /// Settings for the engine: values are text, numbers or truth values.
+    pub options: Option<BTreeMap<String, OptionValue>>,
+}
+
+impl ModelOptions {
+    /// These, and what `below` says where they say nothing. Who guesses is one question: an answer to it hides
+    /// that of `below` as a whole. Settings for the engine are laid over each other one by one.
+    #[must_use]
+    pub fn over(self, below: &Self) -> Self {
+        let says_who_guesses = self.speculation.is_some() || self.draft_model.is_some();
+        let guesses = if says_who_guesses { &self } else { below };
+        let (speculation, draft_model) = (guesses.speculation, guesses.draft_model.clone());
+        let options = match (self.options, &below.options) {
+            (Some(own), Some(below)) => {
+                let mut all = below.clone();
+                all.extend(own);
+                Some(all)
+            }
+            (own, below) => own.or_else(|| below.clone()),
+        };
+        Self {
+            engine: self.engine.or_else(|| below.engine.clone()),
+            context_length: self.context_length.or(below.context_length),
+            max_sequences: self.max_sequences.or(below.max_sequences),
+            cache_tokens: self.cache_tokens.or(below.cache_tokens),
+            gpu_layers: self.gpu_layers.or(below.gpu_layers),
+            threads: self.threads.or(below.threads),
+            speculation,
+            draft_model,
+            tool_syntax: self.tool_syntax.or_else(|| below.tool_syntax.clone()),
+            chat_template: self.chat_template.or_else(|| below.chat_template.clone()),
+            options,
+        }
+    }
+
+    /// Who guesses, in one: the draft model where there is one and nobody said "off".
+    pub fn guesser(&self) -> Guesser<'_> {
+        match (self.speculation, &self.draft_model) {
+            (Some(Speculation::Off), _) => Guesser::Nobody,
+            (_, Some(model)) => Guesser::Model(model),
+            (Some(Speculation::Lookup) | None, None) => Guesser::Lookup,
+        }
+    }
+
+    /// Settings for the engine, as it gets them.
+    pub fn options_as_text(&self) -> BTreeMap<String, String> {
+        let options = self.options.iter().flatten();
+        options.map(|(name, value)| (name.clone(), value.to_text())).collect()
+    }
+}
+
+/// Whether tokens are guessed ahead and verified together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speculation {
+    /// Never.
+    Off,
+    /// Out of prompt and answer.
+    Lookup,
+}
+
+/// Who guesses tokens ahead; see [`ModelOptions::guesser`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guesser<'a> {
+    /// No guessing.
+    Nobody,
+    /// Prompt and answer.
+    Lookup,
+    /// A smaller model.
+    Model(&'a Path),
+}
+
+/// A value in an object of engine options. Engines get text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// `"text"`
+    Text(String),
+    /// `true`, which engines see as `true`
+    Truth(bool),
+    /// `1`
+    Integer(i64),
+    /// `0.5`
+    Number(f64),
+}
+
+impl OptionValue {
+    /// As the engine gets it.
+    pub fn to_text(&self) -> String {
+        match self {
+            OptionValue::Text(text) => text.clone(),
+            OptionValue::Truth(truth) => truth.to_string(),
+            OptionValue::Integer(integer) => integer.to_string(),
+            OptionValue::Number(number) => number.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(json: &str) -> ModelOptions {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn what_is_said_comes_over_what_was_said_below() {
+        let below = options(
+            r#"{"threads": 2, "context_length": 64, "options": {"a": 1, "b": "x"}, "draft_model": "/d"}"#,
+        );
+        let own = options(r#"{"context_length": 32, "options": {"b": true}}"#);
+        let all = own.clone().over(&below);
+        assert_eq!(
+            (all.threads, all.context_length, all.guesser()),
+            (Some(2), Some(32), Guesser::Model(Path::new("/d")))
+        );
+        assert_eq!(
+            all.options_as_text(),
+            [("a", "1"), ("b", "true")].map(|(k, v)| (k.into(), v.into())).into()
+        );
+        assert_eq!(ModelOptions::default().over(&below), below);
+        assert_eq!(own.clone().over(&ModelOptions::default()), own);
+    }
+
+    #[test]
+    fn who_guesses_is_one_question() {
+        let below = options(r#"{"speculation": "lookup", "draft_model": "/d"}"#);
+        let over = |json: &str| options(json).over(&below);
+        assert_eq!(over(r#"{"speculation": "lookup"}"#).guesser(), Guesser::Lookup);
+        assert_eq!(over(r#"{"draft_model": "/e"}"#).guesser(), Guesser::Model(Path::new("/e")));
+        let off = options(r#"{"speculation": "off", "draft_model": "/d"}"#);
+        assert_eq!((off.guesser(), ModelOptions::default().guesser()), (Guesser::Nobody, Guesser::Lookup));
+        assert!(serde_json::from_str::<ModelOptions>(r#"{"context": 1}"#).is_err());
+    }
+}

@@ -1,0 +1,70 @@
+//! How long one order or event takes with 20 models.
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use llm_node_core::{facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
+use llm_node_fleet::{
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, Moment, Usual,
+};
+
+const MODELS: u64 = 20;
+const MIB: u64 = 1 << 20;
+
+fn load(ticket: u64, model: u64) -> Event {
+    let wishes = ModelOptions { context_length: Some(4096), ..ModelOptions::default() };
+    Event::Load { ticket, model_id: format!("model-{model}"), wishes, format: None }
+}
+
+/// All models are loaded.
+fn fleet() -> Fleet {
+    let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10));
+    let mut fleet = Fleet::new(deadlines, Usual::default(), true, None);
+    let now = Moment::default();
+    fleet.handle(now, Event::Reading(vec![host()]));
+    for model in 0..MODELS {
+        let effects = fleet.handle(now, load(model, model));
+        let Some(&Effect::Find { worker, .. }) = effects.first() else { continue };
+        let engine = ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() };
+        let found = FoundModel {
+            engine,
+            size_bytes: MIB,
+            format: "gguf".into(),
+            architecture: None,
+            quantization: None,
+        };
+        fleet.handle(now, Event::Found { worker, found: Ok(found) });
+        fleet.handle(now, Event::Started { worker });
+        let use_ = MemoryUse { is_host: true, weights: MIB, ..MemoryUse::default() };
+        fleet.handle(now, Event::Estimated { worker, uses: Some(vec![use_]) });
+        let facts = ModelFacts { context_length: 4096, max_sequences: 8, ..ModelFacts::default() };
+        fleet.handle(now, Event::Ready { worker, facts });
+    }
+    fleet
+}
+
+fn host() -> Device {
+    Device {
+        index: 0,
+        name: "host".into(),
+        bus_id: None,
+        total_bytes: 1 << 40,
+        free_bytes: 1 << 39,
+        kind: DeviceKind::Host,
+    }
+}
+
+fn handle(criterion: &mut Criterion) {
+    let mut fleet = fleet();
+    let now = Moment::default();
+    criterion.bench_function("an order that joins, 20 models", |bencher| {
+        bencher.iter(|| black_box(fleet.handle(now, load(1, 7))));
+    });
+    criterion.bench_function("a reading, 20 models", |bencher| {
+        bencher.iter(|| black_box(fleet.handle(now, Event::Reading(vec![host()]))));
+    });
+    criterion.bench_function("the view, 20 models", |bencher| bencher.iter(|| black_box(fleet.view())));
+}
+
+criterion_group!(benches, handle);
+criterion_main!(benches);

@@ -1,0 +1,39 @@
+//! All that is waited for, and for how long.
+
+use std::time::Duration;
+
+/// How long each stage of a worker may take. Only one that serves has no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Finding model and engine, which may mean to look at all engines anew.
+    pub find: Duration,
+    /// From the start of a process until it has introduced itself.
+    pub start: Duration,
+    /// From then on until the model answers.
+    pub load: Duration,
+    /// From the order to stop until the process has ended.
+    pub stop: Duration,
+    /// The same while the node is going down.
+    pub farewell: Duration,
+    /// From a kill until the process has ended: a crash may write a core dump, and what it said is still read.
+    pub kill: Duration,
+}
+
+impl Deadlines {
+    /// With what the configuration names, and the rest as it is everywhere.
+    pub fn new(start: Duration, load: Duration) -> Self {
+        Self {
+            find: Duration::from_mins(10),
+            start,
+            load,
+            stop: Duration::from_secs(5),
+            farewell: Duration::from_secs(2),
+            kill: Duration::from_secs(8),
+        }
+    }
+
+    /// From a drain's end until the process has ended, at the latest.
+    pub(crate) fn end(&self) -> Duration {
+        self.stop.saturating_add(self.kill)
+    }
+}

@@ -1,0 +1,614 @@
+//! What follows from each event.
+
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::MemoryUse,
+};
+
+use crate::{
+    Deadlines, Death, Effect, Event, FleetView, FoundModel, Incident, IncidentKind, Loaded, ModelView,
+    Moment, Setup, Severity, Ticket, Usual, Won, WorkerId,
+    ledger::Ledger,
+    life::{
+        Because, HEALTHY_AFTER, Leaving, ModelLife, Stage, Trouble, Waiting, Worker, not_loaded, retry_after,
+        shutting_down, unloaded,
+    },
+};
+
+/// All models of a node, their workers, and the memory that these hold.
+#[derive(Debug)]
+pub struct Fleet {
+    deadlines: Deadlines,
+    usual: Usual,
+    models: BTreeMap<String, ModelLife>,
+    /// The view of each, until something happens to it.
+    views: BTreeMap<String, Arc<ModelView>>,
+    ledger: Ledger,
+    last_worker: WorkerId,
+    /// Set while the node is going down.
+    stopping: Option<Stopping>,
+    effects: Vec<Effect>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stopping {
+    /// For so long a worker may take to stop.
+    farewell: Duration,
+    is_told: bool,
+}
+
+impl Fleet {
+    /// Without models and devices. `on_cpu`: the host's memory is the device that `memory_limit`, bytes on each
+    /// device, counts for.
+    pub fn new(deadlines: Deadlines, usual: Usual, on_cpu: bool, memory_limit: Option<u64>) -> Self {
+        Self {
+            deadlines,
+            usual,
+            models: BTreeMap::new(),
+            views: BTreeMap::new(),
+            ledger: Ledger::new(on_cpu, memory_limit),
+            last_worker: 0,
+            stopping: None,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What is to be done about an event, and about all that is overdue by now.
+    pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Load { ticket, model_id, wishes, format } => {
+                self.load(now, &model_id, Waiting { ticket, wishes, format });
+            }
+            Event::Unload { ticket, model_id, timeout } => self.unload(now, ticket, &model_id, timeout),
+            Event::Stopping { by } => self.stop(now, by),
+            Event::Found { worker, found } => self.found(now, worker, found),
+            Event::Started { worker } => self.started(now, worker),
+            Event::NotStarted { worker, fault } => self.not_started(now, worker, fault),
+            Event::Estimated { worker, uses } => self.estimated(now, worker, uses),
+            Event::Ready { worker, facts } => self.ready(now, worker, facts),
+            Event::Failed { worker, fault } => self.failed(now, worker, fault),
+            Event::Drained { worker } => self.drained(now, worker),
+            Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
+            Event::Reading(devices) => devices.into_iter().for_each(|device| self.ledger.read(device)),
+            Event::Time => {}
+        }
+        self.overdue(now);
+        self.tell_stopped();
+        mem::take(&mut self.effects)
+    }
+
+    /// When something is overdue next. Then `handle` wants [`Event::Time`].
+    pub fn next_deadline(&self) -> Option<Moment> {
+        self.models.values().filter_map(ModelLife::deadline).min()
+    }
+
+    /// What there is now.
+    pub fn view(&mut self) -> FleetView {
+        for (model_id, life) in &self.models {
+            if !self.views.contains_key(model_id) {
+                self.views.insert(model_id.clone(), Arc::new(ModelView::of(life)));
+            }
+        }
+        FleetView { models: self.views.clone(), accounts: self.ledger.accounts() }
+    }
+
+    // ---- orders ----------------------------------------------------------------------------------
+
+    fn load(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+        if self.stopping.is_some() {
+            return self.refuse(waiting.ticket, shutting_down());
+        }
+        let life = self.life(model_id);
+        let Some(worker) = &life.worker else {
+            if let Some(Trouble::Cooling { until, fault }) = &life.trouble
+                && now < *until
+            {
+                let fault = retry_after(fault.clone(), until.since(now));
+                return self.refuse(waiting.ticket, fault);
+            }
+            return self.begin(now, model_id, waiting);
+        };
+        if !worker.is_wanted() {
+            life.waiting.push(waiting);
+            return;
+        }
+        let state = if worker.loaded.is_some() { "is loaded" } else { "is being loaded" };
+        match (worker.setup.meets(&waiting.wishes, model_id, state), worker.loaded.clone()) {
+            (Err(fault), _) => self.refuse(waiting.ticket, fault),
+            (Ok(()), Some(loaded)) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
+            (Ok(()), None) => life.waiting.push(waiting),
+        }
+    }
+
+    fn begin(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+        self.last_worker += 1;
+        let setup = Setup::new(model_id, waiting.wishes.clone(), &self.usual);
+        let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
+        self.effects.push(Effect::Find {
+            worker: worker.id,
+            model_id: model_id.to_owned(),
+            setup: Box::new(worker.setup.clone()),
+            format: waiting.format.clone(),
+        });
+        let life = self.life(model_id);
+        life.trouble = None;
+        life.worker = Some(worker);
+        life.waiting.push(waiting);
+    }
+
+    fn unload(&mut self, now: Moment, ticket: Ticket, model_id: &str, timeout: Duration) {
+        let leaving = Leaving { ticket, by: now + timeout.saturating_add(self.deadlines.end()) };
+        let life = self.life(model_id);
+        let Some(worker) = &mut life.worker else {
+            life.crashes = 0;
+            if life.trouble.take().is_none() {
+                self.tidy(model_id);
+                return self.refuse(ticket, not_loaded(model_id));
+            }
+            self.tidy(model_id);
+            return self.gone_for(ticket, model_id);
+        };
+        match &mut worker.stage {
+            Stage::Serving => {
+                life.leaving.push(leaving);
+                self.drain(now, model_id, now + timeout);
+            }
+            Stage::Finding { .. } => {
+                life.leaving.push(leaving);
+                self.dismiss_waiting(model_id);
+                self.gone(now, model_id, Because::Dismissed);
+            }
+            Stage::Starting { .. } | Stage::Loading { .. } => {
+                life.leaving.push(leaving);
+                self.kill(now, model_id, Because::Dismissed);
+                self.dismiss_waiting(model_id);
+            }
+            Stage::Ending { because, .. } => {
+                let is_dismissed = matches!(because, Because::Dismissed);
+                *because = Because::Dismissed;
+                life.leaving.push(leaving);
+                if !is_dismissed {
+                    self.dismiss_waiting(model_id);
+                }
+            }
+            Stage::Draining { .. } => life.leaving.push(leaving),
+        }
+    }
+
+    fn stop(&mut self, now: Moment, by: Moment) {
+        let farewell = self.deadlines.farewell.min(by.since(now));
+        self.stopping = Some(Stopping { farewell, is_told: false });
+        for model_id in self.models.keys().cloned().collect::<Vec<_>>() {
+            let life = self.life(&model_id);
+            for waiting in mem::take(&mut life.waiting) {
+                self.refuse(waiting.ticket, shutting_down());
+            }
+            let Some(worker) = &mut self.life(&model_id).worker else { continue };
+            match &mut worker.stage {
+                Stage::Serving => self.drain(now, &model_id, by),
+                Stage::Draining { by: before } => *before = by.min(*before),
+                Stage::Finding { .. } => self.gone(now, &model_id, Because::Dismissed),
+                Stage::Starting { .. } | Stage::Loading { .. } => {
+                    self.kill(now, &model_id, Because::Dismissed);
+                }
+                // It is overdue from now on where nobody is to wait any longer.
+                Stage::Ending { by, is_killed: false, .. } => *by = (*by).min(now + farewell),
+                Stage::Ending { .. } => {}
+            }
+        }
+    }
+
+    // ---- what happens to a worker ----------------------------------------------------------------
+
+    fn found(&mut self, now: Moment, worker: WorkerId, found: Result<FoundModel, Fault>) {
+        let start = self.deadlines.start.saturating_add(self.deadlines.end());
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Stage::Finding { .. } = it.stage else { return };
+        match found {
+            Ok(found) => {
+                it.setup.chosen(&found.engine.id);
+                it.found = Some(found);
+                it.stage = Stage::Starting { by: now + start, died: None };
+                self.effects.push(Effect::Spawn { worker });
+            }
+            Err(fault) => self.gone(now, &model_id, Because::Failed(fault)),
+        }
+    }
+
+    fn started(&mut self, now: Moment, worker: WorkerId) {
+        let load = self.deadlines.load;
+        let Some((_, it)) = self.worker(worker) else { return };
+        let Stage::Starting { died, .. } = &mut it.stage else { return };
+        let died = died.take();
+        it.stage = Stage::Loading { by: now + load };
+        if let Some((death, is_known)) = died {
+            self.died(now, worker, death, is_known);
+        }
+    }
+
+    fn not_started(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        match mem::replace(&mut it.stage, Stage::Serving) {
+            Stage::Starting { .. } => self.gone(now, &model_id, Because::Failed(fault)),
+            Stage::Ending { because, .. } => self.gone(now, &model_id, because),
+            stage => it.stage = stage,
+        }
+    }
+
+    fn estimated(&mut self, now: Moment, worker: WorkerId, uses: Option<Vec<MemoryUse>>) {
+        let guess = |ledger: &Ledger, bytes| vec![ledger.guess(bytes)];
+        let Some(model_id) = self.home_of(worker) else { return };
+        if self.ledger.holds(worker) {
+            return;
+        }
+        let Some(it) = self.models.get_mut(&model_id).and_then(|life| life.worker.as_mut()) else { return };
+        let Stage::Loading { .. } = it.stage else { return };
+        it.estimate = uses
+            .filter(|uses| uses.iter().any(|use_| use_.total() > 0))
+            .unwrap_or_else(|| guess(&self.ledger, it.found.as_ref().map_or(0, |found| found.size_bytes)));
+        match self.ledger.reserve(worker, &it.estimate, &model_id) {
+            Ok(()) => self.effects.push(Effect::Proceed { worker }),
+            Err(fault) => self.end(now, &model_id, Because::Failed(fault)),
+        }
+    }
+
+    fn ready(&mut self, now: Moment, worker: WorkerId, facts: ModelFacts) {
+        let holds = self.ledger.holds(worker);
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Stage::Loading { .. } = it.stage else { return };
+        if !holds {
+            let fault =
+                Fault::new(ErrorCode::Internal, "The worker loaded the model before there was room for it");
+            return self.end(now, &model_id, Because::Failed(fault));
+        }
+        let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();
+        let took = now.since(it.begun);
+        let mut loaded = Loaded { model_id: model_id.clone(), engine, took, facts };
+        it.complete(&mut loaded);
+        let loaded = Arc::new(loaded);
+        it.setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
+        it.loaded = Some(Arc::clone(&loaded));
+        it.stage = Stage::Serving;
+        it.since = now;
+        self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
+        if let Some(words) = self.ledger.settle(worker, &loaded.facts.memory) {
+            let message = format!("model '{model_id}' takes more than its engine estimated: {words}");
+            self.tell(Severity::Warning, IncidentKind::Overrun, &model_id, message, None);
+        }
+        self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
+        for waiting in mem::take(&mut self.life(&model_id).waiting) {
+            self.resolve(waiting.ticket, Ok(Won::Loaded(Arc::clone(&loaded))));
+        }
+    }
+
+    fn failed(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        if let Stage::Loading { .. } = it.stage {
+            self.end(now, &model_id, Because::Failed(fault));
+        }
+    }
+
+    fn drained(&mut self, now: Moment, worker: WorkerId) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        if let Stage::Draining { .. } = it.stage {
+            self.end(now, &model_id, Because::Dismissed);
+        }
+    }
+
+    fn died(&mut self, now: Moment, worker: WorkerId, death: Death, is_known: bool) {
+        let stopping = self.stopping.is_some();
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let crashed = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
+        match &mut it.stage {
+            Stage::Finding { .. } => {}
+            Stage::Starting { died, .. } => *died = Some((death, is_known)),
+            Stage::Loading { .. } => {
+                let pause = self.crashed(now, &model_id, &death, is_known);
+                let fault = retry_after(crashed, pause);
+                self.tell(
+                    Severity::Error,
+                    IncidentKind::Crashed,
+                    &model_id,
+                    format!("'{model_id}' could not be loaded: {}", death.message),
+                    Some(death),
+                );
+                self.bury(&model_id, worker);
+                for waiting in mem::take(&mut self.life(&model_id).waiting) {
+                    self.refuse(waiting.ticket, fault.clone());
+                }
+            }
+            Stage::Serving => {
+                if now.since(it.since) >= HEALTHY_AFTER {
+                    self.life(&model_id).crashes = 0;
+                }
+                let pause = self.crashed(now, &model_id, &death, is_known);
+                let message = format!("{}; it may be loaded again in {} s", death.message, pause.as_secs());
+                self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
+                self.bury(&model_id, worker);
+                self.effects.push(Effect::EndRequests { worker, fault: retry_after(crashed, pause) });
+            }
+            Stage::Draining { .. } => {
+                let message = death.message.clone();
+                self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
+                self.effects.push(Effect::EndRequests { worker, fault: crashed });
+                self.gone(now, &model_id, Because::Dismissed);
+            }
+            Stage::Ending { because, .. } => {
+                let because = match mem::replace(because, Because::Dismissed) {
+                    Because::Late => Because::Failed(self.late(&model_id, &death.call)),
+                    because => because,
+                };
+                let fault = if stopping { shutting_down() } else { unloaded(&model_id) };
+                self.effects.push(Effect::EndRequests { worker, fault });
+                self.gone(now, &model_id, because);
+            }
+        }
+    }
+
+    // ---- time ------------------------------------------------------------------------------------
+
+    fn overdue(&mut self, now: Moment) {
+        while let Some(model_id) = self
+            .models
+            .iter()
+            .find(|(_, life)| life.deadline().is_some_and(|by| by <= now))
+            .map(|(id, _)| id.clone())
+        {
+            let life = self.life(&model_id);
+            let (late, in_time) =
+                mem::take(&mut life.leaving).into_iter().partition(|leaving| leaving.by <= now);
+            life.leaving = in_time;
+            let late: Vec<Leaving> = late;
+            for Leaving { ticket, .. } in late {
+                let message = format!("Model '{model_id}' was not unloaded in time");
+                self.refuse(ticket, Fault::new(ErrorCode::Timeout, message));
+            }
+            let overdue = |worker: &Worker| worker.deadline().is_some_and(|by| by <= now);
+            if self.life(&model_id).worker.as_ref().is_some_and(overdue) {
+                self.worker_is_late(now, &model_id);
+            }
+        }
+    }
+
+    fn worker_is_late(&mut self, now: Moment, model_id: &str) {
+        let kill = self.deadlines.kill;
+        let start = self.deadlines.start;
+        let stopping = self.stopping.is_some();
+        let Some(worker) = &mut self.life(model_id).worker else { return };
+        let id = worker.id;
+        match &mut worker.stage {
+            Stage::Serving => {}
+            Stage::Finding { .. } => {
+                let message = format!("Looking for model '{model_id}' and its engine took too long");
+                self.gone(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
+            }
+            Stage::Starting { .. } => {
+                let message = format!("A worker process did not start within {} s", start.as_secs_f64());
+                self.kill(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
+            }
+            Stage::Loading { .. } => self.kill(now, model_id, Because::Late),
+            Stage::Draining { .. } => {
+                let message = format!("'{model_id}': requests were still under way at the deadline");
+                self.tell(Severity::Warning, IncidentKind::Cut, model_id, message, None);
+                self.end(now, model_id, Because::Dismissed);
+            }
+            Stage::Ending { by, is_killed: is_killed @ false, .. } => {
+                *is_killed = true;
+                *by = now + kill;
+                self.effects.push(Effect::Kill { worker: id });
+            }
+            Stage::Ending { because, .. } => {
+                // Stuck in the kernel: nobody shall wait for that.
+                let because = match mem::replace(because, Because::Dismissed) {
+                    Because::Late => Because::Failed(self.late(model_id, "")),
+                    because => because,
+                };
+                let message = format!("'{model_id}': its worker could not be ended, and is left to itself");
+                self.tell(Severity::Error, IncidentKind::Abandoned, model_id, message, None);
+                let fault = if stopping { shutting_down() } else { unloaded(model_id) };
+                self.effects.push(Effect::EndRequests { worker: id, fault });
+                self.gone(now, model_id, because);
+            }
+        }
+    }
+
+    // ---- ends ------------------------------------------------------------------------------------
+
+    /// Lets the model's worker end what is under way, until then.
+    fn drain(&mut self, now: Moment, model_id: &str, by: Moment) {
+        if by <= now {
+            return self.end(now, model_id, Because::Dismissed);
+        }
+        if let Some(worker) = &mut self.life(model_id).worker {
+            worker.stage = Stage::Draining { by };
+            let worker = worker.id;
+            self.effects.push(Effect::Drain { worker });
+        }
+    }
+
+    /// Asks the model's worker to end.
+    fn end(&mut self, now: Moment, model_id: &str, because: Because) {
+        let by = now + self.stopping.map_or(self.deadlines.stop, |stopping| stopping.farewell);
+        if let Some(worker) = &mut self.life(model_id).worker {
+            worker.stage = Stage::Ending { by, is_killed: false, because };
+            let worker = worker.id;
+            self.effects.push(Effect::Stop { worker });
+        }
+    }
+
+    /// Ends the model's worker.
+    fn kill(&mut self, now: Moment, model_id: &str, because: Because) {
+        let by = now + self.deadlines.kill;
+        if let Some(worker) = &mut self.life(model_id).worker {
+            worker.stage = Stage::Ending { by, is_killed: true, because };
+            let worker = worker.id;
+            self.effects.push(Effect::Kill { worker });
+        }
+    }
+
+    /// The model's worker is no more, and what waited for that goes on.
+    fn gone(&mut self, now: Moment, model_id: &str, because: Because) {
+        let stopping = self.stopping.is_some();
+        let Some(worker) = self.life(model_id).worker.as_ref().map(|worker| worker.id) else { return };
+        match because {
+            Because::Failed(fault) if !stopping => {
+                let kind = match fault.code {
+                    ErrorCode::OomVram | ErrorCode::OomRam => IncidentKind::Refused,
+                    _ => IncidentKind::LoadFailed,
+                };
+                let message = format!("'{model_id}' could not be loaded: {fault}");
+                let engine = self.life(model_id).worker.as_ref().map(Worker::engine);
+                self.bury(model_id, worker);
+                self.effects.push(Effect::Tell(Incident {
+                    severity: Severity::Error,
+                    kind,
+                    model_id: model_id.to_owned(),
+                    engine: engine.filter(|engine| !engine.is_empty()),
+                    code: Some(fault.code),
+                    death: None,
+                    message,
+                }));
+                let life = self.life(model_id);
+                life.trouble = Some(Trouble::Failed(fault.clone()));
+                for waiting in mem::take(&mut life.waiting) {
+                    self.refuse(waiting.ticket, fault.clone());
+                }
+            }
+            _ => {
+                let message = format!("'{model_id}' is unloaded");
+                self.tell(Severity::Info, IncidentKind::Unloaded, model_id, message, None);
+                self.bury(model_id, worker);
+                let life = self.life(model_id);
+                life.crashes = 0;
+                let (leaving, waiting) = (mem::take(&mut life.leaving), mem::take(&mut life.waiting));
+                self.tidy(model_id);
+                for Leaving { ticket, .. } in leaving {
+                    self.gone_for(ticket, model_id);
+                }
+                // These came while the model was on its way out.
+                for waiting in waiting {
+                    self.load(now, model_id, waiting);
+                }
+            }
+        }
+    }
+
+    fn bury(&mut self, model_id: &str, worker: WorkerId) {
+        self.ledger.release(worker);
+        self.life(model_id).worker = None;
+    }
+
+    fn crashed(&mut self, now: Moment, model_id: &str, death: &Death, is_known: bool) -> Duration {
+        let life = self.life(model_id);
+        let engine = life.worker.as_ref().map(Worker::engine).unwrap_or_default();
+        let pause = life.crashed(now, engine, death.clone(), is_known);
+        let fault = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
+        life.trouble = Some(Trouble::Cooling { until: now + pause, fault });
+        pause
+    }
+
+    fn late(&mut self, model_id: &str, call: &str) -> Fault {
+        let seconds = self.deadlines.load.as_secs_f64();
+        let engine = self.life(model_id).worker.as_ref().map(Worker::engine).unwrap_or_default();
+        let call = if call.is_empty() { "the worker" } else { call };
+        let message =
+            format!("Model '{model_id}' with engine '{engine}': {call} did not return within {seconds} s");
+        Fault::new(ErrorCode::Timeout, message)
+    }
+
+    /// Those who wait for the load are told that somebody unloaded it.
+    fn dismiss_waiting(&mut self, model_id: &str) {
+        for waiting in mem::take(&mut self.life(model_id).waiting) {
+            self.refuse(waiting.ticket, unloaded(model_id));
+        }
+    }
+
+    fn tell_stopped(&mut self) {
+        let is_empty = self.models.values().all(|life| life.worker.is_none());
+        if let Some(stopping) = &mut self.stopping
+            && is_empty
+            && !mem::replace(&mut stopping.is_told, true)
+        {
+            self.effects.push(Effect::Stopped);
+        }
+    }
+
+    // ---- small things ----------------------------------------------------------------------------
+
+    /// The model's life, which is about to change.
+    fn life(&mut self, model_id: &str) -> &mut ModelLife {
+        self.views.remove(model_id);
+        self.models.entry(model_id.to_owned()).or_default()
+    }
+
+    /// Forgets a model that nothing is to be said of.
+    fn tidy(&mut self, model_id: &str) {
+        if self.models.get(model_id).is_some_and(ModelLife::is_plain) {
+            self.models.remove(model_id);
+            self.views.remove(model_id);
+        }
+    }
+
+    fn home_of(&self, worker: WorkerId) -> Option<String> {
+        let is_it = |life: &ModelLife| life.worker.as_ref().is_some_and(|it| it.id == worker);
+        self.models.iter().find(|(_, life)| is_it(life)).map(|(model_id, _)| model_id.clone())
+    }
+
+    /// A worker that is there, and whose it is.
+    fn worker(&mut self, worker: WorkerId) -> Option<(String, &mut Worker)> {
+        let model_id = self.home_of(worker)?;
+        let worker = self.life(&model_id).worker.as_mut()?;
+        Some((model_id, worker))
+    }
+
+    fn resolve(&mut self, ticket: Ticket, outcome: Result<Won, Fault>) {
+        self.effects.push(Effect::Resolve { ticket, outcome });
+    }
+
+    fn refuse(&mut self, ticket: Ticket, fault: Fault) {
+        self.resolve(ticket, Err(fault));
+    }
+
+    fn gone_for(&mut self, ticket: Ticket, model_id: &str) {
+        self.effects.push(Effect::Pardon { model_id: model_id.to_owned() });
+        self.resolve(ticket, Ok(Won::Unloaded));
+    }
+
+    fn tell(
+        &mut self,
+        severity: Severity,
+        kind: IncidentKind,
+        model_id: &str,
+        message: String,
+        death: Option<Death>,
+    ) {
+        let engine = self.models.get(model_id).and_then(|life| life.worker.as_ref()).map(Worker::engine);
+        self.effects.push(Effect::Tell(Incident {
+            severity,
+            kind,
+            model_id: model_id.to_owned(),
+            engine: engine.filter(|engine| !engine.is_empty()),
+            code: death.is_some().then_some(ErrorCode::EngineCrashed),
+            death,
+            message,
+        }));
+    }
+}
+
+/// "'m' is loaded with e 1.0, in 80 ms: context 2048 tokens, 64 sequences, 8 MiB"
+fn in_words(loaded: &Loaded) -> String {
+    let Loaded { model_id, engine, took, facts } = loaded;
+    let bytes = facts.memory.iter().fold(0, |sum, use_| use_.total().saturating_add(sum));
+    format!(
+        "'{model_id}' is loaded with {} {}, in {} ms: context {} tokens, {} sequences, {} MiB",
+        engine.id,
+        engine.version,
+        took.as_millis(),
+        facts.context_length,
+        facts.max_sequences,
+        bytes.div_ceil(1 << 20)
+    )
+}

@@ -1,0 +1,181 @@
+//! What the fleet orders.
+
+use std::{sync::Arc, time::Duration};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+};
+
+use crate::{ChosenEngine, Setup, Ticket, WorkerId};
+
+/// What is to be done. In order; none of it may keep the fleet waiting.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Find the model's file and the engine that loads it, and tell by `Found`.
+    Find {
+        /// For which worker.
+        worker: WorkerId,
+        /// Which model.
+        model_id: String,
+        /// How it is to be loaded.
+        setup: Box<Setup>,
+        /// The format that it is expected to have.
+        format: Option<String>,
+    },
+    /// Start a process for what was found, let it load, and tell by `Started` or `NotStarted`.
+    Spawn {
+        /// Which worker it is to be.
+        worker: WorkerId,
+    },
+    /// There is room for what it estimated: it may load.
+    Proceed {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// It takes requests from now on.
+    Open {
+        /// Which worker.
+        worker: WorkerId,
+        /// Of which model.
+        model_id: String,
+    },
+    /// Let it refuse what is new, end what is under way, and tell by `Drained`.
+    Drain {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// Tell it to end.
+    Stop {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// End it at once. It may not have a process yet; then it gets none.
+    Kill {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// It is gone: all that it owed ends with this fault.
+    EndRequests {
+        /// Which worker.
+        worker: WorkerId,
+        /// What its clients are told.
+        fault: Fault,
+    },
+    /// It was unloaded by somebody: nothing is held against requests to the model any more.
+    Pardon {
+        /// Which model.
+        model_id: String,
+    },
+    /// Somebody has what they waited for, or hears why not. Once for each ticket.
+    Resolve {
+        /// Who.
+        ticket: Ticket,
+        /// What came of it.
+        outcome: Result<Won, Fault>,
+    },
+    /// People may want to know.
+    Tell(Incident),
+    /// After `Stopping`: no worker is left.
+    Stopped,
+}
+
+/// What somebody waited for.
+#[derive(Clone, Debug)]
+pub enum Won {
+    /// The model is loaded.
+    Loaded(Arc<Loaded>),
+    /// The model is gone.
+    Unloaded,
+}
+
+/// What a load came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The model's own name, also where the client used another.
+    pub model_id: String,
+    /// With which engine.
+    pub engine: ChosenEngine,
+    /// From the first wish for it until it answered.
+    pub took: Duration,
+    /// All that the worker says of the model.
+    pub facts: ModelFacts,
+}
+
+/// Something that people may want to know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is.
+    pub kind: IncidentKind,
+    /// Which model.
+    pub model_id: String,
+    /// With which engine, where one was chosen.
+    pub engine: Option<String>,
+    /// The error's code, where there is an error.
+    pub code: Option<ErrorCode>,
+    /// How a worker ended, if one did.
+    pub death: Option<crate::Death>,
+    /// A sentence.
+    pub message: String,
+}
+
+/// How bad an [`Incident`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Info,
+    /// Not as it should be.
+    Warning,
+    /// Somebody did not get what they asked for.
+    Error,
+}
+
+/// What an [`Incident`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncidentKind {
+    /// A model answers.
+    Loaded,
+    /// A model is gone, because somebody wanted it.
+    Unloaded,
+    /// A load came to nothing.
+    LoadFailed,
+    /// There was no memory for a load.
+    Refused,
+    /// A worker ended although nobody wanted it.
+    Crashed,
+    /// Answers were cut by the deadline of an unload.
+    Cut,
+    /// A model takes more than its engine estimated, and more than there is.
+    Overrun,
+    /// A process could not be ended.
+    Abandoned,
+}
+
+impl Severity {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+impl IncidentKind {
+    /// One word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IncidentKind::Loaded => "loaded",
+            IncidentKind::Unloaded => "unloaded",
+            IncidentKind::LoadFailed => "load_failed",
+            IncidentKind::Refused => "refused",
+            IncidentKind::Crashed => "crashed",
+            IncidentKind::Cut => "cut",
+            IncidentKind::Overrun => "overrun",
+            IncidentKind::Abandoned => "abandoned",
+        }
+    }
+}

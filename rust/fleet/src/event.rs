@@ -1,0 +1,164 @@
+//! What the fleet is told.
+
+use std::time::Duration;
+
+use llm_node_core::{error::Fault, facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::{Moment, Ticket, WorkerId};
+
+/// An order, or something that has happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Somebody wants a model to be loaded.
+    Load {
+        /// Who.
+        ticket: Ticket,
+        /// The model's own name.
+        model_id: String,
+        /// As what. A draft model by its file.
+        wishes: ModelOptions,
+        /// The format that the model is expected to have.
+        format: Option<String>,
+    },
+    /// Somebody wants a model to be gone.
+    Unload {
+        /// Who.
+        ticket: Ticket,
+        /// The model's own name.
+        model_id: String,
+        /// For so long its answers may go on.
+        timeout: Duration,
+    },
+    /// The node is going down: answers under way may go on until then. Said again, it is the new deadline.
+    Stopping {
+        /// When the last ones are cut.
+        by: Moment,
+    },
+    /// Which engine a worker that was to be found will have, or why there is none.
+    Found {
+        /// Which worker.
+        worker: WorkerId,
+        /// What was found.
+        found: Result<FoundModel, Fault>,
+    },
+    /// A worker's process has introduced itself, and is told to load.
+    Started {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A worker's process could not be started, or ended before it had introduced itself. It is gone.
+    NotStarted {
+        /// Which worker.
+        worker: WorkerId,
+        /// Why.
+        fault: Fault,
+    },
+    /// What a load will take; `None`: the engine cannot say.
+    Estimated {
+        /// Which worker.
+        worker: WorkerId,
+        /// By device.
+        uses: Option<Vec<MemoryUse>>,
+    },
+    /// A model answers requests from now on.
+    Ready {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it says of the model.
+        facts: ModelFacts,
+    },
+    /// A load has failed; the process ends by itself.
+    Failed {
+        /// Which worker.
+        worker: WorkerId,
+        /// Why.
+        fault: Fault,
+    },
+    /// A worker that was to drain has nothing under way any more.
+    Drained {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A worker's process has ended, and all that it said was told before.
+    Died {
+        /// Which worker.
+        worker: WorkerId,
+        /// How.
+        death: Death,
+        /// All that it had under way had killed a worker before: that says nothing of the engine's health.
+        is_known: bool,
+    },
+    /// What the devices' memory is like now.
+    Reading(Vec<Device>),
+    /// Nothing but that time has passed.
+    Time,
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// "signal 11 (SIGSEGV)"
+    pub ending: String,
+    /// The signal's number, if it was one.
+    pub signal: Option<i64>,
+    /// The engine's call that was under way: "engine.batch/1 step".
+    pub call: String,
+    /// "Engine 'a' of model 'm' died in engine_init: signal 11 (SIGSEGV)"
+    pub message: String,
+}
+
+/// What there is to know of a model and its engine before a worker runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundModel {
+    /// Which engine loads it.
+    pub engine: ChosenEngine,
+    /// Size of all files that are loaded, its draft model's too.
+    pub size_bytes: u64,
+    /// Its file's format.
+    pub format: String,
+    /// Its architecture, where the file tells.
+    pub architecture: Option<String>,
+    /// Its quantization, where the file tells.
+    pub quantization: Option<String>,
+}
+
+/// An engine, as far as people are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChosenEngine {
+    /// Its id.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// What it was built for.
+    pub gpu_backend: String,
+}
+
+/// A device that models may be placed on, and what was free when somebody looked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its number among those of its kind.
+    pub index: u32,
+    /// For people.
+    pub name: String,
+    /// PCI bus id, where it has one.
+    #[serde(default)]
+    pub bus_id: Option<String>,
+    /// All its memory, in bytes.
+    pub total_bytes: u64,
+    /// What was free, in bytes.
+    pub free_bytes: u64,
+    /// A GPU, or the memory of the host.
+    pub kind: DeviceKind,
+}
+
+/// What a [`Device`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// Has memory of its own.
+    Gpu,
+    /// The host's memory.
+    Host,
+}

@@ -1,0 +1,37 @@
+//! The life of models: which are loaded, who waits for them, what they hold, and what happens when a worker
+//! ends.
+//!
+//! Pure. An [`Event`] and the time come in, [`Effect`]s go out; whoever drives a [`Fleet`] carries them out and
+//! tells it what came of them. It has no clock, threads, files or sockets, so its rules are tested by the
+//! hundred thousand. Requests and their tokens do not pass through it.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod deadlines;
+mod decide;
+mod effect;
+mod event;
+mod ledger;
+mod life;
+mod moment;
+mod size;
+mod view;
+mod wishes;
+
+pub use self::{
+    deadlines::Deadlines,
+    decide::Fleet,
+    effect::{Effect, Incident, IncidentKind, Loaded, Severity, Won},
+    event::{ChosenEngine, Death, Device, DeviceKind, Event, FoundModel},
+    ledger::{Account, Holder, guessed},
+    life::{Crash, not_loaded},
+    moment::Moment,
+    view::{FleetView, ModelView, Status},
+    wishes::{Setup, Usual},
+};
+
+/// Names a worker within the fleet. Never used twice.
+pub type WorkerId = u64;
+
+/// Names somebody who waits for what they asked for.
+pub type Ticket = u64;

@@ -1,0 +1,232 @@
+//! One model: its worker, who waits for it, and what went wrong with it last.
+
+use std::{sync::Arc, time::Duration};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    memory::MemoryUse,
+    options::ModelOptions,
+};
+use serde_json::json;
+
+use crate::{Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId};
+
+/// After the first crash; doubled by each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Never longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// A worker that lived so long was well; the count of crashes begins anew.
+pub(crate) const HEALTHY_AFTER: Duration = Duration::from_mins(1);
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ModelLife {
+    pub(crate) worker: Option<Worker>,
+    /// Who wants it loaded.
+    pub(crate) waiting: Vec<Waiting>,
+    /// Who wants it gone.
+    pub(crate) leaving: Vec<Leaving>,
+    pub(crate) trouble: Option<Trouble>,
+    /// Crashes in a row.
+    pub(crate) crashes: u32,
+    pub(crate) last_crash: Option<Crash>,
+}
+
+/// Somebody who wants a model to be loaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) ticket: Ticket,
+    pub(crate) wishes: ModelOptions,
+    pub(crate) format: Option<String>,
+}
+
+/// Somebody who wants a model to be gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    pub(crate) ticket: Ticket,
+    /// For so long they wait.
+    pub(crate) by: Moment,
+}
+
+/// Why a model without a worker has none.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    /// Its worker crashed; the next attempt waits.
+    Cooling { until: Moment, fault: Fault },
+    /// The last load failed; whoever asks next tries again.
+    Failed(Fault),
+}
+
+/// How a worker of the model died last, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// When.
+    pub at: Moment,
+    /// With which engine.
+    pub engine: String,
+    /// How.
+    pub death: Death,
+}
+
+/// A worker, from the wish for it until it is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) setup: Setup,
+    pub(crate) stage: Stage,
+    pub(crate) begun: Moment,
+    /// Once it is known.
+    pub(crate) found: Option<FoundModel>,
+    /// What its engine says that it will take.
+    pub(crate) estimate: Vec<MemoryUse>,
+    /// Once it is loaded.
+    pub(crate) loaded: Option<Arc<Loaded>>,
+    /// Since when it answers, or has been wanted.
+    pub(crate) since: Moment,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// It has no process yet.
+    Finding { by: Moment },
+    /// Its process is to introduce itself. It may have died already: whoever starts it says so.
+    Starting { by: Moment, died: Option<(Death, bool)> },
+    /// It loads.
+    Loading { by: Moment },
+    /// It answers.
+    Serving,
+    /// It ends what is under way.
+    Draining { by: Moment },
+    /// It is to end; where it does not by then, it is killed, and where that does not help, given up.
+    Ending { by: Moment, is_killed: bool, because: Because },
+}
+
+/// Why a worker is to end.
+#[derive(Clone, Debug)]
+pub(crate) enum Because {
+    /// Its load has failed, or is refused.
+    Failed(Fault),
+    /// Its load takes too long.
+    Late,
+    /// Nobody wants it any more.
+    Dismissed,
+}
+
+impl Worker {
+    pub(crate) fn new(id: WorkerId, setup: Setup, begun: Moment, deadlines: &Deadlines) -> Self {
+        let stage = Stage::Finding { by: begun + deadlines.find };
+        Self { id, setup, stage, begun, found: None, estimate: Vec::new(), loaded: None, since: begun }
+    }
+
+    pub(crate) fn engine(&self) -> String {
+        self.found.as_ref().map(|found| found.engine.id.clone()).unwrap_or_default()
+    }
+
+    /// When its stage must have ended.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        match &self.stage {
+            Stage::Serving => None,
+            Stage::Finding { by }
+            | Stage::Starting { by, .. }
+            | Stage::Loading { by }
+            | Stage::Draining { by }
+            | Stage::Ending { by, .. } => Some(*by),
+        }
+    }
+
+    /// Is it, or will it be, what somebody wants who asks now?
+    pub(crate) fn is_wanted(&self) -> bool {
+        !matches!(&self.stage, Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed, .. })
+    }
+
+    /// What its engine does not say of its model, as far as it is known without it.
+    pub(crate) fn complete(&self, loaded: &mut Loaded) {
+        let Some(found) = &self.found else { return };
+        let facts = &mut loaded.facts;
+        if facts.architecture.is_empty() {
+            facts.architecture = found.architecture.clone().unwrap_or_default();
+        }
+        if facts.format.is_empty() {
+            facts.format.clone_from(&found.format);
+        }
+        if facts.memory.iter().all(|use_| use_.total() == 0) {
+            facts.memory.clone_from(&self.estimate);
+        }
+        facts.quantization = facts.quantization.take().or_else(|| found.quantization.clone());
+    }
+}
+
+impl ModelLife {
+    /// Nothing is to be said of it.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.worker.is_none() && self.trouble.is_none() && self.crashes == 0 && self.last_crash.is_none()
+    }
+
+    /// Counts a crash, and gives the pause that it costs.
+    pub(crate) fn crashed(&mut self, now: Moment, engine: String, death: Death, is_known: bool) -> Duration {
+        self.last_crash = Some(Crash { at: now, engine, death });
+        if is_known {
+            return pause(self.crashes.saturating_sub(1));
+        }
+        let pause = pause(self.crashes);
+        self.crashes = self.crashes.saturating_add(1);
+        pause
+    }
+
+    /// The next point in time at which something is overdue.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        let worker = self.worker.as_ref().and_then(Worker::deadline);
+        self.leaving.iter().map(|leaving| leaving.by).chain(worker).min()
+    }
+}
+
+/// 1 s, 2 s, 4 s, ... after so many crashes before this one.
+fn pause(crashes: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(crashes.min(16))).min(LONGEST_PAUSE)
+}
+
+/// In whole seconds, and never at once.
+pub(crate) fn retry_after(fault: Fault, pause: Duration) -> Fault {
+    fault.details(json!({ "retry_after": whole_seconds(pause) }).to_string())
+}
+
+pub(crate) fn whole_seconds(pause: Duration) -> u64 {
+    (pause.as_millis().div_ceil(1000) as u64).max(1)
+}
+
+/// What whoever waits for a model is told when somebody else unloads it.
+pub(crate) fn unloaded(model_id: &str) -> Fault {
+    let message = format!("Model '{model_id}' was unloaded by another client");
+    retry_after(Fault::new(ErrorCode::ShuttingDown, message), FIRST_PAUSE)
+}
+
+/// What whoever wants a model to be gone is told that is not there.
+pub fn not_loaded(model_id: &str) -> Fault {
+    Fault::new(ErrorCode::ModelNotFound, format!("Model '{model_id}' is not loaded")).param("model")
+}
+
+pub(crate) fn shutting_down() -> Fault {
+    Fault::new(ErrorCode::ShuttingDown, "The node is shutting down")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_minute() {
+        let pauses: Vec<u64> = (0..9).map(|crashes| pause(crashes).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(pause(u32::MAX).as_secs(), 60);
+    }
+
+    #[test]
+    fn what_one_request_does_again_costs_the_others_no_longer_pause() {
+        let mut life = ModelLife::default();
+        let death =
+            Death { ending: String::new(), signal: None, call: String::new(), message: String::new() };
+        let pauses = [false, true, true, false, true]
+            .map(|is_known| life.crashed(Moment::default(), "e".into(), death.clone(), is_known).as_secs());
+        assert_eq!(pauses, [1, 1, 1, 2, 2]);
+    }
+}

@@ -1,0 +1,126 @@
+//! What the fleet looks like from outside.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    options::ModelOptions,
+};
+
+use crate::{
+    Account, Crash, Loaded, Moment, WorkerId,
+    life::{ModelLife, Stage, Trouble, Worker, retry_after, whole_seconds},
+};
+
+/// All models that something is to be said of, and all devices.
+#[derive(Clone, Debug, Default)]
+pub struct FleetView {
+    /// By their own names. What is not here is available.
+    pub models: BTreeMap<String, Arc<ModelView>>,
+    /// GPUs by their number, the host last.
+    pub accounts: Vec<Account>,
+}
+
+/// One model.
+#[derive(Clone, Debug)]
+pub struct ModelView {
+    /// What it is doing.
+    pub status: Status,
+    /// Its worker, if it has one.
+    pub worker: Option<WorkerId>,
+    /// What it is loaded with, or being loaded with.
+    pub options: Option<ModelOptions>,
+    /// Since when it answers, and what its load came to.
+    pub loaded: Option<(Moment, Arc<Loaded>)>,
+    /// How many wait for its load.
+    pub waiting: usize,
+    /// How a worker of it died last.
+    pub last_crash: Option<Crash>,
+}
+
+/// What a model is doing.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// It is not loaded.
+    Available,
+    /// It is being loaded.
+    Loading,
+    /// It answers.
+    Loaded,
+    /// It ends what is under way, and is gone then.
+    Draining,
+    /// It crashed, and is not loaded again before then.
+    Cooling {
+        /// When.
+        until: Moment,
+        /// How it crashed.
+        fault: Fault,
+    },
+    /// Its last load failed so.
+    Failed(Fault),
+}
+
+impl ModelView {
+    pub(crate) fn of(life: &ModelLife) -> Self {
+        let status = match (&life.worker, &life.trouble) {
+            (Some(Worker { stage: Stage::Serving, .. }), _) => Status::Loaded,
+            (Some(worker), _) if worker.loaded.is_some() => Status::Draining,
+            (Some(_), _) => Status::Loading,
+            (None, Some(Trouble::Cooling { until, fault })) => {
+                Status::Cooling { until: *until, fault: fault.clone() }
+            }
+            (None, Some(Trouble::Failed(fault))) => Status::Failed(fault.clone()),
+            (None, None) => Status::Available,
+        };
+        let worker = life.worker.as_ref();
+        Self {
+            status,
+            worker: worker.map(|worker| worker.id),
+            options: worker.map(|worker| worker.setup.whole()),
+            loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),
+            waiting: life.waiting.len(),
+            last_crash: life.last_crash.clone(),
+        }
+    }
+
+    /// The worker for a new request, or why there is none. `model_loading` without a time means that a load
+    /// would help.
+    pub fn ready(&self, model_id: &str, now: Moment) -> Result<WorkerId, Fault> {
+        let soon = |code, what: &str| {
+            let message = format!("Model '{model_id}' is being {what}");
+            Err(retry_after(Fault::new(code, message), std::time::Duration::from_secs(1)))
+        };
+        match (&self.status, self.worker) {
+            (Status::Loaded, Some(worker)) => Ok(worker),
+            (Status::Loading, _) => soon(ErrorCode::ModelLoading, "loaded"),
+            (Status::Draining, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
+            (Status::Cooling { until, fault }, _) if now < *until => {
+                Err(retry_after(fault.clone(), until.since(now)))
+            }
+            // Whoever asks for it loads it, also when the last load failed.
+            _ => Err(to_be_loaded(model_id)),
+        }
+    }
+
+    /// Whole seconds until it may be loaded again after a crash.
+    pub fn pause_seconds(&self, now: Moment) -> Option<u64> {
+        match &self.status {
+            Status::Cooling { until, .. } if now < *until => Some(whole_seconds(until.since(now))),
+            _ => None,
+        }
+    }
+}
+
+impl FleetView {
+    /// The worker for a new request to a model, or why there is none; see [`ModelView::ready`].
+    pub fn ready(&self, model_id: &str, now: Moment) -> Result<WorkerId, Fault> {
+        self.models
+            .get(model_id)
+            .map_or_else(|| Err(to_be_loaded(model_id)), |model| model.ready(model_id, now))
+    }
+}
+
+/// What a request is told that should have been a load before.
+fn to_be_loaded(model_id: &str) -> Fault {
+    Fault::new(ErrorCode::ModelLoading, format!("Model '{model_id}' is not loaded"))
+}

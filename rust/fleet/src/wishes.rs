@@ -1,0 +1,233 @@
+//! What a load asks for, and whether a model that is loaded already is that.
+//!
+//! Whoever asks for nothing, or for what is there, joins; whoever asks for anything else is refused by name:
+//! nothing that was asked for is ignored, and no client reloads another's model.
+
+use std::{collections::BTreeMap, fmt};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    options::{Guesser, ModelOptions},
+};
+use serde_json::json;
+
+/// What the configuration says of loads.
+#[derive(Clone, Debug, Default)]
+pub struct Usual {
+    /// For all models.
+    pub defaults: ModelOptions,
+    /// For some models, by their own names, over the defaults.
+    pub models: BTreeMap<String, ModelOptions>,
+}
+
+impl Usual {
+    fn of(&self, model_id: &str) -> ModelOptions {
+        let own = self.models.get(model_id).cloned().unwrap_or_default();
+        own.over(&self.defaults)
+    }
+}
+
+/// What a model is loaded with, or is being loaded with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    /// By who asked for the load. A model that cannot be so is refused.
+    pub asked: ModelOptions,
+    /// By the configuration: taken where `asked` says nothing, as far as the model and its engine go.
+    pub usual: ModelOptions,
+    engine: Option<String>,
+    /// Once it is loaded: context length and sequences.
+    came_to: Option<(u32, u32)>,
+}
+
+impl Setup {
+    /// For a model, as who asks for it wants it.
+    pub fn new(model_id: &str, asked: ModelOptions, usual: &Usual) -> Self {
+        let usual = usual.of(model_id);
+        let engine = asked.engine.clone().or_else(|| usual.engine.clone());
+        Self { asked, usual, engine, came_to: None }
+    }
+
+    /// Both in one.
+    pub fn whole(&self) -> ModelOptions {
+        self.asked.clone().over(&self.usual)
+    }
+
+    /// The engine's id, where somebody named one or it is chosen.
+    pub fn engine(&self) -> Option<&str> {
+        self.engine.as_deref()
+    }
+
+    pub(crate) fn chosen(&mut self, engine: &str) {
+        self.engine = Some(engine.to_owned());
+    }
+
+    pub(crate) fn came_to(&mut self, context_length: u32, max_sequences: u32) {
+        self.came_to = Some((context_length, max_sequences));
+    }
+
+    /// Is it what these wishes are for? `state`: "is loaded" or "is being loaded".
+    pub(crate) fn meets(&self, wishes: &ModelOptions, model_id: &str, state: &str) -> Result<(), Fault> {
+        let has = self.whole();
+        let (length, sequences) = self.came_to.unzip();
+        let param = if wishes.draft_model.is_some() { "draft_model" } else { "speculation" };
+        let guesses = wishes.speculation.is_some() || wishes.draft_model.is_some();
+        differs("engine", wishes.engine.clone(), [self.engine.clone()])
+            .or_else(|| differs("context_length", wishes.context_length, [length, has.context_length]))
+            .or_else(|| differs("max_sequences", wishes.max_sequences, [sequences, has.max_sequences]))
+            .or_else(|| differs("cache_tokens", wishes.cache_tokens, [has.cache_tokens]))
+            .or_else(|| differs("gpu_layers", wishes.gpu_layers.map(layers), [Some(layers(has.gpu_layers.unwrap_or(-1)))]))
+            .or_else(|| differs("threads", wishes.threads, [Some(has.threads.unwrap_or(0))]))
+            .or_else(|| differs(param, guesses.then(|| named(wishes)), [Some(named(&has))]))
+            .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [has.tool_syntax.clone()]))
+            .or_else(|| {
+                let [asked, has] = [wishes, &has].map(|it| it.chat_template.clone().map(Long));
+                differs("chat_template", asked, [has])
+            })
+            .or_else(|| {
+                let asked = wishes.options.is_some().then(|| shown(&wishes.clone().over(&self.usual)));
+                differs("options", asked, [Some(shown(&has))])
+            })
+            .map_or(Ok(()), |Difference { param, asked, has }| {
+                let message = format!(
+                    "Model '{model_id}' {state} with {param} {has}; {asked} was asked for. Unload it first, or \
+                     leave {param} out"
+                );
+                let details = json!({ "loaded": has, "asked": asked }).to_string();
+                Err(Fault::new(ErrorCode::ModelLoadedDifferently, message).param(param).details(details))
+            })
+    }
+}
+
+/// A text of which no more than the beginning is shown.
+#[derive(PartialEq)]
+struct Long(String);
+
+impl fmt::Display for Long {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(40) {
+            Some((end, _)) => write!(f, "{}…", &self.0[..end]),
+            None => f.write_str(&self.0),
+        }
+    }
+}
+
+struct Difference {
+    param: &'static str,
+    asked: String,
+    has: String,
+}
+
+/// `has`: what it came to, and what had been asked for; either may be meant.
+fn differs<T: ToString + PartialEq, const N: usize>(
+    param: &'static str,
+    asked: Option<T>,
+    has: [Option<T>; N],
+) -> Option<Difference> {
+    let asked = asked?;
+    let mut known = has.into_iter().flatten();
+    let first = known.next();
+    if first.as_ref() == Some(&asked) || known.any(|has| has == asked) {
+        return None;
+    }
+    let has = first.map_or_else(|| "of its own choice".to_owned(), |has| has.to_string());
+    Some(Difference { param, asked: asked.to_string(), has })
+}
+
+fn layers(layers: i32) -> String {
+    if layers < 0 { "all".to_owned() } else { layers.to_string() }
+}
+
+fn named(options: &ModelOptions) -> String {
+    match options.guesser() {
+        Guesser::Nobody => "off".to_owned(),
+        Guesser::Lookup => "lookup".to_owned(),
+        Guesser::Model(path) => path.display().to_string(),
+    }
+}
+
+fn shown(options: &ModelOptions) -> String {
+    json!(options.options_as_text()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(json: &serde_json::Value) -> ModelOptions {
+        serde_json::from_value(json.clone()).unwrap()
+    }
+
+    fn setup(asked: &serde_json::Value, defaults: &serde_json::Value) -> Setup {
+        Setup::new("m", options(asked), &Usual { defaults: options(defaults), models: BTreeMap::new() })
+    }
+
+    fn refused(setup: &Setup, wishes: &serde_json::Value) -> Option<(String, String)> {
+        let fault = setup.meets(&options(wishes), "m", "is loaded").err()?;
+        assert_eq!(fault.code, ErrorCode::ModelLoadedDifferently);
+        Some((fault.param?, fault.message))
+    }
+
+    #[test]
+    fn no_wish_and_the_same_wish_join() {
+        let wishes = json!({
+            "engine": "e", "gpu_layers": -7, "threads": 2, "speculation": "off", "context_length": 128,
+        });
+        let mut setup = setup(&wishes, &json!({ "options": { "key": "a" }, "threads": 3 }));
+        for joins in [&json!({}), &wishes, &json!({ "options": { "key": "a" } })] {
+            assert_eq!(refused(&setup, joins), None);
+        }
+        setup.came_to(120, 4);
+        assert_eq!(refused(&setup, &json!({ "context_length": 120 })), None, "what it came to is what it is");
+        assert_eq!(
+            refused(&setup, &json!({ "context_length": 128 })),
+            None,
+            "nor is what was asked for before"
+        );
+    }
+
+    #[test]
+    fn each_other_wish_is_refused_by_name() {
+        let mut setup = setup(&json!({}), &json!({ "options": { "key": "a" } }));
+        setup.chosen("e");
+        setup.came_to(512, 64);
+        for (param, value) in [
+            ("engine", json!("f")),
+            ("context_length", json!(128)),
+            ("max_sequences", json!(1)),
+            ("cache_tokens", json!(1)),
+            ("gpu_layers", json!(0)),
+            ("threads", json!(1)),
+            ("speculation", json!("off")),
+            ("draft_model", json!("/d")),
+            ("tool_syntax", json!("hermes")),
+            ("chat_template", json!("{{ x }}")),
+            ("options", json!({ "key": "b" })),
+        ] {
+            let refused = refused(&setup, &json!({ param: value }));
+            assert_eq!(refused.map(|(param, _)| param).as_deref(), Some(param));
+        }
+        let long = "é".repeat(41);
+        let (_, message) = refused(&setup, &json!({ "chat_template": long })).unwrap();
+        let shown = format!("with chat_template of its own choice; {}… was asked for", "é".repeat(40));
+        assert!(message.contains(&shown), "{message}");
+        let (_, message) = refused(&setup, &json!({ "context_length": 128 })).unwrap();
+        assert_eq!(
+            message,
+            "Model 'm' is loaded with context_length 512; 128 was asked for. Unload it first, or leave \
+             context_length out"
+        );
+    }
+
+    #[test]
+    fn a_model_s_own_settings_come_over_those_of_all() {
+        let usual = Usual {
+            defaults: options(&json!({ "threads": 2, "context_length": 64 })),
+            models: [("m".to_owned(), options(&json!({ "context_length": 128, "engine": "e" })))].into(),
+        };
+        let setup = |model| Setup::new(model, options(&json!({ "max_sequences": 3 })), &usual);
+        let whole = setup("m").whole();
+        assert_eq!((whole.context_length, whole.threads, whole.max_sequences), (Some(128), Some(2), Some(3)));
+        assert_eq!((setup("m").engine(), setup("n").engine()), (Some("e"), None));
+        assert_eq!(setup("n").whole().context_length, Some(64));
+    }
+}

@@ -1,0 +1,424 @@
+//! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die; a clock
+//! that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
+//! each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a world that is not as it should be fails its test"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::MemoryUse,
+    options::ModelOptions,
+};
+use llm_node_fleet::{
+    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, Moment, Status,
+    Ticket, Usual, WorkerId,
+};
+use proptest::prelude::*;
+
+const MODELS: usize = 4;
+const GIB: u64 = 1 << 30;
+const LIMIT: u64 = 8 * GIB;
+const LOAD: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_secs(30);
+/// No order may be open for longer than all deadlines on its way together, twice: what came before it ends first.
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
+
+#[derive(Clone, Debug)]
+enum Order {
+    Load {
+        model: usize,
+        context_length: Option<u32>,
+    },
+    Unload {
+        model: usize,
+        seconds: u64,
+    },
+    /// A worker dies by itself.
+    Crash {
+        model: usize,
+    },
+    Pass {
+        milliseconds: u64,
+    },
+    Stop {
+        seconds: u64,
+    },
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    let model = 0..MODELS;
+    prop_oneof![
+        8 => (model.clone(), prop_oneof![3 => Just(None), 1 => (1u32..3).prop_map(Some)])
+            .prop_map(|(model, context_length)| Order::Load { model, context_length }),
+        4 => (model.clone(), 0u64..20).prop_map(|(model, seconds)| Order::Unload { model, seconds }),
+        2 => model.prop_map(|model| Order::Crash { model }),
+        8 => (0u64..40_000).prop_map(|milliseconds| Order::Pass { milliseconds }),
+        1 => (0u64..10).prop_map(|seconds| Order::Stop { seconds }),
+    ]
+}
+
+/// What the world knows of a worker.
+#[derive(Debug, Default)]
+struct Worker {
+    model_id: String,
+    is_spawned: bool,
+    has_process: bool,
+    has_died: bool,
+    is_open: bool,
+    /// Nothing more comes of it.
+    is_gone: bool,
+    is_being_killed: bool,
+}
+
+struct World {
+    fleet: Fleet,
+    now: Moment,
+    rng: Rng,
+    /// What is going to happen, by time and order.
+    ahead: BTreeMap<(Moment, u64), Event>,
+    next: u64,
+    workers: BTreeMap<WorkerId, Worker>,
+    open: BTreeMap<Ticket, Moment>,
+    resolved: BTreeSet<Ticket>,
+    is_stopping: bool,
+    stops: usize,
+    script: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let deadlines = Deadlines::new(START, LOAD);
+        let mut world = Self {
+            fleet: Fleet::new(deadlines, Usual::default(), true, Some(LIMIT)),
+            now: Moment::default(),
+            rng: Rng::with_seed(seed),
+            ahead: BTreeMap::new(),
+            next: 0,
+            workers: BTreeMap::new(),
+            open: BTreeMap::new(),
+            resolved: BTreeSet::new(),
+            is_stopping: false,
+            stops: 0,
+            script: Vec::new(),
+        };
+        let kind = DeviceKind::Host;
+        let host = Device {
+            index: 0,
+            name: "host".into(),
+            bus_id: None,
+            total_bytes: 64 * GIB,
+            free_bytes: 32 * GIB,
+            kind,
+        };
+        world.handle(Event::Reading(vec![host]));
+        world
+    }
+
+    fn later(&mut self, milliseconds: u64, event: Event) {
+        self.next += 1;
+        self.ahead.insert((self.now + Duration::from_millis(milliseconds), self.next), event);
+    }
+
+    fn carry_out(&mut self, order: &Order) {
+        let name = |model: usize| format!("m{model}");
+        match *order {
+            Order::Load { model, context_length } => {
+                let ticket = self.ticket();
+                let wishes = ModelOptions { context_length, ..ModelOptions::default() };
+                self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None });
+            }
+            Order::Unload { model, seconds } => {
+                let (ticket, timeout) = (self.ticket(), Duration::from_secs(seconds));
+                self.handle(Event::Unload { ticket, model_id: name(model), timeout });
+            }
+            Order::Crash { model } => {
+                let is_it =
+                    |worker: &Worker| worker.model_id == name(model) && worker.has_process && !worker.is_gone;
+                let found = self.workers.iter().find(|(_, worker)| is_it(worker)).map(|(id, _)| *id);
+                if let Some(worker) = found {
+                    self.dies(worker);
+                }
+            }
+            Order::Pass { milliseconds } => self.pass(self.now + Duration::from_millis(milliseconds)),
+            Order::Stop { seconds } => {
+                self.is_stopping = true;
+                self.handle(Event::Stopping { by: self.now + Duration::from_secs(seconds) });
+            }
+        }
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next += 1;
+        self.open.insert(self.next, self.now);
+        self.next
+    }
+
+    fn dies(&mut self, worker: WorkerId) {
+        // All that it would have said is never said.
+        self.ahead.retain(|_, event| {
+            of(event) != Some(worker) || matches!(event, Event::NotStarted { .. } | Event::Started { .. })
+        });
+        let is_known = self.rng.u8(..) < 30;
+        let (ending, call) = ("signal 11 (SIGSEGV)".to_owned(), "step".to_owned());
+        let death = Death { ending, signal: Some(11), call, message: "died".into() };
+        self.handle(Event::Died { worker, death, is_known });
+    }
+
+    /// Lets all happen until then.
+    fn pass(&mut self, until: Moment) {
+        loop {
+            let event_at = self.ahead.keys().next().map(|(at, _)| *at);
+            let next = event_at.into_iter().chain(self.fleet.next_deadline()).min();
+            let Some(next) = next.filter(|next| *next <= until) else { break };
+            self.now = self.now.max(next);
+            match event_at.filter(|at| *at <= self.now) {
+                Some(_) => {
+                    let (_, event) = self.ahead.pop_first().unwrap();
+                    match event {
+                        Event::Died { worker, .. } => self.dies(worker),
+                        event => self.handle(event),
+                    }
+                }
+                None => self.handle(Event::Time),
+            }
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.script.push(format!("{:?} {event:?}", self.now.0));
+        match &event {
+            Event::Started { worker } => {
+                let worker = self.worker(*worker);
+                worker.has_process = true;
+                worker.is_gone |= worker.has_died;
+            }
+            Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
+            Event::Died { worker, .. } => {
+                let worker = self.worker(*worker);
+                // Who is being started is told of by who starts it.
+                worker.has_died = true;
+                worker.is_gone |= worker.has_process || worker.is_being_killed;
+            }
+            _ => {}
+        }
+        let effects = self.fleet.handle(self.now, event);
+        self.script.push(format!("  {effects:?}"));
+        for effect in effects {
+            self.take(effect);
+        }
+        self.look();
+    }
+
+    fn worker(&mut self, worker: WorkerId) -> &mut Worker {
+        self.workers.get_mut(&worker).expect("a worker that the fleet has named")
+    }
+
+    /// One that an order may be given to.
+    fn living(&mut self, worker: WorkerId) -> &mut Worker {
+        let worker = self.worker(worker);
+        assert!(!worker.is_gone, "an order to one that is gone");
+        worker
+    }
+
+    fn take(&mut self, effect: Effect) {
+        let delay = self.rng.u64(0..20_000);
+        let luck = self.rng.u8(..100);
+        match effect {
+            Effect::Find { worker, model_id, .. } => {
+                let others = self.workers.values().filter(|other| other.model_id == model_id);
+                let is_over = |other: &Worker| other.is_gone || !other.is_spawned;
+                assert!(others.clone().all(is_over), "one worker for each model");
+                self.workers.insert(worker, Worker { model_id, ..Worker::default() });
+                let fault = Fault::new(ErrorCode::EngineNotFound, "none");
+                match luck {
+                    0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
+                    4..6 => {}
+                    _ => self.later(delay, Event::Found { worker, found: Ok(found()) }),
+                }
+            }
+            Effect::Spawn { worker } => {
+                self.living(worker).is_spawned = true;
+                let fault = Fault::new(ErrorCode::Internal, "no process");
+                match luck {
+                    0..4 => self.later(delay, Event::NotStarted { worker, fault }),
+                    4..6 => {}
+                    6..10 => {
+                        // It dies before it is known that it has started.
+                        self.later(delay, died(worker));
+                        self.later(delay + 1, Event::Started { worker });
+                    }
+                    _ => {
+                        self.later(delay, Event::Started { worker });
+                        let uses = (luck < 90).then(|| vec![self.uses()]);
+                        self.later(delay + 1, Event::Estimated { worker, uses });
+                    }
+                }
+            }
+            Effect::Proceed { worker } => {
+                let model_id = self.living(worker).model_id.clone();
+                assert!(self.holders().contains(&model_id), "no load without room");
+                let fault = Fault::new(ErrorCode::LoadFailed, "broken");
+                match luck {
+                    0..10 => {
+                        self.later(delay, Event::Failed { worker, fault });
+                        self.later(delay + 100, died(worker));
+                    }
+                    10..15 => self.later(delay, died(worker)),
+                    15..20 => {}
+                    _ => {
+                        let memory = vec![self.uses()];
+                        let facts = ModelFacts {
+                            memory,
+                            context_length: 1,
+                            max_sequences: 1,
+                            ..ModelFacts::default()
+                        };
+                        self.later(delay, Event::Ready { worker, facts });
+                    }
+                }
+            }
+            Effect::Open { worker, .. } => {
+                let worker = self.living(worker);
+                assert!(!worker.is_open);
+                worker.is_open = true;
+            }
+            Effect::Drain { worker } => {
+                assert!(self.living(worker).is_open);
+                if luck < 80 {
+                    self.later(delay, Event::Drained { worker });
+                }
+            }
+            Effect::Stop { worker } => {
+                assert!(self.living(worker).has_process);
+                if luck < 80 {
+                    self.later(delay / 10, died(worker));
+                }
+            }
+            Effect::Kill { worker } => {
+                let it = self.living(worker);
+                it.is_being_killed = true;
+                if luck < 95 {
+                    self.later(delay / 10, died(worker));
+                } else if luck < 98 && !self.worker(worker).has_process {
+                    let fault = Fault::new(ErrorCode::Internal, "no process");
+                    self.later(delay / 10, Event::NotStarted { worker, fault });
+                }
+            }
+            Effect::EndRequests { worker, .. } => {
+                let worker = self.worker(worker);
+                worker.is_open = false;
+                worker.is_gone = true;
+            }
+            Effect::Resolve { ticket, .. } => {
+                let asked = self.open.remove(&ticket).expect("an order that is open");
+                assert!(self.now.since(asked) < LONGEST_WAIT);
+                assert!(self.resolved.insert(ticket));
+            }
+            Effect::Stopped => self.stops += 1,
+            Effect::Pardon { .. } | Effect::Tell(_) => {}
+        }
+    }
+
+    fn uses(&mut self) -> MemoryUse {
+        MemoryUse { is_host: true, weights: self.rng.u64(1..5) * GIB, ..MemoryUse::default() }
+    }
+
+    fn holders(&mut self) -> BTreeSet<String> {
+        let accounts = self.fleet.view().accounts;
+        accounts.into_iter().flat_map(|account| account.holders).map(|holder| holder.model_id).collect()
+    }
+
+    /// What must hold at any time.
+    fn look(&mut self) {
+        let view = self.fleet.view();
+        for account in &view.accounts {
+            assert!(account.reserved_bytes <= account.limit_bytes);
+            for holder in &account.holders {
+                assert!(view.models[&holder.model_id].worker.is_some(), "what is held is held by a worker");
+            }
+        }
+        let mut is_waiting = false;
+        for (model_id, model) in &view.models {
+            is_waiting |= matches!(model.status, Status::Loading | Status::Draining);
+            if let Ok(worker) = model.ready(model_id, self.now) {
+                assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);
+            }
+        }
+        assert!(!is_waiting || self.fleet.next_deadline().is_some(), "what is waited for has a deadline");
+        assert!(self.fleet.next_deadline().is_none_or(|by| by > self.now), "nothing is overdue");
+        if self.stops > 0 {
+            assert!(self.is_stopping && view.models.values().all(|model| model.worker.is_none()));
+            assert!(view.accounts.iter().all(|account| account.reserved_bytes == 0) && self.open.is_empty());
+        }
+    }
+
+    /// Everybody waits until nothing more happens.
+    fn settle(&mut self) {
+        self.pass(self.now + LONGEST_WAIT);
+        assert!(self.open.is_empty(), "nobody waits for ever: {:?}", self.open);
+    }
+}
+
+fn of(event: &Event) -> Option<WorkerId> {
+    match event {
+        Event::Found { worker, .. }
+        | Event::Started { worker }
+        | Event::NotStarted { worker, .. }
+        | Event::Estimated { worker, .. }
+        | Event::Ready { worker, .. }
+        | Event::Failed { worker, .. }
+        | Event::Drained { worker }
+        | Event::Died { worker, .. } => Some(*worker),
+        _ => None,
+    }
+}
+
+fn found() -> FoundModel {
+    FoundModel {
+        engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
+        size_bytes: GIB,
+        format: "gguf".into(),
+        architecture: None,
+        quantization: None,
+    }
+}
+
+fn died(worker: WorkerId) -> Event {
+    let death = Death { ending: String::new(), signal: None, call: String::new(), message: "died".into() };
+    Event::Died { worker, death, is_known: false }
+}
+
+fn played(seed: u64, orders: &[Order]) -> World {
+    let mut world = World::new(seed);
+    for order in orders {
+        world.carry_out(order);
+    }
+    world.settle();
+    world
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_rules_hold(seed: u64, orders in prop::collection::vec(order(), 1..80)) {
+        let mut world = played(seed, &orders);
+        world.carry_out(&Order::Stop { seconds: 1 });
+        world.settle();
+        prop_assert!(world.stops >= 1, "a shutdown ends");
+    }
+
+    #[test]
+    fn the_same_again_is_the_same(seed: u64, orders in prop::collection::vec(order(), 1..40)) {
+        prop_assert_eq!(played(seed, &orders).script, played(seed, &orders).script);
+    }
+}

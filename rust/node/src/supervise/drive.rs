@@ -1,0 +1,300 @@
+//! The one thread that owns the fleet: it takes orders and events, and carries out what follows from them.
+//!
+//! It waits for nothing but the next of these. What takes long is done by threads of its own, each of which ends
+//! in an event. What others see of the fleet is published before anybody hears what has happened.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak, mpsc},
+    thread,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_fleet::{
+    Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Setup, Severity, Ticket, Won, WorkerId,
+};
+use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
+use parking_lot::{Condvar, Mutex};
+
+use super::{
+    Inner,
+    inflight::Reply,
+    load,
+    minding::{Control, Death},
+    process::Launch,
+    report::{self, Incidents},
+};
+use crate::platform::Ending;
+
+/// What the thread is told.
+enum Message {
+    Event(Event),
+    /// Somebody waits for the outcome.
+    Order(Ticket, Event, Reply),
+    /// A model and its engine were found, and how they are loaded.
+    Found(WorkerId, Result<(FoundModel, Box<LoadPlan>), Fault>),
+}
+
+/// The way to the thread, and what it has published.
+#[derive(Debug)]
+pub(super) struct Drive {
+    begun: Instant,
+    messages: mpsc::Sender<Message>,
+    view: Mutex<Arc<FleetView>>,
+    incidents: Mutex<Incidents>,
+    is_stopped: Mutex<bool>,
+    stopped: Condvar,
+}
+
+/// What the thread begins with.
+pub(super) struct Start {
+    fleet: Fleet,
+    messages: mpsc::Receiver<Message>,
+}
+
+impl Drive {
+    /// The way to a thread that is still to be started.
+    pub(super) fn new(mut fleet: Fleet) -> (Self, Start) {
+        let (sender, messages) = mpsc::channel();
+        let this = Self {
+            begun: Instant::now(),
+            messages: sender,
+            view: Mutex::new(Arc::new(fleet.view())),
+            incidents: Mutex::default(),
+            is_stopped: Mutex::new(false),
+            stopped: Condvar::new(),
+        };
+        (this, Start { fleet, messages })
+    }
+
+    /// The time, as the fleet counts it.
+    pub(super) fn now(&self) -> Moment {
+        Moment(self.begun.elapsed())
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn date_of(&self, moment: Moment) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(self.now().since(moment)).as_secs()
+    }
+
+    /// The fleet as it was after the last event.
+    pub(super) fn view(&self) -> Arc<FleetView> {
+        Arc::clone(&self.view.lock())
+    }
+
+    /// What has happened lately.
+    pub(super) fn incidents(&self) -> Incidents {
+        self.incidents.lock().clone()
+    }
+
+    /// Something has happened.
+    pub(super) fn tell(&self, event: Event) {
+        // The thread is there for as long as this is.
+        let _ = self.messages.send(Message::Event(event));
+    }
+
+    /// Somebody orders something and waits for the outcome.
+    pub(super) fn order(&self, reply: Reply, event: impl FnOnce(Ticket) -> Event) {
+        let Some(ticket) = reply.ticket() else { return };
+        let _ = self.messages.send(Message::Order(ticket, event(ticket), reply));
+    }
+
+    /// Waits until all workers have ended, after [`Event::Stopping`].
+    pub(super) fn wait_until_stopped(&self, deadline: Instant) {
+        let mut is_stopped = self.is_stopped.lock();
+        while !*is_stopped && !self.stopped.wait_until(&mut is_stopped, deadline).timed_out() {}
+    }
+}
+
+/// The thread's body. Ends with the supervisor.
+pub(super) fn run(inner: &Weak<Inner>, start: Start) {
+    let Start { mut fleet, messages } = start;
+    let mut replies: HashMap<Ticket, Reply> = HashMap::new();
+    loop {
+        let waited = match (fleet.next_deadline(), inner.upgrade()) {
+            (_, None) => return,
+            (Some(by), Some(inner)) => {
+                let rest = by.since(inner.fleet.now());
+                drop(inner);
+                messages.recv_timeout(rest)
+            }
+            (None, Some(inner)) => {
+                drop(inner);
+                messages.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            }
+        };
+        let mut plan = None;
+        let event = match waited {
+            Ok(Message::Event(event)) => event,
+            Ok(Message::Order(ticket, event, reply)) => {
+                replies.insert(ticket, reply);
+                event
+            }
+            Ok(Message::Found(worker, found)) => {
+                let found = found.map(|(found, its_plan)| {
+                    plan = Some(its_plan);
+                    found
+                });
+                Event::Found { worker, found }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => Event::Time,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        let Some(inner) = inner.upgrade() else { return };
+        let now = inner.fleet.now();
+        if matches!(event, Event::Estimated { .. }) {
+            // Whether there is room is decided on what is free now.
+            fleet.handle(now, Event::Reading(vec![load::measure_host()]));
+        }
+        let effects = fleet.handle(now, event);
+        for effect in &effects {
+            if let Effect::Open { worker, model_id } = effect {
+                inner.traffic.open(*worker, model_id);
+            }
+        }
+        *inner.fleet.view.lock() = Arc::new(fleet.view());
+        for effect in effects {
+            carry_out(&inner, effect, &mut replies, &mut plan);
+        }
+    }
+}
+
+fn carry_out(
+    inner: &Arc<Inner>,
+    effect: Effect,
+    replies: &mut HashMap<Ticket, Reply>,
+    plan: &mut Option<Box<LoadPlan>>,
+) {
+    let process = |worker| inner.processes.get(worker);
+    match effect {
+        Effect::Find { worker, model_id, setup, format } => find(inner, worker, model_id, setup, format),
+        Effect::Spawn { worker } => {
+            // It stands behind the `Found` that came with its plan.
+            if let Some(plan) = plan.take() {
+                inner.processes.expect(worker);
+                spawn(inner, worker, plan);
+            }
+        }
+        Effect::Proceed { worker } => {
+            if let Some(process) = process(worker) {
+                process.link.send(ToWorker::Proceed);
+            }
+        }
+        // Done before the view was published.
+        Effect::Open { .. } => {}
+        Effect::Drain { worker } => {
+            if let Some(process) = process(worker) {
+                process.link.send(ToWorker::Drain);
+            }
+        }
+        Effect::Stop { worker } => {
+            if let Some(process) = process(worker) {
+                process.stop();
+            }
+        }
+        Effect::Kill { worker } => inner.processes.kill(worker),
+        Effect::EndRequests { worker, fault } => inner.traffic.end_of_worker(worker, &fault),
+        Effect::Pardon { model_id } => inner.traffic.forget_suspects(&model_id),
+        Effect::Resolve { ticket, outcome } => {
+            if let Some(reply) = replies.remove(&ticket) {
+                reply.send(outcome.and_then(|won| match won {
+                    Won::Loaded(loaded) => report::loaded(&loaded),
+                    Won::Unloaded => Ok("null".to_owned()),
+                }));
+            }
+        }
+        Effect::Tell(incident) => tell(inner, incident),
+        Effect::Stopped => {
+            *inner.fleet.is_stopped.lock() = true;
+            inner.fleet.stopped.notify_all();
+        }
+    }
+}
+
+fn tell(inner: &Inner, incident: Incident) {
+    let level = match incident.severity {
+        Severity::Info => log::Level::Info,
+        Severity::Warning => log::Level::Warn,
+        Severity::Error => log::Level::Error,
+    };
+    log::log!(level, "{}", incident.message);
+    let at = inner.fleet.date_of(inner.fleet.now());
+    inner.fleet.incidents.lock().add(at, incident);
+}
+
+/// In a thread of its own: looks for the model's file, and has new engines probed.
+fn find(inner: &Arc<Inner>, worker: WorkerId, model_id: String, setup: Box<Setup>, format: Option<String>) {
+    let finding = Arc::clone(inner);
+    let found = thread::Builder::new().name("find".to_owned()).spawn(move || {
+        let found = load::find(&finding, &model_id, &setup, format.as_deref());
+        let _ = finding.fleet.messages.send(Message::Found(worker, found));
+    });
+    if let Err(error) = found {
+        inner.fleet.tell(Event::Found { worker, found: Err(no_thread(&error)) });
+    }
+}
+
+/// In a thread of its own: starts a process, and has it load.
+fn spawn(inner: &Arc<Inner>, worker: WorkerId, plan: Box<LoadPlan>) {
+    let starting = Arc::clone(inner);
+    let spawned = thread::Builder::new().name("start".to_owned()).spawn(move || {
+        let inner = starting;
+        log::info!("loading '{}' with {} {}", plan.model_id, plan.engine.id, plan.engine.version);
+        let launch = Launch {
+            worker,
+            command: &inner.config.worker_command,
+            engine_env: &inner.config.engine_env,
+            start_timeout: inner.config.start_timeout(),
+            engine: plan.engine.id.clone(),
+            model: Some(plan.model_id.clone()),
+            hear: {
+                let (inner, model_id) = (Arc::downgrade(&inner), plan.model_id.clone());
+                Arc::new(move |control| heard(&inner, worker, &model_id, control))
+            },
+        };
+        match inner.processes.start(launch, &inner.traffic) {
+            Ok(process) => {
+                // Before anything can come of the plan.
+                inner.fleet.tell(Event::Started { worker });
+                process.link.send(ToWorker::Load(*plan));
+            }
+            Err(fault) => inner.fleet.tell(Event::NotStarted { worker, fault }),
+        }
+    });
+    if let Err(error) = spawned {
+        inner.fleet.tell(Event::NotStarted { worker, fault: no_thread(&error) });
+    }
+}
+
+fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control) {
+    let Some(inner) = inner.upgrade() else { return };
+    inner.fleet.tell(match control {
+        Control::Message(FromWorker::Estimated(uses)) => Event::Estimated { worker, uses },
+        Control::Message(FromWorker::Ready(facts)) => Event::Ready { worker, facts },
+        Control::Message(FromWorker::LoadFailed(fault)) => Event::Failed { worker, fault },
+        Control::Message(FromWorker::Drained) => Event::Drained { worker },
+        Control::Message(_) => return,
+        Control::Died(death) => {
+            let is_known = !death.expected && inner.traffic.suspect(worker, model_id);
+            Event::Died { worker, death: told(&death), is_known }
+        }
+    });
+}
+
+fn told(death: &Death) -> llm_node_fleet::Death {
+    llm_node_fleet::Death {
+        ending: death.ending.to_string(),
+        signal: match death.ending {
+            Ending::Signal { number, .. } => Some(number),
+            Ending::Code(_) | Ending::Unknown => None,
+        },
+        call: death.call().to_owned(),
+        message: death.describe(),
+    }
+}
+
+fn no_thread(error: &std::io::Error) -> Fault {
+    Fault::new(ErrorCode::Internal, format!("no thread for a load: {error}"))
+}

@@ -1,0 +1,446 @@
+//! What the node says of itself: models, workers, devices, and what has happened lately.
+//!
+//! Owns the names of all these fields. Puts together what the fleet, the processes and the traffic know; asks no
+//! worker anything.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::MemoryUse,
+    options::ModelOptions,
+    session::Occupancy,
+};
+use llm_node_fleet::{
+    Account, Crash, Device, DeviceKind, FleetView, Holder, Incident, Loaded, ModelView, Severity, Status,
+};
+use llm_node_wire::message::PROTOCOL_VERSION;
+use serde::Serialize;
+
+use super::{Inner, load::measure_host, written};
+use crate::{config::Origin, models::Model};
+
+/// How many incidents are kept.
+const MOST_INCIDENTS: usize = 100;
+
+/// What a load came to, as who asked for it gets it.
+pub(super) fn loaded(loaded: &Loaded) -> Result<String, Fault> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        model_id: &'a str,
+        status: &'static str,
+        #[serde(flatten)]
+        loaded: LoadedRow<'a>,
+    }
+    written(&Answer { model_id: &loaded.model_id, status: "loaded", loaded: LoadedRow::of(loaded) })
+}
+
+/// A model, with what its file tells and what it is doing.
+#[derive(Serialize)]
+pub(super) struct ModelRow<'a> {
+    id: &'a str,
+    #[serde(flatten)]
+    file: Option<FileRow<'a>>,
+    #[serde(flatten)]
+    life: LifeRow<'a>,
+}
+
+#[derive(Serialize)]
+struct FileRow<'a> {
+    format: &'a str,
+    architecture: Option<&'a str>,
+    name: Option<&'a str>,
+    quantization: Option<&'a str>,
+    task: Option<&'a str>,
+    size_bytes: u64,
+    context_length: Option<u64>,
+    origin: Origin,
+    path: String,
+    files: Vec<String>,
+    also: Vec<String>,
+    modified: u64,
+}
+
+/// A model that is not merely available.
+#[derive(Serialize)]
+struct WorkerRow<'a> {
+    model_id: &'a str,
+    #[serde(flatten)]
+    life: LifeRow<'a>,
+}
+
+#[derive(Default, Serialize)]
+struct LifeRow<'a> {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorRow<'a>>,
+    /// Seconds until a model that crashed may be loaded again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+    #[serde(flatten)]
+    loading: Option<LoadingRow>,
+    #[serde(flatten)]
+    loaded: Option<LoadedRow<'a>>,
+    #[serde(flatten)]
+    serving: Option<ServingRow>,
+    /// What it is loaded with, where anything is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a ModelOptions>,
+    /// Who waits for its load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_crash: Option<CrashRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct ErrorRow<'a> {
+    code: ErrorCode,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct LoadingRow {
+    progress: f32,
+    stage: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct LoadedRow<'a> {
+    engine: &'a str,
+    engine_version: &'a str,
+    gpu_backend: &'a str,
+    /// Names of the devices that it lies on.
+    devices: Vec<&'a str>,
+    memory: Vec<MemoryRow<'a>>,
+    load_ms: u64,
+    facts: &'a ModelFacts,
+}
+
+#[derive(Serialize)]
+struct MemoryRow<'a> {
+    device: &'a str,
+    bus_id: Option<&'a str>,
+    is_host: bool,
+    weights_bytes: u64,
+    cache_bytes: u64,
+    compute_bytes: u64,
+    total_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ServingRow {
+    pid: Option<u32>,
+    streams: usize,
+    draining: bool,
+    ready_seconds: u64,
+    silent_seconds: u32,
+    call_seconds: u32,
+    /// What its scheduler knows; `None` until it has said so.
+    occupancy: Option<Occupancy>,
+}
+
+#[derive(Serialize)]
+struct CrashRow<'a> {
+    /// Seconds since 1970.
+    at: u64,
+    engine: &'a str,
+    call: &'a str,
+    ending: &'a str,
+    signal: Option<i64>,
+    message: &'a str,
+}
+
+/// Devices, ledger, workers, versions.
+#[derive(Serialize)]
+pub(super) struct SystemRow<'a> {
+    gpu_backend: Option<&'a str>,
+    vram_limit_bytes: Option<u64>,
+    devices: Vec<DeviceRow<'a>>,
+    workers: Vec<WorkerRow<'a>>,
+    load: LoadRow,
+    /// How often of each kind something has happened to models.
+    events: BTreeMap<&'static str, u64>,
+    versions: Versions,
+}
+
+#[derive(Serialize)]
+struct DeviceRow<'a> {
+    index: u32,
+    name: &'a str,
+    bus_id: Option<&'a str>,
+    kind: DeviceKind,
+    total_bytes: u64,
+    free_bytes: u64,
+    limit_bytes: u64,
+    reserved_bytes: u64,
+    holders: &'a [Holder],
+}
+
+/// How busy the whole node is, in one figure for who divides requests among several.
+#[derive(Default, Serialize)]
+struct LoadRow {
+    /// Requests under way, those that wait included.
+    requests: usize,
+    /// How many could be computed at once by the models that are loaded.
+    capacity: usize,
+}
+
+impl LoadRow {
+    fn of(inner: &Inner, view: &FleetView) -> Self {
+        let mut load = Self::default();
+        for model in view.models.values() {
+            let Some(worker) = model.worker else { continue };
+            load.requests += inner.traffic.streams_of(worker);
+            load.capacity +=
+                model.loaded.as_ref().map_or(0, |(_, loaded)| loaded.facts.max_sequences as usize);
+        }
+        load
+    }
+}
+
+#[derive(Serialize)]
+struct Versions {
+    llm_node: &'static str,
+    abi: u32,
+    protocol: u32,
+}
+
+/// What has happened to models: how often of each kind, and the last that went wrong.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Incidents {
+    counts: BTreeMap<&'static str, u64>,
+    last: VecDeque<IncidentRow>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct IncidentRow {
+    /// Seconds since 1970.
+    at: u64,
+    severity: &'static str,
+    kind: &'static str,
+    model_id: String,
+    engine: Option<String>,
+    code: Option<ErrorCode>,
+    call: Option<String>,
+    signal: Option<i64>,
+    message: String,
+}
+
+impl Incidents {
+    pub(super) fn add(&mut self, at: u64, incident: Incident) {
+        let Incident { severity, kind, model_id, engine, code, death, message } = incident;
+        *self.counts.entry(kind.as_str()).or_default() += 1;
+        if severity == Severity::Info {
+            return;
+        }
+        let (call, signal) = death.map(|death| (death.call, death.signal)).unzip();
+        if self.last.len() == MOST_INCIDENTS {
+            self.last.pop_front();
+        }
+        self.last.push_back(IncidentRow {
+            at,
+            severity: severity.as_str(),
+            kind: kind.as_str(),
+            model_id,
+            engine,
+            code,
+            call,
+            signal: signal.flatten(),
+            message,
+        });
+    }
+
+    /// The last that went wrong, oldest first.
+    pub(super) fn last(&self) -> &VecDeque<IncidentRow> {
+        &self.last
+    }
+}
+
+impl<'a> LoadedRow<'a> {
+    fn of(loaded: &'a Loaded) -> Self {
+        Self {
+            engine: &loaded.engine.id,
+            engine_version: &loaded.engine.version,
+            gpu_backend: &loaded.engine.gpu_backend,
+            devices: loaded.facts.memory.iter().map(|use_| &*use_.device).collect(),
+            memory: loaded.facts.memory.iter().map(MemoryRow::of).collect(),
+            load_ms: loaded.took.as_millis() as u64,
+            facts: &loaded.facts,
+        }
+    }
+}
+
+impl<'a> MemoryRow<'a> {
+    fn of(use_: &'a MemoryUse) -> Self {
+        Self {
+            device: &use_.device,
+            bus_id: use_.bus_id.as_deref(),
+            is_host: use_.is_host,
+            weights_bytes: use_.weights,
+            cache_bytes: use_.cache,
+            compute_bytes: use_.compute,
+            total_bytes: use_.total(),
+        }
+    }
+}
+
+impl<'a> FileRow<'a> {
+    fn of(model: &'a Model) -> Self {
+        Self {
+            format: &model.format,
+            architecture: model.architecture.as_deref(),
+            name: model.name.as_deref(),
+            quantization: model.quantization.as_deref(),
+            task: model.task,
+            size_bytes: model.size_bytes,
+            context_length: model.context_length,
+            origin: model.origin,
+            path: model.path.display().to_string(),
+            files: shown(&model.parts),
+            also: shown(&model.also),
+            modified: modified(&model.path),
+        }
+    }
+}
+
+impl<'a> DeviceRow<'a> {
+    /// `host`: as it is now.
+    fn of(account: &'a Account, host: &'a Device) -> Self {
+        let Account { device, limit_bytes, reserved_bytes, holders } = account;
+        let device = if device.kind == DeviceKind::Host { host } else { device };
+        Self {
+            index: device.index,
+            name: &device.name,
+            bus_id: device.bus_id.as_deref(),
+            kind: device.kind,
+            total_bytes: device.total_bytes,
+            free_bytes: device.free_bytes,
+            limit_bytes: *limit_bytes,
+            reserved_bytes: *reserved_bytes,
+            holders,
+        }
+    }
+}
+
+impl<'a> LifeRow<'a> {
+    fn of(inner: &Inner, view: &'a ModelView) -> Self {
+        let process = view.worker.and_then(|worker| inner.processes.get(worker));
+        let error = |fault: &'a Fault| Some(ErrorRow { code: fault.code, message: &fault.message });
+        let row = match &view.status {
+            Status::Available => Self { status: "available", ..Self::default() },
+            Status::Loading => Self {
+                status: "loading",
+                loading: Some(LoadingRow {
+                    progress: process.as_ref().map_or(0.0, |process| process.progress()),
+                    stage: process.as_ref().map(|process| process.output.stage()),
+                    pid: process.as_ref().map(|process| process.pid()),
+                }),
+                waiting: Some(view.waiting),
+                ..Self::default()
+            },
+            Status::Loaded | Status::Draining => Self { status: "loaded", ..Self::default() },
+            Status::Cooling { fault, .. } => Self {
+                status: "failed",
+                error: error(fault),
+                retry_after: view.pause_seconds(inner.fleet.now()),
+                ..Self::default()
+            },
+            Status::Failed(fault) => Self { status: "failed", error: error(fault), ..Self::default() },
+        };
+        let serving = view.loaded.as_ref().map(|(since, _)| ServingRow {
+            pid: process.as_ref().map(|process| process.pid()),
+            streams: view.worker.map_or(0, |worker| inner.traffic.streams_of(worker)),
+            draining: matches!(view.status, Status::Draining),
+            ready_seconds: inner.fleet.now().since(*since).as_secs(),
+            silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
+            call_seconds: process.as_ref().map_or(0, |process| process.call_seconds()),
+            occupancy: process.as_ref().and_then(|process| process.occupancy()),
+        });
+        Self {
+            loaded: view.loaded.as_ref().map(|(_, loaded)| LoadedRow::of(loaded)),
+            serving,
+            options: view.options.as_ref().filter(|options| **options != ModelOptions::default()),
+            last_crash: view.last_crash.as_ref().map(|crash| CrashRow::of(inner, crash)),
+            ..row
+        }
+    }
+}
+
+impl<'a> CrashRow<'a> {
+    fn of(inner: &Inner, crash: &'a Crash) -> Self {
+        Self {
+            at: inner.fleet.date_of(crash.at),
+            engine: &crash.engine,
+            call: &crash.death.call,
+            ending: &crash.death.ending,
+            signal: crash.death.signal,
+            message: &crash.death.message,
+        }
+    }
+}
+
+impl<'a> ModelRow<'a> {
+    /// `view`: what the fleet has of it, if anything.
+    pub(super) fn of(inner: &Inner, model: &'a Model, view: Option<&'a ModelView>) -> Self {
+        let mut life = view.map_or_else(
+            || LifeRow { status: "available", ..LifeRow::default() },
+            |view| LifeRow::of(inner, view),
+        );
+        if let Some(problem) = &model.problem
+            && life.status == "available"
+        {
+            life.status = "failed";
+            life.error = Some(ErrorRow { code: problem.code, message: &problem.message });
+        }
+        Self { id: &model.id, file: Some(FileRow::of(model)), life }
+    }
+
+    /// Of one whose file has gone; `None`: there is nothing left of it.
+    pub(super) fn without_file(inner: &Inner, id: &'a str, view: &'a ModelView) -> Option<Self> {
+        view.worker.map(|_| Self { id, file: None, life: LifeRow::of(inner, view) })
+    }
+}
+
+impl SystemRow<'_> {
+    /// Written where it is made, since it is made of what is here only for a moment.
+    pub(super) fn written(inner: &Inner) -> Result<String, Fault> {
+        let view = inner.fleet.view();
+        let host = measure_host();
+        let is_busy = |view: &ModelView| !matches!(view.status, Status::Available);
+        let busy = view.models.iter().filter(|(_, view)| is_busy(view));
+        written(&SystemRow {
+            gpu_backend: inner.config.gpu_backend.as_deref(),
+            vram_limit_bytes: inner.config.vram_limit_bytes,
+            devices: view.accounts.iter().map(|account| DeviceRow::of(account, &host)).collect(),
+            workers: busy
+                .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view) })
+                .collect(),
+            load: LoadRow::of(inner, &view),
+            events: inner.fleet.incidents().counts,
+            versions: Versions {
+                llm_node: env!("CARGO_PKG_VERSION"),
+                abi: llm_node_abi::ENGINE_ABI_VERSION,
+                protocol: PROTOCOL_VERSION,
+            },
+        })
+    }
+}
+
+fn shown(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.display().to_string()).collect()
+}
+
+/// When a file was written last, in seconds since 1970; 0: nobody knows.
+fn modified(path: &Path) -> u64 {
+    let written = fs::metadata(path).and_then(|file| file.modified());
+    written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}

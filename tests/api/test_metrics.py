@@ -1,0 +1,102 @@
+"""`GET /metrics` and `llm-node ps`: what the node says of itself, and that it is true."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.node import RunningNode, command, running_node
+
+MODEL = "llm-node-demo"
+
+
+@pytest.fixture(scope="module")
+def node(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("metrics")
+    (folder / "models").mkdir()
+    arguments = [
+        "--engines-dir",
+        str(engines),
+        "--models-dir",
+        str(folder / "models"),
+        "--gpu-backend",
+        "cpu",
+    ]
+    with running_node(folder / "node", arguments) as running:
+        running.extra["home"] = folder / "node"
+        running.post(
+            "/v1/completions", {"model": MODEL, "prompt": "What is", "max_tokens": 5, "ignore_eos": True}
+        )
+        yield running
+
+
+Samples = dict[tuple[str, frozenset[str]], float]
+"""Values by the sample's name and the values of its labels, as Prometheus reads them."""
+
+
+def of(name: str, *labels: str) -> tuple[str, frozenset[str]]:
+    return name, frozenset(labels)
+
+
+def scraped(node: RunningNode, query: str = "") -> Samples:
+    answer = node.get(f"/metrics{query}")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    families = list(text_string_to_metric_families(answer.body.decode()))
+    assert len({family.name for family in families}) == len(families), "each is told once"
+    return {
+        (sample.name, frozenset(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_request_is_counted_once_at_its_end(node: RunningNode) -> None:
+    found = scraped(node)
+    assert found[of("vllm:request_success_total", MODEL, "length")] == 1
+    assert found[of("vllm:generation_tokens_total", MODEL)] == 5
+    assert found[of("vllm:prompt_tokens_total", MODEL)] >= 2
+    for name in ("vllm:time_to_first_token_seconds", "vllm:e2e_request_latency_seconds"):
+        assert found[of(f"{name}_count", MODEL)] == 1
+        assert found[of(f"{name}_bucket", MODEL, "+Inf")] == 1
+        assert 0 < found[of(f"{name}_sum", MODEL)] < 60
+    assert found[of("llm_node_model_events_total", "loaded")] == 1
+    assert found[of("llm_node_model_state", MODEL, "loaded")] == 1
+    assert found[of("llm_node_requests")] == 0
+    assert found[of("llm_node_capacity")] >= 1
+
+
+def test_the_line_of_an_answer_says_what_it_took(node: RunningNode) -> None:
+    line = r'"POST /v1/completions" 200 \S+ \S+ \'llm-node-demo\' \d+\+5 tokens, first \d+\.\d{3}s \d+\.\d/s'
+    assert re.search(line, node.log_text())
+
+
+def test_what_the_scheduler_knows_comes_up(node: RunningNode) -> None:
+    deadline = time.monotonic() + 20
+    while (found := scraped(node)).get(of("vllm:num_requests_running", MODEL)) != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert found[of("vllm:num_requests_waiting", MODEL)] == 0
+    assert 0 <= found[of("vllm:kv_cache_usage_perc", MODEL)] <= 1
+    assert found[of("llm_node_kv_cache_tokens", MODEL, "capacity")] > 0
+    (worker,) = node.get("/api/system").json()["workers"]
+    assert worker["occupancy"]["max_running"] == worker["facts"]["max_sequences"]
+
+
+def test_one_model_can_be_asked_for(node: RunningNode) -> None:
+    of_models = [labels for name, labels in scraped(node, f"?model={MODEL}") if name.startswith("vllm:")]
+    assert of_models and all(MODEL in labels for labels in of_models)
+    assert node.get("/metrics?model=nobody").status == 404
+
+
+def test_ps_shows_what_is_loaded(node: RunningNode) -> None:
+    shown = command(node, "ps")
+    heading, row, *devices = shown.stdout.splitlines()
+    assert heading.split() == ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
+    assert row.split()[:2] == [MODEL, "loaded"]
+    assert devices[-1].startswith("Host: models hold ")
