@@ -19,6 +19,16 @@ const HEADER: usize = 512;
 /// Before the names of a client's tools.
 const FUNCTIONS: &str = "functions.";
 
+/// How a message of thoughts begins, what stands before its text, and how the message behind it begins.
+pub(crate) const THOUGHTS: [&str; 3] = ["<|channel|>analysis", MESSAGE, "<|start|>assistant"];
+/// What stands before the text of an answer.
+pub(crate) const FINAL: &str = "<|channel|>final<|message|>";
+
+/// What stands before the input of a call.
+pub(crate) fn before_input(tool: &str) -> String {
+    format!("<|channel|>commentary to={FUNCTIONS}{tool} <|constrain|>json<|message|>")
+}
+
 /// Reads one answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Harmony {

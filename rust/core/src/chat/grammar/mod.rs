@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::syntax::{
-    Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax, control_token,
+use super::{
+    families::harmony::{FINAL, THOUGHTS, before_input},
+    syntax::{Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax, control_token},
 };
 use crate::engine::Vocabulary;
 
@@ -171,11 +172,7 @@ impl<'a> Rules<'a> {
                 Some(all.join(" "))
             }
             Body::Python => Some(format!("{} input{index}", quoted(&format!("{}(", tool.name)))),
-            Body::Harmony => {
-                let before =
-                    format!("<|channel|>commentary to=functions.{} <|constrain|>json<|message|>", tool.name);
-                Some(format!("{} input{index}", self.marks(&before)?))
-            }
+            Body::Harmony => Some(format!("{} input{index}", self.marks(&before_input(&tool.name))?)),
         }
     }
 
@@ -252,14 +249,13 @@ impl<'a> Rules<'a> {
 /// Harmony's messages that say what the model thinks, up to where the next one begins. Their text is seen by no grammar,
 /// nor is the mark that ends it; the mark before it is, where it is chosen.
 fn thoughts(vocabulary: &Vocabulary) -> Option<String> {
-    let [open, message, next] =
-        ["<|channel|>analysis", "<|message|>", "<|start|>assistant"].map(|it| marks(it, vocabulary));
+    let [open, message, next] = THOUGHTS.map(|it| marks(it, vocabulary));
     Some(format!("({} ({})? {})*", open?, message?, next?))
 }
 
 /// What stands before the text of an answer in Harmony.
 pub(crate) fn before_text(vocabulary: &Vocabulary) -> Option<String> {
-    Some(format!("{} {}", thoughts(vocabulary)?, marks("<|channel|>final<|message|>", vocabulary)?))
+    Some(format!("{} {}", thoughts(vocabulary)?, marks(FINAL, vocabulary)?))
 }
 
 /// A text in which control tokens are spelled, as terms.
