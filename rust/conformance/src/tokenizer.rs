@@ -1,5 +1,8 @@
 //! `engine.tokenizer/1`.
 
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
 use llm_node_abi::{ERR_BUFFER_TOO_SMALL, ERR_INVALID_ARGUMENT};
 use llm_node_core::engine::{Token, Tokenizer};
 use llm_node_host::{EngineError, Model, ModelTokenizer};
@@ -352,6 +355,10 @@ fn template(bench: &Bench<'_>) -> Verdict {
     Ok(())
 }
 
+const THREADS: usize = 16;
+/// Of asking by all threads.
+const AT_LEAST: Duration = Duration::from_millis(100);
+
 fn threads(bench: &Bench<'_>) -> Verdict {
     let tokenizer = bench.tokenizer()?;
     let alone = |text: &str| -> Result<(Option<Vec<Token>>, Vec<u8>), Stop> {
@@ -364,12 +371,17 @@ fn threads(bench: &Bench<'_>) -> Verdict {
     let expected: Vec<_> = texts.iter().map(|text| alone(text)).collect::<Result<_, _>>()?;
     let times = bench.times(1, 10);
     bench.trail.call("tokenizer.tokenize: sixteen threads at once");
+    // They begin together, and go on for some turns of the scheduler: on a busy machine each has a core for
+    // milliseconds, and they would come one after the other.
+    let begin = Barrier::new(THREADS);
     std::thread::scope(|scope| {
-        let (alone, expected, texts) = (&alone, &expected, &texts);
-        let asking: Vec<_> = (0..16)
+        let (alone, expected, texts, begin) = (&alone, &expected, &texts, &begin);
+        let asking: Vec<_> = (0..THREADS)
             .map(|thread| {
                 scope.spawn(move || -> Verdict {
-                    for turn in 0..times * CORPUS.len() {
+                    begin.wait();
+                    let until = Instant::now() + AT_LEAST;
+                    for turn in (0..).take_while(|it| *it < times * CORPUS.len() || Instant::now() < until) {
                         let index = (turn + thread) % CORPUS.len();
                         ensure!(
                             alone(&texts[index])? == expected[index],
