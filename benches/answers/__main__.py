@@ -28,6 +28,8 @@ def arguments() -> argparse.Namespace:
         default={"temperature": 0, "seed": 1},
         help="fields of each request (greedy)",
     )
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of what is compared in turns")
+    parser.add_argument("--rows", default="1,16", help="answers at once, where speed is measured")
     parser.add_argument("--threads", type=int, default=machine.CPUS)
     parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")
     return parser.parse_args()
@@ -41,7 +43,8 @@ def main() -> int:
     try:
         for name in options.parts.split(","):
             print(f"{name}: {PARTS[name].__doc__ or ''}".rstrip(": "), flush=True)
-            result = PARTS[name](Asker(node, options.sampling, setup))
+            rows = tuple(int(it) for it in options.rows.split(","))
+            result = PARTS[name](Asker(node, options.sampling, setup, options.rounds, rows))
             missed += [f"{result.title}: {bar}" for bar in result.missed]
     finally:
         node.stop()

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,14 @@ class Asker:
     sampling: dict[str, Any]
     setup: Setup
     """How the server was started; another is started likewise to be compared with it."""
+    rounds: int = 5
+    """Pairs of what is compared in turns."""
+    rows: tuple[int, ...] = (1, 16)
+    """Answers at once, where speed is measured."""
 
     def beside(self, server: Server) -> Asker:
         """The same questions to another server."""
-        return Asker(server, self.sampling, self.setup)
+        return replace(self, server=server)
 
     def ask(self, messages: Sequence[Any], **more: Any) -> Any:
         body = {"model": self.server.model_id, "messages": messages, **self.sampling, **more}
@@ -230,7 +234,7 @@ def said(answer: Any) -> Any:
 def drafts(asker: Asker) -> Result:
     result = Result("speculation on and off, greedy, one request at a time")
     seen: list[list[Any]] = []
-    greedy = Asker(asker.server, {"temperature": 0, "seed": 1}, asker.setup)
+    greedy = replace(asker, sampling={"temperature": 0, "seed": 1})
     for speculation in ("off", "lookup"):
         asker.server.request("/api/models/unload", {"model_id": asker.server.model_id})
         load = {"model_id": asker.server.model_id, "speculation": speculation}
@@ -249,30 +253,43 @@ def drafts(asker: Asker) -> Result:
     return result
 
 
-def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]]) -> float:
-    """Tokens per second of so many answers at once, prompts included."""
-    began = time.monotonic()
+@dataclass(frozen=True)
+class Pace:
+    """What so many answers at once came to, prompts included."""
+
+    tokens_per_second: float
+    cpu_per_token: float
+    """Milliseconds of all processes of the server: less of a guess than time on a machine that others use."""
+
+
+def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]]) -> Pace:
+    """So many answers at once."""
+    before, began = sum(asker.server.cpu()), time.monotonic()
     with ThreadPoolExecutor(rows) as pool:
         done = list(pool.map(lambda row: asker.ask(**more(row)), range(rows)))
-    took = time.monotonic() - began
-    return float(sum(answer["usage"]["completion_tokens"] for answer in done) / took)
+    took, cpu = time.monotonic() - began, sum(asker.server.cpu()) - before
+    tokens = sum(answer["usage"]["completion_tokens"] for answer in done)
+    return Pace(tokens / took, 1e3 * cpu / tokens)
 
 
-def in_pairs(rounds: int, a: Callable[[], float], b: Callable[[], float]) -> tuple[list[float], list[float]]:
+def in_pairs(rounds: int, a: Callable[[], Pace], b: Callable[[], Pace]) -> list[tuple[Pace, Pace]]:
     """Both measured so often, one after the other, in ABBA order."""
-    found: dict[str, list[float]] = {"A": [], "B": []}
+    pairs = []
     for _, order in zip(range(rounds), abba(), strict=False):
-        for side in order:
-            found[side].append({"A": a, "B": b}[side]())
-    return found["A"], found["B"]
+        found = {side: {"A": a, "B": b}[side]() for side in order}
+        pairs.append((found["A"], found["B"]))
+    return pairs
 
 
-def compared(result: Result, what: str, a: list[float], b: list[float], least: float) -> None:
+def compared(result: Result, what: str, pairs: list[tuple[Pace, Pace]], least: float) -> None:
     """The median of the ratios within pairs, held to a bar."""
-    ratios = [one / other for one, other in zip(a, b, strict=True)]
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
     low, high = bootstrap(ratios)
+    speeds = [median([pair[side].tokens_per_second for pair in pairs]) for side in (0, 1)]
+    cpu = [median([pair[side].cpu_per_token for pair in pairs]) for side in (0, 1)]
     result.say(
-        f"{what}: {median(a):.1f} to {median(b):.1f} tokens/s, 95 % of the ratio in {low:.3f} to {high:.3f}"
+        f"{what}: {speeds[0]:.1f} to {speeds[1]:.1f} tokens/s, 95 % of the ratio in {low:.3f} to {high:.3f}; "
+        f"{cpu[0]:.1f} to {cpu[1]:.1f} ms of processor time per token"
     )
     result.bar(f"{what}, ratio", round(median(ratios), 3), least)
 
@@ -314,21 +331,21 @@ def listed(row: int, *, kept: bool, tokens: int = 96) -> dict[str, Any]:
     return more
 
 
-def costs(asker: Asker, rounds: int = 5) -> Result:
+def costs(asker: Asker) -> Result:
     result = Result("what formats cost")
-    for rows in (1, 16):
+    for rows in asker.rows:
         for kept in (True, False):
             pace(asker, rows, lambda row, kept=kept: listed(row, kept=kept, tokens=8))  # type: ignore[misc]
-        kept_pace, free = in_pairs(
-            rounds,
+        pairs = in_pairs(
+            asker.rounds,
             lambda rows=rows: pace(asker, rows, lambda row: listed(row, kept=True)),  # type: ignore[misc]
             lambda rows=rows: pace(asker, rows, lambda row: listed(row, kept=False)),  # type: ignore[misc]
         )
-        compared(result, f"{rows} rows, kept to a schema against free", kept_pace, free, 0.9)
+        compared(result, f"{rows} rows, kept to a schema against free", pairs, 0.9)
     return result
 
 
-def against_llama_server(asker: Asker, rounds: int = 5) -> Result:
+def against_llama_server(asker: Asker) -> Result:
     """The same model and schema, on the same libllama; llama-server with the cache that suits it better."""
     result = Result("answers kept to a schema, against llama-server")
     tools = build(asker.setup.backend)
@@ -336,13 +353,13 @@ def against_llama_server(asker: Asker, rounds: int = 5) -> Result:
     def kept(row: int) -> dict[str, Any]:
         return listed(row, kept=True)
 
-    for rows in (1, 16):
+    for rows in asker.rows:
         trials: dict[Any, float] = {}
         for flavour in FLAVOURS if rows > 1 else FLAVOURS[:1]:
             other = start_llama_server(tools, asker.setup, flavour)
             try:
                 pace(asker.beside(other), rows, lambda row: listed(row, kept=True, tokens=8))
-                trials[flavour] = pace(asker.beside(other), rows, kept)
+                trials[flavour] = pace(asker.beside(other), rows, kept).tokens_per_second
             finally:
                 other.stop()
         best = max(trials, key=lambda it: trials[it])
@@ -351,14 +368,14 @@ def against_llama_server(asker: Asker, rounds: int = 5) -> Result:
             guest = asker.beside(other)
             for one in (asker, guest):
                 pace(one, rows, lambda row: listed(row, kept=True, tokens=8))
-            ours, theirs = in_pairs(
-                rounds,
+            pairs = in_pairs(
+                asker.rounds,
                 lambda rows=rows: pace(asker, rows, kept),  # type: ignore[misc]
                 lambda rows=rows, guest=guest: pace(guest, rows, kept),  # type: ignore[misc]
             )
         finally:
             other.stop()
-        compared(result, f"{rows} rows, llama-server with {best}", ours, theirs, 1.2)
+        compared(result, f"{rows} rows, llama-server with {best}", pairs, 1.2)
     return result
 
 
