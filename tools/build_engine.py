@@ -53,7 +53,8 @@ CUDA_WHEELS = (
 )
 # Of a toolkit's major version.
 CUDA_DRIVERS = {12: ">=525.60.13", 13: ">=580.65.06"}
-CUDA_LIBRARIES = ("cudart", "cublas", "cublasLt")
+CUDA_LIBRARIES = {"cudart": "nvidia-cuda-runtime", "cublasLt": "nvidia-cublas", "cublas": "nvidia-cublas"}
+"""In the order in which a worker opens them, each with NVIDIA's package."""
 
 
 class BuildError(Exception):
@@ -399,9 +400,8 @@ def install(built: Built, backend: str, kind: str, toolkit: Toolkit | None) -> P
             )
     for path in shared:
         path.chmod(0o755)
-    if toolkit is not None:
-        link_cuda(fresh, toolkit)
-    write_manifest(fresh, built, backend, toolkit)
+    beside = [] if toolkit is None else link_cuda(fresh, toolkit)
+    write_manifest(fresh, built, backend, toolkit, beside)
     (fresh / "build.json").write_text(json.dumps({"inputs": inputs(backend, kind), "kind": kind}) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
@@ -422,9 +422,11 @@ def polish_elf(shared: list[Path], renamed: Mapping[str, str]) -> None:
         run([*command, str(path)], env=env)
 
 
-def link_cuda(fresh: Path, toolkit: Toolkit) -> None:
-    """CUDA's own libraries beside the engine, so that it finds them without a search path."""
-    for library in CUDA_LIBRARIES:
+def link_cuda(fresh: Path, toolkit: Toolkit) -> list[list[str]]:
+    """CUDA's own libraries beside the engine, so that it finds them without a search path. Gives each with
+    the package that brings it elsewhere."""
+    linked = []
+    for library, package in CUDA_LIBRARIES.items():
         if SYSTEM == "Windows":
             found = sorted((toolkit.root / "bin").glob(f"**/{library.lower()}64_*.dll"))
         else:
@@ -439,6 +441,9 @@ def link_cuda(fresh: Path, toolkit: Toolkit) -> None:
             (fresh / found[0].name).symlink_to(found[0].resolve())
         except OSError:  # Windows, without the privilege
             shutil.copyfile(found[0], fresh / found[0].name)
+        suffix = "" if toolkit.version[0] >= 13 else f"-cu{toolkit.version[0]}"
+        linked.append([found[0].name, package + suffix])
+    return linked
 
 
 def version() -> str:
@@ -448,7 +453,9 @@ def version() -> str:
     return found[1]
 
 
-def write_manifest(fresh: Path, built: Built, backend: str, toolkit: Toolkit | None) -> None:
+def write_manifest(
+    fresh: Path, built: Built, backend: str, toolkit: Toolkit | None, libraries: list[list[str]]
+) -> None:
     binary = fresh / built.library.name
     # Written by the engine's build script from llama.cpp's own table.
     architectures = re.findall(r'"([^"]+)"', (built.generated / "architectures.rs").read_text())
@@ -467,6 +474,7 @@ def write_manifest(fresh: Path, built: Built, backend: str, toolkit: Toolkit | N
         "sha256": hashlib.sha256(binary.read_bytes()).hexdigest(),
     }
     if toolkit is not None and toolkit.version[0] in CUDA_DRIVERS:
+        manifest["libraries"] = libraries
         manifest["requires"] = {"cuda_driver": CUDA_DRIVERS[toolkit.version[0]]}
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 

@@ -201,8 +201,8 @@ class Supervisor:
     def __new__(cls, config: str) -> Supervisor:
         """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
 
-    def search_in(self, engines_dirs: list[str]) -> None:
-        """Look for engines in these folders from now on, in this order."""
+    def search_in(self, surroundings: str) -> None:
+        """Look for engines there from now on. JSON of `rust/node/src/registry/surroundings.rs`."""
 
     def engines(self, refresh: bool = False) -> int:
         """A ticket for a JSON array: every candidate with its verdict. Comes once all are probed.
@@ -215,6 +215,9 @@ class Supervisor:
 
     def model(self, name: str) -> int:
         """A ticket for a JSON object: the model that is meant by a name, as `models` has it."""
+
+    def unlisted(self) -> int:
+        """A ticket for a JSON array: files that are not listed as models. Each: `path`, `origin`, `why`."""
 
     def obstacles(self) -> int:
         """A ticket for a JSON object: (code, message) for each model that cannot be loaded, since it has a

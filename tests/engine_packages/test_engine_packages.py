@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
-import sysconfig
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.environment import Environment, node_wheel, packed
 from support.node import node_environment, running_node
 
-WHEELS = Path(__file__).resolve().parents[2] / ".cache/wheels"
 MODULE = "llm_node_engine_sample_markov_cpu"
-
-
-def packed(repository: Path, engine: Path, out: Path) -> Path:
-    """The wheel of a built engine."""
-    tool = repository / "tools/build_engine_wheel.py"
-    command = [sys.executable, str(tool), str(engine), "--out", str(out)]
-    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-
-
-class Environment:
-    """A fresh virtual environment, which sees the packages of the one that the tests run in."""
-
-    def __init__(self, root: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
-        self.root = root
-        self.home = root / "home"
-        self.home.mkdir()
-        self.python = root / "bin/python"
-        (site,) = root.glob("lib/python*/site-packages")
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-
-    def pip(self, *arguments: str | Path) -> None:
-        """No index is asked."""
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--quiet"]
-        environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        subprocess.run([*pip, *map(str, arguments)], check=True, env=environment)
-
-    def install(self, *wheels: Path) -> None:
-        """What they depend on is there."""
-        self.pip("install", "--no-index", "--no-deps", "--ignore-installed", *wheels)
-
-    def run(self, *arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        """`llm-node ARGUMENTS` there."""
-        code = "from llm_node.cli import main; main()"
-        return subprocess.run(
-            [str(self.python), *flags, "-c", code, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env=node_environment(self.home),
-        )
-
-    def engines(self, *arguments: str) -> list[tuple[str, str, str]]:
-        result = self.run("engines", "--json", *arguments)
-        assert result.returncode == 0, result.stderr
-        rows = json.loads(result.stdout)["engines"]
-        return [(row["id"], row["status"], row["path"]) for row in rows]
+MOST_BYTES = 9_000_000
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +77,31 @@ def test_a_package_that_is_of_no_use_harms_nobody(environment: Environment, code
     assert environment.engines() == []
 
 
+def test_the_wheel_of_the_node_holds_no_engine_and_is_small() -> None:
+    wheel = node_wheel()
+    assert wheel.stat().st_size <= MOST_BYTES
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert not [
+        name for name in names if "llama" in name.lower() and name.endswith((".so", ".dll", ".dylib"))
+    ]
+    assert not [name for name in names if "node_modules" in name or "/tests/" in name]
+    for needed in (
+        "llm_node/demo/llm-node-demo.gguf",
+        "llm_node/include/engine_api.h",
+        "llm_node/rust/sdk/Cargo.toml",
+        "llm_node/web/index.html",
+        "llm_node/web/vendor/preact.js",
+        "llm_node/web/vendor/LICENSES.txt",
+    ):
+        assert needed in names, needed
+
+
 def test_two_wheels_are_enough_to_ask_a_model(
     environment: Environment, repository: Path, llama_cpp: Path, tmp_path: Path
 ) -> None:
     """`pip install WHEELS`, then `llm-node run MODEL "..."`."""
-    nodes = list(WHEELS.glob("llm_node-*.whl"))
-    assert nodes, "no wheel of the node: run `make setup`"
-    node = max(nodes, key=lambda path: path.stat().st_mtime)
-    environment.install(node, packed(repository, llama_cpp, tmp_path))
+    environment.install(node_wheel(), packed(repository, llama_cpp, tmp_path))
     program = environment.root / "bin/llm-node"
     question = ["run", "llm-node-demo", "What is an engine?", "--gpu-backend", "cpu", "--temperature", "0"]
     answer = subprocess.run(

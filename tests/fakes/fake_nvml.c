@@ -11,6 +11,7 @@
 //    FAKE_NVML_USED      bytes in use on each                     (default 0)
 //    FAKE_NVML_USED_N    bytes in use on device N alone, N from 0 (default FAKE_NVML_USED)
 //    FAKE_NVML_PIDS      "123:4096,456:8192": compute processes of device 0 and their bytes
+//    FAKE_NVML_DRIVER    version of the driver                    (default 999.0.fake)
 //    FAKE_NVML_INIT      what nvmlInit returns                    (default 0; 9: the driver is not loaded)
 //
 // Device N has the PCI address 0000:(N + 1):00.0 and the UUID "GPU-00000000-0000-0000-0000-00000000000N".
@@ -131,7 +132,8 @@ const char *nvmlErrorString(int result) {
 
 int nvmlSystemGetDriverVersion(char *version, unsigned length);
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
-   return initialised == 0 ? NVML_ERROR_UNINITIALIZED : copied("999.0.fake", version, length);
+   const char *told = getenv("FAKE_NVML_DRIVER");
+   return initialised == 0 ? NVML_ERROR_UNINITIALIZED : copied(told ? told : "999.0.fake", version, length);
 }
 
 int nvmlSystemGetNVMLVersion(char *version, unsigned length);

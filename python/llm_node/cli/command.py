@@ -21,6 +21,8 @@ VERBS: Mapping[str, str] = {
     "pull": "pull:pull",
     "search": "search:search",
     "list": "models:models",
+    "show": "show:show",
+    "cp": "cp:cp",
     "rm": "rm:rm",
     "ps": "ps:ps",
     "stop": "stop:stop",

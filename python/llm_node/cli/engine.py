@@ -1,4 +1,4 @@
-"""`llm-node engine ...`: for those who write engines."""
+"""`llm-node engine ...`: engines that come as packages, and what those who write engines need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import llm_node
-from llm_node.cli import check, project
+from llm_node.cli import check, engine_packages, project
 
 HEADER = "include/engine_api.h"
 SDK = "rust/sdk"
@@ -15,7 +15,7 @@ SDK = "rust/sdk"
 
 @click.group()
 def engine() -> None:
-    """For those who write engines."""
+    """Install engines, or write one."""
 
 
 @engine.command()
@@ -36,6 +36,9 @@ def sdk() -> None:
     _print_path(SDK)
 
 
+engine.add_command(engine_packages.install)
+engine.add_command(engine_packages.listing)
+engine.add_command(engine_packages.remove)
 engine.add_command(project.new)
 engine.add_command(project.build)
 engine.add_command(check.check)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as GET /api/models answers.")
+@click.option("--all", "with_unlisted", is_flag=True, help="Also files that are not listed, and why.")
 @options.settings_options
 @click.pass_context
-def models(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+def models(context: click.Context, /, as_json: bool, with_unlisted: bool, **given: options.Given) -> None:
     """List the models that were found, and why some cannot be loaded.
 
     A node that runs is asked; otherwise the folders are looked through.
@@ -28,17 +29,18 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     from llm_node.cli import own_node
 
     settings = options.settings(context.obj, given)
-    if (listed := asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))) is not None:
-        found = listed
+    listed = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
+    if listed is not None:
+        found, unlisted = listed["models"], listed["unlisted"]
         obstacles = {
             model["model_id"]: (error["code"], error["message"])
             for model in found
             if (error := model.get("error"))
         }
     else:
-        found, obstacles = own_node.look_up(settings, _models_and_obstacles)
+        found, obstacles, unlisted = own_node.look_up(settings, _models_and_obstacles)
     if as_json:
-        table.show_json({"models": found})
+        table.show_json({"models": found, **({"unlisted": unlisted} if with_unlisted else {})})
         return
     heading = [
         "MODEL",
@@ -53,6 +55,13 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     ]
     rows = [_row(model, obstacles.get(model["model_id"])) for model in found]
     table.show([heading, *rows, *_stopped_pulls(settings)])
+    if with_unlisted:
+        click.echo()
+        table.show(
+            [["NOT LISTED", "FROM", "WHY"], *([it["path"], it["origin"], it["why"]] for it in unlisted)]
+        )
+    elif unlisted:
+        click.echo(f"{len(unlisted)} more files are not listed: `llm-node list --all` says why", err=True)
     if not found:
         hint = (
             "fetch one with `llm-node pull ORG/REPO`, put NAME.gguf there, or name a folder with --models-dir"
@@ -60,8 +69,8 @@ def models(context: click.Context, /, as_json: bool, **given: options.Given) -> 
         click.echo(f"No model in {settings.models_dir}; {hint}", err=True)
 
 
-async def _of_running(settings: Settings, unheeded: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The models of the node that runs; None: none runs."""
+async def _of_running(settings: Settings, unheeded: Sequence[str]) -> dict[str, Any] | None:
+    """The models of the node that runs, and what is not listed; None: none runs."""
     from llm_node.cli import failure, remote
 
     url = await remote.running(settings, unheeded)
@@ -69,19 +78,21 @@ async def _of_running(settings: Settings, unheeded: Sequence[str]) -> list[dict[
         return None
     try:
         async with remote.Remote(url) as node:
-            found: list[dict[str, Any]] = (await node.get("/api/models"))["models"]
+            found: dict[str, Any] = await node.get("/api/models", all="true")
             return found
     except remote.RemoteError as error:
         raise failure.of(error) from None
 
 
-async def _models_and_obstacles(node: Node) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
-    found = await node.models()
+async def _models_and_obstacles(
+    node: Node,
+) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]], list[dict[str, Any]]]:
+    found, unlisted = await node.models(), await node.unlisted()
     if node.gpu_backend is None:
         # That there is no GPU is no model's fault. Their own defects are said without one.
         errors = ((model["model_id"], model.get("error")) for model in found)
-        return found, {name: (error["code"], error["message"]) for name, error in errors if error}
-    return found, await node.obstacles()
+        return found, {name: (error["code"], error["message"]) for name, error in errors if error}, unlisted
+    return found, await node.obstacles(), unlisted
 
 
 def _stopped_pulls(settings: Settings) -> list[list[str]]:

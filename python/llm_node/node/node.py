@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -152,7 +153,7 @@ class Node:
         """JSON of `rust/node/src/config.rs`."""
         return {
             **self._config,
-            "engines_dirs": self._engines_dirs(),
+            **self._surroundings(),
             "demo_model": self._demo_model(),
             "gpu_backend": self._backend,
             "devices": [_device(device) for device in self._devices],
@@ -180,14 +181,23 @@ class Node:
         """
         core = self._running()
         if refresh:
-            core.search_in(await asyncio.to_thread(self._engines_dirs))
+            core.search_in(json.dumps(await asyncio.to_thread(self._surroundings)))
         engines: list[dict[str, Any]] = await self._outcome(core.engines(refresh))
         return engines
 
-    def _engines_dirs(self) -> list[str]:
-        packaged = engine_packages.folders() if self._settings.engine_packages else []
+    def _surroundings(self) -> dict[str, Any]:
+        """Where engines are, and what they find beside them: JSON of
+        `rust/node/src/registry/surroundings.rs`, and fields of the configuration."""
+        has_packages = self._settings.engine_packages
+        folders = engine_packages.folders() if has_packages else []
+        libraries = engine_packages.libraries() if has_packages else []
+        drivers = (device.driver for device in self._devices if device.driver is not None)
         named: list[str] = self._config["engines_dirs"]
-        return [*named, *map(str, packaged)]
+        return {
+            "engines_dirs": [*named, *map(str, folders)],
+            "packaged": [dataclasses.asdict(each) for each in libraries],
+            "cuda_driver": next(drivers, None),
+        }
 
     async def models(self) -> list[dict[str, Any]]:
         """Every model found, with its state."""
@@ -196,6 +206,11 @@ class Node:
     async def model(self, name: str) -> dict[str, Any]:
         """The model that is meant by a name, with its state. Raises `NodeError` (`model_not_found`)."""
         return _model(await self._outcome(self._running().model(name)))
+
+    async def unlisted(self) -> list[dict[str, Any]]:
+        """Files that somebody may take for models and that are not listed: `path`, `origin` and `why`."""
+        found: list[dict[str, Any]] = await self._outcome(self._running().unlisted())
+        return found
 
     async def chosen(self) -> str:
         """The model for a request that names none: the one that is loaded, else the default model. Raises

@@ -131,6 +131,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /": Operation(gives=("text/plain", "text/html")),
     "GET /api/engines": Operation(query={"refresh": _FLAG}),
     "GET /api/incidents": Operation(),
+    "GET /api/models": Operation(query={"all": _FLAG}),
     "GET /api/logs": Operation(
         query={
             "lines": {"type": "integer", "minimum": 0, "maximum": 2000},
@@ -139,7 +140,6 @@ OPERATIONS: Mapping[str, Operation] = {
         },
         gives=(JSON, EVENTS),
     ),
-    "GET /api/models": Operation(),
     "POST /api/models/load": Operation(admin.LoadRequest, codes=("model_loaded_differently",)),
     "POST /api/models/pull": Operation(
         admin.PullRequest, gives=(JSON, EVENTS), done=(200, 202), codes=OF_PULLS

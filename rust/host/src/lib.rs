@@ -42,6 +42,7 @@ pub use context::{Canceller, Context, ContextInfo, ContextParams};
 pub use embed::Pooling;
 pub use engine::{InitConfig, LoadedEngine, Observer, OpenedEngine, unobserved};
 pub use error::{AbiSource, EngineError, LoadError, LoadErrorKind};
+pub use library::preload;
 pub use llm_node_abi::{Code, ENGINE_ABI_VERSION};
 pub use memory::{Device, DeviceKind, MemoryUse};
 pub use model::{Model, ModelInfo, ModelParams, Progress};

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use llm_node_abi::{
@@ -105,6 +105,18 @@ fn this_machine() -> Option<Architecture> {
         "loongarch64" => Architecture::LoongArch64,
         _ => return None,
     })
+}
+
+/// Opens libraries that an engine needs, in this order, and never closes them. The dynamic linker then takes
+/// these, whatever its own search would find: a library's name counts for it as found once one of that name is
+/// there. What cannot be opened is left to its search, and to its words.
+pub fn preload(paths: &[PathBuf]) {
+    for path in paths {
+        match map(path) {
+            Ok(library) => std::mem::forget(library),
+            Err(error) => log::warn!("{}: {}", path.display(), describe(&error)),
+        }
+    }
 }
 
 /// Maps the library, which runs its constructors, and looks up the functions.

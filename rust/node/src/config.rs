@@ -13,12 +13,20 @@ use llm_node_core::{
 use llm_node_fleet::{Device, Usual};
 use serde::{Deserialize, Serialize};
 
+use crate::registry::surroundings::{Packaged, Surroundings};
+
 /// Everything that the node must know.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// Folders that hold `<id>/<gpu_backend>/manifest.json`, in search order.
     pub engines_dirs: Vec<PathBuf>,
+    /// What packages of engines depend on.
+    #[serde(default)]
+    pub packaged: Vec<Packaged>,
+    /// Version of NVIDIA's driver, where there is one.
+    #[serde(default)]
+    pub cuda_driver: Option<String>,
     /// Folder of the models.
     pub models_dir: PathBuf,
     /// Folders of other programs whose models are offered too, in search order. Nothing is written there.

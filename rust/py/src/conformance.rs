@@ -9,7 +9,7 @@ use std::{
 
 use llm_node_conformance::{CHECKS, Check, Outcome, Selection, Status, Subject};
 use llm_node_core::error::{ErrorCode, Fault};
-use llm_node_node::registry::{manifest, search, verdict::Refusal};
+use llm_node_node::registry::{manifest, search, surroundings::Surroundings, verdict::Refusal};
 use pyo3::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -100,11 +100,12 @@ fn look(path: &Path) -> Result<Engine, Fault> {
         path
     } else {
         let engines = search::meant(&path).unwrap_or_else(|| path.clone());
-        let mut found: Vec<PathBuf> = search::search(&[engines])
-            .into_iter()
-            .map(|found| found.directory)
-            .filter(|folder| folder.starts_with(&path))
-            .collect();
+        let mut found: Vec<PathBuf> =
+            search::search(&Surroundings { engines_dirs: vec![engines], ..Surroundings::default() })
+                .into_iter()
+                .map(|found| found.directory)
+                .filter(|folder| folder.starts_with(&path))
+                .collect();
         match (found.pop(), found.len()) {
             (Some(folder), 0) => folder,
             (None, _) => {

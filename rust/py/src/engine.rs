@@ -92,6 +92,7 @@ impl PyEngine {
         }
         let address = EngineAddress {
             binary: directory.join(&manifest.binary),
+            libraries: Vec::new(),
             id: manifest.id,
             version: manifest.version,
             gpu_backend: manifest.gpu_backend,

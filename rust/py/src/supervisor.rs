@@ -13,6 +13,7 @@ use llm_node_node::{
     config::NodeConfig,
     frames::Writing,
     platform::wake_pair,
+    registry::surroundings::Surroundings,
     supervise::{Delivery, Form, LoadRequest, Supervisor, Waiting, Waker, What},
 };
 use pyo3::{
@@ -46,8 +47,11 @@ impl PySupervisor {
         Ok(Self { inner: py.detach(|| Supervisor::new(config)) })
     }
 
-    fn search_in(&self, py: Python<'_>, engines_dirs: Vec<PathBuf>) {
-        py.detach(|| self.inner.search_in(engines_dirs));
+    fn search_in(&self, py: Python<'_>, surroundings: &str) -> PyResult<()> {
+        let surroundings: Surroundings = serde_json::from_str(surroundings)
+            .map_err(|error| raised(py, &malformed("the surroundings of engines", &error)))?;
+        py.detach(|| self.inner.search_in(surroundings));
+        Ok(())
     }
 
     #[pyo3(signature = (refresh=false))]
@@ -61,6 +65,10 @@ impl PySupervisor {
 
     fn model(&self, py: Python<'_>, name: &str) -> u64 {
         py.detach(|| self.inner.model(name))
+    }
+
+    fn unlisted(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.unlisted())
     }
 
     fn obstacles(&self, py: Python<'_>) -> u64 {

@@ -35,6 +35,9 @@ pub struct EngineAddress {
     /// The shared library.
     #[serde(with = "crate::os_path")]
     pub binary: std::path::PathBuf,
+    /// Libraries that are opened before it, by their paths, in this order.
+    #[serde(with = "crate::os_path::list")]
+    pub libraries: Vec<std::path::PathBuf>,
 }
 
 /// How the requests to one model are scheduled.

@@ -178,8 +178,12 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn address()(id in text(), version in text(), gpu_backend in text(), directory in text(), binary in text()) -> EngineAddress {
-        EngineAddress { id, version, gpu_backend, directory: directory.into(), binary: binary.into() }
+    fn address()(
+        id in text(), version in text(), gpu_backend in text(), directory in text(), binary in text(),
+        libraries in prop::collection::vec(text(), 0..3),
+    ) -> EngineAddress {
+        let libraries = libraries.into_iter().map(Into::into).collect();
+        EngineAddress { id, version, gpu_backend, directory: directory.into(), binary: binary.into(), libraries }
     }
 }
 
@@ -565,6 +569,7 @@ fn a_path_need_not_be_utf_8() {
         version: "1".into(),
         gpu_backend: "cpu".into(),
         directory: path.clone(),
-        binary: path,
+        binary: path.clone(),
+        libraries: vec![path],
     }));
 }

@@ -303,6 +303,7 @@ fn generates_in_steps(engine: &LoadedEngine) -> bool {
 }
 
 fn open(address: &EngineAddress, observer: Observer) -> Result<OpenedEngine, LoadError> {
+    llm_node_host::preload(&address.libraries);
     OpenedEngine::open(&address.binary, &address.id, &address.version, observer)
 }
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from aiohttp import web
 
 from llm_node.api import body
+from llm_node.api.admin.query import flag
 from llm_node.api.admin.report import with_error
 from llm_node.api.context import NODE
 from llm_node.schema.admin import LoadRequest, UnloadRequest
 
 
 async def listing(request: web.Request) -> web.Response:
-    """Every model with its state."""
-    models = await request.app[NODE].models()
-    return web.json_response({"models": [with_error(model) for model in models]})
+    """Every model with its state; with `?all=true` also the files that are not listed, and why."""
+    node = request.app[NODE]
+    answer = {"models": [with_error(model) for model in await node.models()]}
+    if flag(request, "all"):
+        answer["unlisted"] = await node.unlisted()
+    return web.json_response(answer)
 
 
 async def load(request: web.Request) -> web.Response:

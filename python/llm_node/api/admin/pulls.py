@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from llm_node.api import body, sse
+from llm_node.api.admin.query import flag
 from llm_node.api.admin.report import with_error
 from llm_node.api.context import PULLS
 from llm_node.node import NodeError
@@ -40,12 +41,10 @@ async def one(request: web.Request) -> web.StreamResponse:
 
 async def stop(request: web.Request) -> web.Response:
     """Stop one; with `?discard=true` what is there of it is deleted."""
-    discard = request.query.get("discard", "false").lower()
-    if discard not in ("true", "false"):
-        raise NodeError("invalid_request", "discard: expected true or false", "discard")
+    discard = flag(request, "discard")
     pulls = request.app[PULLS]
     job = pulls.get(request.match_info["pull_id"])
-    await pulls.cancel(job, discard=discard == "true")
+    await pulls.cancel(job, discard=discard)
     return web.json_response(_shown(job.state()))
 
 

@@ -48,6 +48,8 @@ pub struct Header {
     pub architecture: String,
     /// `general.name`.
     pub name: Option<String>,
+    /// `general.license`.
+    pub license: Option<String>,
     /// `general.file_type`: how the weights are quantised; see [`super::quantization`].
     pub file_type: Option<u64>,
     /// `<architecture>.context_length`: what the model was trained for, in tokens.
@@ -149,6 +151,7 @@ fn parse_part<R: Read + Seek>(reader: BufReader<R>, length: u64) -> Result<Heade
         match (key.as_str(), value) {
             ("general.architecture", Value::Text(text)) => header.architecture = text,
             ("general.name", Value::Text(text)) => header.name = Some(text),
+            ("general.license", Value::Text(text)) => header.license = Some(text),
             ("general.file_type", Value::Integer(number)) => header.file_type = Some(number),
             ("general.alignment", Value::Integer(number)) => alignment = number,
             ("tokenizer.chat_template", _) => header.has_chat_template = true,
@@ -463,6 +466,7 @@ mod tests {
             Header {
                 architecture: "toy".into(),
                 name: Some("A toy".into()),
+                license: None,
                 file_type: Some(7),
                 context_length: Some(512),
                 has_chat_template: false,

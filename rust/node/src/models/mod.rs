@@ -13,7 +13,7 @@ mod scan;
 mod snapshot;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -64,6 +64,17 @@ pub struct Model {
     pub(crate) files: Vec<String>,
 }
 
+/// A file that somebody may take for a model, and that is not listed as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unlisted {
+    /// The file, or the folder of one that consists of several.
+    pub path: PathBuf,
+    /// Who brought it there.
+    pub origin: Origin,
+    /// Why it is not listed.
+    pub why: String,
+}
+
 /// The models folder, the demo model, and what other programs keep.
 #[derive(Debug)]
 pub struct Catalog {
@@ -89,7 +100,26 @@ impl Catalog {
     /// All models, sorted by name, the demo model first, those of other programs last. `readable`: what engines
     /// read.
     pub fn models(&self, readable: &Readable) -> Vec<Model> {
-        let mut models = Vec::new();
+        self.listed_and_not(readable).0
+    }
+
+    /// The files that are not among [`Catalog::models`], each with the reason.
+    pub fn unlisted(&self, readable: &Readable) -> Vec<Unlisted> {
+        let (models, mut unlisted) = self.listed_and_not(readable);
+        let own = models.iter().filter(|model| model.origin == Origin::Own);
+        let known: HashSet<&PathBuf> = own.flat_map(|model| &model.parts).collect();
+        let others =
+            scan::files_below(&self.models_dir).into_iter().filter(|file| !known.contains(&file.path));
+        unlisted.extend(others.filter_map(|file| {
+            let why = scan::why_unlisted(&file, &readable.formats())?;
+            Some(Unlisted { path: file.path, origin: Origin::Own, why })
+        }));
+        unlisted.sort_by(|a, b| a.path.cmp(&b.path));
+        unlisted
+    }
+
+    fn listed_and_not(&self, readable: &Readable) -> (Vec<Model>, Vec<Unlisted>) {
+        let (mut models, mut unlisted) = (Vec::new(), Vec::new());
         if let Some(path) = self.demo_model.as_deref().filter(|path| path.exists()) {
             models.push(Model { origin: Origin::Demo, ..scan::one(DEMO_MODEL, path, &self.headers) });
         }
@@ -98,16 +128,36 @@ impl Catalog {
         for cache in &self.caches {
             let mut found = elsewhere::models(cache, &self.headers);
             found.sort_by(|a, b| a.id.cmp(&b.id));
-            for model in found.into_iter().filter(|model| readable.reads(model)) {
-                match models.iter_mut().find(|known| known.id == model.id) {
-                    None => models.push(Model { origin: cache.origin, ..model }),
-                    // The first of a name is the one that is meant; is this one the same?
-                    Some(known) if known.size_bytes == model.size_bytes => known.also.push(model.path),
-                    Some(_) => {}
-                }
+            for model in found {
+                let why = if readable.reads(&model) {
+                    match models.iter_mut().find(|known| known.id == model.id) {
+                        None => {
+                            models.push(Model { origin: cache.origin, ..model });
+                            continue;
+                        }
+                        // The first of a name is the one that is meant; is this one the same?
+                        Some(known) if known.size_bytes == model.size_bytes => {
+                            known.also.push(model.path);
+                            continue;
+                        }
+                        Some(known) => format!("'{}' is the name of {}", known.id, known.path.display()),
+                    }
+                } else {
+                    match (&model.problem, &model.architecture) {
+                        (Some(fault), _) => fault.message.clone(),
+                        (None, Some(architecture)) => {
+                            format!(
+                                "no engine here runs the architecture '{architecture}' ({})",
+                                model.format
+                            )
+                        }
+                        (None, None) => format!("no engine here reads the format '{}'", model.format),
+                    }
+                };
+                unlisted.push(Unlisted { path: model.path, origin: cache.origin, why });
             }
         }
-        models
+        (models, unlisted)
     }
 
     /// The model in a file, wherever it lies.

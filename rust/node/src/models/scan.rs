@@ -55,6 +55,53 @@ struct Group {
     parts: Vec<PathBuf>,
 }
 
+/// A file in the models folder.
+pub(super) struct Below {
+    pub(super) path: PathBuf,
+    /// Folders between it and the models folder.
+    depth: usize,
+}
+
+/// Files that stand beside models and are none.
+const BESIDE: [&str; 8] = ["json", "txt", "md", "jinja", "model", "yaml", "sha256", "etag"];
+/// How far below the models folder models lie: in `ORG/REPO/FOLDER`.
+const DEEPEST: usize = 3;
+/// How far below it one looks for what is misplaced.
+const DEEPEST_LOOK: usize = 6;
+
+/// All files in and below the models folder; links to folders above it end somewhere.
+pub(super) fn files_below(models_dir: &Path) -> Vec<Below> {
+    let mut found = Vec::new();
+    let mut open = vec![(models_dir.to_path_buf(), 0)];
+    while let Some((folder, depth)) = open.pop() {
+        let (files, folders) = entries(&folder);
+        found.extend(files.into_iter().map(|path| Below { path, depth }));
+        if depth < DEEPEST_LOOK {
+            open.extend(folders.into_iter().map(|folder| (folder, depth + 1)));
+        }
+    }
+    found
+}
+
+/// Why a file that belongs to no model does not. `None`: nobody would take it for one.
+pub(super) fn why_unlisted(file: &Below, formats: &[String]) -> Option<String> {
+    let format = extension(&file.path)?;
+    if BESIDE.contains(&format.as_str()) {
+        return None;
+    }
+    Some(if !is_known(&file.path) && !formats.contains(&format) {
+        format!("no engine here reads .{format} files")
+    } else if NO_MODELS.iter().any(|start| file_name(&file.path).starts_with(start)) {
+        "by its name it is a part of another model".to_owned()
+    } else if file.depth > DEEPEST {
+        "it lies too deep: NAME.gguf, NAME/FILE.gguf and ORG/REPO/FILE.gguf are looked for".to_owned()
+    } else if format == "safetensors" {
+        "there is no config.json beside it".to_owned()
+    } else {
+        "another file has this name, or it lies where no model is looked for".to_owned()
+    })
+}
+
 /// All models of a folder, sorted by name. `formats`: what engines read beside the formats known here;
 /// a file with such an extension is a model, any other (a README, a half download) is not.
 pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> Vec<Model> {

@@ -38,8 +38,21 @@ pub struct EngineManifest {
     pub formats: Vec<String>,
     /// File name of the shared library, in the manifest's folder.
     pub binary: String,
+    /// Libraries that Python packages may bring for it, in the order in which they are opened.
+    pub libraries: Vec<Library>,
+    /// The oldest driver of NVIDIA's that it works with.
+    pub cuda_driver: Option<String>,
     /// What `llm-node engine check --write` said there. It is shown, and never believed.
     pub conformance: Option<Claim>,
+}
+
+/// A shared library that an engine needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Library {
+    /// Its file name: "libcublas.so.13".
+    pub name: String,
+    /// The Python distribution that brings it: "nvidia-cublas".
+    pub distribution: String,
 }
 
 /// Which level of the conformance suite an engine says to keep.
@@ -145,6 +158,8 @@ fn parse(text: &[u8]) -> Result<EngineManifest, Problem> {
         architectures: list_field(&fields, "architectures")?,
         formats: list_field(&fields, "formats")?,
         binary: text_field(&fields, "binary")?,
+        libraries: libraries_field(&fields)?,
+        cuda_driver: driver_field(&fields)?,
         // Nothing depends on it, so a wrong one is none.
         conformance: fields.get(CLAIM).and_then(|claim| Claim::deserialize(claim).ok()),
     };
@@ -189,6 +204,35 @@ fn list_field(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, P
             other => Err(invalid(field, &format!("must be a list of texts, but holds {}", kind(other)))),
         })
         .collect()
+}
+
+/// `[["libcublas.so.13", "nvidia-cublas"], ...]`, or nothing.
+fn libraries_field(fields: &Map<String, Value>) -> Result<Vec<Library>, Problem> {
+    const FIELD: &str = "libraries";
+    let wrong =
+        || invalid(FIELD, "must be a list of pairs: a library's file name, and the package it comes with");
+    let Some(value) = fields.get(FIELD) else { return Ok(Vec::new()) };
+    let pairs: Vec<(String, String)> = Deserialize::deserialize(value).map_err(|_| wrong())?;
+    let is_right = |(name, package): &(String, String)| {
+        !name.is_empty() && is_plain_file_name(name) && !package.is_empty()
+    };
+    if !pairs.iter().all(is_right) {
+        return Err(wrong());
+    }
+    Ok(pairs.into_iter().map(|(name, distribution)| Library { name, distribution }).collect())
+}
+
+/// `{"cuda_driver": ">=580.65.06"}`, or nothing. What else stands there is for others.
+fn driver_field(fields: &Map<String, Value>) -> Result<Option<String>, Problem> {
+    let Some(value) = fields.get("requires").and_then(|requires| requires.get("cuda_driver")) else {
+        return Ok(None);
+    };
+    let version = value.as_str().and_then(|text| text.strip_prefix(">=")).map(str::trim);
+    let is_version = |text: &str| !text.is_empty() && text.split('.').all(|part| part.parse::<u32>().is_ok());
+    match version.filter(|text| is_version(text)) {
+        Some(version) => Ok(Some(version.to_owned())),
+        None => Err(invalid("requires", "must name the driver as in {\"cuda_driver\": \">=580.65.06\"}")),
+    }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -283,6 +327,24 @@ mod tests {
     fn a_binary_elsewhere_is_refused() {
         for name in ["\"../x.so\"", "\"/usr/lib/x.so\"", "\"a\\\\b.dll\"", "\"..\"", "\"c:x.dll\""] {
             assert!(matches!(with("binary", name), Err(Problem { field, .. }) if field == "binary"));
+        }
+    }
+
+    #[test]
+    fn libraries_and_the_driver_may_stand_there() {
+        let libraries =
+            r#"[["libcublasLt.so.13", "nvidia-cublas"], ["libcudart.so.13", "nvidia-cuda-runtime"]]"#;
+        let names: Vec<String> =
+            with("libraries", libraries).unwrap().libraries.into_iter().map(|library| library.name).collect();
+        assert_eq!(names, ["libcublasLt.so.13", "libcudart.so.13"]);
+        for wrong in ["1", "[1]", r#"["a", "b"]"#, r#"[["../a", "b"]]"#, r#"[["", "b"]]"#, r#"[["a", ""]]"#] {
+            assert!(matches!(with("libraries", wrong), Err(Problem { field, .. }) if field == "libraries"));
+        }
+        let driver = |requires| with("requires", requires).map(|manifest| manifest.cuda_driver);
+        assert_eq!(driver(r#"{"cuda_driver": ">=580.65.06"}"#).unwrap().as_deref(), Some("580.65.06"));
+        assert_eq!(driver(r#"{"python": 3}"#).unwrap(), None);
+        for wrong in [r#"{"cuda_driver": 580}"#, r#"{"cuda_driver": "580"}"#, r#"{"cuda_driver": ">=new"}"#] {
+            assert!(matches!(driver(wrong), Err(Problem { field, .. }) if field == "requires"), "{wrong}");
         }
     }
 

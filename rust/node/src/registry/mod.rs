@@ -5,6 +5,7 @@
 
 pub mod manifest;
 pub mod search;
+pub mod surroundings;
 pub mod verdict;
 
 use std::{
@@ -21,6 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use self::{
     manifest::EngineManifest,
     search::Found,
+    surroundings::Surroundings,
     verdict::{Candidate, Refusal},
 };
 use crate::models::Readable;
@@ -40,7 +42,7 @@ type Stamp = Vec<(PathBuf, Option<SystemTime>, u64)>;
 /// The list of engines. Verdicts are kept while manifest and library stay as they are.
 #[derive(Debug, Default)]
 pub struct Registry {
-    engines_dirs: Mutex<Vec<PathBuf>>,
+    surroundings: Mutex<Surroundings>,
     known: Mutex<HashMap<Stamp, Known>>,
     /// Probes have ended.
     probed: Condvar,
@@ -85,18 +87,18 @@ impl Drop for Probing<'_> {
 
 impl Registry {
     /// Over these folders, in search order.
-    pub fn new(engines_dirs: Vec<PathBuf>) -> Self {
-        Self { engines_dirs: Mutex::new(engines_dirs), known: Mutex::default(), probed: Condvar::new() }
+    pub fn new(surroundings: Surroundings) -> Self {
+        Self { surroundings: Mutex::new(surroundings), known: Mutex::default(), probed: Condvar::new() }
     }
 
     /// From now on over these folders. What is known of the engines that stay is kept.
-    pub fn search_in(&self, engines_dirs: Vec<PathBuf>) {
-        *self.engines_dirs.lock() = engines_dirs;
+    pub fn search_in(&self, surroundings: Surroundings) {
+        *self.surroundings.lock() = surroundings;
     }
 
     fn search(&self) -> Vec<Found> {
-        let engines_dirs = self.engines_dirs.lock().clone();
-        search::search(&engines_dirs)
+        let surroundings = self.surroundings.lock().clone();
+        search::search(&surroundings)
     }
 
     /// What the manifests say that their engines read. Opens no engine.
@@ -163,11 +165,13 @@ impl Registry {
                         })
                     })
                 };
+                let verdict = verdict.map_err(|refusal| refusal.with_missing(&found.libraries.missing));
                 Candidate {
                     id: found.id,
                     gpu_backend: found.gpu_backend,
                     directory: found.directory,
                     manifest: found.manifest,
+                    libraries: found.libraries.found,
                     verdict,
                 }
             })
@@ -259,25 +263,29 @@ mod tests {
         root
     }
 
+    fn within(root: &tempfile::TempDir) -> Surroundings {
+        Surroundings { engines_dirs: vec![root.path().to_owned()], ..Surroundings::default() }
+    }
+
     #[test]
     fn other_folders_are_searched_from_then_on() {
         let root = one_engine();
         let ((began, _begins), (opens, open)) = (channel(), channel());
         let gate = Gate { began: Mutex::new(began), open: Mutex::new(open), refuses: AtomicBool::new(false) };
-        let registry = Registry::new(vec![]);
+        let registry = Registry::new(Surroundings::default());
         assert!(registry.candidates(&gate, false).is_empty());
-        registry.search_in(vec![root.path().to_owned()]);
+        registry.search_in(within(&root));
         opens.send(()).unwrap();
         assert_eq!(usable(&registry.candidates(&gate, false)), [true]);
         assert_eq!(registry.readable().formats(), ["f"]);
-        registry.search_in(vec![]);
+        registry.search_in(Surroundings::default());
         assert!(registry.candidates(&gate, true).is_empty());
     }
 
     #[test]
     fn nobody_waits_for_another_s_refresh() {
         let root = one_engine();
-        let registry = Registry::new(vec![root.path().to_owned()]);
+        let registry = Registry::new(within(&root));
         let ((began, begins), (opens, open)) = (channel(), channel());
         let gate = Gate { began: Mutex::new(began), open: Mutex::new(open), refuses: AtomicBool::new(false) };
         std::thread::scope(|scope| {

@@ -13,6 +13,7 @@ use llm_node_wire::message::EngineAddress;
 
 use super::{
     manifest::{self, EngineManifest},
+    surroundings::{Libraries, Surroundings},
     verdict::Refusal,
 };
 
@@ -31,6 +32,8 @@ pub struct Found {
     pub directory: PathBuf,
     /// What could be read.
     pub manifest: Option<EngineManifest>,
+    /// Libraries that packages have brought for it, and those that they have not.
+    pub libraries: Libraries,
     /// Set where the engine must not be opened.
     pub refusal: Option<Refusal>,
 }
@@ -44,19 +47,23 @@ impl Found {
             gpu_backend: manifest.gpu_backend.clone(),
             directory: self.directory.clone(),
             binary: self.directory.join(&manifest.binary),
+            libraries: self.libraries.found.clone(),
         })
     }
 }
 
-/// All candidates below these folders, in order of preference.
-pub fn search(engines_dirs: &[PathBuf]) -> Vec<Found> {
+/// All candidates below the folders, in order of preference.
+pub fn search(surroundings: &Surroundings) -> Vec<Found> {
     let mut found = Vec::new();
     let mut kept: HashMap<(String, String), PathBuf> = HashMap::new();
-    for engines_dir in engines_dirs {
+    for engines_dir in &surroundings.engines_dirs {
         for engine in folders(engines_dir) {
             for directory in folders(&engine) {
-                let Some(mut candidate) = look(&engine, &directory) else { continue };
-                if candidate.manifest.is_some() {
+                let Some(mut candidate) = look(&engine, &directory, surroundings) else { continue };
+                // One that this machine cannot run leaves the id to the next.
+                if candidate.manifest.is_some()
+                    && !matches!(candidate.refusal, Some(Refusal::DriverTooOld { .. }))
+                {
                     let key = (candidate.id.clone(), candidate.gpu_backend.clone());
                     match kept.get(&key) {
                         // The same folder may be reached twice; that is one engine.
@@ -100,7 +107,7 @@ pub fn meant(folder: &Path) -> Option<PathBuf> {
     }
 }
 
-fn look(engine: &Path, directory: &Path) -> Option<Found> {
+fn look(engine: &Path, directory: &Path, surroundings: &Surroundings) -> Option<Found> {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
     let path = directory.join("manifest.json");
     let folder =
@@ -114,11 +121,25 @@ fn look(engine: &Path, directory: &Path) -> Option<Found> {
             id: manifest.id.clone(),
             gpu_backend: manifest.gpu_backend.clone(),
             directory,
+            refusal: refusal.or_else(|| too_old(&manifest, surroundings)),
+            libraries: surroundings.libraries_of(&manifest),
             manifest: Some(manifest),
-            refusal,
         },
-        Err(refusal) => Found { id, gpu_backend, directory, manifest: None, refusal: Some(refusal) },
+        Err(refusal) => Found {
+            id,
+            gpu_backend,
+            directory,
+            manifest: None,
+            libraries: Libraries::default(),
+            refusal: Some(refusal),
+        },
     })
+}
+
+fn too_old(manifest: &EngineManifest, surroundings: &Surroundings) -> Option<Refusal> {
+    let needed = manifest.cuda_driver.as_ref().filter(|needed| surroundings.driver_is_too_old(needed))?;
+    let driver = surroundings.cuda_driver.clone().unwrap_or_default();
+    Some(Refusal::DriverTooOld { needed: needed.clone(), driver })
 }
 
 /// Sub-folders, sorted by name; none where the folder cannot be read.
@@ -138,7 +159,7 @@ fn folders(directory: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::surroundings::Packaged, *};
 
     fn engine(root: &Path, folder: &str, id: &str, binary: bool, abi: &str) -> PathBuf {
         let directory = root.join(folder);
@@ -157,6 +178,48 @@ mod tests {
         directory
     }
 
+    fn within<const N: usize>(engines_dirs: [&Path; N]) -> Surroundings {
+        let engines_dirs = engines_dirs.iter().map(|path| path.to_path_buf()).collect();
+        Surroundings { engines_dirs, ..Surroundings::default() }
+    }
+
+    #[test]
+    fn one_whose_driver_is_too_old_leaves_its_id_to_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let (new, old) = (root.path().join("1"), root.path().join("2"));
+        let manifest = engine(&new, "a/cpu", "same", true, "1").join("manifest.json");
+        engine(&old, "a/cpu", "same", true, "1");
+        let text = fs::read_to_string(&manifest).unwrap();
+        let driver = r#"{"requires": {"cuda_driver": ">=580.65"},"#;
+        fs::write(&manifest, text.replacen('{', driver, 1)).unwrap();
+        let seen = |driver: &str| -> Vec<Option<String>> {
+            let surroundings = Surroundings { cuda_driver: Some(driver.to_owned()), ..within([&new, &old]) };
+            let kind = |found: &Found| found.refusal.as_ref().map(|refusal| refusal.kind().to_owned());
+            search(&surroundings).iter().map(kind).collect()
+        };
+        assert_eq!(seen("550.1"), [Some("DriverTooOld".to_owned()), None]);
+        assert_eq!(seen("580.65.1"), [None, Some("DuplicateEngine".to_owned())]);
+    }
+
+    #[test]
+    fn libraries_come_from_the_packages_that_the_manifest_names() {
+        let root = tempfile::tempdir().unwrap();
+        let manifest = engine(root.path(), "a/cpu", "a", true, "1").join("manifest.json");
+        let text = fs::read_to_string(&manifest).unwrap();
+        let libraries = r#"{"libraries": [["libb.so.1", "nvidia_b"], ["libc.so.1", "nvidia-c"]],"#;
+        fs::write(&manifest, text.replacen('{', libraries, 1)).unwrap();
+        let packaged = |name: &str, files: &[&str]| Packaged {
+            name: name.to_owned(),
+            requirement: format!("{name}>=1"),
+            files: files.iter().map(PathBuf::from).collect(),
+        };
+        let packaged =
+            vec![packaged("nvidia-b", &["/x/libother.so", "/x/libb.so.1"]), packaged("nvidia-c", &[])];
+        let found = search(&Surroundings { packaged, ..within([root.path()]) });
+        assert_eq!(found[0].address().unwrap().libraries, [PathBuf::from("/x/libb.so.1")]);
+        assert_eq!(found[0].libraries.missing, ["libc.so.1 comes with: pip install 'nvidia-c>=1'"]);
+    }
+
     #[test]
     fn sorted_first_wins_and_a_later_one_is_listed() {
         let root = tempfile::tempdir().unwrap();
@@ -165,7 +228,7 @@ mod tests {
         engine(&one, "a/cpu", "other", true, "1");
         engine(&two, "a/cpu", "same", true, "1");
         fs::create_dir_all(one.join("b/src")).unwrap();
-        let found = search(&[one, two, root.path().join("none")]);
+        let found = search(&within([&one, &two, &root.path().join("none")]));
         let seen: Vec<_> = found
             .iter()
             .map(|found| (found.id.as_str(), found.refusal.as_ref().map(Refusal::kind)))
@@ -197,7 +260,7 @@ mod tests {
         fs::create_dir_all(root.path().join("missing/cpu")).unwrap();
         let json = engine(root.path(), "json/cpu", "json", true, "1");
         fs::write(json.join("manifest.json"), "{").unwrap();
-        let found = search(&[root.path().to_path_buf()]);
+        let found = search(&within([root.path()]));
         let refusal =
             |id: &str| found.iter().find(|found| found.id == id).and_then(|found| found.refusal.clone());
         let abi = refusal("abi").unwrap();
@@ -220,7 +283,7 @@ mod tests {
             let mut permissions = fs::metadata(&place).unwrap().permissions();
             permissions.set_mode(permissions.mode() | 0o002);
             fs::set_permissions(&place, permissions).unwrap();
-            let found = search(&[root.path().to_path_buf()]);
+            let found = search(&within([root.path()]));
             assert_eq!(found[0].refusal.as_ref().map(Refusal::kind), Some("WritableByOthers"), "{id}");
         }
     }

@@ -55,6 +55,14 @@ pub enum Refusal {
         /// Folder of this one.
         refused: PathBuf,
     },
+    /// It works with newer drivers alone.
+    #[error("it needs NVIDIA's driver {needed} or a newer one; this machine has {driver}. Update the driver")]
+    DriverTooOld {
+        /// By the manifest.
+        needed: String,
+        /// What there is.
+        driver: String,
+    },
     /// Built for another ABI.
     #[error("ABI version mismatch: expected {expected}, got {got}")]
     AbiMismatch {
@@ -114,6 +122,7 @@ impl Refusal {
             Refusal::ManifestInvalid { .. } => "ManifestInvalid",
             Refusal::WritableByOthers { .. } => "WritableByOthers",
             Refusal::DuplicateEngine { .. } => "DuplicateEngine",
+            Refusal::DriverTooOld { .. } => "DriverTooOld",
             Refusal::AbiMismatch { .. } => "AbiMismatch",
             Refusal::BinaryNotFound { .. } => "BinaryNotFound",
             Refusal::Crashed { .. } => "Crashed",
@@ -140,6 +149,18 @@ impl Refusal {
         self.code() == ErrorCode::AbiMismatch
     }
 
+    /// With words on libraries that are missing, where it is that the library could not be opened.
+    #[must_use]
+    pub fn with_missing(self, missing: &[String]) -> Self {
+        match self {
+            Refusal::Probed(mut refusal) if refusal.kind == "LoadFailed" && !missing.is_empty() => {
+                refusal.fault.message = format!("{}; {}", refusal.fault.message, missing.join("; "));
+                Refusal::Probed(refusal)
+            }
+            other => other,
+        }
+    }
+
     /// May a second look find something else although no file changed?
     pub fn is_passing(&self) -> bool {
         matches!(self, Refusal::NotProbed(_))
@@ -157,6 +178,8 @@ pub struct Candidate {
     pub directory: PathBuf,
     /// What it says, where it can be read.
     pub manifest: Option<EngineManifest>,
+    /// Libraries that packages have brought for it.
+    pub libraries: Vec<PathBuf>,
     /// What became of it.
     pub verdict: Result<EngineFacts, Refusal>,
 }

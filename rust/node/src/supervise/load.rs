@@ -200,6 +200,7 @@ fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
         gpu_backend: manifest.gpu_backend.clone(),
         directory: candidate.directory.clone(),
         binary: candidate.directory.join(&manifest.binary),
+        libraries: candidate.libraries.clone(),
     })
 }
 

@@ -57,6 +57,7 @@ use crate::{
     platform,
     registry::{
         Registry,
+        surroundings::Surroundings,
         verdict::{Candidate, EngineRow},
     },
 };
@@ -117,7 +118,7 @@ impl Supervisor {
         let (drive, start) = Drive::new(fleet);
         let this = Self {
             inner: Arc::new(Inner {
-                registry: Registry::new(config.engines_dirs.clone()),
+                registry: Registry::new(config.surroundings()),
                 catalog: Catalog::new(
                     config.models_dir.clone(),
                     config.demo_model.clone(),
@@ -141,8 +142,8 @@ impl Supervisor {
     }
 
     /// Looks for engines in these folders from now on, in this order.
-    pub fn search_in(&self, engines_dirs: Vec<PathBuf>) {
-        self.inner.registry.search_in(engines_dirs);
+    pub fn search_in(&self, surroundings: Surroundings) {
+        self.inner.registry.search_in(surroundings);
     }
 
     /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
@@ -161,6 +162,11 @@ impl Supervisor {
     pub fn model(&self, name: &str) -> Ticket {
         let name = name.to_owned();
         self.report("model", move |inner| inner.model(&name))
+    }
+
+    /// The files that are not listed as models, each with the reason. Opens no engine.
+    pub fn unlisted(&self) -> Ticket {
+        self.report("unlisted", |inner| Ok(inner.catalog.unlisted(&inner.registry.readable())))
     }
 
     /// The models that cannot be loaded, with code and message of what is in the way: a defect of their own, or

@@ -56,6 +56,7 @@ pub fn compile(folder: &Path, source: &Path, id: &str, flags: &[&str]) -> Engine
         gpu_backend: "cpu".into(),
         directory: folder.into(),
         binary,
+        libraries: Vec::new(),
     }
 }
 

@@ -1,0 +1,111 @@
+"""`llm-node show` and `cp`: what is known of a model, and a further name for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.hub import sha256
+from support.node import RunningNode, node_environment
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def pulled(tmp_path: Path, demo_model: Path) -> Path:
+    """The models folder, with a model as a pull leaves it."""
+    folder = tmp_path / ".llm-node/models/org/Tiny-GGUF"
+    folder.mkdir(parents=True)
+    shutil.copy(demo_model, folder / "tiny-Q4_0.gguf")
+    digest = sha256(demo_model.read_bytes())
+    record = {
+        "files": {"tiny-Q4_0.gguf": {"sha256": digest, "revision": "c0ffee"}},
+        "why": {"Q4_0": ["org/Tiny-GGUF: Q4_0, 3.9 MiB.", "It needs little.", "There is no larger version."]},
+    }
+    (folder / ".pull.json").write_text(json.dumps(record))
+    return folder.parents[1]
+
+
+@pytest.fixture
+def command(tmp_path: Path, engines: Path) -> Command:
+    return lambda *arguments: subprocess.run(
+        [
+            Path(sys.executable).with_name("llm-node"),
+            *arguments,
+            "--engines-dir",
+            engines,
+            "--gpu-backend",
+            "cpu",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=node_environment(tmp_path),
+    )
+
+
+def test_all_that_is_known_of_a_model(command: Command, pulled: Path) -> None:
+    shown = command("show", "tiny")
+    assert shown.returncode == 0, shown.stderr
+    name, *lines = shown.stdout.splitlines()
+    assert name == "org/Tiny-GGUF:Q4_0"
+    told: dict[str, list[str]] = {}
+    word = ""
+    for line in lines:
+        word = line[2:15].strip() or word
+        told.setdefault(word, []).append(line[16:])
+    assert told["architecture"] == ["llama"] and told["context"] == ["1,024 tokens"]
+    assert "parameters, Q4_0, 3.9 MiB" in told["weights"][0]
+    assert told["template"] == ["yes"] and told["can"] == ["known once it is loaded"]
+    (need,) = told["needs"]  # its own longest context; the other lengths are beyond that
+    assert need.endswith(" MiB with 1,024 tokens")
+    assert told["file"] == [str(pulled / "org/Tiny-GGUF/tiny-Q4_0.gguf")]
+    assert told["why"][0] == "org/Tiny-GGUF: Q4_0, 3.9 MiB."
+    known = json.loads(command("show", "tiny", "--json").stdout)
+    assert list(known["sha256"].values()) == told["sha256"]
+    assert known["needs"][0]["context_length"] == 1024 and known["facts"] is None
+
+
+def test_the_files_are_compared_with_what_was_promised(command: Command, pulled: Path) -> None:
+    right = command("show", "tiny", "--verify")
+    assert right.returncode == 0 and "tiny-Q4_0.gguf: right" in right.stdout
+    with (pulled / "org/Tiny-GGUF/tiny-Q4_0.gguf").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    wrong = command("show", "tiny", "--verify")
+    assert wrong.returncode == 1 and "tiny-Q4_0.gguf: differs" in wrong.stdout
+    assert "checksum_mismatch" in wrong.stderr
+    assert "nothing was promised" in command("show", "llm-node-demo", "--verify").stdout
+
+
+def test_what_a_loaded_model_can(node: RunningNode, command: Command) -> None:
+    node.post("/api/models/load", {"model_id": "llm-node-demo"})
+    shown = command("show", "llm-node-demo", "--node", node.url)
+    assert shown.returncode == 0, shown.stderr
+    assert "  can           chat" in shown.stdout
+
+
+def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:
+    copied = command("cp", "tiny", "gpt-4o")
+    assert copied.returncode == 0, copied.stderr
+    command("cp", "llm-node-demo", "other")
+    config = (tmp_path / ".llm-node/config.toml").read_text()
+    assert config == 'alias = ["gpt-4o=org/Tiny-GGUF:Q4_0", "other=llm-node-demo"]\n'
+    assert command("show", "gpt-4o").stdout.startswith("org/Tiny-GGUF:Q4_0\n")
+    assert sorted(path.name for path in pulled.rglob("*.gguf")) == ["tiny-Q4_0.gguf"], "no bytes are copied"
+
+
+@pytest.mark.parametrize("arguments", [("show", "no-such"), ("cp", "no-such", "name")])
+def test_a_model_that_is_not_there(command: Command, arguments: tuple[str, ...]) -> None:
+    ended = command(*arguments)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert "model_not_found" in ended.stderr
