@@ -17,12 +17,12 @@ PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/i
   pyproject.toml README.md
 WEB_SOURCES    := $(wildcard web/package*.json web/entries/*.js) web/vendor.sha256 tools/vendor_web.py
 
-.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize bench gen engine samples wheel clean help
+.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize docs bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,5s/^# *//p' $(MAKEFILE_LIST)
-	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | clients | sanitize | bench | gen | wheel | clean"
+	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | clients | sanitize | docs | bench | gen | wheel | clean"
 
 ## set-up ###########################################################################################
 
@@ -126,6 +126,10 @@ sanitize:
 
 gen: $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py
+
+# The documentation as a site, in .cache/site/docs/index.html. A link that leads nowhere is an error.
+docs: $(STAMPS)/tools
+	$(BIN)/python -m sphinx -q -W -n --keep-going -c docs -b html . .cache/site
 
 # Against llama-server, which it builds first; see docs/benchmarks.md. ROWS=decode-8,burst-32 for some only.
 bench: setup
