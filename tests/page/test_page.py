@@ -96,6 +96,9 @@ def test_enter_does_not_send_while_an_input_method_composes(open_page: Open) -> 
     area.fill("にほんご")
     for event in ({"isComposing": True}, {"keyCode": 229}):
         area.dispatch_event("keydown", {"key": "Enter", "bubbles": True, **event})
+    # Some send it once more when the word is confirmed.
+    area.dispatch_event("compositionend", {"data": "にほんご", "bubbles": True})
+    area.dispatch_event("keydown", {"key": "Enter", "keyCode": 229, "bubbles": True})
     expect(area).to_have_value("にほんご")
     expect(page.locator(".entry")).to_have_count(0)
     area.press("Shift+Enter")
@@ -178,6 +181,50 @@ def test_a_pull_is_seen_through_a_reload(open_page: Open, hub: StandInHub) -> No
     row.get_by_role("button", name="Delete org/Tiny-GGUF:Q4_0").click()
     row.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator(".cards h3").filter(has_text="Tiny")).to_have_count(0)
+
+
+def test_a_pull_is_stopped_gone_on_with_and_discarded_in_the_page(
+    open_page: Open, hub: StandInHub, node: RunningNode
+) -> None:
+    hub.behaviour.pause = threading.Event()
+    page = open_page("/#/models")
+    page.get_by_label("Repository of the hub").fill("org/Tiny-GGUF:Q4_0")
+    page.get_by_role("button", name="Fetch", exact=True).click()
+    pull = page.locator(".cards > li").filter(has=page.get_by_role("heading", name="org/Tiny-GGUF:Q4_0")).last
+    expect(pull).to_contain_text("fetching")
+    pull.get_by_role("button", name="Stop").click()
+    expect(pull).to_contain_text("stopped")
+    expect(page.locator(".cards h4").filter(has_text="org/Tiny-GGUF:Q4_0")).to_have_count(1)
+    staged = node.log.parent / ".llm-node/models/.pulling/org/Tiny-GGUF"
+    assert staged.is_dir()
+    hub.behaviour.pause.set()
+    hub.behaviour.pause = threading.Event()
+    pull.get_by_role("button", name="Go on").click()
+    expect(pull).to_contain_text("fetching")
+    pull.get_by_role("button", name="Stop").click()
+    with page.expect_response("**/api/models/remove"):
+        pull.get_by_role("button", name="Delete what is there").click()
+    hub.behaviour.pause.set()
+    assert not staged.exists()
+
+
+def test_what_holds_the_memory_is_a_bar_and_a_table(open_page: Open, node: RunningNode) -> None:
+    node.post("/api/models/load", {"model_id": "llm-node-demo"})
+    page = open_page("/#/models")
+    rows = page.locator("section, main").locator("table").last.locator("tbody tr")
+    for part in ("weights", "cache"):
+        expect(rows.filter(has_text=f"llm-node-demo · {part}")).to_have_count(1)
+    shown = dict(row.inner_text().split("\t") for row in rows.all())
+    assert {"other programs", "free"} < set(shown)
+    device = node.get("/api/system").json()["devices"][0]
+    total = sum(_mebibytes(size) for size in shown.values())
+    assert total == pytest.approx(device["total_bytes"] / 2**20, rel=0.02)
+    expect(page.locator("svg.memory rect")).to_have_count(len(shown))
+
+
+def _mebibytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"MiB": 1, "GiB": 1024}[unit]
 
 
 def test_what_cannot_be_pulled_is_said(open_page: Open) -> None:

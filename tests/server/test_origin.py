@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from llm_node.node import Node
+from llm_node.server.app import make_app
+from llm_node.settings import Settings
 from support.node import RunningNode, running_node
 from support.raw import Reply, ask, exchange, parse
 
@@ -68,6 +72,46 @@ def test_no_route_answers_to_a_foreign_name(node: RunningNode, path: str, method
     """DNS rebinding: a page whose own name was pointed at this machine."""
     reply = ask(node, path, method=method, Host="evil.example", Origin="http://evil.example")
     assert (reply.status, reply.error()) == (403, "host_not_allowed")
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every route of a node, with something in its holes."""
+    app = make_app(Node(engines_dirs=[], models_dir=""), Settings())
+    found = [(route.method, route.resource) for route in app.router.routes()]
+    return [
+        (method, re.sub(r"\{[^}]*\}", "x", resource.canonical))
+        for method, resource in found
+        if resource is not None and method != "*"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"),
+    [
+        ("host_not_allowed", {"Host": "evil.example"}),
+        ("host_not_allowed", {"Host": "evil.example:3000", "Origin": "http://evil.example:3000"}),
+        ("origin_not_allowed", {"Origin": "https://evil.example", "Content_Type": "text/plain"}),
+        ("origin_not_allowed", {"Origin": "null", "Content_Type": "application/x-www-form-urlencoded"}),
+        ("origin_not_allowed", {"Sec_Fetch_Site": "cross-site", "Content_Type": "text/plain"}),
+    ],
+)
+def test_web_sites_do_not_drive_the_local_server(
+    node: RunningNode, code: str, headers: dict[str, str]
+) -> None:
+    """On every route: another origin, a rebound name, a form that no browser asks about first."""
+    found = routes()
+    assert len(found) > 60, "it looked at all of them"
+    before = node.get("/api/models").json()
+    for method, path in found:
+        if code == "origin_not_allowed" and path in ("/", "/healthz"):
+            continue  # they tell nothing, and do nothing
+        body = b'{"model_id": "llm-node-demo", "model": "llm-node-demo"}' if method == "POST" else None
+        reply = ask(node, path, method=method, body=body, **{"Host": own(node), **headers})
+        assert reply.status == 403, f"{method} {path}"
+        # Each dialect has a form of its own for errors; what to do stands in all of them.
+        advice = b"--allow-host" if code == "host_not_allowed" else b"--cors-origin"
+        assert method == "HEAD" or advice in reply.body, f"{method} {path}"
+    assert node.get("/api/models").json() == before, "nothing was loaded, unloaded or fetched"
 
 
 def test_without_a_host_no_browser_asks(node: RunningNode) -> None:

@@ -31,10 +31,15 @@ class Behaviour:
     wrong_sha256: set[str] = field(default_factory=set)
     """Files of which another hash is promised."""
     cut_after: int | None = None
-    """Bytes of large files, all together, until connections are cut; then never again."""
+    """Bytes of large files, all together and without reads of their headers, until connections are cut; then
+    never again."""
     busy: bool = False
     pause: threading.Event | None = None
     """Large files go on once it is set, from their middle."""
+    silent_at: int | None = None
+    """From this byte of a large file on nothing comes, on a connection that stays open; once."""
+    awake: threading.Event = field(default_factory=threading.Event)
+    """Ends that silence."""
     begun: threading.Event = field(default_factory=threading.Event)
     """Set with the first bytes of a large file."""
     served: dict[str, int] = field(default_factory=dict)
@@ -81,13 +86,13 @@ class StandInHub:
             server.shutdown()
             server.server_close()
 
-    def sends(self, name: str, count: int) -> bool:
+    def sends(self, name: str, count: int, *, is_header: bool) -> bool:
         """May so many more bytes of a file be sent?"""
         with self._lock:
             behaviour = self.behaviour
             behaviour.served[name] = behaviour.served.get(name, 0) + count
             behaviour.begun.set()
-            if behaviour.cut_after is None:
+            if behaviour.cut_after is None or is_header:
                 return True
             behaviour.cut_after -= count
             if behaviour.cut_after > 0:
@@ -215,6 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.server.hub.repositories[repository][name]
         match = _RANGE.fullmatch(self.headers.get("Range", ""))
         first, last, status = 0, len(content) - 1, 200
+        is_header = match is not None and match[2] != ""
         if match:
             first, status = int(match[1]), 206
             last = min(int(match[2] or last), last)
@@ -226,12 +232,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        pause = self.server.hub.behaviour.pause if last - first > len(content) // 2 else None
+        pause = None if is_header else self.server.hub.behaviour.pause
         for begin in range(first, last + 1, BLOCK):
             block = content[begin : min(begin + BLOCK, last + 1)]
             if pause is not None and begin >= len(content) // 2:
                 pause.wait(30)
-            if not self.server.hub.sends(name, len(block)):
+            behaviour = self.server.hub.behaviour
+            if behaviour.silent_at is not None and begin >= behaviour.silent_at and not is_header:
+                behaviour.silent_at = None
+                behaviour.awake.wait(60)
+                self.close_connection = True
+                return
+            if not self.server.hub.sends(name, len(block), is_header=is_header):
                 self.close_connection = True
                 with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)

@@ -203,9 +203,12 @@ function Planned({ planned: plan }) {
 
 function PullList() {
   if (pulls.value.length === 0) return null;
+  // What is there of a stopped pull has a row of its own.
+  const stopped = new Set(pulls.value.filter((it) => it.event === "stopped").map((it) => it.model));
+  const shown = pulls.value.filter((it) => it.error?.code !== "cancelled" || !stopped.has(it.model));
   return html`<h3>${say("pulls")}</h3>
     <ul class="cards">
-      ${pulls.value.map((it) => html`<${Pull} key=${it.pull_id ?? it.model} it=${it} />`)}
+      ${shown.map((it) => html`<${Pull} key=${it.pull_id ?? it.model} it=${it} />`)}
     </ul>`;
 }
 
@@ -240,12 +243,31 @@ function Memory() {
     ${devices.value.map((device) => html`<${Device} key=${`${device.kind}${device.index}`} device=${device} />`)}`;
 }
 
+/**
+ * What a model takes on a device, by what it is for, as far as the engine says.
+ * @param {any} device @param {{model_id: string, bytes: number}} holder
+ */
+function shares(device, holder) {
+  const row = rows.value?.find((each) => each.model_id === holder.model_id);
+  const isThere = (/** @type {any} */ use) => (device.kind === "host" ? use.is_host : use.bus_id === device.bus_id);
+  const uses = (row?.facts?.memory ?? []).filter(isThere);
+  const sum = (/** @type {string} */ part) =>
+    uses.reduce((/** @type {number} */ all, /** @type {any} */ use) => all + use[part], 0);
+  const [weights, cache] = [sum("weights"), sum("cache")];
+  const rest = Math.max(0, holder.bytes - weights - cache);
+  return [
+    { name: `${holder.model_id} · ${say("weights")}`, bytes: weights, kind: "weights" },
+    { name: `${holder.model_id} · ${say("cache")}`, bytes: cache, kind: "cache" },
+    { name: `${holder.model_id} · ${say("rest")}`, bytes: rest, kind: "rest" },
+  ].filter((part) => part.bytes > 0);
+}
+
 /** One bar for eyes, and its figures as a table for everybody. @param {{device: any}} properties */
 function Device({ device }) {
   const others = Math.max(0, device.total_bytes - device.free_bytes - device.reserved_bytes);
   /** @type {{name: string, bytes: number, kind: string}[]} */
   const parts = [
-    ...device.holders.map((/** @type {any} */ it) => ({ name: it.model_id, bytes: it.bytes, kind: "model" })),
+    ...device.holders.flatMap((/** @type {any} */ it) => shares(device, it)),
     { name: say("others"), bytes: others, kind: "others" },
     { name: say("free"), bytes: device.free_bytes, kind: "free" },
   ];
