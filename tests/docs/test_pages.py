@@ -18,7 +18,12 @@ from llm_node.settings import ALL, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "engines/README.md", ROOT / "examples/README.md"]
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("*/README.md"),
+        ROOT / "deploy/haproxy/README.md",
+    ]
 )
 PRINTED = ("docs/errors.md", "docs/settings.md", "docs/conformance.md")
 """From tables, which have their own tests."""

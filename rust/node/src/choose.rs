@@ -157,6 +157,8 @@ mod tests {
             gpu_backend: backend.into(),
             directory: "/engines".into(),
             manifest: Some(EngineManifest {
+                libraries: Vec::new(),
+                cuda_driver: None,
                 conformance: None,
                 id: id.into(),
                 version: "1".into(),
@@ -166,6 +168,7 @@ mod tests {
                 formats: list(formats),
                 binary: "lib.so".into(),
             }),
+            libraries: Vec::new(),
             verdict: Ok(EngineFacts { abi_version: 1, extensions: vec![] }),
         }
     }

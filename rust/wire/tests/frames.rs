@@ -180,7 +180,7 @@ prop_compose! {
 prop_compose! {
     fn address()(
         id in text(), version in text(), gpu_backend in text(), directory in text(), binary in text(),
-        libraries in prop::collection::vec(text(), 0..3),
+        libraries in vec(text(), 0..3),
     ) -> EngineAddress {
         let libraries = libraries.into_iter().map(Into::into).collect();
         EngineAddress { id, version, gpu_backend, directory: directory.into(), binary: binary.into(), libraries }
