@@ -121,7 +121,7 @@ def test_commands_and_their_flags_are_there() -> None:
 
 
 def test_routes_are_there() -> None:
-    app = make_app(Node(engines_dirs=[], models_dir=""), Settings())
+    app = make_app(Node(Settings()), Settings())
     there = set()
     for route in app.router.routes():
         resource = route.resource

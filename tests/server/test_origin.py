@@ -76,7 +76,7 @@ def test_no_route_answers_to_a_foreign_name(node: RunningNode, path: str, method
 
 def routes() -> list[tuple[str, str]]:
     """Every route of a node, with something in its holes."""
-    app = make_app(Node(engines_dirs=[], models_dir=""), Settings())
+    app = make_app(Node(Settings()), Settings())
     found = [(route.method, route.resource) for route in app.router.routes()]
     return [
         (method, re.sub(r"\{[^}]*\}", "x", resource.canonical))

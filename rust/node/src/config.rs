@@ -141,6 +141,15 @@ impl NodeConfig {
         Usual { defaults: self.defaults.clone(), models: self.models.clone() }
     }
 
+    /// Where engines are, and what they find beside them.
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings {
+            engines_dirs: self.engines_dirs.clone(),
+            packaged: self.packaged.clone(),
+            cuda_driver: self.cuda_driver.clone(),
+        }
+    }
+
     /// [`NodeConfig::probe_timeout_seconds`].
     pub fn probe_timeout(&self) -> Duration {
         seconds(self.probe_timeout_seconds)

@@ -166,7 +166,7 @@ impl Supervisor {
 
     /// The files that are not listed as models, each with the reason. Opens no engine.
     pub fn unlisted(&self) -> Ticket {
-        self.report("unlisted", |inner| Ok(inner.catalog.unlisted(&inner.registry.readable())))
+        self.report("unlisted", |inner| written(&inner.catalog.unlisted(&inner.registry.readable())))
     }
 
     /// The models that cannot be loaded, with code and message of what is in the way: a defect of their own, or
