@@ -11,6 +11,7 @@ use llm_node_core::{
     constrain::{Constraint, Prototype, Wanted},
     engine::{Token, attribute},
     error::ErrorCode,
+    event::Part,
     text::answer::{AnswerText, Told},
 };
 use serde_json::{Value, json};
@@ -231,9 +232,6 @@ fn a_format_of_messages_is_that_of_the_last() {
         let conversation = Conversation { tools, ..Conversation::default() };
         let wanted = Wanted::of(Format::Regex("[ab]{3}".into()), &conversation, &Arc::new(syntax.clone()));
         let prototype = compile(wanted).unwrap();
-        let control = |name: &str| {
-            (0..VOCABULARY.len() as Token).find(|&it| VOCABULARY.token_bytes(it) == name.as_bytes()).unwrap()
-        };
         let channel = control("<|channel|>");
         let final_message = |it: &mut Vec<Token>| {
             it.push(channel);
@@ -259,6 +257,64 @@ fn a_format_of_messages_is_that_of_the_last() {
         }
         assert!(!prototype.constraint().mask().unwrap().admits(Token::from(b'a')));
     }
+}
+
+fn control(name: &str) -> Token {
+    (0..VOCABULARY.len() as Token).find(|&it| VOCABULARY.token_bytes(it) == name.as_bytes()).unwrap()
+}
+
+/// A call that must be made comes behind a message of thoughts, of which the grammar sees neither the text nor the marks
+/// around it; as the scheduler has it.
+#[test]
+fn what_is_thought_before_a_message_with_a_call_is_free() {
+    let (_, syntax) = syntaxes().pop().unwrap();
+    let prototype = compile(wanted(&syntax, Choice::Required, Format::Text)).unwrap();
+    let (mut constraint, mut told) = (prototype.constraint(), Vec::new());
+    let mut answer = AnswerText::new(&[], VOCABULARY.control_tokens(), watch(&syntax), "");
+    let bytes = |text: &str| text.bytes().map(Token::from).collect::<Vec<_>>();
+    let call = [
+        vec![control("<|channel|>")],
+        bytes("commentary to=functions.set-light "),
+        vec![control("<|constrain|>")],
+        bytes("json"),
+        vec![control("<|message|>")],
+        bytes("{\"on\": true}"),
+    ]
+    .concat();
+    let thought = [
+        vec![control("<|channel|>")],
+        bytes("analysis"),
+        vec![control("<|message|>")],
+        bytes("Hm, {\"on\"."),
+        vec![END, control("<|start|>")],
+        bytes("assistant"),
+    ]
+    .concat();
+    for token in [thought.clone(), thought, call].concat() {
+        let thought = answer.thinks();
+        if !thought {
+            assert!(constraint.mask().unwrap().admits(token), "{token} {told:?}");
+        }
+        if VOCABULARY.has(token, attribute::CONTROL) {
+            answer.push_control(VOCABULARY.token_bytes(token), &mut told);
+        } else {
+            answer.push(VOCABULARY.token_bytes(token), &mut told);
+        }
+        if !thought && !answer.thinks() {
+            constraint.consume(token).unwrap();
+        }
+    }
+    assert!(constraint.is_accepting().unwrap());
+    answer.finish(true, &mut told);
+    let mut input = String::new();
+    for it in &told {
+        match it {
+            Told::Piece { part: Part::Input, text, .. } => input += text,
+            Told::Piece { part: Part::Text, text, .. } => panic!("{text}"),
+            _ => {}
+        }
+    }
+    assert_eq!(input, "{\"on\": true}", "{told:?}");
 }
 
 /// An answer as the model writes it by itself, token by token.
