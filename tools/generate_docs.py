@@ -123,7 +123,9 @@ def conformance_page() -> str:
 `llm-node engine check ENGINE --model FILE` asks an engine all of this, each in a process of its own: a crash
 or a hang is an answer like any other. An engine that breaks a *must* is not to be used; one that breaks a
 *should* works, and surprises somebody. `--quick` repeats less, `--only NAME` asks one thing or one group,
-`--json` is for programs. The exit code is 0, 1 where a must is broken, and 2 where nothing could be said.
+`--engine-option KEY=VALUE` starts the engine with a setting, `--json` is for programs. The exit code is 0, 1
+where a must is broken, and 2 where nothing could be said. It takes seconds
+([how many](benchmarks.md#checks-of-an-engine)).
 
 `--soak MINUTES` asks all of it again and again, each time with other calls, until something fails. `--write`
 has the engine say in its manifest which level it keeps, when, and by which suite:
@@ -145,7 +147,25 @@ so does another check, without which it says nothing, that failed.
                 anchor = name.replace(".", "-")
                 parts.append(f'<a id="{anchor}"></a>\n**`{name}`** ({level}). {check["what"]}\n')
                 parts.append(f'The header: "{check["contract"]}" To mend it: {check["mend"]}\n\n')
-    return "".join(parts)
+    return "".join(parts) + items_section()
+
+
+def items_section() -> str:
+    """The list that the contract came with, and who asks each item."""
+    head = """\
+## What is covered
+
+The list of what engines should be asked was made with the contract, before there was a check. Each item has
+its checks, and each check is there for an item; where another asks, or nobody, it is said why.
+
+"""
+    rows = [("", "item", "asked by"), ("---",) * 3]
+    group = ""
+    for item in conformance.items():
+        asked = ", ".join(f"[`{name}`](#{name.replace('.', '-')})" for name in item["checks"])
+        rows.append(("" if item["group"] == group else item["group"], item["asks"], asked or item["other"]))
+        group = item["group"]
+    return head + table(rows)
 
 
 def benchmarks_page() -> str:

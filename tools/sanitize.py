@@ -2,7 +2,8 @@
 
 Three rounds, each with a reason when it cannot run here:
 
-- C: the host's tests with the fake and sample engines under AddressSanitizer and UndefinedBehaviorSanitizer.
+- C: the host's tests with the fake engines, and `engine check` of the sample ones, under AddressSanitizer and
+  UndefinedBehaviorSanitizer.
 - Rust: the crates with `unsafe` under AddressSanitizer, which needs a nightly toolchain.
 - Miri: the Rust that needs no C. Interpreted, some hundred times slower, and so only the smaller tests.
 
@@ -83,10 +84,11 @@ def c_round() -> None:
         assert "heap-buffer-overflow" in seen, f"the sanitizer does not see an overrun:\n{seen}"
     # The runtime comes before all others, so that Rust's memory is watched where C reads and writes it.
     runner = f"target.{host_target()}.runner = ['env', 'LD_PRELOAD={runtime}']"
-    run(
-        ["cargo", "--config", runner, "test", "-p", "llm-node-host", "--tests", "--locked", "--quiet"],
-        {"ENGINE_CFLAGS": ENGINE_CFLAGS},
-    )
+    for tests in (["llm-node-host", "--tests"], ["llm-node-conformance", "--test", "samples"]):
+        run(
+            ["cargo", "--config", runner, "test", "-p", *tests, "--locked", "--quiet"],
+            {"ENGINE_CFLAGS": ENGINE_CFLAGS},
+        )
 
 
 def rust_round() -> None:

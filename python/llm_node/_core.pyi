@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "check_engine",
     "conformance_checks",
+    "conformance_items",
     "end_with_parent",
     "engine_at",
     "engine_claims",
@@ -62,15 +63,20 @@ def check_engine(plan: str, child: list[str], progress: Callable[[str], None]) -
     last argument, which is added to it. `progress` is told each outcome, as JSON. Raises `Fault` for an
     engine without a manifest that can be read, and for a check that nobody knows.
 
-    Plan: {"folder", "model" or null, "checks": names of checks or of groups (none: all), "quick",
-    "seed": what is made up at random begins from it, "deadline_seconds"}. Outcome: as an entry of
-    `conformance_checks`, with {"status": "passed" | "failed" | "skipped", "seen": what was seen, or why
-    it was skipped, "script": calls, "seconds"}.
+    Plan: {"folder", "model" or null, "checks": names of checks or of groups (none: all), "options": pairs
+    that the engine is started with, "quick", "seed": what is made up at random begins from it,
+    "deadline_seconds"}. Outcome: as an entry of `conformance_checks`, with {"status": "passed" | "failed" |
+    "skipped", "seen": what was seen, or why it was skipped, "script": calls, "seconds"}.
     """
 
 def conformance_checks() -> str:
     """Every check, as JSON: [{"name", "level": "must" | "should", "what", "contract": a passage of
     engine_api.h, "line": where it stands there, "mend": what to change}]."""
+
+def conformance_items() -> str:
+    """What the contract was designed to be asked, as JSON: [{"group": a heading, "asks", "checks": the names
+    of those that ask it, "other": who does so in their place, or why nobody does; null where there are
+    checks}]."""
 
 def end_with_parent() -> None:
     """From now on this process gets SIGTERM when the thread that started it ends. Raises `OSError`, also on

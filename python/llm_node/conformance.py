@@ -82,22 +82,30 @@ def checks() -> list[dict[str, Any]]:
     return found
 
 
+def items() -> list[dict[str, Any]]:
+    """What the contract was designed to be asked: group, asks, and either checks or other, who asks it."""
+    found: list[dict[str, Any]] = json.loads(_core.conformance_items())
+    return found
+
+
 def run(
     engine: Engine,
     model: Path | None,
     progress: Callable[[Outcome], None],
     *,
     names: Sequence[str] = (),
+    options: Sequence[tuple[str, str]] = (),
     quick: bool = False,
     seed: int = 0,
     deadline_seconds: float = DEADLINE_SECONDS,
 ) -> None:
     """Run checks: those called so or of groups called so, or all. Another `seed` makes up other calls.
-    Raises `Fault` for an unknown name."""
+    `options`: what the engine is started with. Raises `Fault` for an unknown name."""
     plan = {
         "folder": str(engine.folder),
         "model": None if model is None else str(model.resolve()),
         "checks": list(names),
+        "options": list(options),
         "quick": quick,
         "seed": seed,
         "deadline_seconds": deadline_seconds,

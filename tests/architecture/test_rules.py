@@ -23,6 +23,7 @@ ARROWS = {
     "llm-node-sdk": {"llm-node-abi"},
     "llm-node-host": {"llm-node-abi", "llm-node-core"},
     "llm-node-conformance": {"llm-node-host", "llm-node-core", "llm-node-abi"},
+    "llm-node-fixtures": {"llm-node-abi"},  # for tests alone
     "llm-node-wire": {"llm-node-core"},
     "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core", "llm-node-cpu"},
     # of the ABI, the version alone
@@ -95,6 +96,10 @@ def test_every_crate_is_named() -> None:
 def test_arrows(crate: str) -> None:
     ours = {name for name in packages()[crate]["normal"] if name.startswith("llm-node-")}
     assert ours <= ARROWS[crate]
+
+
+def test_what_is_for_tests_is_in_tests_alone() -> None:
+    assert not [crate for crate, kinds in packages().items() if "llm-node-fixtures" in kinds["normal"]]
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_HERE))

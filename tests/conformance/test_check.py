@@ -7,14 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llm_node import conformance
+from support import models
 from support.engines import fake_engine
-from support.node import running_node
+from support.node import node_environment, running_node
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -86,6 +88,70 @@ def test_the_commands_of_the_page_make_an_engine_that_answers(
         assert "I am well" in answer.json()["choices"][0]["message"]["content"], answer.body
 
 
+@pytest.mark.timeout(600)
+def test_a_running_node_takes_what_is_built_anew(run: Run, tmp_path: Path) -> None:
+    """`build --watch`: each change that compiles and breaks no must reaches the models that are loaded."""
+    home = tmp_path / "node"
+    assert run("new", "tiny").returncode == 0
+    assert run("build", "tiny").returncode == 0
+    source, log = tmp_path / "tiny/engine.c", tmp_path / "watch.log"
+    right = source.read_text()
+    least = "weights[token] = 1e-4;"
+    assert right.count(least) == 1
+
+    def saying(letter: str) -> str:
+        return right.replace(least, f"weights[token] = token == '{letter}' ? 1e60 : 1e-4;")
+
+    folders = [f"--{name}-dir={tmp_path / 'tiny' / name}" for name in ("engines", "models")]
+    with running_node(home, ["serve", *folders, "--gpu-backend", "cpu"]) as node, log.open("wb") as sink:
+
+        def answer() -> str:
+            body = {"model": "hello", "prompt": "Hello, who", "temperature": 0, "max_tokens": 4}
+            told = node.post("/v1/completions", body)
+            assert told.status == 200, told.body
+            return str(told.json()["choices"][0]["text"])
+
+        def words() -> str:
+            return log.read_text(errors="replace")
+
+        assert answer() == " are"
+        command = [str(Path(sys.executable).with_name("llm-node")), "engine", "build", "tiny", "--watch"]
+        watching = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            cwd=tmp_path,
+            env=node_environment(home),
+        )
+        try:
+            _wait_for(lambda: words().count("loaded anew") == 1, words)
+            assert answer() == " are"
+            source.write_text(saying("Z"))
+            _wait_for(lambda: words().count("loaded anew") == 2, words)
+            assert answer() == "ZZZZ"
+            # What does not compile, and what breaks a must, reaches nobody.
+            source.write_text(saying("Y") + "\nint nothing\n")
+            _wait_for(lambda: "error" in words(), words)
+            source.write_text(saying("Y").replace("name != NULL", "0"))
+            _wait_for(lambda: "tokenizer.template (must)" in words(), words)
+            assert answer() == "ZZZZ"
+            source.write_text(saying("X"))
+            _wait_for(lambda: words().count("loaded anew") == 3, words)
+            assert answer() == "XXXX"
+            assert watching.poll() is None
+        finally:
+            watching.terminate()
+            watching.wait()
+
+
+def _wait_for(happens: Callable[[], bool], words: Callable[[], str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, words()
+        time.sleep(0.1)
+
+
 def test_three_sentences_and_the_calls_say_what_is_wrong(run: Run, tmp_path: Path) -> None:
     fake_engine(tmp_path / "engines", "liar", defines={"FAKE_COPY_SHORT": None})
     (tmp_path / "models").mkdir()
@@ -107,6 +173,7 @@ def test_three_sentences_and_the_calls_say_what_is_wrong(run: Run, tmp_path: Pat
         (("nowhere",), "does not exist"),
         (("empty",), "no manifest.json"),
         (("engines/fine", "--only", "batch.nothing"), "no check is called"),
+        (("engines/fine", "--engine-option", "threads"), "'threads' is not KEY=VALUE"),
     ],
 )
 def test_what_cannot_be_checked_is_said(
@@ -128,29 +195,36 @@ def test_without_a_model_what_needs_one_is_skipped(run: Run, tmp_path: Path) -> 
     assert checked.returncode == 0
 
 
-def test_the_samples_pass(samples: Path, tmp_path: Path) -> None:
-    model = tmp_path / "text.txt"
-    model.write_text("once upon a time there was an engine that answered. once more.")
-    for name in ("my_engine", "sample_markov"):
-        found: list[conformance.Outcome] = []
-        engine = conformance.engine_at(samples / name)
-        conformance.run(engine, model, found.append, names=("file", "life", "tier0"), quick=True)
-        assert [one for one in found if one.status == "failed"] == []
-        assert {one.name for one in found if one.status == "passed"} >= {"tier0.generate", "tier0.memory"}
-
-
 SHOULD_MISSED = {"life.process"}
 """By the llama.cpp engine: docs/engines-llama-cpp.md says why."""
 
 
-def test_llama_cpp_passes_every_must(llama_cpp: Path, demo_model: Path, repository: Path) -> None:
+def checked_llama_cpp(folder: Path, model: Path, *names: str, **options: str) -> set[str]:
+    """What passed of these checks."""
     found: list[conformance.Outcome] = []
-    conformance.run(conformance.engine_at(llama_cpp), demo_model, found.append, quick=True)
+    engine = conformance.engine_at(folder)
+    conformance.run(engine, model, found.append, names=names, options=tuple(options.items()), quick=True)
     failed = {one.name: one.seen for one in found if one.status == "failed"}
     assert failed.keys() <= SHOULD_MISSED, failed
-    assert "batch.scripts" in {one.name for one in found if one.status == "passed"}
+    return {one.name for one in found if one.status == "passed"}
+
+
+def test_llama_cpp_passes_every_must(llama_cpp: Path, demo_model: Path, repository: Path) -> None:
+    assert "batch.scripts" in checked_llama_cpp(llama_cpp, demo_model)
     page = (repository / "docs/engines-llama-cpp.md").read_text()
     assert all(f"`{name}`" in page for name in SHOULD_MISSED)
+
+
+def test_llama_cpp_passes_with_a_cache_that_is_split(llama_cpp: Path, demo_model: Path) -> None:
+    """With as few sequences as a check has, it is in one piece unless one asks otherwise."""
+    those = ("batch.cut", "batch.together", "batch.copy", "batch.rollback", "batch.save", "batch.scripts")
+    assert checked_llama_cpp(llama_cpp, demo_model, *those, cache_mode="split") == set(those)
+
+
+def test_llama_cpp_passes_with_a_model_that_embeds(llama_cpp: Path, tmp_path: Path) -> None:
+    encoder = models.encoder(tmp_path / "encoder.gguf", ranks=False)
+    passed = checked_llama_cpp(llama_cpp, encoder)
+    assert {"embed.vectors", "embed.capacity", "tokenizer.pieces", "models.again"} <= passed
 
 
 def test_an_exception_that_escapes_is_found(run: Run, tmp_path: Path, repository: Path) -> None:

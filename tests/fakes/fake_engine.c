@@ -47,6 +47,10 @@
 //    NO_SAVE
 //    ROWS_F16  ROWS_BF16   logits in half the width
 //
+// -DFAKE_..., more of them
+//    TOP=N           rows are cut down to N candidates, for picks that use nothing
+//    PICKS           rows go as far as is wished, whatever picks use; with late masks, and in chains
+//
 // -DFAKE_..., lies and accidents
 //    at loading     CRASH_IN_CONSTRUCTOR  HANG_IN_CONSTRUCTOR  MISSING_SYMBOL (engine_generate)  NULL_INFO
 //                   GARBAGE_INFO  GARBAGE_ID  NULL_ID  UNTERMINATED_ID  VERSION_NOT_UTF8  GARBAGE_TABLE  NULL_SLOT
@@ -63,6 +67,12 @@
 //                   SAVE_NEEDS_NOTHING  SAVE_NEEDS_ALL  SAVE_NEEDS_MORE  SAVE_WROTE_MORE  RESTORE_NOTHING
 //                   RESTORE_SHORT  REMOVE_NOTHING  REMOVE_LEAKS  COPY_SHORT  COPY_SPOILS  TICKET_ZERO
 //                   FEWER_SEQUENCES  SHORTER_CONTEXT  FEWER_ROWS  SMALLER_CACHE  ENDLESS_SEQUENCES
+//    the candidates, with TOP
+//                   TOP_NOTHING  TOP_TOO_MANY  TOP_OUTSIDE  TOP_NEGATIVE  TOP_TWICE  TOP_UNSORTED  TOP_NULL_IDS
+//                   TOP_CROOKED_IDS  TOP_NULL_LOGITS  TOP_UNASKED
+//    the picks, with PICKS
+//                   PICK_NO_BIAS  PICK_NO_MASK  PICK_NO_LATE_MASK  PICK_PRESENCE_COUNTS  PICK_FORGETS_ROWS
+//                   PICK_TOP_K_MORE  PICK_ONE_UNIFORM  PICK_READS_ALL  PICK_SHAPES_LOGITS  CHAIN_FORGETS
 //    the stream     TOKEN_AFTER_END  NO_END_ELEMENT
 //    embed          SHORT_VECTORS
 //    at the end     CRASH_IN_SHUTDOWN  HANG_IN_SHUTDOWN  THREAD_LEFT
@@ -194,6 +204,7 @@ static MAYBE_UNUSED void perhaps_hang(int call) {
 #include "fake_engine/models.h"
 #include "fake_engine/memory.h"
 #include "fake_engine/tokenizer.h"
+#include "fake_engine/picks.h"
 #include "fake_engine/batch.h"
 #include "fake_engine/rows.h"
 #include "fake_engine/sequences.h"

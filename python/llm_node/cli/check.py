@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -23,6 +23,19 @@ Step = Callable[[str], None]
 """Told the name of each check when it has ended."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an engine."""
+
+    model: Path | None = None
+    """None: one that lies beside it."""
+    names: Sequence[str] = ()
+    """Of checks or groups of them; none: all."""
+    options: Sequence[tuple[str, str]] = ()
+    quick: bool = False
+    deadline: float = conformance.DEADLINE_SECONDS
+
+
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A model that it can load.")
@@ -36,6 +49,14 @@ Step = Callable[[str], None]
 )
 @click.option("--write", is_flag=True, help="Say in the manifest which level the engine keeps.")
 @click.option("--only", "names", multiple=True, metavar="NAME", help="This check, or this group of them.")
+@click.option(
+    "--engine-option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=lambda context, parameter, given: [_pair(text) for text in given],
+    help="A setting that the engine is started with.",
+)
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
@@ -52,6 +73,7 @@ def check(
     soak: float | None,
     write: bool,
     names: Sequence[str],
+    options: Sequence[tuple[str, str]],
     deadline: float,
 ) -> None:
     """Check the engine in the folder ENGINE against engine_api.h.
@@ -68,7 +90,8 @@ def check(
         found = conformance.engine_at(engine)
         if write and model is None and found.model_beside() is None:
             raise click.UsageError("--write needs a model: most checks ask nothing without one")
-        outcomes = _again_and_again(found, model, names, quick, deadline, 60 * (soak or 0))
+        wanted = Wanted(model, names, options, quick, deadline)
+        outcomes = _again_and_again(found, wanted, 60 * (soak or 0))
         level = conformance.claim(found, outcomes) if write else None
     except NodeError as fault:
         click.echo(f"Error: {fault.message}", err=True)
@@ -85,14 +108,19 @@ def check(
         sys.exit(1)
 
 
-def _again_and_again(
-    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float, seconds: float
-) -> list[Outcome]:
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _again_and_again(engine: Engine, wanted: Wanted, seconds: float) -> list[Outcome]:
     """The outcomes of the first round in which something failed, or of the last."""
     end = time.monotonic() + seconds
     rounds = 0
     while True:
-        outcomes = run(engine, model, names, quick, deadline, seed=rounds)
+        outcomes = run(engine, wanted, seed=rounds)
         rounds += 1
         if any(one.status == "failed" for one in outcomes) or time.monotonic() >= end:
             if rounds > 1:
@@ -100,11 +128,8 @@ def _again_and_again(
             return outcomes
 
 
-def run(
-    engine: Engine, model: Path | None, names: Sequence[str], quick: bool, deadline: float, *, seed: int = 0
-) -> list[Outcome]:
+def run(engine: Engine, wanted: Wanted, *, seed: int = 0) -> list[Outcome]:
     """All outcomes, with a bar on stderr meanwhile."""
-    model = model or engine.model_beside()
     outcomes: list[Outcome] = []
     with _bar(len(conformance.checks())) as step:
 
@@ -112,18 +137,32 @@ def run(
             outcomes.append(outcome)
             step(outcome.name)
 
-        conformance.run(engine, model, heard, names=names, quick=quick, seed=seed, deadline_seconds=deadline)
+        conformance.run(
+            engine,
+            wanted.model or engine.model_beside(),
+            heard,
+            names=wanted.names,
+            options=wanted.options,
+            quick=wanted.quick,
+            seed=seed,
+            deadline_seconds=wanted.deadline,
+        )
     return outcomes
 
 
 def show(engine: Engine, outcomes: Sequence[Outcome]) -> None:
-    """The table, then three sentences on each check that failed, then one on all of them."""
+    """The table of all, then what failed."""
     marks = {"passed": "ok", "failed": "FAILED", "skipped": "-"}
     rows = [["CHECK", "LEVEL", "RESULT", "SECONDS", "WHY IT WAS SKIPPED"]]
     for one in outcomes:
         why = one.seen if one.status == "skipped" else ""
         rows.append([one.name, one.level, marks[one.status], f"{one.seconds:7.2f}", why])
     table.show(rows)
+    show_failed(engine, outcomes)
+
+
+def show_failed(engine: Engine, outcomes: Sequence[Outcome]) -> None:
+    """Three sentences on each check that failed, then one on all of them."""
     failed = [one for one in outcomes if one.status == "failed"]
     for one in failed:
         click.echo(f"\n{one.name} ({one.level})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -9,12 +10,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 import llm_node
 from llm_node import conformance
-from llm_node.cli import check
+from llm_node.cli import check, options, renewal
+
+if TYPE_CHECKING:
+    from llm_node.settings import Settings
 
 PACKAGE = Path(llm_node.__file__).parent
 TEMPLATES = PACKAGE / "templates"
@@ -69,21 +74,33 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 @click.command()
 @click.argument("project", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
-@click.option("--watch", is_flag=True, help="Build again after each change, and check --quick. Until Ctrl-C.")
-def build(project: Path, watch: bool) -> None:
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Build again after each change, check --quick, and let the node that runs take it. Until Ctrl-C.",
+)
+@click.pass_context
+def build(context: click.Context, project: Path, watch: bool) -> None:
     """Compile the engine in the folder PROJECT, as `engine new` made it, and put it where a node looks.
 
     A Cargo.toml, a CMakeLists.txt or a Makefile says how. A node that runs takes the new library with the
-    next load of a model: the old one is replaced in one go.
+    next load of a model: the old one is replaced in one go. With --watch it loads its models anew at once,
+    where no "must" is broken.
     """
-    built = _build(project)
-    while watch:
-        if built:
-            _check(project)
-        _wait_for_change(project)
-        built = _build(project)
-    if not built:
+    if watch:
+        _watch(project, options.settings(context.find_root().obj))
+    elif not _build(project):
         sys.exit(1)
+
+
+def _watch(project: Path, settings: Settings) -> NoReturn:
+    import asyncio
+
+    while True:
+        before = _stamp(project)
+        if _build(project) and _keeps_every_must(project):
+            asyncio.run(renewal.renew(settings, conformance.engine_at(project)))
+        _wait_for_change(project, before)
 
 
 def _build(project: Path) -> bool:
@@ -126,14 +143,16 @@ def _commands(project: Path) -> Iterator[Sequence[str]]:
         raise click.ClickException(f"{project} has no Cargo.toml, CMakeLists.txt or Makefile")
 
 
-def _check(project: Path) -> None:
+def _keeps_every_must(project: Path) -> bool:
+    """Checks, and shows what failed."""
     engine = conformance.engine_at(project)
-    outcomes = check.run(engine, None, (), True, conformance.DEADLINE_SECONDS)
-    check.show(engine, [one for one in outcomes if one.status == "failed"] or outcomes[:1])
+    outcomes = check.run(engine, check.Wanted(quick=True))
+    check.show_failed(engine, outcomes)
+    return not any(outcome.refuses for outcome in outcomes)
 
 
-def _wait_for_change(project: Path) -> None:
-    before = _stamp(project)
+def _wait_for_change(project: Path, before: list[tuple[str, float]]) -> None:
+    """Until the sources are others than `before`, and stay so."""
     while (now := _stamp(project)) == before:
         time.sleep(PAUSE_SECONDS)
     while (later := _stamp(project)) != now:  # an editor may write several files
@@ -142,7 +161,9 @@ def _wait_for_change(project: Path) -> None:
 
 
 def _stamp(project: Path) -> list[tuple[str, float]]:
-    files = (path for path in project.rglob("*") if path.is_file())
-    return sorted(
-        (str(path), path.stat().st_mtime) for path in files if not MADE & set(path.relative_to(project).parts)
-    )
+    found = []
+    for path in project.rglob("*"):
+        if path.is_file() and not MADE & set(path.relative_to(project).parts):
+            with contextlib.suppress(FileNotFoundError):  # what an editor had beside it for a moment
+                found.append((str(path), path.stat().st_mtime))
+    return sorted(found)

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llm_node_abi::{
-    ENGINE_STAGE_LOGITS, ENGINE_STAGE_TOKEN, ENGINE_STAGE_TOP, ENGINE_TOKEN_NONE, ERR_BUFFER_TOO_SMALL,
-    ERR_CACHE_FULL, ERR_CANCELLED, ERR_INVALID_ARGUMENT, ERR_UNSUPPORTED, EngineRow, EngineSlice,
+    ENGINE_STAGE_LOGITS, ENGINE_STAGE_TOKEN, ENGINE_STAGE_TOP, ENGINE_TOKEN_NONE, ENGINE_TOKEN_PREVIOUS,
+    ERR_BUFFER_TOO_SMALL, ERR_CACHE_FULL, ERR_CANCELLED, ERR_INVALID_ARGUMENT, ERR_UNSUPPORTED, EngineRow,
+    EngineSlice,
 };
 use llm_node_core::engine::{EngineFaultKind, Row, Slice, StepEngine, Token};
 use llm_node_host::{Context, ContextParams, EngineError};
 
 use crate::bench::{Bench, LONGEST, context, context_for, plain_tokens};
 use crate::check::{Check, Level, Stop, Verdict, ensure};
+use crate::picks;
 use crate::raw::{batch as raw, process};
 use crate::script::{Call, Feed, made_up};
 use crate::world::{World, apart, fed};
@@ -225,6 +227,25 @@ pub(crate) const CHECKS: &[Check] = &[
         ask: stages,
     },
     Check {
+        name: "batch.picks",
+        level: Level::Must,
+        what: "Penalties, bias, masks and the draw lead where the chain leads, for each that `uses` may name; a row at \
+               LOGITS is the model's own, and members that are not named are not read.",
+        contract: "From a row of logits to a token there is one fixed chain",
+        mend: "Do each step of the chain as the header says it, or answer LOGITS for a pick that uses it.",
+        after: &["batch.stages", "batch.several-rows"],
+        ask: picks::picks,
+    },
+    Check {
+        name: "batch.chain",
+        level: Level::Must,
+        what: "Steps that go on with the token before, unseen, bring the tokens that come one by one.",
+        contract: "the token that the engine picked for this sequence in the step before, which the host has not yet seen",
+        mend: "Put the token that the step before has picked for the sequence in the place of ENGINE_TOKEN_PREVIOUS.",
+        after: &["batch.picks"],
+        ask: picks::chain,
+    },
+    Check {
         name: "batch.save",
         level: Level::Must,
         what: "A sequence that was saved goes on in another place, and in another context, as it would have.",
@@ -339,6 +360,11 @@ fn create(bench: &Bench<'_>) -> Verdict {
                     "cache_tokens is {}, where 0 was asked for: {max_sequences} sequences of {length} tokens need \
                      {all}.",
                     limits.cache_tokens
+                );
+                let sizes = &context.info().decode_sizes;
+                ensure!(
+                    sizes.first() != Some(&0) && sizes.windows(2).all(|pair| pair[0] < pair[1]),
+                    "decode_sizes are {sizes:?}: numbers of slices, which rise."
                 );
             }
             Err(EngineError::Failed { code, message, .. }) if max_sequences > 1 => {
@@ -545,6 +571,19 @@ fn account(bench: &Bench<'_>) -> Verdict {
     let mut context = context(&world.model, SOME)?;
     let (all, said) = (context.limits().cache_tokens, raw::cache_free(&mut context));
     ensure!(said == all, "cache_free of a new context says {said}, and cache_tokens is {all}.");
+    if context.limits().shares_prefixes && context.limits().max_sequences > 1 {
+        fed(&mut context, 0, &texts[0][..9])?;
+        let before = raw::cache_free(&mut context);
+        context.copy_prefix(0, 1, 9)?;
+        let after = raw::cache_free(&mut context);
+        // The page that both will write to may be copied at once.
+        let page = u64::from(context.limits().cache_page);
+        ensure!(
+            after + if page > 1 { page } else { 0 } >= before,
+            "A copy of 9 tokens cost {} of the cache, where ENGINE_CONTEXT_SHARE says that it costs none.",
+            before.saturating_sub(after)
+        );
+    }
     Ok(())
 }
 
@@ -757,6 +796,12 @@ fn invalid(bench: &Bench<'_>) -> Verdict {
             vec![good(1, 0, &[token], 1), good(0, 2, &[n_vocab], 1)],
         ));
         wrong.push(("a sequence twice", vec![good(0, 2, &[token], 1), good(0, 2, &[token], 1)]));
+    }
+    if !context.info().chains {
+        wrong.push((
+            "ENGINE_TOKEN_PREVIOUS, which is not understood",
+            vec![good(0, 2, &[ENGINE_TOKEN_PREVIOUS], 1)],
+        ));
     }
     let rows = limits.max_rows;
     if rows < limits.max_batch_tokens && rows < limits.context_length - 2 && rows < 1 << 12 {
@@ -1024,7 +1069,7 @@ fn stages(bench: &Bench<'_>) -> Verdict {
         (ENGINE_STAGE_TOP, unknown),
         (ENGINE_STAGE_TOKEN, unknown),
     ] {
-        let pick = raw::Pick { stage, uses, n_candidates: 4 };
+        let pick = raw::Pick { stage, uses, n_candidates: 4, ..raw::Pick::default() };
         let slice =
             raw::Slice { tokens: tokens.clone(), n_rows: 1, pick: Some(pick), ..raw::Slice::default() };
         bench.trail.call(&format!("batch.step: a pick of stage {stage}, uses {uses:#x}"));

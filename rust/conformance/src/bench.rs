@@ -58,6 +58,7 @@ impl<'a> Bench<'a> {
             engine_dir: self.subject.library.parent().map(Path::to_owned).unwrap_or_default(),
             gpu_backend: self.subject.gpu_backend.clone(),
             max_tokens: 32,
+            options: self.subject.options.clone(),
             ..InitConfig::default()
         }
     }

@@ -8,6 +8,7 @@
 //! Subject     which engine, and with which model
 //! Check       name, level, passage of the header, what to change when it fails
 //! Outcome     passed, failed with a Finding, skipped with a reason
+//! Item        what the contract was designed to be asked, and which checks ask it
 //! ```
 //!
 //! It asks through `llm-node-host` wherever a node would ask in the same way. What no node does (sizes of an
@@ -21,9 +22,11 @@ mod check;
 mod embed;
 mod file;
 mod header;
+mod items;
 mod life;
 mod memory;
 mod models;
+mod picks;
 #[expect(unsafe_code, reason = "calls that no safe method makes, and the state of the process")]
 mod raw;
 mod run;
@@ -34,6 +37,7 @@ mod tokenizer;
 mod world;
 
 pub use check::{CHECKS, Check, Finding, Level, Outcome, Status};
+pub use items::{By, ITEMS, Item};
 pub use run::{RunError, Selection, child, run};
 
 use std::path::PathBuf;
@@ -53,6 +57,8 @@ pub struct Subject {
     pub gpu_backend: String,
     /// A model that the engine can load; without one nothing is checked that needs one.
     pub model: Option<PathBuf>,
+    /// Settings that it is started with: key and value.
+    pub options: Vec<(String, String)>,
     /// Fewer repetitions.
     pub quick: bool,
     /// What is made up at random begins from it: another one asks for other things.

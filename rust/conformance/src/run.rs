@@ -19,6 +19,10 @@ use crate::{Subject, raw};
 
 /// Lines of calls that are shown of a check whose process died.
 const SHOWN_CALLS: usize = 24;
+/// Characters of what a process said before it died.
+const LONGEST_WORDS: usize = 240;
+/// What sanitizers begin their words with.
+const SANITIZERS: [&str; 2] = ["Sanitizer: ", "runtime error: "];
 
 /// What keeps checks from being run at all.
 #[derive(Debug, thiserror::Error)]
@@ -180,11 +184,28 @@ fn in_a_process(
             let words = fs::read_to_string(&job.stderr).unwrap_or_default();
             Err(RunError::Broken { check: check.name, words: words.trim().to_owned() })
         }
-        (None, exited) => Ok(Status::Failed(death(&told.calls, exited, deadline))),
+        (None, exited) => {
+            let words = last_words(&fs::read(&job.stderr).unwrap_or_default());
+            Ok(Status::Failed(death(&told.calls, exited, deadline, words.as_deref())))
+        }
     }
 }
 
-fn death(calls: &[&str], exited: Option<ExitStatus>, deadline: Duration) -> Finding {
+/// What a process said before it died: what a sanitizer saw, or else its last line.
+fn last_words(stderr: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(stderr);
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said =
+        lines().find(|line| SANITIZERS.iter().any(|mark| line.contains(mark))).or(lines().next_back())?;
+    Some(said.chars().take(LONGEST_WORDS).collect())
+}
+
+fn death(
+    calls: &[&str],
+    exited: Option<ExitStatus>,
+    deadline: Duration,
+    last_words: Option<&str>,
+) -> Finding {
     let within = calls.last().copied().unwrap_or("the beginning");
     let call = within.split(':').next().unwrap_or(within);
     let (seen, mend) = match exited {
@@ -203,6 +224,7 @@ fn death(calls: &[&str], exited: Option<ExitStatus>, deadline: Duration) -> Find
             ),
         },
     };
+    let seen = last_words.map_or_else(|| seen.clone(), |words| format!("{seen} Its last words: {words}"));
     let from = calls.len().saturating_sub(SHOWN_CALLS);
     Finding { seen, mend: Some(mend), script: calls[from..].iter().map(|call| (*call).to_owned()).collect() }
 }

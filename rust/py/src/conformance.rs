@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use llm_node_conformance::{CHECKS, Check, Outcome, Selection, Status, Subject};
+use llm_node_conformance::{By, CHECKS, Check, ITEMS, Outcome, Selection, Status, Subject};
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_node::registry::{manifest, search, surroundings::Surroundings, verdict::Refusal};
 use pyo3::prelude::*;
@@ -35,6 +35,7 @@ struct Plan {
     folder: PathBuf,
     model: Option<PathBuf>,
     checks: Vec<String>,
+    options: Vec<(String, String)>,
     quick: bool,
     seed: u64,
     deadline_seconds: f64,
@@ -84,6 +85,30 @@ fn entry(check: &'static Check) -> Entry<'static> {
 #[pyfunction]
 pub(crate) fn conformance_checks(py: Python<'_>) -> PyResult<String> {
     let all: Vec<Entry> = CHECKS.iter().copied().flatten().map(entry).collect();
+    json(&all).map_err(|fault| raised(py, &fault))
+}
+
+#[derive(Serialize)]
+struct Item {
+    group: &'static str,
+    asks: &'static str,
+    checks: &'static [&'static str],
+    other: Option<&'static str>,
+}
+
+/// See `_core.pyi`.
+#[pyfunction]
+pub(crate) fn conformance_items(py: Python<'_>) -> PyResult<String> {
+    let item = |item: &'static llm_node_conformance::Item| Item {
+        group: item.group,
+        asks: item.asks,
+        checks: item.checks(),
+        other: match item.by {
+            By::Checks(_) => None,
+            By::Other(why) => Some(why),
+        },
+    };
+    let all: Vec<Item> = ITEMS.iter().map(item).collect();
     json(&all).map_err(|fault| raised(py, &fault))
 }
 
@@ -150,6 +175,7 @@ pub(crate) fn check_engine(
         version: engine.version,
         gpu_backend: engine.gpu_backend,
         model: plan.model,
+        options: plan.options,
         quick: plan.quick,
         seed: plan.seed,
     };

@@ -36,6 +36,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::run_load, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::check_engine, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::conformance_checks, module)?)?;
+    module.add_function(wrap_pyfunction!(conformance::conformance_items, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::engine_at, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::engine_claims, module)?)?;
     module.add_function(wrap_pyfunction!(conformance::run_check, module)?)?;

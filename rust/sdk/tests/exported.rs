@@ -2,6 +2,9 @@
 //!
 //! Its model is a number, and its logits are the count of tokens in the sequence: enough to see that
 //! everything arrives, and that what is wrong (a panic, a short struct, a NULL) ends at the wall.
+//!
+//! Miri runs this, and it opens no libraries. What an engine made with the SDK must do as any other is asked
+//! by `llm-node engine check` of those that `llm-node engine new --lang rust` makes (tests/conformance).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing call fails the test")]
 
 use std::cell::RefCell;

@@ -64,7 +64,7 @@ fn a_probe_gives_a_verdict_and_the_worker_ends() {
 
 #[test]
 fn a_refusal_names_its_kind_and_keeps_the_words() {
-    let toy = Toy::new(&["-DFAKE_ABI_VERSION=2"]);
+    let toy = Toy::new(&["ABI_VERSION=2"]);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Probe(toy.engine.clone()));
     let FromWorker::Verdict(Err(refusal)) = worker.next().unwrap() else { panic!("no refusal") };
@@ -75,7 +75,7 @@ fn a_refusal_names_its_kind_and_keeps_the_words() {
 
 #[test]
 fn a_crash_in_a_constructor_is_blamed_on_dlopen() {
-    let toy = Toy::new(&["-DFAKE_CRASH_IN_CONSTRUCTOR"]);
+    let toy = Toy::new(&["CRASH_IN_CONSTRUCTOR"]);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Probe(toy.engine.clone()));
     worker.next().unwrap_err();
@@ -192,7 +192,7 @@ fn an_engine_that_gives_candidates_answers_as_one_that_gives_whole_rows() {
         ids.iter().map(told).collect::<Vec<_>>()
     };
     let whole = answers(&[]);
-    for top in ["-DFAKE_TOP=1", "-DFAKE_TOP=8", "-DFAKE_TOP=64"] {
+    for top in ["TOP=1", "TOP=8", "TOP=64"] {
         assert_eq!(answers(&[top]), whole, "{top}");
     }
     assert!(whole.iter().any(|it| it.0 != whole[0].0), "all answers are the same");
@@ -319,7 +319,7 @@ fn a_worker_ends_with_its_node() {
 
 #[test]
 fn a_worker_ends_with_its_node_while_engine_init_hangs() {
-    let toy = Toy::new(&["-DFAKE_HANG_IN_INIT"]);
+    let toy = Toy::new(&["HANG_IN_INIT"]);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Load(toy.plan()));
     worker.wait_for_stage("engine_init");
@@ -328,7 +328,7 @@ fn a_worker_ends_with_its_node_while_engine_init_hangs() {
 
 #[test]
 fn a_worker_ends_with_its_node_while_a_step_hangs() {
-    let toy = Toy::new(&["-DFAKE_HANG_IN_STEP"]);
+    let toy = Toy::new(&["HANG_IN_STEP"]);
     let mut worker = toy.load();
     assert!(worker.stages.last().unwrap().contains("engine.batch/1 step"), "{:?}", worker.stages);
     worker.generate(1, greedy("hello", 3));
@@ -344,7 +344,7 @@ fn a_worker_ends_with_its_node_while_a_step_hangs() {
 
 #[test]
 fn a_crash_in_a_step_ends_the_connection() {
-    let toy = Toy::new(&["-DFAKE_CRASH_IN_STEP"]);
+    let toy = Toy::new(&["CRASH_IN_STEP"]);
     let mut worker = toy.load();
     worker.generate(1, greedy("hello", 3));
     while worker.next().is_ok() {}
@@ -374,7 +374,7 @@ fn a_model_that_is_none_is_a_failed_load() {
 
 #[test]
 fn the_reason_of_a_failed_load_is_told_before_the_engine_can_hang() {
-    let toy = Toy::new(&["-DFAKE_LOAD_CODE=9", "-DFAKE_HANG_IN_SHUTDOWN"]);
+    let toy = Toy::new(&["LOAD_CODE=9", "HANG_IN_SHUTDOWN"]);
     let mut worker = Worker::start();
     worker.send(&ToWorker::Load(toy.plan()));
     let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
@@ -408,7 +408,7 @@ fn a_context_longer_than_the_model_is_refused_by_name() {
 
 #[test]
 fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
-    let toy = Toy::new(&["-DFAKE_MOST_SEQUENCES=100"]);
+    let toy = Toy::new(&["MOST_SEQUENCES=100"]);
     let mut plan = LoadPlan {
         model: toy.folder.path().join("model.toy"),
         usual_size: ContextSize {
@@ -433,7 +433,7 @@ fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
 
 #[test]
 fn a_loaded_model_says_that_it_is_alive() {
-    let toy = Toy::new(&["-DFAKE_HANG_ON_BYTE=33"]);
+    let toy = Toy::new(&["HANG_ON_BYTE=33"]);
     let mut worker = toy.load();
     let FromWorker::Busy(idle) = worker.any().unwrap() else { panic!("not how busy it is") };
     assert_eq!((idle.running, idle.queued, idle.cache_used), (0, 0, 0));
@@ -534,7 +534,7 @@ fn a_tier_0_engine_answers_in_order_as_a_stream() {
 
 #[test]
 fn an_engine_that_streams_is_served_one_request_after_another() {
-    let toy = Toy::new(&["-DFAKE_NO_BATCH"]);
+    let toy = Toy::new(&["NO_BATCH"]);
     let (mut worker, facts) = Worker::load(toy.plan());
     assert_eq!(facts.source, "stream");
     for id in 1..=3 {
@@ -561,7 +561,7 @@ fn an_engine_that_streams_is_served_one_request_after_another() {
 
 #[test]
 fn a_stream_can_be_cancelled_and_stopped() {
-    let toy = Toy::new(&["-DFAKE_NO_BATCH", "-DFAKE_STEP_US=50000", "-DFAKE_EOG_EVERY=0"]);
+    let toy = Toy::new(&["NO_BATCH", "STEP_US=50000", "EOG_EVERY=0"]);
     let mut worker = toy.load();
     let mut long = greedy("hello", 0);
     long.max_tokens = None;
@@ -581,7 +581,7 @@ fn a_stream_can_be_cancelled_and_stopped() {
 
 #[test]
 fn rows_that_lie_end_the_worker_after_its_requests() {
-    let toy = Toy::new(&["-DFAKE_ROW_TOO_NARROW"]);
+    let toy = Toy::new(&["ROW_TOO_NARROW"]);
     let mut worker = toy.load();
     worker.generate(1, greedy("hello", 3));
     let Some(Event::Failed(fault)) = worker.outcome(1).ending else { panic!("it did not fail") };
@@ -613,16 +613,16 @@ fn a_call_that_hangs_ends_the_worker_and_is_named() {
     };
     let prompt: Provoke = |worker| worker.generate(1, greedy("!", 3));
     let cases: [(&str, &[&str], Provoke); 9] = [
-        ("engine_generate", &["-DFAKE_HANG_IN_GENERATE", "-DFAKE_NO_EXTENSIONS"], generate),
-        ("stream.generate", &["-DFAKE_HANG_ON_BYTE=101", "-DFAKE_NO_BATCH"], generate),
-        ("batch.step", &["-DFAKE_HANG_ON_BYTE=101"], generate),
-        ("batch.seq_remove", &["-DFAKE_HANG_IN_CALL=SEQ_REMOVE"], generate),
-        ("batch.seq_copy", &["-DFAKE_HANG_IN_CALL=SEQ_COPY"], again),
-        ("batch.cache_free", &["-DFAKE_HANG_IN_CALL=CACHE_FREE"], generate),
-        ("embed.embed", &["-DFAKE_HANG_IN_CALL=EMBED"], embed),
-        ("tokenizer.tokenize", &["-DFAKE_HANG_IN_CALL=TOKENIZE"], ask),
+        ("engine_generate", &["HANG_IN_GENERATE", "NO_EXTENSIONS"], generate),
+        ("stream.generate", &["HANG_ON_BYTE=101", "NO_BATCH"], generate),
+        ("batch.step", &["HANG_ON_BYTE=101"], generate),
+        ("batch.seq_remove", &["HANG_IN_CALL=SEQ_REMOVE"], generate),
+        ("batch.seq_copy", &["HANG_IN_CALL=SEQ_COPY"], again),
+        ("batch.cache_free", &["HANG_IN_CALL=CACHE_FREE"], generate),
+        ("embed.embed", &["HANG_IN_CALL=EMBED"], embed),
+        ("tokenizer.tokenize", &["HANG_IN_CALL=TOKENIZE"], ask),
         // A short one is tokenised on the thread that watches.
-        ("tokenizer.tokenize", &["-DFAKE_HANG_IN_CALL=TOKENIZE"], prompt),
+        ("tokenizer.tokenize", &["HANG_IN_CALL=TOKENIZE"], prompt),
     ];
     for (call, flags, provoke) in cases {
         let toy = Toy::new(flags);
@@ -640,7 +640,7 @@ fn a_call_that_hangs_ends_the_worker_and_is_named() {
 
 #[test]
 fn a_stream_that_goes_on_does_not_hang() {
-    let toy = Toy::new(&["-DFAKE_NO_BATCH", "-DFAKE_STEP_US=400000", "-DFAKE_EOG_EVERY=0"]);
+    let toy = Toy::new(&["NO_BATCH", "STEP_US=400000", "EOG_EVERY=0"]);
     let mut plan = toy.plan();
     plan.step_timeout_seconds = 2;
     let (mut worker, _) = Worker::load(plan);

@@ -37,7 +37,7 @@ impl Running {
 
     /// A tokenizer that takes 10 us for a byte, and a context for the longest text here.
     fn slow(queue_limit: u32) -> Self {
-        Self::planned(&["-DFAKE_TOKENIZE_NS=10000"], |plan| {
+        Self::planned(&["TOKENIZE_NS=10000"], |plan| {
             std::fs::write(&plan.model, "TOY1\nn_context=400000\n").unwrap();
             plan.size.context_length = Some(400_000);
             plan.size.max_sequences = Some(8);
@@ -147,8 +147,8 @@ fn a_draft_model_changes_no_answer_and_its_memory_is_counted() {
 #[test]
 fn a_draft_model_of_no_use_is_refused() {
     for (flags, file, why) in [
-        (&["-DFAKE_NO_BATCH"][..], "model.toy", "does not run"),
-        (&["-DFAKE_NO_EXTENSIONS"], "model.toy", "does not run"),
+        (&["NO_BATCH"][..], "model.toy", "does not run"),
+        (&["NO_EXTENSIONS"], "model.toy", "does not run"),
         (&[], "no-such-file", "no-such-file"),
     ] {
         let folder = tempdir().unwrap();
@@ -164,7 +164,7 @@ fn a_draft_model_of_no_use_is_refused() {
 
 #[test]
 fn many_threads_may_submit_and_cancel() {
-    let running = Running::new(&["-DFAKE_EOG_EVERY=0"]);
+    let running = Running::new(&["EOG_EVERY=0"]);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let model = &running.model;
@@ -295,14 +295,14 @@ fn long_questions_are_answered_while_short_ones_pass_them() {
 #[test]
 fn an_estimate_of_nothing_is_none() {
     let folder = tempdir().unwrap();
-    let address = fake(folder.path(), &["-DFAKE_ESTIMATE_NOTHING"]);
+    let address = fake(folder.path(), &["ESTIMATE_NOTHING"]);
     let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
     assert_eq!(engine.estimate(&plan(address, toy_model(folder.path()))), Ok(None));
 }
 
 #[test]
 fn a_text_that_cannot_be_tokenised_is_the_client_s() {
-    let running = Running::new(&["-DFAKE_REFUSE_TEXT"]);
+    let running = Running::new(&["REFUSE_TEXT"]);
     running.model.submit(1, greedy("why?", 3));
     assert_eq!(code(running.outcomes(&[1])[&1].ending.as_ref().unwrap()), ErrorCode::InvalidRequest);
 }
@@ -371,7 +371,7 @@ fn an_engine_takes_one_model_after_another_and_two_at_once() {
 #[test]
 fn tier_0_holds_one_model_at_a_time() {
     let folder = tempdir().unwrap();
-    let address = fake(folder.path(), &["-DFAKE_NO_EXTENSIONS"]);
+    let address = fake(folder.path(), &["NO_EXTENSIONS"]);
     let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
     let plan = plan(address, toy_model(folder.path()));
     let first = engine.load(&plan, &mut |_| ()).unwrap();

@@ -24,6 +24,11 @@ struct EngineContext {
    EngineToken *ids;    // candidates, and their logits: max_rows * N_VOCAB
    float       *best;
    uint16_t    *narrow_rows;
+#ifdef FAKE_PICKS
+   Wish        *wishes; // per row
+   float       *shaped; // max_rows * N_VOCAB
+   EngineToken *picked; // per sequence, by the last step that picked one
+#endif
    uint64_t     step_us, token_us, steps;
    volatile sig_atomic_t cancelled;
 };
@@ -43,6 +48,11 @@ static MAYBE_UNUSED void batch_destroy(EngineContext *context) {
    free(context->ids);
    free(context->best);
    free(context->narrow_rows);
+#ifdef FAKE_PICKS
+   free(context->wishes);
+   free(context->shaped);
+   free(context->picked);
+#endif
    free(context);
 }
 
@@ -75,6 +85,12 @@ static MAYBE_UNUSED int batch_create(EngineModel *model, const EngineContextPara
    int complete = context->cells != NULL && context->sequences != NULL && context->rows != NULL &&
                   context->wanted != NULL && context->ids != NULL && context->best != NULL &&
                   context->narrow_rows != NULL;
+#ifdef FAKE_PICKS
+   context->wishes = calloc((size_t)context->max_rows + 1, sizeof *context->wishes);
+   context->shaped = calloc((size_t)context->max_rows * N_VOCAB + 1, sizeof *context->shaped);
+   context->picked = calloc(context->max_sequences, sizeof *context->picked);
+   complete = complete && context->wishes != NULL && context->shaped != NULL && context->picked != NULL;
+#endif
    for (uint32_t i = 0; complete && i < context->max_sequences; i++) {
       context->sequences[i].cells = calloc(context->context_length, sizeof(uint32_t));
       complete                    = context->sequences[i].cells != NULL;
@@ -107,6 +123,10 @@ static MAYBE_UNUSED int batch_info(const EngineContext *context, EngineContextIn
    mine.cache_tokens     = context->n_cells;
 #ifdef FAKE_TOP
    mine.max_candidates = FAKE_TOP;
+#endif
+#ifdef FAKE_PICKS
+   mine.flags |= ENGINE_CONTEXT_CHAIN | ENGINE_CONTEXT_LATE_MASK;
+   mine.max_candidates = N_VOCAB;
 #endif
 #ifdef FAKE_ZERO_LIMITS
    mine.max_batch_tokens = 0;
@@ -181,6 +201,11 @@ static int step_refused(const EngineContext *context, const EngineBatch *batch) 
          return fail(ERR_INVALID_ARGUMENT, "a sequence grows beyond the context length");
       }
       for (uint32_t j = 0; j < slice->n_tokens; j++) {
+#ifdef FAKE_PICKS
+         if (j == 0 && slice->tokens[j] == ENGINE_TOKEN_PREVIOUS && slice->position > 0) {
+            continue;
+         }
+#endif
          if (slice->tokens[j] < 0 || slice->tokens[j] >= N_VOCAB) {
             return fail(ERR_INVALID_ARGUMENT, "a token is outside the toy's vocabulary");
          }
@@ -198,7 +223,9 @@ static int step_refused(const EngineContext *context, const EngineBatch *batch) 
 }
 
 static MAYBE_UNUSED uint32_t candidates_wanted(const EnginePick *pick) {
-#ifdef FAKE_TOP
+#if defined(FAKE_PICKS)
+   (void)pick; // its wish says so
+#elif defined(FAKE_TOP)
    // Whoever wants penalties, bias or masks applied gets the whole row.
    if (pick != NULL && pick->stage == ENGINE_STAGE_TOP && pick->uses == 0) {
       return pick->n_candidates < FAKE_TOP ? pick->n_candidates : FAKE_TOP;
@@ -247,17 +274,31 @@ static MAYBE_UNUSED int batch_step(EngineContext *context, const EngineBatch *ba
          (const EngineSlice *)(const void *)((const char *)batch->slices + i * batch->slice_stride);
       Sequence *sequence = &context->sequences[slice->sequence];
       for (uint32_t j = 0; j < slice->n_tokens; j++) {
-         mind(slice->tokens[j]);
-         uint64_t hash = appended(hash_of(context, sequence), slice->tokens[j]);
+         EngineToken token = slice->tokens[j];
+#ifdef FAKE_PICKS
+         if (token == ENGINE_TOKEN_PREVIOUS) {
+            token = context->picked[slice->sequence];
+         }
+#endif
+         mind(token);
+         uint64_t hash = appended(hash_of(context, sequence), token);
          uint32_t cell = take_cell(context);
          context->cells[cell].hash           = hash;
          sequence->cells[sequence->length++] = cell;
          if (j + slice->n_rows >= slice->n_tokens) {
             context->wanted[row] = candidates_wanted(slice->pick);
-            float *out           = context->rows + row++ * N_VOCAB;
-            for (int token = 0; token < N_VOCAB; token++) {
-               out[token] = logit(hash, token, context->model->eog_every);
+            float *out           = context->rows + row * N_VOCAB;
+            for (int id = 0; id < N_VOCAB; id++) {
+               out[id] = logit(hash, id, context->model->eog_every);
             }
+#ifdef FAKE_PICKS
+            wish_of(&context->wishes[row], slice, j + slice->n_rows - slice->n_tokens);
+            shape(&context->wishes[row], out, context->shaped + row * N_VOCAB);
+#   ifndef FAKE_CHAIN_FORGETS
+            context->picked[slice->sequence] = drawn(&context->wishes[row], context->shaped + row * N_VOCAB);
+#   endif
+#endif
+            row++;
          }
       }
    }

@@ -69,8 +69,7 @@ static void describe(EngineContext *context, size_t index, EngineRow *row) {
 }
 
 // Cuts the row down to the likeliest tokens, best first, and equal ones by lower id.
-static MAYBE_UNUSED void cut_down(EngineContext *context, size_t index, EngineRow *row) {
-   const float *logits = context->rows + index * N_VOCAB;
+static MAYBE_UNUSED void cut_down(EngineContext *context, const float *logits, size_t index, EngineRow *row) {
    EngineToken *ids    = context->ids + index * N_VOCAB;
    float       *best   = context->best + index * N_VOCAB;
    uint32_t     n      = 0;
@@ -125,10 +124,34 @@ static MAYBE_UNUSED void cut_down(EngineContext *context, size_t index, EngineRo
 #endif
 }
 
+#ifdef FAKE_PICKS
+// Goes as far as is wished.
+static void go_on(EngineContext *context, const uint32_t *late_mask, size_t index, EngineRow *row) {
+   Wish  *wish   = &context->wishes[index];
+   float *shaped = context->shaped + index * N_VOCAB;
+   mask_late(wish, late_mask);
+   shape(wish, context->rows + index * N_VOCAB, shaped);
+#   ifdef FAKE_PICK_SHAPES_LOGITS
+   row->logits = shaped;
+   return;
+#   endif
+   if (wish->stage == ENGINE_STAGE_LOGITS || (wish->stage == ENGINE_STAGE_TOP && wish->n_candidates == 0)) {
+      return;
+   }
+   context->wanted[index] = wish->n_candidates;
+   cut_down(context, shaped, index, row);
+   if (wish->stage >= ENGINE_STAGE_TOKEN) {
+      row->stage   = ENGINE_STAGE_TOKEN;
+      row->token   = drawn(wish, shaped);
+      row->logprob = shaped[row->token] - row->log_sum;
+   }
+}
+#endif
+
 static MAYBE_UNUSED int batch_collect(EngineContext *context, uint64_t ticket,
                                       const uint32_t *const *late_masks, EngineRow *rows,
                                       size_t n_rows, size_t row_stride) {
-   (void)late_masks; // no row goes as far as to need one
+   (void)late_masks; // without picks no row goes as far as to need one
    if (ticket == 0 || ticket != context->ticket || n_rows != context->n_rows) {
       return fail(ERR_INVALID_ARGUMENT, "not the last ticket, or not the rows that it has");
    }
@@ -138,12 +161,16 @@ static MAYBE_UNUSED int batch_collect(EngineContext *context, uint64_t ticket,
    for (size_t i = 0; i < n_rows; i++) {
       EngineRow row;
       describe(context, i, &row);
+#   ifdef FAKE_PICKS
+      go_on(context, late_masks == NULL ? NULL : late_masks[i], i, &row);
+#   else
       if (context->wanted[i] > 0) {
-         cut_down(context, i, &row);
+         cut_down(context, context->rows + i * N_VOCAB, i, &row);
       }
+#   endif
 #   ifdef FAKE_TOP_UNASKED
       context->wanted[i] = 4;
-      cut_down(context, i, &row);
+      cut_down(context, context->rows + i * N_VOCAB, i, &row);
 #   endif
       memcpy((char *)rows + i * row_stride, &row, row_stride < sizeof row ? row_stride : sizeof row);
    }

@@ -4,8 +4,10 @@ use std::mem::{offset_of, size_of};
 use std::ptr;
 
 use llm_node_abi::{
-    ENGINE_BF16, ENGINE_F16, ENGINE_F32, EngineBatch, EnginePick, EngineRow, EngineSlice, EngineToken,
-    Growing,
+    ENGINE_BF16, ENGINE_F16, ENGINE_F32, ENGINE_PICK_BIAS, ENGINE_PICK_FREQUENCY, ENGINE_PICK_MASK,
+    ENGINE_PICK_MIN_P, ENGINE_PICK_PRESENCE, ENGINE_PICK_REPEAT, ENGINE_PICK_TEMPERATURE, ENGINE_PICK_TOP_K,
+    ENGINE_PICK_TOP_P, ENGINE_STAGE_LOGITS, EngineBatch, EngineBias, EnginePick, EngineRow, EngineSlice,
+    EngineToken, Growing,
 };
 use llm_node_host::raw::{checked, values};
 use llm_node_host::{Context, EngineError};
@@ -23,12 +25,82 @@ pub(crate) struct Slice {
     pub(crate) pick: Option<Pick>,
 }
 
-/// What is wished for of a row.
-#[derive(Clone, Copy, Debug, Default)]
+/// What is wished for of the rows of a slice.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pick {
     pub(crate) stage: u32,
     pub(crate) uses: u32,
     pub(crate) n_candidates: u32,
+    pub(crate) shape: Shape,
+}
+
+/// The members of a pick that `uses` may name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shape {
+    pub(crate) repeat_penalty: f32,
+    pub(crate) frequency_penalty: f32,
+    pub(crate) presence_penalty: f32,
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) min_p: f32,
+    pub(crate) top_k: u32,
+    pub(crate) bias: Vec<EngineBias>,
+    pub(crate) history: Vec<EngineToken>,
+    /// One for each row.
+    pub(crate) masks: Vec<Option<Vec<u32>>>,
+    /// One for each row.
+    pub(crate) uniforms: Vec<f32>,
+}
+
+impl Pick {
+    /// As it crosses the border. Members that `uses` does not name are what nobody can read: they are to be left
+    /// unread. It points into `self` and into `masks`.
+    fn raw(&self, masks: &[*const u32]) -> EnginePick {
+        let used = |bits: u32| self.uses & bits != 0;
+        let number = |bit: u32, value: f32| if used(bit) { value } else { f32::NAN };
+        let penalises = used(ENGINE_PICK_REPEAT | ENGINE_PICK_FREQUENCY | ENGINE_PICK_PRESENCE);
+        let (bias, masked) = (used(ENGINE_PICK_BIAS), used(ENGINE_PICK_MASK));
+        let Shape { bias: biases, history, uniforms, .. } = &self.shape;
+        EnginePick {
+            stage: self.stage,
+            uses: self.uses,
+            n_candidates: self.n_candidates,
+            repeat_penalty: number(ENGINE_PICK_REPEAT, self.shape.repeat_penalty),
+            frequency_penalty: number(ENGINE_PICK_FREQUENCY, self.shape.frequency_penalty),
+            presence_penalty: number(ENGINE_PICK_PRESENCE, self.shape.presence_penalty),
+            temperature: number(ENGINE_PICK_TEMPERATURE, self.shape.temperature),
+            top_p: number(ENGINE_PICK_TOP_P, self.shape.top_p),
+            min_p: number(ENGINE_PICK_MIN_P, self.shape.min_p),
+            top_k: if used(ENGINE_PICK_TOP_K) { self.shape.top_k } else { u32::MAX },
+            n_bias: if bias { biases.len() as u32 } else { u32::MAX },
+            bias: if bias { biases.as_ptr() } else { ptr::without_provenance(NOWHERE) },
+            history: if penalises { history.as_ptr() } else { ptr::without_provenance(NOWHERE) },
+            n_history: if penalises { history.len() } else { usize::MAX },
+            masks: if masked { masks.as_ptr() } else { ptr::without_provenance(NOWHERE) },
+            uniforms: if used(ENGINE_PICK_TEMPERATURE) {
+                uniforms.as_ptr()
+            } else {
+                ptr::without_provenance(NOWHERE)
+            },
+            ..EnginePick::GREEDY
+        }
+    }
+
+    /// Makes of it what nobody would wish for.
+    fn spoil(&mut self) {
+        let Shape { bias, history, masks, uniforms, .. } = &mut self.shape;
+        bias.fill(EngineBias { token: EngineToken::MAX, bias: f32::NAN });
+        history.fill(EngineToken::MAX);
+        masks.iter_mut().flatten().for_each(|mask| mask.fill(0));
+        uniforms.fill(f32::NAN);
+    }
+}
+
+/// An address that nothing is mapped at.
+const NOWHERE: usize = 0x10;
+
+fn addresses(masks: &[Option<Vec<u32>>]) -> Vec<*const u32> {
+    masks.iter().map(|mask| mask.as_ref().map_or(ptr::null(), Vec::as_ptr)).collect()
 }
 
 /// A row, copied.
@@ -37,19 +109,17 @@ pub(crate) struct Row {
     pub(crate) stage: u32,
     pub(crate) n: u32,
     pub(crate) token: EngineToken,
+    /// Of candidates; none at LOGITS.
+    pub(crate) ids: Vec<EngineToken>,
     pub(crate) logits: Vec<f32>,
 }
 
 /// Submits a step whose slices lie `stride` bytes apart. After the call all that was given is overwritten.
 pub(crate) fn step(context: &mut Context, slices: &[Slice], stride: usize) -> Result<u64, EngineError> {
     let mut tokens: Vec<Vec<EngineToken>> = slices.iter().map(|slice| slice.tokens.clone()).collect();
-    let mut picks: Vec<EnginePick> = slices
-        .iter()
-        .map(|slice| {
-            let Pick { stage, uses, n_candidates } = slice.pick.unwrap_or_default();
-            EnginePick { stage, uses, n_candidates, ..EnginePick::GREEDY }
-        })
-        .collect();
+    let mut given: Vec<Pick> = slices.iter().map(|slice| slice.pick.clone().unwrap_or_default()).collect();
+    let masks: Vec<Vec<*const u32>> = given.iter().map(|pick| addresses(&pick.shape.masks)).collect();
+    let mut picks: Vec<EnginePick> = given.iter().zip(&masks).map(|(pick, masks)| pick.raw(masks)).collect();
     // Of whole words, so that every slice is aligned.
     let mut words = vec![u64::from_ne_bytes([CANARY; 8]); (slices.len() * stride).div_ceil(8) + 8];
     let base = words.as_mut_ptr().cast::<u8>();
@@ -87,9 +157,10 @@ pub(crate) fn step(context: &mut Context, slices: &[Slice], stride: usize) -> Re
         tokens.fill(EngineToken::MAX);
     }
     picks.fill(EnginePick { stage: u32::MAX, n_candidates: u32::MAX, ..EnginePick::GREEDY });
+    given.iter_mut().for_each(Pick::spoil);
     words.fill(u64::from_ne_bytes([CANARY; 8]));
     batch.n_slices = 0;
-    std::hint::black_box((&tokens, &picks, &words, &batch));
+    std::hint::black_box((&tokens, &picks, &given, &masks, &words, &batch));
     result.map(|()| ticket)
 }
 
@@ -100,6 +171,19 @@ pub(crate) fn collect(
     n_rows: usize,
     stride: usize,
 ) -> Result<Vec<Row>, Stop> {
+    collect_masked(context, ticket, n_rows, stride, &[])
+}
+
+/// As [`collect`], with masks that come only now: one for each row, or none at all.
+pub(crate) fn collect_masked(
+    context: &mut Context,
+    ticket: u64,
+    n_rows: usize,
+    stride: usize,
+    late: &[Option<Vec<u32>>],
+) -> Result<Vec<Row>, Stop> {
+    let late = addresses(late);
+    let late = if late.is_empty() { ptr::null() } else { late.as_ptr() };
     let length = n_rows * stride;
     let mut words = vec![u64::from_ne_bytes([CANARY; 8]); length.div_ceil(8) + MARGIN];
     let (base, room) = (words.as_mut_ptr().cast::<u8>(), words.as_mut_ptr().cast::<EngineRow>());
@@ -109,7 +193,7 @@ pub(crate) fn collect(
     let handle = context.as_ptr();
     checked("batch.collect", || {
         // SAFETY: [step]: `&mut Context`. There is room for `n_rows` strides.
-        unsafe { collect(handle, ticket, ptr::null(), room, n_rows, stride) }
+        unsafe { collect(handle, ticket, late, room, n_rows, stride) }
     })?;
     // SAFETY: the whole of `words`, seen as bytes.
     let bytes = unsafe { std::slice::from_raw_parts(base.cast_const(), words.len() * 8) };
@@ -136,14 +220,27 @@ pub(crate) fn collect(
             stage: row.stage,
             n: row.n,
             token: row.token,
+            ids: if is_whole { ids(&row)? } else { Vec::new() },
             logits: if is_whole { logits(&row)? } else { Vec::new() },
         });
     }
     Ok(rows)
 }
 
+fn ids(row: &EngineRow) -> Result<Vec<EngineToken>, Stop> {
+    if row.stage == ENGINE_STAGE_LOGITS || row.n == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: valid until further steps, the header says; where the kernel is asked, it may be anything.
+    unsafe { values(row.ids, row.n as usize) }
+        .map_err(|problem| Stop::seen(format!("The ids of a row: their address {problem}.")))
+}
+
 fn logits(row: &EngineRow) -> Result<Vec<f32>, Stop> {
     let count = row.n as usize;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let unreadable = |problem| Stop::seen(format!("The logits of a row: their address {problem}."));
     // SAFETY: valid until further steps, the header says; where the kernel is asked, it may be anything.
     unsafe {

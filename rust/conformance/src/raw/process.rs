@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The signals that have a handler, by POSIX.
@@ -249,8 +250,21 @@ pub(crate) fn children() -> Vec<u32> {
         .collect()
 }
 
-/// Memory that the process has in use, in bytes: its own, and what it maps of files. `None`: unknown.
+/// Is the allocator one that keeps what is freed, to see who still uses it?
+fn is_sanitized() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        maps.contains("/libasan.so") || maps.contains("/libclang_rt.asan")
+    })
+}
+
+/// Memory that the process has in use, in bytes: its own, and what it maps of files. `None`: unknown, or no word
+/// on what an engine has freed.
 pub(crate) fn resident() -> Option<u64> {
+    if is_sanitized() {
+        return None;
+    }
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     #[cfg(unix)]

@@ -1,74 +1,67 @@
 //! Engines compiled on the spot, and the suite run on them.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub(crate) use llm_node_fixtures::{compile, compile_fake, root, scratch, toy_model};
+
 use llm_node_conformance::{Outcome, Selection, Status, Subject, run};
 
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// A folder of this test's own, below cargo's.
-pub(crate) fn scratch(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&path).unwrap();
-    path
-}
-
-/// Compiles a C file into a library.
-pub(crate) fn compile(source: &Path, output: &Path, flags: &[String]) {
-    let result = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
-        .env_remove("LD_PRELOAD")
-        .args([
-            "-std=gnu99",
-            "-shared",
-            "-fPIC",
-            "-O0",
-            "-fvisibility=hidden",
-            "-I",
-            llm_node_abi::HEADER_DIR,
-        ])
-        .args(flags)
-        .arg("-o")
-        .args([output, source])
-        .args(["-lm", "-lpthread"])
-        .output()
-        .expect("a C compiler");
-    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-}
-
-/// tests/fakes/fake_engine.c with these switches, and a model that it takes.
+/// The fake with these switches, and a model that it takes.
 pub(crate) fn fake(name: &str, switches: &[&str]) -> Subject {
     let folder = scratch(name);
     let library = folder.join("libfake.so");
-    let flags: Vec<String> = switches.iter().map(|switch| format!("-DFAKE_{switch}")).collect();
-    compile(&root().join("tests/fakes/fake_engine.c"), &library, &flags);
-    let model = folder.join("model.toy");
-    std::fs::write(&model, "TOY1\nn_context=256\neog_every=0\ngeneral.name=a toy\n").unwrap();
+    compile_fake(&library, switches);
+    let model = toy_model(&folder, "n_context=256\neog_every=0\ngeneral.name=a toy\n");
+    subject(library, ("fake", "1.0.0"), model)
+}
+
+/// An engine for the processor, with a model.
+pub(crate) fn subject(library: PathBuf, (id, version): (&str, &str), model: PathBuf) -> Subject {
     Subject {
         library,
-        id: "fake".to_owned(),
-        version: "1.0.0".to_owned(),
+        id: id.to_owned(),
+        version: version.to_owned(),
         gpu_backend: "cpu".to_owned(),
         model: Some(model),
+        options: Vec::new(),
         quick: true,
         seed: 0,
     }
 }
 
+/// The source in C that `llm-node engine new tiny` begins with.
+pub(crate) fn template(name: &str) -> String {
+    let path = root().join("python/llm_node/templates").join(name).join("engine.c");
+    std::fs::read_to_string(path).unwrap().replace("@ID@", "tiny")
+}
+
+/// The model of the templates.
+pub(crate) fn template_model() -> PathBuf {
+    root().join("python/llm_node/templates/every/models/hello.@ID@")
+}
+
 /// Runs checks, all of them if none is named.
 pub(crate) fn checked(subject: &Subject, names: &[&str], deadline: Duration) -> Vec<Outcome> {
+    checked_by(&[], subject, names, deadline)
+}
+
+/// As [`checked`], with something before the command of each process.
+pub(crate) fn checked_by(
+    prefix: &[OsString],
+    subject: &Subject,
+    names: &[&str],
+    deadline: Duration,
+) -> Vec<Outcome> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    let program = [OsString::from(env!("CARGO_BIN_EXE_check-one"))];
+    let program = [prefix, &[OsString::from(env!("CARGO_BIN_EXE_check-one"))]].concat();
     run(subject, &Selection { names, deadline }, &program, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 

@@ -1,11 +1,12 @@
 //! Engines compiled on the spot, each test's its own: an engine runs only once in a process.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
+
+pub(crate) use llm_node_fixtures::{compile, compile_fake, root, scratch};
 
 use llm_node_core::engine::{Best, Row, Slice, StepEngine, Ticket, Token};
 use llm_node_host::{
@@ -13,48 +14,16 @@ use llm_node_host::{
     unobserved,
 };
 
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// A folder of this test's own, below cargo's.
-pub(crate) fn scratch(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&path).unwrap();
-    path
-}
-
-/// Compiles a C file into a library; with ENGINE_CFLAGS too, which `make sanitize` sets.
-pub(crate) fn compile(source: &Path, output: &Path, flags: &[&str]) {
-    let further = std::env::var("ENGINE_CFLAGS").unwrap_or_default();
-    let result = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()))
-        // What is preloaded into the test is not for the compiler.
-        .env_remove("LD_PRELOAD")
-        .args(["-std=c99", "-shared", "-fPIC", "-O0", "-I", llm_node_abi::HEADER_DIR])
-        .args(flags)
-        .args(further.split_whitespace())
-        .arg("-o")
-        .args([output, source])
-        .args(["-lm", "-lpthread"])
-        .output()
-        .expect("a C compiler");
-    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-}
-
-/// tests/fakes/fake_engine.c with these switches ("NULL_INFO", "TABLE_SIZE=0"), in a folder called `name`.
+/// The fake with these switches ("NULL_INFO", "TABLE_SIZE=0"), in a folder called `name`.
 pub(crate) fn fake(name: &str, switches: &[&str]) -> PathBuf {
     let output = scratch(name).join("libfake.so");
-    let flags: Vec<String> = switches.iter().map(|switch| format!("-DFAKE_{switch}")).collect();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    compile(&root().join("tests/fakes/fake_engine.c"), &output, &flags);
+    compile_fake(&output, switches);
     output
 }
 
-/// A model that the fake takes.
+/// A model that the fake takes, in that folder.
 pub(crate) fn toy_model(name: &str, metadata: &str) -> PathBuf {
-    let path = scratch(name).join("model.toy");
-    std::fs::write(&path, format!("TOY1\n{metadata}")).unwrap();
-    path
+    llm_node_fixtures::toy_model(&scratch(name), metadata)
 }
 
 pub(crate) fn open(path: &Path) -> Result<OpenedEngine, LoadError> {

@@ -1,6 +1,6 @@
 //! A node in miniature: it listens on a real socket, starts a real worker process, and talks to it.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 use std::{
@@ -10,6 +10,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+pub use llm_node_fixtures::root;
 
 use interprocess::local_socket::{ListenerOptions, Stream, traits::Listener as _};
 use llm_node_core::{
@@ -32,46 +34,34 @@ pub const SECRET: &str = "open sesame";
 /// Longest that anything here may take. Nothing is expected to; it only ends a test that hangs.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
 /// Compiles a C engine into a folder of its own.
 pub fn compile(folder: &Path, source: &Path, id: &str, flags: &[&str]) -> EngineAddress {
-    let binary = folder.join(format!("lib{id}.so"));
-    let output = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-I"])
-        .arg(root().join("rust/abi/include"))
-        .args(flags)
-        .arg("-o")
-        .arg(&binary)
-        .arg(source)
-        .args(["-lm", "-lpthread"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let address = address(folder, id);
+    llm_node_fixtures::compile(source, &address.binary, flags);
+    address
+}
+
+/// The shared fake with some of its switches.
+pub fn fake(folder: &Path, switches: &[&str]) -> EngineAddress {
+    let address = address(folder, "fake");
+    llm_node_fixtures::compile_fake(&address.binary, switches);
+    address
+}
+
+fn address(folder: &Path, id: &str) -> EngineAddress {
     EngineAddress {
         id: id.into(),
         version: "1.0.0".into(),
         gpu_backend: "cpu".into(),
         directory: folder.into(),
-        binary,
+        binary: folder.join(format!("lib{id}.so")),
         libraries: Vec::new(),
     }
 }
 
-/// The shared fake with some of its switches.
-pub fn fake(folder: &Path, flags: &[&str]) -> EngineAddress {
-    let mut all = vec!["-DFAKE_ENGINE_ID=\"fake\""];
-    all.extend(flags);
-    compile(folder, &root().join("tests/fakes/fake_engine.c"), "fake", &all)
-}
-
 /// A model that the fake takes.
 pub fn toy_model(folder: &Path) -> PathBuf {
-    let path = folder.join("model.toy");
-    std::fs::write(&path, "TOY1").unwrap();
-    path
+    llm_node_fixtures::toy_model(folder, "")
 }
 
 pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
