@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SHOWN_SECONDS = 0.5
+SHOWN_SECONDS = 2.0
 """A check that takes less wherever it was asked shares a row with all such."""
 
 
