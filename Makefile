@@ -17,12 +17,12 @@ PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/i
   pyproject.toml README.md
 WEB_SOURCES    := $(wildcard web/package*.json web/entries/*.js) web/vendor.sha256 tools/vendor_web.py
 
-.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize docs bench gen engine samples wheel clean help
+.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize soak docs bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,5s/^# *//p' $(MAKEFILE_LIST)
-	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | clients | sanitize | docs | bench | gen | wheel | clean"
+	@echo "  make setup | engine [BACKEND=cpu|cuda|metal|vulkan] | lint | clients | sanitize | soak | docs | bench | gen | wheel | clean"
 
 ## set-up ###########################################################################################
 
@@ -121,6 +121,10 @@ clients: setup
 	$(BIN)/python -m pytest -q tests/clients
 
 # What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
+# 200,000 orders, 40 in a case, in a world that is made up.
+soak:
+	PROPTEST_CASES=5000 cargo test --package llm-node-fleet --locked --quiet --test simulation
+
 sanitize:
 	@$(PYTHON) tools/sanitize.py $(SANITIZE)
 

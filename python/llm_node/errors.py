@@ -225,7 +225,9 @@ TABLE: Mapping[str, Row] = {
     "shutting_down": Row(
         503, _SERVER, "The node is going down, or the model was unloaded meanwhile.", retry_after=5
     ),
-    "model_loading": Row(503, _SERVER, "The model is still being loaded.", retry_after=2),
+    "model_loading": Row(
+        503, _SERVER, "The model is still being loaded, or waits for memory.", retry_after=2
+    ),
     "checksum_mismatch": Row(
         502, _SOURCE, "A file that was fetched is not the one that its source promised; it was deleted."
     ),

@@ -642,6 +642,15 @@ class Settings:
         scope="node",
         key="load_timeout_seconds",
     )
+    max_wait: float = _setting(
+        120.0,
+        _seconds(0, 3600),
+        "How long a load may wait until models that are not in use have made room for it. With 0 no model "
+        "makes room for another, and what does not fit is refused at once.",
+        metavar="SECONDS",
+        scope="node",
+        key="max_wait_seconds",
+    )
     drain_timeout: float = _setting(
         8.0,
         _seconds(0, 3600),
@@ -975,6 +984,7 @@ OF_MODELS: Mapping[str, Callable[[str], Any]] = {
     "gpu_layers": _layers,
     TOOL_SYNTAX: _one_of(TOOL_SYNTAXES),
     CHAT_TEMPLATE: _model_name,
+    "pin": _yes_or_no,
 }
 """What can be said of one model, and how it is read."""
 OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases")

@@ -27,6 +27,7 @@ VERBS: Mapping[str, str] = {
     "ps": "ps:ps",
     "stop": "stop:stop",
     "logs": "logs:logs",
+    "doctor": "doctor:doctor",
     "config": "config:config",
     "engine": "engine:engine",
     "bench": "bench:bench",

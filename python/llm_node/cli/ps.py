@@ -27,7 +27,7 @@ def ps(context: click.Context, /, as_json: bool, **given: options.Given) -> None
     if as_json:
         table.show_json(system)
         return
-    table.show([HEADING, *(_row(worker) for worker in system["workers"])])
+    table.show([HEADING, *(_row(worker, system["line"]) for worker in system["workers"])])
     for line in _devices(system["devices"]):
         click.echo(line)
 
@@ -43,12 +43,12 @@ async def _asked(settings: Settings) -> dict[str, Any]:
             raise failure.of(error) from None
 
 
-def _row(worker: Mapping[str, Any]) -> list[str]:
+def _row(worker: Mapping[str, Any], line: list[str]) -> list[str]:
     facts, busy = worker.get("facts"), worker.get("occupancy")
     memory = sum(use["total_bytes"] for use in worker.get("memory", ()))
     return [
         str(worker["model_id"]),
-        _state(worker),
+        _state(worker, line),
         ", ".join(worker.get("devices", ())) or "-",
         size(memory) if memory else "-",
         _cache(busy) if busy else "-",
@@ -58,8 +58,10 @@ def _row(worker: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _state(worker: Mapping[str, Any]) -> str:
+def _state(worker: Mapping[str, Any], line: list[str]) -> str:
     status = str(worker["status"])
+    if status == "waiting" and worker["model_id"] in line:
+        return f"waiting, {line.index(worker['model_id']) + 1}. in line"
     if worker.get("draining"):
         return "draining"
     if status == "loading":
@@ -68,7 +70,7 @@ def _state(worker: Mapping[str, Any]) -> str:
         pause = worker.get("retry_after")
         words = f"cooling {pause} s" if pause is not None else "failed"
         return f"{words}: {worker['error']['code']}"
-    return status
+    return f"{status}, pinned" if worker.get("pinned") else status
 
 
 def _cache(busy: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from llm_node.cli import completion, failure, options
 if TYPE_CHECKING:
     from llm_node.settings import Settings
 
-STOPPABLE = ("loaded", "loading")
+STOPPABLE = ("loaded", "loading", "waiting")
 
 
 @click.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
@@ -32,6 +33,12 @@ Request = Mapping[str, Any]
 
 START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
+
+
+ATTEMPTS = 3
+"""Loads for one request: another model may need the room before it has come to its own."""
+
+T = TypeVar("T")
 
 
 class _Wakening(asyncio.BufferedProtocol):
@@ -247,8 +254,8 @@ class Node:
         """Load a model, or join a load under way, and say what it came to.
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
-        `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `options` (text to
-        text, for the engine). A model that is loaded with others is not loaded anew
+        `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `pin`, `options`
+        (text to text, for the engine). A model that is loaded with others is not loaded anew
         (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
         request = json.dumps({"model_id": model_id, **options})
@@ -323,13 +330,7 @@ class Node:
         its `Answer` out. Loads the model where it is not loaded."""
         core = self._running()
         text = json.dumps(question)
-        try:
-            ticket = core.ask(model_id, text)
-        except NodeError as fault:
-            if not _wants_load(fault):
-                raise
-            await self.ensure_ready(model_id)
-            ticket = core.ask(model_id, text)
+        ticket = await self._once_loaded(model_id, lambda: core.ask(model_id, text))
         try:
             (value,) = (await self._outcome(ticket)).values()
         except asyncio.CancelledError:
@@ -358,13 +359,8 @@ class Node:
         client = Client(self._running(), next(self._numbers), receiver, connection)
         self._clients[client.number] = client
         try:
-            try:
-                self._submit(client, model_id, requests, frames, whole)
-            except NodeError as fault:
-                if client.streams or not _wants_load(fault):
-                    raise
-                await self.ensure_ready(model_id)
-                self._submit(client, model_id, requests, frames, whole)
+            submit = functools.partial(self._submit, client, model_id, requests, frames, whole)
+            await self._once_loaded(model_id, submit, lambda: not client.streams)
             yield client
         finally:
             del self._clients[client.number]
@@ -372,6 +368,19 @@ class Node:
                 client.disconnect()
             for stream in client.streams:
                 client.cancel(stream)
+
+    async def _once_loaded(
+        self, model_id: str, act: Callable[[], T], may_repeat: Callable[[], bool] = lambda: True
+    ) -> T:
+        """What `act` gives, which needs the model to be loaded. It may have to go before `act` is done."""
+        for _ in range(ATTEMPTS):
+            try:
+                return act()
+            except NodeError as fault:
+                if not (_wants_load(fault) and may_repeat()):
+                    raise
+            await self.ensure_ready(model_id)
+        return act()
 
     def _submit(
         self,

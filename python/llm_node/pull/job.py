@@ -244,7 +244,7 @@ class Pulls:
                 "ended after 30 s",
                 "force",
             )
-        if row["status"] in ("loaded", "loading"):
+        if row["status"] in ("loaded", "loading", "waiting"):
             await self._node.unload(model_id)
         await asyncio.to_thread(self._store.remove, row["files"])
         return model_id

@@ -30,6 +30,8 @@ class LoadRequest(Wire):
     """How it writes calls of tools: the name of a family, or `off`."""
     chat_template: str | None = Field(default=None, min_length=1, max_length=1 << 20)
     """Its chat template in place of its own: the source, or the name of one that is built in."""
+    pin: bool | None = None
+    """Whether it stays although another model needs the room."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

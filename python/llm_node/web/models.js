@@ -70,7 +70,7 @@ export function ModelsView() {
 function Row({ row }) {
   const [isSure, setSure] = useState(false);
   const name = row.model_id;
-  const isThere = row.status === "loaded" || row.status === "loading";
+  const isThere = ["loaded", "loading", "waiting"].includes(row.status);
   const state = row.progress ? `${say("loading")} ${Math.round(row.progress * 100)} %` : say(row.status);
   return html`<li>
     <h3>${name}</h3>

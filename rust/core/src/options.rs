@@ -32,6 +32,8 @@ pub struct ModelOptions {
     pub tool_syntax: Option<String>,
     /// The source of its chat template, or the name of one that is built in; `None`: the model's own.
     pub chat_template: Option<String>,
+    /// Whether it goes for nobody's sake: unloaded by an order alone.
+    pub pin: Option<bool>,
     /// Settings for the engine: values are text, numbers or truth values.
     pub options: Option<BTreeMap<String, OptionValue>>,
 }
@@ -63,6 +65,7 @@ impl ModelOptions {
             draft_model,
             tool_syntax: self.tool_syntax.or_else(|| below.tool_syntax.clone()),
             chat_template: self.chat_template.or_else(|| below.chat_template.clone()),
+            pin: self.pin.or(below.pin),
             options,
         }
     }

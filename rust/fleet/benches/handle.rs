@@ -18,7 +18,7 @@ fn load(ticket: u64, model: u64) -> Event {
 
 /// All models are loaded.
 fn fleet() -> Fleet {
-    let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10));
+    let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10), Duration::from_mins(2));
     let mut fleet = Fleet::new(deadlines, Usual::default(), true, None);
     let now = Moment::default();
     fleet.handle(now, Event::Reading(vec![host()]));
@@ -59,6 +59,12 @@ fn handle(criterion: &mut Criterion) {
     let now = Moment::default();
     criterion.bench_function("an order that joins, 20 models", |bencher| {
         bencher.iter(|| black_box(fleet.handle(now, load(1, 7))));
+    });
+    criterion.bench_function("a worker that gets busy, 20 models", |bencher| {
+        bencher.iter(|| {
+            fleet.handle(now, Event::Busy { worker: 7 });
+            black_box(fleet.view())
+        });
     });
     criterion.bench_function("a reading, 20 models", |bencher| {
         bencher.iter(|| black_box(fleet.handle(now, Event::Reading(vec![host()]))));

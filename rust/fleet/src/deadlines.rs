@@ -9,8 +9,10 @@ pub struct Deadlines {
     pub find: Duration,
     /// From the start of a process until it has introduced itself.
     pub start: Duration,
-    /// From then on until the model answers.
+    /// From then on until the model answers, without what it waits for room.
     pub load: Duration,
+    /// For so long a load waits until others have made room; 0: nobody makes room.
+    pub room: Duration,
     /// From the order to stop until the process has ended.
     pub stop: Duration,
     /// The same while the node is going down.
@@ -21,11 +23,12 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// With what the configuration names, and the rest as it is everywhere.
-    pub fn new(start: Duration, load: Duration) -> Self {
+    pub fn new(start: Duration, load: Duration, room: Duration) -> Self {
         Self {
             find: Duration::from_mins(10),
             start,
             load,
+            room,
             stop: Duration::from_secs(5),
             farewell: Duration::from_secs(2),
             kill: Duration::from_secs(8),

@@ -21,16 +21,18 @@ use crate::{
 /// All models of a node, their workers, and the memory that these hold.
 #[derive(Debug)]
 pub struct Fleet {
-    deadlines: Deadlines,
+    pub(crate) deadlines: Deadlines,
     usual: Usual,
-    models: BTreeMap<String, ModelLife>,
+    pub(crate) models: BTreeMap<String, ModelLife>,
     /// The view of each, until something happens to it.
     views: BTreeMap<String, Arc<ModelView>>,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     last_worker: WorkerId,
     /// Set while the node is going down.
     stopping: Option<Stopping>,
-    effects: Vec<Effect>,
+    /// While somebody waits for room: when it is looked for again.
+    pub(crate) look_again: Option<Moment>,
+    pub(crate) effects: Vec<Effect>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,7 @@ impl Fleet {
             ledger: Ledger::new(on_cpu, memory_limit),
             last_worker: 0,
             stopping: None,
+            look_again: None,
             effects: Vec::new(),
         }
     }
@@ -70,11 +73,14 @@ impl Fleet {
             Event::Estimated { worker, uses } => self.estimated(now, worker, uses),
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
+            Event::Busy { worker } => self.used(worker, None),
+            Event::Idle { worker } => self.used(worker, Some(now)),
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
             Event::Reading(devices) => devices.into_iter().for_each(|device| self.ledger.read(device)),
             Event::Time => {}
         }
+        self.seat(now);
         self.overdue(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
@@ -82,7 +88,7 @@ impl Fleet {
 
     /// When something is overdue next. Then `handle` wants [`Event::Time`].
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.models.values().filter_map(ModelLife::deadline).min()
+        self.models.values().filter_map(ModelLife::deadline).chain(self.look_again).min()
     }
 
     /// What there is now.
@@ -92,7 +98,8 @@ impl Fleet {
                 self.views.insert(model_id.clone(), Arc::new(ModelView::of(life)));
             }
         }
-        FleetView { models: self.views.clone(), accounts: self.ledger.accounts() }
+        let line = self.line().into_iter().map(|(model_id, _)| model_id).collect();
+        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line }
     }
 
     // ---- orders ----------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ impl Fleet {
             return self.refuse(waiting.ticket, shutting_down());
         }
         let life = self.life(model_id);
-        let Some(worker) = &life.worker else {
+        let Some(worker) = &mut life.worker else {
             if let Some(Trouble::Cooling { until, fault }) = &life.trouble
                 && now < *until
             {
@@ -116,10 +123,18 @@ impl Fleet {
             return;
         }
         let state = if worker.loaded.is_some() { "is loaded" } else { "is being loaded" };
-        match (worker.setup.meets(&waiting.wishes, model_id, state), worker.loaded.clone()) {
-            (Err(fault), _) => self.refuse(waiting.ticket, fault),
-            (Ok(()), Some(loaded)) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
-            (Ok(()), None) => life.waiting.push(waiting),
+        let loaded = match worker.setup.meets(&waiting.wishes, model_id, state) {
+            Ok(()) => worker.loaded.clone(),
+            Err(fault) => return self.refuse(waiting.ticket, fault),
+        };
+        if let Some(is_pinned) = waiting.wishes.pin {
+            worker.is_pinned = is_pinned;
+            let worker = worker.id;
+            self.ledger.pin(worker, is_pinned);
+        }
+        match loaded {
+            Some(loaded) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
+            None => self.life(model_id).waiting.push(waiting),
         }
     }
 
@@ -161,20 +176,23 @@ impl Fleet {
                 self.dismiss_waiting(model_id);
                 self.gone(now, model_id, Because::Dismissed);
             }
-            Stage::Starting { .. } | Stage::Loading { .. } => {
+            Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
                 life.leaving.push(leaving);
                 self.kill(now, model_id, Because::Dismissed);
                 self.dismiss_waiting(model_id);
             }
             Stage::Ending { because, .. } => {
-                let is_dismissed = matches!(because, Because::Dismissed);
+                let is_dismissed = matches!(because, Because::Dismissed | Because::MakesRoom);
                 *because = Because::Dismissed;
                 life.leaving.push(leaving);
                 if !is_dismissed {
                     self.dismiss_waiting(model_id);
                 }
             }
-            Stage::Draining { .. } => life.leaving.push(leaving),
+            Stage::Draining { by, .. } => {
+                by.get_or_insert(now + timeout);
+                life.leaving.push(leaving);
+            }
         }
     }
 
@@ -189,9 +207,11 @@ impl Fleet {
             let Some(worker) = &mut self.life(&model_id).worker else { continue };
             match &mut worker.stage {
                 Stage::Serving => self.drain(now, &model_id, by),
-                Stage::Draining { by: before } => *before = by.min(*before),
+                Stage::Draining { by: before, .. } => {
+                    *before = Some(before.map_or(by, |before| by.min(before)));
+                }
                 Stage::Finding { .. } => self.gone(now, &model_id, Because::Dismissed),
-                Stage::Starting { .. } | Stage::Loading { .. } => {
+                Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
                     self.kill(now, &model_id, Because::Dismissed);
                 }
                 // It is overdue from now on where nobody is to wait any longer.
@@ -239,19 +259,18 @@ impl Fleet {
     }
 
     fn estimated(&mut self, now: Moment, worker: WorkerId, uses: Option<Vec<MemoryUse>>) {
-        let guess = |ledger: &Ledger, bytes| vec![ledger.guess(bytes)];
-        let Some(model_id) = self.home_of(worker) else { return };
         if self.ledger.holds(worker) {
             return;
         }
-        let Some(it) = self.models.get_mut(&model_id).and_then(|life| life.worker.as_mut()) else { return };
+        let by = now + self.deadlines.room;
+        let Some((model_id, it)) = self.worker(worker) else { return };
         let Stage::Loading { .. } = it.stage else { return };
-        it.estimate = uses
-            .filter(|uses| uses.iter().any(|use_| use_.total() > 0))
-            .unwrap_or_else(|| guess(&self.ledger, it.found.as_ref().map_or(0, |found| found.size_bytes)));
-        match self.ledger.reserve(worker, &it.estimate, &model_id) {
-            Ok(()) => self.effects.push(Effect::Proceed { worker }),
-            Err(fault) => self.end(now, &model_id, Because::Failed(fault)),
+        let bytes = it.found.as_ref().map_or(0, |found| found.size_bytes);
+        // `seat` finds room for it, now or later.
+        it.stage = Stage::Waiting { by };
+        let guess = vec![self.ledger.guess(bytes)];
+        if let Some(it) = &mut self.life(&model_id).worker {
+            it.estimate = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(guess);
         }
     }
 
@@ -273,6 +292,7 @@ impl Fleet {
         it.loaded = Some(Arc::clone(&loaded));
         it.stage = Stage::Serving;
         it.since = now;
+        it.idle_since = Some(now);
         self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
         if let Some(words) = self.ledger.settle(worker, &loaded.facts.memory) {
             let message = format!("model '{model_id}' takes more than its engine estimated: {words}");
@@ -286,15 +306,23 @@ impl Fleet {
 
     fn failed(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        if let Stage::Loading { .. } = it.stage {
+        if let Stage::Loading { .. } | Stage::Waiting { .. } = it.stage {
             self.end(now, &model_id, Because::Failed(fault));
+        }
+    }
+
+    /// `idle_since`: `None` where it has something to answer.
+    fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {
+        if let Some((_, it)) = self.worker(worker) {
+            it.idle_since = idle_since;
         }
     }
 
     fn drained(&mut self, now: Moment, worker: WorkerId) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        if let Stage::Draining { .. } = it.stage {
-            self.end(now, &model_id, Because::Dismissed);
+        if let Stage::Draining { for_room, .. } = it.stage {
+            let because = if for_room { Because::MakesRoom } else { Because::Dismissed };
+            self.end(now, &model_id, because);
         }
     }
 
@@ -305,7 +333,7 @@ impl Fleet {
         match &mut it.stage {
             Stage::Finding { .. } => {}
             Stage::Starting { died, .. } => *died = Some((death, is_known)),
-            Stage::Loading { .. } => {
+            Stage::Loading { .. } | Stage::Waiting { .. } => {
                 let pause = self.crashed(now, &model_id, &death, is_known);
                 let fault = retry_after(crashed, pause);
                 self.tell(
@@ -315,7 +343,7 @@ impl Fleet {
                     format!("'{model_id}' could not be loaded: {}", death.message),
                     Some(death),
                 );
-                self.bury(&model_id, worker);
+                self.bury(now, &model_id, worker);
                 for waiting in mem::take(&mut self.life(&model_id).waiting) {
                     self.refuse(waiting.ticket, fault.clone());
                 }
@@ -327,14 +355,15 @@ impl Fleet {
                 let pause = self.crashed(now, &model_id, &death, is_known);
                 let message = format!("{}; it may be loaded again in {} s", death.message, pause.as_secs());
                 self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
-                self.bury(&model_id, worker);
+                self.bury(now, &model_id, worker);
                 self.effects.push(Effect::EndRequests { worker, fault: retry_after(crashed, pause) });
             }
-            Stage::Draining { .. } => {
+            Stage::Draining { for_room, .. } => {
+                let because = if *for_room { Because::MakesRoom } else { Because::Dismissed };
                 let message = death.message.clone();
                 self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
                 self.effects.push(Effect::EndRequests { worker, fault: crashed });
-                self.gone(now, &model_id, Because::Dismissed);
+                self.gone(now, &model_id, because);
             }
             Stage::Ending { because, .. } => {
                 let because = match mem::replace(because, Because::Dismissed) {
@@ -390,6 +419,10 @@ impl Fleet {
                 self.kill(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
             }
             Stage::Loading { .. } => self.kill(now, model_id, Because::Late),
+            Stage::Waiting { .. } => {
+                let fault = self.no_room(model_id);
+                self.end(now, model_id, Because::Failed(fault));
+            }
             Stage::Draining { .. } => {
                 let message = format!("'{model_id}': requests were still under way at the deadline");
                 self.tell(Severity::Warning, IncidentKind::Cut, model_id, message, None);
@@ -423,14 +456,14 @@ impl Fleet {
             return self.end(now, model_id, Because::Dismissed);
         }
         if let Some(worker) = &mut self.life(model_id).worker {
-            worker.stage = Stage::Draining { by };
+            worker.stage = Stage::Draining { by: Some(by), for_room: false };
             let worker = worker.id;
             self.effects.push(Effect::Drain { worker });
         }
     }
 
     /// Asks the model's worker to end.
-    fn end(&mut self, now: Moment, model_id: &str, because: Because) {
+    pub(crate) fn end(&mut self, now: Moment, model_id: &str, because: Because) {
         let by = now + self.stopping.map_or(self.deadlines.stop, |stopping| stopping.farewell);
         if let Some(worker) = &mut self.life(model_id).worker {
             worker.stage = Stage::Ending { by, is_killed: false, because };
@@ -456,12 +489,12 @@ impl Fleet {
         match because {
             Because::Failed(fault) if !stopping => {
                 let kind = match fault.code {
-                    ErrorCode::OomVram | ErrorCode::OomRam => IncidentKind::Refused,
+                    ErrorCode::OomVram | ErrorCode::OomRam | ErrorCode::ModelLoading => IncidentKind::Refused,
                     _ => IncidentKind::LoadFailed,
                 };
                 let message = format!("'{model_id}' could not be loaded: {fault}");
                 let engine = self.life(model_id).worker.as_ref().map(Worker::engine);
-                self.bury(model_id, worker);
+                self.bury(now, model_id, worker);
                 self.effects.push(Effect::Tell(Incident {
                     severity: Severity::Error,
                     kind,
@@ -480,7 +513,7 @@ impl Fleet {
             _ => {
                 let message = format!("'{model_id}' is unloaded");
                 self.tell(Severity::Info, IncidentKind::Unloaded, model_id, message, None);
-                self.bury(model_id, worker);
+                self.bury(now, model_id, worker);
                 let life = self.life(model_id);
                 life.crashes = 0;
                 let (leaving, waiting) = (mem::take(&mut life.leaving), mem::take(&mut life.waiting));
@@ -496,8 +529,8 @@ impl Fleet {
         }
     }
 
-    fn bury(&mut self, model_id: &str, worker: WorkerId) {
-        self.ledger.release(worker);
+    fn bury(&mut self, now: Moment, model_id: &str, worker: WorkerId) {
+        self.ledger.release(now, worker);
         self.life(model_id).worker = None;
     }
 
@@ -539,7 +572,7 @@ impl Fleet {
     // ---- small things ----------------------------------------------------------------------------
 
     /// The model's life, which is about to change.
-    fn life(&mut self, model_id: &str) -> &mut ModelLife {
+    pub(crate) fn life(&mut self, model_id: &str) -> &mut ModelLife {
         self.views.remove(model_id);
         self.models.entry(model_id.to_owned()).or_default()
     }
@@ -577,7 +610,7 @@ impl Fleet {
         self.resolve(ticket, Ok(Won::Unloaded));
     }
 
-    fn tell(
+    pub(crate) fn tell(
         &mut self,
         severity: Severity,
         kind: IncidentKind,

@@ -40,7 +40,7 @@ pub enum Effect {
         /// Of which model.
         model_id: String,
     },
-    /// Let it refuse what is new, end what is under way, and tell by `Drained`.
+    /// Give it nothing new, let it end what is under way, and tell by `Drained`.
     Drain {
         /// Which worker.
         worker: WorkerId,
@@ -145,6 +145,8 @@ pub enum IncidentKind {
     Refused,
     /// A worker ended although nobody wanted it.
     Crashed,
+    /// A model goes to make room for another.
+    Evicted,
     /// Answers were cut by the deadline of an unload.
     Cut,
     /// A model takes more than its engine estimated, and more than there is.
@@ -173,6 +175,7 @@ impl IncidentKind {
             IncidentKind::LoadFailed => "load_failed",
             IncidentKind::Refused => "refused",
             IncidentKind::Crashed => "crashed",
+            IncidentKind::Evicted => "evicted",
             IncidentKind::Cut => "cut",
             IncidentKind::Overrun => "overrun",
             IncidentKind::Abandoned => "abandoned",

@@ -75,6 +75,16 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
+    /// A worker that had nothing to answer has got something.
+    Busy {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// All that a worker had to answer is answered.
+    Idle {
+        /// Which worker.
+        worker: WorkerId,
+    },
     /// A worker that was to drain has nothing under way any more.
     Drained {
         /// Which worker.

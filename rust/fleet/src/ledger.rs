@@ -3,7 +3,7 @@
 //! Owns the translation between an engine's account of memory and the node's devices, the question whether
 //! there is room, and the words of a refusal. Figures of what is free are told to it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -13,12 +13,14 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    Device, DeviceKind, WorkerId,
+    Device, DeviceKind, Moment, WorkerId,
     size::{format_down, format_up},
 };
 
 /// The account of the host's memory.
 const HOST: &str = "host";
+/// After a process has ended, its memory may take so long until it shows as free.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// All devices, and what each worker holds of them.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +30,8 @@ pub(crate) struct Ledger {
     limit: Option<u64>,
     entries: BTreeMap<String, Entry>,
     holdings: BTreeMap<WorkerId, Holding>,
+    /// What was held last may not show as free before then.
+    settled_from: Moment,
 }
 
 #[derive(Clone, Debug)]
@@ -36,6 +40,8 @@ struct Entry {
     limit: u64,
     /// What was reserved, and taken already, when `device.free_bytes` was measured.
     taken_when_measured: u64,
+    /// No load was under way then.
+    was_calm: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +51,7 @@ struct Holding {
     needs: BTreeMap<String, u64>,
     /// Its load is under way: the device's figure does not show it yet.
     is_pending: bool,
+    is_pinned: bool,
 }
 
 /// A device, what models hold of it, and what they may.
@@ -67,6 +74,9 @@ pub struct Holder {
     pub model_id: String,
     /// How much.
     pub bytes: u64,
+    /// It goes for nobody's sake.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
 
 /// The use that stands for files of so many bytes: on a GPU, or on the host.
@@ -91,8 +101,9 @@ impl Ledger {
         let key = key(&device);
         let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
         let limit = self.limit.filter(|_| counts).unwrap_or(device.total_bytes);
-        let taken_when_measured = self.held(&key, |holding| !holding.is_pending);
-        self.entries.insert(key, Entry { device, limit, taken_when_measured });
+        let taken_when_measured = self.held(&key, |_, holding| !holding.is_pending);
+        let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
+        self.entries.insert(key, Entry { device, limit, taken_when_measured, was_calm });
     }
 
     /// Room for what an engine says that a load takes; all of it or nothing. A refusal names every device
@@ -102,25 +113,64 @@ impl Ledger {
         worker: WorkerId,
         uses: &[MemoryUse],
         model_id: &str,
+        is_pinned: bool,
     ) -> Result<(), Fault> {
+        self.room(uses, |_| true)?;
         let needs = self.needs(uses);
-        // First the limits, then what is really there.
+        let holding = Holding { model_id: model_id.to_owned(), needs, is_pending: true, is_pinned };
+        self.holdings.insert(worker, holding);
+        Ok(())
+    }
+
+    /// Is there room, beside those that stay? First by the limits, then by what is really there.
+    pub(crate) fn room(&self, uses: &[MemoryUse], stays: impl Fn(WorkerId) -> bool) -> Result<(), Fault> {
+        let needs = self.needs(uses);
+        self.room_by_limits(&needs, &stays)?;
         for (name, &required) in &needs {
-            let available = self.limit_of(name).saturating_sub(self.reserved(name));
-            if required > available {
-                let shortage = self.shortage(name, self.limit_of(name), required, available);
-                return Err(self.refusal(&needs, shortage));
-            }
-        }
-        for (name, &required) in &needs {
-            let available = self.available(name);
+            let available = self.available(name, &stays);
             if required > available {
                 let shortage = self.shortage(name, available, required, available);
-                return Err(self.refusal(&needs, shortage));
+                return Err(self.refusal(&needs, shortage, &stays));
             }
         }
-        let holding = Holding { model_id: model_id.to_owned(), needs, is_pending: true };
-        self.holdings.insert(worker, holding);
+        Ok(())
+    }
+
+    /// Could there be room if all went that are not pinned? What is free is only looked at where its figures can
+    /// be relied on.
+    pub(crate) fn hope(&self, now: Moment, uses: &[MemoryUse]) -> Result<(), Fault> {
+        let is_pinned = |worker| self.holdings.get(&worker).is_some_and(|holding| holding.is_pinned);
+        if self.is_calm(now) {
+            return self.room(uses, is_pinned);
+        }
+        self.room_by_limits(&self.needs(uses), &is_pinned)
+    }
+
+    /// Do the figures of what is free show all that is held, and nothing that has gone?
+    pub(crate) fn is_calm(&self, now: Moment) -> bool {
+        now >= self.settled_from && self.entries.values().all(|entry| entry.was_calm)
+    }
+
+    /// Whether it goes for nobody's sake.
+    pub(crate) fn pin(&mut self, worker: WorkerId, is_pinned: bool) {
+        if let Some(holding) = self.holdings.get_mut(&worker) {
+            holding.is_pinned = is_pinned;
+        }
+    }
+
+    fn room_by_limits(
+        &self,
+        needs: &BTreeMap<String, u64>,
+        stays: &impl Fn(WorkerId) -> bool,
+    ) -> Result<(), Fault> {
+        for (name, &required) in needs {
+            let held = self.held(name, |worker, _| stays(worker));
+            let available = self.limit_of(name).saturating_sub(held);
+            if required > available {
+                let shortage = self.shortage(name, self.limit_of(name), required, available);
+                return Err(self.refusal(needs, shortage, stays));
+            }
+        }
         Ok(())
     }
 
@@ -155,13 +205,21 @@ impl Ledger {
     }
 
     /// It is gone.
-    pub(crate) fn release(&mut self, worker: WorkerId) {
-        self.holdings.remove(&worker);
+    pub(crate) fn release(&mut self, now: Moment, worker: WorkerId) {
+        if self.holdings.remove(&worker).is_some() {
+            self.settled_from = now + SETTLE;
+        }
     }
 
     /// The use that stands for a model whose engine cannot say: its files, on the first device.
     pub(crate) fn guess(&self, bytes: u64) -> MemoryUse {
         guessed(bytes, self.gpus().next().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device))
+    }
+
+    /// Who holds something of where a load would go.
+    pub(crate) fn holders_of(&self, uses: &[MemoryUse]) -> Vec<Holder> {
+        let needs = self.needs(uses);
+        needs.keys().flat_map(|name| self.holders(name)).collect()
     }
 
     /// All accounts: GPUs by their number, the host last.
@@ -189,21 +247,21 @@ impl Ledger {
         needs
     }
 
-    fn held(&self, name: &str, counts: impl Fn(&Holding) -> bool) -> u64 {
-        let holdings = self.holdings.values().filter(|holding| counts(holding));
+    fn held(&self, name: &str, counts: impl Fn(WorkerId, &Holding) -> bool) -> u64 {
+        let holdings = self.holdings.iter().filter(|(worker, holding)| counts(**worker, holding));
         holdings
-            .filter_map(|holding| holding.needs.get(name))
+            .filter_map(|(_, holding)| holding.needs.get(name))
             .fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
     fn reserved(&self, name: &str) -> u64 {
-        self.held(name, |_| true)
+        self.held(name, |_, _| true)
     }
 
     fn holders<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Holder> + 'a {
         self.holdings.values().filter_map(move |holding| {
             let bytes = *holding.needs.get(name).filter(|bytes| **bytes > 0)?;
-            Some(Holder { model_id: holding.model_id.clone(), bytes })
+            Some(Holder { model_id: holding.model_id.clone(), bytes, pinned: holding.is_pinned })
         })
     }
 
@@ -212,11 +270,12 @@ impl Ledger {
         self.entries.get(name).map_or(0, |entry| entry.limit)
     }
 
-    /// What the device itself still has, after all that was promised since it was measured.
-    fn available(&self, name: &str) -> u64 {
+    /// What the device itself still has, after all that was promised since it was measured, beside those that
+    /// stay.
+    fn available(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
         let Some(entry) = self.entries.get(name) else { return 0 };
         let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
-        before.saturating_sub(self.reserved(name))
+        before.saturating_sub(self.held(name, |worker, _| stays(worker)))
     }
 
     /// `limit`: what stood in the way.
@@ -228,14 +287,19 @@ impl Ledger {
         Fault::new(code, format!("Insufficient {memory}: required {required}, available {available}"))
     }
 
-    fn refusal(&self, needs: &BTreeMap<String, u64>, shortage: Fault) -> Fault {
+    fn refusal(
+        &self,
+        needs: &BTreeMap<String, u64>,
+        shortage: Fault,
+        stays: &impl Fn(WorkerId) -> bool,
+    ) -> Fault {
         let devices: Vec<_> = needs
             .iter()
             .map(|(name, required)| {
                 json!({
                     "device": self.entries.get(name).map_or(name.as_str(), |entry| &entry.device.name),
                     "required_bytes": required,
-                    "free_bytes": self.available(name),
+                    "free_bytes": self.available(name, stays),
                     "limit_bytes": self.limit_of(name),
                 })
             })
@@ -323,14 +387,14 @@ mod tests {
         for (on_cpu, bus_id) in [(false, Some("0000:00:00.0")), (true, None)] {
             let devices = [gpu(0, 20 * GIB), host(64 * GIB, 60 * GIB)];
             let mut ledger = ledger(devices, on_cpu, Some(8 * GIB));
-            let fault = ledger.reserve(1, &[use_on(bus_id, 16 * GIB)], "big").unwrap_err();
+            let fault = ledger.reserve(1, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
             assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 8GB");
             assert_eq!(fault.code, ErrorCode::OomVram);
             let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
             assert_eq!(details["devices"][0]["required_bytes"], 16 * GIB);
             assert_eq!(details["devices"][0]["limit_bytes"], 8 * GIB);
-            ledger.reserve(1, &[use_on(bus_id, 2 * GIB)], "small").unwrap();
-            let fault = ledger.reserve(2, &[use_on(bus_id, 16 * GIB)], "big").unwrap_err();
+            ledger.reserve(1, &[use_on(bus_id, 2 * GIB)], "small", false).unwrap();
+            let fault = ledger.reserve(2, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
             assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 6GB");
             let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
             assert_eq!(details["holders"][0]["model_id"], "small");
@@ -341,16 +405,16 @@ mod tests {
     fn what_is_promised_is_not_promised_twice() {
         let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);
         let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
-        ledger.reserve(1, &[use_on(first, 6 * GIB)], "one").unwrap();
-        let refused = ledger.reserve(2, &[use_on(first, 6 * GIB)], "two").unwrap_err();
+        ledger.reserve(1, &[use_on(first, 6 * GIB)], "one", false).unwrap();
+        let refused = ledger.reserve(2, &[use_on(first, 6 * GIB)], "two", false).unwrap_err();
         assert_eq!(refused.message, "Insufficient VRAM: required 6GB, available 4GB");
-        ledger.reserve(2, &[use_on(second, 6 * GIB)], "two").unwrap();
+        ledger.reserve(2, &[use_on(second, 6 * GIB)], "two", false).unwrap();
         // Once loaded, a fresh figure shows the model; it must not be counted a second time.
         assert_eq!(ledger.settle(1, &[use_on(first, 5 * GIB)]), None);
         ledger.read(gpu(0, 5 * GIB));
-        ledger.reserve(3, &[use_on(first, 5 * GIB)], "three").unwrap();
+        ledger.reserve(3, &[use_on(first, 5 * GIB)], "three", false).unwrap();
         for worker in 1..=3 {
-            ledger.release(worker);
+            ledger.release(Moment::default(), worker);
         }
         assert!(ledger.accounts().iter().all(|account| account.reserved_bytes == 0));
     }
@@ -358,10 +422,10 @@ mod tests {
     #[test]
     fn plain_memory_is_not_video_memory() {
         let mut ledger = ledger([host(64 * GIB, 60 * GIB)], true, None);
-        let fault = ledger.reserve(1, &[use_on(None, 1 << 50)], "huge").unwrap_err();
+        let fault = ledger.reserve(1, &[use_on(None, 1 << 50)], "huge", false).unwrap_err();
         assert_eq!(fault.code, ErrorCode::OomRam);
         assert_eq!(fault.message, "Insufficient RAM: required 1048576GB, available 64GB");
-        let fault = ledger.reserve(1, &[use_on(None, 62 * GIB)], "large").unwrap_err();
+        let fault = ledger.reserve(1, &[use_on(None, 62 * GIB)], "large", false).unwrap_err();
         assert_eq!(fault.message, "Insufficient RAM: required 62GB, available 60GB");
     }
 
@@ -369,12 +433,46 @@ mod tests {
     fn more_than_was_estimated_is_said_and_what_was_reserved_stays() {
         let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(8 * GIB));
         let bus_id = Some("0000:00:00.0");
-        ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one").unwrap();
+        ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
         let words = ledger.settle(1, &[use_on(bus_id, 9 * GIB)]).unwrap();
         assert_eq!(words, "Insufficient VRAM: required 9GB, available 8GB");
         assert_eq!(ledger.accounts()[0].reserved_bytes, 4 * GIB);
         assert_eq!(ledger.settle(1, &[use_on(bus_id, 8 * GIB)]), None);
-        assert_eq!(ledger.accounts()[0].holders, [Holder { model_id: "one".into(), bytes: 8 * GIB }]);
+        assert_eq!(
+            ledger.accounts()[0].holders,
+            [Holder { model_id: "one".into(), bytes: 8 * GIB, pinned: false }]
+        );
+    }
+
+    #[test]
+    fn what_is_pinned_is_no_hope() {
+        let mut ledger = ledger([gpu(0, 10 * GIB)], false, None);
+        let bus_id = Some("0000:00:00.0");
+        let now = Moment::default();
+        ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+        ledger.reserve(2, &[use_on(bus_id, 4 * GIB)], "two", true).unwrap();
+        for worker in [1, 2] {
+            assert_eq!(ledger.settle(worker, &[]), None);
+        }
+        ledger.read(gpu(0, 2 * GIB));
+        assert!(ledger.room(&[use_on(bus_id, 6 * GIB)], |worker| worker == 2).is_ok());
+        assert!(ledger.hope(now, &[use_on(bus_id, 6 * GIB)]).is_ok());
+        let fault = ledger.hope(now, &[use_on(bus_id, 7 * GIB)]).unwrap_err();
+        assert_eq!(fault.message, "Insufficient VRAM: required 7GB, available 6GB");
+        let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+        assert_eq!(
+            (&details["holders"][0]["pinned"], &details["holders"][1]["pinned"]),
+            (&json!(null), &json!(true))
+        );
+        // While a load is under way, and just after somebody has gone, what is free is not known so well.
+        ledger.reserve(3, &[use_on(bus_id, GIB)], "three", false).unwrap();
+        ledger.read(gpu(0, GIB));
+        assert!(!ledger.is_calm(now) && ledger.hope(now, &[use_on(bus_id, 19 * GIB)]).is_ok());
+        ledger.release(now, 3);
+        ledger.read(gpu(0, 2 * GIB));
+        assert!(!ledger.is_calm(now) && ledger.is_calm(now + SETTLE));
+        ledger.pin(2, false);
+        assert!(ledger.hope(now + SETTLE, &[use_on(bus_id, 10 * GIB)]).is_ok());
     }
 
     proptest! {
@@ -398,9 +496,9 @@ mod tests {
                     .map(|(index, bytes)| MemoryUse { device: format!("CUDA{index}"), ..use_on(Some("none"), *bytes) })
                     .collect();
                 match kind {
-                    0 if !ledger.holds(worker) => drop(ledger.reserve(worker, &uses, "m")),
+                    0 if !ledger.holds(worker) => drop(ledger.reserve(worker, &uses, "m", false)),
                     1 => drop(ledger.settle(worker, &uses)),
-                    _ => ledger.release(worker),
+                    _ => ledger.release(Moment::default(), worker),
                 }
                 for account in ledger.accounts() {
                     prop_assert!(account.reserved_bytes <= account.limit_bytes);

@@ -14,6 +14,7 @@ mod event;
 mod ledger;
 mod life;
 mod moment;
+mod room;
 mod size;
 mod view;
 mod wishes;

@@ -15,6 +15,10 @@ use crate::{Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerI
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Never longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// So long a model stays that is asked again and again, and four times as long as its load took.
+const SHORTEST_TURN: Duration = Duration::from_secs(30);
+/// Whoever has just had an answer, or a load, may be about to ask.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 /// A worker that lived so long was well; the count of crashes begins anew.
 pub(crate) const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 
@@ -83,6 +87,12 @@ pub(crate) struct Worker {
     pub(crate) loaded: Option<Arc<Loaded>>,
     /// Since when it answers, or has been wanted.
     pub(crate) since: Moment,
+    /// Since when it has nothing to answer; `None`: it has.
+    pub(crate) idle_since: Option<Moment>,
+    /// It goes for nobody's sake.
+    pub(crate) is_pinned: bool,
+    /// How long it waited for room.
+    pub(crate) waited: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -93,10 +103,12 @@ pub(crate) enum Stage {
     Starting { by: Moment, died: Option<(Death, bool)> },
     /// It loads.
     Loading { by: Moment },
+    /// What it takes is known, and others are to make room for it.
+    Waiting { by: Moment },
     /// It answers.
     Serving,
-    /// It ends what is under way.
-    Draining { by: Moment },
+    /// It ends what is under way: to make room without a deadline, for no answer is cut.
+    Draining { by: Option<Moment>, for_room: bool },
     /// It is to end; where it does not by then, it is killed, and where that does not help, given up.
     Ending { by: Moment, is_killed: bool, because: Because },
 }
@@ -110,12 +122,27 @@ pub(crate) enum Because {
     Late,
     /// Nobody wants it any more.
     Dismissed,
+    /// Another needs the room.
+    MakesRoom,
 }
 
 impl Worker {
     pub(crate) fn new(id: WorkerId, setup: Setup, begun: Moment, deadlines: &Deadlines) -> Self {
         let stage = Stage::Finding { by: begun + deadlines.find };
-        Self { id, setup, stage, begun, found: None, estimate: Vec::new(), loaded: None, since: begun }
+        let is_pinned = setup.whole().pin.unwrap_or(false);
+        Self {
+            id,
+            setup,
+            stage,
+            begun,
+            found: None,
+            estimate: Vec::new(),
+            loaded: None,
+            since: begun,
+            idle_since: Some(begun),
+            is_pinned,
+            waited: Duration::ZERO,
+        }
     }
 
     pub(crate) fn engine(&self) -> String {
@@ -129,14 +156,37 @@ impl Worker {
             Stage::Finding { by }
             | Stage::Starting { by, .. }
             | Stage::Loading { by }
-            | Stage::Draining { by }
+            | Stage::Waiting { by }
             | Stage::Ending { by, .. } => Some(*by),
+            Stage::Draining { by, .. } => *by,
         }
+    }
+
+    /// When it may be asked to make room; `None`: never. Who has had its turn may be asked while it answers:
+    /// what is new for it waits then, so that two models that are both in demand come to answer by turns.
+    pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
+        let Stage::Serving = self.stage else { return None };
+        let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
+        let took = took.saturating_sub(self.waited);
+        let turn = self.since + SHORTEST_TURN.max(took.saturating_mul(4)).min(longest_wait / 2);
+        let idle = self.idle_since.map(|since| since + BETWEEN_REQUESTS);
+        (!self.is_pinned).then_some(idle.map_or(turn, |idle| idle.min(turn)))
     }
 
     /// Is it, or will it be, what somebody wants who asks now?
     pub(crate) fn is_wanted(&self) -> bool {
-        !matches!(&self.stage, Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed, .. })
+        !matches!(
+            &self.stage,
+            Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed | Because::MakesRoom, .. }
+        )
+    }
+
+    /// Is it on its way out for another's sake?
+    pub(crate) fn makes_room(&self) -> bool {
+        matches!(
+            &self.stage,
+            Stage::Draining { for_room: true, .. } | Stage::Ending { because: Because::MakesRoom, .. }
+        )
     }
 
     /// What its engine does not say of its model, as far as it is known without it.

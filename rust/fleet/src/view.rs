@@ -19,6 +19,8 @@ pub struct FleetView {
     pub models: BTreeMap<String, Arc<ModelView>>,
     /// GPUs by their number, the host last.
     pub accounts: Vec<Account>,
+    /// The models that wait until others have made room, in their order.
+    pub line: Vec<String>,
 }
 
 /// One model.
@@ -34,21 +36,30 @@ pub struct ModelView {
     pub loaded: Option<(Moment, Arc<Loaded>)>,
     /// How many wait for its load.
     pub waiting: usize,
+    /// Since when it has nothing to answer, where it is loaded and has nothing.
+    pub idle_since: Option<Moment>,
+    /// It goes for nobody's sake.
+    pub is_pinned: bool,
     /// How a worker of it died last.
     pub last_crash: Option<Crash>,
 }
 
 /// What a model is doing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Status {
     /// It is not loaded.
     Available,
     /// It is being loaded.
     Loading,
+    /// Others are to make room for it.
+    Waiting,
     /// It answers.
     Loaded,
     /// It ends what is under way, and is gone then.
-    Draining,
+    Draining {
+        /// For another's sake: who asks for it has it loaded again.
+        for_room: bool,
+    },
     /// It crashed, and is not loaded again before then.
     Cooling {
         /// When.
@@ -64,7 +75,10 @@ impl ModelView {
     pub(crate) fn of(life: &ModelLife) -> Self {
         let status = match (&life.worker, &life.trouble) {
             (Some(Worker { stage: Stage::Serving, .. }), _) => Status::Loaded,
-            (Some(worker), _) if worker.loaded.is_some() => Status::Draining,
+            (Some(Worker { stage: Stage::Waiting { .. }, .. }), _) => Status::Waiting,
+            (Some(worker), _) if worker.loaded.is_some() => {
+                Status::Draining { for_room: worker.makes_room() }
+            }
             (Some(_), _) => Status::Loading,
             (None, Some(Trouble::Cooling { until, fault })) => {
                 Status::Cooling { until: *until, fault: fault.clone() }
@@ -79,6 +93,8 @@ impl ModelView {
             options: worker.map(|worker| worker.setup.whole()),
             loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),
             waiting: life.waiting.len(),
+            idle_since: worker.and_then(|worker| worker.loaded.as_ref().and(worker.idle_since)),
+            is_pinned: worker.is_some_and(|worker| worker.is_pinned),
             last_crash: life.last_crash.clone(),
         }
     }
@@ -92,8 +108,8 @@ impl ModelView {
         };
         match (&self.status, self.worker) {
             (Status::Loaded, Some(worker)) => Ok(worker),
-            (Status::Loading, _) => soon(ErrorCode::ModelLoading, "loaded"),
-            (Status::Draining, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
+            (Status::Loading | Status::Waiting, _) => soon(ErrorCode::ModelLoading, "loaded"),
+            (Status::Draining { for_room: false }, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
             (Status::Cooling { until, fault }, _) if now < *until => {
                 Err(retry_after(fault.clone(), until.since(now)))
             }

@@ -30,6 +30,9 @@ const GIB: u64 = 1 << 30;
 const LIMIT: u64 = 8 * GIB;
 const LOAD: Duration = Duration::from_mins(1);
 const START: Duration = Duration::from_secs(30);
+const ROOM: Duration = Duration::from_mins(2);
+/// Who answers is not asked to go before.
+const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// No order may be open for longer than all deadlines on its way together, twice: what came before it ends first.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
@@ -38,6 +41,12 @@ enum Order {
     Load {
         model: usize,
         context_length: Option<u32>,
+        pin: Option<bool>,
+    },
+    /// A request, and how long its answer takes.
+    Use {
+        model: usize,
+        milliseconds: u64,
     },
     Unload {
         model: usize,
@@ -58,8 +67,14 @@ enum Order {
 fn order() -> impl Strategy<Value = Order> {
     let model = 0..MODELS;
     prop_oneof![
-        8 => (model.clone(), prop_oneof![3 => Just(None), 1 => (1u32..3).prop_map(Some)])
-            .prop_map(|(model, context_length)| Order::Load { model, context_length }),
+        8 => (
+            model.clone(),
+            prop_oneof![3 => Just(None), 1 => (1u32..3).prop_map(Some)],
+            prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
+        )
+            .prop_map(|(model, context_length, pin)| Order::Load { model, context_length, pin }),
+        6 => (model.clone(), 0u64..60_000)
+            .prop_map(|(model, milliseconds)| Order::Use { model, milliseconds }),
         4 => (model.clone(), 0u64..20).prop_map(|(model, seconds)| Order::Unload { model, seconds }),
         2 => model.prop_map(|model| Order::Crash { model }),
         8 => (0u64..40_000).prop_map(|milliseconds| Order::Pass { milliseconds }),
@@ -78,6 +93,11 @@ struct Worker {
     /// Nothing more comes of it.
     is_gone: bool,
     is_being_killed: bool,
+    ready_at: Moment,
+    /// It has something to answer until then.
+    busy_until: Option<Moment>,
+    /// It gets nothing new.
+    is_draining: bool,
 }
 
 struct World {
@@ -97,7 +117,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let deadlines = Deadlines::new(START, LOAD);
+        let deadlines = Deadlines::new(START, LOAD, ROOM);
         let mut world = Self {
             fleet: Fleet::new(deadlines, Usual::default(), true, Some(LIMIT)),
             now: Moment::default(),
@@ -132,9 +152,21 @@ impl World {
     fn carry_out(&mut self, order: &Order) {
         let name = |model: usize| format!("m{model}");
         match *order {
-            Order::Load { model, context_length } => {
+            Order::Use { model, milliseconds } => {
+                let until = self.now + Duration::from_millis(milliseconds);
+                let is_it = |worker: &Worker| {
+                    worker.model_id == name(model) && worker.is_open && !worker.is_draining && !worker.is_gone
+                };
+                let found = self.workers.iter_mut().find(|(_, worker)| is_it(worker));
+                let Some((&worker, it)) = found else { return };
+                if it.busy_until.replace(until).is_none() {
+                    self.later(milliseconds, Event::Idle { worker });
+                    self.handle(Event::Busy { worker });
+                }
+            }
+            Order::Load { model, context_length, pin } => {
                 let ticket = self.ticket();
-                let wishes = ModelOptions { context_length, ..ModelOptions::default() };
+                let wishes = ModelOptions { context_length, pin, ..ModelOptions::default() };
                 self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None });
             }
             Order::Unload { model, seconds } => {
@@ -204,6 +236,7 @@ impl World {
                 worker.is_gone |= worker.has_died;
             }
             Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
+            Event::Idle { worker } => self.worker(*worker).busy_until = None,
             Event::Died { worker, .. } => {
                 let worker = self.worker(*worker);
                 // Who is being started is told of by who starts it.
@@ -289,13 +322,26 @@ impl World {
                 }
             }
             Effect::Open { worker, .. } => {
+                let now = self.now;
                 let worker = self.living(worker);
                 assert!(!worker.is_open);
                 worker.is_open = true;
+                worker.ready_at = now;
             }
             Effect::Drain { worker } => {
-                assert!(self.living(worker).is_open);
-                if luck < 80 {
+                let (now, view) = (self.now, self.fleet.view());
+                let it = self.living(worker);
+                assert!(it.is_open && !it.is_draining);
+                it.is_draining = true;
+                let model = &view.models[&it.model_id];
+                if let Status::Draining { for_room: true } = model.status {
+                    assert!(!model.is_pinned && !view.line.is_empty());
+                    assert!(it.busy_until.is_none() || now.since(it.ready_at) >= SHORTEST_TURN);
+                    // It answers what it has, or is ended by itself where it hangs.
+                    let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
+                    let event = if luck < 90 { Event::Drained { worker } } else { died(worker) };
+                    self.later(rest + delay / 100, event);
+                } else if luck < 80 {
                     self.later(delay, Event::Drained { worker });
                 }
             }
@@ -350,7 +396,8 @@ impl World {
         }
         let mut is_waiting = false;
         for (model_id, model) in &view.models {
-            is_waiting |= matches!(model.status, Status::Loading | Status::Draining);
+            let with_deadline = Status::Draining { for_room: false };
+            is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
             if let Ok(worker) = model.ready(model_id, self.now) {
                 assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);
             }
@@ -378,6 +425,8 @@ fn of(event: &Event) -> Option<WorkerId> {
         | Event::Estimated { worker, .. }
         | Event::Ready { worker, .. }
         | Event::Failed { worker, .. }
+        | Event::Busy { worker }
+        | Event::Idle { worker }
         | Event::Drained { worker }
         | Event::Died { worker, .. } => Some(*worker),
         _ => None,

@@ -53,6 +53,9 @@ pub struct NodeConfig {
     pub probe_timeout_seconds: f64,
     /// How long a model may take from its worker's start until it answers.
     pub load_timeout_seconds: f64,
+    /// How long a model waits until others have made room for it; 0: none makes room.
+    #[serde(default = "two_minutes")]
+    pub max_wait_seconds: f64,
     /// How long a worker process may take until it connects.
     pub start_timeout_seconds: f64,
     /// Requests that may wait for admission, per model.
@@ -133,6 +136,9 @@ impl NodeConfig {
                 return Err(invalid(field, "must be a number of seconds above 0"));
             }
         }
+        if Duration::try_from_secs_f64(config.max_wait_seconds).is_err() {
+            return Err(invalid("max_wait_seconds", "must be a number of seconds"));
+        }
         Ok(config)
     }
 
@@ -160,6 +166,11 @@ impl NodeConfig {
         seconds(self.load_timeout_seconds)
     }
 
+    /// [`NodeConfig::max_wait_seconds`].
+    pub fn max_wait(&self) -> Duration {
+        seconds(self.max_wait_seconds)
+    }
+
     /// [`NodeConfig::start_timeout_seconds`].
     pub fn start_timeout(&self) -> Duration {
         seconds(self.start_timeout_seconds)
@@ -177,6 +188,10 @@ fn invalid(field: &str, what: &str) -> Fault {
 
 fn ten_seconds() -> f64 {
     10.0
+}
+
+fn two_minutes() -> f64 {
+    120.0
 }
 
 fn usual_target_step() -> u32 {

@@ -17,7 +17,7 @@ from llm_node.version import __version__
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-STATES = ("available", "loading", "loaded", "failed")
+STATES = ("available", "waiting", "loading", "loaded", "failed")
 HISTOGRAMS = {
     "vllm:request_queue_time_seconds": ("queue_seconds", "Until a request was let in."),
     "vllm:time_to_first_token_seconds": ("first_token_seconds", "Until the first token of an answer."),

@@ -101,6 +101,15 @@ impl Drive {
         let _ = self.messages.send(Message::Order(ticket, event(ticket), reply));
     }
 
+    /// For who notices whether a worker has something to answer; called in the order in which that changes.
+    pub(super) fn hears_of_use(&self) -> impl Fn(WorkerId, bool) + Send + use<> {
+        let messages = self.messages.clone();
+        move |worker, is_busy| {
+            let event = if is_busy { Event::Busy { worker } } else { Event::Idle { worker } };
+            let _ = messages.send(Message::Event(event));
+        }
+    }
+
     /// Waits until all workers have ended, after [`Event::Stopping`].
     pub(super) fn wait_until_stopped(&self, deadline: Instant) {
         let mut is_stopped = self.is_stopped.lock();
@@ -144,11 +153,12 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         };
         let Some(inner) = inner.upgrade() else { return };
         let now = inner.fleet.now();
-        if matches!(event, Event::Estimated { .. }) {
+        let mut effects = Vec::new();
+        if matches!(event, Event::Estimated { .. }) || fleet.is_anybody_waiting_for_room() {
             // Whether there is room is decided on what is free now.
-            fleet.handle(now, Event::Reading(vec![load::measure_host()]));
+            effects = fleet.handle(now, Event::Reading(vec![load::measure_host()]));
         }
-        let effects = fleet.handle(now, event);
+        effects.extend(fleet.handle(now, event));
         for effect in &effects {
             if let Effect::Open { worker, model_id } = effect {
                 inner.traffic.open(*worker, model_id);
@@ -185,6 +195,8 @@ fn carry_out(
         // Done before the view was published.
         Effect::Open { .. } => {}
         Effect::Drain { worker } => {
+            // Whoever comes to it from now on finds what was published before.
+            inner.traffic.close(worker);
             if let Some(process) = process(worker) {
                 process.link.send(ToWorker::Drain);
             }

@@ -74,12 +74,19 @@ struct UnderWay {
     meters: Meters,
     outlets: Outlets,
     suspects: Suspects,
+    /// Hears whenever a worker has got something to answer, or has answered all.
+    hears_of_use: Option<HearsOfUse>,
 }
+
+type HearsOfUse = Box<dyn Fn(u64, bool) + Send>;
 
 /// A worker that answers.
 struct Open {
     model_id: Arc<str>,
     streams: usize,
+    questions: usize,
+    /// It gets nothing new.
+    is_closed: bool,
 }
 
 struct Stream {
@@ -153,11 +160,23 @@ impl fmt::Debug for Traffic {
 impl Traffic {
     /// From now on the worker may have streams.
     pub(super) fn open(&self, worker: u64, model_id: &str) {
-        let open = Open { model_id: model_id.into(), streams: 0 };
+        let open = Open { model_id: model_id.into(), streams: 0, questions: 0, is_closed: false };
         self.under_way.lock().workers.insert(worker, open);
     }
 
-    /// A new stream; `None` where the worker has died.
+    /// The worker gets nothing new.
+    pub(super) fn close(&self, worker: u64) {
+        if let Some(open) = self.under_way.lock().workers.get_mut(&worker) {
+            open.is_closed = true;
+        }
+    }
+
+    /// Who is to hear whether workers are busy. It must not block.
+    pub(super) fn set_hears_of_use(&self, hears: impl Fn(u64, bool) + Send + 'static) {
+        self.under_way.lock().hears_of_use = Some(Box::new(hears));
+    }
+
+    /// A new stream; `None` where the worker has died or is closed.
     pub(super) fn submit(
         &self,
         link: &Link,
@@ -168,9 +187,9 @@ impl Traffic {
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
-        let open = under_way.workers.get_mut(&link.worker)?;
-        open.streams += 1;
+        let open = under_way.workers.get(&link.worker).filter(|open| !open.is_closed)?;
         let model_id = Arc::clone(&open.model_id);
+        under_way.count(link.worker, |open| open.streams += 1);
         under_way.outlets.open(client);
         let stream = Stream { link: link.clone(), model_id, client, form, asked, is_answered: false };
         under_way.streams.insert(id, stream);
@@ -179,7 +198,7 @@ impl Traffic {
         Some(id)
     }
 
-    /// A new question; `None` where the worker has died.
+    /// A new question; `None` where the worker has died or is closed.
     pub(super) fn ask(
         &self,
         link: &Link,
@@ -188,7 +207,8 @@ impl Traffic {
     ) -> Option<Ticket> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
-        under_way.workers.get(&link.worker)?;
+        under_way.workers.get(&link.worker).filter(|open| !open.is_closed)?;
+        under_way.count(link.worker, |open| open.questions += 1);
         under_way.questions.insert(id, Unanswered { worker: link.worker, asked, seconds: 0 });
         link.send(message(id));
         Some(id)
@@ -206,7 +226,7 @@ impl Traffic {
 
     /// Nobody waits for that answer any more.
     pub(super) fn forget_question(&self, id: Ticket) {
-        self.under_way.lock().questions.remove(&id);
+        self.under_way.lock().take_question(id);
     }
 
     /// Is this request one that has killed its engine again and again? Then it is not run.
@@ -265,9 +285,7 @@ impl Traffic {
 
     /// What a worker owes: streams and questions; `None`: it is not one that answers.
     pub(super) fn owed_by(&self, worker: u64) -> Option<usize> {
-        let under_way = self.under_way.lock();
-        let streams = under_way.workers.get(&worker)?.streams;
-        Some(streams + under_way.questions.values().filter(|question| question.worker == worker).count())
+        self.under_way.lock().workers.get(&worker).map(Open::owes)
     }
 
     /// A worker's answer.
@@ -280,7 +298,7 @@ impl Traffic {
         });
         self.change(|under_way| {
             if under_way.questions.get(&id).is_some_and(|question| question.worker == worker)
-                && let Some(question) = under_way.questions.remove(&id)
+                && let Some(question) = under_way.take_question(id)
             {
                 if answer.is_ok() {
                     under_way.suspects.served(question.asked);
@@ -301,7 +319,7 @@ impl Traffic {
                 }
             }
             for id in late {
-                under_way.questions.remove(&id);
+                under_way.take_question(id);
                 let message = format!("The model did not answer within {QUESTION_SECONDS} s");
                 under_way.outlets.outcome((id, Err(Fault::new(ErrorCode::Timeout, message))));
             }
@@ -392,7 +410,32 @@ impl Traffic {
     }
 }
 
+impl Open {
+    fn owes(&self) -> usize {
+        self.streams + self.questions
+    }
+}
+
 impl UnderWay {
+    /// Changes how much a worker owes.
+    fn count(&mut self, worker: u64, change: impl FnOnce(&mut Open)) {
+        let Some(open) = self.workers.get_mut(&worker) else { return };
+        let was_busy = open.owes() > 0;
+        change(open);
+        let is_busy = open.owes() > 0;
+        if was_busy != is_busy
+            && let Some(hears) = &self.hears_of_use
+        {
+            hears(worker, is_busy);
+        }
+    }
+
+    fn take_question(&mut self, id: RequestId) -> Option<Unanswered> {
+        let question = self.questions.remove(&id)?;
+        self.count(question.worker, |open| open.questions = open.questions.saturating_sub(1));
+        Some(question)
+    }
+
     /// A worker speaks for its own streams alone, and not after their ending.
     fn event(&mut self, worker: u64, id: RequestId, event: Event) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.link.worker == worker) else {
@@ -431,9 +474,7 @@ impl UnderWay {
         if matches!(event, Event::Finished { .. }) && reason != Finish::Cancelled {
             self.suspects.served(asked);
         }
-        if let Some(open) = self.workers.get_mut(&worker) {
-            open.streams = open.streams.saturating_sub(1);
-        }
+        self.count(worker, |open| open.streams = open.streams.saturating_sub(1));
         let mut told = Told::default();
         match form {
             Form::Events => {}
@@ -615,6 +656,28 @@ mod tests {
         traffic.step(1, started());
         traffic.step(1, started());
         assert_eq!(calls.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn who_watches_hears_when_a_worker_gets_busy_and_idle() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&heard);
+        traffic.set_hears_of_use(move |worker, is_busy| hears.lock().push((worker, is_busy)));
+        traffic.open(1, "m");
+        let submit = || traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain);
+        let stream = submit().unwrap();
+        let question = traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
+        traffic.step(1, vec![(stream, finished())]);
+        assert_eq!(*heard.lock(), [(1, true)]);
+        traffic.forget_question(question);
+        assert_eq!(*heard.lock(), [(1, true), (1, false)]);
+        let stream = submit().unwrap();
+        traffic.close(1);
+        assert!(submit().is_none() && traffic.ask(&link, asked(), |_| ToWorker::Drain).is_none());
+        traffic.step(1, vec![(stream, finished())]);
+        assert_eq!(*heard.lock(), [(1, true), (1, false), (1, true), (1, false)]);
     }
 
     #[test]

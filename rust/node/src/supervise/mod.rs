@@ -108,7 +108,7 @@ impl Supervisor {
             }
         }
         let mut fleet = Fleet::new(
-            Deadlines::new(config.start_timeout(), config.load_timeout()),
+            Deadlines::new(config.start_timeout(), config.load_timeout(), config.max_wait()),
             config.usual(),
             config.gpu_backend.as_deref() == Some("cpu"),
             config.vram_limit_bytes,
@@ -134,6 +134,7 @@ impl Supervisor {
                 config,
             }),
         };
+        this.inner.traffic.set_hears_of_use(this.inner.fleet.hears_of_use());
         let inner = Arc::downgrade(&this.inner);
         process::spawn_thread("fleet", move || drive::run(&inner, start));
         let inner = Arc::downgrade(&this.inner);
@@ -273,7 +274,7 @@ impl Supervisor {
         let worker = view.ready(&model_id, self.inner.fleet.now())?;
         let send = |id| ToWorker::Generate { id, request };
         let link = self.link(worker).ok_or_else(|| died(&model_id))?;
-        traffic.submit(&link, client, form, asked, send).ok_or_else(|| died(&model_id))
+        traffic.submit(&link, client, form, asked, send).ok_or_else(|| self.inner.gone(&model_id))
     }
 
     /// Asks a model that is ready. Never blocks. What comes is an `Answer`.
@@ -285,7 +286,7 @@ impl Supervisor {
         let worker = view.ready(&model_id, self.inner.fleet.now())?;
         let send = |id| ToWorker::Ask { id, question };
         let link = self.link(worker).ok_or_else(|| died(&model_id))?;
-        traffic.ask(&link, asked, send).ok_or_else(|| died(&model_id))
+        traffic.ask(&link, asked, send).ok_or_else(|| self.inner.gone(&model_id))
     }
 
     /// Nobody waits for the answer to a question any more.
@@ -416,6 +417,12 @@ impl Inner {
     /// What is known of a name without a look at the disk.
     fn own_name(&self, name: &str) -> String {
         self.names.lock().get(name).cloned().unwrap_or_else(|| name.to_owned())
+    }
+
+    /// Why the worker that was there a moment ago takes nothing: what was published before it was closed, or else
+    /// its death.
+    fn gone(&self, model_id: &str) -> Fault {
+        self.fleet.view().ready(model_id, self.fleet.now()).err().unwrap_or_else(|| died(model_id))
     }
 
     fn find(&self, model_id: &str) -> Result<Model, Fault> {

@@ -18,7 +18,8 @@ use llm_node_core::{
     session::Occupancy,
 };
 use llm_node_fleet::{
-    Account, Crash, Device, DeviceKind, FleetView, Holder, Incident, Loaded, ModelView, Severity, Status,
+    Account, Crash, Device, DeviceKind, FleetView, Holder, Incident, IncidentKind, Loaded, ModelView,
+    Severity, Status,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -141,6 +142,10 @@ struct ServingRow {
     pid: Option<u32>,
     streams: usize,
     draining: bool,
+    /// It makes room for nobody.
+    pinned: bool,
+    /// How long nothing has been asked of it; `None`: it has something to answer.
+    idle_seconds: Option<u64>,
     ready_seconds: u64,
     silent_seconds: u32,
     call_seconds: u32,
@@ -166,6 +171,8 @@ pub(super) struct SystemRow<'a> {
     vram_limit_bytes: Option<u64>,
     devices: Vec<DeviceRow<'a>>,
     workers: Vec<WorkerRow<'a>>,
+    /// The models that wait until others have made room, in their order.
+    line: &'a [String],
     load: LoadRow,
     /// How often of each kind something has happened to models.
     events: BTreeMap<&'static str, u64>,
@@ -214,7 +221,7 @@ struct Versions {
     protocol: u32,
 }
 
-/// What has happened to models: how often of each kind, and the last that went wrong.
+/// What has happened to models: how often of each kind, and the last that people may want to know the reasons of.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Incidents {
     counts: BTreeMap<&'static str, u64>,
@@ -239,7 +246,7 @@ impl Incidents {
     pub(super) fn add(&mut self, at: u64, incident: Incident) {
         let Incident { severity, kind, model_id, engine, code, death, message } = incident;
         *self.counts.entry(kind.as_str()).or_default() += 1;
-        if severity == Severity::Info {
+        if severity == Severity::Info && kind != IncidentKind::Evicted {
             return;
         }
         let (call, signal) = death.map(|death| (death.call, death.signal)).unzip();
@@ -259,7 +266,7 @@ impl Incidents {
         });
     }
 
-    /// The last that went wrong, oldest first.
+    /// The last that went wrong, and what made room, oldest first.
     pub(super) fn last(&self) -> &VecDeque<IncidentRow> {
         &self.last
     }
@@ -337,8 +344,8 @@ impl<'a> LifeRow<'a> {
         let error = |fault: &'a Fault| Some(ErrorRow { code: fault.code, message: &fault.message });
         let row = match &view.status {
             Status::Available => Self { status: "available", ..Self::default() },
-            Status::Loading => Self {
-                status: "loading",
+            Status::Loading | Status::Waiting => Self {
+                status: if matches!(view.status, Status::Waiting) { "waiting" } else { "loading" },
                 loading: Some(LoadingRow {
                     progress: process.as_ref().map_or(0.0, |process| process.progress()),
                     stage: process.as_ref().map(|process| process.output.stage()),
@@ -347,7 +354,7 @@ impl<'a> LifeRow<'a> {
                 waiting: Some(view.waiting),
                 ..Self::default()
             },
-            Status::Loaded | Status::Draining => Self { status: "loaded", ..Self::default() },
+            Status::Loaded | Status::Draining { .. } => Self { status: "loaded", ..Self::default() },
             Status::Cooling { fault, .. } => Self {
                 status: "failed",
                 error: error(fault),
@@ -359,7 +366,9 @@ impl<'a> LifeRow<'a> {
         let serving = view.loaded.as_ref().map(|(since, _)| ServingRow {
             pid: process.as_ref().map(|process| process.pid()),
             streams: view.worker.map_or(0, |worker| inner.traffic.streams_of(worker)),
-            draining: matches!(view.status, Status::Draining),
+            draining: matches!(view.status, Status::Draining { .. }),
+            pinned: view.is_pinned,
+            idle_seconds: view.idle_since.map(|since| inner.fleet.now().since(since).as_secs()),
             ready_seconds: inner.fleet.now().since(*since).as_secs(),
             silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
             call_seconds: process.as_ref().map_or(0, |process| process.call_seconds()),
@@ -424,6 +433,7 @@ impl SystemRow<'_> {
             workers: busy
                 .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view) })
                 .collect(),
+            line: &view.line,
             load: LoadRow::of(inner, &view),
             events: inner.fleet.incidents().counts,
             versions: Versions {

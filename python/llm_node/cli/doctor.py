@@ -1,0 +1,142 @@
+"""`llm-node doctor`: what stands in the way of a node on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from llm_node.cli import greeting, options, table
+
+if TYPE_CHECKING:
+    from llm_node.node import Node
+    from llm_node.settings import Settings
+
+MANY_FILES = 1024
+"""Each connection and each worker needs some."""
+SMALL_DISK = 2 << 30
+"""Bytes, below which hardly a model can be fetched."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    level: str
+    """`ok`, `warn`, or `fail`: no model could be loaded."""
+    message: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.settings_options
+@click.pass_context
+def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+    """Look for what stands in the way of a node here: devices, memory, engines, models, disk.
+
+    Needs no node, and starts none. Ends with 1 where something has to be done.
+    """
+    settings = options.settings(context.obj, given)
+    findings = [*_devices(settings), *_memory(), *_engines_and_models(settings), *_disk(settings), *_files()]
+    if as_json:
+        table.show_json({"findings": [finding._asdict() for finding in findings]})
+    else:
+        for level, message in findings:
+            click.echo(f"{level:<5} {message}")
+    context.exit(int(any(finding.level == "fail" for finding in findings)))
+
+
+def _devices(settings: Settings) -> Iterator[Finding]:
+    from llm_node import devices
+
+    gpus = devices.nvidia_gpus()
+    try:
+        backend = devices.resolve_backend(settings.gpu_backend)
+    except devices.NoGpuError as error:
+        yield Finding("fail", str(error))
+        return
+    for gpu in gpus:
+        memory = f"{table.size(gpu.total_bytes)}, {table.size(gpu.free_bytes)} free"
+        yield Finding("ok", f"GPU {gpu.index} {gpu.name}: {memory}; driver {gpu.driver}")
+    if backend == "cpu" and gpus:
+        yield Finding("warn", "models run on the CPU though there is a GPU: choose --gpu-backend cuda for it")
+    else:
+        yield Finding("ok", f"models run on {backend}")
+
+
+def _memory() -> Iterator[Finding]:
+    from llm_node import devices
+
+    host = devices.host()
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    ours, free = table.size(host.total_bytes), table.size(host.free_bytes)
+    if host.total_bytes < machine - machine // 100:
+        yield Finding(
+            "warn",
+            f"this container may use {ours} of the machine's {table.size(machine)}, {free} free: raise its "
+            "limit of memory if models need more",
+        )
+    else:
+        yield Finding("ok", f"memory: {ours}, {free} free")
+
+
+def _engines_and_models(settings: Settings) -> Iterator[Finding]:
+    from llm_node.cli import own_node
+
+    try:
+        engines, models, obstacles, backend = own_node.look_up(settings, _all)
+    except click.UsageError as error:
+        yield Finding("fail", error.message)
+        return
+    for engine in engines:
+        name = f"engine {engine['id']} for {engine['gpu_backend']}"
+        if engine["status"] == "loaded":
+            yield Finding("ok", f"{name}: version {engine['version']}")
+        else:
+            level = "fail" if engine["gpu_backend"] == backend else "warn"
+            yield Finding(level, f"{name}: {_in_one_line(engine['error']['message'])}")
+    if not engines:
+        yield Finding("fail", greeting.NO_ENGINE)
+    elif backend is not None and (reason := greeting.wrong_backend(engines, backend)):
+        yield Finding("fail", reason)
+    for model, (_, message) in obstacles.items():
+        yield Finding("warn", f"model {model}: {_in_one_line(message)}")
+    count = len(models) - len(obstacles)
+    if count:
+        yield Finding("ok", f"{count} models can be loaded: see `llm-node list`")
+    else:
+        yield Finding("warn", "no model can be loaded: `llm-node pull ORG/REPO` fetches one")
+
+
+async def _all(
+    node: Node,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, tuple[str, str]], str | None]:
+    return await node.engines(), await node.models(), await node.obstacles(), node.gpu_backend
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.models_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < SMALL_DISK:
+        words = "`llm-node rm MODEL` gives some back, or name another folder with --models-dir"
+        yield Finding("warn", f"{table.size(free)} are left for models in {settings.models_dir}: {words}")
+    else:
+        yield Finding("ok", f"{table.size(free)} are left for models in {settings.models_dir}")
+
+
+def _files() -> Iterator[Finding]:
+    from llm_node.server.descriptors import raise_limit
+
+    limit = raise_limit()
+    if limit < MANY_FILES:
+        yield Finding("warn", f"only {limit} files and connections may be open at once: raise it (ulimit -n)")
+    else:
+        yield Finding("ok", f"{limit} files may be open at once")
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,153 @@
+//! Room for a load: whoever waits for it, and who goes to make it.
+//!
+//! Those who wait stand in one line, in the order in which they were wanted. What fits passes what does not, as
+//! long as all before it still could have their room. Who makes room is whoever was used least lately, and never
+//! somebody who answers, is pinned, or has just had a load, with one exception: whoever has had its turn takes
+//! nothing new while it ends what it has. Nobody is asked to go before it is known that it will be enough.
+
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    memory::MemoryUse,
+};
+use serde_json::json;
+
+use crate::{
+    Effect, Fleet, IncidentKind, Moment, Severity, WorkerId,
+    life::{Because, Stage, Worker},
+};
+
+/// What is free is measured by others, and may have changed without an event.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Fleet {
+    /// Who waits for room, in their order.
+    pub(crate) fn line(&self) -> Vec<(String, WorkerId)> {
+        let mut line: Vec<_> = self
+            .workers()
+            .filter(|(_, worker)| matches!(worker.stage, Stage::Waiting { .. }))
+            .map(|(model_id, worker)| (model_id.clone(), worker.id))
+            .collect();
+        line.sort_by_key(|(_, worker)| *worker);
+        line
+    }
+
+    /// Does anybody wait for room? Then what is free is to be told with every event.
+    pub fn is_anybody_waiting_for_room(&self) -> bool {
+        self.look_again.is_some()
+    }
+
+    /// Lets those load that there is room for, and makes room for the first that there is none for.
+    pub(crate) fn seat(&mut self, now: Moment) {
+        let mut ahead: Vec<MemoryUse> = Vec::new();
+        for (model_id, worker) in self.line() {
+            let Some(it) = &self.life(&model_id).worker else { continue };
+            let (uses, is_pinned) = (it.estimate.clone(), it.is_pinned);
+            let refusal = if self.deadlines.room.is_zero() {
+                self.ledger.room(&uses, |_| true)
+            } else {
+                self.ledger.hope(now, &uses)
+            };
+            if let Err(fault) = refusal {
+                self.end(now, &model_id, Because::Failed(fault));
+                continue;
+            }
+            let all = [&ahead[..], &uses].concat();
+            let is_next = ahead.is_empty() || self.ledger.hope(now, &all).is_ok();
+            if is_next && self.ledger.reserve(worker, &uses, &model_id, is_pinned).is_ok() {
+                let (by, room) = (now + self.deadlines.load, self.deadlines.room);
+                if let Some(it) = &mut self.life(&model_id).worker {
+                    it.waited = it.deadline().map_or(Duration::ZERO, |by| room.saturating_sub(by.since(now)));
+                    it.stage = Stage::Loading { by };
+                }
+                self.effects.push(Effect::Proceed { worker });
+                continue;
+            }
+            if ahead.is_empty() && self.ledger.is_calm(now) {
+                self.make_room(now, &model_id, &uses);
+            }
+            ahead = all;
+        }
+        let turns = self.workers().filter_map(|(_, worker)| worker.may_go_from(self.deadlines.room));
+        let next = turns.filter(|from| *from > now).fold(now + LOOK_AGAIN, Moment::min);
+        self.look_again = (!ahead.is_empty()).then_some(next);
+    }
+
+    /// Whoever has to go for it begins to, if that is enough.
+    fn make_room(&mut self, now: Moment, model_id: &str, uses: &[MemoryUse]) {
+        let mut gone: BTreeSet<WorkerId> = self
+            .workers()
+            .filter(|(_, worker)| matches!(worker.stage, Stage::Draining { .. } | Stage::Ending { .. }))
+            .map(|(_, worker)| worker.id)
+            .collect();
+        let is_enough = |gone: &BTreeSet<WorkerId>| self.ledger.room(uses, |worker| !gone.contains(&worker));
+        if is_enough(&gone).is_ok() {
+            return;
+        }
+        let may_go =
+            |worker: &Worker| worker.may_go_from(self.deadlines.room).is_some_and(|from| from <= now);
+        let mut candidates: Vec<_> = self
+            .workers()
+            .filter(|(_, worker)| may_go(worker))
+            .map(|(model_id, worker)| {
+                (Reverse(worker.idle_since.is_some()), worker.idle_since, worker.id, model_id)
+            })
+            .collect();
+        // Those that answer come last, and of the others those first that were used least lately.
+        candidates.sort();
+        let mut chosen: Vec<(WorkerId, String)> = Vec::new();
+        for (_, _, worker, model_id) in candidates {
+            if is_enough(&gone).is_ok() {
+                break;
+            }
+            gone.insert(worker);
+            chosen.push((worker, model_id.clone()));
+        }
+        if is_enough(&gone).is_err() {
+            return;
+        }
+        chosen.retain(|(worker, _)| {
+            gone.remove(worker);
+            let is_needed = is_enough(&gone).is_err();
+            if is_needed {
+                gone.insert(*worker);
+            }
+            is_needed
+        });
+        for (worker, victim) in chosen {
+            let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
+            let words = idle.map_or_else(
+                || "once it has answered".to_owned(),
+                |since| format!("unused for {:.1} s", now.since(since).as_secs_f64()),
+            );
+            let message = format!("'{victim}' makes room for '{model_id}': {words}");
+            self.tell(Severity::Info, IncidentKind::Evicted, &victim, message, None);
+            if let Some(it) = &mut self.life(&victim).worker {
+                it.stage = Stage::Draining { by: None, for_room: true };
+            }
+            self.effects.push(Effect::Drain { worker });
+        }
+    }
+
+    /// What is said of a load that has waited for room long enough.
+    pub(crate) fn no_room(&mut self, model_id: &str) -> Fault {
+        let uses =
+            self.life(model_id).worker.as_ref().map(|worker| worker.estimate.clone()).unwrap_or_default();
+        let seconds = self.deadlines.room.as_secs_f64();
+        let shortage = self.ledger.room(&uses, |_| true).err();
+        let why = shortage.as_ref().map_or_else(|| "others come first".to_owned(), |it| it.message.clone());
+        let holders: Vec<_> = self.ledger.holders_of(&uses);
+        let names =
+            holders.iter().map(|holder| format!("'{}'", holder.model_id)).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "Model '{model_id}' has waited {seconds} s for memory that {names} hold and use: {why}. Try again later"
+        );
+        let fault = Fault::new(ErrorCode::ModelLoading, message);
+        fault.details(json!({ "retry_after": 30, "holders": holders }).to_string())
+    }
+
+    fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
+        self.models.iter().filter_map(|(model_id, life)| Some((model_id, life.worker.as_ref()?)))
+    }
+}

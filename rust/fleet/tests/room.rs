@@ -1,0 +1,297 @@
+//! Who makes room for whom, in a world in which all goes well: loads take no time, and answers as long as a test
+//! says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a world that is not as it should be fails its test"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::MemoryUse,
+    options::ModelOptions,
+};
+use llm_node_fleet::{
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, IncidentKind, Moment,
+    Status, Ticket, Usual, Won, WorkerId,
+};
+
+const GIB: u64 = 1 << 30;
+const ROOM: Duration = Duration::from_mins(2);
+
+/// 8 GiB for models. The figure in a model's name is what it takes.
+struct World {
+    fleet: Fleet,
+    now: Moment,
+    workers: BTreeMap<WorkerId, String>,
+    busy: BTreeSet<WorkerId>,
+    draining: BTreeSet<WorkerId>,
+    outcomes: BTreeMap<Ticket, Result<(), Fault>>,
+    evicted: Vec<String>,
+    ticket: Ticket,
+}
+
+fn world(room: Duration) -> World {
+    let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(1), room);
+    let mut world = World {
+        fleet: Fleet::new(deadlines, Usual::default(), true, Some(8 * GIB)),
+        now: Moment::default(),
+        workers: BTreeMap::new(),
+        busy: BTreeSet::new(),
+        draining: BTreeSet::new(),
+        outcomes: BTreeMap::new(),
+        evicted: Vec::new(),
+        ticket: 0,
+    };
+    world.read();
+    world
+}
+
+impl World {
+    fn read(&mut self) {
+        let host = Device {
+            index: 0,
+            name: "host".into(),
+            bus_id: None,
+            total_bytes: 64 * GIB,
+            free_bytes: 32 * GIB,
+            kind: DeviceKind::Host,
+        };
+        self.tell(Event::Reading(vec![host]));
+    }
+
+    fn load(&mut self, model: &str) -> Ticket {
+        self.load_with(model, ModelOptions::default())
+    }
+
+    fn load_with(&mut self, model: &str, wishes: ModelOptions) -> Ticket {
+        self.ticket += 1;
+        let (ticket, model_id) = (self.ticket, model.to_owned());
+        self.tell(Event::Load { ticket, model_id, wishes, format: None });
+        ticket
+    }
+
+    fn worker(&self, model: &str) -> WorkerId {
+        *self.workers.iter().find(|(_, name)| *name == model).expect("a model with a worker").0
+    }
+
+    /// It gets something to answer.
+    fn ask(&mut self, model: &str) {
+        let worker = self.worker(model);
+        self.busy.insert(worker);
+        self.tell(Event::Busy { worker });
+    }
+
+    /// It has answered.
+    fn answer(&mut self, model: &str) {
+        let worker = self.worker(model);
+        self.busy.remove(&worker);
+        self.tell(Event::Idle { worker });
+        if self.draining.remove(&worker) {
+            self.tell(Event::Drained { worker });
+        }
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        let until = self.now + Duration::from_secs_f64(seconds);
+        while let Some(next) = self.fleet.next_deadline().filter(|next| *next <= until) {
+            assert!(next > self.now);
+            self.now = next;
+            self.read();
+            self.tell(Event::Time);
+        }
+        self.now = until;
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut ahead = VecDeque::from([event]);
+        while let Some(event) = ahead.pop_front() {
+            for effect in self.fleet.handle(self.now, event) {
+                self.carry_out(effect, &mut ahead);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, ahead: &mut VecDeque<Event>) {
+        match effect {
+            Effect::Find { worker, model_id, .. } => {
+                self.workers.insert(worker, model_id);
+                let engine = ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() };
+                let found = FoundModel {
+                    engine,
+                    size_bytes: GIB,
+                    format: "gguf".into(),
+                    architecture: None,
+                    quantization: None,
+                };
+                ahead.push_back(Event::Found { worker, found: Ok(found) });
+            }
+            Effect::Spawn { worker } => {
+                let size: u64 =
+                    self.workers[&worker].trim_start_matches(char::is_alphabetic).parse().unwrap();
+                let use_ = MemoryUse { is_host: true, weights: size * GIB, ..MemoryUse::default() };
+                ahead.push_back(Event::Started { worker });
+                ahead.push_back(Event::Estimated { worker, uses: Some(vec![use_]) });
+            }
+            Effect::Proceed { worker } => {
+                ahead.push_back(Event::Ready { worker, facts: ModelFacts::default() });
+            }
+            Effect::Drain { worker } if self.busy.contains(&worker) => drop(self.draining.insert(worker)),
+            Effect::Drain { worker } => ahead.push_back(Event::Drained { worker }),
+            Effect::Stop { worker } | Effect::Kill { worker } => {
+                assert!(!self.busy.contains(&worker), "no answer is cut");
+                let death = llm_node_fleet::Death {
+                    ending: String::new(),
+                    signal: None,
+                    call: String::new(),
+                    message: String::new(),
+                };
+                ahead.push_back(Event::Died { worker, death, is_known: false });
+            }
+            Effect::EndRequests { worker, .. } => drop(self.workers.remove(&worker)),
+            Effect::Resolve { ticket, outcome } => {
+                let loaded = |won| assert!(matches!(won, Won::Loaded(_)));
+                assert!(self.outcomes.insert(ticket, outcome.map(loaded)).is_none());
+            }
+            Effect::Tell(incident) if incident.kind == IncidentKind::Evicted => {
+                self.evicted.push(incident.model_id);
+            }
+            _ => {}
+        }
+    }
+
+    fn loaded(&mut self) -> Vec<String> {
+        let models = self.fleet.view().models;
+        let loaded = models.into_iter().filter(|(_, model)| matches!(model.status, Status::Loaded));
+        loaded.map(|(model_id, _)| model_id).collect()
+    }
+
+    fn fault(&self, ticket: Ticket) -> &Fault {
+        self.outcomes[&ticket].as_ref().unwrap_err()
+    }
+}
+
+#[test]
+fn who_was_used_least_lately_goes_and_nobody_in_vain() {
+    let mut world = world(ROOM);
+    for model in ["a3", "b1", "c3"] {
+        world.load(model);
+        world.pass(10.0);
+    }
+    for model in ["a3", "c3"] {
+        world.ask(model);
+        world.pass(1.0);
+        world.answer(model);
+        world.pass(1.0);
+    }
+    // b1 was used least lately, a3 next; b1 alone is not enough, and with a3 it is not needed.
+    let ticket = world.load("d4");
+    assert_eq!(world.outcomes[&ticket], Ok(()));
+    assert_eq!(world.evicted, ["a3"]);
+    assert_eq!(world.loaded(), ["b1", "c3", "d4"]);
+}
+
+#[test]
+fn who_has_just_had_a_load_or_an_answer_may_be_about_to_ask() {
+    let mut world = world(ROOM);
+    world.load("a5");
+    let ticket = world.load("b5");
+    world.pass(0.4);
+    assert_eq!((world.loaded(), world.fleet.view().line), (vec!["a5".to_owned()], vec!["b5".to_owned()]));
+    world.ask("a5");
+    world.pass(5.0);
+    world.answer("a5");
+    world.pass(0.4);
+    assert_eq!(world.loaded(), ["a5"]);
+    world.pass(0.2);
+    assert_eq!((world.loaded(), &world.outcomes[&ticket]), (vec!["b5".to_owned()], &Ok(())));
+}
+
+#[test]
+fn who_answers_has_its_turn_and_no_answer_is_cut() {
+    let mut world = world(ROOM);
+    world.load("a5");
+    world.ask("a5");
+    let ticket = world.load("b5");
+    world.pass(29.0);
+    assert_eq!(world.loaded(), ["a5"]);
+    world.pass(2.0);
+    // It takes nothing new; what comes for it has it loaded again once the other has had its turn.
+    assert_eq!((world.loaded().len(), world.outcomes.contains_key(&ticket)), (0, false));
+    let again = world.load("a5");
+    world.pass(20.0);
+    assert!(!world.outcomes.contains_key(&ticket));
+    world.answer("a5");
+    assert_eq!((world.loaded(), &world.outcomes[&ticket]), (vec!["b5".to_owned()], &Ok(())));
+    world.ask("b5");
+    world.pass(31.0);
+    world.answer("b5");
+    assert_eq!((world.loaded(), &world.outcomes[&again]), (vec!["a5".to_owned()], &Ok(())));
+}
+
+#[test]
+fn what_could_never_fit_is_refused_at_once_and_nobody_goes_for_it() {
+    let mut world = world(ROOM);
+    world.load("a3");
+    world.pass(60.0);
+    let ticket = world.load("b9");
+    assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 9GB, available 8GB");
+    let ticket = world.load_with("p2", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    assert_eq!(world.outcomes[&ticket], Ok(()));
+    world.pass(60.0);
+    let ticket = world.load("c7");
+    assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 7GB, available 6GB");
+    assert!(world.fault(ticket).details.as_ref().unwrap().contains(r#""pinned":true"#));
+    assert_eq!(world.loaded(), ["a3", "p2"]);
+    // Whoever says that it need not stay.
+    world.load_with("p2", ModelOptions { pin: Some(false), ..ModelOptions::default() });
+    world.pass(1.0);
+    let ticket = world.load("c7");
+    assert_eq!((world.loaded(), &world.outcomes[&ticket]), (vec!["c7".to_owned()], &Ok(())));
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut world = world(ROOM);
+    world.load("a5");
+    world.ask("a5");
+    let ticket = world.load("b5");
+    world.pass(119.0);
+    assert!(!world.outcomes.contains_key(&ticket));
+    world.pass(2.0);
+    let fault = world.fault(ticket);
+    assert_eq!(fault.code, ErrorCode::ModelLoading);
+    assert!(fault.message.contains("has waited 120 s for memory that 'a5' hold and use"), "{fault}");
+}
+
+#[test]
+fn without_a_wait_nobody_makes_room() {
+    let mut world = world(Duration::ZERO);
+    world.load("a5");
+    world.pass(60.0);
+    let ticket = world.load("b5");
+    assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 5GB, available 3GB");
+    assert_eq!((world.evicted.len(), world.loaded()), (0, vec!["a5".to_owned()]));
+}
+
+#[test]
+fn what_fits_passes_what_does_not_where_that_takes_nothing_from_it() {
+    let mut world = world(ROOM);
+    world.load("a5");
+    world.ask("a5");
+    let first = world.load("b6");
+    let small = world.load("c2");
+    let large = world.load("d3");
+    assert_eq!(world.outcomes[&small], Ok(()), "b6 and c2 go together");
+    assert!(!world.outcomes.contains_key(&large) && !world.outcomes.contains_key(&first));
+    assert_eq!(world.fleet.view().line, ["b6", "d3"]);
+    world.answer("a5");
+    world.pass(1.0);
+    assert_eq!((world.loaded(), &world.outcomes[&first]), (vec!["b6".to_owned(), "c2".to_owned()], &Ok(())));
+}

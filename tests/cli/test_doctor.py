@@ -1,0 +1,69 @@
+"""`llm-node doctor`: what stands in the way is named, with what to do, and ends it with 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.engines import fake_engine
+from support.node import PROGRAM, node_environment
+
+CONTAINER = 'mount --bind "$GROUPS_OF_A_TEST" /sys/fs/cgroup && exec "$@"'
+
+
+def run(
+    home: Path, *arguments: str, prefix: list[str] | None = None, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*(prefix or []), str(PROGRAM), "doctor", *arguments],
+        env=node_environment(home, **changes),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_is_well(tmp_path: Path, engines: Path) -> None:
+    done = run(tmp_path, "--gpu-backend", "cpu", "--engines-dir", str(engines))
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert all(line.startswith(("ok    ", "warn  ")) for line in lines)
+    assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in lines)
+    assert "ok    1 models can be loaded: see `llm-node list`" in lines
+
+
+def test_what_stands_in_the_way_is_a_failure_and_says_what_to_do(tmp_path: Path) -> None:
+    fake_engine(tmp_path / "engines", "broken", defines={"FAKE_MISSING_SYMBOL": None})
+    done = run(tmp_path, "--json", "--gpu-backend", "cpu", "--engines-dir", str(tmp_path / "engines"))
+    assert done.returncode == 1
+    findings = json.loads(done.stdout)["findings"]
+    (failure,) = [finding["message"] for finding in findings if finding["level"] == "fail"]
+    assert failure.startswith("engine broken for cpu: ") and "engine_generate" in failure
+    without_gpu = run(tmp_path, "--engines-dir", str(tmp_path / "engines"), CUDA_VISIBLE_DEVICES="")
+    assert without_gpu.returncode == 1
+    assert "choose --gpu-backend" in without_gpu.stdout
+
+
+def test_a_wrong_path_is_a_finding_too(tmp_path: Path) -> None:
+    done = run(tmp_path, "--gpu-backend", "cpu", "--models-dir", str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert (
+        f"fail  --models-dir {tmp_path / 'nowhere'}: no such folder; make it, or name another" in done.stdout
+    )
+
+
+def test_a_containers_limit_is_named(tmp_path: Path, engines: Path) -> None:
+    if sys.platform != "linux" or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
+        pytest.skip("needs root, for a mount namespace")
+    groups = tmp_path / "groups"
+    (groups / "memory").mkdir(parents=True)
+    (groups / "memory.max").write_text(f"{256 << 20}\n")
+    (groups / "memory.current").write_text("0\n")
+    prefix = ["unshare", "-m", "sh", "-c", CONTAINER, "sh"]
+    arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    done = run(tmp_path, *arguments, prefix=prefix, GROUPS_OF_A_TEST=str(groups))
+    assert "warn  this container may use 256.0 MiB of the machine's " in done.stdout

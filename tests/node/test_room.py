@@ -1,0 +1,110 @@
+"""More models than memory: who is not in use makes room, no answer is cut, and only the log tells of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.engines import fake_engine
+from support.node import RunningNode, command, running_node
+
+MODELS = ["a", "b", "c", "d", "e"]
+MIB = 1 << 20
+LIMIT = 300 * MIB
+
+
+@contextmanager
+def node_of(folder: Path, *more: str) -> Iterator[RunningNode]:
+    """Three of the five models fit."""
+    fake_engine(folder / "engines", "toy")
+    (folder / "models").mkdir()
+    for model in MODELS:
+        (folder / f"models/{model}.toy").write_text(f"TOY1\nestimate_bytes={95 * MIB}\n")
+    places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
+    limits = ["--gpu-backend", "cpu", "--vram-limit", "300M", "--cache-tokens", "512", "--max-sequences", "2"]
+    with running_node(folder / "node", [*places, *limits, *more]) as node:
+        node.extra["home"] = folder / "node"
+        yield node
+
+
+def ask(model: str, tokens: int = 20, **more: Any) -> dict[str, Any]:
+    return {"model": model, "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True, **more}
+
+
+def loaded(node: RunningNode) -> set[str]:
+    workers = node.get("/api/system").json()["workers"]
+    return {worker["model_id"] for worker in workers if worker["status"] == "loaded"}
+
+
+def test_five_models_of_which_three_fit_are_used_in_turn(tmp_path: Path) -> None:
+    with node_of(tmp_path) as node:
+
+        def client(number: int) -> int:
+            for turn in range(6):
+                model = MODELS[(number + turn) % len(MODELS)]
+                answer = node.post("/v1/completions", ask(model), timeout=120)
+                assert answer.status == 200, answer.body
+                assert answer.json()["usage"]["completion_tokens"] == 20
+                (host,) = node.get("/api/system").json()["devices"]
+                assert host["reserved_bytes"] <= host["limit_bytes"] == LIMIT
+            return number
+
+        with ThreadPoolExecutor(4) as clients:
+            assert sorted(clients.map(client, range(4))) == [0, 1, 2, 3]
+        kinds = [incident["kind"] for incident in node.get("/api/incidents").json()["incidents"]]
+        assert set(kinds) == {"evicted"} and len(kinds) >= 2
+        for model in loaded(node):
+            assert node.post("/api/models/unload", {"model_id": model}).status == 200
+        (host,) = node.get("/api/system").json()["devices"]
+        assert host["reserved_bytes"] == 0
+
+
+def test_an_answer_is_not_cut_for_another_model(tmp_path: Path) -> None:
+    with node_of(tmp_path, "--engine-option", "step_us=20000") as node:
+        for model in "abc":
+            assert node.post("/api/models/load", {"model_id": model, "pin": model != "a"}).status == 200
+        with ThreadPoolExecutor(2) as clients:
+            long = clients.submit(node.post, "/v1/completions", ask("a", 300, stream=True), timeout=120)
+            deadline = time.monotonic() + 30
+            while node.get("/api/system").json()["load"]["requests"] == 0:
+                assert time.monotonic() < deadline
+            other = clients.submit(node.post, "/v1/completions", ask("d"), timeout=120)
+            while not node.get("/api/system").json()["line"]:
+                assert time.monotonic() < deadline
+            states = {row["model_id"]: row["status"] for row in node.get("/api/models").json()["models"]}
+            assert (states["d"], states["a"], long.done()) == ("waiting", "loaded", False)
+            events = [line for line in long.result().body.decode().splitlines() if line.startswith("data: {")]
+            assert other.result().status == 200, other.result().body
+        assert json.loads(events[-1][6:])["choices"][0]["finish_reason"] == "length"
+        assert loaded(node) == {"b", "c", "d"}
+
+
+def test_what_is_pinned_stays(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("".join(f'[models."{model}"]\npin = true\n' for model in "abc"))
+    with node_of(tmp_path, "--config", str(file)) as node:
+        for model in "abc":
+            assert node.post("/v1/completions", ask(model)).status == 200
+        refused = node.post("/v1/completions", ask("d"))
+        assert refused.status == 507
+        error = refused.json()["error"]
+        assert error["message"].startswith("Insufficient VRAM: required ")
+        assert [holder["pinned"] for holder in error["holders"]] == [True, True, True]
+        assert "loaded, pinned" in command(node, "ps").stdout
+        # Whoever says that one need not stay.
+        assert node.post("/api/models/load", {"model_id": "b", "pin": False}).status == 200
+        assert node.post("/v1/completions", ask("d")).status == 200
+        assert loaded(node) == {"a", "c", "d"}
+
+
+def test_without_a_wait_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with node_of(tmp_path, "--max-wait", "0") as node:
+        for model in "abc":
+            assert node.post("/v1/completions", ask(model)).status == 200
+        assert node.post("/v1/completions", ask("d")).status == 507
+        assert loaded(node) == {"a", "b", "c"}
