@@ -24,3 +24,9 @@ def test_the_page_has_every_check_with_its_anchor(repository: Path) -> None:
     for check in conformance.checks():
         assert f'<a id="{check["name"].replace(".", "-")}"></a>' in page
         assert check["line"] > 0, check["name"]
+
+
+def test_the_example_on_the_page_for_authors_is_what_is_printed(repository: Path) -> None:
+    page = (repository / "docs/writing-an-engine.md").read_text()
+    (check,) = (check for check in conformance.checks() if check["name"] == "batch.together")
+    assert f'engine_api.h, line {check["line"]}: "{check["contract"]}"' in page

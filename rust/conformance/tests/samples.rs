@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// A sample, and a check that then is not skipped.
 const SAMPLES: &[(&str, &str)] = &[
     ("my_engine", "tier0.generate"),
-    ("sample_markov", "tier0.memory"),
-    ("c-tier0", "tier0.memory"),
+    ("sample_markov", "tier0.prompts"),
+    ("c-tier0", "tier0.prompts"),
     ("c-batch", "batch.scripts"),
 ];
 
