@@ -148,6 +148,12 @@ def _key_and_value(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _secret(text: str) -> str:
+    if not text.strip() or not text.isascii() or not text.isprintable():
+        raise ValueError("expected an API key")
+    return text.strip()
+
+
 def _model_name(text: str) -> str:
     name = text.strip()
     if not name:
@@ -436,7 +442,7 @@ class Settings:
     host: str = _setting(
         "127.0.0.1",
         _address,
-        "Address to listen on. One that other machines reach needs --allow-open as well.",
+        "Address to listen on. One that other machines reach needs --api-key-file or --allow-open as well.",
         metavar="ADDRESS",
     )
     port: int = _setting(3000, _integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT")
@@ -453,6 +459,22 @@ class Settings:
         _yes_or_no,
         "Go down, as with SIGTERM, when the process that started the node is gone. Linux only.",
         metavar="YES|NO",
+        in_file=False,
+    )
+    api_key_file: Path | None = _setting(  # noqa: RUF009
+        None,
+        _path,
+        "File of the API keys that requests need, each with its scope; `llm-node key new` writes it. With "
+        "keys the node may listen where other machines reach it.",
+        metavar="FILE",
+        shown="none: whoever reaches the node may use it",
+    )
+    api_key: str | None = _setting(
+        None,
+        _secret,
+        "Key that `run`, `list` and other commands send to a node that is named by --node.",
+        metavar="KEY",
+        shown="none; a node that runs here takes its user's commands",
         in_file=False,
     )
     allow_open: bool = _setting(

@@ -40,7 +40,8 @@ def listed(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_node_that_serves_says_where_it_is(serving: tuple[RunningNode, Path]) -> None:
     node, home = serving
     found = record.read(home)
-    assert found == NodeRecord(node.get("/readyz").json()["node_id"], node.url, node.process.pid)
+    assert found is not None and found.key
+    assert found == NodeRecord(node.get("/readyz").json()["node_id"], node.url, node.process.pid, found.key)
     assert stat.S_IMODE((home / "node.json").stat().st_mode) == 0o600
 
 
@@ -57,7 +58,7 @@ def test_list_asks_the_node_that_runs(serving: tuple[RunningNode, Path]) -> None
 def test_a_record_of_another_node_is_not_believed(serving: tuple[RunningNode, Path], tmp_path: Path) -> None:
     node, _ = serving
     home = tmp_path / ".llm-node"
-    with NodeRecord("another", node.url, 1).kept_in(home):
+    with NodeRecord("another", node.url, 1, "k").kept_in(home):
         (row,) = json.loads(listed(tmp_path).stdout)["models"]
         assert row["status"] == "available"
 
@@ -69,7 +70,10 @@ def test_a_node_that_is_named_and_not_there(tmp_path: Path) -> None:
 
 
 def test_the_last_one_that_started_is_kept(tmp_path: Path) -> None:
-    first, second = NodeRecord("a", "http://127.0.0.1:1", 1), NodeRecord("b", "http://127.0.0.1:2", 2)
+    first, second = (
+        NodeRecord("a", "http://127.0.0.1:1", 1, "k"),
+        NodeRecord("b", "http://127.0.0.1:2", 2, "k"),
+    )
     with first.kept_in(tmp_path):
         with second.kept_in(tmp_path):
             assert record.read(tmp_path) == second

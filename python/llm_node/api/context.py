@@ -11,6 +11,7 @@ from aiohttp import web
 from llm_node import errors
 from llm_node.api.store import Store
 from llm_node.journal import Journal
+from llm_node.keys import Key
 from llm_node.node import Event, Node
 from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
@@ -35,6 +36,9 @@ UNKNOWN_FIELDS = web.AppKey[Unknown | None]("UNKNOWN_FIELDS")
 
 IGNORED: web.RequestKey[dict[str, None]] = web.RequestKey("IGNORED")
 """In a request: what was asked for in vain, by name, in order."""
+
+KEY: web.RequestKey[Key] = web.RequestKey("KEY")
+"""In a request: whose key it has, where keys are asked for."""
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")
 """The id of the request that this task answers, as in `x-request-id` and the log."""

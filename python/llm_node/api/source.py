@@ -7,15 +7,20 @@ from typing import Any
 
 from aiohttp import web
 
+from llm_node.api.context import KEY
+
 RANGE = 1 << 64
 
 
 def of(request: web.Request, *names: Any) -> int:
     """A number that is the same for requests of one source.
 
-    What the client says of itself counts most: the first of `names` that says anything. Else it is where the
-    connection comes from: the address, or on this machine, which everybody shares there, the connection.
+    A key counts most, since nobody can make one up; then what the client says of itself: the first of `names`
+    that says anything. Else it is where the connection comes from: the address, or on this machine, which
+    everybody shares there, the connection.
     """
+    if KEY in request:
+        return hash(request[KEY].hash) % RANGE
     for name in names:
         if isinstance(name, str) and name:
             return hash(name) % RANGE

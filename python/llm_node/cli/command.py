@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "logs": "logs:logs",
     "doctor": "doctor:doctor",
     "config": "config:config",
+    "key": "key:key",
     "engine": "engine:engine",
     "bench": "bench:bench",
     "completion": "completion:completion",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Iterator
 from logging.handlers import RotatingFileHandler
@@ -31,7 +32,7 @@ async def serving(settings: Settings, *, loads_models: bool = True) -> AsyncIter
     with _logging_to(settings.home / "logs" / "run.log", LEVELS[settings.log_level]):
         keep_memory_private()
         node = own_node.make(settings, needs_device=loads_models)
-        runner = make_runner(make_app(node, settings))
+        runner = make_runner(make_app(node, dataclasses.replace(settings, api_key_file=None)))
         try:
             await runner.setup()
             if loads_models:

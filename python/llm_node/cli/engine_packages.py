@@ -120,7 +120,7 @@ def _tell(settings: Settings) -> None:
     async def look() -> str | None:
         url = await remote.running(settings)
         if url is not None:
-            async with remote.Remote(url) as node:
+            async with remote.at(url, settings) as node:
                 await node.get("/api/engines", refresh="true")
         return url
 

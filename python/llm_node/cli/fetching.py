@@ -28,7 +28,7 @@ async def node_for_files(settings: Settings) -> AsyncIterator[Remote]:
             from llm_node.cli import embedded
 
             url = await stack.enter_async_context(embedded.serving(settings, loads_models=False))
-        yield await stack.enter_async_context(Remote(url))
+        yield await stack.enter_async_context(remote.at(url, settings))
 
 
 async def pull(

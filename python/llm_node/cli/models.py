@@ -77,7 +77,7 @@ async def _of_running(settings: Settings, unheeded: Sequence[str]) -> dict[str, 
     if url is None:
         return None
     try:
-        async with remote.Remote(url) as node:
+        async with remote.at(url, settings) as node:
             found: dict[str, Any] = await node.get("/api/models", all="true")
             return found
     except remote.RemoteError as error:

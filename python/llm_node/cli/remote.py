@@ -37,13 +37,15 @@ class RemoteError(Exception):
 class Remote:
     """The node at a URL. An asynchronous context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
+        self._key = key
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Remote:
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(timeout=timeout, read_bufsize=LONGEST_EVENT)
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        self._session = aiohttp.ClientSession(timeout=timeout, read_bufsize=LONGEST_EVENT, headers=headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,6 +92,13 @@ class Remote:
             raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None
 
 
+def at(url: str, settings: Settings) -> Remote:
+    """The node at a URL, with the key that is named, or that is this user's for the node that runs here."""
+    known = record.read(settings.home)
+    own = known.key if known is not None and known.url == url else None
+    return Remote(url, settings.api_key or own)
+
+
 async def running(settings: Settings, unheeded: Sequence[str] = ()) -> str | None:
     """The URL of the node to talk to: the one that was named, or the one that runs here.
 
@@ -128,7 +137,7 @@ async def connected(settings: Settings) -> AsyncIterator[Remote]:
             "no node runs here; start one with `llm-node serve`, or name one with --node URL",
             Exit.UNREACHABLE,
         )
-    async with Remote(url) as remote:
+    async with at(url, settings) as remote:
         yield remote
 
 

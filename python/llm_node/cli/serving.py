@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 
 import click
 
+from llm_node import keys
 from llm_node.cli import advice, failure, greeting, own_node
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
@@ -62,7 +63,11 @@ async def _serve(settings: Settings) -> int | None:
     inherited = _inherited(settings)
     addresses = [] if inherited is not None else await _addresses(settings)
     node = own_node.make(settings, needs_device=True)
-    runner = make_runner(make_app(node, settings))
+    own_key = keys.fresh()
+    try:
+        runner = make_runner(make_app(node, settings, own_key=own_key))
+    except keys.KeysError as error:
+        raise click.ClickException(str(error)) from None
     await runner.setup()
     listener = Listener(
         runner,
@@ -79,7 +84,7 @@ async def _serve(settings: Settings) -> int | None:
             except OSError as error:
                 raise _cannot_listen(settings, error) from None
             reached = url(settings.host, listener.port)
-        with NodeRecord(node.id, reached, os.getpid()).kept_in(settings.home):
+        with NodeRecord(node.id, reached, os.getpid(), own_key).kept_in(settings.home):
             await _greet_until(signals.first, _greet(node, settings, reached))
             log.info("going down: answers under way have %g s", settings.drain_timeout)
             # Still listening, so that new requests get a typed refusal instead of a closed door.
@@ -122,7 +127,7 @@ async def _addresses(settings: Settings) -> list[tuple[int, SocketAddress]]:
     except OSError as error:
         raise _cannot_listen(settings, error) from None
     reached = [str(address[0]) for _, address in addresses if not is_loopback(address)]
-    if reached and not settings.allow_open:
+    if reached and not _may_be_reached(settings):
         raise _is_open(
             settings.host if settings.host in reached else f"{settings.host} ({', '.join(reached)})"
         )
@@ -147,16 +152,20 @@ def _inherited(settings: Settings) -> socket.socket | None:
         raise click.ClickException(f"--listen-fd {number} is no TCP socket that listens")
     inherited.set_inheritable(False)
     address = inherited.getsockname()
-    if not is_loopback(address) and not settings.allow_open:
+    if not is_loopback(address) and not _may_be_reached(settings):
         raise _is_open(str(address[0]))
     return inherited
 
 
+def _may_be_reached(settings: Settings) -> bool:
+    return settings.allow_open or settings.api_key_file is not None
+
+
 def _is_open(name: str) -> click.ClickException:
     return click.ClickException(
-        f"{name} is reached by other machines, and this node has no keys yet: whoever reaches it may "
-        "use it and manage its models. Listen on 127.0.0.1, behind a proxy that asks for keys, or add "
-        "--allow-open yes where all who reach it may use it."
+        f"{name} is reached by other machines, and this node has no keys: whoever reaches it may use it and "
+        "manage its models. Make one with `llm-node key new NAME` and add --api-key-file, or listen on "
+        "127.0.0.1, or add --allow-open yes where all who reach it may use it."
     )
 
 
@@ -224,6 +233,8 @@ async def _greet(node: Node, settings: Settings, url: str) -> None:
     folders = settings.engines_dir, settings.models_dir
     for line in greeting.lines(url, node.gpu_backend, engines, models, obstacles, *folders):
         _say(line)
+    if settings.api_key_file is not None:
+        _say(f"Requests need a key of {settings.api_key_file}; `llm-node key new NAME` makes one.")
 
 
 def _say(line: str) -> None:

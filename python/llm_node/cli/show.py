@@ -118,7 +118,7 @@ async def _facts(settings: Settings, model_id: str) -> dict[str, Any] | None:
     url = await remote.running(settings)
     if url is None:
         return None
-    async with remote.Remote(url) as node:
+    async with remote.at(url, settings) as node:
         rows = (await node.get("/api/models"))["models"]
     facts: dict[str, Any] | None = next(
         (row.get("facts") for row in rows if row["model_id"] == model_id), None

@@ -58,7 +58,7 @@ async def talk(settings: Settings, wishes: Wishes) -> Exit:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        async with _node(settings, wishes) as url, Remote(url) as node:
+        async with _node(settings, wishes) as url, remote.at(url, settings) as node:
             return await _talk(node, settings, wishes)
     except RemoteError as error:
         raise failure.of(error) from None

@@ -33,6 +33,7 @@ from llm_node.api.context import (
 )
 from llm_node.api.store import Store
 from llm_node.journal import Journal
+from llm_node.keys import Keys
 from llm_node.node import Node
 from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
@@ -47,8 +48,11 @@ FAREWELL_SECONDS = 1.0
 """What connections get to end by themselves once every answer has ended."""
 
 
-def make_app(node: Node, settings: Settings) -> web.Application:
-    """The application. It starts the node with itself, and closes it with itself."""
+def make_app(node: Node, settings: Settings, *, own_key: str | None = None) -> web.Application:
+    """The application. It starts the node with itself, and closes it with itself.
+
+    `own_key` is taken beside those of `--api-key-file`, where there is one. Raises `KeysError`.
+    """
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
     app[PULLS] = Pulls(node, settings.models_dir, offline=settings.offline)
@@ -61,6 +65,9 @@ def make_app(node: Node, settings: Settings) -> web.Application:
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
     )
+    if settings.api_key_file is not None:
+        keys = Keys.read(settings.api_key_file)
+        app[middleware.KEYS] = keys if own_key is None else keys.with_own(own_key)
     app.on_response_prepare.append(middleware.complete_headers)
     app.cleanup_ctx.append(lifecycle.log_is_kept)
     app.cleanup_ctx.append(lifecycle.node_lives)

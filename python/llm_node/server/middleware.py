@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from llm_node import errors
-from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, NODE, REQUEST_ID, TOOK, Took
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, KEY, NODE, REQUEST_ID, TOOK, Took
+from llm_node.keys import Keys
 from llm_node.node import NodeError
+from llm_node.server.access import check
 from llm_node.server.origin import OriginRules
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ access = logging.getLogger("llm_node.access")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+KEYS = web.AppKey("KEYS", Keys)
+"""Those that requests need; without it none does."""
 ORIGIN_RULES = web.AppKey("ORIGIN_RULES", OriginRules)
 
 HEADER = "X-Request-Id"
@@ -89,12 +93,16 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let through what is for this node, and from where it may come."""
     rules = request.app.get(ORIGIN_RULES)
-    if rules is None:
-        return await handler(request)
-    rules.check(request.path, request.headers)
-    preflight = rules.preflight(request.method, request.headers)
-    if preflight is not None:
-        return web.Response(status=204, headers=preflight)
+    if rules is not None:
+        rules.check(request.path, request.headers)
+        preflight = rules.preflight(request.method, request.headers)
+        if preflight is not None:
+            return web.Response(status=204, headers=preflight)
+    keys = request.app.get(KEYS)
+    if keys is not None:
+        key = check(keys, request.method, request.path, request.headers)
+        if key is not None:
+            request[KEY] = key
     return await handler(request)
 
 

@@ -26,6 +26,8 @@ class NodeRecord:
     """As `/readyz` answers; another one is another node."""
     url: str
     pid: int
+    key: str
+    """For its user's commands, where it asks for keys."""
 
     @contextlib.contextmanager
     def kept_in(self, home: Path) -> Iterator[None]:
@@ -55,6 +57,6 @@ def read(home: Path) -> NodeRecord | None:
     """What stands there, if it is a record."""
     try:
         found = json.loads((home / NAME).read_text(encoding="utf-8"))
-        return NodeRecord(str(found["node_id"]), str(found["url"]), int(found["pid"]))
+        return NodeRecord(str(found["node_id"]), str(found["url"]), int(found["pid"]), str(found["key"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,8 @@
 // @ts-check
 /** The node's HTTP API as the page uses it. Every route here is one of docs/http.md. */
 
+import { say } from "./preferences.js";
+
 /** An error as the node answers it. */
 export class ApiError extends Error {
   /** @param {string} code @param {string} message */
@@ -45,14 +47,36 @@ export async function* events(path, body, signal) {
   }
 }
 
+const KEY = "llm-node-key";
+
+/** As `ask`. A node that wants a key is asked again with one that is typed, and kept as long as the tab. */
+async function send(/** @type {Parameters<typeof ask>} */ ...request) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    try {
+      return await ask(...request);
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.code !== "invalid_api_key") throw error;
+      if (sessionStorage.getItem(KEY) !== key) continue; // another request has asked meanwhile
+      const typed = prompt(say("key"))?.trim();
+      if (!typed) throw error;
+      sessionStorage.setItem(KEY, typed);
+    }
+  }
+}
+
 /** @param {string} method @param {string} path @param {object} [body] @param {AbortSignal} [signal] */
-async function send(method, path, body, signal) {
+async function ask(method, path, body, signal) {
+  const key = sessionStorage.getItem(KEY);
   let response;
   try {
     response = await fetch(path, {
       method,
       signal: signal ?? null,
-      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      headers: {
+        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+        ...(key === null ? {} : { Authorization: `Bearer ${key}` }),
+      },
       body: body === undefined ? null : JSON.stringify(body),
     });
   } catch (error) {

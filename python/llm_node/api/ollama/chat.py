@@ -7,12 +7,13 @@ import time
 from aiohttp import web
 
 from llm_node.api import answers, body, source, sse
-from llm_node.api.context import NODE
+from llm_node.api.context import KEY, NODE
 from llm_node.api.conversation import Format, Json, Schema, dump
 from llm_node.api.neutral import Prompt, Request, Sampling
 from llm_node.api.ollama import library, shapes
 from llm_node.api.ollama.conversation import of_chat, of_prompt
-from llm_node.node import Node
+from llm_node.keys import Scope
+from llm_node.node import Node, NodeError
 from llm_node.schema.ollama.chat import ChatRequest, GenerateRequest
 from llm_node.schema.ollama.options import Generation, is_zero
 
@@ -111,6 +112,13 @@ def _format(wanted: Generation) -> Format:
     return Schema(Json.of(wanted.format), strict=True)
 
 
+def _may_unload(request: web.Request) -> None:
+    if KEY in request and request[KEY].scope is not Scope.ADMIN:
+        raise NodeError(
+            "insufficient_scope", f"The key {request[KEY].name} is for inference; it unloads nothing"
+        )
+
+
 async def _load(request: web.Request, wanted: Generation, place: shapes.Place) -> web.Response:
     """Nothing is asked: the model is to be there; or not to stay, which is done if nobody uses it."""
     node = request.app[NODE]
@@ -120,6 +128,7 @@ async def _load(request: web.Request, wanted: Generation, place: shapes.Place) -
         await node.ensure_ready(wanted.model)
         is_loaded = True
     elif is_loaded and not model["requests"]:
+        _may_unload(request)
         await node.unload(wanted.model)
         is_loaded = False
     writer = shapes.Writer(wanted.model, place, thinks=False, pattern=None, load_ns=0)
