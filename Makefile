@@ -17,7 +17,7 @@ PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/i
   pyproject.toml README.md
 WEB_SOURCES    := $(wildcard web/package*.json web/entries/*.js) web/vendor.sha256 tools/vendor_web.py
 
-.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize soak docs bench gen engine samples wheel clean help
+.PHONY: setup run test test-compiled test-rust test-python check clients lint sanitize soak docs pictures bench gen engine samples wheel clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -130,6 +130,11 @@ sanitize:
 
 gen: $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py
+
+# What the pages show of browser and terminal, drawn anew. A test draws them too, and leaves these alone.
+pictures: setup
+	$(BIN)/python tools/page_picture.py
+	$(BIN)/python tools/terminal_picture.py
 
 # The documentation as a site, in .cache/site/docs/index.html. A link that leads nowhere is an error.
 docs: $(STAMPS)/tools

@@ -1,6 +1,7 @@
 """Draw docs/page.png and docs/page-models.png: a real chat and the models on the web page, in Chromium.
 
-`python tools/page_picture.py [ENGINES]`, with the Python of .venv; ENGINES is a folder of engines.
+`python tools/page_picture.py [ENGINES [OUT]]`, with the Python of .venv: a folder of engines, and one for the
+pictures in place of docs/.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MOST_BYTES = 150_000
 
 def main() -> int:
     engines = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "engines")
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     assert browser, "no Chromium"
     with (
@@ -38,12 +40,12 @@ def main() -> int:
         area.fill(QUESTION)
         area.press("Enter")
         expect(page.locator(".entry.assistant")).to_contain_text("tokens/s", timeout=60_000)
-        page.screenshot(path=ROOT / "docs/page.png")
+        page.screenshot(path=out / "page.png")
         page.goto(f"{node.url}/#/models")
         expect(page.locator("table").last).to_contain_text("llm-node-demo", timeout=60_000)
-        page.screenshot(path=ROOT / "docs/page-models.png")
+        page.screenshot(path=out / "page-models.png")
     for name in ("page.png", "page-models.png"):
-        size = (ROOT / "docs" / name).stat().st_size
+        size = (out / name).stat().st_size
         assert size <= MOST_BYTES, f"{name} has {size} bytes"
     return 0
 

@@ -1,6 +1,7 @@
 """Draw docs/terminal.svg: a real chat with the demo model, as a terminal shows it.
 
-`python tools/terminal_picture.py [ENGINES]`, with the Python of .venv; ENGINES is a folder of engines.
+`python tools/terminal_picture.py [ENGINES [OUT]]`, with the Python of .venv: a folder of engines, and one for
+the picture in place of docs/.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.terminal import on_a_terminal  # noqa: E402
 
-PICTURE = ROOT / "docs" / "terminal.svg"
+PICTURE = "terminal.svg"
 COLUMNS = 78
 QUESTIONS = ("What is an engine?", "What happens when an engine crashes?")
 EXTERNAL_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -55,4 +56,6 @@ def draw(engines: Path) -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "engines"), encoding="utf-8")
+    out = Path(sys.argv[2]) if sys.argv[2:] else ROOT / "docs"
+    drawn = draw(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "engines")
+    (out / PICTURE).write_text(drawn, encoding="utf-8")
