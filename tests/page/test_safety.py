@@ -189,3 +189,20 @@ def barriers(page: Page) -> list[str]:
         f"{each['id']}: {each['nodes'][0]['html'][:200]} {each['nodes'][0]['failureSummary'][:300]}"
         for each in result["violations"]
     ]
+
+
+def test_the_page_needs_no_cdn(open_page: Open, node: RunningNode) -> None:
+    """With a network that leads nowhere but to the node: what is drawn late comes from there, too."""
+    page = open_page()
+    page.context.route(lambda url: not url.startswith(node.url), lambda route: route.abort())
+    answering(page, ["```python\ndef f(): pass\n```\n\n$$x^2$$\n\n![picture](https://evil.example/a.png)"])
+    area = page.get_by_label("Message", exact=True).last
+    area.fill("?")
+    area.press("Enter")
+    prose = page.locator(".entry.assistant .prose")
+    expect(prose.locator("figure.code .hljs-keyword").first).to_have_text("def")
+    expect(prose.locator("math msup")).to_have_count(1)
+    expect(prose.locator("a[href='https://evil.example/a.png']")).to_have_count(1)
+    assert prose.locator("img").count() == 0, "a picture is a link"
+    loaded = page.evaluate("() => performance.getEntriesByType('resource').map((each) => each.name)")
+    assert loaded and all(name.startswith(node.url) for name in loaded)
