@@ -32,10 +32,12 @@ myst_heading_anchors = 4
 highlight_language = "none"
 
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+_ANCHOR = re.compile(r"^<a id=\"([^\"]+)\"></a>$", re.MULTILINE)
 
 
 def _links(app: Any, page: str, source: list[str]) -> None:
-    """What no page of the site shows is named instead of linked to: folders of the repository, the README."""
+    """What no page of the site shows is named instead of linked to: folders of the repository, the README.
+    Anchors that are written out become those of MyST, which links to these alone."""
 
     def shown(match: re.Match[str]) -> str:
         target = ((ROOT / page).parent / match[2]).resolve()
@@ -43,7 +45,7 @@ def _links(app: Any, page: str, source: list[str]) -> None:
             return f"{match[1]} (`{target.relative_to(ROOT).as_posix()}` of the repository)"
         return match[0]
 
-    source[0] = _LINK.sub(shown, source[0])
+    source[0] = _ANCHOR.sub(r"(\1)=", _LINK.sub(shown, source[0]))
 
 
 def setup(app: Any) -> None:
