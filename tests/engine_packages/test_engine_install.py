@@ -79,15 +79,18 @@ def test_a_name_is_an_extra_and_without_one_it_is_what_the_machine_needs(
         assert listed(environment) == []
 
 
-def test_a_folder_is_copied_to_where_nodes_look(environment: Environment, samples: Path) -> None:
-    folder = samples / "sample_markov/cpu"
+def test_a_folder_is_copied_to_where_nodes_look(
+    environment: Environment, samples: Path, tmp_path: Path
+) -> None:
+    folder, empty = samples / "sample_markov/cpu", tmp_path / "empty"
+    empty.mkdir()
     for _ in range(2):  # the second time in place of the first
         result = environment.run("engine", "install", "-y", str(folder))
         assert result.returncode == 0, result.stderr
     place = environment.home / ".llm-node/engines/sample_markov/cpu"
     assert environment.engines() == [("sample_markov", "loaded", str(place))]
     assert environment.run("engine", "install", "-y", str(place)).returncode == 2
-    assert environment.run("engine", "install", "-y", str(samples / "..")).returncode == 2
+    assert environment.run("engine", "install", "-y", str(empty)).returncode == 2
 
 
 def test_nothing_is_run_unasked_and_a_failure_is_one(environment: Environment, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.environment import Environment, node_wheel, packed
 from support.node import node_environment, running_node
 
 MODULE = "llm_node_engine_sample_markov_cpu"
-MOST_BYTES = 9_000_000
+MOST_BYTES = 9_500_000
 
 
 @pytest.fixture(scope="module")
