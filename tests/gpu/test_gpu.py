@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import pynvml
 import pytest
 
 from llm_node import devices
-from support.node import RunningNode, running_node
+from support.node import PROGRAM, RunningNode, running_node
 
 pytestmark = pytest.mark.gpu
 
@@ -139,3 +140,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_taken(engines: Path, tm
         assert answer.status == 507
         assert answer.json()["error"]["code"] == "oom_vram"
         assert settled() <= before + ALLOWANCE
+
+
+def test_the_engine_passes_every_must(engines: Path, demo_model: Path) -> None:
+    """Exit code 1 would be a must; what should be and is not stands on the engine's page."""
+    command = [PROGRAM, "engine", "check", engines / "llama_cpp/cuda", "--model", demo_model]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
