@@ -71,6 +71,10 @@ class Keys:
         """And one for the commands of whom the node belongs to."""
         return Keys((*self._keys, Key("own", Scope.ADMIN, _hashed(secret))))
 
+    def has(self, name: str) -> bool:
+        """Is there one of that name?"""
+        return any(key.name == name for key in self._keys)
+
     def find(self, secret: str) -> Key | None:
         """Whose it is. Takes as long for each that is wrong."""
         hashed = _hashed(secret)
@@ -93,7 +97,7 @@ def add(path: Path, name: str, scope: Scope) -> str:
     """
     if not _NAME.fullmatch(name):
         raise KeysError("a key's name has 1 to 64 letters, digits and the characters . _ @ -")
-    if path.exists() and any(key.name == name for key in Keys.read(path)._keys):
+    if path.exists() and Keys.read(path).has(name):
         raise KeysError(f"{path} has a key of the name {name} already")
     secret = fresh()
     try:

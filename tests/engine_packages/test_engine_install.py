@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llm_node import installation
-from support.environment import Environment, packed, wheel
+from support.environment import Environment, wheel
 from support.node import running_node
 
 PACKAGE = "llm-node-engine-sample-markov-cpu"
-
-
-@pytest.fixture(scope="module")
-def sample(repository: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(repository, samples / "sample_markov/cpu", tmp_path_factory.mktemp("sample"))
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[Environment]:
-    yield Environment(tmp_path / "venv")
 
 
 def listed(environment: Environment) -> list[tuple[str, list[str]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,6 @@ from support.node import node_environment, running_node
 
 MODULE = "llm_node_engine_sample_markov_cpu"
 MOST_BYTES = 9_500_000
-
-
-@pytest.fixture(scope="module")
-def sample(repository: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of an engine in C."""
-    return packed(repository, samples / "sample_markov/cpu", tmp_path_factory.mktemp("sample"))
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[Environment]:
-    yield Environment(tmp_path / "venv")
 
 
 def test_an_engine_is_found_where_its_package_is_and_no_code_of_it_runs(

@@ -118,11 +118,11 @@ def _tell(settings: Settings) -> None:
     from llm_node.cli import failure, remote
 
     async def look() -> str | None:
-        url = await remote.running(settings)
-        if url is not None:
-            async with remote.at(url, settings) as node:
-                await node.get("/api/engines", refresh="true")
-        return url
+        async with remote.if_running(settings) as node:
+            if node is None:
+                return None
+            await node.get("/api/engines", refresh="true")
+            return node.url
 
     try:
         url = asyncio.run(look())

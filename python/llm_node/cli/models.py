@@ -73,13 +73,9 @@ async def _of_running(settings: Settings, unheeded: Sequence[str]) -> dict[str, 
     """The models of the node that runs, and what is not listed; None: none runs."""
     from llm_node.cli import failure, remote
 
-    url = await remote.running(settings, unheeded)
-    if url is None:
-        return None
     try:
-        async with remote.at(url, settings) as node:
-            found: dict[str, Any] = await node.get("/api/models", all="true")
-            return found
+        async with remote.if_running(settings, unheeded) as node:
+            return None if node is None else await node.get("/api/models", all="true")
     except remote.RemoteError as error:
         raise failure.of(error) from None
 

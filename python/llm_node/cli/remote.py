@@ -129,15 +129,25 @@ async def _recorded(settings: Settings) -> str | None:
 
 
 @contextlib.asynccontextmanager
+async def if_running(settings: Settings, unheeded: Sequence[str] = ()) -> AsyncIterator[Remote | None]:
+    """The node that `running` finds, to be talked to; None: there is none."""
+    url = await running(settings, unheeded)
+    if url is None:
+        yield None
+        return
+    async with at(url, settings) as remote:
+        yield remote
+
+
+@contextlib.asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[Remote]:
     """The node that runs. Ends the command where there is none."""
-    url = await running(settings)
-    if url is None:
-        raise Failed(
-            "no node runs here; start one with `llm-node serve`, or name one with --node URL",
-            Exit.UNREACHABLE,
-        )
-    async with at(url, settings) as remote:
+    async with if_running(settings) as remote:
+        if remote is None:
+            raise Failed(
+                "no node runs here; start one with `llm-node serve`, or name one with --node URL",
+                Exit.UNREACHABLE,
+            )
         yield remote
 
 

@@ -115,10 +115,9 @@ async def _facts(settings: Settings, model_id: str) -> dict[str, Any] | None:
     """What the node that runs knows of a model that it has loaded."""
     from llm_node.cli import remote
 
-    url = await remote.running(settings)
-    if url is None:
-        return None
-    async with remote.at(url, settings) as node:
+    async with remote.if_running(settings) as node:
+        if node is None:
+            return None
         rows = (await node.get("/api/models"))["models"]
     facts: dict[str, Any] | None = next(
         (row.get("facts") for row in rows if row["model_id"] == model_id), None

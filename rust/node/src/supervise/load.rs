@@ -228,17 +228,7 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         ..ModelOptions::default()
     };
     let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.config.usual()))?;
-    let (hears, controls) = mpsc::channel();
-    let launch = Launch {
-        worker: inner.processes.number_of_probe(),
-        command: &inner.config.worker_command,
-        engine_env: &inner.config.engine_env,
-        start_timeout: inner.config.start_timeout(),
-        engine: candidate.id.clone(),
-        model: None,
-        hear: Arc::new(move |control| drop(hears.send(control))),
-    };
-    let process = inner.processes.start(launch, &inner.traffic)?;
+    let (process, controls) = thrown_away(inner, &candidate.id)?;
     let deadline = Instant::now() + inner.config.load_timeout();
     process.link.send(ToWorker::Load(plan));
     let memory = loop {
@@ -269,6 +259,21 @@ fn guess(inner: &Inner, bytes: u64) -> MemoryUse {
     guessed(bytes, view.accounts.iter().find(is_gpu).filter(|_| on_gpu).map(|it| &it.device))
 }
 
+/// A process for one question to an engine, and what is heard of it.
+fn thrown_away(inner: &Inner, engine: &str) -> Result<(Arc<Process>, mpsc::Receiver<Control>), Fault> {
+    let (hears, controls) = mpsc::channel();
+    let launch = Launch {
+        worker: inner.processes.number_of_probe(),
+        command: &inner.config.worker_command,
+        engine_env: &inner.config.engine_env,
+        start_timeout: inner.config.start_timeout(),
+        engine: engine.to_owned(),
+        model: None,
+        hear: Arc::new(move |control| drop(hears.send(control))),
+    };
+    Ok((inner.processes.start(launch, &inner.traffic)?, controls))
+}
+
 /// It ends by itself; one that hangs at its end does not get in the way.
 fn end(process: &Process) {
     process.stop();
@@ -293,17 +298,7 @@ impl Probe for ProcessProbe<'_> {
 impl ProcessProbe<'_> {
     fn look(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
         let inner = self.0;
-        let (hears, controls) = mpsc::channel();
-        let launch = Launch {
-            worker: inner.processes.number_of_probe(),
-            command: &inner.config.worker_command,
-            engine_env: &inner.config.engine_env,
-            start_timeout: inner.config.start_timeout(),
-            engine: address.id.clone(),
-            model: None,
-            hear: Arc::new(move |control| drop(hears.send(control))),
-        };
-        let process = inner.processes.start(launch, &inner.traffic).map_err(Refusal::NotProbed)?;
+        let (process, controls) = thrown_away(inner, &address.id).map_err(Refusal::NotProbed)?;
         let timeout = inner.config.probe_timeout();
         let deadline = Instant::now() + timeout;
         process.link.send(ToWorker::Probe(address.clone()));

@@ -51,9 +51,7 @@ impl Rules<'_> {
         }
         let scalar = json(&serde_json::json!({ "type": ["number", "boolean", "null"] }));
         let list = format!("\"[\" ({ANYTHING} (\",\" {ANYTHING})*)? \"]\"");
-        let pair = format!("{NAME} \":\" {ANYTHING}");
-        let object = format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\"");
-        let _ = writeln!(self.text, "{ANYTHING}: {TEXT} | {scalar} | {list} | {object}");
+        let _ = writeln!(self.text, "{ANYTHING}: {TEXT} | {scalar} | {list} | {}", any_object());
         Some(())
     }
 
@@ -66,8 +64,7 @@ impl Rules<'_> {
         place: &str,
     ) -> Option<String> {
         if is_any_object(of) {
-            let pair = format!("{NAME} \":\" {ANYTHING}");
-            return Some(format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\""));
+            return Some(any_object());
         }
         let mut arguments = Vec::new();
         for (number, (key, inner)) in properties(of).enumerate() {
@@ -136,6 +133,12 @@ impl Rules<'_> {
         }
         name(0, true)
     }
+}
+
+/// An object of whatever it may be.
+fn any_object() -> String {
+    let pair = format!("{NAME} \":\" {ANYTHING}");
+    format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\"")
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
