@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from support.models import CONTROL, USER_DEFINED, talker
 from support.node import RunningNode, running_node
@@ -85,8 +85,8 @@ def test_answers_of_one_request_keep_to_it_each(client: openai.OpenAI) -> None:
 def test_the_client_parses_models(client: openai.OpenAI) -> None:
     class Engine(BaseModel):
         kind: Literal["steam", "diesel"]
-        cylinders: int
-        parts: list[bool]
+        cylinders: int = Field(ge=0, le=99)
+        parts: list[bool] = Field(max_length=4)
 
     parsed = client.chat.completions.parse(
         model=MODEL, messages=QUESTION, seed=3, max_tokens=300, response_format=Engine
