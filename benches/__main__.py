@@ -46,6 +46,12 @@ def arguments() -> argparse.Namespace:
         metavar="URL",
         help="a vLLM on this GPU with a model of 8B's shape, for the row gpu-vllm",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="PROGRAM",
+        help="an llm-node of other code in llama-server's place, with the same engines: what a change does",
+    )
     parser.add_argument("--client", help="the load generator (llm-node bench)")
     parser.add_argument("--output", type=Path, default=RESULTS / "local", help="folder of the results")
     parser.add_argument("--merge", action="store_true", help="keep the rows in OUTPUT that are not measured")
@@ -119,6 +125,7 @@ def main() -> int:
         node_options=dict(pair.split("=", 1) for pair in chosen.engine_option),
         quick=chosen.quick,
         vllm_url=chosen.vllm_url,
+        against=chosen.against,
     )
     arena = Arena(build.build, options)
     provenance = {
@@ -141,7 +148,10 @@ def main() -> int:
         print(report.detail(record), end="", file=sys.stderr)
         known[row.key] = record
         results = [known[one.key] for one in ROWS if one.key in known]
-        report.write(chosen.output, results)  # after each row: a long run may be interrupted
+        if options.against is None:
+            report.write(chosen.output, results)  # after each row: a long run may be interrupted
+    if options.against is not None:  # limits are about llama-server: these rows stand in no table
+        return int(any(one["text"].startswith("error:") for one in results))
     print(report.table(results))
     print(f"\n{report.conditions(results)}\nresults: {chosen.output}")
     return int(any(one["text"].startswith("error:") for one in results))

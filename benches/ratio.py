@@ -46,6 +46,8 @@ class Options:
     node_options: dict[str, str]
     quick: bool = False
     vllm_url: str | None = None
+    against: Path | None = None
+    """The program of an llm-node of other code, to be measured in llama-server's place."""
 
     @property
     def repeats(self) -> int:
@@ -146,8 +148,14 @@ class Arena:
             server.stop()
 
     @contextlib.contextmanager
-    def llama_server(self, setup: Setup, flavour: Flavour) -> Iterator[Started]:
-        server = start_llama_server(self.tools(setup.backend), setup, flavour)
+    def other(self, setup: Setup, flavour: Flavour | None) -> Iterator[Started]:
+        """llama-server, run in this way; without one the llm-node that takes its place."""
+        if flavour is None:
+            server = start_node(
+                setup, self.options.engines, self.options.node_options, program=self.options.against
+            )
+        else:
+            server = start_llama_server(self.tools(setup.backend), setup, flavour)
         try:
             yield server
         finally:
@@ -265,13 +273,15 @@ class Arena:
         larger_is_better: bool,
         flavours: Sequence[Flavour],
         helpers: Sequence[int],
-    ) -> tuple[Flavour, dict[str, float]]:
+    ) -> tuple[Flavour | None, dict[str, float]]:
         """The way to run llama-server that does best at this load, by a short trial of each."""
+        if self.options.against is not None:
+            return None, {}
         if len(flavours) == 1:
             return flavours[0], {}
         found: dict[str, float] = {}
         for number, flavour in enumerate(flavours):
-            with self.llama_server(setup, flavour) as server:
+            with self.other(setup, flavour) as server:
 
                 def trial(turn: int, number: int = number, server: Server = server) -> stats.Sample[Block]:
                     seeded = load.with_seed(900_000 + 10 * number + turn)
@@ -310,13 +320,13 @@ class Arena:
         besides: list[float] = []
 
         def after(index: int) -> None:
-            if ceiling_every and index % ceiling_every == 0:
+            if flavour is not None and ceiling_every and index % ceiling_every == 0:
                 ceilings.append(self.ceiling(setup, load, flavour.more))
             if beside is not None:
                 besides.append(beside())
 
         def start() -> contextlib.AbstractContextManager[Server]:
-            return self.llama_server(setup, flavour)
+            return self.other(setup, flavour)
 
         with self.node(setup) as node, start() as other:
             again = start if fresh_llama_server else None

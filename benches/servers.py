@@ -207,12 +207,16 @@ def start_node(
     options: Mapping[str, str] | None = None,
     cores: Sequence[int] | None = None,
     load: bool = True,
+    program: Path | None = None,
 ) -> Started:
+    """`program`: another llm-node than the one that is measured."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("llm-node")), "--host", "127.0.0.1", "--port", str(port)]
+    own = Path(sys.executable).with_name("llm-node")
+    command = [str(program or own), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--engines-dir", str(engines), "--models-dir", str(setup.model.path.parent)]
     command += ["--gpu-backend", setup.backend, "--log-level", "warning", "--demo-model", "no"]
-    node = start("llm-node", command, port, "/readyz", setup.model, cores=cores)
+    name = f"llm-node at {program}" if program else "llm-node"
+    node = start(name, command, port, "/readyz", setup.model, cores=cores)
     if load:
         body: dict[str, Any] = {
             "model_id": setup.model.path.stem,

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benches.__main__ import earlier  # noqa: E402
 from benches.client import Load, LoadError, Report, default_command  # noqa: E402
 from benches.machine import Reading, listener  # noqa: E402
-from benches.outcome import Goal, Measured, Outcome, Row, Unavailable, disturbed  # noqa: E402
+from benches.outcome import Goal, Measured, Outcome, Row, Unavailable, disturbed, throughput  # noqa: E402
 from benches.ratio import Arena, Block, Options, check_equal_prompts  # noqa: E402
 from benches.rows import against_guest, against_vllm  # noqa: E402
 from benches.servers import Setup  # noqa: E402
@@ -279,6 +279,17 @@ def test_a_server_that_somebody_else_started_is_measured_by_turns_and_left_runni
     assert list(outcome.figures)[:3] == ["ratio", "llm-node", "another"]
     assert outcome.notes[-1] == f"another: tiny at {other.url}/v1"
     assert len(outcome.facts["ratios"]) == 2
+
+
+def test_a_node_of_other_code_takes_the_place_of_llama_server(tmp_path: Path, llama_cpp: Path) -> None:
+    model = models.write_random(tmp_path / "models" / "tiny.gguf", "tiny", TINY, "q8_0")
+    other = Path(sys.executable).with_name("llm-node")
+    options = Options(1, 0.1, 1, llama_cpp.parent.parent, default_command(), {}, quick=True, against=other)
+    arena = Arena(lambda backend: pytest.fail("no tools are needed"), options)
+    setup = Setup(models.describe(model, "tiny"), 1, 2, 256)
+    comparison = arena.compare(setup, Load(2, 2, 16, 8), throughput, ceiling_every=1)
+    assert (comparison.other, comparison.flavour) == (f"llm-node at {other}", None)
+    assert (len(comparison.ratios(throughput)), comparison.ceilings) == (1, [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what processes take is read from /proc")
