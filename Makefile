@@ -79,8 +79,9 @@ test-compiled:
 	@nice $(MAKE) --no-print-directory lint
 	@nice $(MAKE) --no-print-directory test-rust
 
+# A test that waits for ever ends here, by its name, and not with the patience of whoever waits for the whole.
 test-rust:
-	cargo test --workspace --exclude llm-node-py --locked --quiet
+	$(if $(shell command -v timeout),timeout 1800) cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
 
 # Tests of one file share a running node, so a file is never split.
