@@ -162,6 +162,7 @@ def _progress(options: load.Options) -> Iterator[load.Progress]:
             at = completed + failed if options.requests else min(length, int(seconds * 1000))
             shown = f"{completed} answers, {events / max(seconds, 1e-9):.0f} events/s"
             bar.update(at - bar.pos, f"{shown}, {failed} failed" if failed else shown)
+            bar.render_progress()  # a full bar does not draw itself again, and answers come after the time
 
         yield progress
 
