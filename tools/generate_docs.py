@@ -90,6 +90,8 @@ options = { cache_type_k = "q8_0" }
 
 {OF_ONE_MODEL}
 
+A node that runs reads the file again after [SIGHUP](http.md#reading-settings-again).
+
 Several folders: repeat the flag, write a list in the file, or separate them as in `PATH` in the
 environment. Several hosts or origins: the same, but with commas between them. Sizes take `K`, `M`, `G`,
 `T` as powers of 1024.

@@ -207,6 +207,10 @@ class Supervisor:
     def __new__(cls, config: str) -> Supervisor:
         """`config`: JSON of the node's configuration (see `rust/node/src/config.rs`)."""
 
+    def reconfigure(self, config: str) -> None:
+        """`config`: as at the beginning. How models are loaded and their further names are taken over, and
+        nothing else. Raises `Fault` where it is wrong, and changes nothing."""
+
     def search_in(self, surroundings: str) -> None:
         """Look for engines there from now on. JSON of `rust/node/src/registry/surroundings.rs`."""
 
@@ -239,8 +243,8 @@ class Supervisor:
 
         `request`: JSON {"model_id", "format"?, "engine"?, "context_length"?, "max_sequences"?,
         "cache_tokens"?, "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "tool_syntax"?,
-        "chat_template"?, "options"?}. What comes is JSON: what the load came to. Raises `Fault` at once where
-        the request is no such JSON.
+        "chat_template"?, "pin"?, "keep_alive"?, "options"?}. What comes is JSON: what the load came to.
+        Raises `Fault` at once where the request is no such JSON.
         """
 
     def unload(self, model_id: str, timeout_seconds: float) -> int:

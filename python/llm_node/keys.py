@@ -71,6 +71,12 @@ class Keys:
         """And one for the commands of whom the node belongs to."""
         return Keys((*self._keys, Key("own", Scope.ADMIN, _hashed(secret))))
 
+    def become(self, others: Keys) -> list[str]:
+        """Be those from now on. Gives what has changed, in words."""
+        before, self._keys = set(self._keys), others._keys
+        added = [f"key {key.name} ({key.scope.value}): added" for key in self._keys if key not in before]
+        return [*added, *(f"key {key.name}: removed" for key in before - set(self._keys))]
+
     def has(self, name: str) -> bool:
         """Is there one of that name?"""
         return any(key.name == name for key in self._keys)

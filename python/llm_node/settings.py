@@ -82,6 +82,8 @@ class Setting:
     scope: Scope
     key: str
     """In the configuration of the node, or of a model, that the core reads."""
+    reloads: bool
+    """Is it taken over when a node that runs reads its settings again?"""
 
 
 # ---- how a text becomes a value ------------------------------------------------------------------
@@ -246,6 +248,24 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
+LONGEST_KEEP_ALIVE = 1e9
+"""Seconds: some thirty years."""
+
+
+def _keep_alive(text: str) -> float:
+    """Seconds from "30m", "1h30m" or "90"; -1: for ever."""
+    found = text.strip().lower()
+    if re.fullmatch(r"-1(\.0)?", found):
+        return -1.0
+    parts = _TIME.findall(found)
+    seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+    if not parts or "".join(map("".join, parts)) != found or seconds > LONGEST_KEEP_ALIVE:
+        raise ValueError("expected a time such as 30m, 1h30m or a number of seconds, or -1 for ever")
+    return seconds
+
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 
 
@@ -306,12 +326,14 @@ def _setting(
     below_home: Callable[[Path], Any] | None = None,
     scope: Scope = "server",
     key: str | None = None,
+    reloads: bool = False,
 ) -> Any:
     """`below_home`: makes the default from `home`, in place of `default`. `key`: in the core's configuration,
-    where it is not the name."""
+    where it is not the name. `reloads`: as all that is said of models."""
     metadata = {
         "scope": scope,
         "key": key,
+        "reloads": reloads or scope == "model",
         "parse": parse,
         "help": text,
         "metavar": metavar,
@@ -335,6 +357,8 @@ class ModelSettings:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How it is loaded where a load says nothing else; `ModelOptions` of `rust/core/src/options.rs`."""
     aliases: tuple[str, ...] = ()
+    warm: bool = False
+    """Is it loaded when the node starts?"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +425,7 @@ class Settings:
         "Model that answers requests which name none, while no model is loaded, or several are.",
         metavar="NAME",
         shown="none",
+        reloads=True,
     )
     alias: tuple[tuple[str, str], ...] = _setting(
         (),
@@ -413,6 +438,7 @@ class Settings:
         commas=True,
         scope="node",
         key="aliases",
+        reloads=True,
     )
     chat_template: tuple[tuple[str, str], ...] = _setting(
         (),
@@ -423,6 +449,7 @@ class Settings:
         shown="each model's own",
         many=True,
         commas=True,
+        reloads=True,
     )
     gpu_backend: str = _setting(
         "auto",
@@ -468,6 +495,20 @@ class Settings:
         "keys the node may listen where other machines reach it.",
         metavar="FILE",
         shown="none: whoever reaches the node may use it",
+    )
+    tls_cert: Path | None = _setting(  # noqa: RUF009
+        None,
+        _path,
+        "File of the certificate for HTTPS, in PEM, with those between it and its authority. With --tls-key.",
+        metavar="FILE",
+        shown="none: HTTP",
+    )
+    tls_key: Path | None = _setting(  # noqa: RUF009
+        None,
+        _path,
+        "File of the certificate's key, in PEM, without a password.",
+        metavar="FILE",
+        shown="none",
     )
     api_key: str | None = _setting(
         None,
@@ -635,6 +676,7 @@ class Settings:
         shown="what each model's chat template tells",
         many=True,
         commas=True,
+        reloads=True,
     )
     engine_option: tuple[tuple[str, str], ...] = _setting(
         (),
@@ -673,14 +715,28 @@ class Settings:
         scope="node",
         key="max_wait_seconds",
     )
+    model_keep_alive: float | None = _setting(
+        None,
+        _keep_alive,
+        "How long a model stays loaded without being asked anything, where neither a load nor its own "
+        "settings say: 30m, 1h30m or seconds; -1 for ever.",
+        metavar="TIME",
+        shown="until another model needs the room",
+        scope="model",
+        key="keep_alive",
+    )
     drain_timeout: float = _setting(
         8.0,
         _seconds(0, 3600),
-        "How long answers under way may go on after SIGTERM, SIGINT or SIGHUP.",
+        "How long answers under way may go on after SIGTERM or SIGINT.",
         metavar="SECONDS",
+        reloads=True,
     )
     keep_alive: float = _setting(
-        15.0, _seconds(0.05, 3600), "A silent stream gets an SSE comment this often.", metavar="SECONDS"
+        15.0,
+        _seconds(0.05, 3600),
+        "A silent stream gets an SSE comment this often. How long models stay says --model-keep-alive.",
+        metavar="SECONDS",
     )
     monitor_interval: int = _setting(
         1000,
@@ -781,12 +837,51 @@ class Settings:
         config["aliases"] = {**config["aliases"], **own}
         return config
 
+    def reloaded(self, found: Settings) -> Settings:
+        """With what a node that runs takes over of settings that were read again."""
+        taken = {row.name: getattr(found, row.name) for row in ALL if row.reloads}
+        return dataclasses.replace(self, **taken, models=found.models)
+
+    def changes(self, found: Settings) -> list[str]:
+        """What differs in settings that were read again, in words."""
+        words = []
+        for row in ALL:
+            before, after = getattr(self, row.name), getattr(found, row.name)
+            if before != after:
+                rest = "" if row.reloads else ", from the next start on"
+                words.append(f"{row.name}: {_shown(before)} -> {_shown(after)}{rest}")
+        for name in dict.fromkeys([*self.models, *found.models]):
+            own, other = (_said(settings.models.get(name)) for settings in (self, found))
+            for key in dict.fromkeys([*own, *other]):
+                if own.get(key) != other.get(key):
+                    rest = ", from the next start on" if key == WARM else ""
+                    before, after = _shown(own.get(key)), _shown(other.get(key))
+                    words.append(f'{MODELS}."{name}".{key}: {before} -> {after}{rest}')
+        return words
+
     def has_default(self, name: str) -> bool:
         """Is the setting what it is where nobody says anything?"""
         (field,) = (field for field in dataclasses.fields(self) if field.name == name)
         below_home = field.metadata["below_home"]
         default = field.default if below_home is None else below_home(self.home)
         return bool(getattr(self, name) == default)
+
+
+def _said(model: ModelSettings | None) -> dict[str, Any]:
+    """All that is said of one model."""
+    if model is None:
+        return {}
+    named = {"aliases": list(model.aliases), WARM: model.warm}
+    return {**model.options, **{key: value for key, value in named.items() if value}}
+
+
+def _shown(value: Any) -> str:
+    """A value for a line of the log."""
+    if value is None or value in ((), [], {}):
+        return "none"
+    if isinstance(value, tuple | list):
+        return ", ".join("=".join(each) if isinstance(each, tuple) else str(each) for each in value)
+    return str(value).lower() if isinstance(value, bool) else _plain(value)
 
 
 def _cache_paths(cache: str, variables: Mapping[str, str]) -> list[str]:
@@ -828,6 +923,7 @@ def _describe(field: dataclasses.Field[Any]) -> Setting:
         in_file=metadata["in_file"],
         scope=metadata["scope"],
         key=metadata["key"] or field.name,
+        reloads=metadata["reloads"],
     )
 
 
@@ -937,12 +1033,17 @@ def _models_in(tables: object, path: Path) -> dict[str, ModelSettings]:
 def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
     options: dict[str, Any] = {}
     aliases: tuple[str, ...] = ()
+    warm = False
     for key, value in table.items():
         where = f"{key} in {source}"
         if key == "aliases":
             if not isinstance(value, list) or not all(isinstance(alias, str) and alias for alias in value):
                 raise SettingsError(f"{where}: expected a list of names")
             aliases = tuple(value)
+        elif key == WARM:
+            if not isinstance(value, bool):
+                raise SettingsError(f"{where}: expected true or false")
+            warm = value
         elif key == ENGINE_OPTIONS:
             if not isinstance(value, dict) or any(
                 not isinstance(it, str | int | float) for it in value.values()
@@ -956,7 +1057,7 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
                 raise SettingsError(f"{where}: {error}, got {value!r}") from None
         else:
             raise SettingsError(f"unknown setting {key!r} of {source}{near(key, OF_ONE_MODEL)}")
-    return ModelSettings(options=options, aliases=aliases)
+    return ModelSettings(options=options, aliases=aliases, warm=warm)
 
 
 def _template(given: str) -> str:
@@ -998,6 +1099,7 @@ BY_ENVIRONMENT: Mapping[str, Setting] = {setting.environment: setting for settin
 MODELS = "models"
 """Of the tables in the file."""
 ENGINE_OPTIONS = "options"
+WARM = "warm"
 CHAT_TEMPLATE = "chat_template"
 TOOL_SYNTAX = "tool_syntax"
 OF_MODELS: Mapping[str, Callable[[str], Any]] = {
@@ -1009,7 +1111,7 @@ OF_MODELS: Mapping[str, Callable[[str], Any]] = {
     "pin": _yes_or_no,
 }
 """What can be said of one model, and how it is read."""
-OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases")
+OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases", WARM)
 
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,

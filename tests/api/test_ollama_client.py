@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,25 @@ def test_without_messages_or_prompt_the_model_is_loaded_or_unloaded(client: olla
     assert client.generate(MODEL, keep_alive=0).done_reason == "unload", "twice is once"
     answer = client.chat(**GREEDY)
     assert answer.done_reason != "load" and (answer.load_duration or 0) > 1_000_000, "the load was waited for"
+
+
+def test_a_model_stays_for_as_long_as_it_is_said(client: ollama.Client) -> None:
+    def wait_until(is_it: Callable[[list[datetime | None]], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not is_it([it.expires_at for it in client.ps().models if it.model == f"{MODEL}:latest"]):
+            assert time.monotonic() < deadline, client.ps().models
+            time.sleep(0.05)
+
+    def is_in_two_hours(found: list[datetime | None]) -> bool:
+        now = datetime.now(timezone.utc)
+        return bool(found and found[0] and timedelta(minutes=110) < found[0] - now <= timedelta(hours=2))
+
+    client.chat(**GREEDY, keep_alive="2h")
+    wait_until(is_in_two_hours)
+    client.chat(**GREEDY, keep_alive=-1)
+    wait_until(lambda found: bool(found and found[0] and found[0].year == 9999))
+    client.chat(**GREEDY, keep_alive=0)
+    wait_until(lambda found: not found)
 
 
 def test_models(client: ollama.Client, node: RunningNode) -> None:
@@ -356,7 +377,6 @@ def test_hints_and_unknown_fields_are_named(node: RunningNode) -> None:
         "stream": False,
         "truncate": True,
         "some_new_field": 1,
-        "keep_alive": 0,
         "options": {
             "temperature": 0,
             "num_ctx": 4096,
@@ -368,7 +388,7 @@ def test_hints_and_unknown_fields_are_named(node: RunningNode) -> None:
     answer = node.post("/api/chat", body)
     assert answer.status == 200, answer.body
     named = set(answer.headers["X-LLM-Node-Ignored"].split(", "))
-    assert named == {"truncate", "some_new_field", "keep_alive", "options.num_ctx", "options.some_new_option"}
+    assert named == {"truncate", "some_new_field", "options.num_ctx", "options.some_new_option"}
     for stream in (False, True):  # what the model has is no wish in vain
         body = {**GREEDY, "stream": stream, "options": {"num_ctx": 1024, "num_predict": 2}}
         assert "X-LLM-Node-Ignored" not in node.post("/api/chat", body).headers

@@ -23,7 +23,7 @@ from llm_node.api.conversation import (
 from llm_node.api.ollama.conversation import of_chat, of_prompt
 from llm_node.node import NodeError
 from llm_node.schema.ollama.chat import ChatRequest, GenerateRequest
-from llm_node.schema.ollama.options import is_zero
+from llm_node.schema.ollama.options import is_zero, seconds
 
 
 def parsed(**fields: Any) -> ChatRequest:
@@ -154,6 +154,24 @@ def test_what_asks_for_nothing_is_taken() -> None:
 )
 def test_what_says_that_a_model_is_not_to_stay(keep_alive: Any, wanted: bool) -> None:
     assert is_zero(parsed(keep_alive=keep_alive).keep_alive) is wanted
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "wanted"),
+    [
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("250ms", 0.25),
+        ("90", 90),
+        (0.5, 0.5),
+        (-3, -1),
+        ("-1s", -1),
+        ("9" * 20 + "h", 1e9),
+    ],
+)
+def test_for_how_many_seconds_a_model_is_to_stay(keep_alive: Any, wanted: float) -> None:
+    assert seconds(parsed(keep_alive=keep_alive).keep_alive) == wanted
 
 
 @pytest.mark.parametrize("keep_alive", ["soon", True, [], ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,29 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         assert node.post("/api/models/load", {"model_id": "b", "pin": False}).status == 200
         assert node.post("/v1/completions", ask("d")).status == 200
         assert loaded(node) == {"a", "c", "d"}
+
+
+def test_what_is_warm_is_loaded_at_the_start_and_what_nobody_asks_goes(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    tables = {"b": "warm = true\nkeep_alive = -1", "a": 'warm = true\nkeep_alive = "1s"', "no": "warm = true"}
+    file.write_text("".join(f'[models."{model}"]\n{text}\n' for model, text in tables.items()))
+    with node_of(tmp_path, "--config", str(file)) as node:
+        assert node.get("/api/system").json()["events"]["loaded"] == 2, "before it takes requests"
+        log = node.log_text()
+        assert log.index("'b' is loaded") < log.index("'a' is loaded"), "in their order"
+        assert "'no' is to be warm, and cannot be loaded: Model 'no'" in log
+        for model, seconds, status in (("c", 3600, 200), ("d", -2, 400)):
+            load = {"model_id": model, "keep_alive": seconds}
+            assert node.post("/api/models/load", load).status == status
+        assert node.post("/v1/completions", ask("a")).status == 200
+        deadline = time.monotonic() + 60
+        while "a" in loaded(node):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert loaded(node) == {"b", "c"}
+        assert re.search(r"'a' goes: unused for [1-9]", node.log_text())
+        assert re.search(r"c +loaded, 3[56]\d\d s more", command(node, "ps").stdout)
+        assert node.get("/api/system").json()["events"]["unused"] >= 1
 
 
 def test_without_a_wait_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anthropic
 import openai
 import pytest
 
 from llm_node.keys import Keys, KeysError, Scope, add
-from support.node import PROGRAM, Answer, RunningNode, node_environment, running_node
+from support.node import PROGRAM, RunningNode, node_environment, running_node
 
 
 @dataclass
@@ -38,16 +34,6 @@ def guarded(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines), "--api-key-file", str(file)]
     with running_node(home, [*arguments, "--host", "0.0.0.0"]) as node:
         yield Guarded(node, home, inference, admin)
-
-
-def ask(node: RunningNode, path: str, method: str = "GET", key: str = "", body: Any = None) -> Answer:
-    connection = http.client.HTTPConnection(*node.address, timeout=60)
-    with contextlib.closing(connection):
-        sent = None if body is None else json.dumps(body)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        connection.request(method, path, sent, {"Content-Type": "application/json", **headers})
-        answer = connection.getresponse()
-        return Answer(answer.status, dict(answer.headers), answer.read())
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
@@ -134,8 +120,8 @@ def test_every_route_has_its_scope(guarded: Guarded) -> None:
         if path.startswith("/web/"):
             continue
         path = path.replace("{", "").replace("}", "")
-        without = ask(guarded.node, path, method)
-        app = ask(guarded.node, path, method, key=guarded.inference)
+        without = guarded.node.request(method, path)
+        app = guarded.node.request(method, path, key=guarded.inference)
         if route in OPEN_ROUTES:
             assert without.status != 401, route
         else:
@@ -147,9 +133,9 @@ def test_what_is_said(guarded: Guarded) -> None:
     missing = guarded.node.get("/v1/models")
     assert missing.json()["error"]["code"] == "invalid_api_key"
     assert "needs a key" in missing.json()["error"]["message"]
-    wrong = ask(guarded.node, "/v1/models", key=f"{guarded.inference}x")
+    wrong = guarded.node.get("/v1/models", key=f"{guarded.inference}x")
     assert "does not know this key" in wrong.json()["error"]["message"]
-    scope = ask(guarded.node, "/api/system", key=guarded.inference)
+    scope = guarded.node.get("/api/system", key=guarded.inference)
     assert (scope.status, scope.json()["error"]["code"]) == (403, "insufficient_scope")
     assert "The key app is for inference" in scope.json()["error"]["message"]
     for secret in (guarded.inference, guarded.admin):
@@ -197,12 +183,20 @@ def test_commands_of_whom_the_node_belongs_to_need_no_key(guarded: Guarded, tmp_
 
 def test_an_inference_key_unloads_nothing(guarded: Guarded) -> None:
     model = "llm-node-demo"
-    loaded = ask(guarded.node, "/api/generate", "POST", guarded.inference, {"model": model})
+    loaded = guarded.node.post("/api/generate", {"model": model}, key=guarded.inference)
     assert loaded.status == 200
     for secret, status in ((guarded.inference, 403), (guarded.admin, 200)):
         body = {"model": model, "keep_alive": 0}
-        asked = ask(guarded.node, "/api/generate", "POST", secret, body)
+        asked = guarded.node.post("/api/generate", body, key=secret)
         assert asked.status == status
+
+
+def test_an_inference_key_says_in_vain_how_long_a_model_stays(guarded: Guarded) -> None:
+    body = {"model": "llm-node-demo", "prompt": "An", "stream": False, "keep_alive": "2h"}
+    body["options"] = {"num_predict": 1}
+    for secret, ignored in ((guarded.inference, "keep_alive"), (guarded.admin, None)):
+        asked = guarded.node.post("/api/generate", body, key=secret)
+        assert (asked.status, asked.headers.get("X-LLM-Node-Ignored")) == (200, ignored), asked.body
 
 
 def test_a_key_is_made_by_a_command(tmp_path: Path) -> None:

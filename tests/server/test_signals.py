@@ -19,7 +19,7 @@ from support.engines import fake_engine
 from support.node import RunningNode, after, alive, running_node
 from support.streams import session, stream
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
 STEP_SECONDS = 0.01
 
 
@@ -147,9 +147,16 @@ async def test_two_signals_at_once_are_one(slow: Path, tmp_path: Path) -> None:
         assert await asyncio.to_thread(node.process.wait, 30) == 0
 
 
-async def test_who_ignores_a_hang_up_goes_on_ignoring_it(slow: Path, tmp_path: Path) -> None:
-    """As `nohup` starts a program."""
-    with draining_node(slow, tmp_path, seconds=1, prefix=after("trap '' HUP")) as node:
-        os.kill(node.process.pid, signal.SIGHUP)
-        await asyncio.sleep(1)
+@pytest.mark.parametrize("prefix", [[], after("trap '' HUP")], ids=["plain", "as nohup starts it"])
+async def test_a_hang_up_ends_nothing(slow: Path, tmp_path: Path, prefix: list[str]) -> None:
+    with draining_node(slow, tmp_path, seconds=1, prefix=prefix) as node:
+        async with session() as client:
+            under_way = stream(client, node.url, body(1))
+            await anext(under_way)
+            os.kill(node.process.pid, signal.SIGHUP)
+            deadline = time.monotonic() + 30
+            while "read again: nothing is another" not in node.log_text():
+                assert time.monotonic() < deadline, node.log_text()
+                await asyncio.sleep(0.02)
+            assert "error" not in (await rest_of(under_way))[-1]
         assert node.get("/readyz").status == 200

@@ -306,6 +306,8 @@ threads = 4
 gpu_layers = -1
 tool_syntax = "hermes"
 speculation = "off"
+keep_alive = "1h30m"
+warm = true
 options = { cache_type_k = "q8_0", flash_attn = true }
 """
 
@@ -321,6 +323,7 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
             "gpu_layers": -1,
             "tool_syntax": "hermes",
             "speculation": "off",
+            "keep_alive": 5400.0,
             "options": {"cache_type_k": "q8_0", "flash_attn": True},
         }
     }
@@ -340,6 +343,8 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\noptions = 1', ["options", "a table"]),
         ('[models."m"]\ntool_syntax = "martian"', ["tool_syntax", "pythonic, off"]),
         ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),
+        ('[models."m"]\nkeep_alive = "soon"', ["keep_alive", "30m"]),
+        ('[models."m"]\nwarm = 1', ["warm", "true or false"]),
     ],
 )
 def test_what_is_wrong_with_one_model_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -348,6 +353,20 @@ def test_what_is_wrong_with_one_model_is_named(tmp_path: Path, text: str, words:
         Settings.load({"config": [str(file)]}, {})
     for word in [*words, str(file)]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800), ("1h30m", 5400), ("90", 90), ("0.5", 0.5), ("2d", 172_800), ("-1", -1)],
+)
+def test_how_long_a_model_stays(text: str, seconds: float) -> None:
+    assert Settings.load({"model_keep_alive": [text]}, {}).node_config()["defaults"]["keep_alive"] == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "1w", "5 minutes", "-2", "1e3", "9999999999"])
+def test_what_is_no_time_to_stay(text: str) -> None:
+    with pytest.raises(SettingsError, match="--model-keep-alive: expected a time such as 30m"):
+        Settings.load({"model_keep_alive": [text]}, {})
 
 
 def test_an_option_of_a_load_is_a_setting_of_a_model() -> None:

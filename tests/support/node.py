@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -80,6 +81,8 @@ class RunningNode:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    trust: ssl.SSLContext | None = None
+    """For whoever asks by HTTPS."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,14 +93,22 @@ class RunningNode:
         return parts.hostname, parts.port
 
     def request(
-        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, timeout: float = 60
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        key: str = "",
+        timeout: float = 60,
     ) -> Answer:
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        request = urllib.request.Request(
-            self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as reply:
+            with urllib.request.urlopen(request, timeout=timeout, context=self.trust) as reply:
                 return Answer(reply.status, dict(reply.headers), reply.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -156,11 +167,13 @@ def running_node(
     inherited: Sequence[int] = (),
     address: str = "127.0.0.1",
     port: int | None = None,
+    certificate: Path | None = None,
 ) -> Iterator[RunningNode]:
     """Start `llm-node ARGUMENTS` on a free port or this one, wait until it is ready, end it whatever happens.
 
     `prefix`: a program that runs the rest of its command line. `program`: in place of `llm-node`.
-    `inherited`: descriptors that it gets. `address`: where it is asked.
+    `inherited`: descriptors that it gets. `address`: where it is asked. `certificate`: it is asked by HTTPS,
+    and shows this one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -176,7 +189,8 @@ def running_node(
             env=node_environment(folder, **(environment or {})),
             pass_fds=inherited,
         )
-    node = RunningNode(process, f"http://{address}:{port}", log)
+    trust = None if certificate is None else ssl.create_default_context(cafile=str(certificate))
+    node = RunningNode(process, f"{'http' if trust is None else 'https'}://{address}:{port}", log, trust)
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:

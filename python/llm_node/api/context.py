@@ -25,6 +25,8 @@ KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
 """Seconds of silence after which a stream gets what changes nothing."""
 QUEUE_LIMIT = web.AppKey("QUEUE_LIMIT", int)
 """Requests that may wait for one model."""
+WARMING = web.AppKey[list[str]]("WARMING")
+"""Models that are to be loaded before the node takes requests, and have not been tried yet."""
 TRANSFER_TIMEOUT = web.AppKey("TRANSFER_TIMEOUT", float)
 """Seconds for which a body may stand still on its way."""
 

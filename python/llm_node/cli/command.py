@@ -86,4 +86,4 @@ def command(context: click.Context, /, **given: options.Given) -> None:
     if context.invoked_subcommand is None:
         from llm_node.cli import serving
 
-        serving.serve(options.settings(given))
+        serving.serve(given)

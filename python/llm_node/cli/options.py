@@ -30,15 +30,20 @@ def settings_options(function: Command) -> Command:
 
 def settings(*given: dict[str, Given]) -> Settings:
     """The settings, of which the last `given` wins. A wrong one ends the command with its reason."""
+    try:
+        return read(*given)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def read(*given: dict[str, Given]) -> Settings:
+    """The same for who goes on where they are wrong: raises `SettingsError`."""
     texts: dict[str, tuple[str, ...]] = {}
     for each in given:
         for name, value in each.items():
             if value:
                 texts[name] = (value,) if isinstance(value, str) else value
-    try:
-        return Settings.load(texts)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
+    return Settings.load(texts)
 
 
 OF_COMMANDS = frozenset({"home", "config", "node", "log_level"})

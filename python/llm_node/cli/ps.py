@@ -70,7 +70,10 @@ def _state(worker: Mapping[str, Any], line: list[str]) -> str:
         pause = worker.get("retry_after")
         words = f"cooling {pause} s" if pause is not None else "failed"
         return f"{words}: {worker['error']['code']}"
-    return f"{status}, pinned" if worker.get("pinned") else status
+    if worker.get("pinned"):
+        return f"{status}, pinned"
+    left = worker.get("goes_in_seconds")
+    return status if left is None else f"{status}, {left} s more"
 
 
 def _cache(busy: Mapping[str, Any]) -> str:

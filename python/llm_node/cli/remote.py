@@ -37,8 +37,10 @@ class RemoteError(Exception):
 class Remote:
     """The node at a URL. An asynchronous context manager."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, key: str | None = None, fingerprint: str | None = None) -> None:
+        """`fingerprint`: of the certificate that it shows, whatever name that is for."""
         self.url = url
+        self._trust = _trust(fingerprint)
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
@@ -83,7 +85,7 @@ class Remote:
         if self._session is None:
             raise RuntimeError("used outside of its context")
         try:
-            async with self._session.request(method, self.url + path, **request) as response:
+            async with self._session.request(method, self.url + path, ssl=self._trust, **request) as response:
                 if response.status >= 400:
                     raise _error(await _json(response), response.status)
                 yield response
@@ -95,8 +97,13 @@ class Remote:
 def at(url: str, settings: Settings) -> Remote:
     """The node at a URL, with the key that is named, or that is this user's for the node that runs here."""
     known = record.read(settings.home)
-    own = known.key if known is not None and known.url == url else None
-    return Remote(url, settings.api_key or own)
+    if known is None or known.url != url:
+        return Remote(url, settings.api_key)
+    return Remote(url, settings.api_key or known.key, known.fingerprint)
+
+
+def _trust(fingerprint: str | None) -> aiohttp.Fingerprint | bool:
+    return True if fingerprint is None else aiohttp.Fingerprint(bytes.fromhex(fingerprint))
 
 
 async def running(settings: Settings, unheeded: Sequence[str] = ()) -> str | None:
@@ -120,10 +127,12 @@ async def _recorded(settings: Settings) -> str | None:
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{known.url}/readyz") as response,
+            session.get(f"{known.url}/readyz", ssl=_trust(known.fingerprint)) as response,
         ):
             answer = await response.json(content_type=None)
-            return known.url if answer.get("node_id") == known.node_id else None
+            # One that is not ready says who it is in its error.
+            named = answer.get("error", answer).get("node_id")
+            return known.url if named == known.node_id else None
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError):
         return None
 

@@ -25,7 +25,7 @@ async def renew(settings: Settings, engine: Engine) -> None:
         url = await remote.running(settings)
         if url is None:
             return
-        async with remote.Remote(url) as node:
+        async with remote.at(url, settings) as node:
             # So that it sees a version or an extension that changed, too.
             known = (await node.get("/api/engines", refresh="true"))["engines"]
             if not any(_is_in(engine.folder, entry) for entry in known):

@@ -14,4 +14,4 @@ def serve(context: click.Context, /, **given: options.Given) -> None:
     """Serve until Ctrl-C, as without a command."""
     from llm_node.cli import serving
 
-    serving.serve(options.settings(context.obj, given))
+    serving.serve(context.obj, given)

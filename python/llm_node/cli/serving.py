@@ -15,13 +15,15 @@ from collections.abc import Callable, Coroutine
 import click
 
 from llm_node import keys
-from llm_node.cli import advice, failure, greeting, own_node
+from llm_node.cli import advice, failure, greeting, options, own_node
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
 from llm_node.server.listener import Listener, most_connections
 from llm_node.server.record import NodeRecord
+from llm_node.server.reload import Reload
+from llm_node.server.tls import Tls, TlsError
 from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
 from llm_node.version import __version__
 
@@ -32,12 +34,14 @@ ONE_SIGNAL_SECONDS = 0.2
 to the process and to its group."""
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal comes: SIGTERM, SIGINT, or SIGHUP.
+def serve(*given: dict[str, options.Given]) -> None:
+    """Serve until a signal comes: SIGTERM or SIGINT. Of the settings, which SIGHUP has read again, the last
+    `given` wins.
 
     Ends with 0 once answers under way have ended, and with 128 and the signal's number where a second signal
     hurried it; with 1 where the node cannot start.
     """
+    settings = options.settings(*given)
     logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
     if skipped := service_variables():
         log.info("not settings, but where a Kubernetes Service is: %s", ", ".join(skipped))
@@ -49,7 +53,7 @@ def serve(settings: Settings) -> None:
     # Workers run as the same user, and what the node holds (keys, prompts) is not an engine's.
     keep_memory_private()
     try:
-        hurried_by = asyncio.run(_serve(settings))
+        hurried_by = asyncio.run(_serve(settings, functools.partial(options.read, *given)))
     except NodeError as fault:
         raise failure.of(fault, advice.on(fault, "llm-node")) from None
     if hurried_by is not None:
@@ -57,35 +61,49 @@ def serve(settings: Settings) -> None:
         os._exit(128 + hurried_by)  # threads that still wait for a load would be waited for
 
 
-async def _serve(settings: Settings) -> int | None:
-    """Gives the signal that hurried it, if one did."""
+async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None:
+    """Gives the signal that hurried it, if one did. `read`: where the settings came from."""
     signals = _Signals()
     inherited = _inherited(settings)
     addresses = [] if inherited is not None else await _addresses(settings)
     node = own_node.make(settings, needs_device=True)
     own_key = keys.fresh()
     try:
-        runner = make_runner(make_app(node, settings, own_key=own_key))
-    except keys.KeysError as error:
+        warm = [name for name, model in settings.models.items() if model.warm]
+        app = make_app(node, settings, own_key=own_key, warm=warm)
+        tls = _tls(settings)
+    except (keys.KeysError, TlsError) as error:
         raise click.ClickException(str(error)) from None
+    runner = make_runner(app)
     await runner.setup()
     listener = Listener(
         runner,
         settings,
         most_connections=most_connections(settings.max_connections, descriptors.raise_limit()),
+        tls=tls,
     )
     try:
         if inherited is not None:
             listener.take(inherited)
-            reached = url(inherited.getsockname()[0], listener.port)
+            reached = url(inherited.getsockname()[0], listener.port, has_tls=tls is not None)
         else:
             try:
                 listener.open(addresses)
             except OSError as error:
                 raise _cannot_listen(settings, error) from None
-            reached = url(settings.host, listener.port)
-        with NodeRecord(node.id, reached, os.getpid(), own_key).kept_in(settings.home):
+            reached = url(settings.host, listener.port, has_tls=tls is not None)
+
+        def record() -> NodeRecord:
+            fingerprint = None if tls is None else tls.fingerprint
+            return NodeRecord(node.id, reached, os.getpid(), own_key, fingerprint)
+
+        with record().kept_in(settings.home):
+            reload = Reload(app, settings, own_key, read, tls)
+            reloading = asyncio.create_task(
+                _read_again(signals, reload, lambda: record().write(settings.home))
+            )
             await _greet_until(signals.first, _greet(node, settings, reached))
+            reloading.cancel()
             log.info("going down: answers under way have %g s", settings.drain_timeout)
             # Still listening, so that new requests get a typed refusal instead of a closed door.
             await _drain(node, signals)
@@ -106,6 +124,23 @@ async def _greet_until(stop: asyncio.Event, greeting: Coroutine[None, None, None
     finally:
         signalled.cancel()
         greeted.cancel()
+
+
+async def _read_again(signals: _Signals, reload: Reload, tell_commands: Callable[[], None]) -> None:
+    """What SIGHUP asks for, for as long as the node serves. Commands know it by a certificate that may be
+    another."""
+    while True:
+        await signals.hung_up.wait()
+        signals.hung_up.clear()
+        await reload.again()
+        tell_commands()
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Raises `TlsError`."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Tls(settings.tls_cert, settings.tls_key)
 
 
 async def _drain(node: Node, signals: _Signals) -> None:
@@ -186,19 +221,19 @@ class _Signals:
 
     def __init__(self) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
+        self.hung_up = asyncio.Event()
+        """SIGHUP has come, which ends nothing."""
         self.hurried_by: int | None = None
         self._last = -ONE_SIGNAL_SECONDS
         self._loop = loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-            if number is None:
-                continue  # Windows
-            if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup: who started it wants it to outlive the terminal
+        for number in (signal.SIGINT, signal.SIGTERM):
             ask = functools.partial(self._ask, int(number))
             if sys.platform == "win32":
                 signal.signal(number, _from_any_thread(loop, ask))
             else:
                 loop.add_signal_handler(number, ask)
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGHUP, self.hung_up.set)
 
     def _ask(self, number: int) -> None:
         before, self._last = self._last, self._loop.time()

@@ -22,6 +22,8 @@ def check(settings: Settings) -> None:
         meant = engines_folder_meant(str(folder))
         if meant is not None:
             _refuse("--engines-dir", folder, "there are no engines in it", f"name {meant}, which has some")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together: name the certificate, and its key")
     _is_folder("--models-dir", settings.models_dir, settings.has_default("models_dir"))
     if settings.draft_model is not None:
         kind = _kind("--draft-model", settings.draft_model)

@@ -72,6 +72,7 @@ class Node:
         """
         self._settings = settings or Settings()
         self._config = self._settings.node_config()
+        """The part of the core's configuration that is settings."""
         self._needs_device = needs_device
         self._backend: str | None = None
 
@@ -179,6 +180,18 @@ class Node:
             raise NodeError("shutting_down", "The node is going down")
         return self._core
 
+    async def reconfigure(self, settings: Settings) -> None:
+        """Take over what `Settings.reloaded` does. What is loaded stays as it is, but for how long it stays.
+
+        Where it raises, nothing is changed: `SettingsError`, or `NodeError`.
+        """
+        core = self._running()
+        config = await asyncio.to_thread(settings.node_config)
+        taken = {field: config[field] for field in ("defaults", "models", "aliases")}
+        text = json.dumps({**await asyncio.to_thread(self._configuration), **taken})
+        await asyncio.to_thread(core.reconfigure, text)
+        self._settings, self._config = settings, {**self._config, **taken}
+
     # ---- engines, models, devices ----------------------------------------------------------------
 
     async def engines(self, *, refresh: bool = False) -> list[dict[str, Any]]:
@@ -254,9 +267,9 @@ class Node:
         """Load a model, or join a load under way, and say what it came to.
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
-        `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `pin`, `options`
-        (text to text, for the engine). A model that is loaded with others is not loaded anew
-        (`model_loaded_differently`). The load goes on when the caller is cancelled.
+        `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `pin`, `keep_alive`
+        (seconds), `options` (text to text, for the engine). A model that is loaded with others is not loaded
+        anew (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
         request = json.dumps({"model_id": model_id, **options})
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llm_node.schema.wire import Wire
+from llm_node.settings import LONGEST_KEEP_ALIVE
 
 
 class LoadRequest(Wire):
@@ -32,6 +33,8 @@ class LoadRequest(Wire):
     """Its chat template in place of its own: the source, or the name of one that is built in."""
     pin: bool | None = None
     """Whether it stays although another model needs the room."""
+    keep_alive: float | None = Field(default=None, ge=-1, le=LONGEST_KEEP_ALIVE)
+    """Seconds that it stays without being asked anything; negative: for ever."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

@@ -27,7 +27,8 @@ def is_loopback(address: SocketAddress) -> bool:
     return parsed.is_loopback
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, has_tls: bool = False) -> str:
     """Where a client on this machine finds what listens on `host`."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    place = f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
+    return f"{'https' if has_tls else 'http'}://{place}"

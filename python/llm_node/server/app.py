@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from aiohttp import web
@@ -30,6 +31,7 @@ from llm_node.api.context import (
     STORE,
     TRANSFER_TIMEOUT,
     UNKNOWN_FIELDS,
+    WARMING,
 )
 from llm_node.api.store import Store
 from llm_node.journal import Journal
@@ -37,7 +39,7 @@ from llm_node.keys import Keys
 from llm_node.node import Node
 from llm_node.pull import Pulls
 from llm_node.schema.wire import Unknown
-from llm_node.server import description, lifecycle, middleware
+from llm_node.server import description, lifecycle, middleware, warming
 from llm_node.server.origin import OriginRules
 from llm_node.settings import Settings
 
@@ -48,10 +50,13 @@ FAREWELL_SECONDS = 1.0
 """What connections get to end by themselves once every answer has ended."""
 
 
-def make_app(node: Node, settings: Settings, *, own_key: str | None = None) -> web.Application:
+def make_app(
+    node: Node, settings: Settings, *, own_key: str | None = None, warm: Sequence[str] = ()
+) -> web.Application:
     """The application. It starts the node with itself, and closes it with itself.
 
-    `own_key` is taken beside those of `--api-key-file`, where there is one. Raises `KeysError`.
+    `own_key` is taken beside those of `--api-key-file`, where there is one. `warm`: models that are loaded at
+    once. Raises `KeysError`.
     """
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
@@ -61,6 +66,7 @@ def make_app(node: Node, settings: Settings, *, own_key: str | None = None) -> w
     app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
     app[STORE] = Store()
+    app[WARMING] = list(warm)
     app[UNKNOWN_FIELDS] = cast(Unknown | None, settings.unknown_fields)
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
@@ -72,6 +78,7 @@ def make_app(node: Node, settings: Settings, *, own_key: str | None = None) -> w
     app.cleanup_ctx.append(lifecycle.log_is_kept)
     app.cleanup_ctx.append(lifecycle.node_lives)
     app.cleanup_ctx.append(lifecycle.pulls_end)
+    app.cleanup_ctx.append(warming.models_are_warm)
     forms = app[ERROR_FORMS] = errors.Forms()
     families = [
         (admin.routes(), errors.PLAIN),

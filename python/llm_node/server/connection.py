@@ -111,7 +111,9 @@ class Connection(web.RequestHandler):
             self._spoil_body(getattr(self._messages[-1][0], "exc", None))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never keeps it open
-        """The client sends no more. True: it still gets its answer."""
+        """The client sends no more. True: it still gets its answer. TLS has no such state."""
+        if self.transport is None or self.transport.get_extra_info("sslcontext") is not None:
+            return False
         if self._is_refused or not self.is_busy or self._request is None:
             return False
         self._is_half_closed = True

@@ -19,6 +19,7 @@ from aiohttp import web
 from llm_node.node import NodeError
 from llm_node.server.address import SocketAddress
 from llm_node.server.connection import Connection, raw_answer, say_farewell
+from llm_node.server.tls import Tls
 from llm_node.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,16 @@ NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 class Listener:
     """The door of one node."""
 
-    def __init__(self, runner: web.AppRunner, settings: Settings, *, most_connections: int) -> None:
-        """`runner`: of the application, set up."""
+    def __init__(
+        self, runner: web.AppRunner, settings: Settings, *, most_connections: int, tls: Tls | None = None
+    ) -> None:
+        """`runner`: of the application, set up. `tls`: for all connections; None: they have none."""
         server = runner.server
         if server is None:
             raise RuntimeError("the runner has not been set up")
         self._server = server
         self._settings = settings
+        self._tls = tls
         self._most = most_connections
         self._connections: set[Connection] = set()
         self._turned_away: set[_TurnedAway] = set()
@@ -148,11 +152,20 @@ class Listener:
     async def _let_in(self, arrived: socket.socket) -> None:
         protocol = self._receive()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, arrived)
+            await self._connect(protocol, arrived)
         except OSError as error:
             log.debug("a connection ended before it began: %s", error)
             if isinstance(protocol, Connection):
                 self._connections.discard(protocol)
+
+    async def _connect(self, protocol: asyncio.Protocol, arrived: socket.socket) -> None:
+        connect = asyncio.get_running_loop().connect_accepted_socket
+        if self._tls is None:
+            await connect(lambda: protocol, arrived)
+        else:
+            # Nobody may take longer for its greeting than for the headers behind it.
+            limit = self._settings.header_timeout
+            await connect(lambda: protocol, arrived, ssl=self._tls.context, ssl_handshake_timeout=limit)
 
     def _receive(self) -> Connection | _TurnedAway:
         if len(self._connections) >= self._most and not self._make_room():

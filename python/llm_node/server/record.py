@@ -28,20 +28,27 @@ class NodeRecord:
     pid: int
     key: str
     """For its user's commands, where it asks for keys."""
+    fingerprint: str | None = None
+    """SHA-256 of its certificate, where it does TLS: commands know it by that, whatever name it is for."""
 
     @contextlib.contextmanager
     def kept_in(self, home: Path) -> Iterator[None]:
         """Write it for as long as the block runs. Where it cannot be written, the log says so."""
+        self.write(home)
+        try:
+            yield
+        finally:
+            known = read(home)
+            if known is not None and known.node_id == self.node_id:  # another node may have started since
+                with contextlib.suppress(OSError):
+                    (home / NAME).unlink()
+
+    def write(self, home: Path) -> None:
+        """Put it there. Where it cannot be written, the log says so."""
         try:
             self._write(home)
         except OSError as error:
             log.warning("commands will not find this node: %s: %s", home / NAME, error.strerror)
-        try:
-            yield
-        finally:
-            if read(home) == self:  # another node may have started since
-                with contextlib.suppress(OSError):
-                    (home / NAME).unlink()
 
     def _write(self, home: Path) -> None:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,6 +64,13 @@ def read(home: Path) -> NodeRecord | None:
     """What stands there, if it is a record."""
     try:
         found = json.loads((home / NAME).read_text(encoding="utf-8"))
-        return NodeRecord(str(found["node_id"]), str(found["url"]), int(found["pid"]), str(found["key"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        fingerprint = found.get("fingerprint")
+        return NodeRecord(
+            str(found["node_id"]),
+            str(found["url"]),
+            int(found["pid"]),
+            str(found["key"]),
+            None if fingerprint is None else str(fingerprint),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct ModelOptions {
     pub chat_template: Option<String>,
     /// Whether it goes for nobody's sake: unloaded by an order alone.
     pub pin: Option<bool>,
+    /// How long it stays without being asked anything; `None`: until another model needs the room.
+    pub keep_alive: Option<KeepAlive>,
     /// Settings for the engine: values are text, numbers or truth values.
     pub options: Option<BTreeMap<String, OptionValue>>,
 }
@@ -66,6 +69,7 @@ impl ModelOptions {
             tool_syntax: self.tool_syntax.or_else(|| below.tool_syntax.clone()),
             chat_template: self.chat_template.or_else(|| below.chat_template.clone()),
             pin: self.pin.or(below.pin),
+            keep_alive: self.keep_alive.or(below.keep_alive),
             options,
         }
     }
@@ -83,6 +87,18 @@ impl ModelOptions {
     pub fn options_as_text(&self) -> BTreeMap<String, String> {
         let options = self.options.iter().flatten();
         options.map(|(name, value)| (name.clone(), value.to_text())).collect()
+    }
+}
+
+/// How long a model stays without being asked anything: seconds, negative for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeepAlive(pub f64);
+
+impl KeepAlive {
+    /// `None`: for ever.
+    pub fn duration(self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.0).ok()
     }
 }
 
@@ -158,6 +174,16 @@ mod tests {
         );
         assert_eq!(ModelOptions::default().over(&below), below);
         assert_eq!(own.clone().over(&ModelOptions::default()), own);
+    }
+
+    #[test]
+    fn what_is_no_time_is_for_ever() {
+        let seconds = |json: &str| options(json).keep_alive.unwrap().duration().map(|it| it.as_secs_f64());
+        let of = |text: &str| seconds(&format!(r#"{{"keep_alive": {text}}}"#));
+        assert_eq!(
+            ["0", "0.5", "1800", "-1", "1e300"].map(of),
+            [Some(0.0), Some(0.5), Some(1800.0), None, None]
+        );
     }
 
     #[test]

@@ -77,10 +77,12 @@ impl Fleet {
             Event::Idle { worker } => self.used(worker, Some(now)),
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
+            Event::Configured(usual) => self.configured(usual),
             Event::Reading(devices) => devices.into_iter().for_each(|device| self.ledger.read(device)),
             Event::Time => {}
         }
         self.seat(now);
+        self.retire_unused(now);
         self.overdue(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
@@ -88,7 +90,8 @@ impl Fleet {
 
     /// When something is overdue next. Then `handle` wants [`Event::Time`].
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.models.values().filter_map(ModelLife::deadline).chain(self.look_again).min()
+        let unused = self.workers().filter_map(|(_, worker)| worker.is_unused_from());
+        self.models.values().filter_map(ModelLife::deadline).chain(unused).chain(self.look_again).min()
     }
 
     /// What there is now.
@@ -127,11 +130,12 @@ impl Fleet {
             Ok(()) => worker.loaded.clone(),
             Err(fault) => return self.refuse(waiting.ticket, fault),
         };
-        if let Some(is_pinned) = waiting.wishes.pin {
-            worker.is_pinned = is_pinned;
-            let worker = worker.id;
-            self.ledger.pin(worker, is_pinned);
-        }
+        worker.setup.also(&waiting.wishes);
+        // Whoever wants it loaded is about to ask.
+        worker.idle_since = worker.idle_since.map(|_| now);
+        worker.is_awaited = worker.idle_since.is_some();
+        let (worker, is_pinned) = (worker.id, worker.setup.is_pinned());
+        self.ledger.pin(worker, is_pinned);
         match loaded {
             Some(loaded) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
             None => self.life(model_id).waiting.push(waiting),
@@ -182,7 +186,7 @@ impl Fleet {
                 self.dismiss_waiting(model_id);
             }
             Stage::Ending { because, .. } => {
-                let is_dismissed = matches!(because, Because::Dismissed | Because::MakesRoom);
+                let is_dismissed = matches!(because, Because::Dismissed | Because::Retired);
                 *because = Because::Dismissed;
                 life.leaving.push(leaving);
                 if !is_dismissed {
@@ -218,6 +222,18 @@ impl Fleet {
                 Stage::Ending { by, is_killed: false, .. } => *by = (*by).min(now + farewell),
                 Stage::Ending { .. } => {}
             }
+        }
+    }
+
+    /// Models that are loaded stay as they are, but for how long they stay.
+    fn configured(&mut self, usual: Usual) {
+        self.usual = usual;
+        for model_id in self.models.keys().cloned().collect::<Vec<_>>() {
+            let usual = self.usual.of(&model_id);
+            let Some(worker) = &mut self.life(&model_id).worker else { continue };
+            worker.setup.usually(&usual);
+            let (worker, is_pinned) = (worker.id, worker.setup.is_pinned());
+            self.ledger.pin(worker, is_pinned);
         }
     }
 
@@ -315,13 +331,14 @@ impl Fleet {
     fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {
         if let Some((_, it)) = self.worker(worker) {
             it.idle_since = idle_since;
+            it.is_awaited &= idle_since.is_some();
         }
     }
 
     fn drained(&mut self, now: Moment, worker: WorkerId) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        if let Stage::Draining { for_room, .. } = it.stage {
-            let because = if for_room { Because::MakesRoom } else { Because::Dismissed };
+        if let Stage::Draining { is_retired, .. } = it.stage {
+            let because = if is_retired { Because::Retired } else { Because::Dismissed };
             self.end(now, &model_id, because);
         }
     }
@@ -358,8 +375,8 @@ impl Fleet {
                 self.bury(now, &model_id, worker);
                 self.effects.push(Effect::EndRequests { worker, fault: retry_after(crashed, pause) });
             }
-            Stage::Draining { for_room, .. } => {
-                let because = if *for_room { Because::MakesRoom } else { Because::Dismissed };
+            Stage::Draining { is_retired, .. } => {
+                let because = if *is_retired { Because::Retired } else { Because::Dismissed };
                 let message = death.message.clone();
                 self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
                 self.effects.push(Effect::EndRequests { worker, fault: crashed });
@@ -378,6 +395,22 @@ impl Fleet {
     }
 
     // ---- time ------------------------------------------------------------------------------------
+
+    /// Whoever has stayed unused for as long as it may begins to go.
+    fn retire_unused(&mut self, now: Moment) {
+        let is_over = |worker: &Worker| worker.is_unused_from().is_some_and(|from| from <= now);
+        let unused: Vec<String> = self
+            .workers()
+            .filter(|(_, worker)| is_over(worker))
+            .map(|(model_id, _)| model_id.clone())
+            .collect();
+        for model_id in unused {
+            let idle = self.life(&model_id).worker.as_ref().and_then(|worker| worker.idle_since);
+            let seconds = now.since(idle.unwrap_or(now)).as_secs_f64();
+            let message = format!("'{model_id}' goes: unused for {seconds:.1} s");
+            self.retire(&model_id, IncidentKind::Unused, message);
+        }
+    }
 
     fn overdue(&mut self, now: Moment) {
         while let Some(model_id) = self
@@ -456,7 +489,17 @@ impl Fleet {
             return self.end(now, model_id, Because::Dismissed);
         }
         if let Some(worker) = &mut self.life(model_id).worker {
-            worker.stage = Stage::Draining { by: Some(by), for_room: false };
+            worker.stage = Stage::Draining { by: Some(by), is_retired: false };
+            let worker = worker.id;
+            self.effects.push(Effect::Drain { worker });
+        }
+    }
+
+    /// Lets the model's worker end what is under way, and go, by no order.
+    pub(crate) fn retire(&mut self, model_id: &str, kind: IncidentKind, message: String) {
+        self.tell(Severity::Info, kind, model_id, message, None);
+        if let Some(worker) = &mut self.life(model_id).worker {
+            worker.stage = Stage::Draining { by: None, is_retired: true };
             let worker = worker.id;
             self.effects.push(Effect::Drain { worker });
         }

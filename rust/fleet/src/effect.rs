@@ -147,6 +147,8 @@ pub enum IncidentKind {
     Crashed,
     /// A model goes to make room for another.
     Evicted,
+    /// A model goes because nobody has asked it anything for as long as it was to stay.
+    Unused,
     /// Answers were cut by the deadline of an unload.
     Cut,
     /// A model takes more than its engine estimated, and more than there is.
@@ -167,6 +169,20 @@ impl Severity {
 }
 
 impl IncidentKind {
+    /// Each of them.
+    pub const ALL: [Self; 10] = [
+        IncidentKind::Loaded,
+        IncidentKind::Unloaded,
+        IncidentKind::LoadFailed,
+        IncidentKind::Refused,
+        IncidentKind::Crashed,
+        IncidentKind::Evicted,
+        IncidentKind::Unused,
+        IncidentKind::Cut,
+        IncidentKind::Overrun,
+        IncidentKind::Abandoned,
+    ];
+
     /// One word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -176,6 +192,7 @@ impl IncidentKind {
             IncidentKind::Refused => "refused",
             IncidentKind::Crashed => "crashed",
             IncidentKind::Evicted => "evicted",
+            IncidentKind::Unused => "unused",
             IncidentKind::Cut => "cut",
             IncidentKind::Overrun => "overrun",
             IncidentKind::Abandoned => "abandoned",

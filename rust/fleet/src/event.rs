@@ -5,7 +5,7 @@ use std::time::Duration;
 use llm_node_core::{error::Fault, facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{Moment, Ticket, WorkerId};
+use crate::{Moment, Ticket, Usual, WorkerId};
 
 /// An order, or something that has happened.
 #[derive(Clone, Debug)]
@@ -99,6 +99,8 @@ pub enum Event {
         /// All that it had under way had killed a worker before: that says nothing of the engine's health.
         is_known: bool,
     },
+    /// What the configuration says of loads from now on.
+    Configured(Usual),
     /// What the devices' memory is like now.
     Reading(Vec<Device>),
     /// Nothing but that time has passed.

@@ -19,6 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// Whoever has just had an answer, or a load, may be about to ask.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
+/// Whoever had it loaded may take so long to ask, however short it is to stay without being asked.
+const BEFORE_THE_FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// A worker that lived so long was well; the count of crashes begins anew.
 pub(crate) const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 
@@ -89,8 +91,8 @@ pub(crate) struct Worker {
     pub(crate) since: Moment,
     /// Since when it has nothing to answer; `None`: it has.
     pub(crate) idle_since: Option<Moment>,
-    /// It goes for nobody's sake.
-    pub(crate) is_pinned: bool,
+    /// Somebody had it loaded, and nobody has asked it anything since.
+    pub(crate) is_awaited: bool,
     /// How long it waited for room.
     pub(crate) waited: Duration,
 }
@@ -107,8 +109,8 @@ pub(crate) enum Stage {
     Waiting { by: Moment },
     /// It answers.
     Serving,
-    /// It ends what is under way: to make room without a deadline, for no answer is cut.
-    Draining { by: Option<Moment>, for_room: bool },
+    /// It ends what is under way: where it is retired without a deadline, for no answer is cut.
+    Draining { by: Option<Moment>, is_retired: bool },
     /// It is to end; where it does not by then, it is killed, and where that does not help, given up.
     Ending { by: Moment, is_killed: bool, because: Because },
 }
@@ -122,14 +124,13 @@ pub(crate) enum Because {
     Late,
     /// Nobody wants it any more.
     Dismissed,
-    /// Another needs the room.
-    MakesRoom,
+    /// By no order: another needs the room, or nobody has asked it anything for long.
+    Retired,
 }
 
 impl Worker {
     pub(crate) fn new(id: WorkerId, setup: Setup, begun: Moment, deadlines: &Deadlines) -> Self {
         let stage = Stage::Finding { by: begun + deadlines.find };
-        let is_pinned = setup.whole().pin.unwrap_or(false);
         Self {
             id,
             setup,
@@ -140,7 +141,7 @@ impl Worker {
             loaded: None,
             since: begun,
             idle_since: Some(begun),
-            is_pinned,
+            is_awaited: true,
             waited: Duration::ZERO,
         }
     }
@@ -170,22 +171,30 @@ impl Worker {
         let took = took.saturating_sub(self.waited);
         let turn = self.since + SHORTEST_TURN.max(took.saturating_mul(4)).min(longest_wait / 2);
         let idle = self.idle_since.map(|since| since + BETWEEN_REQUESTS);
-        (!self.is_pinned).then_some(idle.map_or(turn, |idle| idle.min(turn)))
+        (!self.setup.is_pinned()).then_some(idle.map_or(turn, |idle| idle.min(turn)))
+    }
+
+    /// When it goes because nobody asks it anything; `None`: never, as things are.
+    pub(crate) fn is_unused_from(&self) -> Option<Moment> {
+        let (Stage::Serving, Some(idle_since)) = (&self.stage, self.idle_since) else { return None };
+        let shortest = if self.is_awaited { BEFORE_THE_FIRST_REQUEST } else { BETWEEN_REQUESTS };
+        let keep_alive = self.setup.keep_alive().filter(|_| !self.setup.is_pinned())?;
+        Some(idle_since + keep_alive.max(shortest))
     }
 
     /// Is it, or will it be, what somebody wants who asks now?
     pub(crate) fn is_wanted(&self) -> bool {
         !matches!(
             &self.stage,
-            Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed | Because::MakesRoom, .. }
+            Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed | Because::Retired, .. }
         )
     }
 
-    /// Is it on its way out for another's sake?
-    pub(crate) fn makes_room(&self) -> bool {
+    /// Is it on its way out by no order?
+    pub(crate) fn is_retired(&self) -> bool {
         matches!(
             &self.stage,
-            Stage::Draining { for_room: true, .. } | Stage::Ending { because: Because::MakesRoom, .. }
+            Stage::Draining { is_retired: true, .. } | Stage::Ending { because: Because::Retired, .. }
         )
     }
 

@@ -14,7 +14,7 @@ use llm_node_core::{
 use serde_json::json;
 
 use crate::{
-    Effect, Fleet, IncidentKind, Moment, Severity, WorkerId,
+    Effect, Fleet, IncidentKind, Moment, WorkerId,
     life::{Because, Stage, Worker},
 };
 
@@ -43,7 +43,7 @@ impl Fleet {
         let mut ahead: Vec<MemoryUse> = Vec::new();
         for (model_id, worker) in self.line() {
             let Some(it) = &self.life(&model_id).worker else { continue };
-            let (uses, is_pinned) = (it.estimate.clone(), it.is_pinned);
+            let (uses, is_pinned) = (it.estimate.clone(), it.setup.is_pinned());
             let refusal = if self.deadlines.room.is_zero() {
                 self.ledger.room(&uses, |_| true)
             } else {
@@ -115,18 +115,14 @@ impl Fleet {
             }
             is_needed
         });
-        for (worker, victim) in chosen {
+        for (_, victim) in chosen {
             let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
             let words = idle.map_or_else(
                 || "once it has answered".to_owned(),
                 |since| format!("unused for {:.1} s", now.since(since).as_secs_f64()),
             );
             let message = format!("'{victim}' makes room for '{model_id}': {words}");
-            self.tell(Severity::Info, IncidentKind::Evicted, &victim, message, None);
-            if let Some(it) = &mut self.life(&victim).worker {
-                it.stage = Stage::Draining { by: None, for_room: true };
-            }
-            self.effects.push(Effect::Drain { worker });
+            self.retire(&victim, IncidentKind::Evicted, message);
         }
     }
 
@@ -147,7 +143,7 @@ impl Fleet {
         fault.details(json!({ "retry_after": 30, "holders": holders }).to_string())
     }
 
-    fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
+    pub(crate) fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
         self.models.iter().filter_map(|(model_id, life)| Some((model_id, life.worker.as_ref()?)))
     }
 }

@@ -40,6 +40,8 @@ pub struct ModelView {
     pub idle_since: Option<Moment>,
     /// It goes for nobody's sake.
     pub is_pinned: bool,
+    /// When it goes if nobody asks it anything; `None`: it stays, or has something to answer.
+    pub unused_from: Option<Moment>,
     /// How a worker of it died last.
     pub last_crash: Option<Crash>,
 }
@@ -57,8 +59,8 @@ pub enum Status {
     Loaded,
     /// It ends what is under way, and is gone then.
     Draining {
-        /// For another's sake: who asks for it has it loaded again.
-        for_room: bool,
+        /// By no order: who asks for it has it loaded again.
+        is_retired: bool,
     },
     /// It crashed, and is not loaded again before then.
     Cooling {
@@ -77,7 +79,7 @@ impl ModelView {
             (Some(Worker { stage: Stage::Serving, .. }), _) => Status::Loaded,
             (Some(Worker { stage: Stage::Waiting { .. }, .. }), _) => Status::Waiting,
             (Some(worker), _) if worker.loaded.is_some() => {
-                Status::Draining { for_room: worker.makes_room() }
+                Status::Draining { is_retired: worker.is_retired() }
             }
             (Some(_), _) => Status::Loading,
             (None, Some(Trouble::Cooling { until, fault })) => {
@@ -94,7 +96,8 @@ impl ModelView {
             loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),
             waiting: life.waiting.len(),
             idle_since: worker.and_then(|worker| worker.loaded.as_ref().and(worker.idle_since)),
-            is_pinned: worker.is_some_and(|worker| worker.is_pinned),
+            is_pinned: worker.is_some_and(|worker| worker.setup.is_pinned()),
+            unused_from: worker.and_then(Worker::is_unused_from),
             last_crash: life.last_crash.clone(),
         }
     }
@@ -109,7 +112,7 @@ impl ModelView {
         match (&self.status, self.worker) {
             (Status::Loaded, Some(worker)) => Ok(worker),
             (Status::Loading | Status::Waiting, _) => soon(ErrorCode::ModelLoading, "loaded"),
-            (Status::Draining { for_room: false }, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
+            (Status::Draining { is_retired: false }, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
             (Status::Cooling { until, fault }, _) if now < *until => {
                 Err(retry_after(fault.clone(), until.since(now)))
             }

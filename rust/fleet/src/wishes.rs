@@ -3,7 +3,7 @@
 //! Whoever asks for nothing, or for what is there, joins; whoever asks for anything else is refused by name:
 //! nothing that was asked for is ignored, and no client reloads another's model.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -21,7 +21,7 @@ pub struct Usual {
 }
 
 impl Usual {
-    fn of(&self, model_id: &str) -> ModelOptions {
+    pub(crate) fn of(&self, model_id: &str) -> ModelOptions {
         let own = self.models.get(model_id).cloned().unwrap_or_default();
         own.over(&self.defaults)
     }
@@ -55,6 +55,28 @@ impl Setup {
     /// The engine's id, where somebody named one or it is chosen.
     pub fn engine(&self) -> Option<&str> {
         self.engine.as_deref()
+    }
+
+    /// Does it go for nobody's sake?
+    pub fn is_pinned(&self) -> bool {
+        self.asked.pin.or(self.usual.pin).unwrap_or(false)
+    }
+
+    /// For so long it stays without being asked anything; `None`: for ever.
+    pub fn keep_alive(&self) -> Option<Duration> {
+        self.asked.keep_alive.or(self.usual.keep_alive)?.duration()
+    }
+
+    /// Takes over what may be said of a model that is loaded: nothing else of it changes.
+    pub(crate) fn also(&mut self, wishes: &ModelOptions) {
+        self.asked.pin = wishes.pin.or(self.asked.pin);
+        self.asked.keep_alive = wishes.keep_alive.or(self.asked.keep_alive);
+    }
+
+    /// The same of the configuration, which has changed.
+    pub(crate) fn usually(&mut self, usual: &ModelOptions) {
+        self.usual.pin = usual.pin;
+        self.usual.keep_alive = usual.keep_alive;
     }
 
     pub(crate) fn chosen(&mut self, engine: &str) {

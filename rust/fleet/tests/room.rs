@@ -15,7 +15,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::MemoryUse,
-    options::ModelOptions,
+    options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
     ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, IncidentKind, Moment,
@@ -254,6 +254,64 @@ fn what_could_never_fit_is_refused_at_once_and_nobody_goes_for_it() {
     world.pass(1.0);
     let ticket = world.load("c7");
     assert_eq!((world.loaded(), &world.outcomes[&ticket]), (vec!["c7".to_owned()], &Ok(())));
+}
+
+#[test]
+fn what_nobody_asks_goes_after_as_long_as_it_was_to_stay() {
+    let keep_alive =
+        |seconds| ModelOptions { keep_alive: Some(KeepAlive(seconds)), ..ModelOptions::default() };
+    let mut world = world(ROOM);
+    world.load_with("a1", keep_alive(60.0));
+    world.load_with("b1", keep_alive(-1.0));
+    world.load("c1");
+    world.pass(59.0);
+    world.ask("a1");
+    world.pass(100.0);
+    world.answer("a1");
+    world.pass(59.0);
+    assert_eq!(world.loaded(), ["a1", "b1", "c1"], "it counts from the last answer");
+    world.load("a1");
+    world.pass(59.0);
+    assert_eq!(world.loaded(), ["a1", "b1", "c1"], "whoever wants it loaded is about to ask");
+    world.pass(2.0);
+    assert_eq!((world.loaded(), world.evicted.len()), (vec!["b1".to_owned(), "c1".to_owned()], 0));
+    // It may be said of one that is loaded, and a pin counts for more.
+    world.load_with("b1", ModelOptions { pin: Some(true), ..keep_alive(1.0) });
+    world.load_with("c1", keep_alive(0.0));
+    world.pass(9.0);
+    assert_eq!(world.loaded(), ["b1", "c1"], "whoever had it loaded may take a while to ask");
+    world.ask("c1");
+    world.answer("c1");
+    world.pass(0.4);
+    assert_eq!(world.loaded(), ["b1", "c1"]);
+    world.pass(0.2);
+    assert_eq!(world.loaded(), ["b1"]);
+}
+
+#[test]
+fn a_new_configuration_says_at_once_how_long_models_stay() {
+    let of = |model: &str, own: ModelOptions| Usual {
+        models: [(model.to_owned(), own)].into(),
+        ..Usual::default()
+    };
+    let pinned = ModelOptions { pin: Some(true), context_length: Some(64), ..ModelOptions::default() };
+    let brief = ModelOptions { keep_alive: Some(KeepAlive(20.0)), ..ModelOptions::default() };
+    let mut world = world(ROOM);
+    for model in ["a4", "b4"] {
+        world.load(model);
+    }
+    world.tell(Event::Configured(of("a4", pinned)));
+    world.pass(60.0);
+    let view = world.fleet.view();
+    let options = view.models["a4"].options.clone().unwrap();
+    assert_eq!((view.models["a4"].is_pinned, options.context_length), (true, None), "it is what it is");
+    world.load("c4");
+    assert_eq!(world.loaded(), ["a4", "c4"]);
+    world.tell(Event::Configured(of("a4", brief)));
+    world.pass(1.0);
+    assert_eq!(world.loaded(), ["c4"]);
+    let ticket = world.load("a4");
+    assert_eq!(world.outcomes[&ticket], Ok(()));
 }
 
 #[test]

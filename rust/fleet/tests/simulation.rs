@@ -17,7 +17,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::MemoryUse,
-    options::ModelOptions,
+    options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
     ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, Moment, Status,
@@ -42,6 +42,7 @@ enum Order {
         model: usize,
         context_length: Option<u32>,
         pin: Option<bool>,
+        keep_alive: Option<u8>,
     },
     /// A request, and how long its answer takes.
     Use {
@@ -51,6 +52,12 @@ enum Order {
     Unload {
         model: usize,
         seconds: u64,
+    },
+    /// The configuration says something else of one of them.
+    Configure {
+        model: usize,
+        pin: Option<bool>,
+        keep_alive: Option<u8>,
     },
     /// A worker dies by itself.
     Crash {
@@ -71,11 +78,19 @@ fn order() -> impl Strategy<Value = Order> {
             model.clone(),
             prop_oneof![3 => Just(None), 1 => (1u32..3).prop_map(Some)],
             prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
+            prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
         )
-            .prop_map(|(model, context_length, pin)| Order::Load { model, context_length, pin }),
+            .prop_map(|(model, context_length, pin, keep_alive)| Order::Load {
+                model,
+                context_length,
+                pin,
+                keep_alive,
+            }),
         6 => (model.clone(), 0u64..60_000)
             .prop_map(|(model, milliseconds)| Order::Use { model, milliseconds }),
         4 => (model.clone(), 0u64..20).prop_map(|(model, seconds)| Order::Unload { model, seconds }),
+        1 => (model.clone(), any::<Option<bool>>(), prop::option::of(0u8..90))
+            .prop_map(|(model, pin, keep_alive)| Order::Configure { model, pin, keep_alive }),
         2 => model.prop_map(|model| Order::Crash { model }),
         8 => (0u64..40_000).prop_map(|milliseconds| Order::Pass { milliseconds }),
         1 => (0u64..10).prop_map(|seconds| Order::Stop { seconds }),
@@ -164,10 +179,19 @@ impl World {
                     self.handle(Event::Busy { worker });
                 }
             }
-            Order::Load { model, context_length, pin } => {
+            Order::Load { model, context_length, pin, keep_alive } => {
                 let ticket = self.ticket();
-                let wishes = ModelOptions { context_length, pin, ..ModelOptions::default() };
+                let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
+                let wishes = ModelOptions { context_length, pin, keep_alive, ..ModelOptions::default() };
                 self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None });
+            }
+            Order::Configure { model, pin, keep_alive } => {
+                let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
+                let own = ModelOptions { pin, keep_alive, ..ModelOptions::default() };
+                self.handle(Event::Configured(Usual {
+                    models: [(name(model), own)].into(),
+                    ..Usual::default()
+                }));
             }
             Order::Unload { model, seconds } => {
                 let (ticket, timeout) = (self.ticket(), Duration::from_secs(seconds));
@@ -334,8 +358,13 @@ impl World {
                 assert!(it.is_open && !it.is_draining);
                 it.is_draining = true;
                 let model = &view.models[&it.model_id];
-                if let Status::Draining { for_room: true } = model.status {
-                    assert!(!model.is_pinned && !view.line.is_empty());
+                if let Status::Draining { is_retired: true } = model.status {
+                    assert!(!model.is_pinned);
+                    // For another's sake, or because nobody has asked it anything for long.
+                    let keep_alive = model.options.as_ref().and_then(|options| options.keep_alive);
+                    let idle = now.since(model.idle_since.unwrap_or(now));
+                    let is_over = keep_alive.is_some_and(|it| it.duration().is_some_and(|it| it <= idle));
+                    assert!(!view.line.is_empty() || (it.busy_until.is_none() && is_over));
                     assert!(it.busy_until.is_none() || now.since(it.ready_at) >= SHORTEST_TURN);
                     // It answers what it has, or is ended by itself where it hangs.
                     let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
@@ -396,7 +425,7 @@ impl World {
         }
         let mut is_waiting = false;
         for (model_id, model) in &view.models {
-            let with_deadline = Status::Draining { for_room: false };
+            let with_deadline = Status::Draining { is_retired: false };
             is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
             if let Ok(worker) = model.ready(model_id, self.now) {
                 assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);

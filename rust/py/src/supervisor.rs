@@ -47,6 +47,12 @@ impl PySupervisor {
         Ok(Self { inner: py.detach(|| Supervisor::new(config)) })
     }
 
+    fn reconfigure(&self, py: Python<'_>, config: &str) -> PyResult<()> {
+        let config = NodeConfig::parse(config).map_err(|fault| raised(py, &fault))?;
+        py.detach(|| self.inner.reconfigure(config));
+        Ok(())
+    }
+
     fn search_in(&self, py: Python<'_>, surroundings: &str) -> PyResult<()> {
         let surroundings: Surroundings = serde_json::from_str(surroundings)
             .map_err(|error| raised(py, &malformed("the surroundings of engines", &error)))?;

@@ -7,13 +7,12 @@ import time
 from aiohttp import web
 
 from llm_node.api import answers, body, source, sse
-from llm_node.api.context import KEY, NODE
+from llm_node.api.context import NODE
 from llm_node.api.conversation import Format, Json, Schema, dump
 from llm_node.api.neutral import Prompt, Request, Sampling
-from llm_node.api.ollama import library, shapes
+from llm_node.api.ollama import library, shapes, staying
 from llm_node.api.ollama.conversation import of_chat, of_prompt
-from llm_node.keys import Scope
-from llm_node.node import Node, NodeError
+from llm_node.node import Node
 from llm_node.schema.ollama.chat import ChatRequest, GenerateRequest
 from llm_node.schema.ollama.options import Generation, is_zero
 
@@ -55,11 +54,10 @@ async def _answer(
     node = request.app[NODE]
     requests = [_neutral(wanted, prompt, source.of(request)).neutral()]
     pattern = shapes.LOGPROBS if wanted.logprobs else None
-    if is_zero(wanted.keep_alive):
-        body.ignore(request, ["keep_alive"])
 
     async def writer() -> shapes.Writer:
         took = await _load_ns(node, wanted.model)
+        await staying.keep(request, wanted.model, wanted.keep_alive)
         await library.ignore_context(request, wanted.model, wanted.options)
         return shapes.Writer(
             wanted.model, place, thinks=wanted.think is not False, pattern=pattern, load_ns=took
@@ -112,13 +110,6 @@ def _format(wanted: Generation) -> Format:
     return Schema(Json.of(wanted.format), strict=True)
 
 
-def _may_unload(request: web.Request) -> None:
-    if KEY in request and request[KEY].scope is not Scope.ADMIN:
-        raise NodeError(
-            "insufficient_scope", f"The key {request[KEY].name} is for inference; it unloads nothing"
-        )
-
-
 async def _load(request: web.Request, wanted: Generation, place: shapes.Place) -> web.Response:
     """Nothing is asked: the model is to be there; or not to stay, which is done if nobody uses it."""
     node = request.app[NODE]
@@ -126,9 +117,10 @@ async def _load(request: web.Request, wanted: Generation, place: shapes.Place) -
     is_loaded = model["status"] == "loaded"
     if not is_zero(wanted.keep_alive):
         await node.ensure_ready(wanted.model)
+        await staying.keep(request, wanted.model, wanted.keep_alive)
         is_loaded = True
     elif is_loaded and not model["requests"]:
-        _may_unload(request)
+        staying.refuse_unless_managing(request)
         await node.unload(wanted.model)
         is_loaded = False
     writer = shapes.Writer(wanted.model, place, thinks=False, pattern=None, load_ns=0)

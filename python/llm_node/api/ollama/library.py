@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from aiohttp import web
@@ -27,7 +27,7 @@ OF_THE_HUB = "Nothing is fetched of Ollama's library; a model of the Hugging Fac
 SUCCESS = {"status": "success"}
 
 NEVER = "9999-12-31T23:59:59Z"
-"""When a model is unloaded because nobody used it."""
+"""When a model goes that stays as long as there is room, or that answers just now."""
 
 
 async def alive(request: web.Request) -> web.Response:
@@ -55,7 +55,7 @@ async def running(request: web.Request) -> web.Response:
             "models": [
                 {
                     **_listed(model),
-                    "expires_at": NEVER,
+                    "expires_at": _expires(model),
                     "size_vram": _device_bytes(model),
                     "context_length": context_length(model),
                 }
@@ -157,6 +157,13 @@ def _listed(model: Mapping[str, Any]) -> dict[str, Any]:
         "digest": _digest(model),
         "details": _details(model),
     }
+
+
+def _expires(model: Mapping[str, Any]) -> str:
+    left = model.get("goes_in_seconds")
+    if left is None:
+        return NEVER
+    return (datetime.now(timezone.utc) + timedelta(seconds=left)).isoformat()
 
 
 def _time(model: Mapping[str, Any]) -> str:

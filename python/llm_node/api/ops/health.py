@@ -1,11 +1,12 @@
-"""`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down, nor while a
-model that is loaded stands still. `/-/healthz` and `/-/routes` are the names by which Ray Serve asks."""
+"""`/healthz`: the process answers. `/readyz`: it takes requests; not while it is going down, nor before the
+models that are to be warm have been loaded, nor while a model that is loaded stands still. `/-/healthz` and
+`/-/routes` are the names by which Ray Serve asks."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from llm_node.api.context import NODE
+from llm_node.api.context import NODE, WARMING
 from llm_node.node import NodeError
 
 
@@ -19,8 +20,11 @@ async def ready(request: web.Request) -> web.Response:
     node = request.app[NODE]
     if not node.is_ready:
         raise NodeError("shutting_down", "The node is going down")
+    if left := request.app[WARMING]:
+        words = f"The node loads {', '.join(map(repr, left))} before it takes requests"
+        raise NodeError("model_loading", words, details={"node_id": node.id})
     if (standstill := node.standstill) is not None:
-        raise NodeError("engine_crashed", standstill)
+        raise NodeError("engine_crashed", standstill, details={"node_id": node.id})
     return web.json_response({"status": "ready", "node_id": node.id})
 
 

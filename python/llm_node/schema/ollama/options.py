@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from llm_node.schema.sampling import StopList
 from llm_node.schema.wire import ForModel, Lenient
+from llm_node.settings import LONGEST_KEEP_ALIVE
 
 
 class Options(Lenient):
@@ -64,12 +65,23 @@ def _duration(value: Any) -> Any:
 
 KeepAlive = Annotated[str | int | float, BeforeValidator(_duration)]
 
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def seconds(keep_alive: str | int | float) -> float:
+    """As the node takes it: at most `LONGEST_KEEP_ALIVE`, and -1 for ever, as all that is negative is."""
+    if isinstance(keep_alive, str):
+        parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h|)", keep_alive)
+        total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        total = -total if keep_alive.startswith("-") else total
+    else:
+        total = float(keep_alive)
+    return -1.0 if total < 0 else min(total, LONGEST_KEEP_ALIVE)
+
 
 def is_zero(keep_alive: str | int | float | None) -> bool:
     """Does it say that the model is not to stay?"""
-    if isinstance(keep_alive, str):
-        return not re.search(r"[1-9]", keep_alive)
-    return keep_alive == 0 and keep_alive is not None
+    return keep_alive is not None and seconds(keep_alive) == 0
 
 
 Think = Literal["minimal", "low", "medium", "high", "max"]

@@ -18,6 +18,7 @@ use std::{
 };
 
 use llm_node_core::error::{ErrorCode, Fault};
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::config::{Cache, DEMO_MODEL, Origin};
@@ -81,7 +82,7 @@ pub struct Catalog {
     models_dir: PathBuf,
     demo_model: Option<PathBuf>,
     caches: Vec<Cache>,
-    aliases: BTreeMap<String, String>,
+    aliases: Mutex<BTreeMap<String, String>>,
     headers: scan::Headers,
 }
 
@@ -94,7 +95,13 @@ impl Catalog {
         caches: Vec<Cache>,
         aliases: BTreeMap<String, String>,
     ) -> Self {
+        let aliases = Mutex::new(aliases);
         Self { models_dir, demo_model, caches, aliases, headers: scan::Headers::default() }
+    }
+
+    /// These are the further names from now on.
+    pub fn name(&self, aliases: BTreeMap<String, String>) {
+        *self.aliases.lock() = aliases;
     }
 
     /// All models, sorted by name, the demo model first, those of other programs last. `readable`: what engines
@@ -170,7 +177,8 @@ impl Catalog {
     pub fn find(&self, id: &str, readable: &Readable) -> Result<Model, Fault> {
         let mut models = self.models(readable);
         let bare = id.strip_suffix(LATEST).unwrap_or(id);
-        let meant = |name: &str| self.aliases.get(name).map(String::as_str);
+        let aliases = self.aliases.lock().clone();
+        let meant = |name: &str| aliases.get(name).map(String::as_str);
         let wanted = [Some(id), meant(id), Some(bare), meant(bare)];
         for name in wanted.into_iter().flatten() {
             let is_named = |names: fn(&Model, &str) -> bool| models.iter().position(|it| names(it, name));

@@ -227,7 +227,7 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         speculation: Some(options::Speculation::Off),
         ..ModelOptions::default()
     };
-    let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.config.usual()))?;
+    let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
     let (process, controls) = thrown_away(inner, &candidate.id)?;
     let deadline = Instant::now() + inner.config.load_timeout();
     process.link.send(ToWorker::Load(plan));

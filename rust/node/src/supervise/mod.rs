@@ -30,7 +30,9 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     request::Request,
 };
-use llm_node_fleet::{Deadlines, Device, Event, Fleet, FleetView, Moment, Status, WorkerId, not_loaded};
+use llm_node_fleet::{
+    Deadlines, Device, Event, Fleet, FleetView, Moment, Status, Usual, WorkerId, not_loaded,
+};
 use llm_node_wire::message::{Question, ToWorker};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -91,6 +93,8 @@ struct Inner {
     fleet: Drive,
     processes: Arc<Processes>,
     traffic: Arc<Traffic>,
+    /// What the configuration says of loads.
+    usual: Mutex<Usual>,
     /// The models that were meant by names so far.
     names: Mutex<HashMap<String, String>>,
     /// Loads and unloads.
@@ -128,6 +132,7 @@ impl Supervisor {
                 fleet: drive,
                 processes: Arc::new(Processes::default()),
                 traffic: Arc::new(Traffic::default()),
+                usual: Mutex::new(config.usual()),
                 names: Mutex::default(),
                 changes: Errands::default(),
                 reports: Errands::default(),
@@ -140,6 +145,17 @@ impl Supervisor {
         let inner = Arc::downgrade(&this.inner);
         process::spawn_thread("clock", move || clock::keep(&inner));
         this
+    }
+
+    /// Takes over what may change while a node runs: how models are loaded, and their further names. Those that
+    /// are loaded stay as they are, but for how long they stay.
+    pub fn reconfigure(&self, config: NodeConfig) {
+        let inner = &self.inner;
+        let usual = config.usual();
+        inner.catalog.name(config.aliases);
+        inner.names.lock().clear();
+        inner.usual.lock().clone_from(&usual);
+        inner.fleet.tell(Event::Configured(usual));
     }
 
     /// Looks for engines in these folders from now on, in this order.

@@ -146,6 +146,8 @@ struct ServingRow {
     pinned: bool,
     /// How long nothing has been asked of it; `None`: it has something to answer.
     idle_seconds: Option<u64>,
+    /// In how long it goes where nobody asks it anything; `None`: it stays, or has something to answer.
+    goes_in_seconds: Option<u64>,
     ready_seconds: u64,
     silent_seconds: u32,
     call_seconds: u32,
@@ -222,7 +224,7 @@ struct Versions {
 }
 
 /// What has happened to models: how often of each kind, and the last that people may want to know the reasons of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Incidents {
     counts: BTreeMap<&'static str, u64>,
     last: VecDeque<IncidentRow>,
@@ -240,6 +242,14 @@ pub(super) struct IncidentRow {
     call: Option<String>,
     signal: Option<i64>,
     message: String,
+}
+
+impl Default for Incidents {
+    /// With a count of each kind: whoever watches one sees the first time that it happens.
+    fn default() -> Self {
+        let counts = IncidentKind::ALL.map(|kind| (kind.as_str(), 0)).into();
+        Self { counts, last: VecDeque::new() }
+    }
 }
 
 impl Incidents {
@@ -369,6 +379,7 @@ impl<'a> LifeRow<'a> {
             draining: matches!(view.status, Status::Draining { .. }),
             pinned: view.is_pinned,
             idle_seconds: view.idle_since.map(|since| inner.fleet.now().since(since).as_secs()),
+            goes_in_seconds: view.unused_from.map(|from| from.since(inner.fleet.now()).as_secs()),
             ready_seconds: inner.fleet.now().since(*since).as_secs(),
             silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
             call_seconds: process.as_ref().map_or(0, |process| process.call_seconds()),

@@ -1,0 +1,175 @@
+"""HTTPS: what others see of it, what the node's own commands trust, and another certificate while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.node import PROGRAM, RunningNode, command, node_environment, running_node
+
+MODEL = "llm-node-demo"
+HANDSHAKE_SECONDS = 2.0
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    named = ["-nodes", "-subj", "/CN=llm-node", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*request, *named, *files], check=True, capture_output=True, timeout=60)
+
+
+def fingerprint(pem: str) -> str:
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+
+
+@dataclass
+class Served:
+    node: RunningNode
+    certificate: Path
+    key: Path
+
+    def shown(self) -> str:
+        """The certificate that whoever connects now is shown."""
+        return fingerprint(ssl.get_server_certificate(self.node.address, timeout=30))
+
+    def read_again(self, words: str) -> None:
+        before = self.node.log_text().count(words)
+        self.node.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while self.node.log_text().count(words) == before:
+            assert time.monotonic() < deadline, self.node.log_text()
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def served(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("tls")
+    certificate, key = home / "cert.pem", home / "key.pem"
+    make_certificate(certificate, key)
+    arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines), "--tls-cert", str(certificate)]
+    arguments += ["--tls-key", str(key), "--header-timeout", str(HANDSHAKE_SECONDS)]
+    with running_node(home, arguments, certificate=certificate) as node:
+        node.extra["home"] = home
+        yield Served(node, certificate, key)
+
+
+def test_answers_and_streams_are_what_they_are_without(served: Served) -> None:
+    body = {"model": MODEL, "prompt": "An engine", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    whole = served.node.post("/v1/completions", body).json()["choices"][0]["text"]
+    answer = served.node.post("/v1/completions", {**body, "stream": True})
+    *chunks, done = [line[6:] for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+    texts = [json.loads(chunk)["choices"][0]["text"] for chunk in chunks]
+    assert (done, "".join(texts)) == ("[DONE]", whole)
+    assert len(texts) > 4, "the answer came in one piece"
+
+
+def test_what_is_no_tls_gets_nothing_and_harms_nobody(served: Served) -> None:
+    for sent in (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b""):
+        with socket.create_connection(served.node.address, timeout=60) as plain:
+            began = time.monotonic()
+            plain.sendall(sent)
+            # With what is none it ends at once, and with silence when the time for a handshake has passed.
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                answer = plain.recv(1000)
+            assert not answer.startswith(b"HTTP")
+            assert sent or time.monotonic() - began >= HANDSHAKE_SECONDS * 0.9
+    assert served.node.get("/readyz").status == 200
+
+
+def test_http_1_is_agreed_upon(served: Served) -> None:
+    with socket.create_connection(served.node.address, timeout=60) as plain:
+        context = ssl.create_default_context(cafile=str(served.certificate))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            assert secure.selected_alpn_protocol() == "http/1.1"
+            assert secure.version() in ("TLSv1.2", "TLSv1.3")
+
+
+def test_its_own_commands_know_it_and_others_ask_the_authorities(served: Served, tmp_path: Path) -> None:
+    own = command(served.node, "ps")
+    assert own.returncode == 0, own.stderr
+    record = json.loads((served.node.extra["home"] / ".llm-node/node.json").read_text())
+    assert record["url"] == served.node.url
+
+    def named(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, "ps", "--node", served.node.url],
+            env=node_environment(tmp_path, **environment),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    refused = named()
+    assert refused.returncode == 6 and "certificate" in refused.stderr.lower(), refused.stderr
+    trusted = named(SSL_CERT_FILE=str(served.certificate))
+    assert trusted.returncode == 0, trusted.stderr
+
+
+def test_another_certificate_while_it_runs(served: Served) -> None:
+    before = fingerprint(served.certificate.read_text())
+    assert served.shown() == before
+    kept = http.client.HTTPSConnection(*served.node.address, context=served.node.trust, timeout=60)
+    kept.request("GET", "/healthz")
+    kept.getresponse().read()
+    key = served.key.read_text()
+    make_certificate(served.certificate, served.key)
+    served.read_again("read again: certificate: another")
+    after = fingerprint(served.certificate.read_text())
+    assert served.shown() == after != before
+    kept.request("GET", "/healthz")
+    assert kept.getresponse().status == 200, "who is connected stays so"
+    kept.close()
+    assert command(served.node, "ps").returncode == 0, "its commands know the new one"
+    # One whose key is another's.
+    good, _ = served.key.read_text(), served.key.write_text(key)
+    served.read_again("are no certificate and its key")
+    assert served.shown() == after
+    served.key.write_text(good)
+    served.node.trust = ssl.create_default_context(cafile=str(served.certificate))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "code", "words"),
+    [
+        ("cert.pem", None, 2, "--tls-cert and --tls-key go together"),
+        (None, "key.pem", 2, "--tls-cert and --tls-key go together"),
+        ("none.pem", "key.pem", 1, "none.pem cannot be read: No such file"),
+        ("cert.pem", "none.pem", 1, "none.pem cannot be read: No such file"),
+        ("key.pem", "key.pem", 1, "are no certificate and its key, in PEM"),
+        ("cert.pem", "locked.pem", 1, "without a password"),
+    ],
+)
+def test_files_that_are_none_are_named(
+    served: Served, tmp_path: Path, certificate: str | None, key: str | None, code: int, words: str
+) -> None:
+    home = served.node.extra["home"]
+    lock = ["openssl", "ec", "-in", str(served.key), "-aes128", "-passout", "pass:secret"]
+    subprocess.run([*lock, "-out", str(home / "locked.pem")], check=True, capture_output=True, timeout=60)
+    given = {"--tls-cert": certificate, "--tls-key": key}
+    arguments = [part for flag, name in given.items() if name for part in (flag, str(home / name))]
+    ended = subprocess.run(
+        [PROGRAM, "--gpu-backend", "cpu", "--port", "0", *arguments],
+        env=node_environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+    assert words in ended.stderr, ended.stderr
