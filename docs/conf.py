@@ -19,6 +19,7 @@ include_patterns = [
     "examples/README.md",
     "engines/README.md",
     "deploy/haproxy/README.md",
+    "deploy/prometheus/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",

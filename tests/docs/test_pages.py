@@ -23,6 +23,7 @@ PAGES = sorted(
         *ROOT.glob("docs/*.md"),
         *ROOT.glob("*/README.md"),
         ROOT / "deploy/haproxy/README.md",
+        ROOT / "deploy/prometheus/README.md",
     ]
 )
 PRINTED = ("docs/errors.md", "docs/settings.md", "docs/conformance.md")

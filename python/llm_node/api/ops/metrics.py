@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 STATES = ("available", "waiting", "loading", "loaded", "failed")
+FINISHED = ("stop", "length", "abort", "error")
 HISTOGRAMS = {
     "vllm:request_queue_time_seconds": ("queue_seconds", "Until a request was let in."),
     "vllm:time_to_first_token_seconds": ("first_token_seconds", "Until the first token of an answer."),
@@ -99,8 +100,9 @@ def _of_requests(meters: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
     core: Any = importlib.import_module("prometheus_client.core")
     endings = _counter("vllm:request_success", "Requests that have ended.", "model_name", "finished_reason")
     for name, meter in meters.items():
-        for reason, count in meter["requests"].items():
-            endings.add_metric([name, reason], count)
+        # Each from the beginning: whoever watches one sees the first time that it happens.
+        for reason in FINISHED:
+            endings.add_metric([name, reason], meter["requests"].get(reason, 0))
     yield endings
     for metric, (field, text) in COUNTERS.items():
         counter = _counter(metric, text, "model_name")
