@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_a_request_is_counted_once_at_its_end(node: RunningNode) -> None:
     assert found[of("llm_node_model_state", MODEL, "loaded")] == 1
     assert found[of("llm_node_requests")] == 0
     assert found[of("llm_node_capacity")] >= 1
+
+
+def test_names_are_the_same_whatever_form_is_asked_for(node: RunningNode) -> None:
+    """Prometheus asks for OpenMetrics first."""
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=1.0.0;q=0.5,*/*;q=0.1"
+    request = urllib.request.Request(f"{node.url}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        names = set(re.findall(r"(?m)^(\w[\w:]*)", answer.read().decode()))
+    assert {"vllm:request_success_total", "vllm:time_to_first_token_seconds_bucket"} <= names
+    assert not [name for name in names if name.startswith("vllm_")]
 
 
 def test_the_line_of_an_answer_says_what_it_took(node: RunningNode) -> None:

@@ -17,6 +17,8 @@ from llm_node.version import __version__
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+"""The one form, whatever is asked for: in OpenMetrics' the library writes `_` in place of vLLM's colons."""
 STATES = ("available", "waiting", "loading", "loaded", "failed")
 FINISHED = ("stop", "length", "abort", "error")
 HISTOGRAMS = {
@@ -50,9 +52,9 @@ async def scrape(request: web.Request) -> web.Response:
         models = [model for model in models if model["model_id"] == wanted]
         meters = {name: meter for name, meter in meters.items() if name == wanted}
     exposition: Any = importlib.import_module("prometheus_client.exposition")
-    encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-    body: bytes = encode(_Collected([*_of_models(models), *_of_requests(meters), *_of_node(system)]))
-    return web.Response(body=body, headers={"Content-Type": content_type})
+    told = _Collected([*_of_models(models), *_of_requests(meters), *_of_node(system)])
+    body: bytes = exposition.generate_latest(told)
+    return web.Response(body=body, headers={"Content-Type": TEXT})
 
 
 class _Collected:
