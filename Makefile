@@ -121,11 +121,12 @@ clients: setup
 	.cache/clients/bin/python -m pip install --quiet --group clients
 	$(BIN)/python -m pytest -q tests/clients
 
-# What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
-# 200,000 orders, 40 in a case, in a world that is made up.
-soak:
+# 200,000 orders, 40 in a case, in a world that is made up; and models that make room for each other for ten minutes.
+soak: $(STAMPS)/wheel
 	PROPTEST_CASES=5000 cargo test --package llm-node-fleet --locked --quiet --test simulation
+	SOAK_SECONDS=600 $(BIN)/python -m pytest --quiet --timeout 1200 tests/node/test_room.py -k in_turn
 
+# What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
 sanitize:
 	@$(PYTHON) tools/sanitize.py $(SANITIZE)
 

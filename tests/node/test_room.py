@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -43,10 +45,14 @@ def loaded(node: RunningNode) -> set[str]:
 
 
 def test_five_models_of_which_three_fit_are_used_in_turn(tmp_path: Path) -> None:
+    """SOAK_SECONDS: it goes on for so long."""
     with node_of(tmp_path) as node:
+        until = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "0"))
 
         def client(number: int) -> int:
-            for turn in range(6):
+            for turn in itertools.count():
+                if turn >= 6 and time.monotonic() >= until:
+                    break
                 model = MODELS[(number + turn) % len(MODELS)]
                 answer = node.post("/v1/completions", ask(model), timeout=120)
                 assert answer.status == 200, answer.body
