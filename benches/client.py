@@ -39,6 +39,10 @@ class Load:
     temperature: float = 0.0
     filters: dict[str, float] = field(default_factory=dict)
     """Which tokens may be drawn, in the words that both servers have for it."""
+    rate: float = 0.0
+    """Requests a second, at random times; 0: as fast as `concurrency` allows."""
+    user: str = ""
+    """Whose turn it is, where requests wait; empty: nobody is named."""
 
     def times(self, rounds: int) -> Load:
         return replace(self, requests=self.requests * rounds)
@@ -58,8 +62,11 @@ class Load:
         words += ["--prompt-tokens", str(self.prefix + self.prompt), "--output-tokens", str(self.output)]
         words += ["--ignore-eos", "--seed", str(self.seed), "--timeout", "600", "--per-request"]
         words += ["--temperature", str(self.temperature)]
-        if self.filters:
-            words += ["--body", json.dumps(self.filters)]
+        fields = {**self.filters, **({"user": self.user} if self.user else {})}
+        if fields:
+            words += ["--body", json.dumps(fields)]
+        if self.rate:
+            words += ["--rate", str(self.rate)]
         if self.route == "completions":
             words += ["--prompt-ids", "--vocab-size", str(vocab)]
         if self.prefix:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,52 @@ def cache_exhaustion(arena: Arena) -> Outcome:
         standing(comparison),
         facts_of(comparison),
     )
+
+
+ONCE_A_SECOND = Load(64, 20, prompt=32, output=16, rate=1.0, user="one")
+
+
+def fairness(arena: Arena) -> Outcome:
+    """A client that asks once a second, beside another one: how long nine in ten of its first tokens take.
+
+    The other one has 8 requests at any time, as many as are computed at once; or it has 500, and most of its
+    own wait.
+    """
+    setup = Setup(models.random_model(MODELS, "135M"), arena.options.threads, 8, 256)
+
+    def beside(others: int) -> float:
+        with arena.node(setup) as node:
+            crowd = arena.client.start(node, Load(others, 100_000, prompt=32, output=64, user="many"))
+            try:
+                wait_for_requests(node, others)
+                return arena.client.run(node, ONCE_A_SECOND).milliseconds("ttft", "p90")
+            finally:
+                crowd.process.kill()
+                crowd.process.wait()
+
+    samples = arena.alone(lambda: (beside(8), beside(500)), arena.options.repeats)
+    few, many = zip(*samples.values, strict=True)
+    return Outcome(
+        {
+            "ratio": Measured.of([a / b for a, b in zip(many, few, strict=True)], RATIO),
+            "beside 8": Measured.of(few, "ms"),
+            "beside 500": Measured.of(many, "ms"),
+        },
+        disturbed(samples, "runs"),
+        foreign_load(samples),
+    )
+
+
+def wait_for_requests(node: Server, wanted: int) -> None:
+    """Until so many are under way."""
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{node.url}/api/system", timeout=60) as answer:
+            if json.load(answer)["load"]["requests"] >= wanted:
+                return
+        if time.monotonic() > deadline:
+            raise LoadError(f"{wanted} requests were never under way at once")
+        time.sleep(0.05)
 
 
 ## memory ###########################################################################################

@@ -9,6 +9,7 @@ from benches.rows import (
     cache_exhaustion,
     contended,
     decode,
+    fairness,
     fragmented,
     host_cpu,
     node_memory,
@@ -118,6 +119,12 @@ ROWS: list[Row] = [
         must=(Goal("failed", 0, False),),
         aim=(Goal("of capacity", 0.9),),
         measure=cache_exhaustion,
+    ),
+    Row(
+        "fairness",
+        "135M, time to first token of one request a second, beside 500 requests against beside 8",
+        measure=fairness,
+        **at_most("ratio", 2.0, 1.2),
     ),
     Row(
         "node-memory",
