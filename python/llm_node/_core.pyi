@@ -238,6 +238,9 @@ class Supervisor:
         {"engine", "memory": `MemoryUse` of each device}. It needs the header alone: behind it the file may be
         a hole."""
 
+    def plan_load(self, request: str) -> int:
+        """A ticket for a JSON object: what a load would come to. `request`: as that of `load`."""
+
     def load(self, request: str) -> int:
         """A ticket: load a model, or join a load under way.
 

@@ -109,3 +109,22 @@ def test_a_model_that_is_not_there(command: Command, arguments: tuple[str, ...])
     ended = command(*arguments)
     assert (ended.returncode, ended.stdout) == (3, "")
     assert "model_not_found" in ended.stderr
+
+
+def test_what_a_load_would_come_to_is_said_without_a_node(command: Command, pulled: Path) -> None:
+    shown = command("plan", "tiny")
+    assert shown.returncode == 0, shown.stderr
+    head, takes, left = shown.stdout.splitlines()
+    assert head == "tiny with llama_cpp: there is room"
+    assert takes.startswith("  takes ") and "by its engine" in takes and left.startswith("  host has ")
+    refused = command("plan", "tiny", "--vram-limit", "1M")
+    assert refused.returncode == 1 and "refused: Insufficient VRAM: required " in refused.stdout
+    lengths = [
+        json.loads(
+            command("plan", "tiny", "--json", "--max-sequences", "1", "--context-length", length).stdout
+        )
+        for length in ("64", "1024")
+    ]
+    short, long = (planned["memory"][0]["cache_bytes"] for planned in lengths)
+    assert 0 < short < long
+    assert command("plan", "nobody").returncode == 3

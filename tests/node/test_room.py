@@ -103,8 +103,28 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         assert error["message"].startswith("Insufficient VRAM: required ")
         assert [holder["pinned"] for holder in error["holders"]] == [True, True, True]
         assert "loaded, pinned" in command(node, "ps").stdout
+        planned = node.post("/api/models/plan", {"model_id": "d"})
+        assert planned.status == 200, "also of what would be refused"
+        said = planned.json()
+        assert (said["verdict"], said["engine"], said["basis"]) == ("refused", "toy", "engine")
+        assert (said["error"]["message"], said["error"]["code"]) == (error["message"], "oom_vram")
+        assert said["devices"][0]["required_bytes"] == sum(use["total_bytes"] for use in said["memory"])
+        shown = command(node, "plan", "d")
+        assert shown.returncode == 1 and "d with toy: refused: Insufficient VRAM" in shown.stdout, shown
+        assert node.post("/api/models/plan", {"model_id": "a"}).json()["verdict"] == "loaded"
+        differs = node.post("/api/models/plan", {"model_id": "a", "context_length": 77}).json()
+        assert differs["error"]["code"] == "model_loaded_differently"
+        assert node.post("/api/models/plan", {"model_id": "nobody"}).status == 404
         # Whoever says that one need not stay.
         assert node.post("/api/models/load", {"model_id": "b", "pin": False}).status == 200
+        deadline = time.monotonic() + 60
+        while (said := node.post("/api/models/plan", {"model_id": "d"}).json())["verdict"] == "after_waiting":
+            assert time.monotonic() < deadline, "it is as if it had been asked for half a second"
+        leavers = [leaver["model_id"] for leaver in said["unload"]]
+        assert (said["verdict"], leavers) == ("after_unloading", ["b"])
+        shown = command(node, "plan", "d", "--context-length", "64")
+        assert re.search(r"there is room after unloading b \(unused for \d+ s\)", shown.stdout), shown
+        assert loaded(node) == {"a", "b", "c"}, "a plan changes nothing"
         assert node.post("/v1/completions", ask("d")).status == 200
         assert loaded(node) == {"a", "c", "d"}
 

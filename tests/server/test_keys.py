@@ -92,6 +92,7 @@ ADMIN_ROUTES = {
     "GET /api/engines",
     "POST /api/pull",
     "POST /api/models/load",
+    "POST /api/models/plan",
     "POST /api/models/unload",
     "POST /api/models/pull",
     "POST /api/models/remove",

@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "cp": "cp:cp",
     "rm": "rm:rm",
     "ps": "ps:ps",
+    "plan": "plan:plan",
     "stop": "stop:stop",
     "logs": "logs:logs",
     "doctor": "doctor:doctor",

@@ -263,6 +263,12 @@ class Node:
         planned: dict[str, Any] = await self._outcome(self._running().plan(str(path), context_length))
         return planned
 
+    async def plan_load(self, model_id: str, **options: Any) -> dict[str, Any]:
+        """What `load` would come to: `verdict`, and what it takes beside what there is. Nothing is loaded."""
+        request = json.dumps({"model_id": model_id, **options})
+        planned: dict[str, Any] = await self._outcome(self._running().plan_load(request))
+        return {"model_id": model_id, **planned}
+
     async def load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """Load a model, or join a load under way, and say what it came to.
 

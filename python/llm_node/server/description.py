@@ -141,6 +141,7 @@ OPERATIONS: Mapping[str, Operation] = {
         gives=(JSON, EVENTS),
     ),
     "POST /api/models/load": Operation(admin.LoadRequest, codes=("model_loaded_differently",)),
+    "POST /api/models/plan": Operation(admin.LoadRequest),
     "POST /api/models/pull": Operation(
         admin.PullRequest, gives=(JSON, EVENTS), done=(200, 202), codes=OF_PULLS
     ),

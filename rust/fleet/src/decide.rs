@@ -65,6 +65,10 @@ impl Fleet {
             Event::Load { ticket, model_id, wishes, format } => {
                 self.load(now, &model_id, Waiting { ticket, wishes, format });
             }
+            Event::Plan { ticket, model_id, wishes, foreseen } => {
+                let planned = self.plan(now, &model_id, &wishes, foreseen);
+                self.resolve(ticket, planned.map(|planned| Won::Planned(Box::new(planned))));
+            }
             Event::Unload { ticket, model_id, timeout } => self.unload(now, ticket, &model_id, timeout),
             Event::Stopping { by } => self.stop(now, by),
             Event::Found { worker, found } => self.found(now, worker, found),
@@ -113,10 +117,7 @@ impl Fleet {
         }
         let life = self.life(model_id);
         let Some(worker) = &mut life.worker else {
-            if let Some(Trouble::Cooling { until, fault }) = &life.trouble
-                && now < *until
-            {
-                let fault = retry_after(fault.clone(), until.since(now));
+            if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
             }
             return self.begin(now, model_id, waiting);

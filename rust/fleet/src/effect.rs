@@ -7,7 +7,7 @@ use llm_node_core::{
     facts::ModelFacts,
 };
 
-use crate::{ChosenEngine, Setup, Ticket, WorkerId};
+use crate::{ChosenEngine, Planned, Setup, Ticket, WorkerId};
 
 /// What is to be done. In order; none of it may keep the fleet waiting.
 #[derive(Clone, Debug)]
@@ -87,6 +87,8 @@ pub enum Won {
     Loaded(Arc<Loaded>),
     /// The model is gone.
     Unloaded,
+    /// This is what a load would come to.
+    Planned(Box<Planned>),
 }
 
 /// What a load came to.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use llm_node_core::{error::Fault, facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{Moment, Ticket, Usual, WorkerId};
+use crate::{Foreseen, Moment, Ticket, Usual, WorkerId};
 
 /// An order, or something that has happened.
 #[derive(Clone, Debug)]
@@ -20,6 +20,17 @@ pub enum Event {
         wishes: ModelOptions,
         /// The format that the model is expected to have.
         format: Option<String>,
+    },
+    /// Somebody wants to know what a load would come to.
+    Plan {
+        /// Who.
+        ticket: Ticket,
+        /// The model's own name.
+        model_id: String,
+        /// As what. A draft model by its file.
+        wishes: ModelOptions,
+        /// What is known of it, where it was not loaded when somebody looked.
+        foreseen: Option<Foreseen>,
     },
     /// Somebody wants a model to be gone.
     Unload {

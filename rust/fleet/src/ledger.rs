@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    Device, DeviceKind, Moment, WorkerId,
+    Device, DeviceKind, Moment, Need, WorkerId,
     size::{format_down, format_up},
 };
 
@@ -214,6 +214,24 @@ impl Ledger {
     /// The use that stands for a model whose engine cannot say: its files, on the first device.
     pub(crate) fn guess(&self, bytes: u64) -> MemoryUse {
         guessed(bytes, self.gpus().next().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device))
+    }
+
+    /// What a load would take of each device, and what there is beside all that is held.
+    pub(crate) fn needs_of(&self, uses: &[MemoryUse]) -> Vec<Need> {
+        let needs = self.needs(uses);
+        let need = |(name, required_bytes): (&String, &u64)| {
+            let of_limit = self.limit_of(name).saturating_sub(self.reserved(name));
+            Need {
+                device: self
+                    .entries
+                    .get(name)
+                    .map_or_else(|| name.clone(), |entry| entry.device.name.clone()),
+                required_bytes: *required_bytes,
+                available_bytes: of_limit.min(self.available(name, &|_| true)),
+                limit_bytes: self.limit_of(name),
+            }
+        };
+        needs.iter().map(need).collect()
     }
 
     /// Who holds something of where a load would go.

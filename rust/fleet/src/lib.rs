@@ -14,6 +14,7 @@ mod event;
 mod ledger;
 mod life;
 mod moment;
+mod plan;
 mod room;
 mod size;
 mod view;
@@ -27,6 +28,7 @@ pub use self::{
     ledger::{Account, Holder, guessed},
     life::{Crash, not_loaded},
     moment::Moment,
+    plan::{Foreseen, Leaver, Need, Planned, Verdict},
     view::{FleetView, ModelView, Status},
     wishes::{Setup, Usual},
 };

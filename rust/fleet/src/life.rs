@@ -216,6 +216,16 @@ impl Worker {
 }
 
 impl ModelLife {
+    /// Why it is not loaded before its pause after a crash is over.
+    pub(crate) fn cooling(&self, now: Moment) -> Option<Fault> {
+        match &self.trouble {
+            Some(Trouble::Cooling { until, fault }) if now < *until && self.worker.is_none() => {
+                Some(retry_after(fault.clone(), until.since(now)))
+            }
+            _ => None,
+        }
+    }
+
     /// Nothing is to be said of it.
     pub(crate) fn is_plain(&self) -> bool {
         self.worker.is_none() && self.trouble.is_none() && self.crashes == 0 && self.last_crash.is_none()

@@ -44,12 +44,7 @@ impl Fleet {
         for (model_id, worker) in self.line() {
             let Some(it) = &self.life(&model_id).worker else { continue };
             let (uses, is_pinned) = (it.estimate.clone(), it.setup.is_pinned());
-            let refusal = if self.deadlines.room.is_zero() {
-                self.ledger.room(&uses, |_| true)
-            } else {
-                self.ledger.hope(now, &uses)
-            };
-            if let Err(fault) = refusal {
+            if let Err(fault) = self.could_fit(now, &uses) {
                 self.end(now, &model_id, Because::Failed(fault));
                 continue;
             }
@@ -74,8 +69,35 @@ impl Fleet {
         self.look_again = (!ahead.is_empty()).then_some(next);
     }
 
+    /// Would there be room once all have gone that may, or now where nobody goes for another?
+    pub(crate) fn could_fit(&self, now: Moment, uses: &[MemoryUse]) -> Result<(), Fault> {
+        if self.deadlines.room.is_zero() {
+            return self.ledger.room(uses, |_| true);
+        }
+        self.ledger.hope(now, uses)
+    }
+
+    /// What the engine of one that waits says that it takes.
+    pub(crate) fn estimate_of(&self, worker: WorkerId) -> Vec<MemoryUse> {
+        let found = self.workers().find(|(_, it)| it.id == worker);
+        found.map(|(_, it)| it.estimate.clone()).unwrap_or_default()
+    }
+
     /// Whoever has to go for it begins to, if that is enough.
     fn make_room(&mut self, now: Moment, model_id: &str, uses: &[MemoryUse]) {
+        for (_, victim) in self.who_makes_room(now, uses).unwrap_or_default() {
+            let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
+            let words = idle.map_or_else(
+                || "once it has answered".to_owned(),
+                |since| format!("unused for {:.1} s", now.since(since).as_secs_f64()),
+            );
+            let message = format!("'{victim}' makes room for '{model_id}': {words}");
+            self.retire(&victim, IncidentKind::Evicted, message);
+        }
+    }
+
+    /// Who has to go beside those that are going, and may at once. `None`: that would not be enough.
+    pub(crate) fn who_makes_room(&self, now: Moment, uses: &[MemoryUse]) -> Option<Vec<(WorkerId, String)>> {
         let mut gone: BTreeSet<WorkerId> = self
             .workers()
             .filter(|(_, worker)| matches!(worker.stage, Stage::Draining { .. } | Stage::Ending { .. }))
@@ -83,7 +105,7 @@ impl Fleet {
             .collect();
         let is_enough = |gone: &BTreeSet<WorkerId>| self.ledger.room(uses, |worker| !gone.contains(&worker));
         if is_enough(&gone).is_ok() {
-            return;
+            return Some(Vec::new());
         }
         let may_go =
             |worker: &Worker| worker.may_go_from(self.deadlines.room).is_some_and(|from| from <= now);
@@ -105,7 +127,7 @@ impl Fleet {
             chosen.push((worker, model_id.clone()));
         }
         if is_enough(&gone).is_err() {
-            return;
+            return None;
         }
         chosen.retain(|(worker, _)| {
             gone.remove(worker);
@@ -115,15 +137,7 @@ impl Fleet {
             }
             is_needed
         });
-        for (_, victim) in chosen {
-            let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
-            let words = idle.map_or_else(
-                || "once it has answered".to_owned(),
-                |since| format!("unused for {:.1} s", now.since(since).as_secs_f64()),
-            );
-            let message = format!("'{victim}' makes room for '{model_id}': {words}");
-            self.retire(&victim, IncidentKind::Evicted, message);
-        }
+        Some(chosen)
     }
 
     /// What is said of a load that has waited for room long enough.

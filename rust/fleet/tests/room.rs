@@ -18,8 +18,8 @@ use llm_node_core::{
     options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, IncidentKind, Moment,
-    Status, Ticket, Usual, Won, WorkerId,
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, IncidentKind,
+    Leaver, Moment, Need, Planned, Status, Ticket, Usual, Verdict, Won, WorkerId,
 };
 
 const GIB: u64 = 1 << 30;
@@ -81,6 +81,19 @@ impl World {
         *self.workers.iter().find(|(_, name)| *name == model).expect("a model with a worker").0
     }
 
+    fn plan(&mut self, model: &str, wishes: ModelOptions) -> Planned {
+        self.ticket += 1;
+        let ticket = self.ticket;
+        let foreseen = Foreseen { engine: "e".into(), memory: vec![takes(model)], is_guessed: false };
+        let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
+        let mut effects = self.fleet.handle(self.now, event);
+        let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
+            panic!("a plan comes at once")
+        };
+        assert!(effects.is_empty(), "{effects:?}");
+        *planned
+    }
+
     /// It gets something to answer.
     fn ask(&mut self, model: &str) {
         let worker = self.worker(model);
@@ -133,11 +146,9 @@ impl World {
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
             Effect::Spawn { worker } => {
-                let size: u64 =
-                    self.workers[&worker].trim_start_matches(char::is_alphabetic).parse().unwrap();
-                let use_ = MemoryUse { is_host: true, weights: size * GIB, ..MemoryUse::default() };
+                let uses = Some(vec![takes(&self.workers[&worker])]);
                 ahead.push_back(Event::Started { worker });
-                ahead.push_back(Event::Estimated { worker, uses: Some(vec![use_]) });
+                ahead.push_back(Event::Estimated { worker, uses });
             }
             Effect::Proceed { worker } => {
                 ahead.push_back(Event::Ready { worker, facts: ModelFacts::default() });
@@ -175,6 +186,12 @@ impl World {
     fn fault(&self, ticket: Ticket) -> &Fault {
         self.outcomes[&ticket].as_ref().unwrap_err()
     }
+}
+
+/// By its name.
+fn takes(model: &str) -> MemoryUse {
+    let size: u64 = model.trim_start_matches(char::is_alphabetic).parse().unwrap();
+    MemoryUse { is_host: true, weights: size * GIB, ..MemoryUse::default() }
 }
 
 #[test]
@@ -312,6 +329,43 @@ fn a_new_configuration_says_at_once_how_long_models_stay() {
     assert_eq!(world.loaded(), ["c4"]);
     let ticket = world.load("a4");
     assert_eq!(world.outcomes[&ticket], Ok(()));
+}
+
+#[test]
+fn a_plan_says_what_a_load_would_come_to_and_changes_nothing() {
+    let mut world = world(ROOM);
+    world.load_with("a3", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    world.load("b3");
+    let plan = |world: &mut World, model: &str| world.plan(model, ModelOptions::default());
+    assert_eq!(plan(&mut world, "a3").verdict, Verdict::Loaded);
+    let fits = plan(&mut world, "c2");
+    assert_eq!(fits.verdict, Verdict::Fits);
+    let need = Need {
+        device: "host".into(),
+        required_bytes: 2 * GIB,
+        available_bytes: 2 * GIB,
+        limit_bytes: 8 * GIB,
+    };
+    assert_eq!((fits.needs, fits.holders.len()), (vec![need], 2));
+    assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting, "who was loaded just now may ask");
+    world.pass(1.0);
+    let planned = plan(&mut world, "c4");
+    let leaver = Leaver { model_id: "b3".into(), idle_since: Some(Moment::default()) };
+    assert_eq!((planned.verdict, planned.unload), (Verdict::AfterUnloading, vec![leaver]));
+    let Verdict::Refused(fault) = plan(&mut world, "c6").verdict else { panic!("a3 goes for nobody") };
+    assert_eq!(fault.message, "Insufficient VRAM: required 6GB, available 5GB");
+    let other = ModelOptions { context_length: Some(1), ..ModelOptions::default() };
+    let Verdict::Refused(fault) = world.plan("a3", other).verdict else { panic!("it is not that") };
+    assert_eq!(fault.code, ErrorCode::ModelLoadedDifferently);
+    world.ask("b3");
+    assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting);
+    let waiting = world.load("c4");
+    assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting);
+    assert_eq!(plan(&mut world, "d2").verdict, Verdict::AfterWaiting, "c4 has its room first");
+    assert_eq!(
+        (world.loaded(), world.outcomes.contains_key(&waiting)),
+        (vec!["a3".into(), "b3".into()], false)
+    );
 }
 
 #[test]

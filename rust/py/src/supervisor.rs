@@ -86,6 +86,12 @@ impl PySupervisor {
         py.detach(|| self.inner.plan(path, context_length))
     }
 
+    fn plan_load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
+        let request = LoadRequest::parse(request)
+            .map_err(|error| raised(py, &malformed("the request to plan", &error)))?;
+        Ok(py.detach(|| self.inner.plan_load(request)))
+    }
+
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
         let request = LoadRequest::parse(request)
             .map_err(|error| raised(py, &malformed("the request to load", &error)))?;

@@ -13,6 +13,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/engines", engines.listing),
         web.get("/api/models", models.listing),
         web.post("/api/models/load", models.load),
+        web.post("/api/models/plan", models.plan),
         web.post("/api/models/unload", models.unload),
         web.post("/api/models/pull", pulls.pull),
         web.get("/api/models/pulls", pulls.listing),

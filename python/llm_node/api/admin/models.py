@@ -27,6 +27,13 @@ async def load(request: web.Request) -> web.Response:
     return web.json_response(await request.app[NODE].load(wanted.model_id, **options))
 
 
+async def plan(request: web.Request) -> web.Response:
+    """What a load would come to, also where it would be refused."""
+    wanted = await body.read(request, LoadRequest)
+    options = wanted.model_dump(exclude={"model_id"}, exclude_none=True)
+    return web.json_response(with_error(await request.app[NODE].plan_load(wanted.model_id, **options)))
+
+
 async def unload(request: web.Request) -> web.Response:
     """Drain a model, end its worker, and answer when it is gone."""
     wanted = await body.read(request, UnloadRequest)

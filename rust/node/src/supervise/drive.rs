@@ -154,7 +154,9 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         let Some(inner) = inner.upgrade() else { return };
         let now = inner.fleet.now();
         let mut effects = Vec::new();
-        if matches!(event, Event::Estimated { .. }) || fleet.is_anybody_waiting_for_room() {
+        if matches!(event, Event::Estimated { .. } | Event::Plan { .. })
+            || fleet.is_anybody_waiting_for_room()
+        {
             // Whether there is room is decided on what is free now.
             effects = fleet.handle(now, Event::Reading(vec![load::measure_host()]));
         }
@@ -214,6 +216,7 @@ fn carry_out(
                 reply.send(outcome.and_then(|won| match won {
                     Won::Loaded(loaded) => report::loaded(&loaded),
                     Won::Unloaded => Ok("null".to_owned()),
+                    Won::Planned(planned) => report::planned(inner.fleet.now(), &planned),
                 }));
             }
         }

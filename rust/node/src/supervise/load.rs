@@ -14,7 +14,9 @@ use llm_node_core::{
     memory::MemoryUse,
     options::{self, ModelOptions},
 };
-use llm_node_fleet::{Account, ChosenEngine, Device, DeviceKind, Event, FoundModel, Setup, guessed};
+use llm_node_fleet::{
+    Account, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, Setup, Status, guessed,
+};
 use llm_node_wire::message::{
     ContextSize, EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
 };
@@ -204,17 +206,50 @@ fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
     })
 }
 
-/// What a model would take.
+/// What a model in a file would take.
 #[derive(Debug, Serialize)]
-pub struct Planned {
+pub struct Estimated {
     /// Id of the engine that would load it.
     pub engine: String,
     /// Of each device, for one sequence.
     pub memory: Vec<MemoryUse>,
 }
 
-/// Has the engine of a file's model estimate it, in a process that is thrown away.
-pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>) -> Result<Planned, Fault> {
+/// Says what a load would come to.
+pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
+    match prepare(inner, request).and_then(|(model_id, wishes)| {
+        let foreseen = foresee(inner, &model_id, &wishes, request.format.as_deref())?;
+        Ok((model_id, wishes, foreseen))
+    }) {
+        Ok((model_id, wishes, foreseen)) => {
+            inner.fleet.order(reply, |ticket| Event::Plan { ticket, model_id, wishes, foreseen });
+        }
+        Err(fault) => reply.send(Err(fault)),
+    }
+}
+
+/// What its engine says that it would take; `None`: it is loaded, or will be.
+fn foresee(
+    inner: &Inner,
+    model_id: &str,
+    wishes: &ModelOptions,
+    format: Option<&str>,
+) -> Result<Option<Foreseen>, Fault> {
+    let view = inner.fleet.view();
+    let status = view.models.get(model_id).map(|model| &model.status);
+    if matches!(status, Some(Status::Loaded | Status::Loading | Status::Waiting)) {
+        return Ok(None);
+    }
+    let setup = Setup::new(model_id, wishes.clone(), &inner.usual.lock());
+    let (found, plan) = find(inner, model_id, &setup, format)?;
+    let known = estimate(inner, *plan)?;
+    let is_guessed = known.is_none();
+    let memory = known.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
+    Ok(Some(Foreseen { engine: found.engine.id, memory, is_guessed }))
+}
+
+/// Has the engine of a file's model estimate it.
+pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>) -> Result<Estimated, Fault> {
     let model = inner.catalog.at(path);
     if let Some(problem) = &model.problem {
         return Err(problem.clone());
@@ -228,14 +263,19 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         ..ModelOptions::default()
     };
     let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
-    let (process, controls) = thrown_away(inner, &candidate.id)?;
+    let memory = estimate(inner, plan)?.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
+    Ok(Estimated { engine: candidate.id.clone(), memory })
+}
+
+/// What the engine of a plan says that it takes, in a process that is thrown away; `None`: it cannot say.
+fn estimate(inner: &Inner, plan: LoadPlan) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    let (process, controls) = thrown_away(inner, &plan.engine.id)?;
     let deadline = Instant::now() + inner.config.load_timeout();
     process.link.send(ToWorker::Load(plan));
     let memory = loop {
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Control::Message(FromWorker::Estimated(uses))) => {
-                let known = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
-                break Ok(known.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]));
+                break Ok(uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)));
             }
             Ok(Control::Message(FromWorker::LoadFailed(fault))) => break Err(fault),
             Ok(Control::Message(_)) => {}
@@ -248,7 +288,7 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         }
     };
     end(&process);
-    Ok(Planned { engine: candidate.id.clone(), memory: memory? })
+    memory
 }
 
 /// What stands for an estimate where the engine cannot say.

@@ -49,7 +49,7 @@ use self::{
 };
 pub use self::{
     inflight::{Form, Waker},
-    load::{LoadRequest, Planned},
+    load::{Estimated, LoadRequest},
     outlets::{ClientId, Delivery, MAX_UNSENT, Outcome, Told, Waiting, What},
 };
 use crate::{
@@ -226,9 +226,16 @@ impl Supervisor {
     }
 
     /// What the model in a file would take, by its engine's own estimate, which needs the header alone: the
-    /// file may be a hole behind it. What comes is [`Planned`]. Reserves nothing.
+    /// file may be a hole behind it. What comes is [`Estimated`]. Reserves nothing.
     pub fn plan(&self, path: PathBuf, context_length: Option<u32>) -> Ticket {
         self.report("plan", move |inner| written(&load::plan_file(inner, &path, context_length)?))
+    }
+
+    /// What a load would come to. Loads nothing, and reserves nothing.
+    pub fn plan_load(&self, request: LoadRequest) -> Ticket {
+        self.inner
+            .reports
+            .run(&self.inner, "plan", move |inner, reply| load::plan_load(inner, &request, reply))
     }
 
     /// Loads a model, or joins a load under way. What comes is what the load came to.

@@ -18,8 +18,8 @@ use llm_node_core::{
     session::Occupancy,
 };
 use llm_node_fleet::{
-    Account, Crash, Device, DeviceKind, FleetView, Holder, Incident, IncidentKind, Loaded, ModelView,
-    Severity, Status,
+    Account, Crash, Device, DeviceKind, FleetView, Foreseen, Holder, Incident, IncidentKind, Loaded,
+    ModelView, Moment, Planned, Severity, Status, Verdict,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -40,6 +40,72 @@ pub(super) fn loaded(loaded: &Loaded) -> Result<String, Fault> {
         loaded: LoadedRow<'a>,
     }
     written(&Answer { model_id: &loaded.model_id, status: "loaded", loaded: LoadedRow::of(loaded) })
+}
+
+/// What a load would come to, as who asked gets it.
+pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        verdict: &'static str,
+        engine: &'a str,
+        /// Where the figures come from.
+        basis: &'static str,
+        memory: Vec<MemoryRow<'a>>,
+        devices: Vec<NeedRow<'a>>,
+        unload: Vec<LeaverRow<'a>>,
+        holders: &'a [Holder],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<RefusalRow<'a>>,
+    }
+    #[derive(Serialize)]
+    struct NeedRow<'a> {
+        device: &'a str,
+        required_bytes: u64,
+        available_bytes: u64,
+        limit_bytes: u64,
+    }
+    #[derive(Serialize)]
+    struct LeaverRow<'a> {
+        model_id: &'a str,
+        idle_seconds: Option<u64>,
+    }
+    #[derive(Serialize)]
+    struct RefusalRow<'a> {
+        #[serde(flatten)]
+        error: ErrorRow<'a>,
+        param: Option<&'a str>,
+    }
+    let (verdict, fault) = match &planned.verdict {
+        Verdict::Loaded => ("loaded", None),
+        Verdict::Fits => ("fits", None),
+        Verdict::AfterUnloading => ("after_unloading", None),
+        Verdict::AfterWaiting => ("after_waiting", None),
+        Verdict::Refused(fault) => ("refused", Some(fault)),
+    };
+    let devices = planned.needs.iter().map(|need| NeedRow {
+        device: &need.device,
+        required_bytes: need.required_bytes,
+        available_bytes: need.available_bytes,
+        limit_bytes: need.limit_bytes,
+    });
+    let unload = planned.unload.iter().map(|leaver| LeaverRow {
+        model_id: &leaver.model_id,
+        idle_seconds: leaver.idle_since.map(|since| now.since(since).as_secs()),
+    });
+    let Foreseen { engine, memory, is_guessed } = &planned.foreseen;
+    written(&Answer {
+        verdict,
+        engine,
+        basis: if *is_guessed { "file_size" } else { "engine" },
+        memory: memory.iter().map(MemoryRow::of).collect(),
+        devices: devices.collect(),
+        unload: unload.collect(),
+        holders: &planned.holders,
+        error: fault.map(|fault| RefusalRow {
+            error: ErrorRow { code: fault.code, message: &fault.message },
+            param: fault.param.as_deref(),
+        }),
+    })
 }
 
 /// A model, with what its file tells and what it is doing.
