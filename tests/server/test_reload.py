@@ -71,6 +71,16 @@ def reloading(tmp_path: Path) -> Iterator[Reloading]:
         yield Reloading(node, tmp_path, key)
 
 
+def test_what_is_said_of_nobody_is_named(reloading: Reloading) -> None:
+    reloading.config.write_text('[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n')
+    reloading.read_again()
+    words = ('[models."nobody"] in the settings: there is no such model', 'for nobody: the name is "b"')
+    deadline = time.monotonic() + 30
+    while not all(said in reloading.node.log_text() for said in words):
+        assert time.monotonic() < deadline, reloading.node.log_text()
+        time.sleep(0.02)
+
+
 def test_what_is_another_is_taken_over_and_said(reloading: Reloading) -> None:
     node = reloading.node
     assert reloading.load("a")["facts"]["context_length"] == 64

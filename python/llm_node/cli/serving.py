@@ -22,7 +22,7 @@ from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
 from llm_node.server.listener import Listener, most_connections
 from llm_node.server.record import NodeRecord
-from llm_node.server.reload import Reload
+from llm_node.server.reload import Reload, name_strangers
 from llm_node.server.tls import Tls, TlsError
 from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
 from llm_node.version import __version__
@@ -260,6 +260,7 @@ async def _greet(node: Node, settings: Settings, url: str) -> None:
     _say(f"llm-node {__version__} listens on {url} (GPU backend: {node.gpu_backend})")
     try:
         engines, models, obstacles = await node.engines(), await node.models(), await node.obstacles()
+        await name_strangers(node, settings)
     except NodeError as fault:
         log.warning("engines and models cannot be listed: %s", fault.message)
         return

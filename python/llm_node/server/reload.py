@@ -10,12 +10,27 @@ from aiohttp import web
 
 from llm_node.api.context import NODE
 from llm_node.keys import Keys, KeysError
-from llm_node.node import NodeError
+from llm_node.node import Node, NodeError
 from llm_node.server.middleware import KEYS
 from llm_node.server.tls import Tls, TlsError
 from llm_node.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
+
+
+async def name_strangers(node: Node, settings: Settings) -> None:
+    """Warn of what is said of models that are not there, or by another name than their own: it counts for
+    nobody. Raises `NodeError` where the node goes down."""
+    for name in settings.models:
+        try:
+            own = str((await node.model(name))["model_id"])
+        except NodeError as fault:
+            if fault.code != "model_not_found":
+                raise
+            log.warning('[models."%s"] in the settings: there is no such model', name)
+            continue
+        if own != name:
+            log.warning('[models."%s"] in the settings counts for nobody: the name is "%s"', name, own)
 
 
 class Reload:
@@ -57,8 +72,9 @@ class Reload:
         log.info("read again: %s", "; ".join(changes) or "nothing is another")
         try:
             await node.engines(refresh=True)
+            await name_strangers(node, settings)
         except NodeError as fault:
-            log.warning("engines are not looked for again: %s", fault.message)
+            log.warning("engines and models are not looked for again: %s", fault.message)
 
     def _keys(self) -> Keys | None:
         file = self._settings.api_key_file
