@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,38 @@ async def test_two_signals_at_once_are_one(slow: Path, tmp_path: Path) -> None:
         assert await asyncio.to_thread(node.process.wait, 30) == 0
 
 
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDWR), termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+async def test_a_terminal_that_closes_ends_the_node_that_was_started_in_it(
+    slow: Path, tmp_path: Path
+) -> None:
+    ours, theirs = os.openpty()
+    prefix = [sys.executable, "-c", IN_A_TERMINAL, os.ttyname(theirs)]
+    with draining_node(slow, tmp_path, seconds=60, prefix=prefix) as node:
+        async with session() as client:
+            under_way = stream(client, node.url, body(1))
+            await anext(under_way)
+            os.kill(node.process.pid, signal.SIGHUP)
+            await asyncio.to_thread(wait_until_read_again, node)
+            os.close(theirs)
+            os.close(ours)
+            assert "error" not in (await rest_of(under_way))[-1]
+        assert await asyncio.to_thread(node.process.wait, 30) == 0
+
+
+def wait_until_read_again(node: RunningNode) -> None:
+    deadline = time.monotonic() + 30
+    while "read again: nothing is another" not in node.log_text():
+        assert time.monotonic() < deadline, node.log_text()
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("prefix", [[], after("trap '' HUP")], ids=["plain", "as nohup starts it"])
 async def test_a_hang_up_ends_nothing(slow: Path, tmp_path: Path, prefix: list[str]) -> None:
     with draining_node(slow, tmp_path, seconds=1, prefix=prefix) as node:
@@ -154,9 +187,6 @@ async def test_a_hang_up_ends_nothing(slow: Path, tmp_path: Path, prefix: list[s
             under_way = stream(client, node.url, body(1))
             await anext(under_way)
             os.kill(node.process.pid, signal.SIGHUP)
-            deadline = time.monotonic() + 30
-            while "read again: nothing is another" not in node.log_text():
-                assert time.monotonic() < deadline, node.log_text()
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(wait_until_read_again, node)
             assert "error" not in (await rest_of(under_way))[-1]
         assert node.get("/readyz").status == 200

@@ -130,8 +130,8 @@ async def _read_again(signals: _Signals, reload: Reload, tell_commands: Callable
     """What SIGHUP asks for, for as long as the node serves. Commands know it by a certificate that may be
     another."""
     while True:
-        await signals.hung_up.wait()
-        signals.hung_up.clear()
+        await signals.read_again.wait()
+        signals.read_again.clear()
         await reload.again()
         tell_commands()
 
@@ -217,12 +217,14 @@ def _cannot_listen(settings: Settings, error: OSError) -> click.ClickException:
 
 
 class _Signals:
-    """The first one drains, the second hurries, and a third one ends the process whatever it waits for."""
+    """The first one drains, the second hurries, and a third one ends the process whatever it waits for.
+
+    SIGHUP ends nothing, unless it says that the terminal has closed in which the node was started.
+    """
 
     def __init__(self) -> None:
         self.first, self.second = asyncio.Event(), asyncio.Event()
-        self.hung_up = asyncio.Event()
-        """SIGHUP has come, which ends nothing."""
+        self.read_again = asyncio.Event()
         self.hurried_by: int | None = None
         self._last = -ONE_SIGNAL_SECONDS
         self._loop = loop = asyncio.get_running_loop()
@@ -233,7 +235,15 @@ class _Signals:
             else:
                 loop.add_signal_handler(number, ask)
         if sys.platform != "win32":
-            loop.add_signal_handler(signal.SIGHUP, self.hung_up.set)
+            # Whoever has it ignored, as nohup does, wants the node to outlive the terminal.
+            ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _has_terminal()
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up, ends_with_terminal)
+
+    def _hang_up(self, ends_with_terminal: bool) -> None:
+        if ends_with_terminal and not _has_terminal():
+            self._ask(int(signal.SIGHUP))
+        else:
+            self.read_again.set()
 
     def _ask(self, number: int) -> None:
         before, self._last = self._last, self._loop.time()
@@ -246,6 +256,15 @@ class _Signals:
             self.second.set()
         else:
             os._exit(128 + number)  # workers end themselves when their node is gone
+
+
+def _has_terminal() -> bool:
+    """Whether there is a terminal that this process belongs to (POSIX.1-2024, 11.1.3)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Callable[..., None]:
