@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.node import RunningNode, command, running_node
+from support.node import PROGRAM, RunningNode, command, node_environment, running_node
 
 MODEL = "llm-node-demo"
 
@@ -111,3 +114,30 @@ def test_ps_shows_what_is_loaded(node: RunningNode) -> None:
     assert heading.split() == ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
     assert row.split()[:2] == [MODEL, "loaded"]
     assert devices[-1].startswith("Host: models hold ")
+
+
+def test_ps_can_be_watched(node: RunningNode) -> None:
+    watching = subprocess.Popen(
+        [PROGRAM, "ps", "--watch"],
+        env=node_environment(node.extra["home"], PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ender = threading.Timer(60, watching.kill)
+    ender.start()
+    try:
+        assert watching.stdout is not None
+        seen = 0
+        for line in watching.stdout:
+            seen += line.startswith("MODEL ")
+            if seen == 2:
+                break
+        assert seen == 2, "it is shown again"
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate()
+        assert (watching.returncode, errors) == (0, "")
+    finally:
+        ender.cancel()
+        watching.kill()
+        watching.wait()

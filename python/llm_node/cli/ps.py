@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,35 +13,53 @@ from llm_node.cli import failure, options, table
 if TYPE_CHECKING:
     from llm_node.settings import Settings
 
+WATCH_SECONDS = 2.0
 HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what GET /api/system answers.")
+@click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl-C.")
 @options.settings_options
 @click.pass_context
-def ps(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+def ps(context: click.Context, /, as_json: bool, watch: bool, **given: options.Given) -> None:
     """Show what is loaded on the node that runs, how busy it is, and what memory is left."""
     import asyncio
 
-    system = asyncio.run(_asked(options.settings(context.obj, given)))
+    shown = _show(options.settings(context.obj, given), as_json=as_json, watch=watch)
+    if not watch:
+        asyncio.run(shown)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(shown)
+
+
+async def _show(settings: Settings, *, as_json: bool, watch: bool) -> None:
+    import asyncio
+
+    from llm_node.cli import remote
+
+    async with remote.connected(settings) as node:
+        while True:
+            try:
+                system = await node.get("/api/system")
+            except remote.RemoteError as error:
+                raise failure.of(error) from None
+            if watch:
+                click.clear()  # of a terminal alone
+            _print(system, as_json=as_json)
+            if not watch:
+                return
+            await asyncio.sleep(WATCH_SECONDS)
+
+
+def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         table.show_json(system)
         return
     table.show([HEADING, *(_row(worker, system["line"]) for worker in system["workers"])])
     for line in _devices(system["devices"]):
         click.echo(line)
-
-
-async def _asked(settings: Settings) -> dict[str, Any]:
-    from llm_node.cli import remote
-
-    async with remote.connected(settings) as node:
-        try:
-            system: dict[str, Any] = await node.get("/api/system")
-            return system
-        except remote.RemoteError as error:
-            raise failure.of(error) from None
 
 
 def _row(worker: Mapping[str, Any], line: list[str]) -> list[str]:
