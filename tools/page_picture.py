@@ -1,4 +1,5 @@
-"""Draw docs/page.png and docs/page-models.png: a real chat and the models on the web page, in Chromium.
+"""Draw docs/page.png, page-models.png and page-live.png: a real chat, the models and the figures on the web
+page, in Chromium.
 
 `python tools/page_picture.py [ENGINES [OUT]]`, with the Python of .venv: a folder of engines, and one for the
 pictures in place of docs/.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
@@ -20,6 +22,7 @@ from support.node import running_node  # noqa: E402
 
 QUESTION = "What happens when an engine crashes?"
 MOST_BYTES = 150_000
+CHARTS = 6
 
 
 def main() -> int:
@@ -44,7 +47,15 @@ def main() -> int:
         page.goto(f"{node.url}/#/models")
         expect(page.locator("table").last).to_contain_text("llm-node-demo", timeout=60_000)
         page.screenshot(path=out / "page-models.png")
-    for name in ("page.png", "page-models.png"):
+        page.goto(f"{node.url}/#/live")
+        first = page.get_by_role("region", name="Time to the first token").locator("dd").first
+        chat = {"model": "llm-node-demo", "messages": [{"role": "user", "content": QUESTION}]}
+        deadline = time.monotonic() + 120
+        while len(page.locator("canvas").all()) < CHARTS or first.inner_text() == "-":
+            assert time.monotonic() < deadline
+            assert node.post("/v1/chat/completions", chat).status == 200
+        page.screenshot(path=out / "page-live.png")
+    for name in ("page.png", "page-models.png", "page-live.png"):
         size = (out / name).stat().st_size
         assert size <= MOST_BYTES, f"{name} has {size} bytes"
     return 0

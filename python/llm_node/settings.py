@@ -837,6 +837,10 @@ class Settings:
         config["aliases"] = {**config["aliases"], **own}
         return config
 
+    def own_file(self) -> Path:
+        """The settings file of a node with these settings, which need not be there."""
+        return self.config or self.home / CONFIG_FILE
+
     def reloaded(self, found: Settings) -> Settings:
         """With what a node that runs takes over of settings that were read again."""
         taken = {row.name: getattr(found, row.name) for row in ALL if row.reloads}

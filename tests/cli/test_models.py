@@ -95,12 +95,21 @@ def test_what_a_loaded_model_can(node: RunningNode, command: Command) -> None:
 
 
 def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:
-    copied = command("cp", "tiny", "gpt-4o")
+    file = tmp_path / ".llm-node/config.toml"
+    file.write_text("# mine\nqueue_limit = 9  # small\n")
+    copied = command("cp", "tiny", "gpt-4o", "--alias", "for-now=llm-node-demo")
     assert copied.returncode == 0, copied.stderr
-    command("cp", "llm-node-demo", "other")
-    config = (tmp_path / ".llm-node/config.toml").read_text()
-    assert config == 'alias = ["gpt-4o=org/Tiny-GGUF:Q4_0", "other=llm-node-demo"]\n'
+    assert copied.stderr == "gpt-4o is org/Tiny-GGUF:Q4_0\n"
+    assert command("cp", "llm-node-demo", "other").returncode == 0
+    assert file.read_text() == (
+        '# mine\nqueue_limit = 9  # small\n\n[models."org/Tiny-GGUF:Q4_0"]\naliases = ["gpt-4o"]\n\n'
+        '[models.llm-node-demo]\naliases = ["other"]\n'
+    ), "what was said for this once is not written"
     assert command("show", "gpt-4o").stdout.startswith("org/Tiny-GGUF:Q4_0\n")
+    assert command("cp", "llm-node-demo", "gpt-4o").returncode == 0, "it moves"
+    assert command("show", "gpt-4o").stdout.startswith("llm-node-demo\n")
+    taken = command("cp", "tiny", "llm-node-demo")
+    assert taken.returncode == 2 and "'llm-node-demo' is a name of 'llm-node-demo' already" in taken.stderr
     assert sorted(path.name for path in pulled.rglob("*.gguf")) == ["tiny-Q4_0.gguf"], "no bytes are copied"
 
 

@@ -27,6 +27,7 @@ ANSWER = "An engine is a shared library"
 def hub(demo_model: Path) -> Iterator[StandInHub]:
     with stand_in_hub() as hub:
         hub.put("org/Tiny-GGUF", "tiny-Q4_0.gguf", demo_model.read_bytes())
+        hub.parameters["org/Tiny-GGUF"] = 3_800_000
         yield hub
 
 
@@ -103,8 +104,8 @@ def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path:
     assert (tmp_path / ".llm-node/models/org/Tiny-GGUF/tiny-Q4_0.gguf").is_file()
 
 
-def test_ctrl_c_stops_the_pull_of_a_node_that_runs(
-    node: RunningNode, hub: StandInHub, tmp_path: Path
+def test_ctrl_c_stops_the_pull_of_a_node_that_runs_and_it_is_forgotten_on_wish(
+    command: Command, node: RunningNode, hub: StandInHub, tmp_path: Path
 ) -> None:
     hub.behaviour = Behaviour(pause=threading.Event())
     process = subprocess.Popen(
@@ -120,11 +121,16 @@ def test_ctrl_c_stops_the_pull_of_a_node_that_runs(
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert "stopped; the same command goes on from there" in process.stderr.read()
-    (pull,) = [it for it in node.get("/api/models/pulls").json()["pulls"] if it["event"] == "error"]
-    assert pull["error"]["code"] == "cancelled"
+    (pull,) = node.get("/api/models/pulls").json()["pulls"]
+    assert (pull["model"], pull["event"]) == ("org/Tiny-GGUF:Q4_0", "stopped")
     assert hub.behaviour.pause is not None
     hub.behaviour.pause.set()
     hub.behaviour = Behaviour()
+    forgotten = command("pull", "--node", node.url, "--discard", "org/Tiny-GGUF:Q4_0")
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert not list((node.log.parent / ".llm-node/models/.pulling").rglob("*.gguf"))
+    again = command("pull", "--node", node.url, "--discard", "org/Nothing")
+    assert (again.returncode, again.stderr) == (3, "Error: no pull of org/Nothing was stopped\n")
 
 
 def test_a_node_that_runs_pulls(command: Command, node: RunningNode) -> None:
@@ -134,6 +140,8 @@ def test_a_node_that_runs_pulls(command: Command, node: RunningNode) -> None:
     assert "org/Tiny-GGUF:Q4_0 is here. Chat: llm-node run org/Tiny-GGUF:Q4_0" in pulled.stderr
     events = command("pull", "--node", node.url, "org/Tiny-GGUF:Q4_0", "--json")
     assert json.loads(events.stdout.splitlines()[-1])["event"] == "ready" and events.stderr == ""
+    updated = command("pull", "--node", node.url, "org/Tiny-GGUF", "--update")
+    assert updated.returncode == 0 and "the newest" in updated.stderr, updated.stderr
     removed = command("rm", "--node", node.url, "org/Tiny-GGUF")
     assert removed.returncode == 0 and "org/Tiny-GGUF:Q4_0 is deleted" in removed.stderr
 
@@ -148,7 +156,9 @@ def test_a_dry_run_is_a_table(command: Command, node: RunningNode) -> None:
 
 def test_search(command: Command, node: RunningNode) -> None:
     found = command("search", "--node", node.url, "tiny")
-    assert found.stdout.splitlines()[1].split() == ["org/Tiny-GGUF", "7"]
+    heading, first = found.stdout.splitlines()[:2]
+    assert heading.split() == ["MODEL", "DOWNLOADS", "FITS"]
+    assert first.split() == ["org/Tiny-GGUF", "7", "~yes"]
     assert "llm-node pull org/Tiny-GGUF" in found.stderr
 
 

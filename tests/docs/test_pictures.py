@@ -29,7 +29,7 @@ def test_the_pictures_of_the_page(repository: Path, engines: Path, tmp_path: Pat
     if not (shutil.which("chromium") or shutil.which("google-chrome")):
         pytest.skip("no Chromium: `sudo apt-get install chromium` brings one")
     drawn(repository, "page_picture.py", engines, tmp_path)
-    for name in ("page.png", "page-models.png"):
+    for name in ("page.png", "page-models.png", "page-live.png"):
         fresh, shown = (tmp_path / name).read_bytes(), (repository / "docs" / name).read_bytes()
         assert size_of(fresh) == size_of(shown)
         assert 10_000 < len(shown) <= MOST_BYTES

@@ -106,7 +106,14 @@ def test_those_of_the_package_come_before_those_of_the_search_path(
         (engine,) = node.get("/api/engines").json()["engines"]
         assert engine["status"] == "loaded", "it ends itself with the wrong library"
         assert node.post("/api/models/load", {"model_id": "words"}).status == 200
+    (site,) = environment.root.glob("lib/python*/site-packages")
+    place = site / f"llm_node_engine_{ENGINE}/engines/{ENGINE}/cpu"
+    checked = environment.run("engine", "check", str(place), "--quick", "--only", "life", **path)
+    assert checked.returncode == 0, checked.stdout
+    opened = environment.python_says(f"import llm_node; print(llm_node.Engine({str(place)!r}).id)", **path)
+    assert opened.stdout == f"{ENGINE}\n", opened.stderr
     environment.pip("uninstall", "--yes", "nvidia-cublas")
+    assert environment.run("engine", "check", str(place), "--quick", "--only", "life", **path).returncode == 1
     with running_node(tmp_path / "other", arguments, environment=path, program=program) as node:
         (engine,) = node.get("/api/engines").json()["engines"]
         assert engine["error"]["kind"] == "Crashed", "what the search path names is the wrong one"

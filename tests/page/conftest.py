@@ -3,7 +3,10 @@ nothing may be asked of another host, no error may stay uncaught."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,26 @@ def node(engines: Path, hub: StandInHub, tmp_path_factory: pytest.TempPathFactor
         if b"built without" in _index(running):
             pytest.skip("the page's libraries are not there: `python tools/vendor_web.py` brings them")
         yield running
+
+
+@pytest.fixture(scope="module")
+def crashed(node: RunningNode) -> RunningNode:
+    """The node, on which something has gone wrong."""
+    if not node.get("/api/incidents").json()["incidents"]:
+        loaded = node.post("/api/models/load", {"model_id": "endless"})
+        assert loaded.status == 200, loaded.body
+        os.kill(_worker(node, "endless")["pid"], signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while not node.get("/api/incidents").json()["incidents"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    return node
+
+
+def _worker(node: RunningNode, model: str) -> dict[str, Any]:
+    workers = node.get("/api/system").json()["workers"]
+    found: dict[str, Any] = next(it for it in workers if it["model_id"] == model)
+    return found
 
 
 def _index(node: RunningNode) -> bytes:

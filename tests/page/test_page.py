@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -152,15 +153,66 @@ def test_a_text_file_goes_along(open_page: Open) -> None:
     expect(page.get_by_role("alert")).to_contain_text("b.bin is too large or no text")
 
 
-def test_models_are_loaded_and_unloaded(open_page: Open, node: RunningNode) -> None:
+def test_models_are_loaded_kept_and_unloaded(open_page: Open, node: RunningNode) -> None:
     node.post("/api/models/unload", {"model_id": "llm-node-demo"})
     page = open_page("/#/models")
     row = page.locator(".cards > li").filter(has_text="llm-node-demo").first
     row.get_by_role("button", name="Load").click()
     expect(row).to_contain_text("loaded")
     expect(page.locator("table").last).to_contain_text("llm-node-demo")
+    row.get_by_role("button", name="Keep loaded").click()
+    expect(row).to_contain_text("loaded, kept loaded")
+    (worker,) = [it for it in node.get("/api/system").json()["workers"] if it["model_id"] == "llm-node-demo"]
+    assert worker["pinned"]
+    row.get_by_role("button", name="Let it go when others need room").click()
+    expect(row.get_by_role("button", name="Keep loaded")).to_be_visible()
     row.get_by_role("button", name="Unload").click()
     expect(row).to_contain_text("available")
+
+
+def test_what_the_node_is_doing_is_drawn_and_said(open_page: Open, node: RunningNode) -> None:
+    page = open_page("/#/live")
+    speed = page.get_by_role("region", name="Tokens per second")
+    expect(speed.locator("dd").first).to_have_text("-")
+    chat = {"model": "llm-node-demo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16}
+    assert node.post("/v1/chat/completions", chat).status == 200
+    expect(speed.locator("dd").first).to_have_text(re.compile(r"[\d.]+/s"))
+    first = page.get_by_role("region", name="Time to the first token")
+    # Of requests that end between two looks; so they go on until one did.
+    deadline = time.monotonic() + 60
+    while first.locator("dd").first.inner_text() == "-":
+        assert time.monotonic() < deadline
+        assert node.post("/v1/chat/completions", chat).status == 200
+    expect(first.locator("dd").first).to_have_text(re.compile(r"[\d.]+ m?s"))
+    held = page.get_by_role("region", name="Memory").locator("dd").first
+    expect(held).to_have_text(re.compile(r"[\d.]+ [MG]iB"))
+    expect(page.locator(".chart canvas")).to_have_count(6)
+    page.keyboard.press("1")
+    page.keyboard.press("4")
+    expect(speed.locator("dd").first).to_have_text(re.compile(r"[\d.]+/s"))  # it went on
+
+
+def test_figures_have_the_names_that_the_node_gives_them(node: RunningNode) -> None:
+    chat = {"model": "llm-node-demo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 2}
+    node.post("/v1/chat/completions", chat)
+    names = re.findall(r'^  \w+: "([\w:]+)",$', (WEB / "metrics.js").read_text(), re.MULTILINE)
+    said = {line.partition("{")[0] for line in node.get("/metrics").body.decode().splitlines()}
+    assert len(names) == 8 and set(names) <= said
+
+
+def test_what_went_wrong_is_told(open_page: Open, crashed: RunningNode) -> None:
+    page = open_page("/#/incidents")
+    first = page.locator(".cards > li").first
+    expect(first.locator("h3")).to_have_text("Crashed · endless")
+    expect(first).to_contain_text("Signal9")
+    (told, *_) = crashed.get("/api/incidents").json()["incidents"]
+    expect(first).to_contain_text(told["message"])
+
+
+def test_the_page_has_words_for_all_that_goes_wrong(repository: Path) -> None:
+    known = re.findall(r"^  (\w+): \"\w+\",$", (WEB / "incidents.js").read_text(), re.MULTILINE)
+    (listed,) = re.findall(r"`kind` is (.*?); `at`", (repository / "docs/http.md").read_text())
+    assert set(known) == set(re.findall(r"`(\w+)`", listed))
 
 
 def test_a_pull_is_seen_through_a_reload(open_page: Open, hub: StandInHub) -> None:
@@ -204,7 +256,8 @@ def test_a_pull_is_stopped_gone_on_with_and_discarded_in_the_page(
     pull.get_by_role("button", name="Go on").click()
     expect(pull).to_contain_text("fetching")
     pull.get_by_role("button", name="Stop").click()
-    with page.expect_response("**/api/models/remove"):
+    expect(pull.get_by_role("button", name="Go on")).to_be_visible()
+    with page.expect_response("**/api/models/pulls/*"):
         pull.get_by_role("button", name="Delete what is there").click()
     hub.behaviour.pause.set()
     assert not staged.exists()
@@ -305,7 +358,7 @@ def test_browsers_get_the_page_and_others_what_ollama_says(node: RunningNode) ->
 def test_the_first_view_is_small(node: RunningNode) -> None:
     page = get(node.url, "text/html")[2].decode()
     (folder,) = set(re.findall(r"/web/[0-9a-f]+", page))
-    lazy = {"vendor/highlight.js", "vendor/math.js"}
+    lazy = {"vendor/highlight.js", "vendor/math.js", "vendor/chart.js", "vendor/chart.css"}
     names = [
         path.relative_to(WEB).as_posix() for path in WEB.rglob("*") if path.suffix in (".js", ".css", ".svg")
     ]

@@ -166,7 +166,7 @@ def longest_task(page: Page, file: Path, text: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
-def test_no_barrier_in_any_view(open_page: Open, theme: str, width: int) -> None:
+def test_no_barrier_in_any_view(open_page: Open, crashed: RunningNode, theme: str, width: int) -> None:
     if not AXE.is_file():
         pytest.skip("axe-core is not there: `python tools/vendor_web.py` brings it")
     page = open_page(theme=theme, width=width)
@@ -178,10 +178,12 @@ def test_no_barrier_in_any_view(open_page: Open, theme: str, width: int) -> None
     area.fill("?")
     area.press("Enter")
     expect(page.locator(".entry.assistant .tools")).to_be_visible()
-    for view in ("chat", "models", "engines", "log", "settings"):
+    for view in ("chat", "models", "engines", "live", "incidents", "log", "settings"):
         page.evaluate("view => { location.hash = `#/${view}`; }", view)
         expect(page.locator(f"main.{view}")).to_be_visible()
-        if view in ("models", "engines"):
+        if view == "live":
+            expect(page.locator(".chart canvas")).to_have_count(6)
+        if view in ("models", "engines", "incidents"):
             expect(page.locator(".cards li").first).to_be_visible()
         found = barriers(page)
         assert found == [], f"{view}, {theme}, {width} px"

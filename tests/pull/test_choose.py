@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_node.node import quantization_in
-from llm_node.pull.choose import GIB, Choice, Figures, Machine, Need, Version, choose, versions
+from llm_node.pull.choose import GIB, Choice, Figures, Machine, Need, Version, choose, may_fit, versions
 from llm_node.pull.hub import File
 
 BITS = {
@@ -128,3 +128,21 @@ def test_files_become_versions() -> None:
         ("BF16", 160),
     ]
     assert [file.path for file in found[-1].files] == list(names)[6:8]
+
+
+@pytest.mark.parametrize(
+    ("billions", "room", "on_cpu", "fits"),
+    [
+        (8, 8, False, True),
+        (32, 8, False, False),
+        (32, 16, True, True),
+        (None, 8, False, None),
+        (8, 0, False, None),
+    ],
+)
+def test_whether_it_may_fit_is_told_by_its_weights(
+    billions: float | None, room: int, on_cpu: bool, fits: bool | None
+) -> None:
+    parameters = None if billions is None else int(billions * 10**9)
+    memory = Need(0, room * GIB) if on_cpu else Need(room * GIB, 64 * GIB)
+    assert may_fit(parameters, Machine(memory, on_cpu)) is fits

@@ -15,7 +15,7 @@ import gguf
 import ollama
 import pytest
 
-from support.hub import Behaviour, StandInHub, sha256, stand_in_hub
+from support.hub import COMMIT, Behaviour, StandInHub, sha256, stand_in_hub
 from support.models import requantized
 from support.node import RunningNode, running_node
 
@@ -254,6 +254,109 @@ def test_a_pull_that_was_stopped_is_deleted_on_wish(node: RunningNode, hub: Stan
     assert not (node.extra["models"] / ".pulling/org/Tiny-GGUF").exists()
 
 
+def test_a_pull_that_was_stopped_before_the_node_began_has_a_number_too(
+    node: RunningNode, files: dict[str, bytes]
+) -> None:
+    staged = node.extra["models"] / ".pulling/org/Tiny-GGUF"
+    staged.mkdir(parents=True)
+    (staged / ".wish.json").write_text(json.dumps({"model": "org/Tiny-GGUF:Q9", "total": 100}))
+    (staged / "tiny-Q9.gguf").write_bytes(b"GGUF")
+    stopped = pulls(node)["org/Tiny-GGUF:Q9"]
+    assert (stopped["event"], stopped["bytes"], stopped["total"]) == ("stopped", 4, 100)
+    route = f"/api/models/pulls/{stopped['pull_id']}"
+    assert b'"stopped"' in node.get(route).body
+    assert node.request("DELETE", f"{route}?discard=true").status == 200
+    assert not staged.exists() and "org/Tiny-GGUF:Q9" not in pulls(node)
+    assert node.get(route).status == 404
+
+
+def test_a_name_has_one_pull_in_the_list(node: RunningNode, hub: StandInHub) -> None:
+    """The latest, also where earlier ones ended well."""
+    for _ in range(2):
+        pull(node, "org/Tiny-GGUF:Q4_0")
+        remove(node, "org/Tiny-GGUF:Q4_0")
+    listed = [it["model"] for it in node.get("/api/models/pulls").json()["pulls"]]
+    assert len(listed) == len(set(listed))
+    hub.behaviour.pause = threading.Event()
+    begun = node.post("/api/models/pull", {"model": "org/Tiny-GGUF:Q4_0", "stream": False}).json()["pull_id"]
+    _until(lambda: pulls(node)["org/Tiny-GGUF:Q4_0"].get("bytes", 0) > 0)
+    node.request("DELETE", f"/api/models/pulls/{begun}")
+    hub.behaviour.pause.set()
+    listed = node.get("/api/models/pulls").json()["pulls"]
+    same = [(it["event"], it["pull_id"]) for it in listed if it["model"] == "org/Tiny-GGUF:Q4_0"]
+    assert same == [("stopped", begun)]
+    node.request("DELETE", f"/api/models/pulls/{begun}?discard=true")
+
+
+def test_what_is_newer_is_fetched_where_somebody_asks_for_it(
+    node: RunningNode, hub: StandInHub, files: dict[str, bytes]
+) -> None:
+    name = "org/Moving:Q4_0"
+    hub.put("org/Moving", "moving-Q4_0.gguf", files["tiny-Q4_0.gguf"])
+    pull(node, name)
+    kept = node.extra["models"] / "org/Moving/moving-Q4_0.gguf"
+    hub.behaviour = Behaviour()
+    same = pull(node, name, update=True)
+    assert same[-1]["event"] == "ready"
+    (resolved,) = [event for event in same if event["event"] == "resolved"]
+    assert resolved["why"][1].startswith("What is here is that of revision c0ffee")
+    assert hub.behaviour.served == {}, "hashes alone"
+
+    newer = files["tiny-Q4_0.gguf"][:-1] + bytes([files["tiny-Q4_0.gguf"][-1] ^ 1])
+    hub.put("org/Moving", "moving-Q4_0.gguf", newer)
+    hub.commit = "beef" * 10
+    try:
+        planned = node.post("/api/models/pull", {"model": name, "update": True, "dry_run": True}).json()
+        assert planned["size_bytes"] == len(newer) and "are newer" in planned["why"][1]
+        assert pull(node, name)[-1]["event"] == "ready" and kept.read_bytes() != newer, "not by itself"
+        hub.behaviour.pause = threading.Event()
+        wish = {"model": name, "update": True, "stream": False}
+        begun = node.post("/api/models/pull", wish).json()["pull_id"]
+        _until(lambda: pulls(node)[name].get("bytes", 0) > 0)
+        node.request("DELETE", f"/api/models/pulls/{begun}")
+        hub.behaviour.pause.set()
+        assert kept.read_bytes() == files["tiny-Q4_0.gguf"], "what is here stays until the new one is whole"
+        assert pull(node, name)[-1]["event"] == "ready", "typing it again goes on with the update"
+        assert kept.read_bytes() == newer
+        record = json.loads((kept.parent / ".pull.json").read_text())
+        noted = record["files"]["moving-Q4_0.gguf"]
+        assert (noted["sha256"], noted["revision"]) == (sha256(newer), hub.commit)
+        assert record["why"]["Q4_0"][1].startswith("It needs"), "why it was chosen stays"
+    finally:
+        hub.commit = COMMIT
+        remove(node, "org/Moving")
+        del hub.repositories["org/Moving"]
+
+
+def test_another_number_of_files_takes_the_place_of_what_was_there(
+    node: RunningNode, hub: StandInHub, files: dict[str, bytes]
+) -> None:
+    parts = {name: content for name, content in files.items() if name.startswith("big")}
+    for name, content in parts.items():
+        hub.put("org/Packed", name, content)
+    pull(node, "org/Packed")
+    home = node.extra["models"] / "org/Packed"
+    assert {path.name for path in home.glob("*.gguf")} == set(parts)
+    hub.repositories["org/Packed"] = {"big-Q8_0.gguf": files["tiny-Q8_0.gguf"]}
+    updated = pull(node, "org/Packed", update=True)
+    assert updated[-1]["event"] == "ready", updated
+    assert [path.name for path in home.glob("*.gguf")] == ["big-Q8_0.gguf"]
+    remove(node, "org/Packed")
+    del hub.repositories["org/Packed"]
+
+
+def test_what_cannot_be_updated(node: RunningNode, hub: StandInHub) -> None:
+    link = {"model": f"{hub.files_url}/files/org/Tiny-GGUF/tiny-Q4_0.gguf", "update": True}
+    answer = node.post("/api/models/pull", link)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "update")
+    for version in ("Q4_0", "Q8_0"):
+        pull(node, f"org/Tiny-GGUF:{version}")
+    error = error_of(pull(node, "org/Tiny-GGUF", update=True))
+    assert error["message"] == "Name one of org/Tiny-GGUF:Q4_0, org/Tiny-GGUF:Q8_0"
+    for version in ("Q4_0", "Q8_0"):
+        remove(node, f"org/Tiny-GGUF:{version}")
+
+
 def test_a_connection_that_is_cut_is_made_anew(
     node: RunningNode, hub: StandInHub, files: dict[str, bytes]
 ) -> None:
@@ -301,8 +404,13 @@ def test_a_client_of_ollama_pulls_from_the_hub(node: RunningNode, hub: StandInHu
 
 
 def test_search(node: RunningNode, hub: StandInHub) -> None:
+    hub.parameters = {"org/Tiny-GGUF": 3_800_000, "org/Split": 10**13}
     found = node.get("/api/models/search?q=tiny").json()["models"]
-    assert [each["id"] for each in found] == ["org/Tiny-GGUF"]
+    assert found == [
+        {"id": "org/Tiny-GGUF", "downloads": 7, "likes": 1, "parameters": 3_800_000, "fits": True}
+    ]
+    fits = {each["id"]: each["fits"] for each in node.get("/api/models/search?q=org").json()["models"]}
+    assert fits["org/Split"] is False and fits["org/Alien"] is None
     hub.behaviour.busy = True
     assert error_of(pull(node, "org/Tiny-GGUF:Q4_0"))["code"] == "source_busy"
 

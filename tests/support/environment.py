@@ -59,6 +59,12 @@ class Environment:
     ) -> subprocess.CompletedProcess[str]:
         """`llm-node ARGUMENTS` there. No index is asked."""
         code = "from llm_node.cli import main; main()"
+        return self.python_says(code, *arguments, flags=flags, **environment)
+
+    def python_says(
+        self, code: str, *arguments: str, flags: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """What a program in Python comes to there."""
         return subprocess.run(
             [str(self.python), *flags, "-c", code, *arguments],
             stdin=subprocess.DEVNULL,

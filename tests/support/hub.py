@@ -52,6 +52,10 @@ class StandInHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.parameters: dict[str, int] = {}
+        """Weights that a repository's models have, where the hub knows."""
+        self.commit = COMMIT
+        """Of every repository."""
         self.behaviour = Behaviour()
         self.on_cut: Callable[[], None] = lambda: None
         """Called where connections are cut."""
@@ -153,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "Invalid username or password.", "RepoNotFound")
         elif repository in hub.behaviour.gated:
             self._refuse(403, "Access to it is restricted.", "GatedRepo")
-        elif revision not in (None, "main", COMMIT):
+        elif revision not in (None, "main", hub.commit):
             self._refuse(404, "Invalid rev id", "RevisionNotFound")
         else:
             return hub.repositories[repository]
@@ -180,7 +184,15 @@ class _Handler(BaseHTTPRequestHandler):
             }
             for name, content in files.items()
         ]
-        self._json({"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings, "tags": []})
+        self._json(
+            {
+                "id": repository,
+                "modelId": repository,
+                "sha": self.server.hub.commit,
+                "siblings": siblings,
+                "tags": [],
+            }
+        )
 
     def _sha256(self, name: str, content: bytes) -> str:
         return "0" * 64 if name in self.server.hub.behaviour.wrong_sha256 else sha256(content)
@@ -190,13 +202,23 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = query.get("filter", [])
         base = next((tag.removeprefix("base_model:quantized:") for tag in wanted if ":" in tag), None)
         found = [
-            {"id": name, "modelId": name, "downloads": 7, "likes": 1, "tags": ["gguf"]}
+            {"id": name, "modelId": name, **self._expanded(name, query.get("expand", []))}
             for name, files in self.server.hub.repositories.items()
             if any(file.endswith(".gguf") for file in files)
             and words in name.lower()
             and (base is None or name.startswith(base))
         ]
         self._json(found)
+
+    def _expanded(self, name: str, wanted: list[str]) -> dict[str, Any]:
+        """Of a repository what was asked for, and nothing else."""
+        weights = self.server.hub.parameters.get(name)
+        known = {
+            "downloads": 7,
+            "likes": 1,
+            **({} if weights is None else {"gguf": {"total": weights, "architecture": "llama"}}),
+        }
+        return {key: value for key, value in known.items() if key in wanted}
 
     def _resolve(self, repository: str, revision: str, name: str) -> None:
         files = self._known(repository, revision)
@@ -206,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "Entry not found", "EntryNotFound")
             return
         content = files[name]
-        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": self.server.hub.commit, "Accept-Ranges": "bytes"}
         if not name.endswith(".gguf"):
             tag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
             self._answer(200, content, {**headers, "ETag": f'"{tag}"'})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
@@ -30,6 +31,8 @@ WARMING = web.AppKey[list[str]]("WARMING")
 TRANSFER_TIMEOUT = web.AppKey("TRANSFER_TIMEOUT", float)
 """Seconds for which a body may stand still on its way."""
 
+SETTINGS_FILE = web.AppKey("SETTINGS_FILE", Path)
+"""Which need not be there."""
 STORE = web.AppKey("STORE", Store)
 """Answers that are kept."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +70,7 @@ def check(context: click.Context, /, file: Path | None) -> None:
 def write(file: Path, key: str, values: tuple[str, ...]) -> None:
     """Write one setting into the settings file, which need not be there. Ends the command where the file
     would not be right with it."""
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
+    from llm_node import settings_file
 
     setting = _setting(key)
     if not setting.in_file:
@@ -81,24 +78,12 @@ def write(file: Path, key: str, values: tuple[str, ...]) -> None:
     if len(values) > 1 and not setting.many:
         raise click.UsageError(f"{setting.name} takes one value")
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
-    except (OSError, ValueError, TOMLKitError) as error:
-        raise Failed(f"{file} cannot be changed: {error}") from None
-    document[setting.name] = list(values) if setting.many else _typed(setting, values[0])
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o600
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.write_text(tomlkit.dumps(document), encoding="utf-8")
-        fresh.chmod(mode)
-        Settings.load({"config": (str(fresh),)}, environment={})
-        os.replace(fresh, file)
+        value = list(values) if setting.many else _typed(setting, values[0])
+        settings_file.write(file, setting.name, value)
     except SettingsError as error:
-        raise click.UsageError(str(error).replace(str(fresh), str(file))) from None
+        raise click.UsageError(str(error)) from None
     except OSError as error:
         raise Failed(f"{file} cannot be written: {error.strerror}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _given(context: click.Context) -> dict[str, options.Given]:

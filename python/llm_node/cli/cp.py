@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from llm_node.cli import completion, config, options
+from llm_node.cli import completion, options
+
+if TYPE_CHECKING:
+    from llm_node.settings import Settings
 
 
 @click.command()
@@ -15,14 +20,19 @@ from llm_node.cli import completion, config, options
 def cp(context: click.Context, /, model: str, name: str, **given: options.Given) -> None:
     """Give MODEL the further NAME, for clients that insist on one of theirs. No bytes are copied.
 
-    It is written into the settings file as `alias`, and holds from the next start of a node.
+    It holds at once on the node that runs, and is written into its settings file, in the model's own table.
     """
-    from llm_node.cli import own_node
-    from llm_node.settings import Settings
+    import asyncio
 
-    settings = options.settings(context.obj, given)
-    row = own_node.look_up(settings, lambda node: node.model(model))
-    aliases = {**dict(settings.alias), name: str(row["model_id"])}
-    file = Settings.file({"home": (str(settings.home),)})
-    config.write(file, "alias", tuple(f"{alias}={meant}" for alias, meant in aliases.items()))
-    click.echo(f"{file}: {name} is {row['model_id']}", err=True)
+    asyncio.run(_copy(options.settings(context.obj, given), model, name))
+
+
+async def _copy(settings: Settings, model: str, name: str) -> None:
+    from llm_node.cli import failure, fetching, remote
+
+    try:
+        async with fetching.node_for_files(settings) as node:
+            named = await node.post("/api/models/alias", {"model": model, "alias": name})
+    except remote.RemoteError as error:
+        raise failure.of(error) from None
+    click.echo(f"{named['alias']} is {named['model_id']}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,21 +14,28 @@ if TYPE_CHECKING:
     from llm_node.settings import Settings
 
 
+FITS: Mapping[bool | None, str] = {True: "~yes", False: "~no", None: "?"}
+"""By the size of the weights alone; `pull --dry-run` tells it exactly."""
+
+
 @click.command()
 @click.argument("words", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options.settings_options
 @click.pass_context
 def search(context: click.Context, /, words: tuple[str, ...], as_json: bool, **given: options.Given) -> None:
-    """Look for models on the Hugging Face hub, by downloads; without WORDS, those that many look at now."""
+    """Look for models on the Hugging Face hub, by downloads; without WORDS, those that many look at now.
+
+    FITS tells whether some version of it has room on this machine, by the size of its weights alone.
+    """
     import asyncio
 
     found = asyncio.run(_search(options.settings(context.obj, given), " ".join(words)))
     if as_json:
         table.show_json({"models": found})
         return
-    rows = [[visible(str(it["id"])), f"{it['downloads'] or 0:,}"] for it in found]
-    table.show([["MODEL", "DOWNLOADS"], *rows])
+    rows = [[visible(str(it["id"])), f"{it['downloads'] or 0:,}", FITS[it["fits"]]] for it in found]
+    table.show([["MODEL", "DOWNLOADS", "FITS"], *rows])
     if found:
         click.echo(f"fetch one: llm-node pull {visible(str(found[0]['id']))}", err=True)
 

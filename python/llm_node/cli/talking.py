@@ -175,7 +175,7 @@ def _with_consent(settings: Settings, fault: Failure, wishes: Wishes) -> Setting
     if answer in ("no", "n"):
         raise failure.of(fault)
     if answer in ("always", "a"):
-        file = Settings.file({"home": (str(settings.home),)})
+        file = settings.own_file()
         config.write(file, "gpu_backend", ("cpu",))
         click.echo(f"{file}: gpu_backend is cpu", err=True)
     return dataclasses.replace(settings, gpu_backend="cpu")

@@ -227,6 +227,11 @@ class Node:
         """The model that is meant by a name, with its state. Raises `NodeError` (`model_not_found`)."""
         return _model(await self._outcome(self._running().model(name)))
 
+    async def alias(self, alias: str, name: str) -> dict[str, Any]:
+        """Give the model that is meant by `name` a further name, until the node ends; its row. Raises
+        `NodeError` where that is a model's own name already."""
+        return _model(await self._outcome(self._running().alias(alias, name)))
+
     async def unlisted(self) -> list[dict[str, Any]]:
         """Files that somebody may take for models and that are not listed: `path`, `origin` and `why`."""
         found: list[dict[str, Any]] = await self._outcome(self._running().unlisted())

@@ -7,5 +7,6 @@ Knows nothing of HTTP's server side.
 """
 
 from llm_node.pull.job import Job, Pulls, Wish
+from llm_node.pull.store import Partial
 
-__all__ = ["Job", "Pulls", "Wish"]
+__all__ = ["Job", "Partial", "Pulls", "Wish"]

@@ -75,9 +75,23 @@ def search(words: str, base: str | None, limit: int) -> Answer:
 
     wanted = ["gguf", *([f"base_model:quantized:{base}"] if base else [])]
     sort = "trending_score" if not words and not base else "downloads"
-    found = HfApi().list_models(filter=wanted, search=words or None, sort=sort, limit=limit)  # type: ignore[arg-type]
+    found = HfApi().list_models(
+        filter=wanted,
+        search=words or None,
+        sort=sort,  # type: ignore[arg-type]
+        limit=limit,
+        expand=["downloads", "gguf", "likes"],
+    )
     return {
-        "models": [{"id": each.id, "downloads": each.downloads, "likes": each.likes} for each in found],
+        "models": [
+            {
+                "id": each.id,
+                "downloads": each.downloads,
+                "likes": each.likes,
+                "parameters": (each.gguf or {}).get("total"),
+            }
+            for each in found
+        ],
     }
 
 

@@ -173,6 +173,16 @@ def choose(
     return None
 
 
+def may_fit(parameters: int | None, machine: Machine) -> bool | None:
+    """Has some version of a model with so many weights room here, by the size of its weights alone? None:
+    nobody can tell."""
+    room = machine.room.host if machine.on_cpu else machine.room.gpu
+    if not parameters or not room:
+        return None
+    least = min(bits for _, bits in ROWS)
+    return parameters * least / 8 <= room
+
+
 def _worth_it(found: Sequence[Version], parameters: int | None, machine: Machine) -> list[Version]:
     able = [version for version in found if bits(version, parameters) <= MOST_BITS] or list(found)
     if not machine.on_cpu:

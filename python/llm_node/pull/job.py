@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import logging
 import time
 import uuid
@@ -35,6 +36,7 @@ LOOK_SECONDS = 0.5
 KEPT = 32
 """Pulls that have ended and are remembered."""
 OVER = frozenset({"ready", "error"})
+CANCELLED = "cancelled"
 
 Event = dict[str, Any]
 
@@ -46,6 +48,8 @@ class Wish:
     model: str
     sha256: str | None = None
     context_length: int | None = None
+    update: bool = False
+    """What the repository has by now is wanted, also where the model is here."""
 
 
 class Job:
@@ -62,9 +66,19 @@ class Job:
         self._looks: list[asyncio.Event] = []
 
     @property
+    def event(self) -> str:
+        """What happened to it last."""
+        return str(self._event["event"])
+
+    @property
     def is_over(self) -> bool:
         """Has it ended, well or not?"""
-        return self._event["event"] in OVER
+        return self.event in OVER
+
+    @property
+    def was_stopped(self) -> bool:
+        """Has somebody ended it?"""
+        return self.event == "error" and self._event["error"]["code"] == CANCELLED
 
     def state(self) -> Event:
         """All that is known of it by now."""
@@ -137,25 +151,32 @@ class Pulls:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     def all(self) -> list[Event]:
-        """Pulls under way, those that ended lately, and those that were stopped before this node began."""
-        known = [job.state() for job in self._jobs.values()]
-        under_way = {job.wish.model for job in self._jobs.values() if not job.is_over}
-        return known + [
-            {"pull_id": None, "model": it.model, "event": "stopped", "bytes": it.bytes, "total": it.total}
-            for it in self._store.partials()
-            if it.model not in under_way
-        ]
+        """Of each name the latest: under way, ended lately, or stopped, by this node or before it began."""
+        jobs = {job.wish.model: job for job in self._jobs.values()}
+        stopped = {it.model: it for it in self._store.partials()}
+        states = {model: job.state() for model, job in jobs.items()}
+        for model, partial in stopped.items():
+            job = jobs.get(model)
+            if job is None or job.event == "ready":
+                states[model] = partial.state()
+            elif job.was_stopped:
+                states[model] = {**partial.state(), "pull_id": job.id}
+        return list(states.values())
 
-    def get(self, pull_id: str) -> Job:
+    def get(self, pull_id: str) -> Job | Partial:
         """Raises `NodeError` (`not_found`)."""
-        if pull_id not in self._jobs:
-            raise NodeError("not_found", f"There is no pull {pull_id!r}", "pull_id")
-        return self._jobs[pull_id]
+        if pull_id in self._jobs:
+            return self._jobs[pull_id]
+        for partial in self._store.partials():
+            if partial.id == pull_id:
+                return partial
+        raise NodeError("not_found", f"There is no pull {pull_id!r}", "pull_id")
 
     def begin(self, wish: Wish) -> Job:
         """Pull it, or join the pull of the same. Raises `NodeError` at once where the wish is none."""
-        self._may_go_out()
-        source = name.read(wish.model, wish.sha256)
+        source = self._source(wish)
+        if any(it.update for it in self._store.partials() if it.model == wish.model):
+            wish = dataclasses.replace(wish, update=True)  # it goes on with that
         for job in self._jobs.values():
             if not job.is_over and job.wish == wish:
                 return job
@@ -167,14 +188,18 @@ class Pulls:
             del self._jobs[pull_id]
         return job
 
-    async def cancel(self, job: Job, *, discard: bool) -> None:
+    async def cancel(self, pull: Job | Partial, *, discard: bool) -> None:
         """Stop it. What is whole stays for the next time, unless it is to be discarded."""
-        if job.task is not None and not job.is_over:
-            job.task.cancel()
+        if isinstance(pull, Partial):
+            if discard:
+                self._store.discard(pull.folder)
+            return
+        if pull.task is not None and not pull.is_over:
+            pull.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await job.task
+                await pull.task
         if discard:
-            self.discard(job.wish.model)
+            self.discard(pull.wish.model)
 
     def discard(self, model: str) -> bool:
         """Forget what is there of a pull that was stopped. Was there any?"""
@@ -183,20 +208,25 @@ class Pulls:
             self._store.discard(partial.folder)
         return bool(found)
 
-    def stopped(self, model: str) -> Partial | None:
-        """The pull of this name that was stopped."""
-        return next((partial for partial in self._store.partials() if partial.model == model), None)
-
     async def table(self, wish: Wish) -> Event:
         """What a pull would choose among, and what it would choose."""
-        self._may_go_out()
-        source = name.read(wish.model, wish.sha256)
+        source = self._source(wish)
         if isinstance(source, Link):
             size = await link.size_of(source)
             return {"model": source.name, "versions": [], "chosen": None, "size_bytes": size, "why": []}
         async with Hub() as hub:
             repository = await hub.repository(source.repository, source.revision)
             found = await self._versions(hub, repository)
+            if wish.update and (old := await self._old(source)) is not None:
+                version = self._same(old, repository, found)
+                missing = await self._missing(repository, version)
+                return {
+                    "model": old["model_id"],
+                    "versions": [],
+                    "chosen": version.label,
+                    "size_bytes": sum(file.size for file in missing),
+                    "why": _what_is_newer(repository, version, missing),
+                }
             probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
             machine = await estimate.machine(self._node)
             choice = _chosen(found, probe, machine, wish)
@@ -219,10 +249,13 @@ class Pulls:
             }
 
     async def search(self, words: str) -> list[dict[str, Any]]:
-        """Repositories of the hub with GGUF files; without words, those that many look at now."""
+        """Repositories of the hub with GGUF files; without words, those that many look at now. `fits`: has
+        some version of it room here? None where nobody can tell."""
         self._may_go_out()
         async with Hub() as hub:
-            return await hub.search(words)
+            found = await hub.search(words)
+        machine = await estimate.machine(self._node)
+        return [{**each, "fits": choose.may_fit(each["parameters"], machine)} for each in found]
 
     async def remove(self, model: str, *, force: bool = False) -> str:
         """Delete a model of the models folder, or what is there of a stopped pull. Gives its id. Raises
@@ -254,6 +287,17 @@ class Pulls:
         for job in self._jobs.values():
             await self.cancel(job, discard=False)
 
+    def _source(self, wish: Wish) -> HubName | Link:
+        self._may_go_out()
+        source = name.read(wish.model, wish.sha256)
+        if wish.update and isinstance(source, Link):
+            raise NodeError(
+                "invalid_request",
+                "What a link leads to has no revisions: delete it, and fetch it anew",
+                "update",
+            )
+        return source
+
     def _may_go_out(self) -> None:
         if self._offline:
             raise NodeError("offline", "This node fetches nothing (--offline yes)")
@@ -264,7 +308,7 @@ class Pulls:
             log.info("'%s' is here", pulled["model_id"])
             job.tell("ready", row=pulled)
         except asyncio.CancelledError:
-            job.tell("error", error={"code": "cancelled", "message": "The pull was stopped"})
+            job.tell("error", error={"code": CANCELLED, "message": "The pull was stopped"})
             raise
         except NodeError as fault:
             log.info("the pull of '%s' has ended: %s", job.wish.model, fault.message)
@@ -278,24 +322,29 @@ class Pulls:
     # ---- the hub ---------------------------------------------------------------------------------
 
     async def _hub(self, job: Job, source: HubName) -> dict[str, Any]:
-        if (row := await self._here(source)) is not None:
+        will_do = not job.wish.update and source.revision is None
+        if will_do and (row := await self._here(source)) is not None:
             return row
         async with self._alone(job, source.repository), Hub() as hub:
-            if (row := await self._here(source)) is not None:  # another process has brought it meanwhile
+            # Another process may have brought it meanwhile.
+            if will_do and (row := await self._here(source)) is not None:
                 return row
             repository = await hub.repository(source.repository, source.revision)
             found = await self._versions(hub, repository)
-            version, why = await self._decide(job.wish, source, hub, repository, found)
+            old = await self._old(source) if job.wish.update else None
+            if old is None:
+                version, why = await self._decide(job.wish, source, hub, repository, found)
+                missing = await self._missing(repository, version)
+            else:
+                version = self._same(old, repository, found)
+                missing = await self._missing(repository, version)
+                why = _what_is_newer(repository, version, missing)
             home, staging = self._store.home(repository.name), self._store.staging(repository.name)
-            missing = [
-                file
-                for file in version.files
-                if not (path := home / file.path).is_file() or path.stat().st_size != file.size
-            ]
             there = version.size - sum(file.size for file in missing)
-            self._store.check_room(
-                sum(file.size for file in missing if not _is_staged(staging / file.path, file.size))
-            )
+            if missing:
+                self._store.check_room(
+                    sum(file.size for file in missing if not _is_staged(staging / file.path, file.size))
+                )
             job.resolved(
                 version=version.label,
                 files=[{"path": file.path, "size_bytes": file.size} for file in version.files],
@@ -303,7 +352,7 @@ class Pulls:
                 revision=repository.commit,
                 why=why,
             )
-            self._store.begin(staging, job.wish.model, version.size)
+            self._store.begin(staging, job.wish.model, version.size, update=job.wish.update)
             for file in missing:
                 before = there
 
@@ -316,8 +365,7 @@ class Pulls:
             job.tell("verifying", bytes=version.size, total=version.size)
             for file in missing:
                 await _check(staging / file.path, file.sha256)
-            for file in reversed(missing):  # so that the first, by which it is found, comes last
-                self._store.keep(staging / file.path, home / file.path)
+            self._store.keep_all(staging, home, [file.path for file in missing])
             self._store.note(
                 home,
                 {
@@ -325,11 +373,56 @@ class Pulls:
                         file.path: {"sha256": file.sha256, "revision": repository.commit}
                         for file in version.files
                     },
-                    "why": {version.label: why},
+                    "why": {version.label: why} if old is None else {},
                 },
             )
+            if old is not None:
+                now = {str(home / file.path) for file in version.files}
+                self._store.remove(path for path in old["files"] if path not in now)
             self._store.discard(staging)
             return await self._row(home / version.files[0].path)
+
+    async def _missing(self, repository: Repository, version: Version) -> list[File]:
+        """Its files that are not here as the repository has them."""
+        home = self._store.home(repository.name)
+        promised = self._store.promised(home)
+
+        async def is_there(file: File) -> bool:
+            path = home / file.path
+            if not path.is_file() or path.stat().st_size != file.size:
+                return False
+            if file.sha256 is None:
+                return True
+            return file.sha256 == (promised.get(file.path) or await asyncio.to_thread(sha256_of, path))
+
+        return [file for file in version.files if not await is_there(file)]
+
+    async def _old(self, source: HubName) -> dict[str, Any] | None:
+        """The model that is to be updated; None: it is not here. Raises `NodeError` where nobody said which,
+        and for one that another program looks after."""
+        row = await self._here(source)
+        if row is None and source.version is None:
+            known = f"{source.repository.lower()}:"
+            ids = [str(it["model_id"]) for it in await self._node.models()]
+            several = [model_id for model_id in ids if model_id.lower().startswith(known)]
+            if several:
+                raise NodeError("model_not_found", f"Name one of {', '.join(several)}", "model")
+        if row is not None and row["origin"] != "own":
+            raise NodeError(
+                "unsupported_feature",
+                f"'{row['model_id']}' is not in the models folder: the program that brought it updates it",
+                "model",
+            )
+        return row
+
+    def _same(self, old: Mapping[str, Any], repository: Repository, found: Sequence[Version]) -> Version:
+        """What the repository has by now of a version that is here."""
+        home = self._store.home(repository.name)
+        files = {Path(each).relative_to(home).as_posix() for each in old["files"]}
+        for version in found:
+            if any(file.path in files for file in version.files):
+                return version
+        return _named(str(old["model_id"]).partition(":")[2], found, repository.name)
 
     async def _fetched(
         self, hub: Hub, repository: Repository, file: File, staging: Path, told: Callable[[int], None]
@@ -409,8 +502,6 @@ class Pulls:
 
     async def _here(self, source: HubName) -> dict[str, Any] | None:
         """The model, if it is here already, whoever brought it."""
-        if source.revision is not None:
-            return None
         asked = source.repository if source.version is None else f"{source.repository}:{source.version}"
         file = (source.version or "").lower()
         if file.endswith(name.GGUF):
@@ -516,6 +607,17 @@ def _why(repository: str, choice: Choice, machine: choose.Machine) -> list[str]:
         f"{repository}: {version.label}, {gibibytes(version.size)}{_in_files(version)}.",
         f"{_needs(choice.need, choice.tokens, machine)}.",
         beyond,
+    ]
+
+
+def _what_is_newer(repository: Repository, version: Version, missing: Sequence[File]) -> list[str]:
+    """In place of the reasons for a choice."""
+    size = sum(file.size for file in missing)
+    return [
+        f"{repository.name}: {version.label}, {gibibytes(version.size)}{_in_files(version)}.",
+        f"Revision {repository.commit[:12]} has {gibibytes(size)} that are newer than what is here."
+        if missing
+        else f"What is here is that of revision {repository.commit[:12]}, the newest.",
     ]
 
 

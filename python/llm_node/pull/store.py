@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,30 @@ class Partial:
 
     model: str
     """As it was typed."""
+    update: bool
+    """Was it for what is newer than the files that are here?"""
     bytes: int
     total: int
     folder: Path
+
+    @property
+    def id(self) -> str:
+        """Tells it from others, whichever node looks."""
+        return hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+
+    def state(self) -> dict[str, Any]:
+        """As a pull under way tells its own."""
+        return {
+            "pull_id": self.id,
+            "model": self.model,
+            "event": "stopped",
+            "bytes": self.bytes,
+            "total": self.total,
+        }
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """What happens to it: nothing more."""
+        yield self.state()
 
 
 class Store:
@@ -66,10 +87,11 @@ class Store:
             return None
         return lock
 
-    def begin(self, folder: Path, model: str, total: int) -> None:
+    def begin(self, folder: Path, model: str, total: int, *, update: bool = False) -> None:
         """Note what is under way in a staging folder, and clear what a killed transfer left of it."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / WISH).write_text(json.dumps({"model": model, "total": total}), encoding="utf-8")
+        wish = {"model": model, "total": total, "update": update}
+        (folder / WISH).write_text(json.dumps(wish), encoding="utf-8")
         for left in (folder / ".cache").rglob("*.incomplete"):
             left.unlink(missing_ok=True)
 
@@ -92,13 +114,23 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged, final)
 
+    def keep_all(self, staging: Path, home: Path, names: Sequence[str]) -> None:
+        """The files of one model get to their places. The first, by which it is found, comes last, and one
+        that stood there goes before: so no model is ever made of files of two revisions."""
+        if len(names) > 1:
+            (home / names[0]).unlink(missing_ok=True)
+        for name in reversed(names):
+            self.keep(staging / name, home / name)
+
+    def promised(self, folder: Path) -> dict[str, str]:
+        """The hashes of pulled files of a folder, by their names in it."""
+        return {name: noted["sha256"] for name, noted in _recorded(folder).get("files", {}).items()}
+
     def note(self, folder: Path, source: Mapping[str, Any]) -> None:
         """Add to the record of a folder. `source`: `files`, of each its `sha256` and `revision`; `why`, by
         version."""
         path = folder / RECORD
-        known: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(path.read_text(encoding="utf-8"))
+        known = _recorded(folder)
         for key in ("files", "why"):
             known[key] = {**known.get(key, {}), **source[key]}
         fresh = path.with_suffix(".fresh")
@@ -119,7 +151,11 @@ class Store:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 content = json.loads(wish.read_text(encoding="utf-8"))
                 size = sum(each.stat().st_size for each in _weights(wish.parent))
-                found.append(Partial(content["model"], size, content["total"], wish.parent))
+                found.append(
+                    Partial(
+                        content["model"], content.get("update", False), size, content["total"], wish.parent
+                    )
+                )
         return found
 
     def remove(self, files: Iterable[str]) -> None:
@@ -140,6 +176,13 @@ class Store:
                 (folder / RECORD).unlink(missing_ok=True)
                 folder.rmdir()
             folder = folder.parent
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return known
+    return {}
 
 
 def _weights(folder: Path) -> Iterable[Path]:

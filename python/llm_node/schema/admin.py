@@ -58,7 +58,16 @@ class PullRequest(Wire):
     """Tokens that a version is chosen for."""
     dry_run: bool = False
     """Only say what would be fetched."""
+    update: bool = False
+    """Where it is here: fetch what its repository has by now."""
     stream: bool = True
+
+
+class AliasRequest(Wire):
+    """Give a model a further name."""
+
+    model: str = Field(min_length=1, max_length=512)
+    alias: str = Field(min_length=1, max_length=512, pattern=r"^[^\s,=]+$")
 
 
 class RemoveRequest(Wire):

@@ -28,6 +28,7 @@ from llm_node.api.context import (
     NODE,
     PULLS,
     QUEUE_LIMIT,
+    SETTINGS_FILE,
     STORE,
     TRANSFER_TIMEOUT,
     UNKNOWN_FIELDS,
@@ -67,6 +68,7 @@ def make_app(
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
     app[STORE] = Store()
     app[WARMING] = list(warm)
+    app[SETTINGS_FILE] = settings.own_file()
     app[UNKNOWN_FIELDS] = cast(Unknown | None, settings.unknown_fields)
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin

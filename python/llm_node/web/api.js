@@ -21,6 +21,11 @@ export async function call(method, path, body) {
   return response.json();
 }
 
+/** The text of an answer. @param {string} path */
+export async function text(path) {
+  return (await send("GET", path)).text();
+}
+
 /**
  * The events of a stream. Ends without an error when `signal` stops it.
  * @param {string} path @param {object} body @param {AbortSignal} signal @returns {AsyncGenerator<any>}

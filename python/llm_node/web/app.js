@@ -3,6 +3,8 @@
 import { html, render, signal, useEffect, useRef } from "./vendor/preact.js";
 import { ChatView, beginChat, restoreChats, stopAnswer } from "./chat.js";
 import { EnginesView } from "./engines.js";
+import { IncidentsView } from "./incidents.js";
+import { LiveView } from "./live.js";
 import { LogView } from "./log.js";
 import { ModelsView } from "./models.js";
 import { say } from "./preferences.js";
@@ -12,6 +14,8 @@ const VIEWS = /** @type {const} */ ({
   chat: ChatView,
   models: ModelsView,
   engines: EnginesView,
+  live: LiveView,
+  incidents: IncidentsView,
   log: LogView,
   settings: SettingsView,
 });

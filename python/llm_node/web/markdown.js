@@ -6,11 +6,10 @@
  * one thing that the page's policy (Trusted Types) lets into an element.
  */
 import { DOMPurify, Lexer, Marked } from "./vendor/markdown.js";
+import { BUDGET, later } from "./pieces.js";
 import { say } from "./preferences.js";
 
 const LINKS = /^(?:https?|mailto):/i;
-/** Milliseconds of work in one frame. */
-const BUDGET = 8;
 const LONGEST_HIGHLIGHTED = 50_000;
 /** Headings of an answer stand below those of the page. */
 const HEADING_SHIFT = 3;
@@ -97,13 +96,15 @@ function scrollable(inner, box) {
 async function typeset(element) {
   const text = element.textContent ?? "";
   const { renderToString } = await import("./vendor/math.js");
-  const box = document.createElement("span");
-  try {
-    fill(box, renderToString(text, { output: "mathml", displayMode: element.classList.contains("display") }));
-  } catch {
-    return; // no TeX: it stays as it was written
-  }
-  element.replaceWith(box);
+  later(() => {
+    const box = document.createElement("span");
+    try {
+      fill(box, renderToString(text, { output: "mathml", displayMode: element.classList.contains("display") }));
+    } catch {
+      return; // no TeX: it stays as it was written
+    }
+    element.replaceWith(box);
+  });
 }
 
 /** A block of code, with what copies it. */
@@ -146,9 +147,11 @@ class CodeBlock {
   async highlight() {
     if (this.language === "" || this.text.length > LONGEST_HIGHLIGHTED) return;
     const { default: hljs } = await import("./vendor/highlight.js");
-    if (hljs.getLanguage(this.language)) {
-      fill(this.code, hljs.highlight(this.text, { language: this.language, ignoreIllegals: true }).value);
-    }
+    if (!hljs.getLanguage(this.language)) return;
+    // Each in its turn: all that have waited for the library would come at once.
+    later(() =>
+      fill(this.code, hljs.highlight(this.text, { language: this.language, ignoreIllegals: true }).value),
+    );
   }
 }
 

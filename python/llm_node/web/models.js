@@ -71,12 +71,13 @@ function Row({ row }) {
   const [isSure, setSure] = useState(false);
   const name = row.model_id;
   const isThere = ["loaded", "loading", "waiting"].includes(row.status);
+  const pin = () => act("POST", "/api/models/load", { model_id: name, pin: !row.pinned });
   const state = row.progress ? `${say("loading")} ${Math.round(row.progress * 100)} %` : say(row.status);
   return html`<li>
     <h3>${name}</h3>
     <dl>
       <dt>${say("state")}</dt>
-      <dd class=${row.status}>${state}</dd>
+      <dd class=${row.status}>${state}${row.pinned ? `, ${say("pinned")}` : ""}</dd>
       <dt>${say("size")}</dt>
       <dd>${size(row.size_bytes)}${row.quantization ? ` · ${row.quantization}` : ""}</dd>
       <dt>${say("context")}</dt>
@@ -93,6 +94,10 @@ function Row({ row }) {
         : html`<button type="button" aria-label=${`${say("load")} ${name}`} onClick=${() => act("POST", "/api/models/load", { model_id: name })}>
             ${say("load")}
           </button>`}
+      ${row.status === "loaded" &&
+      html`<button type="button" aria-label=${`${say(row.pinned ? "unpin" : "pin")}: ${name}`} onClick=${pin}>
+        ${say(row.pinned ? "unpin" : "pin")}
+      </button>`}
       ${row.origin === "own" &&
       !isSure &&
       html`<button type="button" aria-label=${`${say("remove")} ${name}`} onClick=${() => setSure(true)}>${say("remove")}</button>`}
@@ -145,7 +150,10 @@ function Fetch() {
       ${found.value.map(
         (each) => html`<li key=${each.id}>
           <h4>${each.id}</h4>
-          <p class="quiet">${count(each.downloads)} ${say("downloads")}</p>
+          <p class="quiet">
+            ${count(each.downloads)}
+            ${say("downloads")}${each.fits === null ? "" : ` · ~ ${say(each.fits ? "aboutYes" : "aboutNo")}`}
+          </p>
           <button
             type="button"
             aria-label=${`${say("which")} ${each.id}`}
@@ -203,12 +211,9 @@ function Planned({ planned: plan }) {
 
 function PullList() {
   if (pulls.value.length === 0) return null;
-  // What is there of a stopped pull has a row of its own.
-  const stopped = new Set(pulls.value.filter((it) => it.event === "stopped").map((it) => it.model));
-  const shown = pulls.value.filter((it) => it.error?.code !== "cancelled" || !stopped.has(it.model));
   return html`<h3>${say("pulls")}</h3>
     <ul class="cards">
-      ${shown.map((it) => html`<${Pull} key=${it.pull_id ?? it.model} it=${it} />`)}
+      ${pulls.value.map((it) => html`<${Pull} key=${it.model} it=${it} />`)}
     </ul>`;
 }
 
@@ -233,7 +238,7 @@ function Pull({ it }) {
       ${isOver &&
       it.event !== "ready" &&
       html`<button type="button" onClick=${() => pull(it.model)}>${say("goOnPull")}</button>
-        <button type="button" onClick=${() => act("POST", "/api/models/remove", { model: it.model })}>${say("discard")}</button>`}
+        <button type="button" onClick=${() => act("DELETE", `/api/models/pulls/${it.pull_id}?discard=true`)}>${say("discard")}</button>`}
     </div>
   </li>`;
 }

@@ -48,7 +48,8 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) fn open(&self) -> Result<OpenedEngine, LoadError> {
-        let Subject { library, id, version, .. } = self.subject;
+        let Subject { library, libraries, id, version, .. } = self.subject;
+        llm_node_host::preload(libraries);
         OpenedEngine::open(library, id, version, self.observer())
     }
 

@@ -49,6 +49,8 @@ use serde::{Deserialize, Serialize};
 pub struct Subject {
     /// The shared library.
     pub library: PathBuf,
+    /// What it needs of other packages, opened before it in this order, as a worker does.
+    pub libraries: Vec<PathBuf>,
     /// The manifest's id.
     pub id: String,
     /// The manifest's version.

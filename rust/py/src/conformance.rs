@@ -9,7 +9,12 @@ use std::{
 
 use llm_node_conformance::{By, CHECKS, Check, ITEMS, Outcome, Selection, Status, Subject};
 use llm_node_core::error::{ErrorCode, Fault};
-use llm_node_node::registry::{manifest, search, surroundings::Surroundings, verdict::Refusal};
+use llm_node_node::registry::{
+    manifest::{self, EngineManifest},
+    search,
+    surroundings::{Packaged, Surroundings},
+    verdict::Refusal,
+};
 use pyo3::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -27,12 +32,15 @@ struct Engine {
     version: String,
     gpu_backend: String,
     formats: Vec<String>,
+    #[serde(skip)]
+    manifest: EngineManifest,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Plan {
     folder: PathBuf,
+    packaged: Vec<Packaged>,
     model: Option<PathBuf>,
     checks: Vec<String>,
     options: Vec<(String, String)>,
@@ -153,8 +161,8 @@ fn look(path: &Path) -> Result<Engine, Fault> {
     if let Some(refusal) = refusal.filter(|refusal| !matches!(refusal, Refusal::BinaryNotFound { .. })) {
         return Err(Fault::new(refusal.code(), refusal.to_string()));
     }
-    let manifest::EngineManifest { id, version, gpu_backend, formats, .. } = manifest;
-    Ok(Engine { binary: folder.join(manifest.binary), folder, id, version, gpu_backend, formats })
+    let EngineManifest { id, version, gpu_backend, formats, .. } = manifest.clone();
+    Ok(Engine { binary: folder.join(&manifest.binary), folder, id, version, gpu_backend, formats, manifest })
 }
 
 /// See `_core.pyi`.
@@ -169,8 +177,10 @@ pub(crate) fn check_engine(
     let plan: Plan = serde_json::from_str(plan)
         .map_err(|error| raised(py, &malformed("the plan of the checks", &error)))?;
     let engine = look(&plan.folder).map_err(|fault| raised(py, &fault))?;
+    let surroundings = Surroundings { packaged: plan.packaged, ..Surroundings::default() };
     let subject = Subject {
         library: engine.binary,
+        libraries: surroundings.libraries_of(&engine.manifest).found,
         id: engine.id,
         version: engine.version,
         gpu_backend: engine.gpu_backend,

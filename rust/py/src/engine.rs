@@ -17,7 +17,7 @@ use llm_node_core::{
     options::{ModelOptions, OptionValue},
 };
 use llm_node_node::{
-    registry::{manifest, verdict::Refusal},
+    registry::{manifest, surroundings::Surroundings, verdict::Refusal},
     supervise::Told,
 };
 use llm_node_wire::message::{ContextSize, EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
@@ -49,10 +49,10 @@ pub(crate) struct PyEngine {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (path, options="{}"))]
-    fn new(py: Python<'_>, path: &str, options: &str) -> PyResult<Self> {
+    #[pyo3(signature = (path, options="{}", packaged="[]"))]
+    fn new(py: Python<'_>, path: &str, options: &str, packaged: &str) -> PyResult<Self> {
         logging::start(&logging::wanted(py)?);
-        py.detach(|| Self::open(Path::new(path), options)).map_err(|fault| raised(py, &fault))
+        py.detach(|| Self::open(Path::new(path), options, packaged)).map_err(|fault| raised(py, &fault))
     }
 
     #[getter]
@@ -81,25 +81,33 @@ impl PyEngine {
 }
 
 impl PyEngine {
-    fn open(path: &Path, options: &str) -> Result<Self, Fault> {
+    fn open(path: &Path, options: &str, packaged: &str) -> Result<Self, Fault> {
         let options: BTreeMap<String, OptionValue> =
             serde_json::from_str(options).map_err(|error| malformed("the engine's options", &error))?;
+        let packaged = serde_json::from_str(packaged)
+            .map_err(|error| malformed("the libraries of packages", &error))?;
         let directory = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let refused = |refusal: Refusal| Fault::new(refusal.code(), refusal.to_string());
         let (manifest, refusal) = manifest::read(&directory.join("manifest.json")).map_err(refused)?;
         if let Some(refusal) = refusal {
             return Err(refused(refusal));
         }
+        let libraries = Surroundings { packaged, ..Surroundings::default() }.libraries_of(&manifest);
         let address = EngineAddress {
             binary: directory.join(&manifest.binary),
-            libraries: Vec::new(),
+            libraries: libraries.found,
             id: manifest.id,
             version: manifest.version,
             gpu_backend: manifest.gpu_backend,
             directory,
         };
         let settings = EngineSettings { options: texts(&options), ..EngineSettings::default() };
-        let engine = Engine::open(&address, &settings, unobserved()).map_err(|refusal| refusal.fault)?;
+        let engine = Engine::open(&address, &settings, unobserved()).map_err(|refusal| {
+            match Refusal::Probed(refusal).with_missing(&libraries.missing) {
+                Refusal::Probed(refusal) => refusal.fault,
+                other => refused(other),
+            }
+        })?;
         let extensions = engine.facts().extensions;
         Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), address, settings, extensions })
     }

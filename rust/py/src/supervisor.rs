@@ -73,6 +73,10 @@ impl PySupervisor {
         py.detach(|| self.inner.model(name))
     }
 
+    fn alias(&self, py: Python<'_>, alias: &str, name: &str) -> u64 {
+        py.detach(|| self.inner.alias(alias, name))
+    }
+
     fn unlisted(&self, py: Python<'_>) -> u64 {
         py.detach(|| self.inner.unlisted())
     }

@@ -21,6 +21,7 @@ def routes() -> list[web.RouteDef]:
         web.delete("/api/models/pulls/{pull_id}", pulls.stop),
         web.get("/api/models/search", pulls.search),
         web.post("/api/models/remove", pulls.remove),
+        web.post("/api/models/alias", models.alias),
         web.get("/api/system", system.report),
         web.get("/api/incidents", incidents.listing),
         web.get("/api/logs", logs.lines),

@@ -1,14 +1,19 @@
-"""`/api/models`: what there is, loading, unloading."""
+"""`/api/models`: what there is, loading, unloading, further names."""
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
+from llm_node import settings_file
 from llm_node.api import body
 from llm_node.api.admin.query import flag
 from llm_node.api.admin.report import with_error
-from llm_node.api.context import NODE
-from llm_node.schema.admin import LoadRequest, UnloadRequest
+from llm_node.api.context import NODE, SETTINGS_FILE
+from llm_node.node import NodeError
+from llm_node.schema.admin import AliasRequest, LoadRequest, UnloadRequest
+from llm_node.settings import SettingsError
 
 
 async def listing(request: web.Request) -> web.Response:
@@ -39,3 +44,20 @@ async def unload(request: web.Request) -> web.Response:
     wanted = await body.read(request, UnloadRequest)
     await request.app[NODE].unload(wanted.model_id, timeout_seconds=wanted.timeout_seconds)
     return web.json_response({"model_id": wanted.model_id, "status": "unloaded"})
+
+
+async def alias(request: web.Request) -> web.Response:
+    """Give a model a further name: at once, and by the settings file for nodes to come."""
+    wanted = await body.read(request, AliasRequest)
+    row = await request.app[NODE].alias(wanted.alias, wanted.model)
+    file = request.app[SETTINGS_FILE]
+    try:
+        await asyncio.to_thread(settings_file.add_alias, file, row["model_id"], wanted.alias)
+    except (SettingsError, OSError) as error:
+        raise NodeError(
+            "invalid_request",
+            f"'{wanted.alias}' is '{row['model_id']}' until this node ends, but it could not be written into "
+            f"{file}: {error}",
+            "alias",
+        ) from None
+    return web.json_response({"model_id": row["model_id"], "alias": wanted.alias})

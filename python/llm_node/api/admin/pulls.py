@@ -11,7 +11,7 @@ from llm_node.api.admin.query import flag
 from llm_node.api.admin.report import with_error
 from llm_node.api.context import PULLS
 from llm_node.node import NodeError
-from llm_node.pull import Job, Wish
+from llm_node.pull import Job, Partial, Wish
 from llm_node.schema.admin import PullRequest, RemoveRequest
 
 
@@ -19,7 +19,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
     """Fetch a model, or join who fetches it. A stream of what happens; with `stream: false` the pull's id,
     and with `dry_run` what would be chosen. A client that leaves stops nothing."""
     wanted = await body.read(request, PullRequest)
-    wish = Wish(wanted.model, wanted.sha256, wanted.context_length)
+    wish = Wish(wanted.model, wanted.sha256, wanted.context_length, wanted.update)
     pulls = request.app[PULLS]
     if wanted.dry_run:
         return web.json_response(await pulls.table(wish))
@@ -30,7 +30,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
 
 
 async def listing(request: web.Request) -> web.Response:
-    """All pulls: under way, ended lately, stopped."""
+    """Of each name the latest pull: under way, ended lately, stopped."""
     return web.json_response({"pulls": [_shown(pull) for pull in request.app[PULLS].all()]})
 
 
@@ -43,9 +43,9 @@ async def stop(request: web.Request) -> web.Response:
     """Stop one; with `?discard=true` what is there of it is deleted."""
     discard = flag(request, "discard")
     pulls = request.app[PULLS]
-    job = pulls.get(request.match_info["pull_id"])
-    await pulls.cancel(job, discard=discard)
-    return web.json_response(_shown(job.state()))
+    stopped = pulls.get(request.match_info["pull_id"])
+    await pulls.cancel(stopped, discard=discard)
+    return web.json_response(_shown(stopped.state()))
 
 
 async def search(request: web.Request) -> web.Response:
@@ -63,9 +63,9 @@ async def remove(request: web.Request) -> web.Response:
     return web.json_response({"model_id": removed, "status": "removed"})
 
 
-async def _follow(request: web.Request, job: Job) -> web.StreamResponse:
+async def _follow(request: web.Request, pull: Job | Partial) -> web.StreamResponse:
     async def source(stream: sse.Stream) -> None:
-        async for event in job.follow():
+        async for event in pull.follow():
             stream.tell(_shown(event))
 
     return await sse.respond(request, source)

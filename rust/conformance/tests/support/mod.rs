@@ -27,6 +27,7 @@ pub(crate) fn fake(name: &str, switches: &[&str]) -> Subject {
 pub(crate) fn subject(library: PathBuf, (id, version): (&str, &str), model: PathBuf) -> Subject {
     Subject {
         library,
+        libraries: Vec::new(),
         id: id.to_owned(),
         version: version.to_owned(),
         gpu_backend: "cpu".to_owned(),

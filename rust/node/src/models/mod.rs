@@ -104,6 +104,19 @@ impl Catalog {
         *self.aliases.lock() = aliases;
     }
 
+    /// From now on `alias` means the model that is meant by `name`, which is given. It must be no model's own
+    /// name, which would come first.
+    pub fn alias(&self, alias: &str, name: &str, readable: &Readable) -> Result<Model, Fault> {
+        let model = self.find(name, readable)?;
+        let models = self.models(readable);
+        if let Some(other) = models.iter().find(|it| it.id == alias || is_own_name(it, alias)) {
+            let words = format!("'{alias}' is a name of '{}' already", other.id);
+            return Err(Fault::new(ErrorCode::InvalidRequest, words).param("alias"));
+        }
+        self.aliases.lock().insert(alias.to_owned(), model.id.clone());
+        Ok(model)
+    }
+
     /// All models, sorted by name, the demo model first, those of other programs last. `readable`: what engines
     /// read.
     pub fn models(&self, readable: &Readable) -> Vec<Model> {
@@ -426,6 +439,13 @@ mod tests {
             assert_eq!(find(name).as_deref(), Ok(id), "a file is one model, by whichever name");
         }
         assert_eq!(find("gone").unwrap_err(), find("nothing:latest").unwrap_err());
+        let alias = |alias: &str, name: &str| catalog.alias(alias, name, &reads(&["toy"])).map(|it| it.id);
+        assert_eq!(alias("gpt", "claude-sonnet").as_deref(), Ok("one"), "an alias may move, and be of another");
+        assert_eq!(find("gpt:latest").as_deref(), Ok("one"));
+        assert_eq!(alias("new", "nothing").unwrap_err().code, ErrorCode::ModelNotFound);
+        for taken in ["stories", "stories.gguf", "single:Q8_0", "two-00001-of-00002"] {
+            assert_eq!(alias(taken, "one").unwrap_err().code, ErrorCode::InvalidRequest, "{taken}");
+        }
         assert_eq!(find("llama-7b:latest"), find("llama-7b"), "which of them it is, nobody said");
         // No model: then neither by its whole name, past the reader of its header.
         assert!(find("mmproj-stories.gguf").is_err() && find("mmproj-stories").is_err());

@@ -181,6 +181,17 @@ impl Supervisor {
         self.report("model", move |inner| inner.model(&name))
     }
 
+    /// From now on `alias` is a further name of the model that is meant by `name`, which is what comes, as
+    /// [`Supervisor::model`] has it.
+    pub fn alias(&self, alias: &str, name: &str) -> Ticket {
+        let (alias, name) = (alias.to_owned(), name.to_owned());
+        self.report("alias", move |inner| {
+            let model = inner.catalog.alias(&alias, &name, &inner.registry.readable())?;
+            inner.names.lock().remove(&alias);
+            inner.model(&model.id)
+        })
+    }
+
     /// The files that are not listed as models, each with the reason. Opens no engine.
     pub fn unlisted(&self) -> Ticket {
         self.report("unlisted", |inner| written(&inner.catalog.unlisted(&inner.registry.readable())))
