@@ -25,6 +25,15 @@ QUESTION = "What is an engine?"
 ANSWER = "engine"
 """Is in whatever answer is drawn."""
 Open = Callable[..., Page]
+WRITTEN = """() => new Promise((done) => {
+  const opened = indexedDB.open("llm-node", 1);
+  opened.onsuccess = () => {
+    const after = opened.result.transaction("chats", "readwrite");
+    after.oncomplete = () => { opened.result.close(); done(null); };
+    after.objectStore("chats").count();
+  };
+})"""
+"""Comes back when all that the page has kept by now is on the disk: transactions have their turns."""
 
 
 def ask(page: Page, text: str, model: str = "llm-node-demo") -> None:
@@ -75,6 +84,7 @@ def test_an_edit_and_another_answer_are_branches_and_nothing_is_lost(open_page: 
     page.locator(".entry.user").get_by_role("button", name="Previous version").click()
     expect(page.locator(".entry.user .pre")).to_have_text(QUESTION)
     expect(page.locator(".entry.assistant .tools")).to_contain_text("2/2")
+    page.evaluate(WRITTEN)
     page.reload()
     page.locator(".chats .title").click()
     expect(page.locator(".entry.user .pre")).to_have_text(QUESTION)

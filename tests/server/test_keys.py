@@ -89,6 +89,7 @@ ADMIN_ROUTES = {
     "GET /api/system",
     "GET /api/logs",
     "GET /api/incidents",
+    "POST /api/models/alias",
     "GET /api/engines",
     "POST /api/pull",
     "POST /api/models/load",
