@@ -155,6 +155,8 @@ def longest_task(page: Page, file: Path, text: str) -> float:
     page.get_by_text("Export, Import").click()
     page.get_by_label("Import").set_input_files(file)
     expect(page.locator(".prose > *").last).to_contain_text("two")
+    for block in ("figure.code", "ul"):  # it is read in pieces, whose edges fall anywhere
+        expect(page.locator(f".prose {block}")).to_have_count(text.count("```python"))
     page.locator(".messages").evaluate("element => element.scrollTo(0, element.scrollHeight)")
     answering(page, [text[:20_000]])
     area = page.get_by_label("Message", exact=True).last

@@ -70,7 +70,7 @@ export function LiveView() {
   const newest = points.value.at(-1);
   return html`<h2>${say("live")}</h2>
     <${Problem} />
-    <div class="charts">
+    <div class="charts" tabindex="0" role="region" aria-label=${say("live")}>
       ${CHARTS.map(
         (chart) => html`<section key=${chart.title} aria-label=${say(chart.title)}>
           <h3>${say(chart.title)}</h3>

@@ -10,6 +10,8 @@ import { BUDGET, later } from "./pieces.js";
 import { say } from "./preferences.js";
 
 const LINKS = /^(?:https?|mailto):/i;
+/** Letters that are divided into blocks at once. */
+const PIECE = 16_000;
 const LONGEST_HIGHLIGHTED = 50_000;
 /** Headings of an answer stand below those of the page. */
 const HEADING_SHIFT = 3;
@@ -165,6 +167,8 @@ export class Flow {
     this.settled = 0;
     /** @type {any[]} blocks that are to be drawn */
     this.waiting = [];
+    /** Do these reach to the end of the text? */
+    this.isRead = false;
     this.frame = 0;
     this.done = false;
     /** @type {HTMLElement | null} */
@@ -182,7 +186,8 @@ export class Flow {
     }
     this.text = text;
     this.done = done;
-    this.waiting = new Lexer({ ...marked.defaults }).blockTokens(text.slice(this.settled), []);
+    this.waiting = [];
+    this.isRead = false;
     this.work();
   }
 
@@ -194,14 +199,26 @@ export class Flow {
   work() {
     cancelAnimationFrame(this.frame);
     const end = performance.now() + BUDGET;
-    while (this.waiting.length > (this.done ? 0 : 1)) {
-      this.settle(this.waiting.shift());
+    while (!this.isRead || this.waiting.length > (this.done ? 0 : 1)) {
+      if (this.waiting.length === 0) this.read();
+      else this.settle(this.waiting.shift());
       if (performance.now() > end) {
         this.frame = requestAnimationFrame(() => this.work());
         return;
       }
     }
     if (this.waiting.length === 1) this.draw(this.waiting[0]);
+  }
+
+  /** Divide what comes next into blocks: a piece of it, since all of a long text would take too long. */
+  read() {
+    for (let length = PIECE; !this.isRead && this.waiting.length === 0; length *= 2) {
+      const piece = this.text.slice(this.settled, this.settled + length);
+      this.waiting = new Lexer({ ...marked.defaults }).blockTokens(piece, []);
+      this.isRead = this.settled + length >= this.text.length;
+      // The last one was cut, and the one before it may go on behind a blank line.
+      if (!this.isRead) this.waiting.splice(-2);
+    }
   }
 
   /** @param {any} token a block that has ended */
