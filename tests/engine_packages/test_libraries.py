@@ -107,7 +107,7 @@ def test_those_of_the_package_come_before_those_of_the_search_path(
         assert engine["status"] == "loaded", "it ends itself with the wrong library"
         assert node.post("/api/models/load", {"model_id": "words"}).status == 200
     (site,) = environment.root.glob("lib/python*/site-packages")
-    place = site / f"llm_node_engine_{ENGINE}/engines/{ENGINE}/cpu"
+    place = site / f"llm_node_engine_{ENGINE}_cpu/engines/{ENGINE}/cpu"
     checked = environment.run("engine", "check", str(place), "--quick", "--only", "life", **path)
     assert checked.returncode == 0, checked.stdout
     opened = environment.python_says(f"import llm_node; print(llm_node.Engine({str(place)!r}).id)", **path)

@@ -15,7 +15,7 @@ const KEPT = (15 * 60 * 1000) / LOOK_MS;
 const HEIGHT = 140;
 
 const perSecond = (/** @type {number} */ value) => `${value.toFixed(1)}/s`;
-const plainly = (/** @type {number} */ value) => String(Math.round(value));
+const plainly = (/** @type {number} */ value) => (Number.isInteger(value) ? String(value) : "");
 const percent = (/** @type {number} */ value) => `${Math.round(value)} %`;
 const time = (/** @type {number} */ seconds) => (seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : `${seconds.toFixed(2)} s`);
 
@@ -55,6 +55,11 @@ function style() {
   link.rel = "stylesheet";
   link.href = new URL("./vendor/chart.css", import.meta.url).href;
   document.head.append(link);
+}
+
+/** @param {number} seconds */
+function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString(say("locale"), { hour12: false });
 }
 
 /** Once it was looked at, it goes on in other views too, while the page is seen. */
@@ -127,7 +132,7 @@ function inColours(element, count, shown) {
     legend: { show: false },
     cursor: { show: false },
     scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most || 1] } },
-    axes: [axis, { ...axis, size: 70, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(shown) }],
+    axes: [{ ...axis, space: 80, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(clock) }, { ...axis, size: 70, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(shown) }],
     series: [{}, ...strokes.slice(0, count).map((stroke) => ({ stroke, width: 2, spanGaps: true, points: { size: 4 } }))],
   };
 }
