@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llm_node.cli import completion, failure, options
+from llm_node.cli import completion, failure, options, table
 from llm_node.cli.visible import visible
 
 if TYPE_CHECKING:
@@ -19,29 +20,39 @@ if TYPE_CHECKING:
 @click.argument("model", required=False, shell_complete=completion.models)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(min=0, max=2000), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print lines of JSON, as GET /api/logs has them.")
 @options.settings_options
 @click.pass_context
 def logs(
-    context: click.Context, /, model: str | None, follow: bool, lines: int, **given: options.Given
+    context: click.Context,
+    /,
+    model: str | None,
+    follow: bool,
+    lines: int,
+    as_json: bool,
+    **given: options.Given,
 ) -> None:
     """Print the last lines of the log of the node that runs; with MODEL, those that name it."""
     import asyncio
 
     query = {"lines": str(lines), **({} if model is None else {"model": model})}
-    asyncio.run(_show(options.settings(context.obj, given), query, follow))
+    show = table.show_json_line if as_json else _print
+    asyncio.run(_show(options.settings(context.obj, given), query, follow, show))
 
 
-async def _show(settings: Settings, query: dict[str, str], follow: bool) -> None:
+async def _show(
+    settings: Settings, query: dict[str, str], follow: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
     from llm_node.cli import remote
 
     async with remote.connected(settings) as node:
         try:
             if follow:
                 async for line in node.events("GET", "/api/logs", params={**query, "follow": "true"}):
-                    _print(line)
+                    show({key: line[key] for key in line if key != "event"})
             else:
                 for line in (await node.get("/api/logs", **query))["lines"]:
-                    _print(line)
+                    show(line)
         except remote.RemoteError as error:
             raise failure.of(error) from None
 

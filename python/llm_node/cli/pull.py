@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +71,7 @@ async def _pull(
             if dry_run:
                 _show_table(await node.post("/api/models/pull", {**wish, "dry_run": True}), as_json=as_json)
                 return
-            show = _print_json if as_json else _say_nothing if quiet else None
+            show = table.show_json_line if as_json else _say_nothing if quiet else None
             row = await interruptible(fetching.pull(node, wish, show=show))
     except Interrupted:
         raise failure.Failed("stopped; the same command goes on from there", Exit.INTERRUPTED) from None
@@ -118,10 +117,6 @@ def _show_table(planned: dict[str, Any], *, as_json: bool) -> None:
         table.show([["VERSION", "SIZE", "BITS", "NEEDS", "FITS", ""], *rows])
     for line in planned["why"]:
         click.echo(line, err=True)
-
-
-def _print_json(event: Any) -> None:
-    click.echo(json.dumps(event, ensure_ascii=False))
 
 
 def _say_nothing(event: Any) -> None:

@@ -25,6 +25,11 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def show_json_line(value: Any) -> None:
+    """One of many, each as soon as it is there."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
 def size(count: int | None) -> str:
     """Bytes, for people."""
     if count is None:
