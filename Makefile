@@ -113,6 +113,7 @@ lint: $(STAMPS)/wheel
 	$(BIN)/python -m mypy.stubtest llm_node._core
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/lint_c.py
+	$(BIN)/python tools/check_web.py
 
 # Python clients that bring much with them, in an environment of their own; and those in JavaScript.
 clients: setup

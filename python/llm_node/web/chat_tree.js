@@ -23,7 +23,12 @@ export function newChat(model) {
 /** The messages that are shown, from the first to the last. @param {Chat} chat @returns {Message[]} */
 export function path(chat) {
   const found = [];
-  for (let id = chat.leaf; id !== null && chat.messages[id]; id = chat.messages[id].parent) found.push(chat.messages[id]);
+  for (let id = chat.leaf; id !== null; ) {
+    const message = chat.messages[id];
+    if (message === undefined) break;
+    found.push(message);
+    id = message.parent;
+  }
   return found.reverse();
 }
 
@@ -146,9 +151,11 @@ function endsAtTheTop(chat, message) {
   /** @type {string | null} */
   let id = message.id;
   while (id !== null) {
-    if (seen.has(id) || !chat.messages[id]) return false;
+    /** @type {Message | undefined} */
+    const above = chat.messages[id];
+    if (seen.has(id) || above === undefined) return false;
     seen.add(id);
-    id = chat.messages[id].parent;
+    id = above.parent;
   }
   return true;
 }

@@ -99,6 +99,7 @@ export function LiveView() {
 function Chart({ lines, shown }) {
   const box = useRef(/** @type {HTMLElement | null} */ (null));
   const plot = useRef(/** @type {any} */ (null));
+  /** @returns {any} times, and the figures of each line */
   const columns = () => [points.value.map((it) => it.at), ...lines.map(({ of }) => points.value.map((it) => it[of]))];
   useEffect(() => {
     const element = /** @type {HTMLElement} */ (box.current);
@@ -120,6 +121,11 @@ function Chart({ lines, shown }) {
   return html`<div class="chart" ref=${box} aria-hidden="true"></div>`;
 }
 
+/** From nothing on. @param {any} _ @param {number} __ @param {number} most @returns {[number, number]} */
+function range(_, __, most) {
+  return [0, most || 1];
+}
+
 /** In the colours of the page. @param {HTMLElement} element @param {number} count @param {(value: number) => string} shown */
 function inColours(element, count, shown) {
   const style = getComputedStyle(element);
@@ -131,7 +137,7 @@ function inColours(element, count, shown) {
     height: HEIGHT,
     legend: { show: false },
     cursor: { show: false },
-    scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most || 1] } },
+    scales: { y: { range } },
     axes: [{ ...axis, space: 80, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(clock) }, { ...axis, size: 70, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(shown) }],
     series: [{}, ...strokes.slice(0, count).map((stroke) => ({ stroke, width: 2, spanGaps: true, points: { size: 4 } }))],
   };

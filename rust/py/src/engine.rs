@@ -84,8 +84,8 @@ impl PyEngine {
     fn open(path: &Path, options: &str, packaged: &str) -> Result<Self, Fault> {
         let options: BTreeMap<String, OptionValue> =
             serde_json::from_str(options).map_err(|error| malformed("the engine's options", &error))?;
-        let packaged = serde_json::from_str(packaged)
-            .map_err(|error| malformed("the libraries of packages", &error))?;
+        let packaged =
+            serde_json::from_str(packaged).map_err(|error| malformed("the libraries of packages", &error))?;
         let directory = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let refused = |refusal: Refusal| Fault::new(refusal.code(), refusal.to_string());
         let (manifest, refusal) = manifest::read(&directory.join("manifest.json")).map_err(refused)?;
@@ -102,12 +102,13 @@ impl PyEngine {
             directory,
         };
         let settings = EngineSettings { options: texts(&options), ..EngineSettings::default() };
-        let engine = Engine::open(&address, &settings, unobserved()).map_err(|refusal| {
-            match Refusal::Probed(refusal).with_missing(&libraries.missing) {
-                Refusal::Probed(refusal) => refusal.fault,
-                other => refused(other),
-            }
-        })?;
+        let engine =
+            Engine::open(&address, &settings, unobserved()).map_err(|refusal| {
+                match Refusal::Probed(refusal).with_missing(&libraries.missing) {
+                    Refusal::Probed(refusal) => refusal.fault,
+                    other => refused(other),
+                }
+            })?;
         let extensions = engine.facts().extensions;
         Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), address, settings, extensions })
     }

@@ -440,7 +440,11 @@ mod tests {
         }
         assert_eq!(find("gone").unwrap_err(), find("nothing:latest").unwrap_err());
         let alias = |alias: &str, name: &str| catalog.alias(alias, name, &reads(&["toy"])).map(|it| it.id);
-        assert_eq!(alias("gpt", "claude-sonnet").as_deref(), Ok("one"), "an alias may move, and be of another");
+        assert_eq!(
+            alias("gpt", "claude-sonnet").as_deref(),
+            Ok("one"),
+            "an alias may move, and be of another"
+        );
         assert_eq!(find("gpt:latest").as_deref(), Ok("one"));
         assert_eq!(alias("new", "nothing").unwrap_err().code, ErrorCode::ModelNotFound);
         for taken in ["stories", "stories.gguf", "single:Q8_0", "two-00001-of-00002"] {

@@ -1,0 +1,39 @@
+"""Check the types of the page's own code: what its comments say, against the types of the libraries.
+
+    python tools/check_web.py
+
+TypeScript would take the types of a bundle from the bundle. So the code is checked in a copy, in which
+`web/types/vendor/` says what each bundle offers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB = ROOT / "web"
+PAGE = ROOT / "python/llm_node/web"
+COPY = WEB / ".check"
+"""Within `web`, since the libraries are looked for from there upwards."""
+COMPILER = WEB / "node_modules/.bin/tsc"
+
+
+def main() -> int:
+    if not COMPILER.exists():
+        sys.stderr.write("the page's code is not checked: tools/vendor_web.py brings TypeScript\n")
+        return 0
+    shutil.rmtree(COPY, ignore_errors=True)
+    shutil.copytree(WEB / "types/vendor", COPY / "vendor")
+    for path in PAGE.glob("*.js"):
+        shutil.copy(path, COPY)
+    try:
+        return subprocess.run([COMPILER, "-p", WEB / "tsconfig.json"], check=False).returncode
+    finally:
+        shutil.rmtree(COPY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
