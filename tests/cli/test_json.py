@@ -82,7 +82,7 @@ LIFE: Mapping[str, Schema] = {
     "memory_": some(USE), "load_ms_": COUNT, "facts_": FACTS, "draining_": FLAG, "pinned_": FLAG,
     "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT, "silent_seconds_": COUNT, "call_seconds_": COUNT,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
-    "last_crash_": {"type": "object"},
+    "goes_in_seconds_": maybe(COUNT), "last_crash_": {"type": "object"},
 }  # fmt: skip
 """Of a model, as far as it is alive."""
 FILE: Mapping[str, Schema] = {

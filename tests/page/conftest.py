@@ -45,6 +45,7 @@ def browser() -> Iterator[Browser]:
 def hub(demo_model: Path) -> Iterator[StandInHub]:
     with stand_in_hub() as hub:
         hub.put("org/Tiny-GGUF", "tiny-Q4_0.gguf", demo_model.read_bytes())
+        hub.parameters["org/Tiny-GGUF"] = 3_800_000
         yield hub
 
 

@@ -299,7 +299,10 @@ def test_what_cannot_be_pulled_is_said(open_page: Open) -> None:
     expect(page.get_by_role("alert")).to_contain_text("neither a repository of the hub")
     page.get_by_label("Repository of the hub").fill("tiny")
     page.get_by_role("button", name="Search the hub").click()
-    expect(page.get_by_role("heading", name="org/Tiny-GGUF", exact=True)).to_be_visible()
+    found = page.locator(".cards > li").filter(
+        has=page.get_by_role("heading", name="org/Tiny-GGUF", exact=True)
+    )
+    expect(found).to_contain_text("7 downloads · ~ fits, by its size")
 
 
 def test_by_keyboard_alone(open_page: Open, node: RunningNode) -> None:

@@ -151,8 +151,7 @@ function Fetch() {
         (each) => html`<li key=${each.id}>
           <h4>${each.id}</h4>
           <p class="quiet">
-            ${count(each.downloads)}
-            ${say("downloads")}${each.fits === null ? "" : ` · ~ ${say(each.fits ? "aboutYes" : "aboutNo")}`}
+            ${`${count(each.downloads)} ${say("downloads")}`}${each.fits === null ? "" : ` · ~ ${say(each.fits ? "aboutYes" : "aboutNo")}`}
           </p>
           <button
             type="button"
