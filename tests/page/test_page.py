@@ -167,6 +167,8 @@ def test_models_are_loaded_kept_and_unloaded(open_page: Open, node: RunningNode)
     node.post("/api/models/unload", {"model_id": "llm-node-demo"})
     page = open_page("/#/models")
     row = page.locator(".cards > li").filter(has_text="llm-node-demo").first
+    row.get_by_role("button", name="Load").focus()
+    expect(row.get_by_role("status")).to_have_text(re.compile(r"Fits: [\d.]+ MiB \(host\)"))
     row.get_by_role("button", name="Load").click()
     expect(row).to_contain_text("loaded")
     expect(page.locator("table").last).to_contain_text("llm-node-demo")

@@ -69,7 +69,11 @@ export function ModelsView() {
 /** @param {{row: any}} properties */
 function Row({ row }) {
   const [isSure, setSure] = useState(false);
+  const [verdict, setVerdict] = useState("");
   const name = row.model_id;
+  /** What a load would come to now, for who is about to ask for one. */
+  const foresee = () =>
+    void call("POST", "/api/models/plan", { model_id: name }).then((planned) => setVerdict(verdictOf(planned)), failed);
   const isThere = ["loaded", "loading", "waiting"].includes(row.status);
   const pin = () => act("POST", "/api/models/load", { model_id: name, pin: !row.pinned });
   const state = row.progress ? `${say("loading")} ${Math.round(row.progress * 100)} %` : say(row.status);
@@ -86,12 +90,19 @@ function Row({ row }) {
       <dd>${row.origin ?? "?"}</dd>
     </dl>
     ${row.error && html`<p class="problem">${row.error.message}</p>`}
+    <p class="quiet" role="status">${isThere ? "" : verdict}</p>
     <div class="row">
       ${isThere
         ? html`<button type="button" aria-label=${`${say("unload")} ${name}`} onClick=${() => act("POST", "/api/models/unload", { model_id: name })}>
             ${say("unload")}
           </button>`
-        : html`<button type="button" aria-label=${`${say("load")} ${name}`} onClick=${() => act("POST", "/api/models/load", { model_id: name })}>
+        : html`<button
+            type="button"
+            aria-label=${`${say("load")} ${name}`}
+            onFocus=${foresee}
+            onPointerEnter=${foresee}
+            onClick=${() => act("POST", "/api/models/load", { model_id: name })}
+          >
             ${say("load")}
           </button>`}
       ${row.status === "loaded" &&
@@ -107,6 +118,24 @@ function Row({ row }) {
         <button type="button" onClick=${() => setSure(false)}>${say("cancel")}</button>`}
     </div>
   </li>`;
+}
+
+/** @param {any} planned */
+function verdictOf(planned) {
+  const names = (/** @type {any[]} */ rows) => rows.map((row) => row.model_id).join(", ");
+  const takes = planned.memory.map((/** @type {any} */ use) => `${size(use.total_bytes)} (${use.device})`).join(", ");
+  switch (planned.verdict) {
+    case "fits":
+      return `${say("hasRoom")}: ${takes}`;
+    case "after_unloading":
+      return `${say("roomAfter")} ${names(planned.unload)}: ${takes}`;
+    case "after_waiting":
+      return `${say("waitsFor")} ${names(planned.holders)}`;
+    case "refused":
+      return planned.error.message;
+    default:
+      return "";
+  }
 }
 
 function Fetch() {
