@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,13 +100,42 @@ def test_what_the_scheduler_knows_comes_up(node: RunningNode) -> None:
     assert found[of("vllm:num_requests_waiting", MODEL)] == 0
     assert 0 <= found[of("vllm:kv_cache_usage_perc", MODEL)] <= 1
     assert found[of("llm_node_kv_cache_tokens", MODEL, "capacity")] > 0
-    (worker,) = node.get("/api/system").json()["workers"]
+    system = node.get("/api/system").json()
+    (worker,) = system["workers"]
     assert worker["occupancy"]["max_running"] == worker["facts"]["max_sequences"]
+    assert found[of("llm_node_queued_tokens", MODEL)] == 0
+    assert found[of("llm_node_load")] == system["load"]["value"] == 0
+    blocks = str(worker["occupancy"]["cache_tokens"] // 16)
+    assert found[of("vllm:cache_config_info", MODEL, "16", blocks)] == 1
+
+
+def test_a_node_that_is_busy_says_how_full_it_is(node: RunningNode) -> None:
+    """A long prompt teaches it its speed; the only sequence there is makes it full."""
+    node.reload(MODEL, max_sequences=1)
+    body = {"model": MODEL, "prompt": "word " * 200, "max_tokens": 1}
+    assert node.post("/v1/completions", body).status == 200
+    wait_for(node, lambda found: found.get(of("llm_node_prompt_tokens_per_second", MODEL), 0) > 0)
+    wait_for(node, lambda found: found[of("llm_node_load")] == 0)
+    with socket.create_connection(node.address) as client:
+        sent = json.dumps({**body, "max_tokens": 100, "n": 100, "ignore_eos": True, "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent)}\r\n"
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + sent)
+        wait_for(node, lambda found: found[of("llm_node_load")] >= 1)
+    wait_for(node, lambda found: found[of("llm_node_load")] == 0)
+
+
+def wait_for(node: RunningNode, condition: Callable[[Samples], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition(scraped(node)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_one_model_can_be_asked_for(node: RunningNode) -> None:
-    of_models = [labels for name, labels in scraped(node, f"?model={MODEL}") if name.startswith("vllm:")]
+    found = scraped(node, f"?model={MODEL}")
+    of_models = [labels for name, labels in found if name.startswith("vllm:") and "lora" not in name]
     assert of_models and all(MODEL in labels for labels in of_models)
+    assert found[of("vllm:lora_requests_info", "0", "")] == 1
     assert node.get("/metrics?model=nobody").status == 404
 
 

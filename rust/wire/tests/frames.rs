@@ -249,11 +249,11 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
 
 prop_compose! {
     fn occupancy()(
-        (queued, queued_tokens, running, max_running, kept) in any::<(usize, usize, usize, usize, usize)>(),
+        (queued, queued_tokens, prompt_rate, running, max_running, kept) in any::<(usize, usize, u32, usize, usize, usize)>(),
         (cache_used, cache_tokens, kept_tokens, preemptions, drafted, accepted) in any::<(u64, u64, u64, u64, u64, u64)>(),
     ) -> Occupancy {
         Occupancy {
-            queued, queued_tokens, running, max_running, cache_used, cache_tokens, kept, kept_tokens, preemptions, drafted, accepted,
+            queued, queued_tokens, prompt_rate, running, max_running, cache_used, cache_tokens, kept, kept_tokens, preemptions, drafted, accepted,
         }
     }
 }

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 """The one form, whatever is asked for: in OpenMetrics' the library writes `_` in place of vLLM's colons."""
+BLOCK_TOKENS = 16
+"""In which routers for vLLM count a cache."""
 STATES = ("available", "waiting", "loading", "loaded", "failed")
 FINISHED = ("stop", "length", "abort", "error")
 HISTOGRAMS = {
@@ -78,6 +80,11 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
     )
     cells = _gauge("llm_node_kv_cache_tokens", "Cells of the KV cache.", "model_name", "what")
     preempted = _counter("vllm:num_preemptions", "Requests that had to give way.", "model_name")
+    queued = _gauge("llm_node_queued_tokens", "Prompt tokens of requests that wait.", "model_name")
+    rate = _gauge("llm_node_prompt_tokens_per_second", "As it was measured; 0: not yet.", "model_name")
+    cache = _gauge(
+        "vllm:cache_config_info", "Size of the KV cache.", "model_name", "block_size", "num_gpu_blocks"
+    )
     for model in models:
         name, busy = model["model_id"], model.get("occupancy")
         for word in STATES:
@@ -95,7 +102,15 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
         ):
             cells.add_metric([name, what], count)
         preempted.add_metric([name], busy["preemptions"])
-    yield from (state, running, waiting, usage, cells, preempted)
+        queued.add_metric([name], busy["queued_tokens"])
+        rate.add_metric([name], busy["prompt_rate"])
+        cache.add_metric([name, str(BLOCK_TOKENS), str(busy["cache_tokens"] // BLOCK_TOKENS)], 1)
+    # Adapters there are none of; routers that ask for them want to read it.
+    adapters = _gauge(
+        "vllm:lora_requests_info", "Adapters.", "max_lora", "running_lora_adapters", "waiting_lora_adapters"
+    )
+    adapters.add_metric(["0", "", ""], 1)
+    yield from (state, running, waiting, usage, cells, preempted, queued, rate, cache, adapters)
 
 
 def _of_requests(meters: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
@@ -141,12 +156,14 @@ def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
         "llm_node_capacity", "Requests that can be computed at once by the models that are loaded."
     )
     capacity.add_metric([], system["load"]["capacity"])
+    load = _gauge("llm_node_load", "How full the fullest model is; 1: full.")
+    load.add_metric([], system["load"]["value"])
     events = _counter("llm_node_model_events", "What has happened to models: loaded, crashed, ...", "kind")
     for kind, count in system["events"].items():
         events.add_metric([kind], count)
     info = _gauge("llm_node_info", "Which node it is.", "version", "gpu_backend")
     info.add_metric([__version__, system["gpu_backend"] or "none"], 1)
-    yield from (memory, requests, capacity, events, info)
+    yield from (memory, requests, capacity, load, events, info)
 
 
 def _gauge(name: str, text: str, *labels: str) -> Any:

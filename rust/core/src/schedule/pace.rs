@@ -170,6 +170,11 @@ impl Pace {
         }
     }
 
+    /// Prompt tokens in a second, beside what else is computed. 0: nothing is known yet.
+    pub fn prompt_rate(&self) -> u32 {
+        self.prefill.0.map_or(0, |each| (1.0 / each) as u32)
+    }
+
     /// Tokens of a prompt that take as long as a step should. 0: nothing is known yet.
     pub fn dear(&self) -> u32 {
         self.prefill.0.map_or(0, |each| (self.target / each) as u32)
@@ -335,6 +340,8 @@ mod tests {
     fn what_takes_a_step_is_dear() {
         assert_eq!(Pace::new(ms(120), 64).dear(), 0);
         assert!(taught(ms(120)).dear().abs_diff(120) <= 1, "1 ms each");
+        assert_eq!(Pace::new(ms(120), 64).prompt_rate(), 0);
+        assert!(taught(ms(120)).prompt_rate().abs_diff(1000) <= 10);
     }
 
     #[test]

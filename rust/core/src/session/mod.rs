@@ -80,6 +80,8 @@ pub struct Occupancy {
     pub queued: usize,
     /// Prompt tokens of these.
     pub queued_tokens: usize,
+    /// Prompt tokens that are read in a second; 0: nobody knows.
+    pub prompt_rate: u32,
     /// Requests under way.
     pub running: usize,
     /// Requests that may be under way at once.
@@ -245,6 +247,7 @@ impl<E: StepEngine> Session<E> {
         Occupancy {
             queued: self.queue.len(),
             queued_tokens: self.queue.tokens(),
+            prompt_rate: self.pace.prompt_rate(),
             running: self.running.len(),
             max_running: self.max_running,
             cache_used: limits.cache_tokens.saturating_sub(self.engine().cache_free()),

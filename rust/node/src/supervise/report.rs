@@ -27,6 +27,9 @@ use serde::Serialize;
 use super::{Inner, load::measure_host, written};
 use crate::{config::Origin, models::Model};
 
+/// A prompt that waits so long until it is read finds its model full.
+const FULL_WAIT_SECONDS: f64 = 2.0;
+
 /// How many incidents are kept.
 const MOST_INCIDENTS: usize = 100;
 
@@ -267,6 +270,10 @@ struct LoadRow {
     requests: usize,
     /// How many could be computed at once by the models that are loaded.
     capacity: usize,
+    /// Prompt tokens of requests that wait.
+    queued_tokens: usize,
+    /// Of the fullest model; 1: full. For who starts nodes and ends them.
+    value: f64,
 }
 
 impl LoadRow {
@@ -277,9 +284,24 @@ impl LoadRow {
             load.requests += inner.traffic.streams_of(worker);
             load.capacity +=
                 model.loaded.as_ref().map_or(0, |(_, loaded)| loaded.facts.max_sequences as usize);
+            let process = inner.processes.get(worker);
+            if let Some(occupancy) = process.and_then(|process| process.occupancy()) {
+                load.queued_tokens += occupancy.queued_tokens;
+                load.value = load.value.max(fullness(&occupancy));
+            }
         }
         load
     }
+}
+
+/// Of its sequences, its cache and the time that may pass until a prompt is read, whichever is nearest its end.
+fn fullness(occupancy: &Occupancy) -> f64 {
+    let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let sequences = share(occupancy.running as u64, occupancy.max_running as u64);
+    // What is kept for prompts to come goes as soon as somebody needs the room.
+    let cache = share(occupancy.cache_used.saturating_sub(occupancy.kept_tokens), occupancy.cache_tokens);
+    let wait = share(occupancy.queued_tokens as u64, occupancy.prompt_rate.into()) / FULL_WAIT_SECONDS;
+    sequences.max(cache).max(wait)
 }
 
 #[derive(Serialize)]
@@ -530,4 +552,32 @@ fn shown(paths: &[PathBuf]) -> Vec<String> {
 fn modified(path: &Path) -> u64 {
     let written = fs::metadata(path).and_then(|file| file.modified());
     written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_as_full_as_what_is_nearest_its_end() {
+        let idle = Occupancy { max_running: 8, cache_tokens: 1000, prompt_rate: 500, ..Occupancy::default() };
+        let full = |change: fn(&mut Occupancy)| {
+            let mut occupancy = idle;
+            change(&mut occupancy);
+            fullness(&occupancy)
+        };
+        let cases = [
+            (full(|_| ()), 0.0),
+            (full(|it| it.running = 4), 0.5),
+            (full(|it| (it.running, it.cache_used) = (4, 900)), 0.9),
+            (full(|it| (it.cache_used, it.kept_tokens) = (900, 600)), 0.3),
+            (full(|it| (it.running, it.queued_tokens) = (8, 3000)), 3.0),
+            // Nothing is known of its speed, or of its cache.
+            (full(|it| (it.queued_tokens, it.prompt_rate) = (3000, 0)), 0.0),
+            (full(|it| (it.running, it.cache_tokens) = (8, 0)), 1.0),
+        ];
+        for (found, wanted) in cases {
+            assert!((found - wanted).abs() < 1e-9, "{found} {wanted}");
+        }
+    }
 }
