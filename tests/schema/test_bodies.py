@@ -31,6 +31,7 @@ from llm_node.schema.chat import ChatCompletionRequest
 from llm_node.schema.completions import CompletionRequest
 from llm_node.schema.embeddings import EmbeddingRequest
 from llm_node.schema.messages import REASONING, Message
+from llm_node.schema.sampling import ADDED_BY_ROUTERS
 from llm_node.schema.wire import Ignored, Wire
 
 unhurried = hypothesis_settings(deadline=None)
@@ -102,6 +103,34 @@ def test_what_asks_for_nothing_is_dropped(field: str, nothing: Any) -> None:
     with pytest.raises(NodeError, match=field) as caught:
         chat(**{field: ["something"]})
     assert caught.value.code == "unsupported_parameter"
+
+
+# As vllm-router 0.1.17 sends what it was asked with the messages alone.
+ROUTED = {
+    "stream": False,
+    "logprobs": False,
+    "no_stop_trim": False,
+    "ignore_eos": False,
+    "continue_final_message": False,
+    "skip_special_tokens": True,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "return_hidden_states": False,
+    "include_reasoning": True,
+}
+
+
+def test_what_routers_add_says_what_is_done_anyway() -> None:
+    assert chat(**ROUTED) == chat()
+    added = ("stream", "no_stop_trim", "ignore_eos", "skip_special_tokens", "return_hidden_states")
+    assert completion(**{name: ROUTED[name] for name in added}, echo=False) == completion()
+
+
+@pytest.mark.parametrize("field", [name for name in ROUTED if name in ADDED_BY_ROUTERS])
+def test_what_routers_add_is_refused_with_another_value(field: str) -> None:
+    with pytest.raises(NodeError) as caught:
+        chat(**{field: not ROUTED[field]})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", field)
 
 
 def test_hints_are_dropped_and_told() -> None:

@@ -45,6 +45,7 @@ class ChatCompletionRequest(Chat, Generation):
 
     hint: ClassVar[frozenset[str]] = frozenset({"verbosity", "prediction"})
     refused: ClassVar[Mapping[str, Any]] = {
+        **Generation.refused,
         "tools": None,
         "functions": None,
         "audio": None,

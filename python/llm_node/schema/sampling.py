@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -36,8 +37,23 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
+ADDED_BY_ROUTERS: Mapping[str, Any] = {
+    "continue_final_message": False,
+    "include_reasoning": True,
+    "no_stop_trim": False,
+    "return_hidden_states": False,
+    "separate_reasoning": True,
+    "skip_special_tokens": True,
+    "stream_reasoning": True,
+}
+"""What routers for vLLM and SGLang write into every request, asked or not, and with which values: these say
+what is done anyway."""
+
+
 class Generation(ForModel):
     """What both kinds of completion understand."""
+
+    refused: ClassVar[Mapping[str, Any]] = ADDED_BY_ROUTERS
 
     harmless: ClassVar[frozenset[str]] = frozenset(
         {

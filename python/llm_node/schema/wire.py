@@ -99,7 +99,9 @@ class Wire(BaseModel):
                 ignored.add(data, key)
             return False
         if key in cls.refused:
-            if value in NOTHING or value == cls.refused[key]:
+            idle = cls.refused[key]
+            turns_off = idle is True and value is False
+            if value == idle or (value in NOTHING and not turns_off):
                 return False
             if not cls._has(key):
                 raise unsupported(f"{key} is not supported", key)
