@@ -16,6 +16,7 @@ from pathlib import Path
 import pynvml
 
 from llm_node._core import host_memory_bytes
+from llm_node.settings import cuda_visible_devices
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Device:
     is_host: bool = False
     driver: str | None = None
     """Version of the driver."""
+    uuid: str | None = None
+    """"GPU-" and what NVML calls it for good."""
 
 
 def resolve_backend(wanted: str) -> str:
@@ -53,18 +56,23 @@ def resolve_backend(wanted: str) -> str:
     if wanted == "auto":
         if sys.platform == "darwin":
             return "metal"
-        if nvidia_gpus():
+        if cuda_gpus():
             return "cuda"
         raise NoGpuError(
-            "No GPU that llm-node can use was found (NVML knows of none), and the CPU is never chosen for "
+            f"No GPU that llm-node can use was found ({_why_none()}), and the CPU is never chosen for "
             "you. Install the NVIDIA driver, or choose --gpu-backend vulkan or --gpu-backend cpu"
         )
-    if wanted == "cuda" and not nvidia_gpus():
+    if wanted == "cuda" and not cuda_gpus():
         raise NoGpuError(
-            "No NVIDIA GPU found: NVML knows of none. Install the driver, or choose the CPU "
+            f"No NVIDIA GPU found: {_why_none()}. Install the driver, or choose the CPU "
             "with --gpu-backend cpu"
         )
     return wanted
+
+
+def _why_none() -> str:
+    hidden = len(nvidia_gpus())
+    return f"CUDA_VISIBLE_DEVICES names none of the {hidden} here" if hidden else "NVML knows of none"
 
 
 def make_device_files(backend: str, folder: Path = Path("/dev")) -> None:
@@ -90,7 +98,31 @@ def read(backend: str) -> list[Device]:
         # Unified memory: the GPU's is the host's.
         memory = host()
         return [Device(0, "Apple GPU", None, memory.total_bytes, memory.free_bytes)]
-    return nvidia_gpus()
+    return cuda_gpus() if backend == "cuda" else nvidia_gpus()
+
+
+def cuda_gpus() -> list[Device]:
+    """Those of them that a worker sees with CUDA: schedulers name the GPUs of a process by
+    `CUDA_VISIBLE_DEVICES`."""
+    named = cuda_visible_devices()
+    gpus = nvidia_gpus()
+    if named is None or any(name.startswith("MIG-") for name in named):
+        return gpus  # parts of GPUs are not told apart here
+    left: list[Device] = []
+    for name in named:
+        found = [gpu for gpu in gpus if _is_meant(name, gpu)]
+        if len(found) != 1:
+            break  # as CUDA reads it: what stands behind a wrong name is hidden as well
+        left += found
+    return [gpu for gpu in gpus if gpu in left]
+
+
+def _is_meant(name: str, gpu: Device) -> bool:
+    """A number is that of the order by PCI address, which workers get (`environment.rs`); a name may be the
+    beginning of the whole one."""
+    if name.isdecimal():
+        return int(name) == gpu.index
+    return gpu.uuid is not None and name.startswith("GPU-") and gpu.uuid.startswith(name)
 
 
 def nvidia_gpus() -> list[Device]:
@@ -118,6 +150,7 @@ def _nvidia_gpu(index: int, driver: str) -> Device | None:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         name = _text(pynvml.nvmlDeviceGetName(handle))
         bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+        uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     except pynvml.NVMLError as error:
         log.warning("GPU %d cannot be used: %s", index, error)
         return None
@@ -131,7 +164,7 @@ def _nvidia_gpu(index: int, driver: str) -> Device | None:
     except pynvml.NVMLError as error:
         log.warning("the memory of GPU %d (%s) cannot be read: %s", index, name, error)
         return None
-    return Device(index, name, bus_id, total, free, driver=driver)
+    return Device(index, name, bus_id, total, free, driver=driver, uuid=uuid)
 
 
 def _text(value: str | bytes) -> str:

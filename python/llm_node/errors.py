@@ -139,7 +139,8 @@ TABLE: Mapping[str, Row] = {
     "host_not_allowed": Row(
         403,
         _PERMISSION,
-        "The `Host` header has a name that public DNS may point here; `--allow-host` allows it.",
+        "The `Host` header has a name that public DNS may point here; `--allow-host` allows it. Or it lacks "
+        "the node's own port, and an admin route was asked of a node with `--behind-balancer`.",
         exit=Exit.NOT_ALLOWED,
     ),
     "origin_not_allowed": Row(

@@ -488,6 +488,13 @@ class Settings:
         metavar="YES|NO",
         in_file=False,
     )
+    behind_balancer: bool = _setting(
+        False,
+        _yes_or_no,
+        "The node is one of several behind a load balancer: what tells of one node or changes it is answered "
+        "only where `Host` names the node's own port.",
+        metavar="YES|NO",
+    )
     api_key_file: Path | None = _setting(  # noqa: RUF009
         None,
         _path,
@@ -967,6 +974,12 @@ def service_variables(variables: Mapping[str, str] | None = None) -> list[str]:
 
 def _tells_of_a_service(key: str, value: str) -> bool:
     return bool(_SERVICE.search(key) or (key.endswith("_PORT") and _LINK.fullmatch(value)))
+
+
+def cuda_visible_devices(variables: Mapping[str, str] | None = None) -> list[str] | None:
+    """The numbers or names of GPUs in the variable that CUDA reads; None: it is not set, and all are seen."""
+    given = (os.environ if variables is None else variables).get("CUDA_VISIBLE_DEVICES")
+    return None if given is None else [name for part in given.split(",") if (name := part.strip())]
 
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:

@@ -135,3 +135,40 @@ def test_gpus_of_a_fake_nvml(tmp_path: Path, repository: Path) -> None:
         assert rest.endswith(".0")
         assert not device["is_host"]
     assert len({device["bus_id"] for device in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"),
+    [
+        ("1", [1]),
+        ("2,0", [0, 2]),
+        ("0, 1", [0, 1]),
+        ("GPU-00000000-0000-0000-0000-000000000002", [2]),
+        ("GPU-00000000-0000-0000-0000-000000000002,0", [0, 2]),
+        ("1,7,0", [1]),  # what stands behind a wrong one is hidden
+        ("GPU-0000,0", []),  # the beginning of several
+        ("-1", []),
+        ("", []),
+        ("MIG-GPU-00000000-0000-0000-0000-000000000002/1/0", [0, 1, 2]),
+    ],
+)
+def test_gpus_that_a_scheduler_gave(tmp_path: Path, repository: Path, named: str, seen: list[int]) -> None:
+    library = compile_library(repository / "tests/fakes/fake_nvml.c", tmp_path / "libnvidia-ml.so.1")
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(library.parent),
+        "FAKE_NVML_DEVICES": "3",
+        "CUDA_VISIBLE_DEVICES": named,
+    }
+    read = (
+        "from llm_node import devices; print([gpu.index for gpu in devices.read('cuda')], "
+        "len(devices.read('vulkan')))\n"
+        "try: print(devices.resolve_backend('auto'))\n"
+        "except devices.NoGpuError as error: print(error)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", read], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    first, second = output.splitlines()
+    assert first == f"{seen} 3"
+    assert second == "cuda" if seen else "names none of the 3 here" in second

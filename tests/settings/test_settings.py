@@ -66,6 +66,7 @@ def test_every_setting_can_come_from_each_source(tmp_path: Path) -> None:
         "vram_limit": "8G",
         "host": "0.0.0.0",
         "allow_open": "yes",
+        "behind_balancer": "yes",
         "allow_host": "llm.example.com",
         "cors_origin": "https://chat.example.com",
         "alias": "claude=llama",

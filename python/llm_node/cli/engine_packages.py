@@ -85,7 +85,7 @@ def _needed() -> str:
 
     if sys.platform == "darwin":
         return "metal"
-    return "cuda" if devices.nvidia_gpus() else "cpu"
+    return "cuda" if devices.cuda_gpus() else "cpu"
 
 
 def _copy(settings: Settings, folder: Path, *, yes: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -28,6 +29,9 @@ from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
 from llm_node.version import __version__
 
 log = logging.getLogger(__name__)
+
+LEAVING_SECONDS = 3.0
+"""How long requests are still taken by a socket of somebody else's. Load balancers look every second."""
 
 ONE_SIGNAL_SECONDS = 0.2
 """Signals that follow each other within so many seconds are one: `timeout` and some supervisors send theirs
@@ -105,7 +109,10 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
             await _greet_until(signals.first, _greet(node, settings, reached))
             reloading.cancel()
             log.info("going down: answers under way have %g s", settings.drain_timeout)
-            # Still listening, so that new requests get a typed refusal instead of a closed door.
+            if inherited is not None:
+                await _hand_over(node, listener, signals)
+            # On its own address it goes on listening, so that new requests get a typed refusal instead of a
+            # closed door.
             await _drain(node, signals)
     finally:
         await listener.close()
@@ -141,6 +148,14 @@ def _tls(settings: Settings) -> Tls | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return Tls(settings.tls_cert, settings.tls_key)
+
+
+async def _hand_over(node: Node, listener: Listener, signals: _Signals) -> None:
+    """Let who gave the socket see that requests are for another node, and then let nobody in any more."""
+    node.leave()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(signals.second.wait(), LEAVING_SECONDS)
+    await listener.close()
 
 
 async def _drain(node: Node, signals: _Signals) -> None:

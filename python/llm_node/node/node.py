@@ -81,6 +81,7 @@ class Node:
         self._core: Supervisor | None = None
         self._wakening: asyncio.BaseTransport | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._is_leaving = False
         self._monitor: asyncio.Task[None] | None = None
         self._devices: list[devices.Device] = []
         self._clients: dict[int, Client] = {}
@@ -98,7 +99,7 @@ class Node:
     @property
     def is_ready(self) -> bool:
         """Started, and not going down."""
-        return self._core is not None and self._closing is None
+        return self._core is not None and self._closing is None and not self._is_leaving
 
     @property
     def standstill(self) -> str | None:
@@ -120,6 +121,10 @@ class Node:
             lambda: _Wakening(self._spread), sock=socket.socket(fileno=self._core.wake_socket())
         )
         self._monitor = asyncio.create_task(self._watch_devices())
+
+    def leave(self) -> None:
+        """Say that what comes next is for another node, and take what comes all the same, until `close`."""
+        self._is_leaving = True
 
     async def close(self, drain_seconds: float | None = None) -> None:
         """Refuse what is new, let answers under way end for at most so long, end all workers.

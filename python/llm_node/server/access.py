@@ -1,4 +1,4 @@
-"""Which key a request needs. Pure: knows method, path and headers alone."""
+"""Which key a request needs, and whether it is meant for this node. Pure: knows its head alone."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ def check(keys: Keys, method: str, path: str, headers: Mapping[str, str]) -> Key
     if scope is Scope.ADMIN and key.scope is not Scope.ADMIN:
         raise NodeError("insufficient_scope", f"The key {key.name} is for inference; {path} needs an admin's")
     return key
+
+
+def check_is_meant(method: str, path: str, headers: Mapping[str, str], own_port: int) -> None:
+    """Of one node among several. Raises `NodeError` where a request that tells of this one, or changes it,
+    may as well have come to another: a load balancer hands on the `Host` that it was asked by."""
+    if needed(method, path) is not Scope.ADMIN:
+        return
+    _, _, port = headers.get("Host", "").rpartition(":")
+    if port != str(own_port):
+        raise NodeError(
+            "host_not_allowed",
+            f"{path} is about one node, and a load balancer is in front of several: ask each at its own "
+            f"address, which here ends in :{own_port}",
+        )
 
 
 def _given(headers: Mapping[str, str]) -> str | None:

@@ -73,6 +73,7 @@ def make_app(
     app[middleware.ORIGIN_RULES] = OriginRules(
         bound=settings.host, hosts=settings.allow_host, origins=settings.cors_origin
     )
+    app[middleware.BEHIND_BALANCER] = settings.behind_balancer
     if settings.api_key_file is not None:
         keys = Keys.read(settings.api_key_file)
         app[middleware.KEYS] = keys if own_key is None else keys.with_own(own_key)

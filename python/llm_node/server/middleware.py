@@ -19,7 +19,7 @@ from llm_node import errors
 from llm_node.api.context import ERROR_CODE, ERROR_FORMS, IGNORED, KEY, NODE, REQUEST_ID, TOOK, Took
 from llm_node.keys import Keys
 from llm_node.node import NodeError
-from llm_node.server.access import check
+from llm_node.server.access import check, check_is_meant
 from llm_node.server.origin import OriginRules
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEYS = web.AppKey("KEYS", Keys)
 """Those that requests need; without it none does."""
 ORIGIN_RULES = web.AppKey("ORIGIN_RULES", OriginRules)
+BEHIND_BALANCER = web.AppKey("BEHIND_BALANCER", bool)
 
 HEADER = "X-Request-Id"
 IGNORED_HEADER = "X-LLM-Node-Ignored"
@@ -98,6 +99,9 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         preflight = rules.preflight(request.method, request.headers)
         if preflight is not None:
             return web.Response(status=204, headers=preflight)
+    if request.app.get(BEHIND_BALANCER) and request.transport is not None:
+        own_port = request.transport.get_extra_info("sockname")[1]
+        check_is_meant(request.method, request.path, request.headers, own_port)
     keys = request.app.get(KEYS)
     if keys is not None:
         key = check(keys, request.method, request.path, request.headers)

@@ -159,6 +159,10 @@ pub(super) fn prepare(command: &mut Command, more: &[String]) {
     if env::var_os("GOMP_SPINCOUNT").is_none() && env::var_os("OMP_WAIT_POLICY").is_none() {
         command.env("GOMP_SPINCOUNT", "10000");
     }
+    // GPUs have the numbers then that NVML gives them, by which the node reads `CUDA_VISIBLE_DEVICES`.
+    if env::var_os("CUDA_DEVICE_ORDER").is_none() {
+        command.env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+    }
     // The C library asks for huge pages then, where the kernel gives them to who asks. A token reads all
     // weights and much of the cache, and looks up thousands of small pages for it.
     if env::var_os("GLIBC_TUNABLES").is_none() {
