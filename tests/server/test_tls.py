@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import http.client
+import ipaddress
 import json
 import signal
 import socket
@@ -16,6 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
 
 from support.node import PROGRAM, RunningNode, command, node_environment, running_node
 
@@ -23,11 +35,27 @@ MODEL = "llm-node-demo"
 HANDSHAKE_SECONDS = 2.0
 
 
+def in_pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
+    lock = NoEncryption() if password is None else BestAvailableEncryption(password)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+
+
 def make_certificate(certificate: Path, key: Path) -> None:
-    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    named = ["-nodes", "-subj", "/CN=llm-node", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*request, *named, *files], check=True, capture_output=True, timeout=60)
+    own = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "llm-node")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    signed = (
+        x509.CertificateBuilder(name, name, own.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(own, hashes.SHA256())
+    )
+    key.write_bytes(in_pem(own))
+    certificate.write_bytes(signed.public_bytes(Encoding.PEM))
 
 
 def fingerprint(pem: str) -> str:
@@ -158,8 +186,7 @@ def test_files_that_are_none_are_named(
     served: Served, tmp_path: Path, certificate: str | None, key: str | None, code: int, words: str
 ) -> None:
     home = served.node.extra["home"]
-    lock = ["openssl", "ec", "-in", str(served.key), "-aes128", "-passout", "pass:secret"]
-    subprocess.run([*lock, "-out", str(home / "locked.pem")], check=True, capture_output=True, timeout=60)
+    (home / "locked.pem").write_bytes(in_pem(ec.generate_private_key(ec.SECP256R1()), b"secret"))
     given = {"--tls-cert": certificate, "--tls-key": key}
     arguments = [part for flag, name in given.items() if name for part in (flag, str(home / name))]
     ended = subprocess.run(
