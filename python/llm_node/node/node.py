@@ -235,7 +235,14 @@ class Node:
     async def alias(self, alias: str, name: str) -> dict[str, Any]:
         """Give the model that is meant by `name` a further name, until the node ends; its row. Raises
         `NodeError` where that is a model's own name already."""
-        return _model(await self._outcome(self._running().alias(alias, name)))
+        row = _model(await self._outcome(self._running().alias(alias, name)))
+        self._config["aliases"][alias] = row["model_id"]
+        return row
+
+    def is_alias(self, name: str) -> bool:
+        """Is it a further name that somebody has given a model?"""
+        aliases: dict[str, str] = self._config["aliases"]
+        return name in aliases or name.removesuffix(":latest") in aliases
 
     async def unlisted(self) -> list[dict[str, Any]]:
         """Files that somebody may take for models and that are not listed: `path`, `origin` and `why`."""

@@ -268,6 +268,13 @@ class Pulls:
             return model
         row = await self._node.model(model)
         model_id, origin = str(row["model_id"]), row.get("origin")
+        if self._node.is_alias(model) and model_id != model:
+            raise NodeError(
+                "invalid_request",
+                f"'{model}' is a further name of '{model_id}': delete that, or take the name out of "
+                "`aliases` in the settings file",
+                "model",
+            )
         if origin != "own":
             raise NodeError("unsupported_feature", f"'{model_id}' {_whose(model_id, str(origin))}", "model")
         if row["requests"] and not force:
