@@ -254,7 +254,8 @@ def test_a_model_is_not_asked_for_what_it_is_not_for(
 def test_without_an_engine_it_says_what_one_is_and_where_it_goes(tmp_path: Path) -> None:
     said, answer = greeting(tmp_path)
     assert "engines: none" in said
-    assert f"put one into {tmp_path}/node/.llm-node/engines/<id>/cpu/" in said
+    assert "`llm-node engine install` brings what this machine needs" in said
+    assert f"put it into {tmp_path}/node/.llm-node/engines/<id>/cpu/" in said
     assert "--engines-dir" in said
     assert answer == ""
 

@@ -70,15 +70,16 @@ def lines(
 
 
 NO_ENGINE = (
-    "no engine, so no model can be loaded; name a folder that holds <id>/<gpu_backend>/ with --engines-dir, "
-    "and see `llm-node engines`"
+    "no engine, so no model can be loaded; `llm-node engine install` brings what this machine needs, or name "
+    "a folder that holds <id>/<gpu_backend>/ with --engines-dir, and see `llm-node engines`"
 )
 
 
 def _no_engine(folder: Path) -> list[str]:
     return [
-        "No engine, so no model can be loaded. An engine is a folder with a library and a manifest:",
-        f"  put one into {folder}/,",
+        "No engine, so no model can be loaded. `llm-node engine install` brings what this machine needs.",
+        "An engine is a folder with a library and a manifest. One that you have:",
+        f"  put it into {folder}/,",
         "  or name a folder that holds <id>/<gpu_backend>/ with --engines-dir.",
         "The llama.cpp engine, for GGUF models, is a package that llm-node's source builds (`make wheel`).",
     ]
