@@ -94,7 +94,7 @@ impl Input {
             Input::Wrapped(unescape) => from.encoded(unescape, 1),
             Input::Skipped(scan) => from.skipped(scan),
             Input::Given(text) => {
-                let text = std::mem::take(text);
+                let text = from.known.shown(std::mem::take(text));
                 from.source.tell(0, Found::Input(text), from.out);
                 Turn::Ends(0)
             }
@@ -312,14 +312,21 @@ impl Reading<'_> {
         let plain = self.plain();
         match keyword(&self.source.held[..plain]) {
             Ok(Some((length, key, value))) => {
-                self.tell(length, format!("{}{}: {value}", separator(*count), quoted(&key)));
-                *count += 1;
+                let object = format!("{{{}: {value}}}", quoted(&key));
+                if let Some(text) = self.known.plain(&object) {
+                    self.tell(length, text);
+                } else {
+                    self.tell(length, format!("{}{}: {value}", separator(*count), quoted(&key)));
+                    *count += 1;
+                }
                 Turn::Goes
             }
             Ok(None) => {
                 let blank = self.source.held.iter().position(|&it| it == b')').map_or(0, |it| it + 1);
                 self.source.skip(blank);
-                self.tell(0, closing(*count).to_owned());
+                if *count > 0 || !self.known.text {
+                    self.tell(0, closing(*count).to_owned());
+                }
                 Turn::Ends(0)
             }
             Err(Stop::Short) if plain == self.source.held.len() => Turn::Waits,
@@ -332,7 +339,7 @@ impl Reading<'_> {
         match Python::new(&spelled(&self.source.held), mark.text()).first() {
             Ok((value, length)) if value.starts_with('{') => {
                 let length = unspelled(&self.source.held, length);
-                self.tell(length, value);
+                self.tell(length, self.known.shown(value));
                 Turn::Ends(0)
             }
             Err(NoValue::Short) => Turn::Waits,
@@ -346,7 +353,7 @@ impl Reading<'_> {
         let Some(at) = end else { return Turn::Waits };
         let text = spelled(&self.source.held[..at]);
         let value = nested(&text, mark.text(), &|it| self.known.texts.contains(it));
-        self.tell(at, value);
+        self.tell(at, self.known.shown(value));
         Turn::Ends(0)
     }
 }

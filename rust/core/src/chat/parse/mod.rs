@@ -14,6 +14,8 @@ mod source;
 
 use std::{collections::HashSet, sync::Arc};
 
+use serde::Deserialize;
+
 use self::marks::State;
 pub(crate) use self::{
     marks::Marks,
@@ -70,6 +72,25 @@ impl Known {
             ToolInput::Object(schema) => (false, texts_of(schema.as_str())),
         };
         Self { name: tool.name.clone(), text, strict: tool.strict, texts }
+    }
+
+    /// The text that an object stands for, where the tool takes plain text: the object has it as `input` and
+    /// nothing else.
+    fn plain(&self, object: &str) -> Option<String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Wrapped {
+            input: String,
+        }
+        if !self.text {
+            return None;
+        }
+        serde_json::from_str::<Wrapped>(object).ok().map(|it| it.input)
+    }
+
+    /// An input that came as an object, as it is told.
+    fn shown(&self, object: String) -> String {
+        self.plain(&object).unwrap_or(object)
     }
 }
 

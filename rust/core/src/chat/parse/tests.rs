@@ -93,6 +93,12 @@ fn coder() -> ToolSyntax {
     )
 }
 
+fn gemma() -> ToolSyntax {
+    let pieces = vec![Hole::Name, Hole::Input];
+    let input = InputSyntax::Quoted(literal("<|\"|>"));
+    syntax(("<|tool_call_start|>", "<|tool_call_end|>"), Body::Pattern { pieces, input })
+}
+
 fn nemo() -> ToolSyntax {
     let section = Some((literal("<tools>"), literal("</tools>")));
     ToolSyntax { section, ..syntax(("", ""), flat(true)) }
@@ -434,6 +440,15 @@ fn tools_that_take_text() {
         (
             coder(),
             "<tool_call>\n<function=patch>\n<parameter=input>\na \"b\"\n<c>\n</parameter>\n</function>\n</tool_call>",
+        ),
+        // What it is given stands before its name.
+        (hermes(), r#"<tool_call>{"arguments": {"input": "a \"b\"\n<c>"}, "name": "patch"}</tool_call>"#),
+        (lfm2(), r#"<|tool_call_start|>[patch(input='a "b"\n<c>')]<|tool_call_end|>"#),
+        (pythonic(), r#"[patch(input="a \"b\"\n<c>")]"#),
+        (
+            gemma(),
+            r#"<|tool_call_start|>patch{input:<|"|>a "b"
+<c><|"|>}<|tool_call_end|>"#,
         ),
     ] {
         assert_eq!(read(&watch(Some(syntax), false), answer), expected, "{answer}");
