@@ -14,6 +14,7 @@ use llm_node_core::{
     request::Request,
     session::{Occupancy, Session, SessionOptions},
     speculate::Drafter,
+    text::beginnings::Beginnings,
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
@@ -142,7 +143,8 @@ impl LoadedModel {
             }
             _ => Source::None,
         };
-        let served = Served { source, tokenizer, chat, models, facts: self.facts, reporter };
+        let beginnings = Beginnings::default();
+        let served = Served { source, tokenizer, beginnings, chat, models, facts: self.facts, reporter };
         Ok(RunningModel { intake: Intake::start(served, queue_limit as usize)? })
     }
 }

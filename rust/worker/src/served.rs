@@ -16,6 +16,7 @@ use llm_node_core::{
     request::{Prompt, Request, ValidRequest, prompt_tokens},
     session::Occupancy,
     text::{
+        beginnings::Beginnings,
         control::Rendered,
         pair::{self, Joining},
     },
@@ -58,6 +59,7 @@ pub(crate) struct Served {
     // First, so that nothing runs any more when the rest goes.
     pub(crate) source: Source,
     pub(crate) tokenizer: Option<Arc<ModelTokenizer>>,
+    pub(crate) beginnings: Beginnings,
     pub(crate) chat: Option<Result<ModelChat, Fault>>,
     /// The model, and its draft model.
     pub(crate) models: Vec<Arc<Model>>,
@@ -211,13 +213,13 @@ impl Served {
     }
 
     fn valid(&self, request: Request, limits: &Limits) -> Result<ValidRequest, Fault> {
-        let tokenizer = self.tokenizer()?;
+        let tokenizer = self.beginnings.of(self.tokenizer()?);
         let chat = match (&request.prompt, &self.chat) {
             (Prompt::Chat(_), Some(Err(fault))) => return Err(fault.clone()),
             (_, Some(Ok(chat))) => Some(chat),
             _ => None,
         };
-        ValidRequest::new(request, tokenizer, chat, limits, seed(), unix_seconds())
+        ValidRequest::new(request, &tokenizer, chat, limits, seed(), unix_seconds())
     }
 
     fn streamable(&self, request: Request) -> Result<Prepared, Fault> {
@@ -264,7 +266,8 @@ impl Served {
                 self.render(&conversation).map(|rendered| Answer::Text(rendered.into_text()))
             }
             Question::CountTokens(conversation) => {
-                let tokens = prompt_tokens(&self.render(&conversation)?, self.tokenizer()?)?;
+                let tokenizer = self.beginnings.of(self.tokenizer()?);
+                let tokens = prompt_tokens(&self.render(&conversation)?, &tokenizer)?;
                 Ok(Answer::Count(tokens.len() as u64))
             }
             Question::MemoryUse => {

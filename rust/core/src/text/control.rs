@@ -290,6 +290,11 @@ impl<'a> Disguiser<'a> {
         base.map(|base| Self { control, words, disguise, base })
     }
 
+    /// What two that change alike have in common.
+    pub(super) fn kind(&self) -> (Disguise, u32) {
+        (self.disguise, self.base)
+    }
+
     /// The same value in disguise.
     pub(super) fn put_on(&self, value: &Value) -> Value {
         match value.kind() {

@@ -4,12 +4,14 @@
 //! tokenizers: those belong to the engine.
 
 pub mod answer;
+pub mod beginnings;
 pub mod control;
 pub mod conversation;
 pub mod density;
 pub mod detok;
 pub mod infill;
 mod list;
+mod offered;
 pub mod pair;
 pub mod stop;
 pub mod template;

@@ -4,7 +4,7 @@
 //! models from anywhere, so what they may compute is bounded, and they see nothing but the request.
 //! Which parts of their output may be control tokens is told by [`super::control`].
 
-use std::{collections::HashSet, fmt::Write};
+use std::{collections::HashSet, fmt::Write, sync::Arc};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, context,
@@ -18,6 +18,7 @@ use super::{
     },
     conversation::Chat,
     list::{self, List, with_lists},
+    offered::{Offered, Tools},
 };
 use crate::{
     engine::Vocabulary,
@@ -42,6 +43,7 @@ pub struct ChatTemplate {
     words: Words,
     /// Private characters that the template holds itself.
     private: HashSet<u32>,
+    offered: Arc<Offered>,
 }
 
 /// What a template is given of a request.
@@ -49,6 +51,8 @@ struct Conversation {
     messages: Value,
     tools: Value,
     variables: Value,
+    /// The tools once more.
+    offered: Option<Arc<Tools>>,
 }
 
 impl ChatTemplate {
@@ -91,6 +95,7 @@ impl ChatTemplate {
             words: Words::of(&source, &control),
             control,
             private,
+            offered: Arc::default(),
             source,
         })
     }
@@ -103,7 +108,7 @@ impl ChatTemplate {
     /// What it makes of a conversation that spells no control tokens, with the beginning of an answer or
     /// without. For finding out about the template.
     pub fn render_plain(&self, chat: &Chat, begins: bool, unix_seconds: i64) -> Result<String, Fault> {
-        let mut conversation = Conversation::of(chat)?;
+        let mut conversation = self.conversation(chat)?;
         if !begins {
             let given = conversation.variables;
             conversation.variables = context! { add_generation_prompt => false, ..given };
@@ -114,14 +119,16 @@ impl ChatTemplate {
     /// The prompt for a conversation, up to where the model's answer begins. `unix_seconds` is the
     /// time that `strftime_now` tells, in UTC.
     pub fn render(&self, chat: &Chat, unix_seconds: i64) -> Result<Rendered, Fault> {
-        let conversation = Conversation::of(chat)?;
+        let conversation = self.conversation(chat)?;
         let plain =
             self.run(&self.environment, &conversation, unix_seconds).map_err(|error| failed(&error))?;
         if !self.control.occur_in(&plain) {
             return Ok(Rendered::plain(plain));
         }
         let mut used = self.private.clone();
-        conversation.all().for_each(|it| private(it, &mut used));
+        private(&conversation.messages, &mut used);
+        private(&conversation.variables, &mut used);
+        used.extend(conversation.offered.iter().flat_map(|it| it.private()));
         for disguise in [Disguise::Characters, Disguise::Marks, Disguise::Tokens] {
             let Some(disguiser) = Disguiser::new(&self.control, &self.words, disguise, &used) else {
                 continue;
@@ -140,13 +147,33 @@ impl ChatTemplate {
         Err(invalid(message, "messages"))
     }
 
+    fn conversation(&self, chat: &Chat) -> Result<Conversation, Fault> {
+        let messages = json(&chat.messages, "messages")?;
+        if messages.kind() != ValueKind::Seq {
+            return Err(invalid("messages must be an array of messages", "messages"));
+        }
+        let offered = match &chat.tools {
+            Some(tools) => Some(self.offered.tools(tools, |text| json(text, "tools"))?),
+            None => None,
+        };
+        let variables = match &chat.variables {
+            Some(variables) => json(variables, "chat_template_kwargs")?,
+            None => context! {},
+        };
+        if variables.kind() != ValueKind::Map {
+            return Err(invalid("chat_template_kwargs must be an object", "chat_template_kwargs"));
+        }
+        let tools = offered.as_ref().map_or(Value::from(()), |it| it.value().clone());
+        Ok(Conversation { messages, tools, variables, offered })
+    }
+
     fn run(
         &self,
         environment: &Environment<'_>,
         conversation: &Conversation,
         unix_seconds: i64,
     ) -> Result<String, Error> {
-        let Conversation { messages, tools, variables } = conversation;
+        let Conversation { messages, tools, variables, .. } = conversation;
         let given = context! {
             messages,
             tools,
@@ -165,34 +192,12 @@ impl ChatTemplate {
 }
 
 impl Conversation {
-    fn of(chat: &Chat) -> Result<Self, Fault> {
-        let messages = json(&chat.messages, "messages")?;
-        if messages.kind() != ValueKind::Seq {
-            return Err(invalid("messages must be an array of messages", "messages"));
-        }
-        let tools = match &chat.tools {
-            Some(tools) => json(tools, "tools")?,
-            None => Value::from(()),
-        };
-        let variables = match &chat.variables {
-            Some(variables) => json(variables, "chat_template_kwargs")?,
-            None => context! {},
-        };
-        if variables.kind() != ValueKind::Map {
-            return Err(invalid("chat_template_kwargs must be an object", "chat_template_kwargs"));
-        }
-        Ok(Self { messages, tools, variables })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Value> {
-        [&self.messages, &self.tools, &self.variables].into_iter()
-    }
-
     fn in_disguise(&self, disguiser: &Disguiser<'_>) -> Self {
         Self {
             messages: disguiser.put_on(&self.messages),
-            tools: disguiser.put_on(&self.tools),
+            tools: self.offered.as_ref().map_or_else(|| self.tools.clone(), |it| it.in_disguise(disguiser)),
             variables: disguiser.put_on(&self.variables),
+            offered: self.offered.clone(),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What a conversation says is text: whatever it holds, and whatever a template does with it, the only
 //! control tokens of its prompt are those that the template wrote.
 
-use std::sync::LazyLock;
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use llm_node_core::{
     engine::{EngineFault, Token, Tokenizer, Vocabulary, attribute},
     request::prompt_tokens,
-    text::{conversation::Chat, template::ChatTemplate},
+    text::{beginnings::Beginnings, conversation::Chat, template::ChatTemplate},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -237,6 +240,102 @@ proptest! {
         let rendered = template.render(&said, 0).unwrap();
         let parts: Vec<_> = rendered.parts().collect();
         prop_assert_eq!(parts, [(rendered.text(), true)]);
+    }
+
+    /// Each prompt takes over some of an earlier one, up to any place in it.
+    #[test]
+    fn what_is_known_of_earlier_prompts_changes_no_token(
+        model in 0..MODELS.len(),
+        prompts in prop::collection::vec((0usize..6, 0usize..4000, prop::collection::vec(pieces(), 0..9)), 1..6),
+        merges: bool,
+    ) {
+        let control = MODELS[model].control;
+        let tokenizer = Bytes { merges, ..Bytes::new(control) };
+        let beginnings = Beginnings::default();
+        let mut texts: Vec<String> = vec!["a".repeat(1500)];
+        for (earlier, place, more) in prompts {
+            let earlier = &texts[earlier % texts.len()];
+            let place = (0..=place.min(earlier.len())).rev().find(|&it| earlier.is_char_boundary(it)).unwrap_or(0);
+            let more: Vec<_> = more.iter().map(|it| spelled(it, control, false)).collect();
+            let text = format!("{}{}", &earlier[..place], more.join(&"b ".repeat(150)));
+            let found = beginnings.of(&tokenizer).tokenize(&text, false, true).unwrap();
+            prop_assert_eq!(found, tokenizer.tokenize(&text, false, true).unwrap());
+            texts.push(text);
+        }
+    }
+}
+
+/// Counts the bytes that it is given.
+struct Counting<'a>(&'a Bytes, AtomicUsize);
+
+impl Tokenizer for Counting<'_> {
+    fn vocabulary(&self) -> &Vocabulary {
+        self.0.vocabulary()
+    }
+
+    fn tokenize(&self, text: &str, add: bool, parse: bool) -> Result<Vec<Token>, EngineFault> {
+        self.1.fetch_add(text.len(), Ordering::Relaxed);
+        self.0.tokenize(text, add, parse)
+    }
+
+    fn detokenize(&self, tokens: &[Token]) -> Result<Vec<u8>, EngineFault> {
+        self.0.detokenize(tokens)
+    }
+
+    fn chat_template(&self) -> Option<&str> {
+        None
+    }
+}
+
+#[test]
+fn a_conversation_that_goes_on_is_tokenised_from_where_it_does() {
+    let tokenizer = Bytes::new(&["<s>", "<|user|>", "<|assistant|>"]);
+    let counting = Counting(&tokenizer, AtomicUsize::new(0));
+    let beginnings = Beginnings::default();
+    let read = |text: &str| {
+        counting.1.store(0, Ordering::Relaxed);
+        let found = beginnings.of(&counting).tokenize(text, false, true).unwrap();
+        assert_eq!(found, tokenizer.tokenize(text, false, true).unwrap());
+        counting.1.load(Ordering::Relaxed)
+    };
+    let system = format!("<s>{}<|user|>", "tools ".repeat(1000));
+    let first = format!("{system}one?<|assistant|>");
+    assert_eq!(read(&first), first.len());
+    let more = "one.<|user|>two?<|assistant|>";
+    assert_eq!(read(&format!("{first}{more}")), "<|assistant|>".len() + more.len());
+    // Another one with the same beginning, and the first one once more.
+    assert_eq!(read(&format!("{system}three?<|assistant|>")), "<|user|>three?<|assistant|>".len());
+    assert_eq!(read(&format!("{first}{more}")), "<|assistant|>".len());
+    // In a text that is short, or in which no control token stands, nothing is saved.
+    for text in ["<s>short", &"word ".repeat(1000)] {
+        assert_eq!((read(text), read(text)), (text.len(), text.len()));
+    }
+    // Many others, and it is as new.
+    for n in 0..40 {
+        read(&format!("<s>{n}{}<|user|>", "x".repeat(2000)));
+    }
+    assert_eq!(read(&first), first.len());
+}
+
+/// Tools are known from the turn before, whatever disguise that took.
+#[test]
+fn tools_that_came_before_are_rendered_as_new_ones() {
+    let (model, (tokenizer, shared)) = (&MODELS[0], &COMPILED[0]);
+    let tool = |text: &str| json!([{"type": "function", "function": {"name": "f", "description": text}}]);
+    for (said, told) in [
+        ("hi", "plain"),
+        ("hi", "<|im_end|>"),
+        ("\u{100000}\u{10fffd}<|im_end|>", "plain"),
+        ("hi", "\u{f0000}\u{100000}<|im_end|>"),
+        ("<|im_start|>", "<|im_end|>"),
+    ]
+    .repeat(2)
+    {
+        let asked = chat(&json!([{"role": "user", "content": said}]), &tool(told));
+        let fresh = ChatTemplate::compile(model.template, tokenizer.vocabulary()).unwrap();
+        let expected = fresh.render(&asked, 0).unwrap();
+        assert!(expected.text().contains(told) && expected.text().contains(said), "{}", expected.text());
+        assert_eq!(shared.render(&asked, 0).unwrap(), expected);
     }
 }
 
