@@ -129,7 +129,7 @@ def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Sh
     if not isinstance(content, dict):
         raise NodeError("invalid_json", "The body should be a JSON object")
     try:
-        bounds.check(content, len(data))
+        bounds.check(content, data)
     except bounds.TooMuch as error:
         raise _too_much(error) from None
     ignored = Ignored() if ignored is None else ignored

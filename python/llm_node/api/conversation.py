@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 Neutral = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ class Json:
     @staticmethod
     def of(value: Any) -> Json:
         """What was parsed already, as text again."""
-        return Json(dump(value))
+        return Json(to_json(value).decode())
 
     def neutral(self) -> Neutral:
         """As the request has it."""

@@ -62,10 +62,12 @@ def _brackets(data: bytes) -> int:
     return data.count(b"[") + data.count(b"{")
 
 
-def check(body: Mapping[str, Any], size: int) -> None:
-    """Raise `TooMuch`. `body`: as it was parsed, from so many bytes. It may have any shape."""
+def check(body: Mapping[str, Any], data: bytes) -> None:
+    """Raise `TooMuch`. `body`: as it was parsed from `data`. It may have any shape."""
     _fields("body", body)
-    left, prompts = MOST_VALUES, 1
+    # Each value has a comma behind it, or is the last of its list or object.
+    may_be_many = data.count(b",") + _brackets(data) > MOST_VALUES
+    left, prompts, size = MOST_VALUES, 1, len(data)
     for name, value in body.items():
         if not isinstance(value, list | dict):
             continue
@@ -79,7 +81,8 @@ def check(body: Mapping[str, Any], size: int) -> None:
             for index, message in enumerate(value):
                 if isinstance(message, dict):
                     _fields(f"{name}.{index}", message)
-        left = _spend(value, left, name)
+        if may_be_many:
+            left = _spend(value, left, name)
     answers = body.get("n", body.get("n_cmpl"))
     answers = answers if isinstance(answers, int) and answers > 0 else 1
     biases = body.get("logit_bias")

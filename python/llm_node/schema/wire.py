@@ -9,6 +9,7 @@ ignored is told by name. A validator raises `invalid`, `unsupported` or `feature
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -84,7 +85,8 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _sort_out(cls, data: Any, info: ValidationInfo) -> Any:
-        if not isinstance(data, dict):
+        # Most objects have nothing to sort out, and a client sends hundreds of them with its tools.
+        if not isinstance(data, dict) or (cls._plain().issuperset(data) and None not in data.values()):
             return data
         ignored = info.context if isinstance(info.context, Ignored) else Ignored()
         return {key: value for key, value in data.items() if cls._counts(data, key, value, ignored)}
@@ -127,6 +129,13 @@ class Wire(BaseModel):
         schema["properties"] = properties
         schema["additionalProperties"] = cls.unknown == "ignore"
         return reference
+
+    @classmethod
+    @functools.cache
+    def _plain(cls) -> frozenset[str]:
+        """The fields that go on to their validators whatever they hold."""
+        names = {name for field, info in cls.model_fields.items() for name in (field, info.alias) if name}
+        return frozenset(names - cls.harmless - cls.hint - cls.refused.keys())
 
     @classmethod
     def _has(cls, key: str) -> bool:
