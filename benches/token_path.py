@@ -4,11 +4,12 @@ Builds `benches/null_engine`, starts a node with it, and prints for each concurr
 that reach a client which only reads, and the CPU time per token of the node and of the worker, which is all
 there is above an engine. `--step-us` makes each step wait, as it does for a real device: then the wake-ups
 show that a saturated pipeline hides. `--row-us` lets the engine compute for each token, as it does on a CPU;
-its own time is not counted.
+its own time is not counted. `--turns` compares plain streams with those of chats that offer a tool, whose
+text passes the parser of calls: so many pairs, by turns.
 
 The client is `benches/null_engine/reader.c`, pinned as that of all rows is.
 
-    python benches/token_path.py [--concurrency 1,8,64] [--tokens 20000] [--step-us 0]
+    python benches/token_path.py [--concurrency 1,8,64] [--tokens 20000] [--step-us 0] [--turns 0]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benches.machine import client_pin  # noqa: E402
+from benches.stats import abba, bootstrap, median  # noqa: E402
 from support.node import RunningNode, running_node  # noqa: E402
 
 MODEL = "null"
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+)
+TOOL = {"type": "function", "function": {"name": "now", "description": "Tells the time."}}
 
 
 def cpu_by_thread(pid: int) -> dict[str, float]:
@@ -60,18 +68,28 @@ def read(node: RunningNode, reader: Path, what: str, count: int, body: dict[str,
 
 
 def measure(
-    node: RunningNode, worker: int, reader: Path, streams: int, tokens: int, row_us: int
+    node: RunningNode,
+    worker: int,
+    reader: Path,
+    streams: int,
+    tokens: int,
+    row_us: int,
+    *,
+    chats: bool = False,
 ) -> dict[str, Any]:
+    asked: dict[str, Any] = {"prompt": "a"}
+    if chats:
+        asked = {"messages": [{"role": "user", "content": "a"}], "tools": [TOOL]}
     body = {
         "model": MODEL,
-        "prompt": "a",
+        **asked,
         "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
     }
     before = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
-    result = read(node, reader, "streams", streams, body)
+    result = read(node, reader, "chat-streams" if chats else "streams", streams, body)
     after = cpu_by_thread(node.process.pid), cpu_by_thread(worker)
     total = streams * tokens
     of_node, of_worker = (
@@ -91,6 +109,24 @@ def measure(
         "node_us_per_token": sum(of_node.values()),
         "worker_us_per_token": sum(of_worker.values()) - row_us,
         "threads_us_per_token": threads,
+    }
+
+
+def turns(rounds: int, pace: Callable[[bool], dict[str, Any]]) -> dict[str, Any]:
+    """What a token of a chat costs node and worker, over one of a plain stream, both measured by turns."""
+    us: dict[str, list[float]] = {"A": [], "B": []}
+    for _, order in zip(range(rounds), abba(), strict=False):
+        for side in order:
+            row = pace(side == "A")
+            us[side].append(row["node_us_per_token"] + row["worker_us_per_token"])
+    ratios = [a / b for a, b in zip(us["A"], us["B"], strict=True)]
+    low, high = bootstrap(ratios)
+    return {
+        "chat_us": median(us["A"]),
+        "plain_us": median(us["B"]),
+        "ratio": median(ratios),
+        "low": low,
+        "high": high,
     }
 
 
@@ -122,6 +158,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000, help="of each stream")
     parser.add_argument("--step-us", type=int, default=0)
     parser.add_argument("--row-us", type=int, default=0)
+    parser.add_argument("--turns", type=int, default=0, help="pairs of plain streams and chats with a tool")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--node-core", help="pin the node, not its worker: 0")
     parser.add_argument("--threads", action="store_true", help="show each thread")
@@ -141,13 +178,15 @@ def main() -> None:
         record: dict[str, Any] = {"machine": platform.platform(), "step_us": options.step_us, "rows": []}
         with running_node(folder, arguments) as node:
             engine_options = {"step_us": str(options.step_us), "row_us": str(options.row_us)}
-            load = {
+            load: dict[str, Any] = {
                 "model_id": MODEL,
                 "max_sequences": 256,
                 "context_length": options.tokens + 1024,
                 "speculation": "off",  # the answer is a loop, which drafts would see through
                 "options": engine_options,
             }
+            if options.turns:
+                load |= {"chat_template": TEMPLATE, "tool_syntax": "hermes"}
             answer = node.post("/api/models/load", load)
             assert answer.status == 200, answer.body
             (worker,) = node.workers()
@@ -159,14 +198,16 @@ def main() -> None:
             print("one chat request: " + ", ".join(f"{k} {v:.2f}" for k, v in record["request"].items()))
             print(f"{'streams':>8} {'tokens/s':>10} {'tokens/event':>13} {'node us':>8} {'worker us':>10}")
             for streams in map(int, options.concurrency.split(",")):
-                row = measure(
-                    node,
-                    worker,
-                    reader,
-                    streams,
-                    options.tokens,
-                    options.row_us,
-                )
+
+                def pace(chats: bool, streams: int = streams) -> dict[str, Any]:
+                    return measure(node, worker, reader, streams, options.tokens, options.row_us, chats=chats)
+
+                if options.turns:
+                    compared = {"streams": streams, **turns(options.turns, pace)}
+                    record["rows"].append(compared)
+                    print(", ".join(f"{key} {value:.3g}" for key, value in compared.items()), flush=True)
+                    continue
+                row = pace(False)
                 record["rows"].append(row)
                 print(
                     f"{row['streams']:>8} {row['tokens_per_second']:>10.0f} {row['tokens_per_event']:>13.2f} "

@@ -134,8 +134,8 @@ static int chats(unsigned short port, int n, const char *body) {
    return broken;
 }
 
-static int streams(unsigned short port, int n, const char *body) {
-   char       *request = request_for("/v1/completions", "close", body);
+static int streams(unsigned short port, const char *path, int n, const char *body) {
+   char       *request = request_for(path, "close", body);
    Stream     *streams = calloc((size_t)n, sizeof *streams);
    static char buffer[BUFFER];
    int         poll = epoll_create1(0);
@@ -181,12 +181,15 @@ int main(int argc, char **argv) {
    if (argc == 5) {
       unsigned short port = (unsigned short)atoi(argv[1]);
       if (strcmp(argv[2], "streams") == 0) {
-         return streams(port, atoi(argv[3]), argv[4]);
+         return streams(port, "/v1/completions", atoi(argv[3]), argv[4]);
+      }
+      if (strcmp(argv[2], "chat-streams") == 0) {
+         return streams(port, "/v1/chat/completions", atoi(argv[3]), argv[4]);
       }
       if (strcmp(argv[2], "chats") == 0) {
          return chats(port, atoi(argv[3]), argv[4]);
       }
    }
-   fprintf(stderr, "usage: reader PORT streams|chats COUNT BODY\n");
+   fprintf(stderr, "usage: reader PORT streams|chat-streams|chats COUNT BODY\n");
    return 2;
 }
