@@ -336,7 +336,7 @@ mod tests {
         let (out, written) = mpsc::channel();
         let outbox = Outbox::start(Gate { open, out }, Full, no_overflow).unwrap();
         let next = move || {
-            let frame = written.recv_timeout(Duration::from_secs(60)).expect("the outbox writes on");
+            let frame = written.recv_timeout(Duration::from_mins(1)).expect("the outbox writes on");
             FrameReader::new(&frame[..]).read().unwrap()
         };
         (outbox, opener, next)
