@@ -53,6 +53,15 @@ def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Pa
     assert found["vram_limit"] == 8 << 30
 
 
+def test_a_key_is_shown_where_it_is_asked_for_alone(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_NODE_API_KEY", "sk-secret")
+    assert run("config", "get", "api_key").stdout == "sk-secret\n"
+    for shown in (run("config", "get"), run("config", "get", "--json")):
+        assert (shown.exit_code, "sk-secret" in shown.stdout, "(not shown)" in shown.stdout) == (0, False, True)
+
+
 def test_one_line_changes_and_comments_stay(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(FILE)

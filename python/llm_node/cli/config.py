@@ -33,6 +33,8 @@ def get(context: click.Context, /, key: str | None, as_json: bool) -> None:
     settings = options.settings(_given(context))
     names = list(BY_NAME) if key is None else [_setting(key).name]
     values = {name: _shown(getattr(settings, name)) for name in names}
+    if key is None and settings.api_key is not None:
+        values["api_key"] = "(not shown)"  # lists are pasted into reports
     if as_json:
         table.show_json(values)
     elif key is not None:
