@@ -86,7 +86,7 @@ def test_stop_where_it_cannot(own: RunningNode, arguments: list[str], code: int)
 
 
 def test_without_a_node(tmp_path: Path, own: RunningNode) -> None:
-    nowhere = RunningNode(own.process, own.url, own.log, {"home": tmp_path})
+    nowhere = RunningNode(own.process, own.url, own.log, extra={"home": tmp_path})
     for verb in (["stop", "--all"], ["logs"]):
         result = command(nowhere, *verb)
         assert result.returncode == 6

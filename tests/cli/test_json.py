@@ -72,7 +72,7 @@ USE = fields(
     compute_bytes=COUNT, total_bytes=COUNT,
 )  # fmt: skip
 BUSY = fields(
-    queued=COUNT, queued_tokens=COUNT, running=COUNT, max_running=COUNT, cache_used=COUNT,
+    queued=COUNT, queued_tokens=COUNT, prompt_rate=COUNT, running=COUNT, max_running=COUNT, cache_used=COUNT,
     cache_tokens=COUNT, kept=COUNT, kept_tokens=COUNT, preemptions=COUNT, drafted=COUNT, accepted=COUNT,
 )  # fmt: skip
 LIFE: Mapping[str, Schema] = {
@@ -160,7 +160,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "ps": fields(
         gpu_backend=maybe(TEXT), vram_limit_bytes=maybe(COUNT), devices=some(DEVICE),
         workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(TEXT),
-        load=fields(requests=COUNT, capacity=COUNT),
+        load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),
         events={"type": "object", "additionalProperties": COUNT},
         versions=fields(llm_node=TEXT, abi=COUNT, protocol=COUNT),
     ),
