@@ -140,21 +140,26 @@ def main() -> int:
     }
     known = earlier(chosen.output, provenance["machine"]) if chosen.merge else {}
     results: list[dict[str, Any]] = []
+    failed = False
     for row in rows:
         print(f"{row.key}: {row.title} ", end="", flush=True, file=sys.stderr)
         began = time.monotonic()
-        record = report.result(row, measure(row, arena), provenance)
+        outcome = measure(row, arena)
+        failed |= isinstance(outcome, str) and outcome.startswith("error:")
+        if options.against is not None:  # limits are about llama-server, so there is no table of this
+            said = f"{outcome}\n" if isinstance(outcome, str) else report.listed(outcome)
+            print(f" ({time.monotonic() - began:.0f} s)\n{said}", end="", file=sys.stderr)
+            continue
+        record = report.result(row, outcome, provenance)
         print(f" {record['text']}  ({time.monotonic() - began:.0f} s)", file=sys.stderr)
         print(report.detail(record), end="", file=sys.stderr)
         known[row.key] = record
         results = [known[one.key] for one in ROWS if one.key in known]
-        if options.against is None:
-            report.write(chosen.output, results)  # after each row: a long run may be interrupted
-    if options.against is not None:  # limits are about llama-server: these rows stand in no table
-        return int(any(one["text"].startswith("error:") for one in results))
-    print(report.table(results))
-    print(f"\n{report.conditions(results)}\nresults: {chosen.output}")
-    return int(any(one["text"].startswith("error:") for one in results))
+        report.write(chosen.output, results)  # after each row: a long run may be interrupted
+    if results:
+        print(report.table(results))
+        print(f"\n{report.conditions(results)}\nresults: {chosen.output}")
+    return int(failed)
 
 
 if __name__ == "__main__":

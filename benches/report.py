@@ -157,11 +157,15 @@ def conditions(results: Sequence[dict[str, Any]]) -> str:
 
 def detail(record: dict[str, Any]) -> str:
     """Everything that one row found."""
-    figures = [
-        f"    {name}: {measured(Measured(**figure))}" for name, figure in record.get("figures", {}).items()
-    ]
+    figures = {name: Measured(**figure) for name, figure in record.get("figures", {}).items()}
     notes = [*record.get("reason", "").splitlines()[1:], *record.get("notes", [])]
-    return "".join(f"{line}\n" for line in [*figures, *(f"    {note}" for note in notes)])
+    return listed(Outcome(figures, notes))
+
+
+def listed(outcome: Outcome) -> str:
+    """Its figures and notes, a line each."""
+    figures = [f"{name}: {measured(figure)}" for name, figure in outcome.figures.items()]
+    return "".join(f"    {line}\n" for line in [*figures, *outcome.notes])
 
 
 ## the chart ########################################################################################

@@ -313,3 +313,19 @@ def test_the_program_measures_rows_and_leaves_json_a_table_and_a_chart(tmp_path:
     after = report.read(tmp_path)
     assert after[1] == path
     assert after[0]["measured_at"] > memory["measured_at"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what processes take is read from /proc")
+def test_what_is_measured_against_other_code_stands_in_no_table(tmp_path: Path) -> None:
+    other = str(Path(sys.executable).with_name("llm-node"))
+    command = [sys.executable, "-m", "benches", "--quick", "--output", str(tmp_path / "results")]
+    done = subprocess.run(
+        [*command, "--against", other, "--rows", "node-memory"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "    RSS: " in done.stderr
+    assert not (tmp_path / "results").exists()
