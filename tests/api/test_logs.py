@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +33,14 @@ def test_the_last_lines_all_or_of_one_model(own: RunningNode) -> None:
     lines = own.get("/api/logs").json()["lines"]
     assert {"time", "level", "logger", "message"} == set(lines[0])
     assert any("/api/models/load" in line["message"] for line in lines)
-    about = own.get(f"/api/logs?model={NAME}").json()["lines"]
-    assert about and all(f"'{NAME}'" in line["message"] for line in about)
+    deadline = time.monotonic() + 30
+    while True:
+        about = own.get(f"/api/logs?model={NAME}").json()["lines"]
+        if about and "is loaded with" in about[-1]["message"]:  # nothing comes after that by itself
+            break
+        assert time.monotonic() < deadline, about
+        time.sleep(0.02)
+    assert all(f"'{NAME}'" in line["message"] for line in about)
     assert own.get(f"/api/logs?model={NAME}&lines=1").json()["lines"] == about[-1:]
     assert own.get("/api/logs?model=no-such&lines=5").json()["lines"] == []
     assert own.get("/api/logs?lines=0").json()["lines"] == []

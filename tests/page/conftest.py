@@ -64,7 +64,8 @@ def node(engines: Path, hub: StandInHub, tmp_path_factory: pytest.TempPathFactor
     talker(
         models / "endless.gguf",
         [(" tick", NORMAL)],
-        {ord(":") + 3: " tick", " tick": " tick"},
+        # What it said is read as bytes where it goes on.
+        {ord(":") + 3: " tick", ord("k") + 3: " tick", " tick": " tick"},
         "{% for message in messages %}{{ message.content }}{% endfor %}:",
         context=8192,
     )
