@@ -13,10 +13,13 @@ import pytest
 MOST_BYTES = 150_000
 BEGINNING = b"\x89PNG\r\n\x1a\n"
 
+# Each starts a node, and the page's waits until there are figures to draw.
+pytestmark = pytest.mark.timeout(300)
+
 
 def drawn(repository: Path, tool: str, engines: Path, out: Path) -> None:
     command = [sys.executable, repository / "tools" / tool, engines, out]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
 
 
