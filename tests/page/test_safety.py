@@ -80,6 +80,14 @@ def stream(text: str, cut: random.Random) -> str:
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
 
+def send(page: Page, text: str) -> None:
+    """To the model that is chosen already, once the page knows one."""
+    expect(page.get_by_label("Model", exact=True)).not_to_have_value("")
+    area = page.get_by_label("Message", exact=True).last
+    area.fill(text)
+    area.press("Enter")
+
+
 def answering(page: Page, texts: Sequence[str]) -> None:
     """The model says these, one after the other."""
     waiting, cut = iter(texts), random.Random(7)
@@ -97,10 +105,8 @@ def test_two_hundred_hostile_answers_are_text(open_page: Open, node: RunningNode
     assert len(texts) == 200
     batches = ["\n\n".join(texts[begin : begin + 10]) for begin in range(0, 200, 10)]
     answering(page, [*texts[::8], *batches])
-    area = page.get_by_label("Message", exact=True).last
     for number in range(len(texts[::8]) + len(batches)):
-        area.fill("?")
-        area.press("Enter")
+        send(page, "?")
         expect(page.locator(".entry.assistant .tools")).to_have_count(number + 1)
     shown = page.locator(".messages")
     assert (
@@ -119,9 +125,7 @@ def test_markdown_math_and_code_are_drawn(open_page: Open) -> None:
     page = open_page()
     table = "| a | b |\n|---|---|\n| 1 | 2 |"
     answering(page, [f"**bold** and `code`\n\n{table}\n\n```python\ndef f(): pass\n```\n\n$$x^2$$\n"])
-    area = page.get_by_label("Message", exact=True).last
-    area.fill("?")
-    area.press("Enter")
+    send(page, "?")
     prose = page.locator(".entry.assistant .prose")
     expect(prose.locator("strong")).to_have_text("bold")
     expect(prose.locator("td")).to_have_text(["1", "2"])
@@ -159,9 +163,7 @@ def longest_task(page: Page, file: Path, text: str) -> float:
         expect(page.locator(f".prose {block}")).to_have_count(text.count("```python"))
     page.locator(".messages").evaluate("element => element.scrollTo(0, element.scrollHeight)")
     answering(page, [text[:20_000]])
-    area = page.get_by_label("Message", exact=True).last
-    area.fill("And more?")
-    area.press("Enter")
+    send(page, "And more?")
     expect(page.locator(".entry.assistant .tools")).to_have_count(2)
     return float(max(page.evaluate("() => window.long"), default=0))
 
@@ -176,9 +178,7 @@ def test_no_barrier_in_any_view(open_page: Open, crashed: RunningNode, theme: st
     answering(
         page, [f"# Title\n\n**b** `c`\n\n{table}\n\n```python\ndef f(): pass\n```\n\n[link](https://a.b)"]
     )
-    area = page.get_by_label("Message", exact=True).last
-    area.fill("?")
-    area.press("Enter")
+    send(page, "?")
     expect(page.locator(".entry.assistant .tools")).to_be_visible()
     for view in ("chat", "models", "engines", "live", "incidents", "log", "settings"):
         page.evaluate("view => { location.hash = `#/${view}`; }", view)
@@ -208,9 +208,7 @@ def test_the_page_needs_no_cdn(open_page: Open, node: RunningNode) -> None:
     page = open_page()
     page.context.route(lambda url: not url.startswith(node.url), lambda route: route.abort())
     answering(page, ["```python\ndef f(): pass\n```\n\n$$x^2$$\n\n![picture](https://evil.example/a.png)"])
-    area = page.get_by_label("Message", exact=True).last
-    area.fill("?")
-    area.press("Enter")
+    send(page, "?")
     prose = page.locator(".entry.assistant .prose")
     expect(prose.locator("figure.code .hljs-keyword").first).to_have_text("def")
     expect(prose.locator("math msup")).to_have_count(1)
