@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -359,9 +358,8 @@ def wait_for_requests(node: Server, wanted: int) -> None:
     """Until so many are under way."""
     deadline = time.monotonic() + 60
     while True:
-        with urllib.request.urlopen(f"{node.url}/api/system", timeout=60) as answer:
-            if json.load(answer)["load"]["requests"] >= wanted:
-                return
+        if node.request("/api/system", timeout=60)["load"]["requests"] >= wanted:
+            return
         if time.monotonic() > deadline:
             raise LoadError(f"{wanted} requests were never under way at once")
         time.sleep(0.05)
