@@ -84,9 +84,13 @@ test-rust:
 	$(if $(shell command -v timeout),timeout 1800) cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
 
-# Tests of one file share a running node, so a file is never split.
+# Tests of one file share a running node, so a file is never split. They fill the machine, and a test can fail for that
+# alone: what failed is run once more by itself, is seen twice in the output, and fails for good if it fails again.
 test-python:
-	$(BIN)/python -m pytest -n 4 --dist loadfile
+	@rm -f .pytest_cache/v/cache/lastfailed
+	$(BIN)/python -m pytest -n 4 --dist loadfile || { \
+	  echo "What failed is run once more, by itself:"; \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
 check: $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)

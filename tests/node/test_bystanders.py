@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support.engines import fake_engine
-from support.node import RunningNode, alive, descendants_of, running_node
+from support.node import RunningNode, descendants_of, running_node, wait_for_ends
 
 QUESTION = {"model": "llm-node-demo", "prompt": "Once upon a time", "max_tokens": 2}
 
@@ -140,7 +140,4 @@ def test_what_a_worker_has_started_ends_with_the_node(folder: Path) -> None:
         family = descendants_of(node.process.pid)
         assert len(family) >= 2
         node.stop(signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while left := [pid for pid in family if alive(pid)]:
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
+        wait_for_ends(family)

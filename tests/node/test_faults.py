@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.house import House, house_in
-from support.node import alive, children_of
+from support.node import children_of, wait_for_ends
 
 SOON = 20
 """Far below the deadline of whatever hangs, and far above what a busy machine needs."""
@@ -90,7 +90,7 @@ def test_a_helper_of_the_engine_neither_hides_the_death_of_its_worker_nor_outliv
             assert "signal 9 (SIGKILL)" in house.fault_of(stream).message
             assert house.state(model)["status"] == "failed"
         house.unload(model, 1)
-        assert not [pid for pid in helpers if alive(pid)]
+        wait_for_ends(helpers)
 
 
 @pytest.mark.parametrize("source", ["batch", "stream", "tier0"])
