@@ -739,10 +739,10 @@ class Settings:
         metavar="SECONDS",
         reloads=True,
     )
-    keep_alive: float = _setting(
+    ping_interval: float = _setting(
         15.0,
         _seconds(0.05, 3600),
-        "A silent stream gets an SSE comment this often. How long models stay says --model-keep-alive.",
+        "A silent stream gets an SSE comment this often.",
         metavar="SECONDS",
     )
     monitor_interval: int = _setting(
@@ -990,8 +990,11 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
             continue
         if _tells_of_a_service(key, variables[key]):
             continue
-        setting = BY_ENVIRONMENT.get(key.upper() if sys.platform == "win32" else key)
+        name = key.upper() if sys.platform == "win32" else key
+        setting = BY_ENVIRONMENT.get(name)
         if setting is None:
+            if (former := name.removeprefix(PREFIX).lower()) in RENAMED:
+                raise SettingsError(renamed(former, key, _variable_of))
             raise SettingsError(f"unknown variable {key}{near(key, BY_ENVIRONMENT)}")
         text = variables[key]
         paths = setting.many and not setting.commas
@@ -1024,6 +1027,8 @@ def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
             continue
         setting = in_file.get(key)
         if setting is None:
+            if key in RENAMED:
+                raise SettingsError(f"{path}: {renamed(key, key, lambda name: name)}")
             raise SettingsError(f"unknown setting {key!r} in {path}{near(key, in_file)}")
         values = value if isinstance(value, list) and setting.many else [value]
         if not values or any(not isinstance(item, str | int | float) for item in values):
@@ -1103,6 +1108,21 @@ def _plain_json(value: Any) -> Any:
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
+def renamed(name: str, shown: str, spelt: Callable[[str], str]) -> str:
+    """What is said of a setting's former name. `shown`: as it was given; `spelt`: others in that way."""
+    now, other = RENAMED[name]
+    return f"{shown} is called {spelt(now)} now; how long a model stays loaded says {spelt(other)}"
+
+
+def _variable_of(name: str) -> str:
+    return BY_NAME[name].environment
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting, or of one that had that name."""
+    return BY_NAME[name].flag if name in BY_NAME else f"--{name.replace('_', '-')}"
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """Words for an error: which of the known ones may be meant."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
@@ -1112,6 +1132,9 @@ def near(word: str, known: Iterable[str]) -> str:
 ALL: tuple[Setting, ...] = tuple(_describe(field) for field in dataclasses.fields(Settings) if field.metadata)
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in ALL}
 BY_ENVIRONMENT: Mapping[str, Setting] = {setting.environment: setting for setting in ALL}
+
+RENAMED: Mapping[str, tuple[str, str]] = {"keep_alive": ("ping_interval", "model_keep_alive")}
+"""Former names, which are refused: the name now, and what the former one could be taken for."""
 
 MODELS = "models"
 """Of the tables in the file."""

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from llm_node import errors
 from llm_node.api import sse
-from llm_node.api.context import ERROR_FORMS, KEEP_ALIVE
+from llm_node.api.context import ERROR_FORMS, PING_INTERVAL
 from llm_node.node import NodeError
 from llm_node.server import middleware
 
@@ -32,7 +32,7 @@ def content_of(frame: bytes) -> object:
 @asynccontextmanager
 async def serving(
     source: sse.Source,
-    keep_alive: float = 30,
+    ping_interval: float = 30,
     framing: sse.Framing = sse.EVENTS,
     form: errors.Form = errors.PLAIN,
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
@@ -40,7 +40,7 @@ async def serving(
         return await sse.respond(request, source, framing)
 
     app = web.Application(middlewares=middleware.ALL)
-    app[KEEP_ALIVE] = keep_alive
+    app[PING_INTERVAL] = ping_interval
     app[ERROR_FORMS] = errors.Forms()
     app[ERROR_FORMS].add(ROUTE, form)
     app.add_routes([web.get(ROUTE, handler)])
@@ -85,7 +85,7 @@ async def test_lines_are_silent_while_there_is_nothing_to_tell() -> None:
         await go_on.wait()
         out.tell({"a": 1})
 
-    async with serving(source, keep_alive=0.01, framing=sse.LINES) as client:
+    async with serving(source, ping_interval=0.01, framing=sse.LINES) as client:
         reply = await client.get(ROUTE)
         assert reply.content_type == "application/x-ndjson"
         await asyncio.sleep(0.05)
@@ -135,7 +135,7 @@ async def test_comments_while_silent_and_an_error_after_them() -> None:
         await go_on.wait()
         raise NodeError("timeout", "too slow")
 
-    async with serving(source, keep_alive=0.02) as client:
+    async with serving(source, ping_interval=0.02) as client:
         reply = await client.get(ROUTE)
         assert reply.status == 200
         assert await reply.content.readuntil(b"\n\n") == sse.EVENTS.silence

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llm_node import _core, settings
+from llm_node.cli.command import command
 from llm_node.schema.admin import LoadRequest
 from llm_node.settings import Settings, SettingsError, parse_size
 
@@ -142,11 +144,12 @@ def test_an_address_of_ipv6_with_brackets_and_without(text: str) -> None:
 
 
 def test_a_list_in_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path / "some.toml", 'engines_dir = ["/a", "/b"]\ndemo_model = false\nkeep_alive = 2.5\n')
+    text = 'engines_dir = ["/a", "/b"]\ndemo_model = false\nping_interval = 2.5\n'
+    file = write(tmp_path / "some.toml", text)
     found = Settings.load({"config": [str(file)]}, {})
     assert found.engines_dir == (Path("/a"), Path("/b"))
     assert found.demo_model is False
-    assert found.keep_alive == 2.5
+    assert found.ping_interval == 2.5
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,29 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
 def test_an_unknown_variable_names_its_neighbours() -> None:
     with pytest.raises(SettingsError, match="LLM_NODE_VRAM_LIMT; did you mean LLM_NODE_VRAM_LIMIT"):
         Settings.load({}, {"LLM_NODE_VRAM_LIMT": "8G"})
+
+
+def test_a_former_name_is_refused_and_says_the_one_now(tmp_path: Path) -> None:
+    """What it was is a model's now."""
+    rest = "how long a model stays loaded says"
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({}, {"LLM_NODE_KEEP_ALIVE": "5"})
+    now = f"is called LLM_NODE_PING_INTERVAL now; {rest} LLM_NODE_MODEL_KEEP_ALIVE"
+    assert str(caught.value) == f"LLM_NODE_KEEP_ALIVE {now}"
+    file = write(tmp_path / "some.toml", "keep_alive = 5\n")
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"config": [str(file)]}, {})
+    now = f"is called ping_interval now; {rest} model_keep_alive"
+    assert str(caught.value) == f"{file}: keep_alive {now}"
+    runner = CliRunner()
+    refused = runner.invoke(command, ["--keep-alive", "5", "serve"])
+    assert refused.exit_code == 2
+    now = f"is called --ping-interval now; {rest} --model-keep-alive"
+    assert f"--keep-alive {now}" in " ".join(refused.output.split())
+    refused = runner.invoke(command, ["--config", str(file), "config", "set", "keep-alive", "5"])
+    assert refused.exit_code == 2
+    assert "is called ping_interval now" in " ".join(refused.output.split())
+    assert "--keep-alive" not in runner.invoke(command, ["--help"]).output.replace("--model-keep-alive", "")
 
 
 SERVICE = {

@@ -182,7 +182,7 @@ def served(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     """A node that breaks a silence of half a second; "slow" is slower than that, "null" is not."""
     engines, models = folders
     arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
-    arguments += ["--demo-model", "no", "--keep-alive", "0.5", "--speculation", "off"]
+    arguments += ["--demo-model", "no", "--ping-interval", "0.5", "--speculation", "off"]
     with running_node(tmp_path_factory.mktemp("served"), arguments) as node:
         for model, step_us in (("null", 20_000), ("slow", 1_100_000)):
             load = {"model_id": model, "options": {"step_us": str(step_us)}}

@@ -50,7 +50,7 @@ def null_node(
     words = ["".join(generator.choices(NASTY, k=generator.randint(1, 6))) for _ in range(500)]
     (models / "nasty.txt").write_text(" ".join(words), encoding="utf-8")
     arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
-    with running_node(root / "node", [*arguments, "--demo-model", "no", "--keep-alive", "1"]) as node:
+    with running_node(root / "node", [*arguments, "--demo-model", "no", "--ping-interval", "1"]) as node:
         options = {"step_us": "50"}
         load = {"model_id": "null", "max_sequences": 16, "context_length": CONTEXT, "options": options}
         assert node.post("/api/models/load", load).status == 200

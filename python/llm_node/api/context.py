@@ -22,7 +22,7 @@ PULLS = web.AppKey("PULLS", Pulls)
 JOURNAL = web.AppKey("JOURNAL", Journal)
 ERROR_FORMS = web.AppKey("ERROR_FORMS", errors.Forms)
 """How errors are written, by the path of a request."""
-KEEP_ALIVE = web.AppKey("KEEP_ALIVE", float)
+PING_INTERVAL = web.AppKey("PING_INTERVAL", float)
 """Seconds of silence after which a stream gets what changes nothing."""
 QUEUE_LIMIT = web.AppKey("QUEUE_LIMIT", int)
 """Requests that may wait for one model."""

@@ -27,7 +27,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
 from llm_node.api import body
-from llm_node.api.context import ERROR_CODE, ERROR_FORMS, KEEP_ALIVE, PROBE, REQUEST_ID
+from llm_node.api.context import ERROR_CODE, ERROR_FORMS, PING_INTERVAL, PROBE, REQUEST_ID
 from llm_node.api.conversation import dump
 from llm_node.node import Client, NodeError
 
@@ -98,11 +98,12 @@ async def respond(
     stream = Stream(request, framing, failing)
     running = asyncio.create_task(source(stream))
     try:
-        keep_alive = request.app[KEEP_ALIVE]
-        await asyncio.wait({running, stream.first}, timeout=keep_alive, return_when=asyncio.FIRST_COMPLETED)
+        ping_interval = request.app[PING_INTERVAL]
+        began = {running, stream.first}
+        await asyncio.wait(began, timeout=ping_interval, return_when=asyncio.FIRST_COMPLETED)
         if running.done() and not stream.first.done():
             running.result()
-        await stream.begin(keep_alive)
+        await stream.begin(ping_interval)
         try:
             await running
         except NodeError as fault:
@@ -206,7 +207,7 @@ class Stream:
             )
             self._transport.abort()
 
-    async def begin(self, keep_alive: float) -> None:
+    async def begin(self, ping_interval: float) -> None:
         """Send the headers, and what came before them."""
         if not self.first.done():
             self.send(self.framing.silence)
@@ -223,7 +224,7 @@ class Stream:
             self.pass_on(b"".join(early))
         if self.client is not None:
             self.client.catch_up()
-        self._expect(keep_alive, self._writes)
+        self._expect(ping_interval, self._writes)
 
     async def end(self) -> web.StreamResponse:
         """Send the ending."""

@@ -9,7 +9,7 @@ import click
 
 from llm_node.cli import options, table
 from llm_node.cli.failure import Failed
-from llm_node.settings import BY_NAME, Setting, Settings, SettingsError, near
+from llm_node.settings import BY_NAME, RENAMED, Setting, Settings, SettingsError, near, renamed
 
 
 @click.group()
@@ -107,6 +107,8 @@ def _file(context: click.Context) -> Path:
 def _setting(key: str) -> Setting:
     """By its name in the file or by its flag."""
     name = key.removeprefix("--").replace("-", "_")
+    if name in RENAMED:
+        raise click.UsageError(renamed(name, key, lambda other: other))
     if name not in BY_NAME:
         raise click.UsageError(f"unknown setting {key!r}{near(name, BY_NAME)}")
     return BY_NAME[name]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llm_node.settings import ALL, Settings, SettingsError
+from llm_node.settings import ALL, RENAMED, Settings, SettingsError, flag_of, renamed
 
 Given = str | tuple[str, ...] | None
 """What click hands over for one setting."""
@@ -16,7 +16,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def settings_options(function: Command) -> Command:
-    """Add an option for each setting."""
+    """Add an option for each setting, and one for each former name, which says how it is called now."""
+    for name in RENAMED:
+        function = click.option(flag_of(name), name, hidden=True, expose_value=False, callback=_refuse)(
+            function
+        )
     for setting in reversed(ALL):
         function = click.option(
             setting.flag,
@@ -26,6 +30,11 @@ def settings_options(function: Command) -> Command:
             help=f"{setting.help} [{setting.environment}; default: {setting.shown_default}]",
         )(function)
     return function
+
+
+def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and parameter.name is not None:
+        raise click.UsageError(renamed(parameter.name, flag_of(parameter.name), flag_of))
 
 
 def settings(*given: dict[str, Given]) -> Settings:

@@ -24,8 +24,8 @@ from llm_node.api import (
 from llm_node.api.context import (
     ERROR_FORMS,
     JOURNAL,
-    KEEP_ALIVE,
     NODE,
+    PING_INTERVAL,
     PULLS,
     QUEUE_LIMIT,
     SETTINGS_FILE,
@@ -63,7 +63,7 @@ def make_app(
     app[NODE] = node
     app[PULLS] = Pulls(node, settings.models_dir, offline=settings.offline)
     app[JOURNAL] = Journal()
-    app[KEEP_ALIVE] = settings.keep_alive
+    app[PING_INTERVAL] = settings.ping_interval
     app[QUEUE_LIMIT] = settings.queue_limit
     app[TRANSFER_TIMEOUT] = settings.transfer_timeout
     app[STORE] = Store()
