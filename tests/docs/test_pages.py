@@ -24,6 +24,7 @@ PAGES = sorted(
         *ROOT.glob("*/README.md"),
         ROOT / "deploy/haproxy/README.md",
         ROOT / "deploy/prometheus/README.md",
+        ROOT / "deploy/ray/README.md",
     ]
 )
 PRINTED = ("docs/errors.md", "docs/settings.md", "docs/conformance.md")

@@ -6,6 +6,8 @@ One fleet for all of it, in the order of the file. `RAY_TEST_STREAMS=5000` asks 
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 import os
 import signal
 import subprocess
@@ -16,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import ollama
 import openai
 import pytest
 
 from support.fleet import Fleet, command_line, fleet
-from support.load import many
-from support.node import RunningNode, alive
+from support.load import body, for_openai, many
+from support.node import PROGRAM, RunningNode, alive, descendants_of
 
 MODEL = "llm-node-demo"
 STREAMS = int(os.environ.get("RAY_TEST_STREAMS", "150"))
 SECONDS = 60.0 + STREAMS
 """For all of them."""
+SILENCE_SECONDS = 40
+"""After which HAProxy gives an answer up; people have 600."""
 
 THROUGH_PYTHON = "requests pass through Python"
 CHANGED = """
@@ -51,11 +56,16 @@ pytestmark = pytest.mark.timeout(240 + 2 * STREAMS)
 
 
 @pytest.fixture(scope="module")
-def three(repository: Path, engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def three(
+    repository: Path, engines: Path, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("changed")
     (folder / "changed_ray.py").write_text(CHANGED)
-    surroundings = {"PYTHONPATH": str(folder), "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40"}
-    with fleet(repository, [engines], **surroundings) as found:
+    surroundings = {
+        "PYTHONPATH": str(folder),
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SILENCE_SECONDS),
+    }
+    with fleet(repository, [engines], list(models.iterdir()), **surroundings) as found:
         found.wait(lambda: found.in_rotation() == 3, "three of three")
         yield found
 
@@ -141,6 +151,37 @@ def test_the_official_clients_are_answered(three: Fleet) -> None:
             client.models.list()
 
 
+def test_the_dialect_of_ollama_and_embeddings_pass(three: Fleet) -> None:
+    messages = [{"role": "user", "content": "Say a word."}]
+    greedy = {"temperature": 0, "num_predict": 12}
+    with ollama.Client(three.url, headers=authorized(three)) as client:
+        assert f"{MODEL}:latest" in [each.model for each in client.list().models]
+        text = client.chat(MODEL, messages, options=greedy).message.content
+        *lines, last = client.chat(MODEL, messages, options=greedy, stream=True)
+        assert "".join(line.message.content or "" for line in lines) == text != ""
+        assert last.done
+        embedded = client.embed("slow", ["a dog", "a node"]).embeddings
+        with pytest.raises(ollama.ResponseError, match="none-such"):
+            client.chat("none-such", messages)
+    with openai.OpenAI(base_url=f"{three.url}/v1", api_key=three.keys["inference"]) as client:
+        made = client.embeddings.create(model="slow", input=["a dog", "a node"]).data
+    assert [each.embedding for each in made] == [pytest.approx(each, abs=1e-6) for each in embedded]
+    assert made[0].embedding != made[1].embedding
+
+
+def test_a_real_model_says_what_it_says_directly(three: Fleet, stories: Path) -> None:
+    prompts = ["Once upon a time", "Lily and Tom went to", "The dog was"]
+    asked: dict[str, Any] = {"model": stories.stem, "max_tokens": 80, "temperature": 0}
+    texts = []
+    for url in (three.url, one_of(three).url):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=three.keys["inference"]) as client:
+            for prompt in prompts:
+                chunks = client.completions.create(**asked, prompt=prompt, stream=True)
+                texts.append("".join(chunk.choices[0].text for chunk in chunks))
+    assert texts[:3] == texts[3:]
+    assert min(map(len, texts)) > 100 and len(set(texts)) == 3
+
+
 def test_what_is_about_one_node_does_not_pass_the_front_door(three: Fleet) -> None:
     for path in ("/metrics", "/api/system"):
         for scope, own in (("admin", 200), ("inference", 403)):
@@ -159,6 +200,44 @@ async def test_a_killed_node_costs_its_own_answers_alone(whole: Fleet) -> None:
     print(f"a node killed: {len(lost)} of {STREAMS} lost, three of three {took:.1f} s after the streams")
 
 
+async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None:
+    """They end with an error that says so, and the node starts another. What it refuses until then, official
+    clients repeat."""
+    nodes = whole.nodes()
+    victim = max(nodes)
+    wanted = await said_by_one(whole)
+    assert await streams(whole) == wanted, "each node has the model"
+    workers = descendants_of(victim)
+    left = iter(range(STREAMS))
+    texts: dict[int, str] = {}
+    broken: dict[int, str | None] = {}
+
+    async def work() -> None:
+        for number in left:
+            text = ""
+            try:
+                async for chunk in await client.completions.create(**for_openai(number, stream=True)):
+                    text += chunk.choices[0].text
+                    if number == 60 and len(text) > 9:  # as far are those beside it
+                        while workers:
+                            os.kill(workers.pop(), signal.SIGKILL)
+                texts[number] = text
+            except openai.APIError as error:
+                broken[number] = error.code
+
+    key = whole.keys["inference"]
+    async with openai.AsyncOpenAI(base_url=f"{whole.url}/v1", api_key=key, max_retries=8) as client:
+        await asyncio.wait_for(asyncio.gather(*(work() for _ in range(24))), SECONDS)
+    print(f"a worker killed: {len(broken)} of {STREAMS} lost")
+    assert 1 <= len(broken) <= 12, "what it had, which is a third by `leastconn`, more or less"
+    assert set(broken.values()) == {"engine_crashed"}
+    assert texts == {number: wanted[number] for number in range(STREAMS) if number not in broken}
+    assert whole.nodes() == nodes, "neither node nor replica was replaced"
+    mended = RunningNode(whole.process, f"http://127.0.0.1:{nodes[victim]}", whole.log)
+    again = mended.post("/v1/completions", body(0), key=key)
+    assert again.json()["choices"][0]["text"] == wanted[0]
+
+
 async def test_a_killed_replica_costs_nothing(whole: Fleet) -> None:
     """Its node ends what it has."""
     node = max(whole.nodes())
@@ -166,6 +245,47 @@ async def test_a_killed_replica_costs_nothing(whole: Fleet) -> None:
     outcomes = await streams(whole, after=60, act=lambda: os.kill(actor, signal.SIGKILL))
     assert outcomes == await said_by_one(whole)
     whole.wait(lambda: not alive(node), "the end of its node")
+
+
+def test_prometheus_is_told_each_node(whole: Fleet) -> None:
+    """Those that others have replaced, too."""
+    listed = subprocess.run(
+        [PROGRAM, "ray", "targets"],
+        env={**whole.environment, "RAY_ADDRESS": whole.address(), "RAY_AUTH_MODE": "token"},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+    )
+    found = json.loads(listed.stdout)
+    addresses = [address for each in found for address in each["targets"]]
+    assert sorted(int(each.rpartition(":")[2]) for each in addresses) == sorted(whole.nodes().values())
+    assert {each["labels"]["application"] for each in found} == {"llm"}
+    assert len({each["labels"]["replica"] for each in found}) == 3
+    for address in addresses:
+        target = RunningNode(whole.process, f"http://{address}", whole.log)
+        assert b"llm_node_load" in target.get("/metrics", key=whole.keys["admin"]).body, address
+
+
+def test_a_node_that_does_not_start_says_why(whole: Fleet) -> None:
+    """Where people look: in what `serve status` shows."""
+    wrong = whole.folder / "wrong.toml"
+    wrong.write_text("drain_timeout = 30\n")
+
+    def another(serve: dict[str, Any]) -> None:
+        (application,) = serve["applications"]
+        own = {"name": "wrong", "route_prefix": "/wrong", "args": {"config": str(wrong)}}
+        serve["applications"].append(copy.deepcopy(application) | own)
+
+    def is_said() -> bool:
+        (deployment,) = whole.status()["wrong"]["deployments"].values()
+        return f"llm-node with {wrong} does not start: 0.0.0.0 is reached by" in deployment["message"]
+
+    whole.deploy(another)
+    try:
+        whole.wait(is_said, "the node's own sentence")
+    finally:
+        whole.deploy()
+    whole.wait(lambda: list(whole.status()) == ["llm"], "the end of the other application")
 
 
 # ---- minutes of it: `pytest -m fleet tests/ray` ---------------------------------------------------
@@ -184,6 +304,7 @@ async def test_nobody_waits_for_a_node_that_stands_still(whole: Fleet) -> None:
         os.kill(frozen, signal.SIGCONT)
     print(f"a node stands still: {outcomes.count(None)} of {STREAMS} lost, the last after {took:.1f} s")
     assert outcomes.count(None) <= 24
+    assert SILENCE_SECONDS <= took < SILENCE_SECONDS + 30, "as the page says"
     whole.wait(lambda: whole.in_rotation() == 3, "three of three")
 
 
@@ -291,6 +412,9 @@ def test_ray_is_as_it_is_known() -> None:
     code = (
         "import importlib; from llm_node.ray import private as known\n"
         "found = known._shape(getattr(importlib.import_module(known.HOME), known.NAME))\n"
-        "assert found == known.SIGNATURE, found"
+        "assert found == known.SIGNATURE, found\n"
+        "from ray.serve._private import constants\n"
+        "own = known.CONTROLLER, known.NAMESPACE\n"
+        "assert own == (constants.SERVE_CONTROLLER_NAME, constants.SERVE_NAMESPACE)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Fleet:
     taken: int
     """A port that it would give a node, were it not somebody else's."""
     machines: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     """By scope."""
 
@@ -88,22 +89,39 @@ class Fleet:
             ]
         return len(up)
 
-    def deploy(self, change: Change) -> None:
+    def address(self) -> str:
+        """Of the cluster, for `RAY_ADDRESS`: there may be others on this machine."""
+        words = " ".join(command_line(self.named("raylet/raylet")[0]))
+        (found,) = set(re.findall(r"--gcs-address=(\S+)", words))
+        return str(found)
+
+    def deploy(self, change: Change | None = None) -> None:
         """As `serve deploy` does it, with the same file but for this change."""
         yaml: Any = importlib.import_module("yaml")
+        serve = yaml.safe_load((self.folder / "serve.yaml").read_text())
+        if change is not None:
+            change(serve)
+        self._of_serve("PUT", serve)
+
+    def status(self) -> dict[str, Any]:
+        """What `serve status` shows, by application."""
+        found: dict[str, Any] = json.loads(self._of_serve("GET"))["applications"]
+        return found
+
+    def _of_serve(self, method: str, body: Any = None) -> bytes:
         (dashboard,) = re.findall(
             r"dashboard at \S*(http://[\w.]+:\d+)", self.log.read_text(errors="replace")
         )
         token = (self.folder / ".ray/auth_token").read_text()
-        serve = yaml.safe_load((self.folder / "serve.yaml").read_text())
-        change(serve)
         request = urllib.request.Request(
             f"{dashboard}/api/serve/applications/",
-            json.dumps(serve).encode(),
+            None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
-            method="PUT",
+            method=method,
         )
-        urllib.request.urlopen(request, timeout=60).close()
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            answer: bytes = reply.read()
+        return answer
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> float:
         """Until it holds. Gives the seconds that it took."""
@@ -141,20 +159,41 @@ def command_line(pid: int) -> list[str]:
     return []
 
 
+def open_files(pid: int) -> set[str]:
+    """What its descriptors are of."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(each))
+    return found
+
+
+def listening(pids: Iterable[int] | None = None) -> set[tuple[int, str]]:
+    """Port and inode of each TCP socket that these processes listen on; without any, that anybody does."""
+    files = None if pids is None else {each for pid in pids for each in open_files(pid)}
+    found: set[tuple[int, str]] = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and (files is None or f"socket:[{words[9]}]" in files):
+                found.add((int(words[1].rpartition(":")[2], 16), words[9]))
+    return found
+
+
 def port_of(pid: int) -> int | None:
     """Where it listens."""
-    try:
-        inodes = {
-            os.readlink(each).removeprefix("socket:[").removesuffix("]")
-            for each in Path(f"/proc/{pid}/fd").iterdir()
-        }
-    except OSError:
-        return None
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[3] == "0A" and words[9] in inodes:
-            return int(words[1].rpartition(":")[2], 16)
-    return None
+    return next((port for port, _ in listening([pid])), None)
+
+
+def in_shared_memory(pids: Iterable[int]) -> set[Path]:
+    """Files of /dev/shm that these processes have, and that others could find there."""
+    names = {each for pid in pids for each in open_files(pid) if each.startswith("/dev/shm/")}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            names |= set(re.findall(r"/dev/shm/.*$", maps, re.MULTILINE))
+    return {path for name in names if (path := Path(name)).exists()}
 
 
 def write_files(repository: Path, folder: Path, engines: list[Path], port: int, *, alone: bool) -> None:
@@ -191,8 +230,15 @@ def new_key(folder: Path, scope: str) -> str:
 
 
 @contextlib.contextmanager
-def fleet(repository: Path, engines: list[Path], *, machines: int = 1, **environment: str) -> Iterator[Fleet]:
-    """Ray Serve with these engines, ready; and afterwards nothing of it is left.
+def fleet(
+    repository: Path,
+    engines: list[Path],
+    models: Sequence[Path] = (),
+    *,
+    machines: int = 1,
+    **environment: str,
+) -> Iterator[Fleet]:
+    """Ray Serve with these engines and models, ready; and afterwards nothing of it is left.
 
     `machines`: raylets that stand for so many, each with one node at most; HAProxy is on the first alone.
     """
@@ -203,6 +249,8 @@ def fleet(repository: Path, engines: list[Path], *, machines: int = 1, **environ
     try:
         (folder / "models").mkdir()
         (folder / "models/slow.toy").write_bytes(b"TOY1")
+        for model in models:
+            shutil.copy(model, folder / "models")
         fake = folder / "engines"
         fake_engine(fake, defines={"FAKE_STEP_US": int(STEP_SECONDS * 1e6)})
         keys = {scope: new_key(folder, scope) for scope in ("inference", "admin")}
@@ -246,6 +294,7 @@ def fleet(repository: Path, engines: list[Path], *, machines: int = 1, **environ
             statistics=statistics,
             taken=taken.getsockname()[1],
             machines=machines,
+            environment=everywhere,
             keys=keys,
         )
         try:
@@ -286,7 +335,9 @@ def settings_of(repository: Path) -> dict[str, str]:
 
 
 def end(running: Fleet) -> None:
+    """All of it, processes first; and neither a port nor shared memory stays."""
     began = set(running.own()) | set(descendants_of(running.process.pid))
+    ports, shared = listening(began), in_shared_memory(began)
     running.process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         running.process.wait(END_SECONDS)
@@ -303,3 +354,5 @@ def end(running: Fleet) -> None:
             os.kill(pid, signal.SIGKILL)
     running.process.wait(30)
     assert not left, f"left behind: {told}\n{running.log_text()}"
+    assert not ports & listening(), "a port that somebody inherited"
+    assert not [path for path in shared if path.exists()], "shared memory"

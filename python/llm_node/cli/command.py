@@ -33,6 +33,7 @@ VERBS: Mapping[str, str] = {
     "key": "key:key",
     "engine": "engine:engine",
     "bench": "bench:bench",
+    "ray": "ray:ray",
     "completion": "completion:completion",
 }
 """In the order of the help: a verb, its module in this folder, and its command there."""

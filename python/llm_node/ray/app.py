@@ -9,6 +9,8 @@ from ray import serve
 
 from llm_node.ray.replica import Replica
 
+NODE = "node"
+"""Of the deployment."""
 MOST_REQUESTS = 8192
 """At once, on a way that Ray counts them on. How many a node takes is for the node to say."""
 
@@ -23,7 +25,7 @@ class Arguments(BaseModel):
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """The application: one deployment, `node`, of which each replica is a node."""
+    """The application: one deployment of which each replica is a node."""
     arguments = Arguments.model_validate(args)
-    deployment = serve.deployment(name="node", max_ongoing_requests=MOST_REQUESTS)(serve.ingress()(Replica))
+    deployment = serve.deployment(name=NODE, max_ongoing_requests=MOST_REQUESTS)(serve.ingress()(Replica))
     return deployment.bind(arguments.config)

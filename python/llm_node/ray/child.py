@@ -10,15 +10,18 @@ import asyncio
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import IO
 
 import aiohttp
 
 from llm_node.server.address import url
 
-PROGRAM = (sys.executable, "-c", "from llm_node.cli import main; main()")
+PROGRAM = (sys.executable, "-c", "from llm_node.cli import main; main(print)")
+"""`llm-node`, which says on stdout, too, why it does not start. Nothing else is said there."""
 START_SECONDS = 300.0
 """A node looks for engines and models before it listens to anybody."""
 LAST_SECONDS = 5.0
@@ -51,23 +54,27 @@ class Child:
     async def start(self, listening: socket.socket) -> None:
         """Start it on this socket, which is then its alone: once it is gone, connections are refused.
         Raises `NodeEndedError` where it does not come to answer."""
-        with listening:
-            process = self._spawn(listening)
-        try:
-            # Nobody but this node has the socket: who connects waits for it, and is let go where it ends.
-            await self.ask("/readyz", START_SECONDS)
-        except NodeEndedError:
-            code = await asyncio.to_thread(_end, process)
-            raise NodeEndedError(
-                f"llm-node with {self._config} does not start (it ended with {code}); its words are in this "
-                "replica's stderr"
-            ) from None
-        except asyncio.CancelledError:
-            process.kill()
-            raise
+        # A file, and no pipe: a node that outlives its replica has nobody who reads.
+        with tempfile.TemporaryFile() as reason:
+            with listening:
+                process = self._spawn(listening, reason)
+            try:
+                # Nobody but this node has the socket: who connects waits for it, and is let go where it ends.
+                await self.ask("/readyz", START_SECONDS)
+            except NodeEndedError:
+                code = await asyncio.to_thread(_end, process)
+                reason.seek(0)
+                said = reason.read().decode(errors="replace").strip()
+                raise NodeEndedError(
+                    f"llm-node with {self._config} does not start: "
+                    + (said or f"it ended with {code}; its words are in this replica's stderr")
+                ) from None
+            except asyncio.CancelledError:
+                process.kill()
+                raise
         self._is_ready = True
 
-    def _spawn(self, listening: socket.socket) -> subprocess.Popen[bytes]:
+    def _spawn(self, listening: socket.socket, reason: IO[bytes]) -> subprocess.Popen[bytes]:
         host, port = listening.getsockname()[:2]
         self.url = url(host, port)
         descriptor = listening.fileno()
@@ -75,6 +82,7 @@ class Child:
         self._process = subprocess.Popen(
             [*PROGRAM, "serve", "--config", self._config, *own],
             stdin=subprocess.DEVNULL,
+            stdout=reason,
             pass_fds=[descriptor],
             start_new_session=True,
         )

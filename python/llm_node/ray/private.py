@@ -1,7 +1,8 @@
-"""The one name of Ray Serve that it does not promise to keep, as 2.60 has it. Nothing else here uses any.
+"""The two names of Ray Serve that it does not promise to keep, as 2.60 has them. Nothing else here uses any.
 
 In HAProxy mode each replica starts a server on a port that the controller gave it, and HAProxy leads requests
-there: `ray.serve._private.replica.start_asgi_http_server`.
+there: `ray.serve._private.replica.start_asgi_http_server`. Which ports these are, the controller tells the
+proxies alone: `get_target_groups(app_name=None, from_proxy_manager=False)`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ import importlib
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+
+import ray
+
+CONTROLLER, NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
+TARGETS_SECONDS = 30.0
 
 HOME = "ray.serve._private.replica"
 NAME = "start_asgi_http_server"
@@ -50,6 +56,16 @@ def bring_own_server(start: Start) -> str | None:
 
     setattr(home, NAME, start_asgi_http_server)
     return None
+
+
+def target_groups() -> list[Any]:
+    """What HAProxy is told: for each application where its replicas listen. Where there is no HAProxy,
+    Serve's own proxies, as a group without an application. Raises `RayError`, `ValueError` where there is no
+    Serve, and `TypeError` or `AttributeError` where Ray knows it otherwise."""
+    controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    asked = controller.get_target_groups.remote(from_proxy_manager=True)
+    found: list[Any] = ray.get(asked, timeout=TARGETS_SECONDS)
+    return found
 
 
 def _shape(function: Any) -> str:
