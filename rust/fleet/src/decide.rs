@@ -77,8 +77,7 @@ impl Fleet {
             Event::Estimated { worker, uses } => self.estimated(now, worker, uses),
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
-            Event::Busy { worker } => self.used(worker, None),
-            Event::Idle { worker } => self.used(worker, Some(now)),
+            Event::Used { worker, idle_since } => self.used(worker, idle_since),
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
             Event::Configured(usual) => self.configured(usual),
@@ -328,11 +327,10 @@ impl Fleet {
         }
     }
 
-    /// `idle_since`: `None` where it has something to answer.
     fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {
         if let Some((_, it)) = self.worker(worker) {
             it.idle_since = idle_since;
-            it.is_awaited &= idle_since.is_some();
+            it.is_awaited = false;
         }
     }
 

@@ -86,15 +86,12 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// A worker that had nothing to answer has got something.
-    Busy {
+    /// A worker has been asked something since this was told of it last.
+    Used {
         /// Which worker.
         worker: WorkerId,
-    },
-    /// All that a worker had to answer is answered.
-    Idle {
-        /// Which worker.
-        worker: WorkerId,
+        /// Since when all of that is answered; `None`: it is not.
+        idle_since: Option<Moment>,
     },
     /// A worker that was to drain has nothing under way any more.
     Drained {

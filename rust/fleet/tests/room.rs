@@ -98,14 +98,15 @@ impl World {
     fn ask(&mut self, model: &str) {
         let worker = self.worker(model);
         self.busy.insert(worker);
-        self.tell(Event::Busy { worker });
+        self.tell(Event::Used { worker, idle_since: None });
     }
 
     /// It has answered.
     fn answer(&mut self, model: &str) {
         let worker = self.worker(model);
         self.busy.remove(&worker);
-        self.tell(Event::Idle { worker });
+        let idle_since = Some(self.now);
+        self.tell(Event::Used { worker, idle_since });
         if self.draining.remove(&worker) {
             self.tell(Event::Drained { worker });
         }

@@ -175,8 +175,8 @@ impl World {
                 let found = self.workers.iter_mut().find(|(_, worker)| is_it(worker));
                 let Some((&worker, it)) = found else { return };
                 if it.busy_until.replace(until).is_none() {
-                    self.later(milliseconds, Event::Idle { worker });
-                    self.handle(Event::Busy { worker });
+                    self.later(milliseconds, Event::Used { worker, idle_since: Some(until) });
+                    self.handle(Event::Used { worker, idle_since: None });
                 }
             }
             Order::Load { model, context_length, pin, keep_alive } => {
@@ -260,7 +260,7 @@ impl World {
                 worker.is_gone |= worker.has_died;
             }
             Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
-            Event::Idle { worker } => self.worker(*worker).busy_until = None,
+            Event::Used { worker, idle_since: Some(_) } => self.worker(*worker).busy_until = None,
             Event::Died { worker, .. } => {
                 let worker = self.worker(*worker);
                 // Who is being started is told of by who starts it.
@@ -454,8 +454,7 @@ fn of(event: &Event) -> Option<WorkerId> {
         | Event::Estimated { worker, .. }
         | Event::Ready { worker, .. }
         | Event::Failed { worker, .. }
-        | Event::Busy { worker }
-        | Event::Idle { worker }
+        | Event::Used { worker, .. }
         | Event::Drained { worker }
         | Event::Died { worker, .. } => Some(*worker),
         _ => None,

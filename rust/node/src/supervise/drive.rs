@@ -101,13 +101,16 @@ impl Drive {
         let _ = self.messages.send(Message::Order(ticket, event(ticket), reply));
     }
 
-    /// For who notices whether a worker has something to answer; called in the order in which that changes.
-    pub(super) fn hears_of_use(&self) -> impl Fn(WorkerId, bool) + Send + use<> {
+    /// For who notices whether a worker has something to answer: [`run`] looks at that before anything else.
+    pub(super) fn hears_of_use(&self) -> impl Fn() + Send + use<> {
         let messages = self.messages.clone();
-        move |worker, is_busy| {
-            let event = if is_busy { Event::Busy { worker } } else { Event::Idle { worker } };
-            let _ = messages.send(Message::Event(event));
+        move || {
+            let _ = messages.send(Message::Event(Event::Time));
         }
+    }
+
+    fn moment_of(&self, instant: Instant) -> Moment {
+        Moment(instant.saturating_duration_since(self.begun))
     }
 
     /// Waits until all workers have ended, after [`Event::Stopping`].
@@ -154,13 +157,18 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         let Some(inner) = inner.upgrade() else { return };
         let now = inner.fleet.now();
         let mut effects = Vec::new();
+        for (worker, idle_since) in inner.traffic.take_uses() {
+            let idle_since = idle_since.map(|instant| inner.fleet.moment_of(instant));
+            effects.extend(fleet.handle(now, Event::Used { worker, idle_since }));
+        }
         if matches!(event, Event::Estimated { .. } | Event::Plan { .. })
             || fleet.is_anybody_waiting_for_room()
         {
             // Whether there is room is decided on what is free now.
-            effects = fleet.handle(now, Event::Reading(vec![load::measure_host()]));
+            effects.extend(fleet.handle(now, Event::Reading(vec![load::measure_host()])));
         }
         effects.extend(fleet.handle(now, event));
+        inner.traffic.await_use(fleet.is_anybody_waiting_for_room());
         for effect in &effects {
             if let Effect::Open { worker, model_id } = effect {
                 inner.traffic.open(*worker, model_id);

@@ -74,11 +74,11 @@ struct UnderWay {
     meters: Meters,
     outlets: Outlets,
     suspects: Suspects,
-    /// Hears whenever a worker has got something to answer, or has answered all.
-    hears_of_use: Option<HearsOfUse>,
+    /// Called when a worker has got something to answer, or has answered all: at once where somebody waits for
+    /// that, else once a second. It then takes [`Traffic::take_uses`].
+    hears_of_use: Option<Box<dyn Fn() + Send>>,
+    is_use_awaited: bool,
 }
-
-type HearsOfUse = Box<dyn Fn(u64, bool) + Send>;
 
 /// A worker that answers.
 struct Open {
@@ -87,6 +87,8 @@ struct Open {
     questions: usize,
     /// It gets nothing new.
     is_closed: bool,
+    /// What is not told yet: since when it has nothing to answer (`None`: it has), after it had something.
+    use_: Option<Option<Instant>>,
 }
 
 struct Stream {
@@ -160,7 +162,7 @@ impl fmt::Debug for Traffic {
 impl Traffic {
     /// From now on the worker may have streams.
     pub(super) fn open(&self, worker: u64, model_id: &str) {
-        let open = Open { model_id: model_id.into(), streams: 0, questions: 0, is_closed: false };
+        let open = Open { model_id: model_id.into(), streams: 0, questions: 0, is_closed: false, use_: None };
         self.under_way.lock().workers.insert(worker, open);
     }
 
@@ -172,8 +174,25 @@ impl Traffic {
     }
 
     /// Who is to hear whether workers are busy. It must not block.
-    pub(super) fn set_hears_of_use(&self, hears: impl Fn(u64, bool) + Send + 'static) {
+    pub(super) fn set_hears_of_use(&self, hears: impl Fn() + Send + 'static) {
         self.under_way.lock().hears_of_use = Some(Box::new(hears));
+    }
+
+    /// Does somebody wait for a worker that has nothing to answer?
+    pub(super) fn await_use(&self, is_awaited: bool) {
+        let mut under_way = self.under_way.lock();
+        under_way.is_use_awaited = is_awaited;
+        if is_awaited {
+            under_way.tell_of_new_use();
+        }
+    }
+
+    /// Workers that have been asked something since the last call, each with since when all of that is
+    /// answered; `None`: it is not.
+    pub(super) fn take_uses(&self) -> Vec<(u64, Option<Instant>)> {
+        let mut under_way = self.under_way.lock();
+        let of_worker = |(worker, open): (&u64, &mut Open)| Some((*worker, open.use_.take()?));
+        under_way.workers.iter_mut().filter_map(of_worker).collect()
     }
 
     /// A new stream; `None` where the worker has died or is closed.
@@ -323,6 +342,7 @@ impl Traffic {
                 let message = format!("The model did not answer within {QUESTION_SECONDS} s");
                 under_way.outlets.outcome((id, Err(Fault::new(ErrorCode::Timeout, message))));
             }
+            under_way.tell_of_new_use();
         });
     }
 
@@ -423,10 +443,19 @@ impl UnderWay {
         let was_busy = open.owes() > 0;
         change(open);
         let is_busy = open.owes() > 0;
-        if was_busy != is_busy
-            && let Some(hears) = &self.hears_of_use
+        if was_busy != is_busy {
+            open.use_ = Some((!is_busy).then(Instant::now));
+            if self.is_use_awaited {
+                self.tell_of_new_use();
+            }
+        }
+    }
+
+    fn tell_of_new_use(&self) {
+        if let Some(hears) = &self.hears_of_use
+            && self.workers.values().any(|open| open.use_.is_some())
         {
-            hears(worker, is_busy);
+            hears();
         }
     }
 
@@ -662,22 +691,34 @@ mod tests {
     fn who_watches_hears_when_a_worker_gets_busy_and_idle() {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::new(AtomicUsize::new(0));
         let hears = Arc::clone(&heard);
-        traffic.set_hears_of_use(move |worker, is_busy| hears.lock().push((worker, is_busy)));
+        traffic.set_hears_of_use(move || {
+            hears.fetch_add(1, Ordering::SeqCst);
+        });
+        let heard = || heard.load(Ordering::SeqCst);
+        let taken =
+            || traffic.take_uses().into_iter().map(|(id, idle)| (id, idle.is_some())).collect::<Vec<_>>();
         traffic.open(1, "m");
         let submit = || traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain);
         let stream = submit().unwrap();
         let question = traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
         traffic.step(1, vec![(stream, finished())]);
-        assert_eq!(*heard.lock(), [(1, true)]);
+        assert_eq!((taken(), taken()), (vec![(1, false)], vec![]));
         traffic.forget_question(question);
-        assert_eq!(*heard.lock(), [(1, true), (1, false)]);
+        assert_eq!(heard(), 0);
+        traffic.tick();
+        assert_eq!((heard(), taken()), (1, vec![(1, true)]));
+        traffic.tick();
+        assert_eq!(heard(), 1);
+        // Who waits for it hears of it at once.
+        traffic.await_use(true);
         let stream = submit().unwrap();
+        assert_eq!((heard(), taken()), (2, vec![(1, false)]));
         traffic.close(1);
         assert!(submit().is_none() && traffic.ask(&link, asked(), |_| ToWorker::Drain).is_none());
         traffic.step(1, vec![(stream, finished())]);
-        assert_eq!(*heard.lock(), [(1, true), (1, false), (1, true), (1, false)]);
+        assert_eq!((heard(), taken()), (3, vec![(1, true)]));
     }
 
     #[test]
