@@ -20,7 +20,7 @@ Neutral = dict[str, Any]
 
 def dump(value: Any) -> str:
     """JSON without needless spaces, in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return to_json(value).decode()
 
 
 @dataclass(frozen=True, slots=True)

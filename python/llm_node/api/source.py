@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import Any
 
@@ -30,6 +31,11 @@ def of(request: web.Request, *names: Any) -> int:
 def _peer(request: web.Request) -> object:
     transport = request.transport
     address = None if transport is None else transport.get_extra_info("peername")
-    if isinstance(address, tuple) and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+    if isinstance(address, tuple) and not _is_loopback(address[0]):
         return address[0]
     return address or id(transport)
+
+
+@functools.lru_cache
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback

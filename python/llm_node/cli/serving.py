@@ -47,6 +47,9 @@ def serve(*given: dict[str, options.Given]) -> None:
     """
     settings = options.settings(*given)
     logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
+    # What no line shows is not looked up for each; see "Optimization" in the logging HOWTO of Python.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if skipped := service_variables():
         log.info("not settings, but where a Kubernetes Service is: %s", ", ".join(skipped))
     if settings.exit_with_parent:

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pydantic_core import to_json
+
 from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
 from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
@@ -429,7 +431,7 @@ class Node:
         core = self._running()
         for index, request in enumerate(requests):
             written = None if frames is None else frames[index]
-            stream = core.submit(model_id, json.dumps(request), client.number, written, whole)
+            stream = core.submit(model_id, to_json(request).decode(), client.number, written, whole)
             # What comes is spread by the loop's own thread, so nothing can come before this line.
             client.streams[stream] = index
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import socket
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -284,7 +284,7 @@ class Connection(web.RequestHandler):
 
 def raw_answer(fault: NodeError) -> bytes:
     """An error as bytes, for a connection that has no request."""
-    response = _complete(middleware.answer(errors.reply(fault)), uuid.uuid4().hex)
+    response = _complete(middleware.answer(errors.reply(fault)), secrets.token_hex(16))
     body = (response.text or "").encode()
     headers = {**response.headers, "Content-Length": str(len(body)), "Connection": "close"}
     lines = [f"HTTP/1.1 {response.status} {response.reason}", *(f"{k}: {v}" for k, v in headers.items())]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -113,7 +113,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 def name_request(request: web.BaseRequest) -> str:
     """The request's id, which `REQUEST_ID` has from here on."""
     sent = request.headers.get(HEADER, "")
-    request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    request_id = sent if _ID.fullmatch(sent) else secrets.token_hex(16)
     REQUEST_ID.set(request_id)
     TOOK.set(Took())
     ERROR_CODE.set("")

@@ -30,6 +30,8 @@ class OriginRules:
         """`bound`: what the node listens on. `hosts`, `origins`: those of `--allow-host`, `--cors-origin`."""
         self._hosts = frozenset({bound.lower().removesuffix("."), *hosts})
         self._origins = frozenset(origins)
+        self._seen: str | None = None
+        """The last host that was the node's own: clients say the same again and again."""
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raise `NodeError` where the request is not for this node, or not from where it may come."""
@@ -67,12 +69,15 @@ class OriginRules:
         return allowed
 
     def _check_host(self, text: str) -> None:
-        if text and not self._is_own(text):  # without a host it is no browser that asks
+        if text == self._seen or not text:  # without a host it is no browser that asks
+            return
+        if not self._is_own(text):
             raise NodeError(
                 "host_not_allowed",
                 f"This node does not answer to the host {text[:200]!r}; if it is yours, start the node with "
                 "--allow-host and its name",
             )
+        self._seen = text
 
     def _is_own(self, authority: str) -> bool:
         match = _AUTHORITY.fullmatch(authority)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
+import secrets
 from dataclasses import replace
 from typing import Any
 
@@ -107,7 +107,7 @@ def _event(kind: str, **content: Any) -> bytes:
 
 
 def _identity(model: str) -> dict[str, Any]:
-    return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
+    return {"id": f"msg_{secrets.token_hex(16)}", "type": "message", "role": "assistant", "model": model}
 
 
 def _ending(finish: Finish, stop: str | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from typing import Any
 
 from llm_node.api import timings
@@ -38,7 +38,7 @@ FINISH_REASONS: dict[Finish, str] = {
 def identity(prefix: str, kind: str, model: str) -> dict[str, Any]:
     """The fields that are the same in every chunk of an answer."""
     return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "id": f"{prefix}-{secrets.token_hex(16)}",
         "object": kind,
         "created": int(time.time()),
         "model": model,

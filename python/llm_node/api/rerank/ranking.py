@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from typing import Any
 
 from aiohttp import web
@@ -25,7 +25,7 @@ async def rank(request: web.Request) -> web.Response:
     tokens = sum(answer["tokens"])
     return web.json_response(
         {
-            "id": uuid.uuid4().hex,
+            "id": secrets.token_hex(16),
             "object": "list",
             "model": wanted.model,
             "results": [_result(wanted, index, scores[index]) for index in order],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
-import uuid
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Shape:
     """How one answer is written. Ids of items are the answer's own word and the number of the block."""
 
     def __init__(self, wanted: wire.ResponsesRequest, offered: Offered) -> None:
-        self.word = uuid.uuid4().hex
+        self.word = secrets.token_hex(16)
         self.id = f"resp_{self.word}"
         self.offered = offered
         self.as_summary = wanted.reasoning.as_summary
