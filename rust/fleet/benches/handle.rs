@@ -60,9 +60,9 @@ fn handle(criterion: &mut Criterion) {
     criterion.bench_function("an order that joins, 20 models", |bencher| {
         bencher.iter(|| black_box(fleet.handle(now, load(1, 7))));
     });
-    criterion.bench_function("a worker that gets busy, 20 models", |bencher| {
+    criterion.bench_function("a worker that is used, 20 models", |bencher| {
         bencher.iter(|| {
-            fleet.handle(now, Event::Busy { worker: 7 });
+            fleet.handle(now, Event::Used { worker: 7, idle_since: None });
             black_box(fleet.view())
         });
     });
