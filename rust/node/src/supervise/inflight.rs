@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
+    fmt, mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -87,8 +87,10 @@ struct Open {
     questions: usize,
     /// It gets nothing new.
     is_closed: bool,
-    /// What is not told yet: since when it has nothing to answer (`None`: it has), after it had something.
-    use_: Option<Option<Instant>>,
+    /// Since when it has nothing to answer; `None`: it has, or has never had.
+    idle_since: Option<Instant>,
+    /// It has been asked something, or has answered all, and that is not told yet.
+    is_use_new: bool,
 }
 
 struct Stream {
@@ -162,7 +164,14 @@ impl fmt::Debug for Traffic {
 impl Traffic {
     /// From now on the worker may have streams.
     pub(super) fn open(&self, worker: u64, model_id: &str) {
-        let open = Open { model_id: model_id.into(), streams: 0, questions: 0, is_closed: false, use_: None };
+        let open = Open {
+            model_id: model_id.into(),
+            streams: 0,
+            questions: 0,
+            is_closed: false,
+            idle_since: None,
+            is_use_new: false,
+        };
         self.under_way.lock().workers.insert(worker, open);
     }
 
@@ -191,7 +200,9 @@ impl Traffic {
     /// answered; `None`: it is not.
     pub(super) fn take_uses(&self) -> Vec<(u64, Option<Instant>)> {
         let mut under_way = self.under_way.lock();
-        let of_worker = |(worker, open): (&u64, &mut Open)| Some((*worker, open.use_.take()?));
+        let of_worker = |(worker, open): (&u64, &mut Open)| {
+            mem::take(&mut open.is_use_new).then_some((*worker, open.idle_since))
+        };
         under_way.workers.iter_mut().filter_map(of_worker).collect()
     }
 
@@ -444,7 +455,8 @@ impl UnderWay {
         change(open);
         let is_busy = open.owes() > 0;
         if was_busy != is_busy {
-            open.use_ = Some((!is_busy).then(Instant::now));
+            open.idle_since = (!is_busy).then(Instant::now);
+            open.is_use_new = true;
             if self.is_use_awaited {
                 self.tell_of_new_use();
             }
@@ -453,7 +465,7 @@ impl UnderWay {
 
     fn tell_of_new_use(&self) {
         if let Some(hears) = &self.hears_of_use
-            && self.workers.values().any(|open| open.use_.is_some())
+            && self.workers.values().any(|open| open.is_use_new)
         {
             hears();
         }
