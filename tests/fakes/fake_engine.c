@@ -35,6 +35,9 @@
 //    HANG_ON_BYTE=N               ... never returns
 //    CRASH_AFTER_STEPS=N          step N + 1 dies of signal 11
 //    MOST_SEQUENCES=4096          a context for more of them is refused
+//    CONTEXTS=N                   no more of them are made, one after the other
+//    HANG_IN_CREATE=N             the making of the Nth never returns
+//    CRASH_IN_CREATE=N            ... dies of signal 11
 //    EMBED_US=0                   what an embedding takes
 //    TABLE_SIZE=N                 every table's struct_size (0, 0xFFFFFFFF, ...)
 //    HANG_IN_CALL=NAME            never returns from it, where it happens between steps: TOKENIZE (of what
@@ -188,6 +191,15 @@ static MAYBE_UNUSED void hang(void) {
 }
 
 enum { NO_CALL, TOKENIZE, EMBED, SEQ_REMOVE, SEQ_COPY, SEQ_SAVE, SEQ_RESTORE, CACHE_FREE };
+#ifndef FAKE_CONTEXTS
+#  define FAKE_CONTEXTS (1 << 30)
+#endif
+#ifndef FAKE_CRASH_IN_CREATE
+#  define FAKE_CRASH_IN_CREATE 0
+#endif
+#ifndef FAKE_HANG_IN_CREATE
+#  define FAKE_HANG_IN_CREATE 0
+#endif
 #ifndef FAKE_HANG_IN_CALL
 #  define FAKE_HANG_IN_CALL NO_CALL
 #endif

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.house import House, house_in
+from support.house import CLIENT, House, house_in
 from support.node import children_of, wait_for_ends
 
 SOON = 20
@@ -136,19 +136,18 @@ def test_a_model_that_stands_still_is_named_and_may_go_on(tmp_path: Path) -> Non
 # ---- wishes ----------------------------------------------------------------------------------------
 
 
-def test_another_wish_is_refused_and_the_same_joins(house: House) -> None:
+def test_another_wish_is_refused_and_the_same_or_less_joins(house: House) -> None:
     model = house.add("toy")
     loaded = house.load(model, context_length=128, max_sequences=2, options={"step_us": 0})
     assert loaded["facts"]["context_length"] == 128
-    for same in (
+    for joins in (
         {},
         {"context_length": 128},
+        {"context_length": 64, "max_sequences": 1, "cache_tokens": 256},
         {"options": {"step_us": "0"}, "max_sequences": 2, "engine": "toy"},
     ):
-        assert house.load(model, **same) == loaded
+        assert house.load(model, **joins) == loaded
     for other, words in (
-        ({"context_length": 512}, "is loaded with context_length 128; 512 was asked for"),
-        ({"max_sequences": 16}, "is loaded with max_sequences 2; 16 was asked for"),
         ({"speculation": "off"}, "is loaded with speculation lookup; off was asked for"),
         (
             {"options": {"step_us": 1}},
@@ -167,12 +166,99 @@ def test_another_wish_is_refused_while_the_model_is_being_loaded(house: House) -
     load = house.begin_load(model, context_length=128)
     house.wait_for_load(model)
     same = house.begin_load(model, context_length=128)
-    fault = house.fault(lambda: house.load(model, context_length=256))
+    longer = house.begin_load(model, context_length=256)
+    fault = house.fault(lambda: house.load(model, speculation="off"))
     assert fault.code == "model_loaded_differently"
-    assert "is being loaded with context_length 128; 256 was asked for" in fault.message
+    assert "is being loaded with speculation lookup; off was asked for" in fault.message
     house.unload(model, 1)
-    for waiting in (load, same):
+    for waiting in (load, same, longer):
         assert house.fault(lambda waiting=waiting: house.outcome(waiting)).code == "shutting_down"  # type: ignore[misc]
+
+
+def test_a_longer_context_comes_to_a_model_that_answers_and_the_answer_stays(house: House) -> None:
+    model = house.add("toy", FAKE_STEP_US=3000, FAKE_MOST_SEQUENCES=100)
+    before = house.load(model, context_length=200, max_sequences=2)
+    worker, held = house.state(model)["pid"], house.reserved()
+
+    def greedy() -> int:
+        prompt, sampling = {"text": "Hello"}, {"temperature": 0.0}
+        request = {"prompt": prompt, "max_tokens": 150, "ignore_eos": True, "sampling": sampling}
+        return house.core.submit(model, json.dumps(request), CLIENT)
+
+    def text(stream: int) -> str:
+        events = house.events({stream})[stream]
+        assert events[-1].kind == "finished" and events[-1].completion_tokens == 150
+        return "".join(event.text or "" for event in events if event.kind == "piece")
+
+    quiet = text(greedy())
+    stream = greedy()
+    house.wait_for_token(stream)
+    lengths = (400, 300, 500)  # in whichever order they come to it
+    tickets = [house.begin_load(model, context_length=length) for length in lengths]
+    results = [house.outcome(ticket) for ticket in tickets]
+    found = [result["facts"]["context_length"] for result in results]
+    assert all(has >= wanted for has, wanted in zip(found, lengths, strict=True)) and found[2] == 500
+    assert text(stream) == quiet
+    state = house.state(model)
+    assert (state["pid"], state["status"]) == (worker, "loaded")
+    memory = [use["total_bytes"] for use in results[2]["memory"]]
+    assert house.reserved() == sum(memory) > held > 0
+    long = house.submit(model, text="a" * 400, max_tokens=8)
+    assert house.events({long})[long][-1].kind == "finished"
+    fault = house.fault(lambda: house.load(model, context_length=1 << 20))
+    assert (fault.code, fault.param) == ("invalid_request", "context_length")
+    fault = house.fault(lambda: house.load(model, max_sequences=101))
+    assert "sequences" in fault.message, "its engine takes no more"
+    assert house.load(model)["facts"]["context_length"] == 500, "and it is what it was"
+    assert house.reserved() == sum(memory)
+    assert (before["engine"], house.state(model)["pid"]) == (results[2]["engine"], worker)
+
+
+def test_a_longer_context_that_does_not_fit_is_refused_and_the_model_stays(tmp_path: Path) -> None:
+    with house_in(tmp_path, vram_limit_bytes=64 << 20) as house:
+        model = house.add("toy", FAKE_ESTIMATE_BYTES=1 << 20)
+        (house.models / "toy.toy").write_text("TOY1\nn_context=4000000\n")
+        house.load(model, context_length=100, max_sequences=1)
+        worker = house.state(model)["pid"]
+        fault = house.fault(lambda: house.load(model, context_length=4_000_000))
+        assert fault.code == "oom_vram" and fault.message.startswith("Insufficient VRAM: required ")
+        assert (house.state(model)["pid"], house.state(model)["status"]) == (worker, "loaded")
+        stream = house.submit(model)
+        assert house.events({stream})[stream][-1].kind == "finished"
+
+
+def test_only_an_engine_that_runs_in_steps_has_another_context(house: House) -> None:
+    model = house.add("toy", FAKE_NO_BATCH=None)
+    loaded = house.load(model)["facts"]["context_length"]
+    fault = house.fault(lambda: house.load(model, context_length=loaded + 1))
+    assert (fault.code, fault.param) == ("model_loaded_differently", "context_length")
+    assert f"is loaded with context_length {loaded}; {loaded + 1} was asked for" in fault.message
+
+
+def test_a_worker_that_dies_while_it_makes_its_context_is_a_crash(tmp_path: Path) -> None:
+    with house_in(tmp_path) as house:
+        model = house.add("toy", FAKE_CRASH_IN_CREATE=2)
+        house.load(model, context_length=100)
+        stream = house.submit(model, max_tokens=1000)
+        fault = house.fault(lambda: house.load(model, context_length=200))
+        assert fault.code == house.fault_of(stream).code == "engine_crashed"
+        assert "died in batch.create: signal 11" in fault.message
+        assert house.reserved() == 0
+    with house_in(tmp_path / "again", load_timeout_seconds=2) as house:
+        model = house.add("toy", FAKE_HANG_IN_CREATE=2)
+        house.load(model, context_length=100)
+        fault = house.fault(lambda: house.load(model, context_length=200))
+        assert (fault.code, "did not change its context within 2 s" in fault.message) == ("timeout", True)
+        assert house.reserved() == 0
+    with house_in(tmp_path / "neither", load_timeout_seconds=60) as house:
+        model = house.add("toy", FAKE_CONTEXTS=1)
+        house.load(model, context_length=100)
+        stream = house.submit(model, max_tokens=1000)
+        fault = house.fault(lambda: house.load(model, context_length=200))
+        assert "no memory for another of the toy's contexts" in fault.message
+        assert house.fault_of(stream).code == "engine_crashed"
+        crash = house.wait_for_state(model, lambda state: state["status"] != "loaded")["last_crash"]
+        assert crash["ending"] == "exit code 14", crash
 
 
 def test_a_file_is_one_model_by_whichever_name(house: House) -> None:

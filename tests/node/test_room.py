@@ -112,8 +112,14 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         shown = command(node, "plan", "d")
         assert shown.returncode == 1 and "d with toy: refused: Insufficient VRAM" in shown.stdout, shown
         assert node.post("/api/models/plan", {"model_id": "a"}).json()["verdict"] == "loaded"
-        differs = node.post("/api/models/plan", {"model_id": "a", "context_length": 77}).json()
+        differs = node.post("/api/models/plan", {"model_id": "a", "speculation": "off"}).json()
         assert differs["error"]["code"] == "model_loaded_differently"
+        shorter = node.post("/api/models/plan", {"model_id": "a", "context_length": 77}).json()
+        assert shorter["verdict"] == "loaded"
+        larger = {"model_id": "a", "cache_tokens": 1024}
+        planned = node.post("/api/models/plan", larger).json()
+        (before,), (after,) = shorter["memory"], planned["memory"]
+        assert (planned["verdict"], after["cache_bytes"]) == ("fits", 2 * before["cache_bytes"])
         assert node.post("/api/models/plan", {"model_id": "nobody"}).status == 404
         # Whoever says that one need not stay.
         assert node.post("/api/models/load", {"model_id": "b", "pin": False}).status == 200

@@ -269,7 +269,7 @@ impl ValidRequest {
             Prompt::Infill(infill) => {
                 fits(&infill.prefix)?;
                 fits(&infill.suffix)?;
-                let context = context(limits);
+                let context = longest(limits);
                 // Clients send large ceilings by habit: they shall not cost what stands around the gap.
                 let answer = max_tokens.map_or(u64::MAX, u64::from).min(context / 4);
                 let (tokens, is_whole) = infill.tokens(tokenizer, context - answer)?;
@@ -468,7 +468,7 @@ fn literal_tokens(text: &str, tokenizer: &dyn Tokenizer, into: &mut Vec<Token>) 
 }
 
 /// Tokens that prompt and answer may have together.
-fn context(limits: &Limits) -> u64 {
+pub(crate) fn longest(limits: &Limits) -> u64 {
     let page = u64::from(limits.cache_page.max(1));
     u64::from(limits.context_length).min(limits.cache_tokens / page * page)
 }
@@ -485,7 +485,7 @@ fn exceeded(context: u64, least: &str, prompt: u64) -> Fault {
 
 /// Refuses a prompt of at least so many tokens if these leave no room for an answer.
 fn may_fit(prompt: u64, max_tokens: Option<u32>, limits: &Limits) -> Result<(), Fault> {
-    let context = context(limits);
+    let context = longest(limits);
     let answer = u64::from(max_tokens != Some(0));
     if prompt + answer <= context { Ok(()) } else { Err(exceeded(context, "at least ", prompt)) }
 }
@@ -493,7 +493,7 @@ fn may_fit(prompt: u64, max_tokens: Option<u32>, limits: &Limits) -> Result<(), 
 /// How many tokens may be generated, and why an answer of so many ends. What is asked for is a ceiling:
 /// clients send large ones by habit.
 fn room(prompt: usize, max_tokens: Option<u32>, limits: &Limits) -> Result<(u32, Finish), Fault> {
-    let context = context(limits);
+    let context = longest(limits);
     let prompt = prompt as u64;
     if prompt + u64::from(max_tokens != Some(0)) > context {
         return Err(exceeded(context, "", prompt));

@@ -59,12 +59,11 @@ impl<E: StepEngine> Sequences<E> {
     /// Over a context that holds nothing. `keeps`: what ended stays until its place is needed.
     pub fn new(engine: E, keeps: bool, clock: Clock) -> Self {
         let limits = engine.limits().clone();
-        let full = u64::from(limits.max_sequences) * u64::from(limits.context_length);
         Self {
             engine,
             clock,
             keeps,
-            walled: !limits.shares_prefixes && limits.cache_page <= 1 && limits.cache_tokens >= full,
+            walled: is_walled(&limits),
             habit: (keeps && limits.shares_prefixes).then(Habit::default),
             limits,
             tree: PrefixTree::new(),
@@ -87,6 +86,19 @@ impl<E: StepEngine> Sequences<E> {
     /// Gives the engine back.
     pub fn into_engine(self) -> E {
         self.engine
+    }
+
+    /// Has the context made anew, which may have other limits then. Nothing is held any more.
+    pub fn remake<T>(&mut self, remake: impl FnOnce(&mut E) -> T) -> T {
+        let made = remake(&mut self.engine);
+        let limits = self.engine.limits().clone();
+        self.walled = is_walled(&limits);
+        self.habit = (self.keeps && limits.shares_prefixes).then(Habit::default);
+        self.limits = limits;
+        self.tree = PrefixTree::new();
+        self.running.clear();
+        self.kept.clear();
+        made
     }
 
     /// Tokens that the cache can still take.
@@ -470,6 +482,12 @@ impl<E: StepEngine> Sequences<E> {
         self.remove(to)?;
         Ok(false)
     }
+}
+
+/// Has each sequence room for the longest, by itself?
+fn is_walled(limits: &Limits) -> bool {
+    let full = u64::from(limits.max_sequences) * u64::from(limits.context_length);
+    !limits.shares_prefixes && limits.cache_page <= 1 && limits.cache_tokens >= full
 }
 
 /// Did the engine do it? Refusals cost nothing but time; what ends the engine is passed on.

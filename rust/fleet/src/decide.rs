@@ -16,6 +16,7 @@ use crate::{
         Because, HEALTHY_AFTER, Leaving, ModelLife, Stage, Trouble, Waiting, Worker, not_loaded, retry_after,
         shutting_down, unloaded,
     },
+    wishes::{Fit, names_a_size},
 };
 
 /// All models of a node, their workers, and the memory that these hold.
@@ -78,6 +79,8 @@ impl Fleet {
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
             Event::Used { worker, idle_since } => self.used(worker, idle_since),
+            Event::Sized { worker, uses } => self.sized(now, worker, uses),
+            Event::Reshaped { worker, facts } => self.reshaped(now, worker, facts),
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
             Event::Configured(usual) => self.configured(usual),
@@ -110,7 +113,7 @@ impl Fleet {
 
     // ---- orders ----------------------------------------------------------------------------------
 
-    fn load(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+    pub(crate) fn load(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
         if self.stopping.is_some() {
             return self.refuse(waiting.ticket, shutting_down());
         }
@@ -126,10 +129,19 @@ impl Fleet {
             return;
         }
         let state = if worker.loaded.is_some() { "is loaded" } else { "is being loaded" };
-        let loaded = match worker.setup.meets(&waiting.wishes, model_id, state) {
-            Ok(()) => worker.loaded.clone(),
-            Err(fault) => return self.refuse(waiting.ticket, fault),
-        };
+        match worker.setup.fits(&waiting.wishes, model_id, state) {
+            Fit::Joins if worker.growing.is_some() && names_a_size(&waiting.wishes) => {
+                // What it will be is not known yet.
+                life.waiting.push(waiting);
+                return;
+            }
+            Fit::Joins => {}
+            Fit::Grows(_) if worker.loaded.is_none() || worker.is_in_steps() => {
+                return self.grow(now, model_id, waiting);
+            }
+            Fit::Grows(fault) | Fit::Differs(fault) => return self.refuse(waiting.ticket, fault),
+        }
+        let loaded = worker.loaded.clone();
         worker.setup.also(&waiting.wishes);
         // Whoever wants it loaded is about to ask.
         worker.idle_since = worker.idle_since.map(|_| now);
@@ -173,6 +185,8 @@ impl Fleet {
         match &mut worker.stage {
             Stage::Serving => {
                 life.leaving.push(leaving);
+                // Of these there are some where it is to have another context.
+                self.dismiss_waiting(model_id);
                 self.drain(now, model_id, now + timeout);
             }
             Stage::Finding { .. } => {
@@ -310,13 +324,18 @@ impl Fleet {
         it.since = now;
         it.idle_since = Some(now);
         self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
-        if let Some(words) = self.ledger.settle(worker, &loaded.facts.memory) {
-            let message = format!("model '{model_id}' takes more than its engine estimated: {words}");
-            self.tell(Severity::Warning, IncidentKind::Overrun, &model_id, message, None);
-        }
+        self.settle(worker, &model_id, &loaded);
         self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
-            self.resolve(waiting.ticket, Ok(Won::Loaded(Arc::clone(&loaded))));
+            self.load(now, &model_id, waiting);
+        }
+    }
+
+    /// What it was to take is what it takes.
+    pub(crate) fn settle(&mut self, worker: WorkerId, model_id: &str, loaded: &Loaded) {
+        if let Some(words) = self.ledger.settle(worker, &loaded.facts.memory) {
+            let message = format!("model '{model_id}' takes more than its engine estimated: {words}");
+            self.tell(Severity::Warning, IncidentKind::Overrun, model_id, message, None);
         }
     }
 
@@ -372,7 +391,11 @@ impl Fleet {
                 let message = format!("{}; it may be loaded again in {} s", death.message, pause.as_secs());
                 self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
                 self.bury(now, &model_id, worker);
-                self.effects.push(Effect::EndRequests { worker, fault: retry_after(crashed, pause) });
+                let fault = retry_after(crashed, pause);
+                for waiting in mem::take(&mut self.life(&model_id).waiting) {
+                    self.refuse(waiting.ticket, fault.clone());
+                }
+                self.effects.push(Effect::EndRequests { worker, fault });
             }
             Stage::Draining { is_retired, .. } => {
                 let because = if *is_retired { Because::Retired } else { Because::Dismissed };
@@ -386,7 +409,11 @@ impl Fleet {
                     Because::Late => Because::Failed(self.late(&model_id, &death.call)),
                     because => because,
                 };
-                let fault = if stopping { shutting_down() } else { unloaded(&model_id) };
+                let fault = match &because {
+                    _ if stopping => shutting_down(),
+                    Because::Failed(fault) => fault.clone(),
+                    _ => unloaded(&model_id),
+                };
                 self.effects.push(Effect::EndRequests { worker, fault });
                 self.gone(now, &model_id, because);
             }
@@ -441,7 +468,7 @@ impl Fleet {
         let Some(worker) = &mut self.life(model_id).worker else { return };
         let id = worker.id;
         match &mut worker.stage {
-            Stage::Serving => {}
+            Stage::Serving => self.growth_is_late(now, model_id),
             Stage::Finding { .. } => {
                 let message = format!("Looking for model '{model_id}' and its engine took too long");
                 self.gone(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
@@ -488,6 +515,7 @@ impl Fleet {
             return self.end(now, model_id, Because::Dismissed);
         }
         if let Some(worker) = &mut self.life(model_id).worker {
+            worker.growing = None;
             worker.stage = Stage::Draining { by: Some(by), is_retired: false };
             let worker = worker.id;
             self.effects.push(Effect::Drain { worker });
@@ -508,6 +536,7 @@ impl Fleet {
     pub(crate) fn end(&mut self, now: Moment, model_id: &str, because: Because) {
         let by = now + self.stopping.map_or(self.deadlines.stop, |stopping| stopping.farewell);
         if let Some(worker) = &mut self.life(model_id).worker {
+            worker.growing = None;
             worker.stage = Stage::Ending { by, is_killed: false, because };
             let worker = worker.id;
             self.effects.push(Effect::Stop { worker });
@@ -515,9 +544,10 @@ impl Fleet {
     }
 
     /// Ends the model's worker.
-    fn kill(&mut self, now: Moment, model_id: &str, because: Because) {
+    pub(crate) fn kill(&mut self, now: Moment, model_id: &str, because: Because) {
         let by = now + self.deadlines.kill;
         if let Some(worker) = &mut self.life(model_id).worker {
+            worker.growing = None;
             worker.stage = Stage::Ending { by, is_killed: true, because };
             let worker = worker.id;
             self.effects.push(Effect::Kill { worker });
@@ -633,7 +663,7 @@ impl Fleet {
     }
 
     /// A worker that is there, and whose it is.
-    fn worker(&mut self, worker: WorkerId) -> Option<(String, &mut Worker)> {
+    pub(crate) fn worker(&mut self, worker: WorkerId) -> Option<(String, &mut Worker)> {
         let model_id = self.home_of(worker)?;
         let worker = self.life(&model_id).worker.as_mut()?;
         Some((model_id, worker))
@@ -643,7 +673,7 @@ impl Fleet {
         self.effects.push(Effect::Resolve { ticket, outcome });
     }
 
-    fn refuse(&mut self, ticket: Ticket, fault: Fault) {
+    pub(crate) fn refuse(&mut self, ticket: Ticket, fault: Fault) {
         self.resolve(ticket, Err(fault));
     }
 

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
+    options::ModelOptions,
 };
 
 use crate::{ChosenEngine, Planned, Setup, Ticket, WorkerId};
@@ -32,6 +33,20 @@ pub enum Effect {
     Proceed {
         /// Which worker.
         worker: WorkerId,
+    },
+    /// Ask it what its model would take with another context, and tell by `Sized`.
+    Size {
+        /// Which worker.
+        worker: WorkerId,
+        /// What its load would have asked for.
+        asked: Box<ModelOptions>,
+    },
+    /// There is room for that: it is to make its context anew, and tell by `Reshaped`. Its answers go on.
+    Reshape {
+        /// Which worker.
+        worker: WorkerId,
+        /// What its load would have asked for.
+        asked: Box<ModelOptions>,
     },
     /// It takes requests from now on.
     Open {
@@ -147,6 +162,8 @@ pub enum IncidentKind {
     Refused,
     /// A worker ended although nobody wanted it.
     Crashed,
+    /// A model that answers has another context.
+    Reshaped,
     /// A model goes to make room for another.
     Evicted,
     /// A model goes because nobody has asked it anything for as long as it was to stay.
@@ -172,12 +189,13 @@ impl Severity {
 
 impl IncidentKind {
     /// Each of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         IncidentKind::Loaded,
         IncidentKind::Unloaded,
         IncidentKind::LoadFailed,
         IncidentKind::Refused,
         IncidentKind::Crashed,
+        IncidentKind::Reshaped,
         IncidentKind::Evicted,
         IncidentKind::Unused,
         IncidentKind::Cut,
@@ -193,6 +211,7 @@ impl IncidentKind {
             IncidentKind::LoadFailed => "load_failed",
             IncidentKind::Refused => "refused",
             IncidentKind::Crashed => "crashed",
+            IncidentKind::Reshaped => "reshaped",
             IncidentKind::Evicted => "evicted",
             IncidentKind::Unused => "unused",
             IncidentKind::Cut => "cut",

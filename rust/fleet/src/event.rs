@@ -86,6 +86,20 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
+    /// What a loaded model would take with another context; as `Estimated`, or why there can be none.
+    Sized {
+        /// Which worker.
+        worker: WorkerId,
+        /// By device.
+        uses: Result<Option<Vec<MemoryUse>>, Fault>,
+    },
+    /// A loaded model has another context, or why it has not.
+    Reshaped {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it says of the model now.
+        facts: Result<ModelFacts, Fault>,
+    },
     /// A worker has been asked something since this was told of it last.
     Used {
         /// Which worker.

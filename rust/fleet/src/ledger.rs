@@ -106,8 +106,8 @@ impl Ledger {
         self.entries.insert(key, Entry { device, limit, taken_when_measured, was_calm });
     }
 
-    /// Room for what an engine says that a load takes; all of it or nothing. A refusal names every device
-    /// concerned.
+    /// Room for what an engine says that a load takes, in place of what the worker has; all of it or nothing. A
+    /// refusal names every device concerned.
     pub(crate) fn reserve(
         &mut self,
         worker: WorkerId,
@@ -115,8 +115,13 @@ impl Ledger {
         model_id: &str,
         is_pinned: bool,
     ) -> Result<(), Fault> {
-        self.room(uses, |_| true)?;
-        let needs = self.needs(uses);
+        self.room(uses, |other| other != worker)?;
+        let mut needs = self.needs(uses);
+        for (name, &bytes) in self.holdings.get(&worker).iter().flat_map(|holding| &holding.needs) {
+            // Until it has the new, it may have the old again.
+            let need = needs.entry(name.clone()).or_default();
+            *need = bytes.max(*need);
+        }
         let holding = Holding { model_id: model_id.to_owned(), needs, is_pending: true, is_pinned };
         self.holdings.insert(worker, holding);
         Ok(())
@@ -136,10 +141,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// Could there be room if all went that are not pinned? What is free is only looked at where its figures can
+    /// Could there be room for a worker, in place of what it has, if all others went that are not pinned? What is free is only looked at where its figures can
     /// be relied on.
-    pub(crate) fn hope(&self, now: Moment, uses: &[MemoryUse]) -> Result<(), Fault> {
-        let is_pinned = |worker| self.holdings.get(&worker).is_some_and(|holding| holding.is_pinned);
+    pub(crate) fn hope(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Result<(), Fault> {
+        let is_pinned =
+            |other| other != worker && self.holdings.get(&other).is_some_and(|holding| holding.is_pinned);
         if self.is_calm(now) {
             return self.room(uses, is_pinned);
         }
@@ -216,18 +222,19 @@ impl Ledger {
         guessed(bytes, self.gpus().next().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device))
     }
 
-    /// What a load would take of each device, and what there is beside all that is held.
-    pub(crate) fn needs_of(&self, uses: &[MemoryUse]) -> Vec<Need> {
+    /// What a load would take of each device, and what there is beside all that others than this worker hold.
+    pub(crate) fn needs_of(&self, uses: &[MemoryUse], worker: WorkerId) -> Vec<Need> {
         let needs = self.needs(uses);
         let need = |(name, required_bytes): (&String, &u64)| {
-            let of_limit = self.limit_of(name).saturating_sub(self.reserved(name));
+            let stays = |other| other != worker;
+            let of_limit = self.limit_of(name).saturating_sub(self.held(name, |other, _| stays(other)));
             Need {
                 device: self
                     .entries
                     .get(name)
                     .map_or_else(|| name.clone(), |entry| entry.device.name.clone()),
                 required_bytes: *required_bytes,
-                available_bytes: of_limit.min(self.available(name, &|_| true)),
+                available_bytes: of_limit.min(self.available(name, &stays)),
                 limit_bytes: self.limit_of(name),
             }
         };
@@ -474,8 +481,8 @@ mod tests {
         }
         ledger.read(gpu(0, 2 * GIB));
         assert!(ledger.room(&[use_on(bus_id, 6 * GIB)], |worker| worker == 2).is_ok());
-        assert!(ledger.hope(now, &[use_on(bus_id, 6 * GIB)]).is_ok());
-        let fault = ledger.hope(now, &[use_on(bus_id, 7 * GIB)]).unwrap_err();
+        assert!(ledger.hope(now, 0, &[use_on(bus_id, 6 * GIB)]).is_ok());
+        let fault = ledger.hope(now, 0, &[use_on(bus_id, 7 * GIB)]).unwrap_err();
         assert_eq!(fault.message, "Insufficient VRAM: required 7GB, available 6GB");
         let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
         assert_eq!(
@@ -485,12 +492,12 @@ mod tests {
         // While a load is under way, and just after somebody has gone, what is free is not known so well.
         ledger.reserve(3, &[use_on(bus_id, GIB)], "three", false).unwrap();
         ledger.read(gpu(0, GIB));
-        assert!(!ledger.is_calm(now) && ledger.hope(now, &[use_on(bus_id, 19 * GIB)]).is_ok());
+        assert!(!ledger.is_calm(now) && ledger.hope(now, 0, &[use_on(bus_id, 19 * GIB)]).is_ok());
         ledger.release(now, 3);
         ledger.read(gpu(0, 2 * GIB));
         assert!(!ledger.is_calm(now) && ledger.is_calm(now + SETTLE));
         ledger.pin(2, false);
-        assert!(ledger.hope(now + SETTLE, &[use_on(bus_id, 10 * GIB)]).is_ok());
+        assert!(ledger.hope(now + SETTLE, 0, &[use_on(bus_id, 10 * GIB)]).is_ok());
     }
 
     proptest! {

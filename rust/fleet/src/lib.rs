@@ -15,6 +15,7 @@ mod ledger;
 mod life;
 mod moment;
 mod plan;
+mod reshape;
 mod room;
 mod size;
 mod view;

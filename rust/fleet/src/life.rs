@@ -9,7 +9,7 @@ use llm_node_core::{
 };
 use serde_json::json;
 
-use crate::{Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId};
+use crate::{Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, reshape::Growing};
 
 /// After the first crash; doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -95,6 +95,8 @@ pub(crate) struct Worker {
     pub(crate) is_awaited: bool,
     /// How long it waited for room.
     pub(crate) waited: Duration,
+    /// While it answers: the way to another context.
+    pub(crate) growing: Option<Growing>,
 }
 
 #[derive(Clone, Debug)]
@@ -143,6 +145,7 @@ impl Worker {
             idle_since: Some(begun),
             is_awaited: true,
             waited: Duration::ZERO,
+            growing: None,
         }
     }
 
@@ -153,7 +156,7 @@ impl Worker {
     /// When its stage must have ended.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         match &self.stage {
-            Stage::Serving => None,
+            Stage::Serving => self.growing.as_ref().map(|growing| growing.by),
             Stage::Finding { by }
             | Stage::Starting { by, .. }
             | Stage::Loading { by }
@@ -166,7 +169,7 @@ impl Worker {
     /// When it may be asked to make room; `None`: never. Who has had its turn may be asked while it answers:
     /// what is new for it waits then, so that two models that are both in demand come to answer by turns.
     pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
-        let Stage::Serving = self.stage else { return None };
+        let (Stage::Serving, None) = (&self.stage, &self.growing) else { return None };
         let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
         let took = took.saturating_sub(self.waited);
         let turn = self.since + SHORTEST_TURN.max(took.saturating_mul(4)).min(longest_wait / 2);
@@ -176,7 +179,9 @@ impl Worker {
 
     /// When it goes because nobody asks it anything; `None`: never, as things are.
     pub(crate) fn is_unused_from(&self) -> Option<Moment> {
-        let (Stage::Serving, Some(idle_since)) = (&self.stage, self.idle_since) else { return None };
+        let (Stage::Serving, None, Some(idle_since)) = (&self.stage, &self.growing, self.idle_since) else {
+            return None;
+        };
         let shortest = if self.is_awaited { BEFORE_THE_FIRST_REQUEST } else { BETWEEN_REQUESTS };
         let keep_alive = self.setup.keep_alive().filter(|_| !self.setup.is_pinned())?;
         Some(idle_since + keep_alive.max(shortest))

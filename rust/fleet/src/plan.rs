@@ -8,10 +8,7 @@ use llm_node_core::{
     options::ModelOptions,
 };
 
-use crate::{
-    Fleet, Holder, Moment,
-    life::{Stage, retry_after},
-};
+use crate::{Fleet, Holder, Moment, WorkerId, life::retry_after, wishes::Fit};
 
 /// What is known of a load that has not begun.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,45 +83,55 @@ impl Fleet {
         foreseen: Option<Foreseen>,
     ) -> Result<Planned, Fault> {
         let life = self.models.get(model_id);
-        if let Some(worker) = life.and_then(|life| life.worker.as_ref()).filter(|worker| worker.is_wanted()) {
-            let memory =
-                worker.loaded.as_ref().map_or(&worker.estimate, |loaded| &loaded.facts.memory).clone();
-            let verdict = match worker.setup.meets(wishes, model_id, "is loaded") {
-                Err(fault) => Verdict::Refused(fault),
-                Ok(()) if matches!(worker.stage, Stage::Waiting { .. }) => Verdict::AfterWaiting,
-                Ok(()) => Verdict::Loaded,
+        let worker = life.and_then(|life| life.worker.as_ref()).filter(|worker| worker.is_wanted());
+        if let Some(worker) = worker {
+            let verdict = match worker.setup.fits(wishes, model_id, "is loaded") {
+                Fit::Differs(fault) => Some(Verdict::Refused(fault)),
+                Fit::Joins if worker.needs().is_none() => Some(Verdict::Loaded),
+                Fit::Joins => Some(Verdict::AfterWaiting),
+                Fit::Grows(_) if worker.loaded.is_none() => Some(Verdict::AfterWaiting),
+                Fit::Grows(fault) if !worker.is_in_steps() => Some(Verdict::Refused(fault)),
+                Fit::Grows(_) => None,
             };
-            let foreseen = Foreseen { engine: worker.engine(), memory, is_guessed: false };
-            return Ok(self.planned(verdict, foreseen));
+            if let Some(verdict) = verdict {
+                let foreseen =
+                    Foreseen { engine: worker.engine(), memory: worker.memory(), is_guessed: false };
+                return Ok(self.planned(verdict, worker.id, foreseen));
+            }
         }
+        let worker = worker.map_or(0, |worker| worker.id);
         let Some(foreseen) = foreseen else {
-            let message = format!("Model '{model_id}' was unloaded just now; ask again");
+            let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
         let uses = &foreseen.memory;
-        let why_not = life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, uses).err());
+        let why_not =
+            life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, worker, uses).err());
         if let Some(fault) = why_not {
-            return Ok(self.planned(Verdict::Refused(fault), foreseen));
+            return Ok(self.planned(Verdict::Refused(fault), worker, foreseen));
         }
         // Those that wait already have their room first.
         let line = self.line();
         let ahead = line.iter().flat_map(|(_, worker)| self.estimate_of(*worker));
         let all: Vec<MemoryUse> = ahead.chain(uses.iter().cloned()).collect();
-        if self.ledger.room(uses, |_| true).is_ok() && self.ledger.hope(now, &all).is_ok() {
-            return Ok(self.planned(Verdict::Fits, foreseen));
+        if self.ledger.room(uses, |other| other != worker).is_ok()
+            && self.ledger.hope(now, worker, &all).is_ok()
+        {
+            return Ok(self.planned(Verdict::Fits, worker, foreseen));
         }
-        let chosen = if line.is_empty() { self.who_makes_room(now, uses) } else { None };
-        let Some(chosen) = chosen else { return Ok(self.planned(Verdict::AfterWaiting, foreseen)) };
+        let chosen = if line.is_empty() { self.who_makes_room(now, worker, uses) } else { None };
+        let Some(chosen) = chosen else { return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen)) };
         let unload = self
             .workers()
             .filter(|(_, worker)| chosen.iter().any(|(it, _)| *it == worker.id))
             .map(|(model_id, worker)| Leaver { model_id: model_id.clone(), idle_since: worker.idle_since })
             .collect();
-        Ok(Planned { unload, ..self.planned(Verdict::AfterUnloading, foreseen) })
+        Ok(Planned { unload, ..self.planned(Verdict::AfterUnloading, worker, foreseen) })
     }
 
-    fn planned(&self, verdict: Verdict, foreseen: Foreseen) -> Planned {
-        let needs = self.ledger.needs_of(&foreseen.memory);
+    /// `worker`: who has some of it already.
+    fn planned(&self, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
+        let needs = self.ledger.needs_of(&foreseen.memory, worker);
         let holders = self.ledger.holders_of(&foreseen.memory);
         Planned { verdict, foreseen, needs, unload: Vec::new(), holders }
     }

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::{
     Effect, Fleet, IncidentKind, Moment, WorkerId,
     life::{Because, Stage, Worker},
+    reshape::Step,
 };
 
 /// What is free is measured by others, and may have changed without an event.
@@ -26,7 +27,7 @@ impl Fleet {
     pub(crate) fn line(&self) -> Vec<(String, WorkerId)> {
         let mut line: Vec<_> = self
             .workers()
-            .filter(|(_, worker)| matches!(worker.stage, Stage::Waiting { .. }))
+            .filter(|(_, worker)| worker.needs().is_some())
             .map(|(model_id, worker)| (model_id.clone(), worker.id))
             .collect();
         line.sort_by_key(|(_, worker)| *worker);
@@ -43,24 +44,24 @@ impl Fleet {
         let mut ahead: Vec<MemoryUse> = Vec::new();
         for (model_id, worker) in self.line() {
             let Some(it) = &self.life(&model_id).worker else { continue };
-            let (uses, is_pinned) = (it.estimate.clone(), it.setup.is_pinned());
-            if let Err(fault) = self.could_fit(now, &uses) {
-                self.end(now, &model_id, Because::Failed(fault));
+            let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
+            let (is_pinned, grows) = (it.setup.is_pinned(), it.growing.is_some());
+            if let Err(fault) = self.could_fit(now, worker, &uses) {
+                if grows {
+                    self.stays(now, &model_id, &fault);
+                } else {
+                    self.end(now, &model_id, Because::Failed(fault));
+                }
                 continue;
             }
             let all = [&ahead[..], &uses].concat();
-            let is_next = ahead.is_empty() || self.ledger.hope(now, &all).is_ok();
+            let is_next = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
             if is_next && self.ledger.reserve(worker, &uses, &model_id, is_pinned).is_ok() {
-                let (by, room) = (now + self.deadlines.load, self.deadlines.room);
-                if let Some(it) = &mut self.life(&model_id).worker {
-                    it.waited = it.deadline().map_or(Duration::ZERO, |by| room.saturating_sub(by.since(now)));
-                    it.stage = Stage::Loading { by };
-                }
-                self.effects.push(Effect::Proceed { worker });
+                self.has_room(now, &model_id);
                 continue;
             }
             if ahead.is_empty() && self.ledger.is_calm(now) {
-                self.make_room(now, &model_id, &uses);
+                self.make_room(now, &model_id, worker, &uses);
             }
             ahead = all;
         }
@@ -69,23 +70,39 @@ impl Fleet {
         self.look_again = (!ahead.is_empty()).then_some(next);
     }
 
-    /// Would there be room once all have gone that may, or now where nobody goes for another?
-    pub(crate) fn could_fit(&self, now: Moment, uses: &[MemoryUse]) -> Result<(), Fault> {
+    /// What it waited for room for may begin.
+    fn has_room(&mut self, now: Moment, model_id: &str) {
+        let (by, room) = (now + self.deadlines.load, self.deadlines.room);
+        let Some(it) = &mut self.life(model_id).worker else { return };
+        let worker = it.id;
+        let effect = if let Some(growing) = &mut it.growing {
+            (growing.step, growing.by) = (Step::Making, by);
+            Effect::Reshape { worker, asked: Box::new(growing.setup.asked.clone()) }
+        } else {
+            it.waited = it.deadline().map_or(Duration::ZERO, |by| room.saturating_sub(by.since(now)));
+            it.stage = Stage::Loading { by };
+            Effect::Proceed { worker }
+        };
+        self.effects.push(effect);
+    }
+
+    /// Would there be room for this worker once all others have gone that may, or now where nobody goes for another?
+    pub(crate) fn could_fit(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Result<(), Fault> {
         if self.deadlines.room.is_zero() {
-            return self.ledger.room(uses, |_| true);
+            return self.ledger.room(uses, |other| other != worker);
         }
-        self.ledger.hope(now, uses)
+        self.ledger.hope(now, worker, uses)
     }
 
     /// What the engine of one that waits says that it takes.
     pub(crate) fn estimate_of(&self, worker: WorkerId) -> Vec<MemoryUse> {
         let found = self.workers().find(|(_, it)| it.id == worker);
-        found.map(|(_, it)| it.estimate.clone()).unwrap_or_default()
+        found.and_then(|(_, it)| it.needs()).map(<[_]>::to_vec).unwrap_or_default()
     }
 
     /// Whoever has to go for it begins to, if that is enough.
-    fn make_room(&mut self, now: Moment, model_id: &str, uses: &[MemoryUse]) {
-        for (_, victim) in self.who_makes_room(now, uses).unwrap_or_default() {
+    fn make_room(&mut self, now: Moment, model_id: &str, worker: WorkerId, uses: &[MemoryUse]) {
+        for (_, victim) in self.who_makes_room(now, worker, uses).unwrap_or_default() {
             let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
             let words = idle.map_or_else(
                 || "once it has answered".to_owned(),
@@ -96,13 +113,17 @@ impl Fleet {
         }
     }
 
-    /// Who has to go beside those that are going, and may at once. `None`: that would not be enough.
-    pub(crate) fn who_makes_room(&self, now: Moment, uses: &[MemoryUse]) -> Option<Vec<(WorkerId, String)>> {
-        let mut gone: BTreeSet<WorkerId> = self
-            .workers()
-            .filter(|(_, worker)| matches!(worker.stage, Stage::Draining { .. } | Stage::Ending { .. }))
-            .map(|(_, worker)| worker.id)
-            .collect();
+    /// Who has to go beside those that are going, and may at once. `None`: that would not be enough. `worker`: who
+    /// needs the room, in place of what it has.
+    pub(crate) fn who_makes_room(
+        &self,
+        now: Moment,
+        worker: WorkerId,
+        uses: &[MemoryUse],
+    ) -> Option<Vec<(WorkerId, String)>> {
+        let is_going = |it: &Worker| matches!(it.stage, Stage::Draining { .. } | Stage::Ending { .. });
+        let mut gone: BTreeSet<WorkerId> =
+            self.workers().filter(|(_, it)| it.id == worker || is_going(it)).map(|(_, it)| it.id).collect();
         let is_enough = |gone: &BTreeSet<WorkerId>| self.ledger.room(uses, |worker| !gone.contains(&worker));
         if is_enough(&gone).is_ok() {
             return Some(Vec::new());
@@ -142,10 +163,10 @@ impl Fleet {
 
     /// What is said of a load that has waited for room long enough.
     pub(crate) fn no_room(&mut self, model_id: &str) -> Fault {
-        let uses =
-            self.life(model_id).worker.as_ref().map(|worker| worker.estimate.clone()).unwrap_or_default();
+        let worker = self.life(model_id).worker.as_ref().map_or(0, |worker| worker.id);
+        let uses = self.estimate_of(worker);
         let seconds = self.deadlines.room.as_secs_f64();
-        let shortage = self.ledger.room(&uses, |_| true).err();
+        let shortage = self.ledger.room(&uses, |other| other != worker).err();
         let why = shortage.as_ref().map_or_else(|| "others come first".to_owned(), |it| it.message.clone());
         let holders: Vec<_> = self.ledger.holders_of(&uses);
         let names =

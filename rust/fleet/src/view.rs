@@ -8,8 +8,9 @@ use llm_node_core::{
 };
 
 use crate::{
-    Account, Crash, Loaded, Moment, WorkerId,
+    Account, Crash, Loaded, Moment, Setup, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, whole_seconds},
+    wishes::Fit,
 };
 
 /// All models that something is to be said of, and all devices.
@@ -32,6 +33,7 @@ pub struct ModelView {
     pub worker: Option<WorkerId>,
     /// What it is loaded with, or being loaded with.
     pub options: Option<ModelOptions>,
+    setup: Option<Setup>,
     /// Since when it answers, and what its load came to.
     pub loaded: Option<(Moment, Arc<Loaded>)>,
     /// How many wait for its load.
@@ -93,6 +95,7 @@ impl ModelView {
             status,
             worker: worker.map(|worker| worker.id),
             options: worker.map(|worker| worker.setup.whole()),
+            setup: worker.map(|worker| worker.setup.clone()),
             loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),
             waiting: life.waiting.len(),
             idle_since: worker.and_then(|worker| worker.loaded.as_ref().and(worker.idle_since)),
@@ -119,6 +122,13 @@ impl ModelView {
             // Whoever asks for it loads it, also when the last load failed.
             _ => Err(to_be_loaded(model_id)),
         }
+    }
+
+    /// What a model that is loaded would be with a context that these wishes, too, are served by; `None`: they are,
+    /// or another context does not help.
+    pub fn grown(&self, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
+        let setup = self.setup.as_ref()?;
+        matches!(setup.fits(wishes, model_id, "is loaded"), Fit::Grows(_)).then(|| setup.grown(wishes))
     }
 
     /// Whole seconds until it may be loaded again after a crash.

@@ -1,7 +1,8 @@
 //! What a load asks for, and whether a model that is loaded already is that.
 //!
-//! Whoever asks for nothing, or for what is there, joins; whoever asks for anything else is refused by name:
-//! nothing that was asked for is ignored, and no client reloads another's model.
+//! Whoever asks for nothing, for what is there or for less of it joins. Whoever asks for a longer context, more
+//! sequences or a larger cache has the context made anew. Whoever asks for anything else is refused by name: nothing
+//! that was asked for is ignored, and no client reloads another's model.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -37,6 +38,36 @@ pub struct Setup {
     engine: Option<String>,
     /// Once it is loaded: context length and sequences.
     came_to: Option<(u32, u32)>,
+    /// What those asked for who joined.
+    joined: Sizes,
+}
+
+/// How long and how many, as far as somebody says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sizes {
+    length: Option<u32>,
+    sequences: Option<u32>,
+    cells: Option<u64>,
+}
+
+impl Sizes {
+    fn of(options: &ModelOptions) -> Self {
+        Self { length: options.context_length, sequences: options.max_sequences, cells: options.cache_tokens }
+    }
+
+    /// Of each the larger; nothing is less than something.
+    fn max(self, other: Self) -> Self {
+        Self {
+            length: self.length.max(other.length),
+            sequences: self.sequences.max(other.sequences),
+            cells: self.cells.max(other.cells),
+        }
+    }
+}
+
+/// Do they say how long, or how many?
+pub(crate) fn names_a_size(wishes: &ModelOptions) -> bool {
+    Sizes::of(wishes) != Sizes::default()
 }
 
 impl Setup {
@@ -44,7 +75,7 @@ impl Setup {
     pub fn new(model_id: &str, asked: ModelOptions, usual: &Usual) -> Self {
         let usual = usual.of(model_id);
         let engine = asked.engine.clone().or_else(|| usual.engine.clone());
-        Self { asked, usual, engine, came_to: None }
+        Self { asked, usual, engine, came_to: None, joined: Sizes::default() }
     }
 
     /// Both in one.
@@ -67,10 +98,11 @@ impl Setup {
         self.asked.keep_alive.or(self.usual.keep_alive)?.duration()
     }
 
-    /// Takes over what may be said of a model that is loaded: nothing else of it changes.
+    /// Takes over what may be said of a model that is loaded, and that what was asked for is to stay.
     pub(crate) fn also(&mut self, wishes: &ModelOptions) {
         self.asked.pin = wishes.pin.or(self.asked.pin);
         self.asked.keep_alive = wishes.keep_alive.or(self.asked.keep_alive);
+        self.joined = self.joined.max(Sizes::of(wishes));
     }
 
     /// The same of the configuration, which has changed.
@@ -87,37 +119,98 @@ impl Setup {
         self.came_to = Some((context_length, max_sequences));
     }
 
-    /// Is it what these wishes are for? `state`: "is loaded" or "is being loaded".
-    pub(crate) fn meets(&self, wishes: &ModelOptions, model_id: &str, state: &str) -> Result<(), Fault> {
-        let has = self.whole();
+    /// As it has to be for these wishes, too. What it has of length stays in any case: answers under way need it.
+    pub(crate) fn grown(&self, wishes: &ModelOptions) -> Self {
+        let mut grown = self.clone();
+        let Sizes { length, sequences, cells } =
+            Sizes::of(&self.asked).max(self.joined).max(Sizes::of(wishes));
+        let length = length.max(self.came_to.map(|(length, _)| length));
+        grown.asked.context_length = length;
+        grown.asked.max_sequences = sequences;
+        // Which is to hold one sequence at least.
+        grown.asked.cache_tokens = cells.map(|cells| cells.max(length.map_or(0, u64::from)));
+        grown
+    }
+
+    /// What may change of a model that is loaded is as with another.
+    pub(crate) fn stays_like(&mut self, other: &Self) {
+        (self.asked.pin, self.asked.keep_alive) = (other.asked.pin, other.asked.keep_alive);
+        self.usually(&other.usual);
+    }
+
+    /// What it is too short or too small for; what is not known of it is too little.
+    fn lacks(&self, wishes: &ModelOptions) -> Option<Difference> {
         let (length, sequences) = self.came_to.unzip();
+        let asked = Sizes::of(&self.asked);
+        let cells = || {
+            let most = u64::from(length?) * u64::from(sequences?);
+            Some(self.usual.cache_tokens.map_or(most, |usual| usual.min(most)))
+        };
+        let wanted = Sizes::of(wishes);
+        let numbers = [
+            ("context_length", wanted.length.map(u64::from), asked.length.max(length).map(u64::from)),
+            ("max_sequences", wanted.sequences.map(u64::from), asked.sequences.max(sequences).map(u64::from)),
+            ("cache_tokens", wanted.cells, asked.cells.or_else(cells)),
+        ];
+        numbers.into_iter().find_map(|(param, wanted, has)| {
+            // Nothing is less than something.
+            let asked = wanted.filter(|_| wanted > has)?.to_string();
+            Some(Difference { param, asked, has: has.map_or_else(of_its_own, |has| has.to_string()) })
+        })
+    }
+
+    /// What becomes of these wishes. `state`: "is loaded" or "is being loaded".
+    pub(crate) fn fits(&self, wishes: &ModelOptions, model_id: &str, state: &str) -> Fit {
+        let has = self.whole();
+        let different = |Difference { param, asked, has }| {
+            let message = format!(
+                "Model '{model_id}' {state} with {param} {has}; {asked} was asked for. Unload it first, or leave \
+                 {param} out"
+            );
+            let details = json!({ "loaded": has, "asked": asked }).to_string();
+            Fault::new(ErrorCode::ModelLoadedDifferently, message).param(param).details(details)
+        };
+        if let Some(difference) = self.difference(wishes, &has) {
+            return Fit::Differs(different(difference));
+        }
+        self.lacks(wishes).map_or(Fit::Joins, |difference| Fit::Grows(different(difference)))
+    }
+
+    /// What no other context helps with.
+    fn difference(&self, wishes: &ModelOptions, has: &ModelOptions) -> Option<Difference> {
         let param = if wishes.draft_model.is_some() { "draft_model" } else { "speculation" };
         let guesses = wishes.speculation.is_some() || wishes.draft_model.is_some();
         differs("engine", wishes.engine.clone(), [self.engine.clone()])
-            .or_else(|| differs("context_length", wishes.context_length, [length, has.context_length]))
-            .or_else(|| differs("max_sequences", wishes.max_sequences, [sequences, has.max_sequences]))
-            .or_else(|| differs("cache_tokens", wishes.cache_tokens, [has.cache_tokens]))
-            .or_else(|| differs("gpu_layers", wishes.gpu_layers.map(layers), [Some(layers(has.gpu_layers.unwrap_or(-1)))]))
+            .or_else(|| {
+                differs(
+                    "gpu_layers",
+                    wishes.gpu_layers.map(layers),
+                    [Some(layers(has.gpu_layers.unwrap_or(-1)))],
+                )
+            })
             .or_else(|| differs("threads", wishes.threads, [Some(has.threads.unwrap_or(0))]))
-            .or_else(|| differs(param, guesses.then(|| named(wishes)), [Some(named(&has))]))
+            .or_else(|| differs(param, guesses.then(|| named(wishes)), [Some(named(has))]))
             .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [has.tool_syntax.clone()]))
             .or_else(|| {
-                let [asked, has] = [wishes, &has].map(|it| it.chat_template.clone().map(Long));
+                let [asked, has] = [wishes, has].map(|it| it.chat_template.clone().map(Long));
                 differs("chat_template", asked, [has])
             })
             .or_else(|| {
                 let asked = wishes.options.is_some().then(|| shown(&wishes.clone().over(&self.usual)));
-                differs("options", asked, [Some(shown(&has))])
-            })
-            .map_or(Ok(()), |Difference { param, asked, has }| {
-                let message = format!(
-                    "Model '{model_id}' {state} with {param} {has}; {asked} was asked for. Unload it first, or \
-                     leave {param} out"
-                );
-                let details = json!({ "loaded": has, "asked": asked }).to_string();
-                Err(Fault::new(ErrorCode::ModelLoadedDifferently, message).param(param).details(details))
+                differs("options", asked, [Some(shown(has))])
             })
     }
+}
+
+/// What becomes of what somebody wants of a model that is loaded, or is being loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fit {
+    /// It is that, or more.
+    Joins,
+    /// It is too short or too small. Where its context cannot be made anew, this is said.
+    Grows(Fault),
+    /// It is something else.
+    Differs(Fault),
 }
 
 /// A text of which no more than the beginning is shown.
@@ -151,8 +244,12 @@ fn differs<T: ToString + PartialEq, const N: usize>(
     if first.as_ref() == Some(&asked) || known.any(|has| has == asked) {
         return None;
     }
-    let has = first.map_or_else(|| "of its own choice".to_owned(), |has| has.to_string());
+    let has = first.map_or_else(of_its_own, |has| has.to_string());
     Some(Difference { param, asked: asked.to_string(), has })
+}
+
+fn of_its_own() -> String {
+    "of its own choice".to_owned()
 }
 
 fn layers(layers: i32) -> String {
@@ -184,7 +281,10 @@ mod tests {
     }
 
     fn refused(setup: &Setup, wishes: &serde_json::Value) -> Option<(String, String)> {
-        let fault = setup.meets(&options(wishes), "m", "is loaded").err()?;
+        let fault = match setup.fits(&options(wishes), "m", "is loaded") {
+            Fit::Joins => return None,
+            Fit::Grows(fault) | Fit::Differs(fault) => fault,
+        };
         assert_eq!(fault.code, ErrorCode::ModelLoadedDifferently);
         Some((fault.param?, fault.message))
     }
@@ -199,12 +299,37 @@ mod tests {
             assert_eq!(refused(&setup, joins), None);
         }
         setup.came_to(120, 4);
-        assert_eq!(refused(&setup, &json!({ "context_length": 120 })), None, "what it came to is what it is");
+        for less in [json!({ "context_length": 120 }), json!({ "max_sequences": 1, "cache_tokens": 480 })] {
+            assert_eq!(refused(&setup, &less), None, "what it came to is what it is");
+        }
         assert_eq!(
             refused(&setup, &json!({ "context_length": 128 })),
             None,
             "nor is what was asked for before"
         );
+    }
+
+    #[test]
+    fn whoever_wants_more_has_it_grow_and_nobody_loses_anything() {
+        let mut setup = setup(&json!({ "max_sequences": 2 }), &json!({ "context_length": 4096 }));
+        let grows = |setup: &Setup, wishes: serde_json::Value| {
+            matches!(setup.fits(&options(&wishes), "m", "is loaded"), Fit::Grows(_))
+        };
+        assert!(grows(&setup, json!({ "context_length": 1 })), "what it will be is not known");
+        setup.came_to(512, 2);
+        assert!(
+            grows(&setup, json!({ "context_length": 4096 })),
+            "the model is shorter than it usually is to be"
+        );
+        assert!(!grows(&setup, json!({ "cache_tokens": 1024 })));
+        setup.also(&options(&json!({ "cache_tokens": 1000, "pin": true })));
+        let grown = setup.grown(&options(&json!({ "max_sequences": 3 })));
+        let sizes = Sizes { length: Some(512), sequences: Some(3), cells: Some(1000) };
+        assert_eq!((Sizes::of(&grown.asked), grown.is_pinned()), (sizes, true));
+        let longer = setup.grown(&options(&json!({ "context_length": 2000 })));
+        assert_eq!(longer.asked.cache_tokens, Some(2000), "one sequence fits");
+        assert_eq!(setup.whole().cache_tokens, None, "who joins changes nothing");
+        assert!(grows(&setup, json!({ "cache_tokens": 1025 })));
     }
 
     #[test]
@@ -214,9 +339,9 @@ mod tests {
         setup.came_to(512, 64);
         for (param, value) in [
             ("engine", json!("f")),
-            ("context_length", json!(128)),
-            ("max_sequences", json!(1)),
-            ("cache_tokens", json!(1)),
+            ("context_length", json!(513)),
+            ("max_sequences", json!(65)),
+            ("cache_tokens", json!(512 * 64 + 1)),
             ("gpu_layers", json!(0)),
             ("threads", json!(1)),
             ("speculation", json!("off")),
@@ -232,10 +357,10 @@ mod tests {
         let (_, message) = refused(&setup, &json!({ "chat_template": long })).unwrap();
         let shown = format!("with chat_template of its own choice; {}… was asked for", "é".repeat(40));
         assert!(message.contains(&shown), "{message}");
-        let (_, message) = refused(&setup, &json!({ "context_length": 128 })).unwrap();
+        let (_, message) = refused(&setup, &json!({ "context_length": 1280 })).unwrap();
         assert_eq!(
             message,
-            "Model 'm' is loaded with context_length 512; 128 was asked for. Unload it first, or leave \
+            "Model 'm' is loaded with context_length 512; 1280 was asked for. Unload it first, or leave \
              context_length out"
         );
     }

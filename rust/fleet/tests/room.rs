@@ -35,6 +35,10 @@ struct World {
     outcomes: BTreeMap<Ticket, Result<(), Fault>>,
     evicted: Vec<String>,
     ticket: Ticket,
+    /// Whether what is loaded can have another context, of which 100 tokens are a GiB. Each has one of 100.
+    in_steps: bool,
+    /// A context of another size cannot be made.
+    is_stiff: bool,
 }
 
 fn world(room: Duration) -> World {
@@ -48,6 +52,8 @@ fn world(room: Duration) -> World {
         outcomes: BTreeMap::new(),
         evicted: Vec::new(),
         ticket: 0,
+        in_steps: false,
+        is_stiff: false,
     };
     world.read();
     world
@@ -152,7 +158,20 @@ impl World {
                 ahead.push_back(Event::Estimated { worker, uses });
             }
             Effect::Proceed { worker } => {
-                ahead.push_back(Event::Ready { worker, facts: ModelFacts::default() });
+                let facts = self.facts(worker, 100);
+                ahead.push_back(Event::Ready { worker, facts });
+            }
+            Effect::Size { worker, asked } => {
+                let memory = self.facts(worker, asked.context_length.unwrap()).memory;
+                ahead.push_back(Event::Sized { worker, uses: Ok(Some(memory)) });
+            }
+            Effect::Reshape { worker, .. } if self.is_stiff => {
+                let fault = Fault::new(ErrorCode::OomRam, "no memory for that");
+                ahead.push_back(Event::Reshaped { worker, facts: Err(fault) });
+            }
+            Effect::Reshape { worker, asked } => {
+                let facts = self.facts(worker, asked.context_length.unwrap());
+                ahead.push_back(Event::Reshaped { worker, facts: Ok(facts) });
             }
             Effect::Drain { worker } if self.busy.contains(&worker) => drop(self.draining.insert(worker)),
             Effect::Drain { worker } => ahead.push_back(Event::Drained { worker }),
@@ -168,7 +187,7 @@ impl World {
             }
             Effect::EndRequests { worker, .. } => drop(self.workers.remove(&worker)),
             Effect::Resolve { ticket, outcome } => {
-                let loaded = |won| assert!(matches!(won, Won::Loaded(_)));
+                let loaded = |won| assert!(matches!(won, Won::Loaded(_) | Won::Unloaded));
                 assert!(self.outcomes.insert(ticket, outcome.map(loaded)).is_none());
             }
             Effect::Tell(incident) if incident.kind == IncidentKind::Evicted => {
@@ -176,6 +195,31 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Of a model with a context of that length.
+    fn facts(&self, worker: WorkerId, context_length: u32) -> ModelFacts {
+        if !self.in_steps {
+            return ModelFacts::default();
+        }
+        let cache = (u64::from(context_length) * GIB).saturating_sub(100 * GIB) / 100;
+        let memory = vec![MemoryUse { cache, ..takes(&self.workers[&worker]) }];
+        ModelFacts {
+            memory,
+            context_length,
+            max_sequences: 1,
+            source: "batch".into(),
+            ..ModelFacts::default()
+        }
+    }
+
+    fn longer(&mut self, model: &str, context_length: u32) -> Ticket {
+        let wishes = ModelOptions { context_length: Some(context_length), ..ModelOptions::default() };
+        self.load_with(model, wishes)
+    }
+
+    fn reserved(&mut self) -> u64 {
+        self.fleet.view().accounts[0].reserved_bytes / GIB
     }
 
     fn loaded(&mut self) -> Vec<String> {
@@ -407,4 +451,74 @@ fn what_fits_passes_what_does_not_where_that_takes_nothing_from_it() {
     world.answer("a5");
     world.pass(1.0);
     assert_eq!((world.loaded(), &world.outcomes[&first]), (vec!["b6".to_owned(), "c2".to_owned()], &Ok(())));
+}
+
+#[test]
+fn a_longer_context_is_made_where_the_model_is_and_others_make_room_for_it() {
+    let mut world = world(ROOM);
+    world.in_steps = true;
+    world.load("a3");
+    world.load("b3");
+    let worker = world.worker("a3");
+    let ticket = world.longer("a3", 300);
+    assert_eq!((world.outcomes[&ticket].clone(), world.reserved()), (Ok(()), 8));
+    world.ask("a3");
+    let (equal, less, plain) = (world.longer("a3", 300), world.longer("a3", 7), world.load("a3"));
+    for joined in [equal, less, plain] {
+        assert_eq!(world.outcomes[&joined], Ok(()));
+    }
+    let ticket = world.longer("a3", 600);
+    assert!(!world.outcomes.contains_key(&ticket), "b3 may be asked something");
+    assert_eq!(world.fleet.view().line, ["a3"]);
+    assert_eq!(world.fleet.view().models["a3"].status, Status::Loaded);
+    let waiting = world.load("c4");
+    assert!(!world.outcomes.contains_key(&waiting));
+    world.pass(1.0);
+    assert_eq!((world.outcomes[&ticket].clone(), world.reserved()), (Ok(()), 8));
+    assert_eq!((world.evicted.clone(), world.worker("a3")), (vec!["b3".to_owned()], worker));
+    let (_, loaded) = world.fleet.view().models["a3"].loaded.clone().unwrap();
+    assert_eq!(loaded.facts.context_length, 600);
+    let shorter = world.longer("a3", 300);
+    assert_eq!(
+        (world.outcomes[&shorter].clone(), world.reserved()),
+        (Ok(()), 8),
+        "nobody loses what they asked for"
+    );
+}
+
+#[test]
+fn a_context_that_cannot_be_leaves_the_model_as_it_is() {
+    let mut world = world(ROOM);
+    world.in_steps = true;
+    world.load_with("b3", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    world.load("a3");
+    let too_long = world.longer("a3", 400);
+    assert_eq!(world.fault(too_long).message, "Insufficient VRAM: required 6GB, available 5GB");
+    world.is_stiff = true;
+    let broken = world.longer("a3", 200);
+    assert_eq!(world.fault(broken).message, "no memory for that");
+    assert_eq!((world.loaded(), world.reserved()), (vec!["a3".to_owned(), "b3".to_owned()], 6));
+    world.is_stiff = false;
+    let ticket = world.longer("a3", 300);
+    assert_eq!((world.outcomes[&ticket].clone(), world.reserved()), (Ok(()), 8));
+    let planned = world.plan("a3", ModelOptions { context_length: Some(300), ..ModelOptions::default() });
+    assert_eq!(planned.verdict, Verdict::Loaded);
+    let planned = world.plan("a3", ModelOptions { context_length: Some(301), ..ModelOptions::default() });
+    assert_eq!(planned.verdict, Verdict::Fits, "what it has is no hindrance: {planned:?}");
+    assert!(world.evicted.is_empty());
+}
+
+#[test]
+fn whoever_waits_for_a_longer_context_hears_when_the_model_is_unloaded() {
+    let mut world = world(ROOM);
+    world.in_steps = true;
+    world.load("a3");
+    world.load("b5");
+    world.ask("b5");
+    let ticket = world.longer("a3", 200);
+    assert!(!world.outcomes.contains_key(&ticket));
+    let (unload, model_id) = (1000, "a3".to_owned());
+    world.tell(Event::Unload { ticket: unload, model_id, timeout: Duration::from_secs(1) });
+    assert_eq!(world.fault(ticket).code, ErrorCode::ShuttingDown);
+    assert_eq!(world.loaded(), ["b5"]);
 }

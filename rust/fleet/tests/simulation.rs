@@ -76,7 +76,7 @@ fn order() -> impl Strategy<Value = Order> {
     prop_oneof![
         8 => (
             model.clone(),
-            prop_oneof![3 => Just(None), 1 => (1u32..3).prop_map(Some)],
+            prop_oneof![3 => Just(None), 1 => (1u32..4).prop_map(Some)],
             prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
             prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
         )
@@ -335,13 +335,40 @@ impl World {
                     15..20 => {}
                     _ => {
                         let memory = vec![self.uses()];
-                        let facts = ModelFacts {
-                            memory,
-                            context_length: 1,
-                            max_sequences: 1,
-                            ..ModelFacts::default()
-                        };
+                        let source = if luck < 30 { "stream" } else { "batch" };
+                        let facts = facts(memory, 1, source);
                         self.later(delay, Event::Ready { worker, facts });
+                    }
+                }
+            }
+            Effect::Size { worker, .. } => {
+                assert!(self.living(worker).is_open);
+                let fault = Fault::new(ErrorCode::InvalidRequest, "too long");
+                match luck {
+                    0..10 => self.later(delay, Event::Sized { worker, uses: Err(fault) }),
+                    10..15 => self.later(delay, died(worker)),
+                    15..20 => {}
+                    20..30 => self.later(delay, Event::Sized { worker, uses: Ok(None) }),
+                    _ => {
+                        let uses = Ok(Some(vec![self.uses()]));
+                        self.later(delay, Event::Sized { worker, uses });
+                    }
+                }
+            }
+            Effect::Reshape { worker, asked } => {
+                let it = self.living(worker);
+                assert!(it.is_open && !it.is_draining, "who goes is not changed");
+                let model_id = it.model_id.clone();
+                assert!(self.holders().contains(&model_id), "no context without room");
+                let fault = Fault::new(ErrorCode::OomRam, "no memory");
+                match luck {
+                    0..10 => self.later(delay, Event::Reshaped { worker, facts: Err(fault) }),
+                    10..15 => self.later(delay, died(worker)),
+                    15..20 => {}
+                    _ => {
+                        let length = asked.context_length.expect("a length that stays");
+                        let facts = Ok(facts(vec![self.uses()], length, "batch"));
+                        self.later(delay, Event::Reshaped { worker, facts });
                     }
                 }
             }
@@ -455,10 +482,16 @@ fn of(event: &Event) -> Option<WorkerId> {
         | Event::Ready { worker, .. }
         | Event::Failed { worker, .. }
         | Event::Used { worker, .. }
+        | Event::Sized { worker, .. }
+        | Event::Reshaped { worker, .. }
         | Event::Drained { worker }
         | Event::Died { worker, .. } => Some(*worker),
         _ => None,
     }
+}
+
+fn facts(memory: Vec<MemoryUse>, context_length: u32, source: &str) -> ModelFacts {
+    ModelFacts { memory, context_length, max_sequences: 1, source: source.into(), ..ModelFacts::default() }
 }
 
 fn found() -> FoundModel {

@@ -15,7 +15,7 @@ use llm_node_core::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -157,6 +157,10 @@ pub enum ToWorker {
         /// What is asked.
         question: Question,
     },
+    /// Say what the model would take with a context of another size: [`FromWorker::Sized`].
+    Size(ContextSize),
+    /// There is room for it: make the context anew, and answer [`FromWorker::Reshaped`]. What is under way goes on.
+    Reshape(ContextSize),
     /// Refuse new requests, finish those under way, answer [`FromWorker::Drained`].
     Drain,
     /// End at once: engine shutdown, then exit.
@@ -279,6 +283,10 @@ pub enum FromWorker {
     Ready(ModelFacts),
     /// The load failed; the worker ends.
     LoadFailed(Fault),
+    /// Answer to `Size`: as `Estimated`, or why there can be no such context.
+    Sized(Result<Option<Vec<MemoryUse>>, Fault>),
+    /// Answer to `Reshape`: what the model is now, or why its context is what it was.
+    Reshaped(Result<ModelFacts, Fault>),
     /// All that one scheduler step brought, in order.
     Step(Vec<(RequestId, Event)>),
     /// Answer to `Ask`.

@@ -242,6 +242,8 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
         (any::<u64>(), request()).prop_map(|(id, request)| ToWorker::Generate { id, request }),
         any::<u64>().prop_map(|id| ToWorker::Cancel { id }),
         (any::<u64>(), question()).prop_map(|(id, question)| ToWorker::Ask { id, question }),
+        context_size().prop_map(ToWorker::Size),
+        context_size().prop_map(ToWorker::Reshape),
         Just(ToWorker::Drain),
         Just(ToWorker::Stop),
     ]
@@ -384,6 +386,9 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         float().prop_map(FromWorker::Progress),
         model_facts().prop_map(FromWorker::Ready),
         fault().prop_map(FromWorker::LoadFailed),
+        option::of(vec(memory_use(), 0..3)).prop_map(|uses| FromWorker::Sized(Ok(uses))),
+        fault().prop_map(|fault| FromWorker::Sized(Err(fault))),
+        prop_oneof![model_facts().prop_map(Ok), fault().prop_map(Err)].prop_map(FromWorker::Reshaped),
         vec((any::<u64>(), event()), 0..20).prop_map(FromWorker::Step),
         (any::<u64>(), prop_oneof![answer().prop_map(Ok), fault().prop_map(Err)])
             .prop_map(|(id, answer)| FromWorker::Answer { id, answer }),

@@ -12,12 +12,11 @@ use llm_node_core::{
         builtin,
         model::{ModelChat, SyntaxChoice},
     },
-    engine::{EngineFaultKind, StepEngine, Tokenizer},
+    engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
     memory::MemoryUse,
     session::MOST_DRAFTED,
-    speculate::{Drafter, Lookup},
     text::template::ChatTemplate,
 };
 use llm_node_host::{
@@ -29,7 +28,8 @@ use llm_node_wire::message::{ContextSize, EngineAddress, EngineFacts, EngineRefu
 
 use crate::{
     draft,
-    model::{LoadedModel, Parts, Voice, prefill_tokens},
+    model::{LoadedModel, Parts, Voice},
+    reshape::Shaping,
     shape::{Shape, Wanted, length_of},
 };
 
@@ -77,13 +77,13 @@ enum Home {
     Alone(Arc<Mutex<LoadedEngine>>),
 }
 
-/// What an engine says of a model that is not loaded, and of its draft model.
-#[derive(Clone, Debug)]
-struct Figures {
+/// What an engine says of a model that is not loaded, and of its draft model; nothing where it cannot say.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
     /// For one sequence of the model's own length.
-    one: Vec<MemoryUse>,
+    pub(crate) one: Vec<MemoryUse>,
     /// The same for the draft model; empty where there is none.
-    draft: Vec<MemoryUse>,
+    pub(crate) draft: Vec<MemoryUse>,
 }
 
 impl Engine {
@@ -135,22 +135,7 @@ impl Engine {
         let Home::Shared(engine) = &self.home else { return Ok(None) };
         let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
         let length = if plan.size.context_length.is_some() { 0 } else { length_of(&figures.one) };
-        let (shape, uses) = as_far_as_it_goes(plan, &figures, length, |shape| {
-            engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
-        })?;
-        if uses.iter().all(|one| one.weights == 0) {
-            log::warn!(
-                "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
-                plan.model.display()
-            );
-            return Ok(None);
-        }
-        let mut uses = named(engine, uses);
-        if let Speculation::Model(path) = &plan.speculation {
-            let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
-            add(&mut uses, draft_estimate(engine, plan, path, shape)?);
-        }
-        Ok(Some(uses))
+        estimate(engine, plan, &figures, length)
     }
 
     /// Loads a model and makes its context. `progress` is told how far it is, from 0 to 1.
@@ -186,32 +171,34 @@ impl Engine {
             return Err(Fault::new(ErrorCode::InvalidRequest, fault.message.clone()).param("chat_template"));
         }
         let info = model.info();
-        let figures = figures.unwrap_or(Figures { one: Vec::new(), draft: Vec::new() });
+        let figures = figures.unwrap_or_default();
         // What the model cannot be is refused, whichever way its requests take.
         Shape::choose(wanted(plan, &figures), info.n_context, &figures.one)?;
         let on_device = figures.one.iter().any(|one| !one.is_host && one.weights > 0);
 
         let mut models = vec![Arc::clone(&model)];
-        let (voice, context_length, max_sequences) = if info.generates && generates_in_steps(engine) {
+        let (voice, context_length, max_sequences) = if let (true, true, Some(tokenizer)) =
+            (info.generates, generates_in_steps(engine), &tokenizer)
+        {
             let (shape, context) = as_far_as_it_goes(plan, &figures, info.n_context, |shape| {
                 Context::create(&model, &context_params(plan, shape))
             })?;
-            let limits = context.limits();
-            // An engine may have ids to spare, for what is kept.
-            let sizes = (limits.context_length, limits.max_sequences.min(shape.max_sequences));
-            let drafter: Option<Box<dyn Drafter>> = match (&plan.speculation, &tokenizer) {
-                (Speculation::Model(path), Some(tokenizer)) => {
-                    let draft = draft::load(engine, &draft_params(plan, path), tokenizer.vocabulary())?;
-                    let shape = shape.of_draft(draft.info().n_context, &figures.draft)?;
-                    let context = Context::create(&draft, &draft_context_params(plan, shape))
-                        .map_err(|error| draft::failed(path, error))?;
-                    models.push(draft);
-                    Some(draft::drafter(context, tokenizer.vocabulary(), prefill_tokens(on_device)))
-                }
-                (Speculation::Lookup, _) => Some(Box::new(Lookup::default())),
-                _ => None,
+            if let Speculation::Model(path) = &plan.speculation {
+                models.push(draft::load(engine, &draft_params(plan, path), tokenizer.vocabulary())?);
+            }
+            let shaping = Shaping {
+                plan: plan.clone(),
+                shape,
+                figures,
+                models: models.clone(),
+                tokenizer: Arc::clone(tokenizer),
+                on_device,
             };
-            (Voice::Batch { context: Box::new(context), on_device, drafter }, sizes.0, sizes.1)
+            let drafter = shaping.drafter()?;
+            let (length, sequences) = shaping.sizes(&context);
+            let voice =
+                Voice::Batch { context: Box::new(context), on_device, drafter, shaping: Box::new(shaping) };
+            (voice, length, sequences)
         } else if let Speculation::Model(path) = &plan.speculation {
             return Err(draft::unusable(path, "is of no use: the engine does not run the model in steps"));
         } else if info.generates && engine.offers("engine.stream/1") {
@@ -343,6 +330,31 @@ fn chat_facts(chat: &ModelChat) -> ChatFacts {
     }
 }
 
+/// What the model would take, with the context that it would get. `None`: the engine cannot say.
+pub(crate) fn estimate(
+    engine: &LoadedEngine,
+    plan: &LoadPlan,
+    figures: &Figures,
+    model_length: u32,
+) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    let (shape, uses) = as_far_as_it_goes(plan, figures, model_length, |shape| {
+        engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
+    })?;
+    if uses.iter().all(|one| one.weights == 0) {
+        log::warn!(
+            "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
+            plan.model.display()
+        );
+        return Ok(None);
+    }
+    let mut uses = named(engine, uses);
+    if let Speculation::Model(path) = &plan.speculation {
+        let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
+        add(&mut uses, draft_estimate(engine, plan, path, shape)?);
+    }
+    Ok(Some(uses))
+}
+
 fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {
     let draft: u64 = figures.draft.iter().map(|one| one.weights.saturating_add(one.compute)).sum();
     Wanted {
@@ -357,11 +369,11 @@ fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {
 
 /// Chooses a shape and makes something of it. What the node names for every model is a wish: where the engine
 /// refuses so many sequences, it gets its usual number of them.
-fn as_far_as_it_goes<T>(
+pub(crate) fn as_far_as_it_goes<T>(
     plan: &LoadPlan,
     figures: &Figures,
     model_length: u32,
-    make: impl Fn(Shape) -> Result<T, EngineError>,
+    mut make: impl FnMut(Shape) -> Result<T, EngineError>,
 ) -> Result<(Shape, T), Fault> {
     let wanted = wanted(plan, figures);
     let shape = Shape::choose(wanted, model_length, &figures.one)?;
@@ -398,7 +410,7 @@ fn model_params(plan: &LoadPlan) -> ModelParams {
     }
 }
 
-fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
+pub(crate) fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
     ContextParams {
         max_sequences: shape.max_sequences,
         context_length: shape.context_length,
@@ -423,7 +435,7 @@ fn draft_params(plan: &LoadPlan, path: &Path) -> ModelParams {
     ModelParams { path: path.to_owned(), ..model_params(plan) }
 }
 
-fn draft_context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
+pub(crate) fn draft_context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
     ContextParams { max_rows: 0, ..context_params(plan, shape) }
 }
 

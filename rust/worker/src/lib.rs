@@ -20,6 +20,7 @@ mod intake;
 pub mod model;
 mod outbox;
 pub mod report;
+mod reshape;
 #[cfg_attr(unix, expect(unsafe_code, reason = "ending a process without destructors has no safe way"))]
 pub mod sandbox;
 mod sending;

@@ -11,6 +11,7 @@ use llm_node_core::{
     engine::{StepEngine, Tokenizer},
     error::Fault,
     facts::ModelFacts,
+    memory::MemoryUse,
     request::Request,
     session::{Occupancy, Session, SessionOptions},
     speculate::Drafter,
@@ -18,12 +19,13 @@ use llm_node_core::{
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
-use llm_node_wire::message::{Answer, Question, RequestId, Scheduling};
+use llm_node_wire::message::{Answer, ContextSize, Question, RequestId, Scheduling};
 
 use crate::{
     grammar::Grammars,
     intake::Intake,
     report::Reporter,
+    reshape::{Reshaper, Shaping},
     served::{Reply, Served, Source},
     source::{batch::BatchSource, blocking::BlockingSource, stream::StreamGenerator, tier0::Tier0Generator},
 };
@@ -46,6 +48,8 @@ pub(crate) enum Voice {
         on_device: bool,
         /// Who guesses tokens ahead.
         drafter: Option<Box<dyn Drafter>>,
+        /// How the context was made.
+        shaping: Box<Shaping>,
     },
     Stream,
     Tier0(Arc<Mutex<LoadedEngine>>),
@@ -112,7 +116,7 @@ impl LoadedModel {
         let Parts { voice, tokenizer, chat, models } = self.parts;
         let queue_limit = scheduling.queue_limit;
         let source = match (voice, &tokenizer, models.first()) {
-            (Voice::Batch { context, on_device, drafter }, Some(tokenizer), _) => {
+            (Voice::Batch { context, on_device, drafter, shaping }, Some(tokenizer), _) => {
                 let options = SessionOptions {
                     queue_limit: scheduling.queue_limit as usize,
                     target_step: Duration::from_millis(scheduling.target_step_ms.into()),
@@ -122,7 +126,7 @@ impl LoadedModel {
                     clock,
                     ..SessionOptions::default()
                 };
-                let limits = context.limits().clone();
+                let reshaper = Arc::new(Reshaper::new(*shaping, context.limits().clone()));
                 let vocabulary = Arc::new(tokenizer.vocabulary().clone());
                 let crew = Crew::new(Crew::usual_size(), "sample")?;
                 let grammars = Grammars::new(Arc::clone(&vocabulary));
@@ -130,7 +134,8 @@ impl LoadedModel {
                 if let Some(drafter) = drafter {
                     session = session.with_drafter(drafter);
                 }
-                Source::Batch { limits, source: BatchSource::start(session, reporter.clone())?, grammars }
+                let source = BatchSource::start(session, reporter.clone())?;
+                Source::Batch { source, grammars, reshaper }
             }
             (Voice::Stream, tokenizer, Some(model)) => {
                 let generator = StreamGenerator::new(Arc::clone(model), tokenizer.clone());
@@ -161,9 +166,27 @@ impl fmt::Debug for RunningModel {
 }
 
 impl RunningModel {
-    /// What it is.
+    /// What it was loaded as.
     pub fn facts(&self) -> &ModelFacts {
         &self.intake.served().facts
+    }
+
+    /// What the model would take with a context of that size, as [`crate::Engine::estimate`] has it. Loads nothing,
+    /// and may be called while requests run.
+    pub fn estimate(&self, size: ContextSize) -> Result<Option<Vec<MemoryUse>>, Fault> {
+        self.intake.served().estimate(size)
+    }
+
+    /// Makes the context anew, of that size: what is under way goes on in it. `is_making` is told when the engine
+    /// begins and ends to; `reply` what the model is then, or why its context is what it was. Where even that
+    /// cannot be made again the model is lost, which is reported as such.
+    pub fn reshape(
+        &self,
+        size: ContextSize,
+        is_making: impl Fn(bool) + Send + 'static,
+        reply: impl FnOnce(Result<ModelFacts, Fault>) + Send + 'static,
+    ) {
+        self.intake.served().reshape(size, is_making, reply);
     }
 
     /// Checks a request, renders and tokenises it, and queues it; where its text is short, on this thread.

@@ -30,7 +30,7 @@ use llm_node_host::Watch;
 use llm_node_wire::{
     endpoint,
     frame::{FrameError, FrameReader},
-    message::{EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, ToWorker},
+    message::{ContextSize, EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, ToWorker},
 };
 
 use crate::{
@@ -239,7 +239,7 @@ impl Worker {
         })
     }
 
-    fn load_and_serve(&self, engine: &Engine, plan: &LoadPlan, stages: &Stages) -> Result<i32, Fault> {
+    fn load_and_serve(&self, engine: &Engine, plan: &LoadPlan, stages: &Arc<Stages>) -> Result<i32, Fault> {
         self.outbox.send(FromWorker::Estimated(engine.estimate(plan)?));
         loop {
             match self.next() {
@@ -258,20 +258,33 @@ impl Worker {
             }
         })?;
         let facts = model.facts().clone();
-        stages.begin(model.serving_stage());
-        stages.serving(true);
+        let stage = model.serving_stage();
+        stages.making(false, stage);
         let running = model.start(plan.scheduling, self.reporter()).map_err(|error| no_thread(&error))?;
+        let running = Arc::new(running);
         self.outbox.send(FromWorker::Ready(facts));
         let watching = watch(self.outbox.clone(), plan.step_timeout_seconds, running.occupancy())
             .map_err(|error| no_thread(&error))?;
-        let code = self.serve(&running);
+        let code = self.serve(&running, stages, stage);
         drop(watching);
-        stages.serving(false);
+        stages.serving.store(false, Ordering::Relaxed);
         running.stop();
         Ok(code)
     }
 
-    fn serve(&self, model: &RunningModel) -> i32 {
+    /// In a thread of its own: an estimate may read the file's header and its vocabulary.
+    fn size(&self, model: &Arc<RunningModel>, size: ContextSize) {
+        let (outbox, model) = (self.outbox.clone(), Arc::clone(model));
+        let sizing = thread::Builder::new().name("size".into()).spawn(move || {
+            outbox.send(FromWorker::Sized(model.estimate(size)));
+        });
+        if let Err(error) = sizing {
+            self.outbox.send(FromWorker::Sized(Err(no_thread(&error))));
+        }
+    }
+
+    /// `stage`: the call that is to blame while requests run.
+    fn serve(&self, model: &Arc<RunningModel>, stages: &Arc<Stages>, stage: &'static str) -> i32 {
         loop {
             match self.next() {
                 Ok(ToWorker::Generate { id, request }) => model.submit(id, request),
@@ -279,6 +292,16 @@ impl Worker {
                 Ok(ToWorker::Ask { id, question }) => {
                     let outbox = self.outbox.clone();
                     model.ask(question, move |answer| outbox.send(FromWorker::Answer { id, answer }));
+                }
+                Ok(ToWorker::Size(size)) => self.size(model, size),
+                Ok(ToWorker::Reshape(size)) => {
+                    let (stages, serving) = (Arc::clone(stages), stage);
+                    let outbox = self.outbox.clone();
+                    model.reshape(
+                        size,
+                        move |is_making| stages.making(is_making, serving),
+                        move |outcome| outbox.send(FromWorker::Reshaped(outcome)),
+                    );
                 }
                 Ok(ToWorker::Drain) => model.drain(),
                 Ok(ToWorker::Stop) => return exit::DONE,
@@ -329,8 +352,13 @@ impl Stages {
         Self { outbox, serving: AtomicBool::new(false) }
     }
 
-    fn serving(&self, serving: bool) {
-        self.serving.store(serving, Ordering::Relaxed);
+    /// A context is being made, and each call counts; or that is over, and `stage` stands for all.
+    fn making(&self, is_making: bool, stage: &str) {
+        self.serving.store(false, Ordering::Relaxed);
+        if !is_making {
+            self.begin(stage);
+            self.serving.store(true, Ordering::Relaxed);
+        }
     }
 
     fn begin(&self, call: &str) {

@@ -13,6 +13,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
     facts::ModelFacts,
+    memory::MemoryUse,
     request::{Prompt, Request, ValidRequest, prompt_tokens},
     session::Occupancy,
     text::{
@@ -22,13 +23,14 @@ use llm_node_core::{
     },
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, EmbedInput, Question, RequestId};
+use llm_node_wire::message::{Answer, ContextSize, EmbedInput, Question, RequestId};
 
 use crate::{
     engine::memory_use,
     grammar::Grammars,
     report::{self, Report, Reporter},
-    source::{Prepared, batch::BatchSource, blocking::BlockingSource, stopped, text},
+    reshape::Reshaper,
+    source::{Prepared, batch::BatchSource, blocking::BlockingSource, lost, stopped, text},
 };
 
 /// Most inputs and tokens that go into one call for embeddings, unless a single input is longer. A call is
@@ -44,9 +46,9 @@ const ADDS_SEPARATOR: &str = "tokenizer.ggml.add_sep_token";
 /// Who runs requests.
 pub(crate) enum Source {
     Batch {
-        limits: Limits,
         source: BatchSource,
         grammars: Grammars,
+        reshaper: Arc<Reshaper>,
     },
     Stream(BlockingSource),
     Tier0(BlockingSource),
@@ -112,8 +114,8 @@ impl Served {
     /// Checks, renders and tokenises a request, whose answer has to keep to something.
     pub(crate) fn prepare(&self, request: Request, kept: Option<Arc<Prototype>>) -> Result<Ready, Fault> {
         match &self.source {
-            Source::Batch { limits, .. } => {
-                let valid = self.valid(request, limits)?;
+            Source::Batch { reshaper, .. } => {
+                let valid = self.valid(request, &reshaper.limits())?;
                 Ok(Ready::Batch(Box::new(match kept {
                     Some(kept) => valid.constrained(kept),
                     None => valid,
@@ -155,6 +157,36 @@ impl Served {
                 self.reporter.event(id, Event::Failed(fault));
             }
         }
+    }
+
+    /// See [`crate::RunningModel::estimate`].
+    pub(crate) fn estimate(&self, size: ContextSize) -> Result<Option<Vec<MemoryUse>>, Fault> {
+        match &self.source {
+            Source::Batch { reshaper, .. } => reshaper.estimate(size),
+            _ => Err(fixed()),
+        }
+    }
+
+    /// See [`crate::RunningModel::reshape`].
+    pub(crate) fn reshape(
+        &self,
+        size: ContextSize,
+        is_making: impl Fn(bool) + Send + 'static,
+        reply: impl FnOnce(Result<ModelFacts, Fault>) + Send + 'static,
+    ) {
+        let Source::Batch { source, reshaper, .. } = &self.source else { return reply(Err(fixed())) };
+        let (reshaper, facts) = (Arc::clone(reshaper), self.facts.clone());
+        source.reshape(Box::new(move |session, events| {
+            is_making(true);
+            let mut outcome = Err(stopped());
+            let remade = session.reshape(events, |context| {
+                let (remade, facts) = reshaper.remake(context, size, &facts)?;
+                outcome = facts;
+                Ok(remade)
+            });
+            is_making(false);
+            reply(remade.map_err(lost).and(outcome));
+        }));
     }
 
     pub(crate) fn occupancy(&self) -> Occupancy {
@@ -486,6 +518,11 @@ fn joining(model: &Model, tokenizer: &ModelTokenizer) -> Result<Joining, Fault> 
 fn unknown(tokens: &[i32], n_tokens: usize) -> Option<i32> {
     let known = |&token: &i32| usize::try_from(token).is_ok_and(|token| token < n_tokens);
     tokens.iter().copied().find(|token| !known(token))
+}
+
+fn fixed() -> Fault {
+    let message = "the engine does not run the model in steps: its context stays as it was loaded";
+    Fault::new(ErrorCode::UnsupportedFeature, message)
 }
 
 fn lacks(what: &str) -> Fault {

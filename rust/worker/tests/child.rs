@@ -10,7 +10,7 @@ use llm_node_core::{
     request::{Prompt, Request, Sampling},
 };
 use llm_node_wire::message::{
-    Answer, ContextSize, EmbedInput, EngineAddress, FromWorker, LoadPlan, Question, ToWorker,
+    Answer, ContextSize, EmbedInput, EngineAddress, FromWorker, LoadPlan, Question, Speculation, ToWorker,
 };
 use llm_node_worker::serve::exit;
 use support::{Outcome, Worker, compile, fake, greedy, plan, root, toy_model};
@@ -404,6 +404,109 @@ fn a_context_longer_than_the_model_is_refused_by_name() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Answers under way, one that waits, and one that came meanwhile have the text that they have where nothing happens.
+#[test]
+fn a_context_is_made_anew_under_answers_that_go_on() {
+    let toy = Toy::new(&["MOST_SEQUENCES=100"]);
+    let size = |context_length, max_sequences| ContextSize {
+        context_length: Some(context_length),
+        max_sequences: Some(max_sequences),
+        cache_tokens: None,
+    };
+    for speculation in ["lookup", "model"] {
+        let mut plan = LoadPlan {
+            model: toy.folder.path().join("model.toy"),
+            size: size(200, 2),
+            options: vec![("step_us".into(), "3000".into())],
+            ..toy.plan()
+        };
+        std::fs::write(&plan.model, "TOY1\nn_context=1000\n").unwrap();
+        if speculation == "model" {
+            plan.speculation = Speculation::Model(plan.model.clone());
+        }
+        let request =
+            |id: u64| Request { ignore_eos: true, ..greedy(&format!("hello, this is request {id}"), 120) };
+        let (mut quiet, _) = Worker::load(plan.clone());
+        let expected: Vec<Outcome> = (0..4)
+            .map(|id| {
+                quiet.generate(id, request(id));
+                quiet.outcome(id)
+            })
+            .collect();
+
+        let (mut worker, before) = Worker::load(plan);
+        let mut outcomes = vec![Outcome::default(); 5];
+        for id in 0..3 {
+            worker.generate(id, request(id));
+        }
+        let (mut sized, mut reshaped) = (Vec::new(), Vec::new());
+        let mut asked = false;
+        while outcomes.iter().take(4).any(|outcome| outcome.ending.is_none()) || reshaped.len() < 2 {
+            match worker.next().unwrap() {
+                FromWorker::Step(events) => {
+                    for (id, event) in events {
+                        outcomes[id as usize].take(event);
+                    }
+                    if !asked && outcomes[0].pieces > 3 {
+                        asked = true;
+                        worker.send(&ToWorker::Size(size(2000, 2)));
+                        worker.send(&ToWorker::Size(size(800, 3)));
+                    }
+                }
+                FromWorker::Sized(uses) => {
+                    sized.push(uses);
+                    if sized.len() == 2 {
+                        worker.send(&ToWorker::Reshape(size(800, 3)));
+                        worker.generate(3, request(3));
+                    }
+                }
+                FromWorker::Reshaped(facts) => {
+                    if reshaped.is_empty() {
+                        // More than the engine takes.
+                        worker.send(&ToWorker::Reshape(size(800, 101)));
+                    }
+                    reshaped.push(facts);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // Each in a thread of its own.
+        sized.sort_by_key(Result::is_ok);
+        let [Err(too_long), Ok(Some(uses))] = &sized[..] else { panic!("{sized:?}") };
+        assert_eq!(too_long.param.as_deref(), Some("context_length"));
+        let [Ok(after), Err(too_many)] = &reshaped[..] else { panic!("{reshaped:?}") };
+        assert_eq!((after.context_length, after.max_sequences), (800, 3));
+        assert_eq!(after.memory, *uses, "what was estimated, and all of the former context is gone");
+        assert!(after.memory[0].cache > before.memory[0].cache);
+        assert!(too_many.message.contains("sequences"), "{too_many}");
+        for (id, expected) in expected.iter().enumerate() {
+            assert_eq!((&outcomes[id].text, &outcomes[id].tokens), (&expected.text, &expected.tokens));
+            assert_eq!(outcomes[id].finished().0, Finish::Length);
+        }
+        worker.generate(4, greedy(&"a".repeat(600), 3));
+        worker.outcome(4).finished();
+        assert!(worker.stages.last().unwrap().contains("engine.batch/1 step"), "{:?}", worker.stages);
+        worker.send(&ToWorker::Stop);
+        assert!(worker.next().is_err());
+        assert_eq!(worker.ended().code(), Some(exit::DONE));
+    }
+}
+
+#[test]
+fn only_an_engine_that_runs_in_steps_can_have_another_context() {
+    let toy = Toy::new(&["NO_BATCH"]);
+    let mut worker = toy.load();
+    let size = ContextSize { context_length: Some(8), ..ContextSize::default() };
+    worker.send(&ToWorker::Size(size));
+    let FromWorker::Sized(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
+    assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
+    worker.send(&ToWorker::Reshape(size));
+    let FromWorker::Reshaped(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
+    assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
+    worker.generate(1, greedy("hello", 3));
+    worker.outcome(1).finished();
 }
 
 #[test]

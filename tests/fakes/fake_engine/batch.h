@@ -61,6 +61,18 @@ static MAYBE_UNUSED int batch_create(EngineModel *model, const EngineContextPara
    if (params->max_sequences == 0 || params->max_sequences > MOST_SEQUENCES) {
       return fail(ERR_INVALID_ARGUMENT, "the toy takes 1 to 4096 sequences");
    }
+   // [load]: one at a time.
+   static int made = 0;
+   made++;
+   if (made == FAKE_HANG_IN_CREATE) {
+      hang();
+   }
+   if (made == FAKE_CRASH_IN_CREATE) {
+      crash();
+   }
+   if (made > FAKE_CONTEXTS) {
+      return fail(ERR_OOM_RAM, "no memory for another of the toy's contexts");
+   }
    EngineContext *context = calloc(1, sizeof *context);
    if (context == NULL) {
       return ERR_OOM_RAM;

@@ -131,6 +131,11 @@ impl<T> Queue<T> {
         Some(self.forget(waiting, true))
     }
 
+    /// All that wait, in order, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.waiting.iter_mut().map(|it| &mut it.value)
+    }
+
     /// All that wait, in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.waiting.iter().map(|it| &it.value)

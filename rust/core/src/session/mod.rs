@@ -7,7 +7,7 @@
 mod turns;
 mod verify;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
 use llm_node_cpu::Crew;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use crate::{
     engine::{EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token, Vocabulary},
     error::{ErrorCode, Fault},
     event::{Event, Finish},
-    request::ValidRequest,
+    request::{ValidRequest, longest},
     sample::{Forbidden, Samplers},
     schedule::{
         admission::{Queue, in_pages},
@@ -102,6 +102,15 @@ pub struct Occupancy {
     pub accepted: u64,
 }
 
+/// A context that was made anew.
+#[derive(Debug)]
+pub struct Remade {
+    /// Requests under way at once; 0: as many as it has sequences.
+    pub max_running: u32,
+    /// Who proposes how answers go on.
+    pub drafter: Option<Box<dyn Drafter>>,
+}
+
 /// All requests to one loaded model, and the engine that answers them.
 #[derive(Debug)]
 pub struct Session<E> {
@@ -137,16 +146,13 @@ impl<E: StepEngine> Session<E> {
     /// A session over a context that holds no sequence.
     pub fn new(engine: E, vocabulary: Arc<Vocabulary>, options: SessionOptions) -> Self {
         let limits = engine.limits();
-        // So many that each can have a token and a row in every step.
-        let at_once = limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens);
-        let wanted = if options.max_running == 0 { u32::MAX } else { options.max_running };
         Self {
             forbidden: Forbidden::of(&vocabulary, limits.n_vocab as usize),
             samplers: Samplers::default(),
             crew: None,
             queue: Queue::new(options.queue_limit, options.queue_tokens),
             running: BTreeMap::new(),
-            max_running: at_once.min(wanted).max(1) as usize,
+            max_running: at_once(limits, options.max_running),
             pace: Pace::new(options.target_step, options.prefill_tokens),
             drafter: None,
             answered: Duration::ZERO,
@@ -225,6 +231,51 @@ impl<E: StepEngine> Session<E> {
     /// Does the next step compute one more token of each answer, and nothing else?
     pub fn has_only_answers(&self) -> bool {
         !self.running.is_empty() && self.queue.is_empty() && !self.reads_prompts()
+    }
+
+    /// Has the engine's context made anew, of another size. What is under way goes on in it from its tokens, so that
+    /// answers stay the same; what is longer than it can take fails. `Err`: there is no context any more, and all
+    /// has failed.
+    pub fn reshape(
+        &mut self,
+        events: &mut Vec<(u64, Event)>,
+        remake: impl FnOnce(&mut E) -> Result<Remade, EngineFault>,
+    ) -> Result<(), EngineFault> {
+        if let Some(fault) = &self.ended {
+            return Err(fault.clone());
+        }
+        let mut running: Vec<Generation> = std::mem::take(&mut self.running).into_values().collect();
+        running.sort_by_key(|it| Reverse(it.age));
+        for mut generation in running {
+            generation.restart();
+            self.queue.put_back(generation);
+        }
+        for generation in self.queue.iter_mut() {
+            // An engine takes back what it wrote down of the same context alone.
+            generation.saved = None;
+        }
+        // It may have a context of its own, and its room is needed.
+        self.drafter = None;
+        match self.sequences.remake(remake) {
+            Ok(Remade { max_running, drafter }) => {
+                self.drafter = drafter;
+                self.max_running = at_once(self.limits(), max_running);
+            }
+            Err(fault) => {
+                self.end(fault.clone(), events);
+                return Err(fault);
+            }
+        }
+        self.steps_with_holes = 0;
+        self.prompts_next = false;
+        let longest = longest(self.limits());
+        let is_too_long = |it: &Generation| u64::from(it.length()) + u64::from(it.remaining()) > longest;
+        while let Some(generation) = self.queue.remove(is_too_long) {
+            let message = format!("The model's context has become smaller: it takes {longest} tokens now");
+            let fault = Fault::new(ErrorCode::ContextLengthExceeded, message);
+            self.tell_last(generation.id, Event::Failed(fault), events);
+        }
+        Ok(())
     }
 
     /// One step: admit, plan, run, sample, and tell what came of it. `Err` only for what ends the
@@ -586,6 +637,13 @@ impl<E: StepEngine> Session<E> {
         events.extend(all.into_iter().map(|id| (id, Event::Failed(crashed(&fault)))));
         self.ended = Some(fault);
     }
+}
+
+/// So many requests that each can have a token and a row in every step. `wanted`: 0: as many as there can be.
+fn at_once(limits: &Limits, wanted: u32) -> usize {
+    let at_once = limits.max_sequences.min(limits.max_rows).min(limits.max_batch_tokens);
+    let wanted = if wanted == 0 { u32::MAX } else { wanted };
+    at_once.min(wanted).max(1) as usize
 }
 
 /// What goes into a sequence only so that it takes part in a step. Any token will do.

@@ -18,11 +18,11 @@ use llm_node_core::{
         model::{ModelChat, SyntaxChoice},
     },
     constrain::{Prototype, Tables, Wanted},
-    engine::{EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
+    engine::{EngineFault, EngineFaultKind, Limits, StepEngine, Token, Tokenizer},
     error::{ErrorCode, Fault},
     event::{self, Event, Finish, PickedToken, Usage},
     request::{FORBIDS, Prompt, Request, Sampling, ValidRequest},
-    session::{Session, SessionOptions},
+    session::{Remade, Session, SessionOptions},
     speculate::{Drafter, Lookup, Want},
     text::template::ChatTemplate,
 };
@@ -1013,6 +1013,90 @@ fn who_gives_way_comes_back_from_the_host() {
         // Prompts of two tokens: whatever else is computed in one go is computed again.
         assert_eq!(computed(&session) == 8 * 2, saves);
     }
+}
+
+/// Answers under way, one that waits, and whatever the new context is like.
+#[test]
+fn answers_go_on_in_a_context_that_is_made_anew() {
+    let before = Limits { max_sequences: 3, max_rows: 4, context_length: 300, cache_tokens: 700, ..limits() };
+    let requests: Vec<_> = (0..5)
+        .map(|index| {
+            let mut request = request(vec![BOS, 0x61, index, index], 200);
+            request.ignore_eos = true;
+            valid(request, &before)
+        })
+        .collect();
+    for (at, sequences, shares, saves) in [(1, 8, false, true), (70, 1, true, false), (150, 2, false, false)]
+    {
+        let mut session = session(Limits { saves, ..before.clone() }, SessionOptions::default())
+            .with_drafter(Box::new(Lookup::default()));
+        let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
+        for (id, request) in (0..).zip(requests.clone()) {
+            session.submit(id, request).unwrap();
+        }
+        for _ in 0..at {
+            session.step(&mut events).unwrap();
+        }
+        collect(&mut events, &mut answers);
+        let after = Limits {
+            max_sequences: sequences,
+            max_rows: 16,
+            context_length: 900,
+            cache_tokens: 900,
+            shares_prefixes: shares,
+            ..limits()
+        };
+        let remake = |engine: &mut ToyEngine| {
+            *engine = ToyEngine::new(after);
+            Ok(Remade { max_running: 0, drafter: Some(Box::new(Lookup::default())) })
+        };
+        session.reshape(&mut events, remake).unwrap();
+        assert_eq!(session.check_integrity(), Ok(()));
+        assert_eq!((session.occupancy().running, session.occupancy().max_running), (0, sequences as usize));
+        let long = valid(request(vec![BOS; 800], 50), session.limits());
+        session.submit(9, long.clone()).unwrap();
+        while !session.is_idle() {
+            session.step(&mut events).unwrap();
+            collect(&mut events, &mut answers);
+        }
+        for (id, request) in (0..).zip(&requests).chain([(9, &long)]) {
+            assert_eq!(answers[&id].content(), alone(request).content(), "request {id}, step {at}");
+        }
+    }
+}
+
+#[test]
+fn what_a_smaller_context_cannot_take_fails_and_the_rest_goes_on() {
+    let mut session = session(limits(), SessionOptions::default());
+    let (mut events, mut answers) = (Vec::new(), BTreeMap::new());
+    let requests = [20, 60].map(|max_tokens| {
+        let mut request = request(vec![BOS, 0x61], max_tokens);
+        request.ignore_eos = true;
+        valid(request, &limits())
+    });
+    for (id, request) in (0..).zip(requests.clone()) {
+        session.submit(id, request).unwrap();
+    }
+    session.step(&mut events).unwrap();
+    let remake = |engine: &mut ToyEngine| {
+        *engine = ToyEngine::new(Limits { context_length: 40, ..limits() });
+        Ok(Remade { max_running: 0, drafter: None })
+    };
+    session.reshape(&mut events, remake).unwrap();
+    while !session.is_idle() {
+        session.step(&mut events).unwrap();
+    }
+    collect(&mut events, &mut answers);
+    assert_eq!(answers[&0].content(), alone(&requests[0]).content());
+    let fault = answers[&1].ending.clone().unwrap().unwrap_err();
+    assert_eq!(fault.code, ErrorCode::ContextLengthExceeded);
+
+    session.submit(2, requests[0].clone()).unwrap();
+    let gone =
+        EngineFault { kind: EngineFaultKind::OomVram, message: "no memory".into(), call: "batch.create" };
+    assert_eq!(session.reshape(&mut events, |_| Err(gone.clone())), Err(gone));
+    collect(&mut events, &mut answers);
+    assert!(answers[&2].ending.clone().unwrap().is_err() && session.step(&mut events).is_err());
 }
 
 #[test]

@@ -37,6 +37,24 @@ const MOST_SEQUENCES: u32 = 1 << 20;
 /// What is added to the bytes of a state: how many tokens it holds.
 const STATE_TRAILER: usize = size_of::<u32>();
 
+/// The functions of a context that is no more.
+const NO_CALLS: EngineBatching = EngineBatching {
+    struct_size: EngineBatching::SIZE,
+    create: None,
+    destroy: None,
+    info: None,
+    step: None,
+    collect: None,
+    fetch: None,
+    cancel: None,
+    seq_copy: None,
+    seq_remove: None,
+    seq_range: None,
+    cache_free: None,
+    seq_save: None,
+    seq_restore: None,
+};
+
 /// What a context should be able to take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContextParams {
@@ -187,6 +205,28 @@ impl Context {
         context.check_promises(asked)?;
         context.ledger.ends = vec![Some(0); context.limits.max_sequences as usize];
         Ok(context)
+    }
+
+    /// Destroys what the engine has, and makes it anew with other parameters: there need not be room for both at
+    /// once. Where that fails, this is all that can still be done with it.
+    pub fn renew(&mut self, params: &ContextParams) -> Result<(), EngineError> {
+        self.destroy();
+        *self = Self::create(&self.model, params)?;
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        // Whoever cancels from now on finds nothing to cancel.
+        *self.shared.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // Nothing may be asked of what is gone.
+        let Some(destroy) = std::mem::replace(&mut self.table, NO_CALLS).destroy else { return };
+        self.in_flight.clear();
+        let engine = self.model.engine();
+        let _one_at_a_time = engine.load_lock();
+        engine.announce("batch.destroy");
+        // SAFETY: [load]: the lock is held. `&mut self`: no call on the context is running. It is called once, for
+        // the table has no such function any more.
+        unsafe { destroy(self.handle.as_ptr()) };
     }
 
     fn check_promises(&self, asked: &ContextParams) -> Result<(), EngineError> {
@@ -612,14 +652,7 @@ impl Ledger {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Whoever cancels from now on finds nothing to cancel.
-        *self.shared.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let Some(destroy) = self.table.destroy else { return };
-        let engine = self.model.engine();
-        let _one_at_a_time = engine.load_lock();
-        engine.announce("batch.destroy");
-        // SAFETY: [load]: the lock is held. `&mut self`: no call on the context is running.
-        unsafe { destroy(self.handle.as_ptr()) };
+        self.destroy();
     }
 }
 

@@ -14,7 +14,7 @@ use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_fleet::{
     Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Setup, Severity, Ticket, Won, WorkerId,
 };
-use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
+use llm_node_wire::message::{ContextSize, FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -161,7 +161,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
             let idle_since = idle_since.map(|instant| inner.fleet.moment_of(instant));
             effects.extend(fleet.handle(now, Event::Used { worker, idle_since }));
         }
-        if matches!(event, Event::Estimated { .. } | Event::Plan { .. })
+        if matches!(event, Event::Estimated { .. } | Event::Sized { .. } | Event::Plan { .. })
             || fleet.is_anybody_waiting_for_room()
         {
             // Whether there is room is decided on what is free now.
@@ -200,6 +200,16 @@ fn carry_out(
         Effect::Proceed { worker } => {
             if let Some(process) = process(worker) {
                 process.link.send(ToWorker::Proceed);
+            }
+        }
+        Effect::Size { worker, asked } => {
+            if let Some(process) = process(worker) {
+                process.link.send(ToWorker::Size(ContextSize::from(&*asked)));
+            }
+        }
+        Effect::Reshape { worker, asked } => {
+            if let Some(process) = process(worker) {
+                process.link.send(ToWorker::Reshape(ContextSize::from(&*asked)));
             }
         }
         // Done before the view was published.
@@ -297,6 +307,8 @@ fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control
         Control::Message(FromWorker::Estimated(uses)) => Event::Estimated { worker, uses },
         Control::Message(FromWorker::Ready(facts)) => Event::Ready { worker, facts },
         Control::Message(FromWorker::LoadFailed(fault)) => Event::Failed { worker, fault },
+        Control::Message(FromWorker::Sized(uses)) => Event::Sized { worker, uses },
+        Control::Message(FromWorker::Reshaped(facts)) => Event::Reshaped { worker, facts },
         Control::Message(FromWorker::Drained) => Event::Drained { worker },
         Control::Message(_) => return,
         Control::Died(death) => {

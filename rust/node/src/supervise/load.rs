@@ -228,7 +228,7 @@ pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
     }
 }
 
-/// What its engine says that it would take; `None`: it is loaded, or will be.
+/// What its engine says that it would take; `None`: it is loaded so, or will be.
 fn foresee(
     inner: &Inner,
     model_id: &str,
@@ -236,11 +236,14 @@ fn foresee(
     format: Option<&str>,
 ) -> Result<Option<Foreseen>, Fault> {
     let view = inner.fleet.view();
-    let status = view.models.get(model_id).map(|model| &model.status);
-    if matches!(status, Some(Status::Loaded | Status::Loading | Status::Waiting)) {
-        return Ok(None);
-    }
-    let setup = Setup::new(model_id, wishes.clone(), &inner.usual.lock());
+    let model = view.models.get(model_id);
+    let setup = match model.map(|model| &model.status) {
+        Some(Status::Loading | Status::Waiting) => None,
+        // With another context it would take something else.
+        Some(Status::Loaded) => model.and_then(|model| model.grown(model_id, wishes)),
+        _ => Some(Setup::new(model_id, wishes.clone(), &inner.usual.lock())),
+    };
+    let Some(setup) = setup else { return Ok(None) };
     let (found, plan) = find(inner, model_id, &setup, format)?;
     let known = estimate(inner, *plan)?;
     let is_guessed = known.is_none();

@@ -18,12 +18,12 @@ use std::{
 };
 
 use llm_node_core::{
-    engine::StepEngine,
     error::{ErrorCode, Fault},
     event::Event,
     request::ValidRequest,
     session::{Occupancy, Session},
 };
+use llm_node_host::Context;
 use llm_node_wire::message::RequestId;
 
 use super::{lost, stopped};
@@ -43,20 +43,21 @@ pub(crate) struct BatchSource {
     occupancy: Arc<Mutex<Occupancy>>,
 }
 
+/// Has a session's context made anew, and tells what came of it.
+pub(crate) type Reshape = Box<dyn FnOnce(&mut Session<Context>, &mut Vec<(RequestId, Event)>) + Send>;
+
 enum Command {
     Submit(RequestId, Box<ValidRequest>),
     Cancel(RequestId),
     /// For engine calls that must not run during a step.
     Between(Box<dyn FnOnce() + Send>),
+    Reshape(Reshape),
     Drain,
     Stop,
 }
 
 impl BatchSource {
-    pub(crate) fn start<E>(session: Session<E>, report: Reporter) -> io::Result<Self>
-    where
-        E: StepEngine + Send + 'static,
-    {
+    pub(crate) fn start(session: Session<Context>, report: Reporter) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let occupancy = Arc::new(Mutex::new(session.occupancy()));
         let shown = Arc::clone(&occupancy);
@@ -98,6 +99,11 @@ impl BatchSource {
         let _ = self.commands.send(Command::Between(work));
     }
 
+    /// Between two steps; drops it if there are no more.
+    pub(crate) fn reshape(&self, reshape: Reshape) {
+        let _ = self.commands.send(Command::Reshape(reshape));
+    }
+
     pub(crate) fn drain(&self) {
         let _ = self.commands.send(Command::Drain);
     }
@@ -119,8 +125,8 @@ impl Drop for BatchSource {
     }
 }
 
-struct Scheduler<E: StepEngine> {
-    session: Session<E>,
+struct Scheduler {
+    session: Session<Context>,
     /// Requests that have not had their ending.
     live: HashSet<RequestId>,
     draining: bool,
@@ -133,7 +139,7 @@ struct Scheduler<E: StepEngine> {
     report: Reporter,
 }
 
-impl<E: StepEngine> Scheduler<E> {
+impl Scheduler {
     fn run(&mut self, inbox: &Receiver<Command>) {
         let looped = catch_unwind(AssertUnwindSafe(|| self.step_until_stopped(inbox)));
         let fault = match looped {
@@ -217,6 +223,10 @@ impl<E: StepEngine> Scheduler<E> {
             Command::Between(work) => {
                 self.tell(events);
                 work();
+            }
+            Command::Reshape(reshape) => {
+                self.tell(events);
+                reshape(&mut self.session, events);
             }
             Command::Drain => self.draining = true,
             // The callers have looked for it.

@@ -1,0 +1,173 @@
+//! A model that answers is asked for with a longer context, more sequences or a larger cache than it has: its
+//! worker makes its context anew, and goes on.
+//!
+//! First the worker says what that takes. Then there is room, or others make it, as for a load. Until the new
+//! context is there, the model is what it was; where it cannot be made, it stays that.
+
+use std::{mem, sync::Arc};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::MemoryUse,
+};
+
+use crate::{
+    Effect, Fleet, IncidentKind, Loaded, Moment, Setup, Severity, WorkerId,
+    life::{Because, Stage, Waiting, Worker},
+    wishes::Fit,
+};
+
+/// The way to another context.
+#[derive(Clone, Debug)]
+pub(crate) struct Growing {
+    /// What it is to be.
+    pub(crate) setup: Setup,
+    /// What the model takes then.
+    pub(crate) estimate: Vec<MemoryUse>,
+    pub(crate) step: Step,
+    /// When the step must have ended.
+    pub(crate) by: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Its worker is to say what it takes.
+    Sizing,
+    /// Others are to make room.
+    Waiting,
+    /// The context is being made.
+    Making,
+}
+
+impl Fleet {
+    /// Somebody waits for more than the model has, or will have.
+    pub(crate) fn grow(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+        let by = now + self.deadlines.load;
+        let life = self.life(model_id);
+        if let Some(worker) = &mut life.worker
+            && let (Stage::Serving, None) = (&worker.stage, &worker.growing)
+        {
+            let setup = worker.setup.grown(&waiting.wishes);
+            let (worker_id, asked) = (worker.id, Box::new(setup.asked.clone()));
+            worker.growing = Some(Growing { setup, estimate: Vec::new(), step: Step::Sizing, by });
+            self.effects.push(Effect::Size { worker: worker_id, asked });
+        }
+        // It is looked at again once the load, or the growth under way, has come to something.
+        self.life(model_id).waiting.push(waiting);
+    }
+
+    pub(crate) fn sized(
+        &mut self,
+        now: Moment,
+        worker: WorkerId,
+        uses: Result<Option<Vec<MemoryUse>>, Fault>,
+    ) {
+        let room = self.deadlines.room;
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let memory = it.memory();
+        let Some(growing) = it.growing.as_mut().filter(|growing| growing.step == Step::Sizing) else {
+            return;
+        };
+        match uses {
+            Ok(uses) => {
+                // An engine that cannot say is believed to need no more than it has.
+                growing.estimate =
+                    uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(memory);
+                (growing.step, growing.by) = (Step::Waiting, now + room);
+            }
+            Err(fault) => self.stays(now, &model_id, &fault),
+        }
+    }
+
+    pub(crate) fn reshaped(&mut self, now: Moment, worker: WorkerId, facts: Result<ModelFacts, Fault>) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some(growing) = it.growing.take_if(|growing| growing.step == Step::Making) else { return };
+        let facts = match facts {
+            Ok(facts) => facts,
+            Err(fault) => {
+                it.growing = Some(growing);
+                return self.stays(now, &model_id, &fault);
+            }
+        };
+        let Some(before) = &it.loaded else { return };
+        let mut loaded = Loaded { facts, ..Loaded::clone(before) };
+        it.complete(&mut loaded);
+        let mut setup = growing.setup;
+        setup.stays_like(&it.setup);
+        setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
+        it.setup = setup;
+        let message = format!(
+            "'{model_id}' has a context of {} tokens now, and {} sequences",
+            loaded.facts.context_length, loaded.facts.max_sequences
+        );
+        let loaded = Arc::new(loaded);
+        it.loaded = Some(Arc::clone(&loaded));
+        self.settle(worker, &model_id, &loaded);
+        self.tell(Severity::Info, IncidentKind::Reshaped, &model_id, message, None);
+        for waiting in mem::take(&mut self.life(&model_id).waiting) {
+            self.load(now, &model_id, waiting);
+        }
+    }
+
+    /// It stays what it is: those who wanted it otherwise are told why, and those who want something else again
+    /// have their turn.
+    pub(crate) fn stays(&mut self, now: Moment, model_id: &str, fault: &Fault) {
+        let life = self.life(model_id);
+        let Some(worker) = &mut life.worker else { return };
+        let Some(growing) = worker.growing.take() else { return };
+        let (id, loaded) = (worker.id, worker.loaded.clone());
+        let waiting = mem::take(&mut life.waiting);
+        if let (Step::Making, Some(loaded)) = (growing.step, loaded) {
+            self.settle(id, model_id, &loaded);
+        }
+        let message = format!("'{model_id}' keeps the context that it has: {fault}");
+        self.tell(Severity::Warning, IncidentKind::Refused, model_id, message, None);
+        for waiting in waiting {
+            match growing.setup.fits(&waiting.wishes, model_id, "is loaded") {
+                Fit::Joins => self.refuse(waiting.ticket, fault.clone()),
+                Fit::Grows(_) | Fit::Differs(_) => self.load(now, model_id, waiting),
+            }
+        }
+    }
+
+    /// The step to another context takes too long.
+    pub(crate) fn growth_is_late(&mut self, now: Moment, model_id: &str) {
+        let step = self.life(model_id).worker.as_ref().and_then(|worker| Some(worker.growing.as_ref()?.step));
+        match step {
+            None => {}
+            Some(Step::Waiting) => {
+                let fault = self.no_room(model_id);
+                self.stays(now, model_id, &fault);
+            }
+            Some(Step::Sizing | Step::Making) => {
+                let seconds = self.deadlines.load.as_secs_f64();
+                let message =
+                    format!("Model '{model_id}': its worker did not change its context within {seconds} s");
+                let fault = Fault::new(ErrorCode::Timeout, message);
+                self.kill(now, model_id, Because::Failed(fault));
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// What it takes, as far as is known.
+    pub(crate) fn memory(&self) -> Vec<MemoryUse> {
+        self.loaded.as_ref().map_or(&self.estimate, |loaded| &loaded.facts.memory).clone()
+    }
+
+    /// Is it one whose context can be made anew?
+    pub(crate) fn is_in_steps(&self) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.facts.source == "batch")
+    }
+
+    /// What it waits for room for.
+    pub(crate) fn needs(&self) -> Option<&[MemoryUse]> {
+        match (&self.stage, &self.growing) {
+            (Stage::Waiting { .. }, _) => Some(&self.estimate),
+            (Stage::Serving, Some(Growing { step: Step::Waiting, estimate, .. })) => Some(estimate),
+            _ => None,
+        }
+    }
+}
