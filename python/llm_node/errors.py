@@ -167,8 +167,7 @@ TABLE: Mapping[str, Row] = {
     "model_loaded_differently": Row(
         409,
         _REQUEST,
-        "The model is loaded, or being loaded, with another engine or option than was asked for; the message "
-        "names both.",
+        "The model is being loaded with another engine or option than was asked for; the message names both.",
     ),
     "not_found": Row(404, _REQUEST, "No such route, or nothing of that id.", exit=Exit.NOT_FOUND),
     "method_not_allowed": Row(

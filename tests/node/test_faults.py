@@ -136,7 +136,7 @@ def test_a_model_that_stands_still_is_named_and_may_go_on(tmp_path: Path) -> Non
 # ---- wishes ----------------------------------------------------------------------------------------
 
 
-def test_another_wish_is_refused_and_the_same_or_less_joins(house: House) -> None:
+def test_what_is_loaded_is_joined_by_who_wants_the_same_or_less(house: House) -> None:
     model = house.add("toy")
     loaded = house.load(model, context_length=128, max_sequences=2, options={"step_us": 0})
     assert loaded["facts"]["context_length"] == 128
@@ -147,18 +147,46 @@ def test_another_wish_is_refused_and_the_same_or_less_joins(house: House) -> Non
         {"options": {"step_us": "0"}, "max_sequences": 2, "engine": "toy"},
     ):
         assert house.load(model, **joins) == loaded
-    for other, words in (
-        ({"speculation": "off"}, "is loaded with speculation lookup; off was asked for"),
-        (
-            {"options": {"step_us": 1}},
-            'is loaded with options {"step_us":"0"}; {"step_us":"1"} was asked for',
-        ),
+
+
+def test_who_wants_another_option_has_the_model_loaded_anew(house: House) -> None:
+    model = house.add("toy")
+    house.load(model, context_length=128, options={"step_us": 3000})
+    worker = house.state(model)["pid"]
+    stream = house.submit(model, max_tokens=100)
+    house.wait_for_token(stream)
+    other = house.begin_load(model, options={"step_us": 2000}, threads=2)
+    joins = house.begin_load(model)
+    result = house.outcome(other)
+    assert house.outcome(joins)["facts"] == result["facts"]
+    assert house.events({stream})[stream][-1].completion_tokens == 100, "no answer is cut"
+    state = house.state(model)
+    assert state["pid"] != worker and result["facts"]["context_length"] == 128
+    system = house.outcome(house.core.system())
+    (row,) = system["workers"]
+    assert (row["options"]["options"], row["options"]["threads"]) == ({"step_us": 2000}, 2)
+    assert system["events"]["replaced"] == 1
+    (house.models / "bad.toy").write_bytes(b"NOT1")
+    for impossible, code in (
+        ({"draft_model": "nosuch"}, "model_not_found"),
+        ({"engine": "nosuch"}, "engine_not_found"),
+        ({"draft_model": "bad"}, "model_corrupt"),
     ):
-        fault = house.fault(lambda other=other: house.load(model, **other))  # type: ignore[misc]
-        assert (fault.code, [fault.param]) == ("model_loaded_differently", list(other))
-        assert words in fault.message
-    fault = house.fault(lambda: house.load(model, draft_model="nosuch"))
-    assert (fault.code, fault.param) == ("model_not_found", "draft_model")
+        fault = house.fault(lambda impossible=impossible: house.load(model, **impossible))  # type: ignore[misc]
+        assert fault.code == code, fault.message
+    assert house.state(model)["pid"] == state["pid"], "nothing goes for what cannot be"
+
+
+def test_what_cannot_be_loaded_anew_comes_back_as_it_was(house: House) -> None:
+    model = house.add("toy")
+    house.load(model, context_length=100, threads=3)
+    worker = house.state(model)["pid"]
+    fault = house.fault(lambda: house.load(model, chat_template="{% if %}"))
+    assert (fault.code, fault.param) == ("invalid_request", "chat_template")
+    state = house.wait_for_state(model, lambda state: state["status"] == "loaded")
+    assert state["pid"] != worker
+    (row,) = house.outcome(house.core.system())["workers"]
+    assert (row["options"]["threads"], row["options"]["context_length"]) == (3, 100)
 
 
 def test_another_wish_is_refused_while_the_model_is_being_loaded(house: House) -> None:
@@ -227,34 +255,38 @@ def test_a_longer_context_that_does_not_fit_is_refused_and_the_model_stays(tmp_p
         assert house.events({stream})[stream][-1].kind == "finished"
 
 
-def test_only_an_engine_that_runs_in_steps_has_another_context(house: House) -> None:
-    model = house.add("toy", FAKE_NO_BATCH=None)
-    loaded = house.load(model)["facts"]["context_length"]
-    fault = house.fault(lambda: house.load(model, context_length=loaded + 1))
-    assert (fault.code, fault.param) == ("model_loaded_differently", "context_length")
-    assert f"is loaded with context_length {loaded}; {loaded + 1} was asked for" in fault.message
+def test_an_engine_that_does_not_run_in_steps_is_loaded_anew_for_another_context(house: House) -> None:
+    model = house.add("toy", FAKE_NO_EXTENSIONS=None)
+    assert house.load(model, context_length=100)["facts"]["context_length"] == 100
+    worker = house.state(model)["pid"]
+    assert house.load(model, context_length=50)["facts"]["context_length"] == 100
+    assert house.state(model)["pid"] == worker
+    assert house.load(model, context_length=200)["facts"]["context_length"] == 200
+    assert house.state(model)["pid"] != worker
+    stream = house.core.submit(model, json.dumps({"prompt": {"text": "Hello"}, "max_tokens": 8}), CLIENT)
+    assert house.events({stream})[stream][-1].kind == "finished"
 
 
 def test_a_worker_that_dies_while_it_makes_its_context_is_a_crash(tmp_path: Path) -> None:
     with house_in(tmp_path) as house:
-        model = house.add("toy", FAKE_CRASH_IN_CREATE=2)
-        house.load(model, context_length=100)
-        stream = house.submit(model, max_tokens=1000)
-        fault = house.fault(lambda: house.load(model, context_length=200))
+        model = house.add("toy", FAKE_CRASH_IN_CREATE=2, FAKE_STEP_US=20_000)
+        house.load(model, context_length=1000)
+        stream = house.submit(model, max_tokens=900)
+        fault = house.fault(lambda: house.load(model, context_length=2000))
         assert fault.code == house.fault_of(stream).code == "engine_crashed"
         assert "died in batch.create: signal 11" in fault.message
         assert house.reserved() == 0
     with house_in(tmp_path / "again", load_timeout_seconds=2) as house:
         model = house.add("toy", FAKE_HANG_IN_CREATE=2)
-        house.load(model, context_length=100)
-        fault = house.fault(lambda: house.load(model, context_length=200))
+        house.load(model, context_length=1000)
+        fault = house.fault(lambda: house.load(model, context_length=2000))
         assert (fault.code, "did not change its context within 2 s" in fault.message) == ("timeout", True)
         assert house.reserved() == 0
     with house_in(tmp_path / "neither", load_timeout_seconds=60) as house:
-        model = house.add("toy", FAKE_CONTEXTS=1)
-        house.load(model, context_length=100)
-        stream = house.submit(model, max_tokens=1000)
-        fault = house.fault(lambda: house.load(model, context_length=200))
+        model = house.add("toy", FAKE_CONTEXTS=1, FAKE_STEP_US=20_000)
+        house.load(model, context_length=1000)
+        stream = house.submit(model, max_tokens=900)
+        fault = house.fault(lambda: house.load(model, context_length=2000))
         assert "no memory for another of the toy's contexts" in fault.message
         assert house.fault_of(stream).code == "engine_crashed"
         crash = house.wait_for_state(model, lambda state: state["status"] != "loaded")["last_crash"]

@@ -6,6 +6,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::MemoryUse,
+    options::ModelOptions,
 };
 
 use crate::{
@@ -63,8 +64,12 @@ impl Fleet {
     /// What is to be done about an event, and about all that is overdue by now.
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Effect> {
         match event {
-            Event::Load { ticket, model_id, wishes, format } => {
-                self.load(now, &model_id, Waiting { ticket, wishes, format });
+            Event::Load { ticket, model_id, wishes, format, instead } => {
+                self.load(
+                    now,
+                    &model_id,
+                    Waiting { ticket, wishes, format, instead, is_met: false, former: None },
+                );
             }
             Event::Plan { ticket, model_id, wishes, foreseen } => {
                 let planned = self.plan(now, &model_id, &wishes, foreseen);
@@ -113,7 +118,7 @@ impl Fleet {
 
     // ---- orders ----------------------------------------------------------------------------------
 
-    pub(crate) fn load(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+    pub(crate) fn load(&mut self, now: Moment, model_id: &str, mut waiting: Waiting) {
         if self.stopping.is_some() {
             return self.refuse(waiting.ticket, shutting_down());
         }
@@ -122,7 +127,14 @@ impl Fleet {
             if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
             }
-            return self.begin(now, model_id, waiting);
+            self.begin(now, model_id, waiting.wishes.clone(), waiting.format.clone());
+            let life = self.life(model_id);
+            if let Some(worker) = &mut life.worker {
+                worker.former = waiting.former.take();
+            }
+            waiting.is_met = true;
+            life.waiting.push(waiting);
+            return;
         };
         if !worker.is_wanted() {
             life.waiting.push(waiting);
@@ -139,7 +151,7 @@ impl Fleet {
             Fit::Grows(_) if worker.loaded.is_none() || worker.is_in_steps() => {
                 return self.grow(now, model_id, waiting);
             }
-            Fit::Grows(fault) | Fit::Differs(fault) => return self.refuse(waiting.ticket, fault),
+            Fit::Grows(fault) | Fit::Differs(fault) => return self.replace(now, model_id, waiting, fault),
         }
         let loaded = worker.loaded.clone();
         worker.setup.also(&waiting.wishes);
@@ -154,20 +166,19 @@ impl Fleet {
         }
     }
 
-    fn begin(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
+    fn begin(&mut self, now: Moment, model_id: &str, wishes: ModelOptions, format: Option<String>) {
         self.last_worker += 1;
-        let setup = Setup::new(model_id, waiting.wishes.clone(), &self.usual);
+        let setup = Setup::new(model_id, wishes, &self.usual);
         let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
         self.effects.push(Effect::Find {
             worker: worker.id,
             model_id: model_id.to_owned(),
             setup: Box::new(worker.setup.clone()),
-            format: waiting.format.clone(),
+            format,
         });
         let life = self.life(model_id);
         life.trouble = None;
         life.worker = Some(worker);
-        life.waiting.push(waiting);
     }
 
     fn unload(&mut self, now: Moment, ticket: Ticket, model_id: &str, timeout: Duration) {
@@ -321,13 +332,18 @@ impl Fleet {
         it.setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
         it.loaded = Some(Arc::clone(&loaded));
         it.stage = Stage::Serving;
+        it.former = None;
         it.since = now;
         it.idle_since = Some(now);
         self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
         self.settle(worker, &model_id, &loaded);
         self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
-            self.load(now, &model_id, waiting);
+            if waiting.is_met {
+                self.resolve(waiting.ticket, Ok(Won::Loaded(Arc::clone(&loaded))));
+            } else {
+                self.load(now, &model_id, waiting);
+            }
         }
     }
 
@@ -526,6 +542,7 @@ impl Fleet {
     pub(crate) fn retire(&mut self, model_id: &str, kind: IncidentKind, message: String) {
         self.tell(Severity::Info, kind, model_id, message, None);
         if let Some(worker) = &mut self.life(model_id).worker {
+            worker.growing = None;
             worker.stage = Stage::Draining { by: None, is_retired: true };
             let worker = worker.id;
             self.effects.push(Effect::Drain { worker });
@@ -565,7 +582,9 @@ impl Fleet {
                     _ => IncidentKind::LoadFailed,
                 };
                 let message = format!("'{model_id}' could not be loaded: {fault}");
-                let engine = self.life(model_id).worker.as_ref().map(Worker::engine);
+                let worker_of = self.life(model_id).worker.as_mut();
+                let (engine, former) =
+                    worker_of.map(|worker| (worker.engine(), worker.former.take())).unzip();
                 self.bury(now, model_id, worker);
                 self.effects.push(Effect::Tell(Incident {
                     severity: Severity::Error,
@@ -578,8 +597,16 @@ impl Fleet {
                 }));
                 let life = self.life(model_id);
                 life.trouble = Some(Trouble::Failed(fault.clone()));
+                let former = former.flatten();
                 for waiting in mem::take(&mut life.waiting) {
-                    self.refuse(waiting.ticket, fault.clone());
+                    if waiting.is_met || former.is_none() {
+                        self.refuse(waiting.ticket, fault.clone());
+                    } else {
+                        self.life(model_id).waiting.push(waiting);
+                    }
+                }
+                if let Some(former) = former {
+                    self.begin(now, model_id, former, None);
                 }
             }
             _ => {

@@ -164,6 +164,8 @@ pub enum IncidentKind {
     Crashed,
     /// A model that answers has another context.
     Reshaped,
+    /// A model goes to come back as somebody else wants it.
+    Replaced,
     /// A model goes to make room for another.
     Evicted,
     /// A model goes because nobody has asked it anything for as long as it was to stay.
@@ -189,13 +191,14 @@ impl Severity {
 
 impl IncidentKind {
     /// Each of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         IncidentKind::Loaded,
         IncidentKind::Unloaded,
         IncidentKind::LoadFailed,
         IncidentKind::Refused,
         IncidentKind::Crashed,
         IncidentKind::Reshaped,
+        IncidentKind::Replaced,
         IncidentKind::Evicted,
         IncidentKind::Unused,
         IncidentKind::Cut,
@@ -212,6 +215,7 @@ impl IncidentKind {
             IncidentKind::Refused => "refused",
             IncidentKind::Crashed => "crashed",
             IncidentKind::Reshaped => "reshaped",
+            IncidentKind::Replaced => "replaced",
             IncidentKind::Evicted => "evicted",
             IncidentKind::Unused => "unused",
             IncidentKind::Cut => "cut",

@@ -20,6 +20,8 @@ pub enum Event {
         wishes: ModelOptions,
         /// The format that the model is expected to have.
         format: Option<String>,
+        /// What it would take as these wishes have it, where it was loaded otherwise when somebody looked.
+        instead: Option<Vec<MemoryUse>>,
     },
     /// Somebody wants to know what a load would come to.
     Plan {

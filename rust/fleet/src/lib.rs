@@ -30,7 +30,7 @@ pub use self::{
     life::{Crash, not_loaded},
     moment::Moment,
     plan::{Foreseen, Leaver, Need, Planned, Verdict},
-    view::{FleetView, ModelView, Status},
+    view::{Changed, FleetView, ModelView, Status},
     wishes::{Setup, Usual},
 };
 

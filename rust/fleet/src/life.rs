@@ -44,6 +44,12 @@ pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
     pub(crate) wishes: ModelOptions,
     pub(crate) format: Option<String>,
+    /// What the model would take as these wishes have it, where it is to be loaded anew for them.
+    pub(crate) instead: Option<Vec<MemoryUse>>,
+    /// The load under way is as these wishes have it.
+    pub(crate) is_met: bool,
+    /// As what it comes back where it cannot be loaded so.
+    pub(crate) former: Option<ModelOptions>,
 }
 
 /// Somebody who wants a model to be gone.
@@ -97,6 +103,8 @@ pub(crate) struct Worker {
     pub(crate) waited: Duration,
     /// While it answers: the way to another context.
     pub(crate) growing: Option<Growing>,
+    /// While it loads: as what the model comes back where it cannot be loaded so.
+    pub(crate) former: Option<ModelOptions>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,6 +154,7 @@ impl Worker {
             is_awaited: true,
             waited: Duration::ZERO,
             growing: None,
+            former: None,
         }
     }
 

@@ -84,14 +84,20 @@ impl Fleet {
     ) -> Result<Planned, Fault> {
         let life = self.models.get(model_id);
         let worker = life.and_then(|life| life.worker.as_ref()).filter(|worker| worker.is_wanted());
+        let mut unload = Vec::new();
         if let Some(worker) = worker {
             let verdict = match worker.setup.fits(wishes, model_id, "is loaded") {
-                Fit::Differs(fault) => Some(Verdict::Refused(fault)),
+                Fit::Differs(fault) if worker.loaded.is_none() || foreseen.is_none() => {
+                    Some(Verdict::Refused(fault))
+                }
                 Fit::Joins if worker.needs().is_none() => Some(Verdict::Loaded),
                 Fit::Joins => Some(Verdict::AfterWaiting),
                 Fit::Grows(_) if worker.loaded.is_none() => Some(Verdict::AfterWaiting),
-                Fit::Grows(fault) if !worker.is_in_steps() => Some(Verdict::Refused(fault)),
-                Fit::Grows(_) => None,
+                Fit::Grows(_) if worker.is_in_steps() => None,
+                Fit::Differs(_) | Fit::Grows(_) => {
+                    unload.push(Leaver { model_id: model_id.to_owned(), idle_since: worker.idle_since });
+                    None
+                }
             };
             if let Some(verdict) = verdict {
                 let foreseen =
@@ -114,19 +120,25 @@ impl Fleet {
         let line = self.line();
         let ahead = line.iter().flat_map(|(_, worker)| self.estimate_of(*worker));
         let all: Vec<MemoryUse> = ahead.chain(uses.iter().cloned()).collect();
-        if self.ledger.room(uses, |other| other != worker).is_ok()
-            && self.ledger.hope(now, worker, &all).is_ok()
-        {
-            return Ok(self.planned(Verdict::Fits, worker, foreseen));
-        }
-        let chosen = if line.is_empty() { self.who_makes_room(now, worker, uses) } else { None };
+        let has_room = self.ledger.room(uses, |other| other != worker).is_ok()
+            && self.ledger.hope(now, worker, &all).is_ok();
+        let chosen = if has_room {
+            Some(Vec::new())
+        } else if line.is_empty() {
+            self.who_makes_room(now, worker, uses)
+        } else {
+            None
+        };
         let Some(chosen) = chosen else { return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen)) };
-        let unload = self
-            .workers()
-            .filter(|(_, worker)| chosen.iter().any(|(it, _)| *it == worker.id))
-            .map(|(model_id, worker)| Leaver { model_id: model_id.clone(), idle_since: worker.idle_since })
-            .collect();
-        Ok(Planned { unload, ..self.planned(Verdict::AfterUnloading, worker, foreseen) })
+        let leavers = self.workers().filter(|(_, worker)| chosen.iter().any(|(it, _)| *it == worker.id));
+        unload.extend(
+            leavers.map(|(model_id, worker)| Leaver {
+                model_id: model_id.clone(),
+                idle_since: worker.idle_since,
+            }),
+        );
+        let verdict = if unload.is_empty() { Verdict::Fits } else { Verdict::AfterUnloading };
+        Ok(Planned { unload, ..self.planned(verdict, worker, foreseen) })
     }
 
     /// `worker`: who has some of it already.

@@ -8,7 +8,7 @@ use llm_node_core::{
 };
 
 use crate::{
-    Account, Crash, Loaded, Moment, Setup, WorkerId,
+    Account, Crash, Loaded, Moment, Setup, Usual, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, whole_seconds},
     wishes::Fit,
 };
@@ -46,6 +46,15 @@ pub struct ModelView {
     pub unused_from: Option<Moment>,
     /// How a worker of it died last.
     pub last_crash: Option<Crash>,
+}
+
+/// What a model that is loaded becomes where somebody wants it otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Changed {
+    /// With another context, in the same worker.
+    Grown(Setup),
+    /// Loaded anew.
+    Replaced(Setup),
 }
 
 /// What a model is doing.
@@ -124,11 +133,17 @@ impl ModelView {
         }
     }
 
-    /// What a model that is loaded would be with a context that these wishes, too, are served by; `None`: they are,
-    /// or another context does not help.
-    pub fn grown(&self, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
+    /// What a model that is loaded would be for these wishes; `None`: they are served by what it is.
+    pub fn changed(&self, model_id: &str, wishes: &ModelOptions, usual: &Usual) -> Option<Changed> {
         let setup = self.setup.as_ref()?;
-        matches!(setup.fits(wishes, model_id, "is loaded"), Fit::Grows(_)).then(|| setup.grown(wishes))
+        let is_in_steps = self.loaded.as_ref().is_some_and(|(_, loaded)| loaded.facts.source == "batch");
+        match setup.fits(wishes, model_id, "is loaded") {
+            Fit::Joins => None,
+            Fit::Grows(_) if is_in_steps => Some(Changed::Grown(setup.grown(wishes))),
+            Fit::Grows(_) | Fit::Differs(_) => {
+                Some(Changed::Replaced(Setup::new(model_id, setup.replaced(wishes), usual)))
+            }
+        }
     }
 
     /// Whole seconds until it may be loaded again after a crash.

@@ -1,8 +1,8 @@
 //! What a load asks for, and whether a model that is loaded already is that.
 //!
 //! Whoever asks for nothing, for what is there or for less of it joins. Whoever asks for a longer context, more
-//! sequences or a larger cache has the context made anew. Whoever asks for anything else is refused by name: nothing
-//! that was asked for is ignored, and no client reloads another's model.
+//! sequences or a larger cache has the context made anew. Whoever asks for anything else has the model loaded anew, or
+//! is refused by name where that cannot be: nothing that was asked for is ignored.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -130,6 +130,20 @@ impl Setup {
         // Which is to hold one sequence at least.
         grown.asked.cache_tokens = cells.map(|cells| cells.max(length.map_or(0, u64::from)));
         grown
+    }
+
+    /// What is asked of a load in place of this one: these wishes, and what others asked for of its size and its stay.
+    pub(crate) fn replaced(&self, wishes: &ModelOptions) -> ModelOptions {
+        let Sizes { length, sequences, cells } =
+            Sizes::of(&self.asked).max(self.joined).max(Sizes::of(wishes));
+        ModelOptions {
+            context_length: length,
+            max_sequences: sequences,
+            cache_tokens: cells,
+            pin: wishes.pin.or(self.asked.pin),
+            keep_alive: wishes.keep_alive.or(self.asked.keep_alive),
+            ..wishes.clone()
+        }
     }
 
     /// What may change of a model that is loaded is as with another.

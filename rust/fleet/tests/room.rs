@@ -39,6 +39,8 @@ struct World {
     in_steps: bool,
     /// A context of another size cannot be made.
     is_stiff: bool,
+    /// The next worker does not start.
+    is_broken: bool,
 }
 
 fn world(room: Duration) -> World {
@@ -54,6 +56,7 @@ fn world(room: Duration) -> World {
         ticket: 0,
         in_steps: false,
         is_stiff: false,
+        is_broken: false,
     };
     world.read();
     world
@@ -79,7 +82,8 @@ impl World {
     fn load_with(&mut self, model: &str, wishes: ModelOptions) -> Ticket {
         self.ticket += 1;
         let (ticket, model_id) = (self.ticket, model.to_owned());
-        self.tell(Event::Load { ticket, model_id, wishes, format: None });
+        let instead = Some(vec![takes(model)]);
+        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead });
         ticket
     }
 
@@ -151,6 +155,11 @@ impl World {
                     quantization: None,
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
+            }
+            Effect::Spawn { worker } if self.is_broken => {
+                let fault = Fault::new(ErrorCode::EngineFault, "broken");
+                self.is_broken = false;
+                ahead.push_back(Event::NotStarted { worker, fault });
             }
             Effect::Spawn { worker } => {
                 let uses = Some(vec![takes(&self.workers[&worker])]);
@@ -399,9 +408,9 @@ fn a_plan_says_what_a_load_would_come_to_and_changes_nothing() {
     assert_eq!((planned.verdict, planned.unload), (Verdict::AfterUnloading, vec![leaver]));
     let Verdict::Refused(fault) = plan(&mut world, "c6").verdict else { panic!("a3 goes for nobody") };
     assert_eq!(fault.message, "Insufficient VRAM: required 6GB, available 5GB");
-    let other = ModelOptions { context_length: Some(1), ..ModelOptions::default() };
-    let Verdict::Refused(fault) = world.plan("a3", other).verdict else { panic!("it is not that") };
-    assert_eq!(fault.code, ErrorCode::ModelLoadedDifferently);
+    let planned = world.plan("a3", ModelOptions { threads: Some(1), ..ModelOptions::default() });
+    let leaver = Leaver { model_id: "a3".into(), idle_since: Some(Moment::default()) };
+    assert_eq!((planned.verdict, planned.unload), (Verdict::AfterUnloading, vec![leaver]), "to come back");
     world.ask("b3");
     assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting);
     let waiting = world.load("c4");
@@ -521,4 +530,53 @@ fn whoever_waits_for_a_longer_context_hears_when_the_model_is_unloaded() {
     world.tell(Event::Unload { ticket: unload, model_id, timeout: Duration::from_secs(1) });
     assert_eq!(world.fault(ticket).code, ErrorCode::ShuttingDown);
     assert_eq!(world.loaded(), ["b5"]);
+}
+
+#[test]
+fn who_wants_another_option_has_the_model_loaded_anew_and_no_answer_is_cut() {
+    let mut world = world(ROOM);
+    let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+    let pinned = ModelOptions { pin: Some(true), max_sequences: Some(9), ..wishes(1) };
+    world.load_with("a5", pinned);
+    let worker = world.worker("a5");
+    world.ask("a5");
+    let other = world.load_with("a5", wishes(2));
+    let plain = world.load("a5");
+    assert!(!world.outcomes.contains_key(&other) && !world.outcomes.contains_key(&plain), "it answers");
+    assert_eq!(world.fleet.view().models["a5"].status, Status::Draining { is_retired: true });
+    world.answer("a5");
+    assert_eq!((&world.outcomes[&other], &world.outcomes[&plain]), (&Ok(()), &Ok(())));
+    assert_ne!(world.worker("a5"), worker);
+    let options = world.fleet.view().models["a5"].options.clone().unwrap();
+    assert_eq!((options.threads, options.max_sequences, options.pin), (Some(2), Some(9), Some(true)));
+    let same = world.load_with("a5", wishes(2));
+    assert_eq!(world.outcomes[&same], Ok(()));
+    let (first, second) = (world.worker("a5"), world.reserved());
+    assert_eq!((first, second), (world.worker("a5"), 5), "which changes nothing");
+}
+
+#[test]
+fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
+    let mut world = world(ROOM);
+    let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+    world.load_with("b3", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    world.load_with("a4", wishes(1));
+    let worker = world.worker("a4");
+    world.ticket += 1;
+    let (ticket, model_id) = (world.ticket, "a4".to_owned());
+    let instead = Some(vec![takes("a6")]);
+    world.tell(Event::Load { ticket, model_id, wishes: wishes(2), format: None, instead });
+    assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 6GB, available 5GB");
+    assert_eq!(world.worker("a4"), worker, "for what has no room it does not go");
+    world.ticket += 1;
+    let (ticket, model_id) = (world.ticket, "a4".to_owned());
+    world.tell(Event::Load { ticket, model_id, wishes: wishes(2), format: None, instead: None });
+    assert_eq!(world.fault(ticket).code, ErrorCode::ModelLoadedDifferently, "nor for what nobody knows");
+    world.is_broken = true;
+    world.ask("a4");
+    let (broken, plain) = (world.load_with("a4", wishes(2)), world.load("a4"));
+    world.answer("a4");
+    assert_eq!((world.fault(broken).message.as_str(), &world.outcomes[&plain]), ("broken", &Ok(())));
+    let options = world.fleet.view().models["a4"].options.clone().unwrap();
+    assert_eq!((options.threads, world.loaded()), (Some(1), vec!["a4".to_owned(), "b3".to_owned()]));
 }

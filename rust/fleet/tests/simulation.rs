@@ -20,8 +20,8 @@ use llm_node_core::{
     options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, Moment, Status,
-    Ticket, Usual, WorkerId,
+    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, IncidentKind,
+    Moment, Status, Ticket, Usual, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -41,6 +41,7 @@ enum Order {
     Load {
         model: usize,
         context_length: Option<u32>,
+        threads: Option<u32>,
         pin: Option<bool>,
         keep_alive: Option<u8>,
     },
@@ -77,12 +78,14 @@ fn order() -> impl Strategy<Value = Order> {
         8 => (
             model.clone(),
             prop_oneof![3 => Just(None), 1 => (1u32..4).prop_map(Some)],
+            prop_oneof![12 => Just(None), 1 => (1u32..3).prop_map(Some)],
             prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
             prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
         )
-            .prop_map(|(model, context_length, pin, keep_alive)| Order::Load {
+            .prop_map(|(model, context_length, threads, pin, keep_alive)| Order::Load {
                 model,
                 context_length,
+                threads,
                 pin,
                 keep_alive,
             }),
@@ -127,6 +130,8 @@ struct World {
     resolved: BTreeSet<Ticket>,
     is_stopping: bool,
     stops: usize,
+    /// Models that go to come back otherwise.
+    replaced: BTreeSet<String>,
     script: Vec<String>,
 }
 
@@ -144,6 +149,7 @@ impl World {
             resolved: BTreeSet::new(),
             is_stopping: false,
             stops: 0,
+            replaced: BTreeSet::new(),
             script: Vec::new(),
         };
         let kind = DeviceKind::Host;
@@ -179,11 +185,13 @@ impl World {
                     self.handle(Event::Used { worker, idle_since: None });
                 }
             }
-            Order::Load { model, context_length, pin, keep_alive } => {
+            Order::Load { model, context_length, threads, pin, keep_alive } => {
                 let ticket = self.ticket();
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
-                let wishes = ModelOptions { context_length, pin, keep_alive, ..ModelOptions::default() };
-                self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None });
+                let wishes =
+                    ModelOptions { context_length, threads, pin, keep_alive, ..ModelOptions::default() };
+                let instead = (self.rng.u8(..100) < 90).then(|| vec![self.uses()]);
+                self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None, instead });
             }
             Order::Configure { model, pin, keep_alive } => {
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
@@ -381,11 +389,16 @@ impl World {
             }
             Effect::Drain { worker } => {
                 let (now, view) = (self.now, self.fleet.view());
+                let model_id = self.living(worker).model_id.clone();
+                let is_replaced = self.replaced.remove(&model_id);
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining);
                 it.is_draining = true;
                 let model = &view.models[&it.model_id];
-                if let Status::Draining { is_retired: true } = model.status {
+                if is_replaced {
+                    let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
+                    self.later(rest + delay / 100, Event::Drained { worker });
+                } else if let Status::Draining { is_retired: true } = model.status {
                     assert!(!model.is_pinned);
                     // For another's sake, or because nobody has asked it anything for long.
                     let keep_alive = model.options.as_ref().and_then(|options| options.keep_alive);
@@ -428,6 +441,9 @@ impl World {
                 assert!(self.resolved.insert(ticket));
             }
             Effect::Stopped => self.stops += 1,
+            Effect::Tell(incident) if incident.kind == IncidentKind::Replaced => {
+                assert!(self.replaced.insert(incident.model_id));
+            }
             Effect::Pardon { .. } | Effect::Tell(_) => {}
         }
     }

@@ -15,7 +15,7 @@ use llm_node_core::{
     options::{self, ModelOptions},
 };
 use llm_node_fleet::{
-    Account, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, Setup, Status, guessed,
+    Account, Changed, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, Setup, Status, guessed,
 };
 use llm_node_wire::message::{
     ContextSize, EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
@@ -69,12 +69,33 @@ impl LoadRequest {
 
 /// Looks at what is asked for, and hands it to the fleet.
 pub(super) fn load(inner: &Inner, request: LoadRequest, reply: Reply) {
-    match prepare(inner, &request) {
-        Ok((model_id, wishes)) => {
+    match prepare(inner, &request).and_then(|(model_id, wishes)| {
+        let instead = instead(inner, &model_id, &wishes, request.format.as_deref())?;
+        Ok((model_id, wishes, instead))
+    }) {
+        Ok((model_id, wishes, instead)) => {
             let format = request.format;
-            inner.fleet.order(reply, |ticket| Event::Load { ticket, model_id, wishes, format });
+            inner.fleet.order(reply, |ticket| Event::Load { ticket, model_id, wishes, format, instead });
         }
         Err(fault) => reply.send(Err(fault)),
+    }
+}
+
+/// What a model that is loaded otherwise would take as it is wanted now. A model that answers goes for nothing that
+/// cannot be.
+fn instead(
+    inner: &Inner,
+    model_id: &str,
+    wishes: &ModelOptions,
+    format: Option<&str>,
+) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    let view = inner.fleet.view();
+    let Some(model) = view.models.get(model_id).filter(|model| model.status == Status::Loaded) else {
+        return Ok(None);
+    };
+    match model.changed(model_id, wishes, &inner.usual.lock().clone()) {
+        Some(Changed::Replaced(setup)) => foresee(inner, model_id, &setup, format).map(|it| Some(it.memory)),
+        Some(Changed::Grown(_)) | None => Ok(None),
     }
 }
 
@@ -218,7 +239,9 @@ pub struct Estimated {
 /// Says what a load would come to.
 pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
     match prepare(inner, request).and_then(|(model_id, wishes)| {
-        let foreseen = foresee(inner, &model_id, &wishes, request.format.as_deref())?;
+        let setup = to_be(inner, &model_id, &wishes);
+        let foresee = |setup| foresee(inner, &model_id, &setup, request.format.as_deref());
+        let foreseen = setup.map(foresee).transpose()?;
         Ok((model_id, wishes, foreseen))
     }) {
         Ok((model_id, wishes, foreseen)) => {
@@ -228,27 +251,27 @@ pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
     }
 }
 
-/// What its engine says that it would take; `None`: it is loaded so, or will be.
-fn foresee(
-    inner: &Inner,
-    model_id: &str,
-    wishes: &ModelOptions,
-    format: Option<&str>,
-) -> Result<Option<Foreseen>, Fault> {
+/// As what it would be loaded, or loaded anew; `None`: it is that, or will be.
+fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
     let view = inner.fleet.view();
+    let usual = inner.usual.lock().clone();
     let model = view.models.get(model_id);
-    let setup = match model.map(|model| &model.status) {
+    match model.map(|model| &model.status) {
         Some(Status::Loading | Status::Waiting) => None,
-        // With another context it would take something else.
-        Some(Status::Loaded) => model.and_then(|model| model.grown(model_id, wishes)),
-        _ => Some(Setup::new(model_id, wishes.clone(), &inner.usual.lock())),
-    };
-    let Some(setup) = setup else { return Ok(None) };
-    let (found, plan) = find(inner, model_id, &setup, format)?;
+        Some(Status::Loaded) => match model?.changed(model_id, wishes, &usual)? {
+            Changed::Grown(setup) | Changed::Replaced(setup) => Some(setup),
+        },
+        _ => Some(Setup::new(model_id, wishes.clone(), &usual)),
+    }
+}
+
+/// What its engine says that it would take.
+fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -> Result<Foreseen, Fault> {
+    let (found, plan) = find(inner, model_id, setup, format)?;
     let known = estimate(inner, *plan)?;
     let is_guessed = known.is_none();
     let memory = known.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
-    Ok(Some(Foreseen { engine: found.engine.id, memory, is_guessed }))
+    Ok(Foreseen { engine: found.engine.id, memory, is_guessed })
 }
 
 /// Has the engine of a file's model estimate it.
