@@ -114,6 +114,16 @@ async def streams(found: Fleet, count: int = STREAMS, at_once: int = 24, **when:
     return await many(found.url, count, at_once, headers=authorized(found), seconds=SECONDS, **when)
 
 
+def kill(found: Fleet, pid: int) -> float:
+    """Seconds until there are three of three again, one of them another."""
+    before = found.rotation()
+    os.kill(pid, signal.SIGKILL)
+    return found.wait(
+        lambda: len(found.nodes()) == 3 and len(now := found.rotation()) == 3 and now != before,
+        "three of three",
+    )
+
+
 async def said_by_one(found: Fleet, count: int = STREAMS) -> list[str | None]:
     """What a node says to the same requests, asked directly."""
     texts = await many(one_of(found).url, count, 32, headers=authorized(found), seconds=SECONDS)
@@ -190,14 +200,14 @@ def test_what_is_about_one_node_does_not_pass_the_front_door(three: Fleet) -> No
 
 
 async def test_a_killed_node_costs_its_own_answers_alone(whole: Fleet) -> None:
+    took: list[float] = []
     victim = max(whole.nodes())
-    outcomes = await streams(whole, after=60, act=lambda: os.kill(victim, signal.SIGKILL))
+    outcomes = await streams(whole, after=60, act=lambda: took.append(kill(whole, victim)))
     lost = [number for number, text in enumerate(outcomes) if text is None]
+    print(f"a node killed: {len(lost)} of {STREAMS} lost, three of three after {took[0]:.1f} s")
     assert len(lost) <= 12, "what it had, which is a third by `leastconn`, more or less"
     wanted = await said_by_one(whole)
     assert [text for text in outcomes if text] == [wanted[n] for n in range(STREAMS) if n not in lost]
-    took = whole.wait(lambda: len(whole.nodes()) == 3 and whole.in_rotation() == 3, "three of three")
-    print(f"a node killed: {len(lost)} of {STREAMS} lost, three of three {took:.1f} s after the streams")
 
 
 async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None:
@@ -240,9 +250,11 @@ async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None
 
 async def test_a_killed_replica_costs_nothing(whole: Fleet) -> None:
     """Its node ends what it has."""
+    took: list[float] = []
     node = max(whole.nodes())
     actor = whole.parent(node)
-    outcomes = await streams(whole, after=60, act=lambda: os.kill(actor, signal.SIGKILL))
+    outcomes = await streams(whole, after=60, act=lambda: took.append(kill(whole, actor)))
+    print(f"a replica killed: three of three after {took[0]:.1f} s")
     assert outcomes == await said_by_one(whole)
     whole.wait(lambda: not alive(node), "the end of its node")
 

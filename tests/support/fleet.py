@@ -82,12 +82,17 @@ class Fleet:
 
     def in_rotation(self) -> int:
         """How many nodes HAProxy leads requests to."""
+        return len(self.rotation())
+
+    def rotation(self) -> set[str]:
+        """Their replicas' names."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.statistics}/stats;csv", timeout=10) as reply:
             rows = csv.DictReader(io.StringIO(reply.read().decode().removeprefix("# ")))
-            up = [
-                row for row in rows if "REPLICA" in row["svname"].upper() and row["status"].startswith("UP")
-            ]
-        return len(up)
+            return {
+                row["svname"]
+                for row in rows
+                if "REPLICA" in row["svname"].upper() and row["status"].startswith("UP")
+            }
 
     def address(self) -> str:
         """Of the cluster, for `RAY_ADDRESS`: there may be others on this machine."""
