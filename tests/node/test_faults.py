@@ -177,6 +177,20 @@ def test_who_wants_another_option_has_the_model_loaded_anew(house: House) -> Non
     assert house.state(model)["pid"] == state["pid"], "nothing goes for what cannot be"
 
 
+def test_a_model_that_was_loaded_for_a_request_is_there_when_the_request_comes(tmp_path: Path) -> None:
+    """However long its way is, up to ten seconds, and whoever waits for the room."""
+    with house_in(tmp_path, vram_limit_bytes=64 << 20, max_wait_seconds=60) as house:
+        small = {"max_sequences": 1, "context_length": 100}
+        first, other = (house.add(name, FAKE_ESTIMATE_BYTES=40 << 20) for name in ("first", "other"))
+        house.load(first, for_request=True, **small)
+        waiting = house.begin_load(other, **small)
+        house.wait_for_state(other, lambda state: state["status"] == "waiting")
+        time.sleep(1.5)  # three times as long as a model stays that is only loaded
+        stream = house.submit(first)
+        assert house.events({stream})[stream][-1].kind == "finished"
+        assert house.outcome(waiting)["status"] == "loaded"
+
+
 def test_what_cannot_be_loaded_anew_comes_back_as_it_was(house: House) -> None:
     model = house.add("toy")
     house.load(model, context_length=100, threads=3)

@@ -316,13 +316,17 @@ class Node:
         return await asyncio.shield(task)
 
     async def _load_for_requests(self, model_id: str) -> dict[str, Any]:
+        # Nobody takes its place before the request has come.
+        request = json.dumps({"model_id": model_id, "for_request": True})
         try:
-            return await self.load(model_id)
+            loaded: dict[str, Any] = await self._outcome(self._running().load(request))
+            return loaded
         except NodeError as fault:
             if fault.code != "shutting_down" or self._closing is not None:
                 raise
         # Somebody unloaded it before it was loaded. Those who wait here did not: once more for them.
-        return await self.load(model_id)
+        loaded = await self._outcome(self._running().load(request))
+        return loaded
 
     async def unload(self, model_id: str, *, timeout_seconds: float = 30.0) -> None:
         """Drain the model's worker for at most so long, end it, wait until it is gone."""

@@ -13,7 +13,14 @@ const MIB: u64 = 1 << 20;
 
 fn load(ticket: u64, model: u64) -> Event {
     let wishes = ModelOptions { context_length: Some(4096), ..ModelOptions::default() };
-    Event::Load { ticket, model_id: format!("model-{model}"), wishes, format: None, instead: None }
+    Event::Load {
+        ticket,
+        model_id: format!("model-{model}"),
+        wishes,
+        format: None,
+        instead: None,
+        for_request: false,
+    }
 }
 
 /// All models are loaded.

@@ -64,12 +64,10 @@ impl Fleet {
     /// What is to be done about an event, and about all that is overdue by now.
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Effect> {
         match event {
-            Event::Load { ticket, model_id, wishes, format, instead } => {
-                self.load(
-                    now,
-                    &model_id,
-                    Waiting { ticket, wishes, format, instead, is_met: false, former: None },
-                );
+            Event::Load { ticket, model_id, wishes, format, instead, for_request } => {
+                let (is_met, former) = (false, None);
+                let waiting = Waiting { ticket, wishes, format, instead, is_met, former, for_request };
+                self.load(now, &model_id, waiting);
             }
             Event::Plan { ticket, model_id, wishes, foreseen } => {
                 let planned = self.plan(now, &model_id, &wishes, foreseen);
@@ -158,6 +156,7 @@ impl Fleet {
         // Whoever wants it loaded is about to ask.
         worker.idle_since = worker.idle_since.map(|_| now);
         worker.is_awaited = worker.idle_since.is_some();
+        worker.is_expected |= loaded.is_some() && waiting.for_request;
         let (worker, is_pinned) = (worker.id, worker.setup.is_pinned());
         self.ledger.pin(worker, is_pinned);
         match loaded {
@@ -340,6 +339,9 @@ impl Fleet {
         self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
             if waiting.is_met {
+                if let Some(it) = &mut self.life(&model_id).worker {
+                    it.is_expected |= waiting.for_request;
+                }
                 self.resolve(waiting.ticket, Ok(Won::Loaded(Arc::clone(&loaded))));
             } else {
                 self.load(now, &model_id, waiting);
@@ -365,7 +367,7 @@ impl Fleet {
     fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {
         if let Some((_, it)) = self.worker(worker) {
             it.idle_since = idle_since;
-            it.is_awaited = false;
+            (it.is_awaited, it.is_expected) = (false, false);
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Event {
         format: Option<String>,
         /// What it would take as these wishes have it, where it was loaded otherwise when somebody looked.
         instead: Option<Vec<MemoryUse>>,
+        /// A request comes as soon as it is loaded.
+        for_request: bool,
     },
     /// Somebody wants to know what a load would come to.
     Plan {

@@ -19,7 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// Whoever has just had an answer, or a load, may be about to ask.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
-/// Whoever had it loaded may take so long to ask, however short it is to stay without being asked.
+/// Whoever had it loaded may take so long to ask, however short it is to stay without being asked; and so long nobody
+/// takes the place of a model that was loaded for a request.
 const BEFORE_THE_FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// A worker that lived so long was well; the count of crashes begins anew.
 pub(crate) const HEALTHY_AFTER: Duration = Duration::from_mins(1);
@@ -50,6 +51,8 @@ pub(crate) struct Waiting {
     pub(crate) is_met: bool,
     /// As what it comes back where it cannot be loaded so.
     pub(crate) former: Option<ModelOptions>,
+    /// They have a request for it.
+    pub(crate) for_request: bool,
 }
 
 /// Somebody who wants a model to be gone.
@@ -99,6 +102,8 @@ pub(crate) struct Worker {
     pub(crate) idle_since: Option<Moment>,
     /// Somebody had it loaded, and nobody has asked it anything since.
     pub(crate) is_awaited: bool,
+    /// It was loaded for a request, which has not come yet.
+    pub(crate) is_expected: bool,
     /// How long it waited for room.
     pub(crate) waited: Duration,
     /// While it answers: the way to another context.
@@ -152,6 +157,7 @@ impl Worker {
             since: begun,
             idle_since: Some(begun),
             is_awaited: true,
+            is_expected: false,
             waited: Duration::ZERO,
             growing: None,
             former: None,
@@ -182,7 +188,8 @@ impl Worker {
         let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
         let took = took.saturating_sub(self.waited);
         let turn = self.since + SHORTEST_TURN.max(took.saturating_mul(4)).min(longest_wait / 2);
-        let idle = self.idle_since.map(|since| since + BETWEEN_REQUESTS);
+        let between = if self.is_expected { BEFORE_THE_FIRST_REQUEST } else { BETWEEN_REQUESTS };
+        let idle = self.idle_since.map(|since| since + between);
         (!self.setup.is_pinned()).then_some(idle.map_or(turn, |idle| idle.min(turn)))
     }
 

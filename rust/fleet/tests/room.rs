@@ -83,7 +83,7 @@ impl World {
         self.ticket += 1;
         let (ticket, model_id) = (self.ticket, model.to_owned());
         let instead = Some(vec![takes(model)]);
-        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead });
+        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
         ticket
     }
 
@@ -565,12 +565,26 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
     world.ticket += 1;
     let (ticket, model_id) = (world.ticket, "a4".to_owned());
     let instead = Some(vec![takes("a6")]);
-    world.tell(Event::Load { ticket, model_id, wishes: wishes(2), format: None, instead });
+    world.tell(Event::Load {
+        ticket,
+        model_id,
+        wishes: wishes(2),
+        format: None,
+        instead,
+        for_request: false,
+    });
     assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 6GB, available 5GB");
     assert_eq!(world.worker("a4"), worker, "for what has no room it does not go");
     world.ticket += 1;
     let (ticket, model_id) = (world.ticket, "a4".to_owned());
-    world.tell(Event::Load { ticket, model_id, wishes: wishes(2), format: None, instead: None });
+    world.tell(Event::Load {
+        ticket,
+        model_id,
+        wishes: wishes(2),
+        format: None,
+        instead: None,
+        for_request: false,
+    });
     assert_eq!(world.fault(ticket).code, ErrorCode::ModelLoadedDifferently, "nor for what nobody knows");
     world.is_broken = true;
     world.ask("a4");
@@ -579,4 +593,35 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
     assert_eq!((world.fault(broken).message.as_str(), &world.outcomes[&plain]), ("broken", &Ok(())));
     let options = world.fleet.view().models["a4"].options.clone().unwrap();
     assert_eq!((options.threads, world.loaded()), (Some(1), vec!["a4".to_owned(), "b3".to_owned()]));
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_model_before_the_request_has_come_that_it_was_loaded_for() {
+    let mut world = world(ROOM);
+    for is_loaded in [false, true] {
+        world.ticket += 1;
+        let (ticket, model_id, wishes) = (world.ticket, "a5".to_owned(), ModelOptions::default());
+        let (format, instead, for_request) = (None, None, true);
+        world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request });
+        assert_eq!(world.outcomes[&ticket], Ok(()), "loaded before: {is_loaded}");
+    }
+    let other = world.load("b5");
+    world.pass(9.0);
+    assert_eq!(
+        (world.loaded(), world.evicted.len()),
+        (vec!["a5".to_owned()], 0),
+        "the request is on its way"
+    );
+    world.ask("a5");
+    world.answer("a5");
+    world.pass(1.0);
+    assert_eq!((world.loaded(), &world.outcomes[&other]), (vec!["b5".to_owned()], &Ok(())));
+    world.ticket += 1;
+    let (ticket, model_id, wishes) = (world.ticket, "a5".to_owned(), ModelOptions::default());
+    let (format, instead, for_request) = (None, None, true);
+    world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request });
+    world.pass(1.0);
+    let other = world.load("b5");
+    world.pass(20.0);
+    assert_eq!(world.outcomes[&other], Ok(()), "who never comes keeps nobody waiting for long");
 }

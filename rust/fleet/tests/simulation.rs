@@ -190,8 +190,16 @@ impl World {
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
                 let wishes =
                     ModelOptions { context_length, threads, pin, keep_alive, ..ModelOptions::default() };
+                let for_request = self.rng.u8(..100) < 50;
                 let instead = (self.rng.u8(..100) < 90).then(|| vec![self.uses()]);
-                self.handle(Event::Load { ticket, model_id: name(model), wishes, format: None, instead });
+                self.handle(Event::Load {
+                    ticket,
+                    model_id: name(model),
+                    wishes,
+                    format: None,
+                    instead,
+                    for_request,
+                });
             }
             Order::Configure { model, pin, keep_alive } => {
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));

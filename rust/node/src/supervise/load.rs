@@ -51,18 +51,22 @@ pub struct LoadRequest {
     pub format: Option<String>,
     /// As what. A draft model by its name.
     pub options: ModelOptions,
+    /// A request comes as soon as it is loaded.
+    pub for_request: bool,
 }
 
 impl LoadRequest {
-    /// Reads one JSON object: `model_id`, `format` and the fields of [`ModelOptions`].
+    /// Reads one JSON object: `model_id`, `format`, `for_request` and the fields of [`ModelOptions`].
     pub fn parse(text: &str) -> serde_json::Result<Self> {
         let mut fields: Map<String, Value> = serde_json::from_str(text)?;
         let model_id = fields.remove("model_id").unwrap_or_default();
         let format = fields.remove("format").unwrap_or_default();
+        let for_request = fields.remove("for_request").is_some_and(|it| it == true);
         Ok(Self {
             model_id: serde_json::from_value(model_id)?,
             format: serde_json::from_value(format)?,
             options: serde_json::from_value(Value::Object(fields))?,
+            for_request,
         })
     }
 }
@@ -74,8 +78,15 @@ pub(super) fn load(inner: &Inner, request: LoadRequest, reply: Reply) {
         Ok((model_id, wishes, instead))
     }) {
         Ok((model_id, wishes, instead)) => {
-            let format = request.format;
-            inner.fleet.order(reply, |ticket| Event::Load { ticket, model_id, wishes, format, instead });
+            let LoadRequest { format, for_request, .. } = request;
+            inner.fleet.order(reply, |ticket| Event::Load {
+                ticket,
+                model_id,
+                wishes,
+                format,
+                instead,
+                for_request,
+            });
         }
         Err(fault) => reply.send(Err(fault)),
     }
