@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -168,6 +169,26 @@ async def test_a_killed_node_costs_its_own_answers_alone(own_three: Boxes) -> No
     ]
     again = await many(own_three.url, 60, 12)
     assert None not in again, "two of three answer for all"
+
+
+async def test_a_killed_worker_costs_official_clients_nothing(own_three: Boxes) -> None:
+    """A node whose worker is gone says so, and what is no stream they repeat."""
+    victim = own_three.nodes[1]
+    (worker,) = victim.workers()
+    left = iter(range(150))
+    texts: dict[int, str] = {}
+
+    async def work() -> None:
+        for number in left:
+            answer = await client.completions.create(**for_openai(number))
+            texts[number] = answer.choices[0].text
+            if len(texts) == 60:
+                os.kill(worker, signal.SIGKILL)
+
+    async with openai.AsyncOpenAI(base_url=f"{own_three.url}/v1", api_key="none", max_retries=8) as client:
+        await asyncio.wait_for(asyncio.gather(*(work() for _ in range(24))), 120)
+    assert victim.workers() not in ([], [worker]), "it started another"
+    assert [texts[number] for number in range(150)] == await many(own_three.nodes[0].url, 150, 50)
 
 
 async def test_a_node_that_goes_down_loses_nothing_that_has_begun(own_three: Boxes) -> None:

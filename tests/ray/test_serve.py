@@ -114,6 +114,16 @@ async def streams(found: Fleet, count: int = STREAMS, at_once: int = 24, **when:
     return await many(found.url, count, at_once, headers=authorized(found), seconds=SECONDS, **when)
 
 
+def ray_targets(found: Fleet) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [PROGRAM, "ray", "targets"],
+        env={**found.environment, "RAY_ADDRESS": found.address(), "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+
+
 def kill(found: Fleet, pid: int) -> float:
     """Seconds until there are three of three again, one of them another."""
     before = found.rotation()
@@ -261,13 +271,8 @@ async def test_a_killed_replica_costs_nothing(whole: Fleet) -> None:
 
 def test_prometheus_is_told_each_node(whole: Fleet) -> None:
     """Those that others have replaced, too."""
-    listed = subprocess.run(
-        [PROGRAM, "ray", "targets"],
-        env={**whole.environment, "RAY_ADDRESS": whole.address(), "RAY_AUTH_MODE": "token"},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=120,
-    )
+    listed = ray_targets(whole)
+    assert listed.returncode == 0, listed.stderr
     found = json.loads(listed.stdout)
     addresses = [address for each in found for address in each["targets"]]
     assert sorted(int(each.rpartition(":")[2]) for each in addresses) == sorted(whole.nodes().values())
@@ -371,6 +376,19 @@ async def test_a_killed_raylet_costs_nothing(repository: Path) -> None:
         assert outcomes == wanted
         found.wait(lambda: len(found.nodes()) == 2, "the end of its node")
         assert None not in await streams(found, 100)
+
+
+@pytest.mark.fleet
+async def test_without_haproxy_requests_pass_through_python(repository: Path) -> None:
+    with fleet(repository, [], RAY_SERVE_ENABLE_HA_PROXY="0") as found:
+        found.wait(lambda: len(found.nodes()) == 3, "three nodes")
+        reason = f"{THROUGH_PYTHON}, which is slower: RAY_SERVE_ENABLE_HA_PROXY is not set"
+        found.wait(lambda: reason in found.log.read_text(errors="replace"), "the reason")
+        assert await streams(found) == await said_by_one(found)
+        assert found.front.get("/metrics", headers=authorized(found, "admin")).status == 403
+        listed = ray_targets(found)
+        assert listed.returncode == 1
+        assert b"no node listens for other machines" in listed.stderr
 
 
 # ---- requests pass through the replica -----------------------------------------------------------

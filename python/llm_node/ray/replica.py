@@ -28,9 +28,7 @@ class Replica:
     def __init__(self, config: str) -> None:
         """`config`: the node's settings file."""
         self._node = Child(config, _leave)
-        reason = private.bring_own_server(self._start_server)
-        if reason is not None:
-            log.warning("requests pass through Python, which is slower: %s", reason)
+        self._obstacle = private.bring_own_server(self._start_server)
 
     def __serve_build_asgi_app__(self) -> Relay:
         return Relay(self._node)
@@ -39,6 +37,8 @@ class Replica:
         """Serve asks first when all else has been started: where nobody wanted a server by then, the node
         listens for the relay alone."""
         if not self._node.has_begun:
+            reason = self._obstacle or "RAY_SERVE_ENABLE_HA_PROXY is not set"
+            log.warning("requests pass through Python, which is slower: %s", reason)
             await self._node.start(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
         # Not whether it is ready: a node that goes down, or whose model stands still, is not to be replaced.
         await self._node.ask("/healthz", HEALTH_SECONDS)
