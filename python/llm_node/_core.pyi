@@ -271,6 +271,10 @@ class Supervisor:
     def standstill(self) -> str | None:
         """Why a model answers nothing although it is loaded, if there is one. Never blocks."""
 
+    def next_reading(self, interval_seconds: float) -> bool:
+        """Wait until figures of the devices are wanted: after so long, or sooner where something waits for
+        them. False: no more are. One thread alone may ask, and brings them by `update_devices`."""
+
     def update_devices(self, devices: str) -> None:
         """`devices`: JSON array as in the configuration, measured anew. Host memory needs none of this."""
 

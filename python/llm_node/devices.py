@@ -10,8 +10,10 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
@@ -46,6 +48,8 @@ class Device:
     """Version of the driver."""
     uuid: str | None = None
     """"GPU-" and what NVML calls it for good."""
+    processes: tuple[tuple[int, int], ...] = ()
+    """Those that compute on it, by number, with their bytes."""
 
 
 def resolve_backend(wanted: str) -> str:
@@ -164,7 +168,19 @@ def _nvidia_gpu(index: int, driver: str) -> Device | None:
     except pynvml.NVMLError as error:
         log.warning("the memory of GPU %d (%s) cannot be read: %s", index, name, error)
         return None
-    return Device(index, name, bus_id, total, free, driver=driver, uuid=uuid)
+    return Device(
+        index, name, bus_id, total, free, driver=driver, uuid=uuid, processes=tuple(_processes(handle))
+    )
+
+
+def _processes(handle: Any) -> Iterator[tuple[int, int]]:
+    """In containers their numbers are the host's, and some systems do not tell them at all."""
+    try:
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.usedGpuMemory is not None:
+                yield int(process.pid), int(process.usedGpuMemory)
+    except pynvml.NVMLError:
+        return
 
 
 def _text(value: str | bytes) -> str:

@@ -368,10 +368,12 @@ class Settings:
     home: Path = _setting(  # noqa: RUF009
         _home,
         _path,
-        "Folder of everything that is this node's: settings file, engines, models, logs, chat history.",
+        "Folder of everything that is this node's: settings file, engines, models, logs, chat history, and "
+        "what loads came to.",
         metavar="DIR",
         shown="~/.llm-node",
         in_file=False,
+        scope="node",
     )
     engines_dir: tuple[Path, ...] = _setting(
         None,

@@ -100,7 +100,7 @@ ENGINE = fields(
 )  # fmt: skip
 DEVICE = fields(
     index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]}, total_bytes=COUNT,
-    free_bytes=COUNT, limit_bytes=COUNT, reserved_bytes=COUNT,
+    free_bytes=COUNT, limit_bytes=COUNT, reserved_bytes=COUNT, settling_bytes=COUNT,
     holders=some(fields(model_id=TEXT, bytes=COUNT)),
 )  # fmt: skip
 HEADER = fields(
@@ -166,9 +166,10 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "plan": fields(
         model_id=TEXT, verdict={"enum": ["loaded", "fits", "after_unloading", "after_waiting", "refused"]},
-        engine=TEXT, basis={"enum": ["engine", "file_size"]}, memory=some(USE),
+        engine=TEXT, basis={"enum": ["measured", "engine", "file_size"]}, memory=some(USE),
         devices=some(fields(device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT)),
-        unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT))),
+        unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),
+        ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
         holders=some(fields(model_id=TEXT, bytes=COUNT)), error_=maybe(ERROR),
     ),
     "logs": LINE,

@@ -12,6 +12,8 @@
 //    n_context=N        longest sequence it says it was trained for              (default 2048)
 //    eog_every=N        one position in N or so ends the answer; 0: none does    (default 64)
 //    estimate_bytes=N   what the weights take                                    (default: the file's size)
+//    takes_bytes=N      what it really takes of the host's memory, beside that    (default 0)
+//    load_us=N          microseconds that a load takes                           (default 0)
 //
 // A token is one byte (0 to 255), BOS (256, "<s>") or EOS (257, "</s>"). A row of logits is a hash of the
 // whole sequence up to its token, so the greedy text depends on every earlier token at its place, and a
@@ -46,11 +48,13 @@
 //
 // -DFAKE_..., fewer features
 //    NO_EXTENSIONS   tier 0 alone        NO_GET_EXTENSION   nor the symbol
+//    MEMORY_ALONE    tier 0 and engine.memory/1
 //    NO_BATCH  NO_TOKENIZER  NO_MEMORY  NO_ESTIMATE  NO_CHAT_TEMPLATE  NO_CANCEL  NO_SHARE
 //    NO_SAVE
 //    ROWS_F16  ROWS_BF16   logits in half the width
 //
 // -DFAKE_..., more of them
+//    TELL_OPENINGS   its log says whenever it opens a model's file
 //    TOP=N           rows are cut down to N candidates, for picks that use nothing
 //    PICKS           rows go as far as is wished, whatever picks use; with late masks, and in chains
 //

@@ -4,7 +4,8 @@
 //    cc -std=c99 -shared -fPIC -o DIR/libnvidia-ml.so.1 tests/fakes/fake_nvml.c
 //    LD_LIBRARY_PATH=DIR FAKE_NVML_DEVICES=2 FAKE_NVML_TOTAL=25769803776 program
 //
-// Its figures come from the environment, and are read anew by each call:
+// Its figures come from the environment, or from the file that FAKE_NVML_STATE names, whose lines NAME=VALUE count
+// more. They are read anew by each call:
 //
 //    FAKE_NVML_DEVICES   number of devices                        (default 1; 0: there are none)
 //    FAKE_NVML_TOTAL     bytes of memory of each                  (default 8 GiB)
@@ -59,8 +60,27 @@ typedef struct ProcessInfo {
 static int    initialised;
 static Device devices[MOST_DEVICES];
 
+// Good until the next call.
+static const char *told_of(const char *name) {
+   static char line[4096];
+   const char *state  = getenv("FAKE_NVML_STATE");
+   FILE       *file   = state != NULL ? fopen(state, "r") : NULL;
+   size_t      length = strlen(name);
+   while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+      if (strncmp(line, name, length) == 0 && line[length] == '=') {
+         fclose(file);
+         line[strcspn(line, "\n")] = 0;
+         return line + length + 1;
+      }
+   }
+   if (file != NULL) {
+      fclose(file);
+   }
+   return getenv(name);
+}
+
 static unsigned long long number(const char *name, unsigned long long otherwise) {
-   const char *text = getenv(name);
+   const char *text = told_of(name);
    return text != NULL && *text != 0 ? strtoull(text, NULL, 10) : otherwise;
 }
 
@@ -132,7 +152,7 @@ const char *nvmlErrorString(int result) {
 
 int nvmlSystemGetDriverVersion(char *version, unsigned length);
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
-   const char *told = getenv("FAKE_NVML_DRIVER");
+   const char *told = told_of("FAKE_NVML_DRIVER");
    return initialised == 0 ? NVML_ERROR_UNINITIALIZED : copied(told ? told : "999.0.fake", version, length);
 }
 
@@ -221,7 +241,7 @@ int nvmlDeviceGetMemoryInfo_v2(const Device *device, MemoryV2 *memory) {
 
 int nvmlDeviceGetComputeRunningProcesses_v3(const Device *device, unsigned *count, ProcessInfo *processes);
 int nvmlDeviceGetComputeRunningProcesses_v3(const Device *device, unsigned *count, ProcessInfo *processes) {
-   const char *text = device->index == 0 ? getenv("FAKE_NVML_PIDS") : NULL;
+   const char *text = device->index == 0 ? told_of("FAKE_NVML_PIDS") : NULL;
    unsigned    room = *count, found = 0;
    while (text != NULL && *text != 0) {
       char              *end;

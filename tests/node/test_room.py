@@ -130,7 +130,8 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         leavers = [leaver["model_id"] for leaver in said["unload"]]
         assert (said["verdict"], leavers) == ("after_unloading", ["b"])
         shown = command(node, "plan", "d", "--context-length", "64")
-        assert re.search(r"there is room after unloading b \(unused for \d+ s\)", shown.stdout), shown
+        words = r"after unloading b \(unused for \d+ s, back in \d+\.\d s\)\. Ready in about \d+\.\d s"
+        assert re.search(words, shown.stdout), shown
         assert loaded(node) == {"a", "b", "c"}, "a plan changes nothing"
         assert node.post("/v1/completions", ask("d")).status == 200
         assert loaded(node) == {"a", "c", "d"}

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 OF_A_LOAD = ("context_length", "max_sequences", "cache_tokens", "threads")
 """Settings that a load may have of its own."""
 
+BASIS = {
+    "measured": "as it was measured before",
+    "engine": "by its engine",
+    "file_size": "the size of its files; its engine cannot say",
+}
+
 
 @click.command()
 @click.argument("model", shell_complete=completion.models)
@@ -68,16 +74,16 @@ def _of_machine(settings: Settings, model: str, wishes: Mapping[str, Any]) -> di
 
 def lines(planned: Mapping[str, Any]) -> list[str]:
     """For people."""
-    said = [f"{planned['model_id']} with {planned['engine']}: {_verdict(planned)}"]
-    basis = (
-        "by its engine" if planned["basis"] == "engine" else "the size of its files; its engine cannot say"
-    )
+    said = [f"{planned['model_id']} with {planned['engine']}: {_verdict(planned)}{_time(planned)}"]
+    basis = BASIS[planned["basis"]]
     for use in planned["memory"]:
         parts = ", ".join(f"{part} {size(use[f'{part}_bytes'])}" for part in ("weights", "cache", "compute"))
         said.append(f"  takes {size(use['total_bytes'])} of {use['device']} ({parts}), {basis}")
     for need in planned["devices"]:
         there = f"{size(need['available_bytes'])} of {size(need['limit_bytes'])}"
         said.append(f"  {need['device']} has {there} left for it")
+    if planned["largest_context"]:
+        said.append(f"  longest context: {planned['largest_context']} tokens, for one sequence")
     return said
 
 
@@ -97,6 +103,16 @@ def _verdict(planned: Mapping[str, Any]) -> str:
             return f"refused: {planned['error']['message']}"
 
 
+def _time(planned: Mapping[str, Any]) -> str:
+    seconds = planned["ready_seconds"]
+    return f". Ready in about {_seconds(seconds)}" if seconds else ""
+
+
+def _seconds(seconds: float) -> str:
+    return f"{max(seconds, 0.1):.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def _leaver(leaver: Mapping[str, Any]) -> str:
     idle = leaver["idle_seconds"]
-    return f"{leaver['model_id']} ({'it answers' if idle is None else f'unused for {idle} s'})"
+    use = "it answers" if idle is None else f"unused for {idle} s"
+    return f"{leaver['model_id']} ({use}, back in {_seconds(leaver['reload_seconds'])})"

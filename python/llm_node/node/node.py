@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import socket
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,6 @@ class Node:
         self._wakening: asyncio.BaseTransport | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_leaving = False
-        self._monitor: asyncio.Task[None] | None = None
         self._devices: list[devices.Device] = []
         self._clients: dict[int, Client] = {}
         self._numbers = itertools.count()
@@ -122,7 +122,9 @@ class Node:
         self._wakening, _ = await asyncio.get_running_loop().create_connection(
             lambda: _Wakening(self._spread), sock=socket.socket(fileno=self._core.wake_socket())
         )
-        self._monitor = asyncio.create_task(self._watch_devices())
+        watching = (self._core, self._backend, self._settings.monitor_interval / 1000)
+        # A daemon: a driver that never answers must not keep the node from ending.
+        threading.Thread(target=_watch_devices, args=watching, name="devices", daemon=True).start()
 
     def leave(self) -> None:
         """Say that what comes next is for another node, and take what comes all the same, until `close`."""
@@ -142,8 +144,6 @@ class Node:
 
     async def _close(self, drain_seconds: float) -> None:
         core = self._core
-        if self._monitor is not None:
-            self._monitor.cancel()
         if core is not None:
             await asyncio.to_thread(core.shutdown, drain_seconds)
             self._spread()
@@ -357,16 +357,6 @@ class Node:
         finally:
             del self._tickets[ticket]
 
-    async def _watch_devices(self) -> None:
-        while self._backend is not None:
-            await asyncio.sleep(self._settings.monitor_interval / 1000)
-            try:
-                found = await asyncio.to_thread(devices.read, self._backend)
-                text = json.dumps([_device(device) for device in found])
-                await asyncio.to_thread(self._running().update_devices, text)
-            except Exception:
-                log.exception("the devices cannot be read; their last figures stand")
-
     # ---- generation ------------------------------------------------------------------------------
 
     async def ask(self, model_id: str, question: Any) -> Any:
@@ -481,6 +471,16 @@ class Node:
                 client.catch_up()
 
 
+def _watch_devices(core: Supervisor, backend: str | None, interval_seconds: float) -> None:
+    """The body of a thread: read the devices whenever the core wants to know."""
+    while core.next_reading(interval_seconds):
+        try:
+            found = [] if backend is None else devices.read(backend)
+            core.update_devices(json.dumps([_device(device) for device in found]))
+        except Exception:
+            log.exception("the devices cannot be read; their last figures stand")
+
+
 def _device(device: devices.Device) -> dict[str, Any]:
     """`Device` of `rust/fleet/src/event.rs`."""
     return {
@@ -490,6 +490,7 @@ def _device(device: devices.Device) -> dict[str, Any]:
         "total_bytes": device.total_bytes,
         "free_bytes": device.free_bytes,
         "kind": "host" if device.is_host else "gpu",
+        "processes": [{"pid": pid, "bytes": taken} for pid, taken in device.processes],
     }
 
 

@@ -15,6 +15,7 @@ const KINDS = {
   evicted: "evicted",
   cut: "cut",
   overrun: "overrun",
+  kept: "kept",
   abandoned: "abandoned",
 };
 

@@ -23,9 +23,52 @@ pub struct MemoryUse {
     pub cache_per_sequence: u64,
 }
 
+/// What an engine says of a model that is not loaded, and of its draft model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// For one sequence of the model's own length; empty: it cannot say.
+    pub one: Vec<MemoryUse>,
+    /// The same for the draft model; empty where there is none.
+    pub draft: Vec<MemoryUse>,
+}
+
+/// What a load will take, and the figures that this comes of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// With the context that the model gets; `None`: the engine cannot say, or was not asked.
+    pub uses: Option<Vec<MemoryUse>>,
+    /// Good for another load of the same.
+    pub figures: Figures,
+}
+
 impl MemoryUse {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.cache).saturating_add(self.compute)
+    }
+}
+
+/// The model's own length, from an estimate for one sequence of it. 0: cannot be told.
+pub fn length_of(uses: &[MemoryUse]) -> u32 {
+    let sum = |of: fn(&MemoryUse) -> u64| uses.iter().map(of).fold(0, u64::saturating_add);
+    let cache = sum(|one| one.cache).saturating_sub(sum(|one| one.cache_per_sequence));
+    let tokens = cache.checked_div(sum(|one| one.cache_per_token)).unwrap_or(0);
+    u32::try_from(tokens).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_comes_back_out_of_an_estimate() {
+        let use_ = MemoryUse {
+            cache: 640 * 2048 + 100,
+            cache_per_token: 640,
+            cache_per_sequence: 100,
+            ..MemoryUse::default()
+        };
+        assert_eq!(length_of(&[use_]), 2048);
+        assert_eq!(length_of(&[]), 0);
     }
 }

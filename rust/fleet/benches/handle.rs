@@ -3,9 +3,14 @@
 use std::{hint::black_box, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use llm_node_core::{facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
+use llm_node_core::{
+    facts::ModelFacts,
+    memory::{Estimate, Figures, MemoryUse},
+    options::ModelOptions,
+};
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, Moment, Usual,
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, LoadKey, Moment,
+    ProcessUse, Reading, Usual,
 };
 
 const MODELS: u64 = 20;
@@ -28,7 +33,7 @@ fn fleet() -> Fleet {
     let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10), Duration::from_mins(2));
     let mut fleet = Fleet::new(deadlines, Usual::default(), true, None);
     let now = Moment::default();
-    fleet.handle(now, Event::Reading(vec![host()]));
+    fleet.handle(now, reading());
     for model in 0..MODELS {
         let effects = fleet.handle(now, load(model, model));
         let Some(&Effect::Find { worker, .. }) = effects.first() else { continue };
@@ -39,26 +44,32 @@ fn fleet() -> Fleet {
             format: "gguf".into(),
             architecture: None,
             quantization: None,
+            key: LoadKey { build: "e".into(), model: model.to_string() },
+            known: None,
         };
         fleet.handle(now, Event::Found { worker, found: Ok(found) });
-        fleet.handle(now, Event::Started { worker });
+        fleet.handle(now, Event::Started { worker, pid: worker as u32 });
         let use_ = MemoryUse { is_host: true, weights: MIB, ..MemoryUse::default() };
-        fleet.handle(now, Event::Estimated { worker, uses: Some(vec![use_]) });
+        let estimate = Estimate { uses: Some(vec![use_]), figures: Figures::default() };
+        fleet.handle(now, Event::Estimated { worker, estimate });
         let facts = ModelFacts { context_length: 4096, max_sequences: 8, ..ModelFacts::default() };
         fleet.handle(now, Event::Ready { worker, facts });
     }
     fleet
 }
 
-fn host() -> Device {
-    Device {
+fn reading() -> Event {
+    let processes = (1..=MODELS as u32).map(|pid| ProcessUse { pid, bytes: MIB }).collect();
+    let host = Device {
         index: 0,
         name: "host".into(),
         bus_id: None,
         total_bytes: 1 << 40,
         free_bytes: 1 << 39,
         kind: DeviceKind::Host,
-    }
+        processes,
+    };
+    Event::Reading(Reading { began: Moment::default(), devices: vec![host] })
 }
 
 fn handle(criterion: &mut Criterion) {
@@ -74,7 +85,7 @@ fn handle(criterion: &mut Criterion) {
         });
     });
     criterion.bench_function("a reading, 20 models", |bencher| {
-        bencher.iter(|| black_box(fleet.handle(now, Event::Reading(vec![host()]))));
+        bencher.iter(|| black_box(fleet.handle(now, reading())));
     });
     criterion.bench_function("the view, 20 models", |bencher| bencher.iter(|| black_box(fleet.view())));
 }

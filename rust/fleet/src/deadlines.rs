@@ -19,6 +19,10 @@ pub struct Deadlines {
     pub farewell: Duration,
     /// From a kill until the process has ended: a crash may write a core dump, and what it said is still read.
     pub kill: Duration,
+    /// From a load's end until a GPU says what it came to.
+    pub measure: Duration,
+    /// From a process's end until its memory of GPUs shows as free. What does not by then is somebody else's.
+    pub settle: Duration,
 }
 
 impl Deadlines {
@@ -32,6 +36,8 @@ impl Deadlines {
             stop: Duration::from_secs(5),
             farewell: Duration::from_secs(2),
             kill: Duration::from_secs(8),
+            measure: Duration::from_secs(1),
+            settle: Duration::from_secs(5),
         }
     }
 

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Estimate, MemoryUse},
     options::ModelOptions,
 };
 
 use crate::{
-    Deadlines, Death, Effect, Event, FleetView, FoundModel, Incident, IncidentKind, Loaded, ModelView,
-    Moment, Setup, Severity, Ticket, Usual, Won, WorkerId,
-    ledger::Ledger,
+    Basis, Deadlines, Death, DeviceKind, Effect, Event, FleetView, FoundModel, History, Incident,
+    IncidentKind, Loaded, ModelView, Moment, Setup, Severity, Ticket, Time, Usual, Won, WorkerId,
+    ledger::{Commitment, Ledger},
     life::{
         Because, HEALTHY_AFTER, Leaving, ModelLife, Stage, Trouble, Waiting, Worker, not_loaded, retry_after,
         shutting_down, unloaded,
@@ -29,6 +29,10 @@ pub struct Fleet {
     /// The view of each, until something happens to it.
     views: BTreeMap<String, Arc<ModelView>>,
     pub(crate) ledger: Ledger,
+    /// What loads came to before. Shared with views.
+    history: Arc<History>,
+    /// Seconds since 1970 at the first moment.
+    epoch: u64,
     last_worker: WorkerId,
     /// Set while the node is going down.
     stopping: Option<Stopping>,
@@ -54,11 +58,19 @@ impl Fleet {
             models: BTreeMap::new(),
             views: BTreeMap::new(),
             ledger: Ledger::new(on_cpu, memory_limit),
+            history: Arc::default(),
+            epoch: 0,
             last_worker: 0,
             stopping: None,
             look_again: None,
             effects: Vec::new(),
         }
+    }
+
+    /// With what loads came to before. `epoch`: the date of the first moment, in seconds since 1970.
+    #[must_use]
+    pub fn remembering(self, history: History, epoch: u64) -> Self {
+        Self { history: Arc::new(history), epoch, ..self }
     }
 
     /// What is to be done about an event, and about all that is overdue by now.
@@ -76,9 +88,9 @@ impl Fleet {
             Event::Unload { ticket, model_id, timeout } => self.unload(now, ticket, &model_id, timeout),
             Event::Stopping { by } => self.stop(now, by),
             Event::Found { worker, found } => self.found(now, worker, found),
-            Event::Started { worker } => self.started(now, worker),
+            Event::Started { worker, pid } => self.started(now, worker, pid),
             Event::NotStarted { worker, fault } => self.not_started(now, worker, fault),
-            Event::Estimated { worker, uses } => self.estimated(now, worker, uses),
+            Event::Estimated { worker, estimate } => self.estimated(now, worker, estimate),
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
             Event::Used { worker, idle_since } => self.used(worker, idle_since),
@@ -87,7 +99,14 @@ impl Fleet {
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
             Event::Configured(usual) => self.configured(usual),
-            Event::Reading(devices) => devices.into_iter().for_each(|device| self.ledger.read(device)),
+            Event::Reading(reading) => {
+                let began = reading.began;
+                let is_of_gpus = reading.devices.iter().any(|device| device.kind == DeviceKind::Gpu);
+                self.ledger.read(reading);
+                if is_of_gpus {
+                    self.measured(now, began);
+                }
+            }
             Event::Time => {}
         }
         self.seat(now);
@@ -100,7 +119,14 @@ impl Fleet {
     /// When something is overdue next. Then `handle` wants [`Event::Time`].
     pub fn next_deadline(&self) -> Option<Moment> {
         let unused = self.workers().filter_map(|(_, worker)| worker.is_unused_from());
-        self.models.values().filter_map(ModelLife::deadline).chain(unused).chain(self.look_again).min()
+        let settles_by = self.ledger.settles_by();
+        let all = self.models.values().filter_map(ModelLife::deadline).chain(unused);
+        all.chain(self.look_again).chain(settles_by).min()
+    }
+
+    /// Does something wait for what devices say next? Then it is to be told soon.
+    pub fn wants_a_reading(&self) -> bool {
+        self.ledger.settles_by().is_some() || self.workers().any(|(_, worker)| worker.is_measured())
     }
 
     /// What there is now.
@@ -111,7 +137,8 @@ impl Fleet {
             }
         }
         let line = self.line().into_iter().map(|(model_id, _)| model_id).collect();
-        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line }
+        let history = Arc::clone(&self.history);
+        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line, history }
     }
 
     // ---- orders ----------------------------------------------------------------------------------
@@ -278,9 +305,10 @@ impl Fleet {
         }
     }
 
-    fn started(&mut self, now: Moment, worker: WorkerId) {
+    fn started(&mut self, now: Moment, worker: WorkerId, pid: u32) {
         let load = self.deadlines.load;
         let Some((_, it)) = self.worker(worker) else { return };
+        it.pid = Some(pid);
         let Stage::Starting { died, .. } = &mut it.stage else { return };
         let died = died.take();
         it.stage = Stage::Loading { by: now + load };
@@ -298,24 +326,36 @@ impl Fleet {
         }
     }
 
-    fn estimated(&mut self, now: Moment, worker: WorkerId, uses: Option<Vec<MemoryUse>>) {
+    fn estimated(&mut self, now: Moment, worker: WorkerId, estimate: Estimate) {
         if self.ledger.holds(worker) {
             return;
         }
         let by = now + self.deadlines.room;
         let Some((model_id, it)) = self.worker(worker) else { return };
         let Stage::Loading { .. } = it.stage else { return };
-        let bytes = it.found.as_ref().map_or(0, |found| found.size_bytes);
         // `seat` finds room for it, now or later.
         it.stage = Stage::Waiting { by };
-        let guess = vec![self.ledger.guess(bytes)];
+        it.figures = estimate.figures;
+        let Some(found) = &it.found else { return };
+        let (key, known, bytes) = (found.key.clone(), found.known.clone(), found.size_bytes);
+        let uses = estimate.uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
+        let (said, estimate, basis) = match (known, uses) {
+            (Some(known), _) => (known.estimated, known.uses, Basis::Measured),
+            (None, Some(uses)) => (uses.clone(), self.history.corrected(&key, uses), Basis::Engine),
+            (None, None) => {
+                let guess = vec![self.ledger.guess(bytes)];
+                (guess.clone(), self.history.corrected(&key, guess), Basis::FileSize)
+            }
+        };
         if let Some(it) = &mut self.life(&model_id).worker {
-            it.estimate = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(guess);
+            (it.said, it.estimate, it.basis) = (said, estimate, basis);
         }
     }
 
     fn ready(&mut self, now: Moment, worker: WorkerId, facts: ModelFacts) {
         let holds = self.ledger.holds(worker);
+        let is_on_gpu = self.ledger.is_on_gpu(worker);
+        let measure = self.deadlines.measure;
         let Some((model_id, it)) = self.worker(worker) else { return };
         let Stage::Loading { .. } = it.stage else { return };
         if !holds {
@@ -323,8 +363,48 @@ impl Fleet {
                 Fault::new(ErrorCode::Internal, "The worker loaded the model before there was room for it");
             return self.end(now, &model_id, Because::Failed(fault));
         }
-        let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();
+        if it.answers.is_none() && is_on_gpu {
+            it.answers = Some(Box::new(facts));
+            it.since = now;
+            it.stage = Stage::Loading { by: now + measure };
+            return;
+        }
+        self.serve(now, worker, facts);
+    }
+
+    /// Of loads that are done a GPU says what they came to.
+    fn measured(&mut self, now: Moment, began: Moment) {
+        let is_it = |worker: &Worker| worker.is_measured() && worker.since <= began;
+        let done: Vec<WorkerId> =
+            self.workers().filter(|(_, worker)| is_it(worker)).map(|(_, worker)| worker.id).collect();
+        for worker in done {
+            let facts = self.worker(worker).and_then(|(_, it)| it.answers.take());
+            if let Some(facts) = facts {
+                self.serve(now, worker, *facts);
+            }
+        }
+    }
+
+    /// A model that is loaded takes what it takes: that is learned, and it answers if there is room for it.
+    fn serve(&mut self, now: Moment, worker: WorkerId, facts: ModelFacts) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let says_nothing = facts.memory.iter().all(|use_| use_.total() == 0);
+        let uses = if says_nothing { it.estimate.clone() } else { facts.memory.clone() };
+        let commitment = self.settle(worker, &model_id, &uses);
+        let Some((_, it)) = self.worker(worker) else { return };
         let took = now.since(it.begun);
+        let time = Time {
+            date: 0,
+            seconds: took.saturating_sub(it.waited).as_secs_f64(),
+            estimated: it.said.clone(),
+            measured: commitment.measured.clone(),
+        };
+        self.learn(now, &model_id, time, &commitment);
+        if let Some(fault) = commitment.shortage {
+            return self.kill(now, &model_id, Because::Failed(fault));
+        }
+        let Some((_, it)) = self.worker(worker) else { return };
+        let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();
         let mut loaded = Loaded { model_id: model_id.clone(), engine, took, facts };
         it.complete(&mut loaded);
         let loaded = Arc::new(loaded);
@@ -335,7 +415,6 @@ impl Fleet {
         it.since = now;
         it.idle_since = Some(now);
         self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
-        self.settle(worker, &model_id, &loaded);
         self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
             if waiting.is_met {
@@ -349,12 +428,27 @@ impl Fleet {
         }
     }
 
-    /// What it was to take is what it takes.
-    pub(crate) fn settle(&mut self, worker: WorkerId, model_id: &str, loaded: &Loaded) {
-        if let Some(words) = self.ledger.settle(worker, &loaded.facts.memory) {
+    /// What was reserved is what is taken. Where that is much more, it is said.
+    pub(crate) fn settle(&mut self, worker: WorkerId, model_id: &str, uses: &[MemoryUse]) -> Commitment {
+        let commitment = self.ledger.commit(worker, uses);
+        if let Some(words) = &commitment.excess {
             let message = format!("model '{model_id}' takes more than its engine estimated: {words}");
             self.tell(Severity::Warning, IncidentKind::Overrun, model_id, message, None);
         }
+        commitment
+    }
+
+    /// What a load came to, for the next one. Beside another it says little, unless it went beyond all bounds.
+    fn learn(&mut self, now: Moment, model_id: &str, time: Time, commitment: &Commitment) {
+        let Some(worker) = self.models.get(model_id).and_then(|life| life.worker.as_ref()) else { return };
+        let Some(found) = &worker.found else { return };
+        if commitment.is_disturbed && commitment.excess.is_none() {
+            return;
+        }
+        let (key, figures) = (found.key.clone(), worker.figures.clone());
+        let time = Time { date: self.epoch.saturating_add(now.0.as_secs()), ..time };
+        Arc::make_mut(&mut self.history).learn(key.clone(), figures.clone(), time.clone());
+        self.effects.push(Effect::Record { key, figures, time });
     }
 
     fn failed(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
@@ -457,6 +551,11 @@ impl Fleet {
     }
 
     fn overdue(&mut self, now: Moment) {
+        for (model_id, words) in self.ledger.given_up(now) {
+            let seconds = self.deadlines.settle.as_secs_f64();
+            let message = format!("'{model_id}' ended {seconds} s ago, and {words} do not show as free");
+            self.tell(Severity::Warning, IncidentKind::Kept, &model_id, message, None);
+        }
         while let Some(model_id) = self
             .models
             .iter()
@@ -495,7 +594,11 @@ impl Fleet {
                 let message = format!("A worker process did not start within {} s", start.as_secs_f64());
                 self.kill(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
             }
-            Stage::Loading { .. } => self.kill(now, model_id, Because::Late),
+            Stage::Loading { .. } => match worker.answers.take() {
+                // No device says anything: its engine's word has to do.
+                Some(facts) => self.serve(now, id, *facts),
+                None => self.kill(now, model_id, Because::Late),
+            },
             Stage::Waiting { .. } => {
                 let fault = self.no_room(model_id);
                 self.end(now, model_id, Because::Failed(fault));
@@ -631,7 +734,7 @@ impl Fleet {
     }
 
     fn bury(&mut self, now: Moment, model_id: &str, worker: WorkerId) {
-        self.ledger.release(now, worker);
+        self.ledger.release(now, worker, self.deadlines.settle);
         self.life(model_id).worker = None;
     }
 

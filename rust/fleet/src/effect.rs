@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
+    memory::Figures,
     options::ModelOptions,
 };
 
-use crate::{ChosenEngine, Planned, Setup, Ticket, WorkerId};
+use crate::{ChosenEngine, LoadKey, Planned, Setup, Ticket, Time, WorkerId};
 
 /// What is to be done. In order; none of it may keep the fleet waiting.
 #[derive(Clone, Debug)]
@@ -88,6 +89,15 @@ pub enum Effect {
         ticket: Ticket,
         /// What came of it.
         outcome: Result<Won, Fault>,
+    },
+    /// This is to be remembered, also by nodes to come.
+    Record {
+        /// Which load.
+        key: LoadKey,
+        /// What its engine said of it.
+        figures: Figures,
+        /// What it came to.
+        time: Time,
     },
     /// People may want to know.
     Tell(Incident),
@@ -172,8 +182,10 @@ pub enum IncidentKind {
     Unused,
     /// Answers were cut by the deadline of an unload.
     Cut,
-    /// A model takes more than its engine estimated, and more than there is.
+    /// A model takes more than its engine estimated.
     Overrun,
+    /// What a model held of a GPU does not show as free after its end.
+    Kept,
     /// A process could not be ended.
     Abandoned,
 }
@@ -191,7 +203,7 @@ impl Severity {
 
 impl IncidentKind {
     /// Each of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         IncidentKind::Loaded,
         IncidentKind::Unloaded,
         IncidentKind::LoadFailed,
@@ -203,6 +215,7 @@ impl IncidentKind {
         IncidentKind::Unused,
         IncidentKind::Cut,
         IncidentKind::Overrun,
+        IncidentKind::Kept,
         IncidentKind::Abandoned,
     ];
 
@@ -220,6 +233,7 @@ impl IncidentKind {
             IncidentKind::Unused => "unused",
             IncidentKind::Cut => "cut",
             IncidentKind::Overrun => "overrun",
+            IncidentKind::Kept => "kept",
             IncidentKind::Abandoned => "abandoned",
         }
     }

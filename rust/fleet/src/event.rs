@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use llm_node_core::{error::Fault, facts::ModelFacts, memory::MemoryUse, options::ModelOptions};
+use llm_node_core::{
+    error::Fault,
+    facts::ModelFacts,
+    memory::{Estimate, MemoryUse},
+    options::ModelOptions,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{Foreseen, Moment, Ticket, Usual, WorkerId};
+use crate::{Foreseen, Known, LoadKey, Moment, Ticket, Usual, WorkerId};
 
 /// An order, or something that has happened.
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ pub enum Event {
     Started {
         /// Which worker.
         worker: WorkerId,
+        /// Its process.
+        pid: u32,
     },
     /// A worker's process could not be started, or ended before it had introduced itself. It is gone.
     NotStarted {
@@ -69,12 +76,12 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// What a load will take; `None`: the engine cannot say.
+    /// What a load will take.
     Estimated {
         /// Which worker.
         worker: WorkerId,
-        /// By device.
-        uses: Option<Vec<MemoryUse>>,
+        /// As its engine says, where it was asked.
+        estimate: Estimate,
     },
     /// A model answers requests from now on.
     Ready {
@@ -127,8 +134,8 @@ pub enum Event {
     },
     /// What the configuration says of loads from now on.
     Configured(Usual),
-    /// What the devices' memory is like now.
-    Reading(Vec<Device>),
+    /// What the devices' memory is like.
+    Reading(Reading),
     /// Nothing but that time has passed.
     Time,
 }
@@ -147,7 +154,7 @@ pub struct Death {
 }
 
 /// What there is to know of a model and its engine before a worker runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FoundModel {
     /// Which engine loads it.
     pub engine: ChosenEngine,
@@ -159,6 +166,10 @@ pub struct FoundModel {
     pub architecture: Option<String>,
     /// Its quantization, where the file tells.
     pub quantization: Option<String>,
+    /// What tells such a load from others.
+    pub key: LoadKey,
+    /// What it came to before. Then its engine is not asked.
+    pub known: Option<Known>,
 }
 
 /// An engine, as far as people are told.
@@ -189,6 +200,28 @@ pub struct Device {
     pub free_bytes: u64,
     /// A GPU, or the memory of the host.
     pub kind: DeviceKind,
+    /// Processes that were seen on it.
+    #[serde(default)]
+    pub processes: Vec<ProcessUse>,
+}
+
+/// What a process takes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessUse {
+    /// Its number.
+    pub pid: u32,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// What devices were like when somebody looked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// When it began.
+    pub began: Moment,
+    /// What there is now of those that were looked at.
+    pub devices: Vec<Device>,
 }
 
 /// What a [`Device`] is.

@@ -11,6 +11,7 @@ mod deadlines;
 mod decide;
 mod effect;
 mod event;
+mod history;
 mod ledger;
 mod life;
 mod moment;
@@ -25,11 +26,12 @@ pub use self::{
     deadlines::Deadlines,
     decide::Fleet,
     effect::{Effect, Incident, IncidentKind, Loaded, Severity, Won},
-    event::{ChosenEngine, Death, Device, DeviceKind, Event, FoundModel},
+    event::{ChosenEngine, Death, Device, DeviceKind, Event, FoundModel, ProcessUse, Reading},
+    history::{History, Known, LoadKey, Time},
     ledger::{Account, Holder, guessed},
     life::{Crash, not_loaded},
     moment::Moment,
-    plan::{Foreseen, Leaver, Need, Planned, Verdict},
+    plan::{Basis, Foreseen, Leaver, Need, Planned, Verdict},
     view::{Changed, FleetView, ModelView, Status},
     wishes::{Setup, Usual},
 };

@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::MemoryUse,
+    facts::ModelFacts,
+    memory::{Figures, MemoryUse, length_of},
     options::ModelOptions,
 };
 use serde_json::json;
 
-use crate::{Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, reshape::Growing};
+use crate::{Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, reshape::Growing};
 
 /// After the first crash; doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -92,8 +93,18 @@ pub(crate) struct Worker {
     pub(crate) begun: Moment,
     /// Once it is known.
     pub(crate) found: Option<FoundModel>,
-    /// What its engine says that it will take.
+    /// Its process, once it has one.
+    pub(crate) pid: Option<u32>,
+    /// What it will take.
     pub(crate) estimate: Vec<MemoryUse>,
+    /// Where that comes from.
+    pub(crate) basis: Basis,
+    /// What its engine says that it will take, or what stands for that.
+    pub(crate) said: Vec<MemoryUse>,
+    /// What this comes of.
+    pub(crate) figures: Figures,
+    /// It is loaded, and what it takes is still to be measured.
+    pub(crate) answers: Option<Box<ModelFacts>>,
     /// Once it is loaded.
     pub(crate) loaded: Option<Arc<Loaded>>,
     /// Since when it answers, or has been wanted.
@@ -152,7 +163,12 @@ impl Worker {
             stage,
             begun,
             found: None,
+            pid: None,
             estimate: Vec::new(),
+            basis: Basis::Engine,
+            said: Vec::new(),
+            figures: Figures::default(),
+            answers: None,
             loaded: None,
             since: begun,
             idle_since: Some(begun),
@@ -166,6 +182,22 @@ impl Worker {
 
     pub(crate) fn engine(&self) -> String {
         self.found.as_ref().map(|found| found.engine.id.clone()).unwrap_or_default()
+    }
+
+    /// Is it loaded, and only what it takes is not known yet?
+    pub(crate) fn is_measured(&self) -> bool {
+        self.answers.is_some() && matches!(self.stage, Stage::Loading { .. })
+    }
+
+    /// The longest sequence that the model takes, as its engine says.
+    pub(crate) fn longest(&self) -> Option<u32> {
+        Some(length_of(&self.figures.one)).filter(|length| *length > 0)
+    }
+
+    /// How long its load took, without what it waited for room.
+    pub(crate) fn load_time(&self) -> Duration {
+        let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
+        took.saturating_sub(self.waited)
     }
 
     /// When its stage must have ended.
@@ -185,9 +217,7 @@ impl Worker {
     /// what is new for it waits then, so that two models that are both in demand come to answer by turns.
     pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
         let (Stage::Serving, None) = (&self.stage, &self.growing) else { return None };
-        let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
-        let took = took.saturating_sub(self.waited);
-        let turn = self.since + SHORTEST_TURN.max(took.saturating_mul(4)).min(longest_wait / 2);
+        let turn = self.since + SHORTEST_TURN.max(self.load_time().saturating_mul(4)).min(longest_wait / 2);
         let between = if self.is_expected { BEFORE_THE_FIRST_REQUEST } else { BETWEEN_REQUESTS };
         let idle = self.idle_since.map(|since| since + between);
         (!self.setup.is_pinned()).then_some(idle.map_or(turn, |idle| idle.min(turn)))

@@ -7,8 +7,25 @@ use llm_node_core::{
     memory::MemoryUse,
     options::ModelOptions,
 };
+use serde::Serialize;
 
-use crate::{Fleet, Holder, Moment, WorkerId, life::retry_after, wishes::Fit};
+use crate::{
+    Fleet, Holder, Moment, WorkerId,
+    life::{Worker, retry_after},
+    wishes::Fit,
+};
+
+/// Where it comes from what a load will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Such a load was measured before.
+    Measured,
+    /// The engine says so.
+    Engine,
+    /// The engine cannot say: it is the size of the files.
+    FileSize,
+}
 
 /// What is known of a load that has not begun.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,9 +34,24 @@ pub struct Foreseen {
     pub engine: String,
     /// What it would take, by device.
     pub memory: Vec<MemoryUse>,
-    /// The engine cannot say: it is the size of the files.
-    pub is_guessed: bool,
+    /// Where that comes from.
+    pub basis: Basis,
+    /// How long such a load took before.
+    pub seconds: Option<f64>,
+    /// The longest sequence that the model takes, in tokens, where that is known.
+    pub longest: Option<u32>,
 }
+
+impl Foreseen {
+    /// How long the load would take: as long as before, or as it takes to read what it reads.
+    fn ready_seconds(&self) -> f64 {
+        let bytes: u64 = self.memory.iter().map(|use_| use_.weights).fold(0, u64::saturating_add);
+        self.seconds.unwrap_or(bytes as f64 / READ_IN_A_SECOND)
+    }
+}
+
+/// Bytes of weights, where nothing was measured.
+const READ_IN_A_SECOND: f64 = 1e9;
 
 /// What a load would come to now.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +66,11 @@ pub struct Planned {
     pub unload: Vec<Leaver>,
     /// Who holds something of where it would go.
     pub holders: Vec<Holder>,
+    /// How long it would be until it answers, those that go included; `None`: nobody can say, or it never would.
+    pub ready_seconds: Option<f64>,
+    /// The longest context, in tokens, for which there would be room for one sequence once all had gone that may;
+    /// 0: there is no room for any; `None`: the engine does not say what a token takes.
+    pub largest_context: Option<u32>,
 }
 
 /// How a load would end.
@@ -65,12 +102,21 @@ pub struct Need {
 }
 
 /// A model that would go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Leaver {
     /// Which.
     pub model_id: String,
     /// Since when it has nothing to answer; `None`: it has, and would end that first.
     pub idle_since: Option<Moment>,
+    /// How long its load took: it would take as long to have it back.
+    pub reload_seconds: f64,
+}
+
+impl Leaver {
+    fn of(model_id: &str, worker: &Worker) -> Self {
+        let reload_seconds = worker.load_time().as_secs_f64();
+        Self { model_id: model_id.to_owned(), idle_since: worker.idle_since, reload_seconds }
+    }
 }
 
 impl Fleet {
@@ -95,14 +141,21 @@ impl Fleet {
                 Fit::Grows(_) if worker.loaded.is_none() => Some(Verdict::AfterWaiting),
                 Fit::Grows(_) if worker.is_in_steps() => None,
                 Fit::Differs(_) | Fit::Grows(_) => {
-                    unload.push(Leaver { model_id: model_id.to_owned(), idle_since: worker.idle_since });
+                    unload.push(Leaver::of(model_id, worker));
                     None
                 }
             };
             if let Some(verdict) = verdict {
-                let foreseen =
-                    Foreseen { engine: worker.engine(), memory: worker.memory(), is_guessed: false };
-                return Ok(self.planned(verdict, worker.id, foreseen));
+                let foreseen = Foreseen {
+                    engine: worker.engine(),
+                    memory: worker.memory(),
+                    basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
+                    seconds: None,
+                    longest: worker.longest(),
+                };
+                let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
+                let ready_seconds = answers.then_some(0.0);
+                return Ok(Planned { ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
         let worker = worker.map_or(0, |worker| worker.id);
@@ -131,20 +184,18 @@ impl Fleet {
         };
         let Some(chosen) = chosen else { return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen)) };
         let leavers = self.workers().filter(|(_, worker)| chosen.iter().any(|(it, _)| *it == worker.id));
-        unload.extend(
-            leavers.map(|(model_id, worker)| Leaver {
-                model_id: model_id.clone(),
-                idle_since: worker.idle_since,
-            }),
-        );
+        unload.extend(leavers.map(|(model_id, worker)| Leaver::of(model_id, worker)));
         let verdict = if unload.is_empty() { Verdict::Fits } else { Verdict::AfterUnloading };
-        Ok(Planned { unload, ..self.planned(verdict, worker, foreseen) })
+        let ready_seconds = Some(foreseen.ready_seconds());
+        Ok(Planned { unload, ready_seconds, ..self.planned(verdict, worker, foreseen) })
     }
 
     /// `worker`: who has some of it already.
     fn planned(&self, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
         let needs = self.ledger.needs_of(&foreseen.memory, worker);
         let holders = self.ledger.holders_of(&foreseen.memory);
-        Planned { verdict, foreseen, needs, unload: Vec::new(), holders }
+        let largest_context = self.ledger.largest_context(&foreseen.memory, worker, foreseen.longest);
+        let unload = Vec::new();
+        Planned { verdict, foreseen, needs, unload, holders, ready_seconds: None, largest_context }
     }
 }

@@ -128,7 +128,7 @@ impl Fleet {
         );
         let loaded = Arc::new(loaded);
         it.loaded = Some(Arc::clone(&loaded));
-        self.settle(worker, &model_id, &loaded);
+        self.settle(worker, &model_id, &loaded.facts.memory);
         self.tell(Severity::Info, IncidentKind::Reshaped, &model_id, message, None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
             self.load(now, &model_id, waiting);
@@ -144,7 +144,7 @@ impl Fleet {
         let (id, loaded) = (worker.id, worker.loaded.clone());
         let waiting = mem::take(&mut life.waiting);
         if let (Step::Making, Some(loaded)) = (growing.step, loaded) {
-            self.settle(id, model_id, &loaded);
+            self.settle(id, model_id, &loaded.facts.memory);
         }
         let message = format!("'{model_id}' keeps the context that it has: {fault}");
         self.tell(Severity::Warning, IncidentKind::Refused, model_id, message, None);

@@ -11,10 +11,10 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     memory::MemoryUse,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::{
-    Effect, Fleet, IncidentKind, Moment, WorkerId,
+    Basis, Effect, Fleet, IncidentKind, Moment, WorkerId,
     life::{Because, Stage, Worker},
     reshape::Step,
 };
@@ -46,7 +46,11 @@ impl Fleet {
             let Some(it) = &self.life(&model_id).worker else { continue };
             let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
             let (is_pinned, grows) = (it.setup.is_pinned(), it.growing.is_some());
+            let (basis, longest) = (if grows { Basis::Engine } else { it.basis }, it.longest());
             if let Err(fault) = self.could_fit(now, worker, &uses) {
+                let largest_context = self.ledger.largest_context(&uses, worker, longest);
+                let fault =
+                    with_details(fault, json!({ "basis": basis, "largest_context": largest_context }));
                 if grows {
                     self.stays(now, &model_id, &fault);
                 } else {
@@ -81,6 +85,9 @@ impl Fleet {
         } else {
             it.waited = it.deadline().map_or(Duration::ZERO, |by| room.saturating_sub(by.since(now)));
             it.stage = Stage::Loading { by };
+            if let Some(pid) = it.pid {
+                self.ledger.runs_as(worker, pid);
+            }
             Effect::Proceed { worker }
         };
         self.effects.push(effect);
@@ -124,6 +131,7 @@ impl Fleet {
         let is_going = |it: &Worker| matches!(it.stage, Stage::Draining { .. } | Stage::Ending { .. });
         let mut gone: BTreeSet<WorkerId> =
             self.workers().filter(|(_, it)| it.id == worker || is_going(it)).map(|(_, it)| it.id).collect();
+        gone.extend(self.ledger.settling());
         let is_enough = |gone: &BTreeSet<WorkerId>| self.ledger.room(uses, |worker| !gone.contains(&worker));
         if is_enough(&gone).is_ok() {
             return Some(Vec::new());
@@ -181,4 +189,13 @@ impl Fleet {
     pub(crate) fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
         self.models.iter().filter_map(|(model_id, life)| Some((model_id, life.worker.as_ref()?)))
     }
+}
+
+/// A fault with more details than it has.
+fn with_details(fault: Fault, more: Value) -> Fault {
+    let details: Option<Map<String, Value>> =
+        fault.details.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    let (mut details, Value::Object(more)) = (details.unwrap_or_default(), more) else { return fault };
+    details.extend(more);
+    fault.details(Value::Object(details).to_string())
 }

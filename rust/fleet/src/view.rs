@@ -8,7 +8,7 @@ use llm_node_core::{
 };
 
 use crate::{
-    Account, Crash, Loaded, Moment, Setup, Usual, WorkerId,
+    Account, Crash, History, Loaded, Moment, Setup, Usual, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, whole_seconds},
     wishes::Fit,
 };
@@ -22,6 +22,8 @@ pub struct FleetView {
     pub accounts: Vec<Account>,
     /// The models that wait until others have made room, in their order.
     pub line: Vec<String>,
+    /// What loads came to before.
+    pub history: Arc<History>,
 }
 
 /// One model.

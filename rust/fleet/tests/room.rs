@@ -14,12 +14,13 @@ use std::{
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Estimate, Figures, MemoryUse},
     options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, IncidentKind,
-    Leaver, Moment, Need, Planned, Status, Ticket, Usual, Verdict, Won, WorkerId,
+    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel,
+    IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Status, Ticket, Usual, Verdict, Won,
+    WorkerId,
 };
 
 const GIB: u64 = 1 << 30;
@@ -71,8 +72,9 @@ impl World {
             total_bytes: 64 * GIB,
             free_bytes: 32 * GIB,
             kind: DeviceKind::Host,
+            processes: Vec::new(),
         };
-        self.tell(Event::Reading(vec![host]));
+        self.tell(Event::Reading(Reading { began: self.now, devices: vec![host] }));
     }
 
     fn load(&mut self, model: &str) -> Ticket {
@@ -94,7 +96,13 @@ impl World {
     fn plan(&mut self, model: &str, wishes: ModelOptions) -> Planned {
         self.ticket += 1;
         let ticket = self.ticket;
-        let foreseen = Foreseen { engine: "e".into(), memory: vec![takes(model)], is_guessed: false };
+        let foreseen = Foreseen {
+            engine: "e".into(),
+            memory: vec![takes(model)],
+            basis: Basis::Engine,
+            seconds: None,
+            longest: None,
+        };
         let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
         let mut effects = self.fleet.handle(self.now, event);
         let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
@@ -153,6 +161,8 @@ impl World {
                     format: "gguf".into(),
                     architecture: None,
                     quantization: None,
+                    key: LoadKey::default(),
+                    known: None,
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
@@ -163,8 +173,9 @@ impl World {
             }
             Effect::Spawn { worker } => {
                 let uses = Some(vec![takes(&self.workers[&worker])]);
-                ahead.push_back(Event::Started { worker });
-                ahead.push_back(Event::Estimated { worker, uses });
+                ahead.push_back(Event::Started { worker, pid: worker as u32 });
+                let estimate = Estimate { uses, figures: Figures::default() };
+                ahead.push_back(Event::Estimated { worker, estimate });
             }
             Effect::Proceed { worker } => {
                 let facts = self.facts(worker, 100);
@@ -404,12 +415,12 @@ fn a_plan_says_what_a_load_would_come_to_and_changes_nothing() {
     assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting, "who was loaded just now may ask");
     world.pass(1.0);
     let planned = plan(&mut world, "c4");
-    let leaver = Leaver { model_id: "b3".into(), idle_since: Some(Moment::default()) };
+    let leaver = Leaver { model_id: "b3".into(), idle_since: Some(Moment::default()), reload_seconds: 0.0 };
     assert_eq!((planned.verdict, planned.unload), (Verdict::AfterUnloading, vec![leaver]));
     let Verdict::Refused(fault) = plan(&mut world, "c6").verdict else { panic!("a3 goes for nobody") };
     assert_eq!(fault.message, "Insufficient VRAM: required 6GB, available 5GB");
     let planned = world.plan("a3", ModelOptions { threads: Some(1), ..ModelOptions::default() });
-    let leaver = Leaver { model_id: "a3".into(), idle_since: Some(Moment::default()) };
+    let leaver = Leaver { model_id: "a3".into(), idle_since: Some(Moment::default()), reload_seconds: 0.0 };
     assert_eq!((planned.verdict, planned.unload), (Verdict::AfterUnloading, vec![leaver]), "to come back");
     world.ask("b3");
     assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting);

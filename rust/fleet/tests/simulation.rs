@@ -1,5 +1,6 @@
-//! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die; a clock
-//! that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
+//! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die, and that take
+//! more or less than was estimated; in half of all worlds on a GPU, which gives memory back late, and which not
+//! every process is seen on; a clock that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
 //! each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
 #![allow(
     clippy::unwrap_used,
@@ -16,12 +17,12 @@ use fastrand::Rng;
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Estimate, Figures, MemoryUse},
     options::{KeepAlive, ModelOptions},
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, IncidentKind,
-    Moment, Status, Ticket, Usual, WorkerId,
+    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, History, Holder,
+    IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -116,10 +117,22 @@ struct Worker {
     busy_until: Option<Moment>,
     /// It gets nothing new.
     is_draining: bool,
+    /// What was reserved for it.
+    granted: u64,
+    /// What its engine says that it takes.
+    says: u64,
+    /// What it takes of its device, and until when, once it has ended.
+    takes: u64,
+    takes_until: Option<Moment>,
 }
 
 struct World {
     fleet: Fleet,
+    is_on_gpu: bool,
+    /// What the fleet has said that it remembers.
+    remembered: History,
+    /// When the GPU is read next.
+    reads_at: Option<Moment>,
     now: Moment,
     rng: Rng,
     /// What is going to happen, by time and order.
@@ -138,8 +151,12 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let deadlines = Deadlines::new(START, LOAD, ROOM);
+        let is_on_gpu = seed.is_multiple_of(2);
         let mut world = Self {
-            fleet: Fleet::new(deadlines, Usual::default(), true, Some(LIMIT)),
+            fleet: Fleet::new(deadlines, Usual::default(), !is_on_gpu, Some(LIMIT)),
+            is_on_gpu,
+            remembered: History::default(),
+            reads_at: None,
             now: Moment::default(),
             rng: Rng::with_seed(seed),
             ahead: BTreeMap::new(),
@@ -152,17 +169,37 @@ impl World {
             replaced: BTreeSet::new(),
             script: Vec::new(),
         };
-        let kind = DeviceKind::Host;
-        let host = Device {
+        world.read();
+        world
+    }
+
+    /// The devices as they are now.
+    fn read(&mut self) {
+        let taken = |worker: &&Worker| worker.takes_until.is_none_or(|until| self.now < until);
+        let taken: u64 = self.workers.values().filter(taken).map(|worker| worker.takes).sum();
+        let seen = |(&pid, worker): (&WorkerId, &Worker)| {
+            let is_seen = worker.takes > 0 && !worker.has_died && !pid.is_multiple_of(4);
+            is_seen.then_some(ProcessUse { pid: pid as u32, bytes: worker.takes })
+        };
+        let processes: Vec<ProcessUse> = self.workers.iter().filter_map(seen).collect();
+        let device = |kind, name: &str, free_bytes: u64| Device {
             index: 0,
-            name: "host".into(),
+            name: name.into(),
             bus_id: None,
             total_bytes: 64 * GIB,
-            free_bytes: 32 * GIB,
+            free_bytes,
             kind,
+            processes: if (kind == DeviceKind::Gpu) == self.is_on_gpu {
+                processes.clone()
+            } else {
+                Vec::new()
+            },
         };
-        world.handle(Event::Reading(vec![host]));
-        world
+        let mut devices = vec![device(DeviceKind::Host, "host", 32 * GIB)];
+        if self.is_on_gpu {
+            devices.push(device(DeviceKind::Gpu, "GPU", (12 * GIB).saturating_sub(taken)));
+        }
+        self.handle(Event::Reading(Reading { began: self.now, devices }));
     }
 
     fn later(&mut self, milliseconds: u64, event: Event) {
@@ -249,10 +286,24 @@ impl World {
     /// Lets all happen until then.
     fn pass(&mut self, until: Moment) {
         loop {
+            if self.reads_at.is_none() && self.is_on_gpu {
+                let soon = |milliseconds| Some(self.now + Duration::from_millis(milliseconds));
+                self.reads_at = match (self.fleet.wants_a_reading(), self.fleet.is_anybody_waiting_for_room())
+                {
+                    (true, _) => soon(50),
+                    (false, true) => soon(1000),
+                    (false, false) => None,
+                };
+            }
             let event_at = self.ahead.keys().next().map(|(at, _)| *at);
-            let next = event_at.into_iter().chain(self.fleet.next_deadline()).min();
+            let next = event_at.into_iter().chain(self.fleet.next_deadline()).chain(self.reads_at).min();
             let Some(next) = next.filter(|next| *next <= until) else { break };
             self.now = self.now.max(next);
+            if self.reads_at.is_some_and(|at| at <= self.now) {
+                self.reads_at = None;
+                self.read();
+                continue;
+            }
             match event_at.filter(|at| *at <= self.now) {
                 Some(_) => {
                     let (_, event) = self.ahead.pop_first().unwrap();
@@ -270,7 +321,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         self.script.push(format!("{:?} {event:?}", self.now.0));
         match &event {
-            Event::Started { worker } => {
+            Event::Started { worker, .. } => {
                 let worker = self.worker(*worker);
                 worker.has_process = true;
                 worker.is_gone |= worker.has_died;
@@ -278,9 +329,12 @@ impl World {
             Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
             Event::Used { worker, idle_since: Some(_) } => self.worker(*worker).busy_until = None,
             Event::Died { worker, .. } => {
+                let now = self.now;
+                let late = Duration::from_millis(self.rng.u64(0..7000));
                 let worker = self.worker(*worker);
                 // Who is being started is told of by who starts it.
                 worker.has_died = true;
+                worker.takes_until = Some(now + late);
                 worker.is_gone |= worker.has_process || worker.is_being_killed;
             }
             _ => {}
@@ -309,6 +363,7 @@ impl World {
         let luck = self.rng.u8(..100);
         match effect {
             Effect::Find { worker, model_id, .. } => {
+                let name = model_id.clone();
                 let others = self.workers.values().filter(|other| other.model_id == model_id);
                 let is_over = |other: &Worker| other.is_gone || !other.is_spawned;
                 assert!(others.clone().all(is_over), "one worker for each model");
@@ -317,7 +372,10 @@ impl World {
                 match luck {
                     0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
                     4..6 => {}
-                    _ => self.later(delay, Event::Found { worker, found: Ok(found()) }),
+                    _ => {
+                        let found = self.found(&name);
+                        self.later(delay, Event::Found { worker, found: Ok(found) });
+                    }
                 }
             }
             Effect::Spawn { worker } => {
@@ -329,18 +387,31 @@ impl World {
                     6..10 => {
                         // It dies before it is known that it has started.
                         self.later(delay, died(worker));
-                        self.later(delay + 1, Event::Started { worker });
+                        self.later(delay + 1, Event::Started { worker, pid: worker as u32 });
                     }
                     _ => {
-                        self.later(delay, Event::Started { worker });
-                        let uses = (luck < 90).then(|| vec![self.uses()]);
-                        self.later(delay + 1, Event::Estimated { worker, uses });
+                        self.later(delay, Event::Started { worker, pid: worker as u32 });
+                        let is_asked = self.worker(worker).granted == 0;
+                        let uses = (is_asked && luck < 90).then(|| vec![self.uses()]);
+                        let estimate = Estimate { uses, figures: Figures::default() };
+                        self.later(delay + 1, Event::Estimated { worker, estimate });
                     }
                 }
             }
             Effect::Proceed { worker } => {
                 let model_id = self.living(worker).model_id.clone();
-                assert!(self.holders().contains(&model_id), "no load without room");
+                let accounts = self.fleet.view().accounts;
+                for account in &accounts {
+                    let held = account.reserved_bytes + account.settling_bytes;
+                    assert!(held <= account.limit_bytes, "a load begins within the limits");
+                }
+                let mut holders = accounts.into_iter().flat_map(|account| account.holders);
+                let holder =
+                    holders.find(|holder| holder.model_id == model_id).expect("no load without room");
+                let it = self.living(worker);
+                assert!(it.granted <= holder.bytes, "what such a load took before is reserved for it");
+                (it.granted, it.takes) = (holder.bytes, holder.bytes);
+                self.worker(worker).takes = holder.bytes / 4 * self.rng.u64(2..9);
                 let fault = Fault::new(ErrorCode::LoadFailed, "broken");
                 match luck {
                     0..10 => {
@@ -351,6 +422,7 @@ impl World {
                     15..20 => {}
                     _ => {
                         let memory = vec![self.uses()];
+                        self.worker(worker).says = memory[0].weights;
                         let source = if luck < 30 { "stream" } else { "batch" };
                         let facts = facts(memory, 1, source);
                         self.later(delay, Event::Ready { worker, facts });
@@ -375,7 +447,9 @@ impl World {
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining, "who goes is not changed");
                 let model_id = it.model_id.clone();
-                assert!(self.holders().contains(&model_id), "no context without room");
+                let holder = self.holder(&model_id);
+                let it = self.living(worker);
+                it.granted = holder.bytes;
                 let fault = Fault::new(ErrorCode::OomRam, "no memory");
                 match luck {
                     0..10 => self.later(delay, Event::Reshaped { worker, facts: Err(fault) }),
@@ -383,7 +457,9 @@ impl World {
                     15..20 => {}
                     _ => {
                         let length = asked.context_length.expect("a length that stays");
-                        let facts = Ok(facts(vec![self.uses()], length, "batch"));
+                        let memory = vec![self.uses()];
+                        self.worker(worker).says = memory[0].weights;
+                        let facts = Ok(facts(memory, length, "batch"));
                         self.later(delay, Event::Reshaped { worker, facts });
                     }
                 }
@@ -439,10 +515,13 @@ impl World {
                 }
             }
             Effect::EndRequests { worker, .. } => {
+                let now = self.now;
                 let worker = self.worker(worker);
                 worker.is_open = false;
                 worker.is_gone = true;
+                worker.takes_until.get_or_insert(now);
             }
+            Effect::Record { key, figures, time } => self.remembered.learn(key, figures, time),
             Effect::Resolve { ticket, .. } => {
                 let asked = self.open.remove(&ticket).expect("an order that is open");
                 assert!(self.now.since(asked) < LONGEST_WAIT);
@@ -457,19 +536,41 @@ impl World {
     }
 
     fn uses(&mut self) -> MemoryUse {
-        MemoryUse { is_host: true, weights: self.rng.u64(1..5) * GIB, ..MemoryUse::default() }
+        let is_host = !self.is_on_gpu;
+        MemoryUse { is_host, weights: self.rng.u64(1..5) * GIB, ..MemoryUse::default() }
     }
 
-    fn holders(&mut self) -> BTreeSet<String> {
+    fn holder(&mut self, model_id: &str) -> Holder {
         let accounts = self.fleet.view().accounts;
-        accounts.into_iter().flat_map(|account| account.holders).map(|holder| holder.model_id).collect()
+        let mut holders = accounts.into_iter().flat_map(|account| account.holders);
+        holders.find(|holder| holder.model_id == model_id).expect("nothing without room")
+    }
+
+    fn found(&mut self, model_id: &str) -> FoundModel {
+        let key = LoadKey { build: "e".into(), model: model_id.to_owned() };
+        let known = self.fleet.view().history.known(&key);
+        let worker = self.workers.values_mut().rfind(|worker| worker.model_id == model_id);
+        if let (Some(worker), Some(known)) = (worker, &known) {
+            worker.granted = known.uses.iter().map(MemoryUse::total).sum();
+        }
+        FoundModel {
+            engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
+            size_bytes: GIB,
+            format: "gguf".into(),
+            architecture: None,
+            quantization: None,
+            key,
+            known,
+        }
     }
 
     /// What must hold at any time.
     fn look(&mut self) {
         let view = self.fleet.view();
         for account in &view.accounts {
-            assert!(account.reserved_bytes <= account.limit_bytes);
+            let is_more = |worker: &Worker| !worker.is_gone && worker.takes.max(worker.says) > worker.granted;
+            let is_measured = self.workers.values().any(is_more);
+            assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
             for holder in &account.holders {
                 assert!(view.models[&holder.model_id].worker.is_some(), "what is held is held by a worker");
             }
@@ -488,19 +589,22 @@ impl World {
             assert!(self.is_stopping && view.models.values().all(|model| model.worker.is_none()));
             assert!(view.accounts.iter().all(|account| account.reserved_bytes == 0) && self.open.is_empty());
         }
+        assert_eq!(*view.history, self.remembered, "what is learned is told");
     }
 
     /// Everybody waits until nothing more happens.
     fn settle(&mut self) {
         self.pass(self.now + LONGEST_WAIT);
         assert!(self.open.is_empty(), "nobody waits for ever: {:?}", self.open);
+        let accounts = self.fleet.view().accounts;
+        assert!(accounts.iter().all(|account| account.settling_bytes == 0), "nothing settles for ever");
     }
 }
 
 fn of(event: &Event) -> Option<WorkerId> {
     match event {
         Event::Found { worker, .. }
-        | Event::Started { worker }
+        | Event::Started { worker, .. }
         | Event::NotStarted { worker, .. }
         | Event::Estimated { worker, .. }
         | Event::Ready { worker, .. }
@@ -516,16 +620,6 @@ fn of(event: &Event) -> Option<WorkerId> {
 
 fn facts(memory: Vec<MemoryUse>, context_length: u32, source: &str) -> ModelFacts {
     ModelFacts { memory, context_length, max_sequences: 1, source: source.into(), ..ModelFacts::default() }
-}
-
-fn found() -> FoundModel {
-    FoundModel {
-        engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
-        size_bytes: GIB,
-        format: "gguf".into(),
-        architecture: None,
-        quantization: None,
-    }
 }
 
 fn died(worker: WorkerId) -> Event {

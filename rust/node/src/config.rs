@@ -27,6 +27,9 @@ pub struct NodeConfig {
     /// Version of NVIDIA's driver, where there is one.
     #[serde(default)]
     pub cuda_driver: Option<String>,
+    /// Folder of what the node remembers; `None`: it remembers nothing.
+    #[serde(default)]
+    pub home: Option<PathBuf>,
     /// Folder of the models.
     pub models_dir: PathBuf,
     /// Folders of other programs whose models are offered too, in search order. Nothing is written there.

@@ -33,6 +33,20 @@ pub fn read() -> HostMemory {
     }
 }
 
+/// What a process takes that is no file: memory that nobody else gets while it lives. `None`: the system does not
+/// say.
+pub fn private_bytes(pid: u32) -> Option<u64> {
+    private(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn private(status: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    Some((kib("RssAnon")? + kib("RssShmem")?) << 10)
+}
+
 /// Names of what a control group says about memory.
 struct Files {
     /// A group may have so much, or is held back from so much on; the first is the hard one.
@@ -193,6 +207,16 @@ mod tests {
         assert_eq!(seen(&first, membership), (200, 150));
         let both = [&first[..], &[("unified/memory.max", "104857600")]].concat();
         assert_eq!(seen(&both, membership), (100, 100));
+    }
+
+    #[test]
+    fn what_a_process_takes_is_what_is_no_file() {
+        let status =
+            "Name:\tx\nVmRSS:\t  900 kB\nRssAnon:\t  100 kB\nRssFile:\t  795 kB\nRssShmem:\t    5 kB\n";
+        assert_eq!(private(status), Some(105 << 10));
+        assert_eq!(private("Name:\tkthreadd\n"), None);
+        #[cfg(target_os = "linux")]
+        assert!(private_bytes(std::process::id()).unwrap() > 100 << 10);
     }
 
     #[test]

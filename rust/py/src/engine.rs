@@ -138,6 +138,7 @@ impl PyEngine {
             tool_syntax: options.tool_syntax.clone(),
             chat_template: options.chat_template.clone(),
             options: settings,
+            figures: None,
         };
         let model = engine.load(&plan, &mut |_| {})?;
         let streams = Arc::new(Streams::default());

@@ -123,6 +123,10 @@ impl PySupervisor {
         py.detach(|| self.inner.standstill())
     }
 
+    fn next_reading(&self, py: Python<'_>, interval_seconds: f64) -> bool {
+        py.detach(|| self.inner.next_reading(duration(interval_seconds)))
+    }
+
     fn update_devices(&self, py: Python<'_>, devices: &str) -> PyResult<()> {
         let devices =
             serde_json::from_str(devices).map_err(|error| raised(py, &malformed("the devices", &error)))?;

@@ -7,7 +7,7 @@ use llm_node_core::{
     error::Fault,
     event::Event,
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Estimate, Figures, MemoryUse},
     options::{Guesser, ModelOptions},
     request::Request,
     session::Occupancy,
@@ -83,6 +83,8 @@ pub struct LoadPlan {
     pub chat_template: Option<String>,
     /// Settings for the engine, as they stand in the configuration.
     pub options: Vec<(String, String)>,
+    /// What the engine said of the same load before: then it is not asked again.
+    pub figures: Option<Figures>,
 }
 
 /// How long and how many sequences are.
@@ -275,8 +277,8 @@ pub enum FromWorker {
     Stage(String),
     /// Answer to `Probe`.
     Verdict(Result<EngineFacts, EngineRefusal>),
-    /// What the load will take; `None` where the engine cannot say.
-    Estimated(Option<Vec<MemoryUse>>),
+    /// What the load will take. It waits for [`ToWorker::Proceed`].
+    Estimated(Estimate),
     /// How far the load is, 0 to 1.
     Progress(f32),
     /// The model answers requests from now on.

@@ -11,7 +11,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     facts::{ChatFacts, ModelFacts},
-    memory::MemoryUse,
+    memory::{Estimate, Figures, MemoryUse},
     request::{Prompt, Request, Sampling},
     session::Occupancy,
     text::infill::{Extra, Infill},
@@ -208,10 +208,11 @@ prop_compose! {
             Just(Speculation::Off), Just(Speculation::Lookup), text().prop_map(|it| Speculation::Model(it.into())),
         ],
         options in vec((text(), text()), 0..4),
+        figures in option::of(figures()),
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, size, usual_size, gpu_layers, threads,
-            vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, chat_template, options,
+            vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, chat_template, options, figures,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }
     }
@@ -257,6 +258,12 @@ prop_compose! {
         Occupancy {
             queued, queued_tokens, prompt_rate, running, max_running, cache_used, cache_tokens, kept, kept_tokens, preemptions, drafted, accepted,
         }
+    }
+}
+
+prop_compose! {
+    fn figures()(one in vec(memory_use(), 0..3), draft in vec(memory_use(), 0..2)) -> Figures {
+        Figures { one, draft }
     }
 }
 
@@ -382,7 +389,8 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
             EngineFacts { abi_version, extensions }
         ))),
         (text(), fault()).prop_map(|(kind, fault)| FromWorker::Verdict(Err(EngineRefusal { kind, fault }))),
-        option::of(vec(memory_use(), 0..3)).prop_map(FromWorker::Estimated),
+        (option::of(vec(memory_use(), 0..3)), figures())
+            .prop_map(|(uses, figures)| FromWorker::Estimated(Estimate { uses, figures })),
         float().prop_map(FromWorker::Progress),
         model_facts().prop_map(FromWorker::Ready),
         fault().prop_map(FromWorker::LoadFailed),

@@ -15,7 +15,7 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::MemoryUse,
+    memory::{Estimate, Figures, MemoryUse, length_of},
     session::MOST_DRAFTED,
     text::template::ChatTemplate,
 };
@@ -30,7 +30,7 @@ use crate::{
     draft,
     model::{LoadedModel, Parts, Voice},
     reshape::Shaping,
-    shape::{Shape, Wanted, length_of},
+    shape::{Shape, Wanted},
 };
 
 /// Rows of a step that verify drafts, beside the one of each sequence. They are shared: while many
@@ -77,15 +77,6 @@ enum Home {
     Alone(Arc<Mutex<LoadedEngine>>),
 }
 
-/// What an engine says of a model that is not loaded, and of its draft model; nothing where it cannot say.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Figures {
-    /// For one sequence of the model's own length.
-    pub(crate) one: Vec<MemoryUse>,
-    /// The same for the draft model; empty where there is none.
-    pub(crate) draft: Vec<MemoryUse>,
-}
-
 impl Engine {
     /// Opens an engine and looks at it. Its library stays mapped, and nothing of it was started.
     pub fn inspect(address: &EngineAddress, observer: Observer) -> Result<EngineFacts, EngineRefusal> {
@@ -129,13 +120,21 @@ impl Engine {
         }
     }
 
-    /// What the model would take, with the context that it would get. `None`: the engine cannot say.
-    /// Only the model's headers are read.
-    pub fn estimate(&self, plan: &LoadPlan) -> Result<Option<Vec<MemoryUse>>, Fault> {
-        let Home::Shared(engine) = &self.home else { return Ok(None) };
-        let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
+    /// What the model would take, with the context that it would get. Only the model's headers are read, and not
+    /// even these where the plan has figures.
+    pub fn estimate(&self, plan: &LoadPlan) -> Result<Estimate, Fault> {
+        if let Some(figures) = &plan.figures {
+            return Ok(Estimate { uses: None, figures: figures.clone() });
+        }
+        let engine = match &self.home {
+            Home::Shared(engine) => engine,
+            Home::Alone(engine) => {
+                return estimate_tier0(&engine.lock().unwrap_or_else(PoisonError::into_inner), plan);
+            }
+        };
+        let Some(figures) = self.figures(engine, plan)? else { return Ok(Estimate::default()) };
         let length = if plan.size.context_length.is_some() { 0 } else { length_of(&figures.one) };
-        estimate(engine, plan, &figures, length)
+        Ok(Estimate { uses: estimate(engine, plan, &figures, length)?, figures })
     }
 
     /// Loads a model and makes its context. `progress` is told how far it is, from 0 to 1.
@@ -230,8 +229,11 @@ impl Engine {
         Ok(LoadedModel::new(facts, Parts { voice, tokenizer, chat, models }))
     }
 
-    /// From the last estimate, if it was of the same load. `None`: the engine cannot say.
+    /// Those of the plan, or of the last estimate, if it was of the same load. `None`: the engine cannot say.
     fn figures(&self, engine: &LoadedEngine, plan: &LoadPlan) -> Result<Option<Figures>, Fault> {
+        if let Some(figures) = &plan.figures {
+            return Ok(Some(figures.clone()));
+        }
         let mut last = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, figures)) = &*last
             && of == plan
@@ -252,6 +254,29 @@ impl Engine {
         *last = Some((plan.clone(), figures.clone()));
         Ok(Some(figures))
     }
+}
+
+/// Of an engine without handles: the files alone, since no context is made for it.
+fn estimate_tier0(engine: &LoadedEngine, plan: &LoadPlan) -> Result<Estimate, Fault> {
+    let uses = match engine.estimate(&model_params(plan), None) {
+        Ok(uses) if has_no_weights(&uses, plan) => None,
+        Ok(uses) => Some(named(engine, uses)),
+        Err(error) if error.kind() == EngineFaultKind::Unsupported => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Estimate { uses, figures: Figures::default() })
+}
+
+/// Does an estimate leave the weights out? Then it is none, and that is said.
+fn has_no_weights(uses: &[llm_node_host::MemoryUse], plan: &LoadPlan) -> bool {
+    let has_none = uses.iter().all(|one| one.weights == 0);
+    if has_none {
+        log::warn!(
+            "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
+            plan.model.display()
+        );
+    }
+    has_none
 }
 
 fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<LoadedModel, Fault> {
@@ -340,11 +365,7 @@ pub(crate) fn estimate(
     let (shape, uses) = as_far_as_it_goes(plan, figures, model_length, |shape| {
         engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
     })?;
-    if uses.iter().all(|one| one.weights == 0) {
-        log::warn!(
-            "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
-            plan.model.display()
-        );
+    if has_no_weights(&uses, plan) {
         return Ok(None);
     }
     let mut uses = named(engine, uses);

@@ -6,7 +6,7 @@ use llm_node_core::{
     engine::{EngineFault, Limits, StepEngine, Tokenizer},
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Figures, MemoryUse},
     session::Remade,
     speculate::{Drafter, Lookup},
 };
@@ -15,7 +15,7 @@ use llm_node_wire::message::{ContextSize, LoadPlan, Speculation};
 
 use crate::{
     draft,
-    engine::{Figures, as_far_as_it_goes, context_params, draft_context_params, estimate, memory_use},
+    engine::{as_far_as_it_goes, context_params, draft_context_params, estimate, memory_use},
     model::prefill_tokens,
     shape::Shape,
 };

@@ -146,13 +146,6 @@ fn budget(memory_limit: u64, uses: &[MemoryUse]) -> u64 {
     usual.min(memory_limit.saturating_sub(beside))
 }
 
-/// The model's own length, from an estimate for one sequence of it. 0: cannot be told.
-pub(crate) fn length_of(uses: &[MemoryUse]) -> u32 {
-    let per_token = sum(uses, |u| u.cache_per_token);
-    let cache = sum(uses, |u| u.cache).saturating_sub(sum(uses, |u| u.cache_per_sequence));
-    u32::try_from(cache.checked_div(per_token).unwrap_or(0)).unwrap_or(u32::MAX)
-}
-
 fn sum(uses: &[MemoryUse], of: impl Fn(&MemoryUse) -> u64) -> u64 {
     uses.iter().fold(0, |total, one| total.saturating_add(of(one)))
 }
@@ -232,15 +225,6 @@ mod tests {
         assert_eq!(drafts(131_072, 16 << 10).unwrap(), shape);
         assert_eq!(drafts(2048, 16 << 10).unwrap(), Shape { context_length: 2048, ..shape });
         assert_eq!(drafts(0, 128 << 10).unwrap(), Shape { max_sequences: 4, ..shape });
-    }
-
-    #[test]
-    fn the_length_comes_back_out_of_an_estimate() {
-        let mut uses = uses(true, 1, 640);
-        uses[0].cache_per_sequence = 100;
-        uses[0].cache = 640 * 2048 + 100;
-        assert_eq!(length_of(&uses), 2048);
-        assert_eq!(length_of(&[]), 0);
     }
 
     proptest! {

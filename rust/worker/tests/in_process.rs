@@ -54,7 +54,7 @@ impl Running {
         change(&mut plan);
         let (sender, reports) = mpsc::channel();
         let reporter = Reporter::new(move |report| drop(sender.send(report)));
-        let estimate = engine.estimate(&plan).unwrap().unwrap_or_default();
+        let estimate = engine.estimate(&plan).unwrap().uses.unwrap_or_default();
         let model = engine.load(&plan, &mut |_| ()).unwrap().start(plan.scheduling, reporter).unwrap();
         Self { model, estimate, reports, engine, _folder: folder }
     }
@@ -297,7 +297,7 @@ fn an_estimate_of_nothing_is_none() {
     let folder = tempdir().unwrap();
     let address = fake(folder.path(), &["ESTIMATE_NOTHING"]);
     let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
-    assert_eq!(engine.estimate(&plan(address, toy_model(folder.path()))), Ok(None));
+    assert_eq!(engine.estimate(&plan(address, toy_model(folder.path()))).unwrap().uses, None);
 }
 
 #[test]

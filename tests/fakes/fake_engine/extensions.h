@@ -13,6 +13,11 @@ const void *engine_get_extension(const char *id) {
 #  elif defined(FAKE_GARBAGE_TABLE)
    return strncmp(id, "engine.", 7) == 0 ? NOWHERE : NULL;
 #  else
+#     ifdef FAKE_MEMORY_ALONE
+   if (strcmp(id, ENGINE_EXT_MEMORY) != 0) {
+      return NULL;
+   }
+#     endif
    static const EngineModels models = {SIZE_OF(EngineModels), models_load,       models_unload,
                                        models_info,           models_meta_count, models_meta_get};
    if (strcmp(id, ENGINE_EXT_MODELS) == 0) {

@@ -65,7 +65,11 @@ int engine_load_model(const char *model_path) {
 #else
    EngineModel *model = NULL;
    int          code  = model_open(model_path, &model);
+   if (code == ERR_OK) {
+      code = model_take(model);
+   }
    if (code != ERR_OK) {
+      model_free(model);
       return code;
    }
    model_free(tier0_model);

@@ -2,6 +2,7 @@
 
 struct EngineModel {
    uint64_t file_bytes, eog_every, estimate_bytes;
+   char    *taken; // beyond its word
    uint32_t n_context;
    size_t   n_metadata;
    char    *text; // the file, cut into the strings below
@@ -21,6 +22,7 @@ static uint64_t metadata_number(const EngineModel *model, const char *key, uint6
 static void model_free(EngineModel *model) {
    if (model != NULL) {
       free(model->text);
+      free(model->taken);
       free(model);
    }
 }
@@ -30,6 +32,11 @@ static int model_open(const char *path, EngineModel **result) {
    if (file == NULL) {
       return fail(ERR_NOT_FOUND, "the toy finds no such file");
    }
+#ifdef FAKE_TELL_OPENINGS
+   if (ENGINE_CAN(host, log)) {
+      host->log(host, ENGINE_LOG_INFO, "the toy opens a model");
+   }
+#endif
    EngineModel *model = calloc(1, sizeof *model);
    char        *text  = calloc(1, 65537);
    if (model == NULL || text == NULL) {
@@ -61,6 +68,20 @@ static int model_open(const char *path, EngineModel **result) {
    return ERR_OK;
 }
 
+// What a load takes beyond what is said of it, and how long it lasts.
+static MAYBE_UNUSED int model_take(EngineModel *model) {
+   uint64_t bytes = metadata_number(model, "takes_bytes", 0);
+   sleep_us(metadata_number(model, "load_us", 0));
+   if (bytes > 0) {
+      model->taken = malloc(bytes);
+      if (model->taken == NULL) {
+         return fail(ERR_OOM_RAM, "no memory for what the toy hides");
+      }
+      memset(model->taken, 1, bytes);
+   }
+   return ERR_OK;
+}
+
 static MAYBE_UNUSED int models_load(const EngineModelParams *params, EngineModel **model) {
 #ifdef FAKE_CRASH_IN_LOAD
    crash();
@@ -74,7 +95,11 @@ static MAYBE_UNUSED int models_load(const EngineModelParams *params, EngineModel
 #else
    EngineModel *loaded = NULL;
    int          code   = model_open(params->path, &loaded);
+   if (code == ERR_OK) {
+      code = model_take(loaded);
+   }
    if (code != ERR_OK) {
+      model_free(loaded);
       return code;
    }
    for (int i = 0; i <= 4; i++) {

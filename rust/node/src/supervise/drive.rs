@@ -7,12 +7,13 @@ use std::{
     collections::HashMap,
     sync::{Arc, Weak, mpsc},
     thread,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_fleet::{
-    Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Setup, Severity, Ticket, Won, WorkerId,
+    Device, Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Reading, Setup, Severity, Ticket,
+    Won, WorkerId,
 };
 use llm_node_wire::message::{ContextSize, FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +27,9 @@ use super::{
     report::{self, Incidents},
 };
 use crate::platform::Ending;
+
+/// Readings of devices are no closer than this, however urgent they are.
+const BETWEEN_READINGS: Duration = Duration::from_millis(50);
 
 /// What the thread is told.
 enum Message {
@@ -45,6 +49,17 @@ pub(super) struct Drive {
     incidents: Mutex<Incidents>,
     is_stopped: Mutex<bool>,
     stopped: Condvar,
+    readings: Mutex<Readings>,
+    wanted: Condvar,
+}
+
+/// Who reads the devices asks this what to do next.
+#[derive(Debug, Default)]
+struct Readings {
+    /// The last one.
+    began: Moment,
+    is_wanted: bool,
+    is_over: bool,
 }
 
 /// What the thread begins with.
@@ -64,6 +79,8 @@ impl Drive {
             incidents: Mutex::default(),
             is_stopped: Mutex::new(false),
             stopped: Condvar::new(),
+            readings: Mutex::default(),
+            wanted: Condvar::new(),
         };
         (this, Start { fleet, messages })
     }
@@ -87,6 +104,46 @@ impl Drive {
     /// What has happened lately.
     pub(super) fn incidents(&self) -> Incidents {
         self.incidents.lock().clone()
+    }
+
+    /// Waits until the devices are to be read: after so long, or sooner where the fleet wants to know. `false`: never
+    /// again.
+    pub(super) fn next_reading(&self, interval: Duration) -> bool {
+        let mut readings = self.readings.lock();
+        let last = self.begun + readings.began.0;
+        loop {
+            if readings.is_over {
+                return false;
+            }
+            let pause = if readings.is_wanted { BETWEEN_READINGS.min(interval) } else { interval };
+            if last.elapsed() >= pause {
+                readings.began = self.now();
+                return true;
+            }
+            self.wanted.wait_until(&mut readings, last + pause);
+        }
+    }
+
+    /// What the devices are like, as whoever asked [`Self::next_reading`] has found.
+    pub(super) fn read(&self, devices: Vec<Device>) {
+        let began = self.readings.lock().began;
+        self.tell(Event::Reading(Reading { began, devices }));
+    }
+
+    /// Does the fleet wait for the next reading?
+    fn wants_a_reading(&self, is_wanted: bool) {
+        let mut readings = self.readings.lock();
+        let is_news = is_wanted && !readings.is_wanted;
+        readings.is_wanted = is_wanted;
+        if is_news {
+            self.wanted.notify_all();
+        }
+    }
+
+    /// Nobody needs another reading.
+    pub(super) fn stop_reading(&self) {
+        self.readings.lock().is_over = true;
+        self.wanted.notify_all();
     }
 
     /// Something has happened.
@@ -161,13 +218,16 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
             let idle_since = idle_since.map(|instant| inner.fleet.moment_of(instant));
             effects.extend(fleet.handle(now, Event::Used { worker, idle_since }));
         }
-        if matches!(event, Event::Estimated { .. } | Event::Sized { .. } | Event::Plan { .. })
+        if matches!(event, Event::Estimated { .. } | Event::Ready { .. } | Event::Plan { .. })
+            || matches!(event, Event::Sized { .. } | Event::Reshaped { .. })
             || fleet.is_anybody_waiting_for_room()
         {
-            // Whether there is room is decided on what is free now.
-            effects.extend(fleet.handle(now, Event::Reading(vec![load::measure_host()])));
+            // Whether there is room, and what a load came to, is decided on what there is now.
+            let devices = vec![load::measure_host_and_workers(&inner)];
+            effects.extend(fleet.handle(now, Event::Reading(Reading { began: now, devices })));
         }
         effects.extend(fleet.handle(now, event));
+        inner.fleet.wants_a_reading(fleet.wants_a_reading());
         inner.traffic.await_use(fleet.is_anybody_waiting_for_room());
         for effect in &effects {
             if let Effect::Open { worker, model_id } = effect {
@@ -238,6 +298,7 @@ fn carry_out(
                 }));
             }
         }
+        Effect::Record { key, figures, time } => inner.remembered.add(key, figures, time),
         Effect::Tell(incident) => tell(inner, incident),
         Effect::Stopped => {
             *inner.fleet.is_stopped.lock() = true;
@@ -290,7 +351,7 @@ fn spawn(inner: &Arc<Inner>, worker: WorkerId, plan: Box<LoadPlan>) {
         match inner.processes.start(launch, &inner.traffic) {
             Ok(process) => {
                 // Before anything can come of the plan.
-                inner.fleet.tell(Event::Started { worker });
+                inner.fleet.tell(Event::Started { worker, pid: process.pid() });
                 process.link.send(ToWorker::Load(*plan));
             }
             Err(fault) => inner.fleet.tell(Event::NotStarted { worker, fault }),
@@ -304,7 +365,7 @@ fn spawn(inner: &Arc<Inner>, worker: WorkerId, plan: Box<LoadPlan>) {
 fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control) {
     let Some(inner) = inner.upgrade() else { return };
     inner.fleet.tell(match control {
-        Control::Message(FromWorker::Estimated(uses)) => Event::Estimated { worker, uses },
+        Control::Message(FromWorker::Estimated(estimate)) => Event::Estimated { worker, estimate },
         Control::Message(FromWorker::Ready(facts)) => Event::Ready { worker, facts },
         Control::Message(FromWorker::LoadFailed(fault)) => Event::Failed { worker, fault },
         Control::Message(FromWorker::Sized(uses)) => Event::Sized { worker, uses },

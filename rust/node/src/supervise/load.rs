@@ -6,16 +6,17 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::MemoryUse,
+    memory::{Estimate, MemoryUse, length_of},
     options::{self, ModelOptions},
 };
 use llm_node_fleet::{
-    Account, Changed, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, Setup, Status, guessed,
+    Account, Basis, Changed, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, LoadKey,
+    ProcessUse, Setup, Status, guessed,
 };
 use llm_node_wire::message::{
     ContextSize, EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
@@ -28,6 +29,7 @@ use super::{
     inflight::Reply,
     minding::Control,
     process::{Launch, Process, shutting_down},
+    written,
 };
 use crate::{
     choose::choose,
@@ -169,14 +171,51 @@ pub(super) fn find(
         Speculation::Off | Speculation::Lookup => 0,
     };
     let EngineAddress { id, version, gpu_backend, .. } = plan.engine.clone();
+    let key = key(inner, &model, &plan)?;
+    let known = inner.fleet.view().history.known(&key);
+    let plan = LoadPlan { figures: known.as_ref().map(|known| known.figures.clone()), ..plan };
     let found = FoundModel {
         engine: ChosenEngine { id, version, gpu_backend },
         size_bytes: model.size_bytes.saturating_add(draft),
         format: model.format,
         architecture: model.architecture,
         quantization: model.quantization,
+        key,
+        known,
     };
     Ok((found, Box::new(plan)))
+}
+
+/// What tells this load from others: whatever decides what it takes.
+fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> {
+    let device = |device: &Device| (device.name.clone(), device.total_bytes);
+    let devices: Vec<_> = inner.config.devices.iter().map(device).collect();
+    let EngineAddress { id, version, gpu_backend, binary, .. } = &plan.engine;
+    let draft = match &plan.speculation {
+        Speculation::Model(path) => Some(file(path)),
+        Speculation::Off | Speculation::Lookup => None,
+    };
+    let parts: Vec<_> = model.parts.iter().map(|path| file(path)).collect();
+    let LoadPlan { size, usual_size, gpu_layers, threads, vram_limit_bytes, options, .. } = plan;
+    Ok(LoadKey {
+        build: written(&(id, version, gpu_backend, file(binary), devices, &inner.config.cuda_driver))?,
+        model: written(&(
+            (file(&model.path), parts, &plan.speculation, draft),
+            (size, usual_size, gpu_layers, threads, vram_limit_bytes, options),
+        ))?,
+    })
+}
+
+/// Path, size, and when it was written last, in nanoseconds.
+fn file(path: &Path) -> (String, u64, u64) {
+    let metadata = fs::metadata(path).ok();
+    let written = metadata.as_ref().and_then(|file| file.modified().ok());
+    let since = written.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    (
+        path.display().to_string(),
+        metadata.map_or(0, |file| file.len()),
+        u64::try_from(since.as_nanos()).unwrap_or(0),
+    )
 }
 
 fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> Result<LoadPlan, Fault> {
@@ -208,6 +247,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         tool_syntax: options.tool_syntax.clone(),
         chat_template: options.chat_template.clone(),
         options: options.options_as_text().into_iter().collect(),
+        figures: None,
     })
 }
 
@@ -221,7 +261,19 @@ pub(super) fn measure_host() -> Device {
         total_bytes: memory.total,
         free_bytes: memory.available,
         kind: DeviceKind::Host,
+        processes: Vec::new(),
     }
+}
+
+/// The same, with what workers are seen to take.
+pub(super) fn measure_host_and_workers(inner: &Inner) -> Device {
+    let all = inner.processes.all();
+    let seen = |process: &Arc<Process>| {
+        let pid = process.pid();
+        Some(ProcessUse { pid, bytes: host_memory::private_bytes(pid)? })
+    };
+    let processes = all.iter().filter(|process| !process.is_probe()).filter_map(seen).collect();
+    Device { processes, ..measure_host() }
 }
 
 fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
@@ -279,10 +331,16 @@ fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> 
 /// What its engine says that it would take.
 fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -> Result<Foreseen, Fault> {
     let (found, plan) = find(inner, model_id, setup, format)?;
-    let known = estimate(inner, *plan)?;
-    let is_guessed = known.is_none();
-    let memory = known.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
-    Ok(Foreseen { engine: found.engine.id, memory, is_guessed })
+    let (memory, figures, basis, seconds) = if let Some(known) = found.known {
+        (known.uses, known.figures, Basis::Measured, Some(known.seconds))
+    } else {
+        let Estimate { uses, figures } = estimate(inner, *plan)?;
+        let basis = if uses.is_some() { Basis::Engine } else { Basis::FileSize };
+        let uses = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
+        (inner.fleet.view().history.corrected(&found.key, uses), figures, basis, None)
+    };
+    let longest = Some(length_of(&figures.one)).filter(|length| *length > 0);
+    Ok(Foreseen { engine: found.engine.id, memory, basis, seconds, longest })
 }
 
 /// Has the engine of a file's model estimate it.
@@ -300,19 +358,20 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         ..ModelOptions::default()
     };
     let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
-    let memory = estimate(inner, plan)?.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
+    let memory = estimate(inner, plan)?.uses.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
     Ok(Estimated { engine: candidate.id.clone(), memory })
 }
 
-/// What the engine of a plan says that it takes, in a process that is thrown away; `None`: it cannot say.
-fn estimate(inner: &Inner, plan: LoadPlan) -> Result<Option<Vec<MemoryUse>>, Fault> {
+/// What the engine of a plan says that it takes, in a process that is thrown away.
+fn estimate(inner: &Inner, plan: LoadPlan) -> Result<Estimate, Fault> {
     let (process, controls) = thrown_away(inner, &plan.engine.id)?;
     let deadline = Instant::now() + inner.config.load_timeout();
     process.link.send(ToWorker::Load(plan));
     let memory = loop {
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Control::Message(FromWorker::Estimated(uses))) => {
-                break Ok(uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)));
+            Ok(Control::Message(FromWorker::Estimated(Estimate { uses, figures }))) => {
+                let uses = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
+                break Ok(Estimate { uses, figures });
             }
             Ok(Control::Message(FromWorker::LoadFailed(fault))) => break Err(fault),
             Ok(Control::Message(_)) => {}

@@ -15,6 +15,7 @@ mod minding;
 mod outlets;
 mod output;
 mod process;
+mod remembered;
 mod report;
 mod silence;
 mod suspects;
@@ -23,7 +24,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use llm_node_core::{
@@ -31,7 +32,8 @@ use llm_node_core::{
     request::Request,
 };
 use llm_node_fleet::{
-    Deadlines, Device, Event, Fleet, FleetView, Moment, Status, Usual, WorkerId, not_loaded,
+    Deadlines, Device, DeviceKind, Event, Fleet, FleetView, Moment, Reading, Status, Usual, WorkerId,
+    not_loaded,
 };
 use llm_node_wire::message::{Question, ToWorker};
 use parking_lot::Mutex;
@@ -42,8 +44,9 @@ use self::{
     drive::Drive,
     errands::Errands,
     inflight::{Link, Traffic},
-    load::{ProcessProbe, measure_host},
+    load::{ProcessProbe, measure_host, measure_host_and_workers},
     process::{Processes, shutting_down},
+    remembered::Remembered,
     report::{ModelRow, SystemRow},
     suspects::Fingerprint,
 };
@@ -93,6 +96,7 @@ struct Inner {
     fleet: Drive,
     processes: Arc<Processes>,
     traffic: Arc<Traffic>,
+    remembered: Arc<Remembered>,
     /// What the configuration says of loads.
     usual: Mutex<Usual>,
     /// The models that were meant by names so far.
@@ -117,8 +121,11 @@ impl Supervisor {
             config.gpu_backend.as_deref() == Some("cpu"),
             config.vram_limit_bytes,
         );
+        let remembered = Arc::new(Remembered::new(config.home.as_deref()));
+        let date = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        fleet = fleet.remembering(remembered.read(), date.as_secs());
         let devices = config.devices.iter().cloned().chain([measure_host()]).collect();
-        fleet.handle(Moment::default(), Event::Reading(devices));
+        fleet.handle(Moment::default(), Event::Reading(Reading { began: Moment::default(), devices }));
         let (drive, start) = Drive::new(fleet);
         let this = Self {
             inner: Arc::new(Inner {
@@ -132,6 +139,7 @@ impl Supervisor {
                 fleet: drive,
                 processes: Arc::new(Processes::default()),
                 traffic: Arc::new(Traffic::default()),
+                remembered,
                 usual: Mutex::new(config.usual()),
                 names: Mutex::default(),
                 changes: Errands::default(),
@@ -283,9 +291,17 @@ impl Supervisor {
         })
     }
 
-    /// New figures of the devices.
+    /// Waits until figures of the devices are wanted: after so long, or sooner where something waits for them.
+    /// `false`: no more are. One thread alone may ask, and brings them by [`Self::update_devices`].
+    pub fn next_reading(&self, interval: Duration) -> bool {
+        self.inner.fleet.next_reading(interval)
+    }
+
+    /// New figures of the devices, beside those of the host's memory.
     pub fn update_devices(&self, devices: Vec<Device>) {
-        self.inner.fleet.tell(Event::Reading(devices));
+        let gpus = devices.into_iter().filter(|device| device.kind == DeviceKind::Gpu);
+        let devices = gpus.chain([measure_host_and_workers(&self.inner)]).collect();
+        self.inner.fleet.read(devices);
     }
 
     /// A new stream on a model that is ready. Never blocks.
@@ -382,6 +398,7 @@ impl Supervisor {
     pub fn shutdown(&self, limit: Duration) {
         let inner = &self.inner;
         inner.processes.close();
+        inner.fleet.stop_reading();
         inner.fleet.tell(Event::Stopping { by: inner.fleet.now() + limit });
         // Those that only look at engines have nothing to end.
         for process in inner.processes.all().iter().filter(|process| process.is_probe()) {

@@ -18,7 +18,7 @@ use llm_node_core::{
     session::Occupancy,
 };
 use llm_node_fleet::{
-    Account, Crash, Device, DeviceKind, FleetView, Foreseen, Holder, Incident, IncidentKind, Loaded,
+    Account, Basis, Crash, Device, DeviceKind, FleetView, Foreseen, Holder, Incident, IncidentKind, Loaded,
     ModelView, Moment, Planned, Severity, Status, Verdict,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
@@ -52,11 +52,15 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         verdict: &'static str,
         engine: &'a str,
         /// Where the figures come from.
-        basis: &'static str,
+        basis: Basis,
         memory: Vec<MemoryRow<'a>>,
         devices: Vec<NeedRow<'a>>,
         unload: Vec<LeaverRow<'a>>,
         holders: &'a [Holder],
+        /// Until it would answer; `None`: nobody can say, or it never would.
+        ready_seconds: Option<f64>,
+        /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
+        largest_context: Option<u32>,
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<RefusalRow<'a>>,
     }
@@ -71,6 +75,7 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
     struct LeaverRow<'a> {
         model_id: &'a str,
         idle_seconds: Option<u64>,
+        reload_seconds: f64,
     }
     #[derive(Serialize)]
     struct RefusalRow<'a> {
@@ -94,16 +99,19 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
     let unload = planned.unload.iter().map(|leaver| LeaverRow {
         model_id: &leaver.model_id,
         idle_seconds: leaver.idle_since.map(|since| now.since(since).as_secs()),
+        reload_seconds: leaver.reload_seconds,
     });
-    let Foreseen { engine, memory, is_guessed } = &planned.foreseen;
+    let Foreseen { engine, memory, basis, .. } = &planned.foreseen;
     written(&Answer {
         verdict,
         engine,
-        basis: if *is_guessed { "file_size" } else { "engine" },
+        basis: *basis,
         memory: memory.iter().map(MemoryRow::of).collect(),
         devices: devices.collect(),
         unload: unload.collect(),
         holders: &planned.holders,
+        ready_seconds: planned.ready_seconds,
+        largest_context: planned.largest_context,
         error: fault.map(|fault| RefusalRow {
             error: ErrorRow { code: fault.code, message: &fault.message },
             param: fault.param.as_deref(),
@@ -260,6 +268,8 @@ struct DeviceRow<'a> {
     free_bytes: u64,
     limit_bytes: u64,
     reserved_bytes: u64,
+    /// Of models that have gone, and not free yet.
+    settling_bytes: u64,
     holders: &'a [Holder],
 }
 
@@ -420,7 +430,7 @@ impl<'a> FileRow<'a> {
 impl<'a> DeviceRow<'a> {
     /// `host`: as it is now.
     fn of(account: &'a Account, host: &'a Device) -> Self {
-        let Account { device, limit_bytes, reserved_bytes, holders } = account;
+        let Account { device, limit_bytes, reserved_bytes, settling_bytes, holders } = account;
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
             index: device.index,
@@ -431,6 +441,7 @@ impl<'a> DeviceRow<'a> {
             free_bytes: device.free_bytes,
             limit_bytes: *limit_bytes,
             reserved_bytes: *reserved_bytes,
+            settling_bytes: *settling_bytes,
             holders,
         }
     }

@@ -80,6 +80,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         tool_syntax: None,
         chat_template: None,
         options: Vec::new(),
+        figures: None,
     }
 }
 

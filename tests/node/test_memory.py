@@ -1,0 +1,264 @@
+"""What models take of memory, whatever their engines say; and what is remembered of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.engines import FAKES, compile_library, fake_engine
+from support.node import Answer, RunningNode, command, running_node
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@contextmanager
+def node_of(
+    folder: Path,
+    models: Mapping[str, str],
+    *more: str,
+    backend: str = "cpu",
+    environment: Mapping[str, str] | None = None,
+    **defines: str | None,
+) -> Iterator[RunningNode]:
+    """`models`: what stands in their files."""
+    if not (folder / "models").exists():
+        fake_engine(folder / "engines", "toy", backend=backend, defines=defines)
+        (folder / "models").mkdir()
+        for model, text in models.items():
+            (folder / f"models/{model}.toy").write_text(f"TOY1\n{text}\n")
+    places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
+    limits = ["--gpu-backend", backend, "--cache-tokens", "512", "--max-sequences", "2"]
+    with running_node(folder / "node", [*places, *limits, *more], environment=environment) as node:
+        node.extra["home"] = folder / "node"
+        yield node
+
+
+def load(node: RunningNode, model: str, **options: Any) -> Answer:
+    return node.post("/api/models/load", {"model_id": model, **options})
+
+
+def unload(node: RunningNode, model: str) -> None:
+    assert node.post("/api/models/unload", {"model_id": model}).status == 200
+
+
+def plan(node: RunningNode, model: str) -> dict[str, Any]:
+    answer = node.post("/api/models/plan", {"model_id": model})
+    assert answer.status == 200, answer.body
+    planned: dict[str, Any] = answer.json()
+    return planned
+
+
+def device(node: RunningNode, kind: str = "host") -> dict[str, Any]:
+    devices = node.get("/api/system").json()["devices"]
+    found: dict[str, Any] = next(each for each in devices if each["kind"] == kind)
+    return found
+
+
+def incidents(node: RunningNode) -> list[tuple[str, str]]:
+    return [(it["kind"], it["message"]) for it in node.get("/api/incidents").json()["incidents"]]
+
+
+def test_a_load_like_an_earlier_one_opens_its_file_once_and_its_time_is_known(tmp_path: Path) -> None:
+    models = {"m": "load_us=300000"}
+    history = tmp_path / "node/.llm-node/history.json"
+    with node_of(tmp_path, models, FAKE_TELL_OPENINGS=None) as node:
+
+        def openings() -> int:
+            return node.log_text().count("the toy opens a model")
+
+        def loaded() -> int:
+            before = openings()
+            first = load(node, "m").json()
+            unload(node, "m")
+            assert first["facts"]["max_sequences"] == 2
+            return openings() - before
+
+        said = plan(node, "m")
+        assert (said["basis"], said["largest_context"]) == ("engine", 2048)
+        assert loaded() > 1
+        assert [loaded(), loaded()] == [1, 1]
+        before = openings()
+        said = plan(node, "m")
+        assert openings() == before, "nobody is asked"
+        assert (said["basis"], said["verdict"], said["largest_context"]) == ("measured", "fits", 2048)
+        assert 0.3 <= said["ready_seconds"] < 30
+        words = command(node, "plan", "m").stdout
+        assert "Ready in about" in words and "as it was measured before" in words
+        deadline = time.monotonic() + 30
+        while not history.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert history.stat().st_mode & 0o777 == 0o600
+        # Another context is another load.
+        before = openings()
+        assert load(node, "m", context_length=64).status == 200
+        assert openings() - before > 1
+        unload(node, "m")
+    with node_of(tmp_path, models) as node:
+        assert plan(node, "m")["basis"] == "measured", "the next node knows"
+    history.write_text("{")
+    with node_of(tmp_path, models) as node:
+        assert plan(node, "m")["basis"] == "engine"
+        assert "history.json cannot be read and is set aside" in node.log_text()
+
+
+def test_a_word_about_memory_counts_also_without_handles(tmp_path: Path) -> None:
+    """An engine of tier 0 that offers engine.memory/1."""
+    models = {"big": f"estimate_bytes={16 * GIB}", "small": "estimate_bytes=10"}
+    with node_of(tmp_path, models, "--vram-limit", "8G", FAKE_MEMORY_ALONE=None) as node:
+        assert plan(node, "big")["basis"] == "engine"
+        refused = load(node, "big")
+        error = refused.json()["error"]
+        assert (refused.status, error["code"], error["basis"]) == (507, "oom_vram", "engine")
+        assert error["message"] == "Insufficient VRAM: required 16.1GB, available 8GB"
+        assert load(node, "small").status == 200
+        asked = {"model": "small", "prompt": "x", "max_tokens": 1}
+        assert node.post("/v1/completions", asked).status == 200
+
+
+@pytest.mark.parametrize("tier0", [False, True])
+def test_what_is_taken_beyond_all_words_is_noticed_and_learned(tmp_path: Path, tier0: bool) -> None:
+    models = {"liar": f"estimate_bytes=10\ntakes_bytes={600 * MIB}", "other": "estimate_bytes=10"}
+    defines = {"FAKE_MEMORY_ALONE": None} if tier0 else {}
+    with node_of(tmp_path, models, **defines) as node:
+        assert load(node, "liar").status == 200
+        assert device(node)["reserved_bytes"] >= 600 * MIB
+        kinds = incidents(node)
+        assert [kind for kind, _ in kinds] == ["overrun"]
+        words = r"model 'liar' takes more than its engine estimated: 0\.[67]GB of host, and 1MB were .*"
+        assert re.fullmatch(words, kinds[0][1])
+        assert plan(node, "other")["devices"][0]["required_bytes"] >= 600 * MIB, "its engine is known"
+        unload(node, "liar")
+        said = plan(node, "liar")
+        assert said["basis"] == "measured" and said["devices"][0]["required_bytes"] >= 600 * MIB
+        assert device(node)["reserved_bytes"] == 0
+
+
+def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_path: Path) -> None:
+    models = {"liar": f"estimate_bytes=10\ntakes_bytes={600 * MIB}", "good": "estimate_bytes=10"}
+    with node_of(tmp_path, models, "--vram-limit", "512M", FAKE_TELL_OPENINGS=None) as node:
+        assert load(node, "good").status == 200
+        refused = load(node, "liar")
+        error = refused.json()["error"]
+        assert (refused.status, error["code"]) == (507, "oom_vram")
+        assert re.fullmatch(r"Insufficient VRAM: required 0\.[67]GB, available 0\.\dGB", error["message"])
+        assert [kind for kind, _ in incidents(node)] == ["overrun", "refused"]
+        assert [holder["model_id"] for holder in device(node)["holders"]] == ["good"]
+        before = node.log_text().count("the toy opens a model")
+        again = load(node, "liar").json()["error"]
+        assert (again["code"], again["basis"]) == ("oom_vram", "measured")
+        assert node.log_text().count("the toy opens a model") == before, "it is not tried again"
+        asked = {"model": "good", "prompt": "x", "max_tokens": 1}
+        assert node.post("/v1/completions", asked).status == 200
+
+
+class Gpu:
+    """A GPU of 8 GiB, of which a test says what is free."""
+
+    def __init__(self, folder: Path) -> None:
+        self._state = folder / "gpu"
+        library = compile_library(FAKES / "fake_nvml.c", folder / "nvml/libnvidia-ml.so.1")
+        self.environment = {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_STATE": str(self._state)}
+        self.shows(0)
+
+    def shows(self, used: int, pids: str = "") -> None:
+        fresh = self._state.with_suffix(".fresh")
+        fresh.write_text(f"FAKE_NVML_USED={used}\nFAKE_NVML_PIDS={pids}\n")
+        fresh.replace(self._state)
+
+
+@pytest.mark.parametrize("ending", ["unload", "crash"])
+def test_a_gpu_that_gives_back_late_lets_the_next_load_wait(tmp_path: Path, ending: str) -> None:
+    gpu = Gpu(tmp_path)
+    size = f"estimate_bytes={6 * GIB}"
+    environment = gpu.environment
+    with node_of(tmp_path, {"a": size, "b": size}, backend="cuda", environment=environment) as node:
+        assert load(node, "a").status == 200
+        gpu.shows(6 * GIB)
+        deadline = time.monotonic() + 30
+        while device(node, "gpu")["free_bytes"] != 2 * GIB:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if ending == "unload":
+            unload(node, "a")
+        else:
+            (worker,) = (
+                each for each in node.get("/api/system").json()["workers"] if each["status"] == "loaded"
+            )
+            os.kill(worker["pid"], signal.SIGKILL)
+            while device(node, "gpu")["reserved_bytes"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert device(node, "gpu")["settling_bytes"] >= 6 * GIB
+        freed = threading.Timer(1.5, gpu.shows, [0])
+        freed.start()
+        began = time.monotonic()
+        answer = load(node, "b")
+        freed.join()
+        assert answer.status == 200, answer.body
+        assert time.monotonic() - began >= 1.4, "it waited for the memory, not for luck"
+        assert device(node, "gpu")["settling_bytes"] == 0
+        assert "do not show as free" not in node.log_text()
+
+
+def test_what_a_gpu_does_not_give_back_is_said_and_counts_no_longer(tmp_path: Path) -> None:
+    gpu = Gpu(tmp_path)
+    size = f"estimate_bytes={6 * GIB}"
+    environment = gpu.environment
+    with node_of(tmp_path, {"a": size, "b": size}, backend="cuda", environment=environment) as node:
+        assert load(node, "a").status == 200
+        gpu.shows(6 * GIB)
+        deadline = time.monotonic() + 60
+        while device(node, "gpu")["free_bytes"] != 2 * GIB:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        unload(node, "a")
+        refused = load(node, "b")
+        assert refused.status == 507, refused.body
+        ((_, message),) = [it for it in incidents(node) if it[0] == "kept"]
+        assert message == "'a' ended 5 s ago, and 6.1GB of NVIDIA Fake do not show as free"
+
+
+def test_what_a_gpu_sees_of_a_worker_counts(tmp_path: Path) -> None:
+    gpu = Gpu(tmp_path)
+    models = {"liar": f"estimate_bytes={GIB}\nload_us=3000000"}
+    limit = ("--vram-limit", "3G")
+    environment = gpu.environment
+    with node_of(tmp_path, models, *limit, backend="cuda", environment=environment) as node:
+        answers: list[Answer] = []
+        loading = threading.Thread(target=lambda: answers.append(load(node, "liar")))
+        loading.start()
+        deadline = time.monotonic() + 60
+        while not (pid := _pid_that_loads(node)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gpu.shows(4 * GIB, f"1:7,{pid}:{4 * GIB}")
+        loading.join()
+        error = answers[0].json()["error"]
+        assert error["message"] == "Insufficient VRAM: required 4GB, available 3GB"
+        assert [kind for kind, _ in incidents(node)] == ["overrun", "refused"]
+        gpu.shows(0)
+        said = plan(node, "liar")
+        assert (said["basis"], said["verdict"], said["devices"][0]["required_bytes"]) == (
+            "measured",
+            "refused",
+            4 * GIB + 4 * GIB // 100,
+        )
+
+
+def _pid_that_loads(node: RunningNode) -> int:
+    """Of a worker that has been told to load."""
+    rows = node.get("/api/system").json()
+    reserved = next(each for each in rows["devices"] if each["kind"] == "gpu")["reserved_bytes"]
+    (worker,) = rows["workers"] or [{}]
+    return int(worker.get("pid") or 0) if reserved and worker.get("status") == "loading" else 0
