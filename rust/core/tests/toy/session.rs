@@ -451,6 +451,7 @@ proptest! {
         jobs in prop::collection::vec(job(), 1..24),
         limits in tight_limits(),
         ways in ways(),
+        remade in prop::option::of((0usize..80, tight_limits())),
     ) {
         let (plain, texts): (Vec<_>, Vec<_>) = jobs.iter().map(|it| recorded(&it.valid(&limits))).unzip();
         let options = SessionOptions {
@@ -462,16 +463,19 @@ proptest! {
             clock: if ways.restless { restless } else { || Duration::ZERO },
             ..SessionOptions::default()
         };
-        let mut engine = ToyEngine::new(limits.clone());
-        engine.boast = ways.boast;
-        engine.copies_whole = ways.copies_whole;
-        engine.stages = ways.stages.clone();
-        if !limits.fetches {
-            // Then it has to give what was asked for.
-            engine.stages.most = 0;
-        }
+        let engine = |limits: &Limits| {
+            let mut engine = ToyEngine::new(limits.clone());
+            engine.boast = ways.boast;
+            engine.copies_whole = ways.copies_whole;
+            engine.stages = ways.stages.clone();
+            if !limits.fetches {
+                // Then it has to give what was asked for.
+                engine.stages.most = 0;
+            }
+            engine
+        };
         let crew = Crew::new(NonZeroUsize::new(ways.crew).unwrap(), "test").unwrap();
-        let mut session = hosting(engine, options).with_crew(crew);
+        let mut session = hosting(engine(&limits), options).with_crew(crew);
         session = match ways.drafts {
             0 => session,
             1 => session.with_drafter(Box::new(Lookup::default())),
@@ -487,6 +491,13 @@ proptest! {
                 if job.cancelled == Some(steps) {
                     session.cancel(id, &mut events);
                 }
+            }
+            if let Some((at, others)) = &remade && *at == steps {
+                session.reshape(&mut events, |context| {
+                    *context = engine(others);
+                    Ok(Remade { max_running: ways.max_running, drafter: Some(Box::new(Lookup::default())) })
+                }).unwrap();
+                prop_assert_eq!(session.check_integrity(), Ok(()));
             }
             session.step(&mut events).unwrap();
             prop_assert_eq!(session.check_integrity(), Ok(()));
