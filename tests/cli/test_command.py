@@ -302,3 +302,15 @@ def test_list_says_why_one_cannot_be_loaded(run: Run, tmp_path: Path, engines: P
     assert "damaged at byte" in corrupt
     assert fine.split()[-1] == "available"
     assert "architecture_mismatch  Architecture 'brand-new' not supported by plugin 'llama_cpp'" in new
+
+
+def test_where_ray_is_missing_it_is_said_what_brings_it() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None; sys.argv = ['llm-node', 'ray', 'targets']\n"
+        "from llm_node.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: Ray is not installed: pip install 'llm-node[ray]'\n"
