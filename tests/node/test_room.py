@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from support.node import RunningNode, command, running_node
 MODELS = ["a", "b", "c", "d", "e"]
 MIB = 1 << 20
 LIMIT = 300 * MIB
+SIZE = 85 * MIB
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def node_of(folder: Path, *more: str) -> Iterator[RunningNode]:
     fake_engine(folder / "engines", "toy")
     (folder / "models").mkdir()
     for model in MODELS:
-        (folder / f"models/{model}.toy").write_text(f"TOY1\nestimate_bytes={95 * MIB}\n")
+        (folder / f"models/{model}.toy").write_text(f"TOY1\nestimate_bytes={SIZE}\ntakes_bytes={SIZE}\n")
     places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
     limits = ["--gpu-backend", "cpu", "--vram-limit", "300M", "--cache-tokens", "512", "--max-sequences", "2"]
     with running_node(folder / "node", [*places, *limits, *more]) as node:
@@ -44,10 +46,44 @@ def loaded(node: RunningNode) -> set[str]:
     return {worker["model_id"] for worker in workers if worker["status"] == "loaded"}
 
 
+def taken(pid: int) -> int | None:
+    """What a process takes of memory that is no file, in bytes."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = [re.search(rf"^Rss{part}:\s+(\d+) kB$", status, re.MULTILINE) for part in ("Anon", "Shmem")]
+    return sum(int(each[1]) << 10 for each in found if each)  # a process that is ending has none
+
+
+def watch_the_ledger(node: RunningNode, is_over: threading.Event) -> int:
+    """Each second: what the node says that models hold is what their processes take. Gives how often that was
+    seen."""
+    times = 0
+    while not is_over.wait(1):
+
+        def look() -> dict[str, tuple[int, int]]:
+            system = node.get("/api/system").json()
+            held = {holder["model_id"]: holder["bytes"] for holder in system["devices"][0]["holders"]}
+            loaded = [worker for worker in system["workers"] if worker["status"] == "loaded"]
+            return {each["model_id"]: (each["pid"], held.get(each["model_id"], 0)) for each in loaded}
+
+        before = look()
+        seen = {pid: taken(pid) for pid, _ in before.values()}
+        after = look()
+        for model, (pid, held) in before.items():
+            process = seen[pid]
+            if after.get(model) != (pid, held) or not process:
+                continue  # it has come or gone meanwhile
+            assert abs(held - process) <= max(process // 20, 16 * MIB), (model, held, process)
+            times += 1
+    return times
+
+
 def test_five_models_of_which_three_fit_are_used_in_turn(tmp_path: Path) -> None:
     """SOAK_SECONDS: it goes on for so long."""
     with node_of(tmp_path) as node:
-        until = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "0"))
+        until = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "5"))
 
         def client(number: int) -> int:
             for turn in itertools.count():
@@ -61,14 +97,20 @@ def test_five_models_of_which_three_fit_are_used_in_turn(tmp_path: Path) -> None
                 assert host["reserved_bytes"] <= host["limit_bytes"] == LIMIT
             return number
 
-        with ThreadPoolExecutor(4) as clients:
-            assert sorted(clients.map(client, range(4))) == [0, 1, 2, 3]
+        is_over = threading.Event()
+        with ThreadPoolExecutor(5) as clients:
+            watching = clients.submit(watch_the_ledger, node, is_over)
+            try:
+                assert sorted(clients.map(client, range(4))) == [0, 1, 2, 3]
+            finally:
+                is_over.set()
+            assert watching.result() >= 1
         kinds = [incident["kind"] for incident in node.get("/api/incidents").json()["incidents"]]
         assert set(kinds) == {"evicted"} and len(kinds) >= 2
         for model in loaded(node):
             assert node.post("/api/models/unload", {"model_id": model}).status == 200
         (host,) = node.get("/api/system").json()["devices"]
-        assert host["reserved_bytes"] == 0
+        assert (host["reserved_bytes"], host["settling_bytes"]) == (0, 0)
 
 
 def test_an_answer_is_not_cut_for_another_model(tmp_path: Path) -> None:
