@@ -340,8 +340,15 @@ impl Generation {
     /// Reads a token, and goes on by it in what the answer keeps to. A call that begins as its grammar does not
     /// admit is none: it is text, marks and all.
     fn read(&mut self, token: Token, vocabulary: &Vocabulary, told: &mut Vec<Told>) -> Result<(), Fault> {
+        let awaits = self.keeping.awaits_calls();
+        if awaits
+            && !vocabulary.has(token, attribute::CONTROL)
+            && self.answer.pass(vocabulary.token_bytes(token), told)
+        {
+            return Ok(());
+        }
         let thought = self.answer.thinks();
-        let before = self.keeping.awaits_calls().then(|| self.answer.clone());
+        let before = awaits.then(|| self.answer.clone());
         self.push(token, vocabulary, told);
         let call = self.answer.calling();
         let Some(before) = before else {

@@ -20,6 +20,8 @@ pub struct AnswerText {
     place: u64,
     /// Text that the stop strings hold back: how long it is, and where it came from.
     waiting: VecDeque<(usize, u64)>,
+    /// Empty, and there for its memory.
+    parsed: Vec<Parsed>,
 }
 
 /// A part of an answer that is safe to send.
@@ -64,22 +66,36 @@ impl AnswerText {
     /// Takes the bytes of a token, and tells what is safe to send: whole characters, none of which may still
     /// turn out to belong to a stop string or to a mark. Invalid bytes become U+FFFD.
     pub fn push(&mut self, bytes: &[u8], told: &mut Vec<Told>) {
+        if self.pass(bytes, told) {
+            return;
+        }
         let mut text = String::new();
         self.decoder.push(bytes, &mut text);
         self.text(text, told);
+    }
+
+    /// Takes the bytes of a token if they are text or thought, all of them and whatever follows: no call begins with
+    /// them. As most do, where more than text is looked for. False: they are to be [read](Self::push).
+    pub fn pass(&mut self, bytes: &[u8], told: &mut Vec<Told>) -> bool {
+        let Some(parser) = self.parser.as_mut().filter(|_| self.decoder.incomplete().is_empty()) else {
+            return false;
+        };
+        let Some(parsed) = std::str::from_utf8(bytes).ok().and_then(|text| parser.pass(text)) else {
+            return false;
+        };
+        self.place += bytes.len() as u64;
+        self.one(parsed, told);
+        true
     }
 
     /// Takes a control token, which is not shown, but may be a mark or complete a stop string.
     pub fn push_control(&mut self, name: &[u8], told: &mut Vec<Told>) {
         let begin = self.place;
         self.place += weight(name) as u64;
-        match &mut self.parser {
-            Some(parser) => {
-                let mut parsed = Vec::new();
-                parser.push_control(name, &mut parsed);
-                self.parsed(parsed, told);
-            }
-            None => self.one(Parsed { found: Found::Control(name.to_owned()), begin, end: self.place }, told),
+        if self.parser.is_some() {
+            self.parse(|parser, parsed| parser.push_control(name, parsed), told);
+        } else {
+            self.one(Parsed { found: Found::Control(name.to_owned()), begin, end: self.place }, told);
         }
     }
 
@@ -110,11 +126,7 @@ impl AnswerText {
 
     /// What may become a mark is none.
     pub fn deny(&mut self, told: &mut Vec<Told>) {
-        if let Some(parser) = &mut self.parser {
-            let mut parsed = Vec::new();
-            parser.deny(&mut parsed);
-            self.parsed(parsed, told);
-        }
+        self.parse(Parser::deny, told);
     }
 
     /// Does it consist of more than text?
@@ -128,11 +140,7 @@ impl AnswerText {
         let mut text = String::new();
         self.decoder.finish(&mut text);
         self.text(text, told);
-        if let Some(parser) = &mut self.parser {
-            let mut parsed = Vec::new();
-            parser.finish(by_itself, &mut parsed);
-            self.parsed(parsed, told);
-        }
+        self.parse(|parser, parsed| parser.finish(by_itself, parsed), told);
         self.release(told);
     }
 
@@ -142,20 +150,22 @@ impl AnswerText {
         }
         let begin = self.place;
         self.place += text.len() as u64;
-        match &mut self.parser {
-            Some(parser) => {
-                let mut parsed = Vec::new();
-                parser.push(&text, &mut parsed);
-                self.parsed(parsed, told);
-            }
-            None => self.one(Parsed { found: Found::Text(text), begin, end: self.place }, told),
+        if self.parser.is_some() {
+            self.parse(|parser, parsed| parser.push(&text, parsed), told);
+        } else {
+            self.one(Parsed { found: Found::Text(text), begin, end: self.place }, told);
         }
     }
 
-    fn parsed(&mut self, parsed: Vec<Parsed>, told: &mut Vec<Told>) {
-        for one in parsed {
+    /// Tells what the parser makes of something, if there is a parser.
+    fn parse(&mut self, act: impl FnOnce(&mut Parser, &mut Vec<Parsed>), told: &mut Vec<Told>) {
+        let Some(parser) = &mut self.parser else { return };
+        let mut parsed = std::mem::take(&mut self.parsed);
+        act(parser, &mut parsed);
+        for one in parsed.drain(..) {
             self.one(one, told);
         }
+        self.parsed = parsed;
     }
 
     fn one(&mut self, Parsed { found, begin, end }: Parsed, told: &mut Vec<Told>) {

@@ -55,6 +55,19 @@ impl Harmony {
         while self.step(watch, false, out) {}
     }
 
+    /// See [`crate::chat::parse::Parser::pass`].
+    pub(crate) fn pass(&mut self, text: &str) -> Option<Parsed> {
+        // All marks begin so.
+        if !self.source.held.is_empty() || text.contains('<') {
+            return None;
+        }
+        match self.state {
+            State::Text => Some(self.source.pass(text, Found::Text)),
+            State::Reasoning => Some(self.source.pass(text, Found::Reasoning)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn finish(&mut self, by_itself: bool, watch: &Watch, out: &mut Vec<Parsed>) {
         while self.step(watch, true, out) {}
         if let State::Call(marks) = &mut self.state {

@@ -5,6 +5,7 @@ use super::{
     cursor::{Cursor, Read, Stop, window},
     head::{HEAD, Head, head_at, is_list, is_section, next_head, openers},
     input::{Input, Reading, Turn},
+    passing::Passing,
     source::{Source, control_length, edge, is_blank, overlap, shown, until_control},
 };
 use crate::chat::{
@@ -61,10 +62,13 @@ pub(crate) struct Marks {
     fenced: bool,
     /// The call under way; `None`: it is told already, or there is none.
     call: Option<Calling>,
+    /// What need not be read.
+    passing: Passing,
 }
 
 impl Marks {
-    pub(super) fn new(thinks: bool) -> Self {
+    pub(super) fn new(watch: &Watch) -> Self {
+        let thinks = watch.thinks;
         let state = if thinks { State::Reasoning } else { State::Free };
         Self {
             source: Source::default(),
@@ -77,17 +81,19 @@ impl Marks {
             depth: 0,
             fenced: false,
             call: None,
+            passing: Passing::of(watch),
         }
     }
 
     /// Inside a call whose input begins with the byte of that number.
     pub(crate) fn in_call(tool: usize, base: u64) -> Self {
         let call = Some(Calling { tool, marked: true, begin: base });
-        Self { source: Source::at(base), state: State::Input(tool, Input::Json), call, ..Self::new(false) }
+        let state = State::Input(tool, Input::Json);
+        Self { source: Source::at(base), state, call, ..Self::new(&Watch::default()) }
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.state == State::Done
+        matches!(self.state, State::Done)
     }
 
     pub(crate) fn held(&self) -> usize {
@@ -109,6 +115,36 @@ impl Marks {
     pub(super) fn deny(&mut self, out: &mut Vec<Parsed>) {
         self.source.tell_text(self.source.held.len(), out);
         (self.state, self.line, self.fresh) = (State::Free, false, false);
+    }
+
+    /// See [`super::Parser::pass`].
+    pub(super) fn pass(&mut self, text: &str, watch: &Watch) -> Option<Parsed> {
+        if self.skips || !self.source.held.is_empty() {
+            return None;
+        }
+        match self.state {
+            State::Free => {
+                // At the beginning there is more to be found than marks of calls.
+                let bare = watch.tools.as_ref().is_some_and(|it| it.bare);
+                let plain = !self.fresh || !bare && self.reasoning_of(watch, true).is_none();
+                if !plain || !self.passing.text.pass(text.as_bytes()) {
+                    return None;
+                }
+                self.said(text);
+                Some(self.source.pass(text, Found::Text))
+            }
+            State::Reasoning if self.thought && self.passing.thought.pass(text.as_bytes()) => {
+                Some(self.source.pass(text, Found::Reasoning))
+            }
+            _ => None,
+        }
+    }
+
+    /// This is text, and told.
+    fn said(&mut self, text: &str) {
+        let (begins, last) = text.rsplit_once('\n').map_or((self.line, text), |(_, last)| (true, last));
+        self.line = begins && last.trim().is_empty();
+        self.fresh = self.fresh && text.trim().is_empty();
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8], watch: &Watch, out: &mut Vec<Parsed>) {
@@ -199,10 +235,8 @@ impl Marks {
         let keep = if short == Stop::Short || found.is_some() { edge(&held[..at]) } else { 0 };
         let said = at - keep;
         // The white space that is kept is looked at again.
-        let line_before = held[..said].iter().rposition(|&it| it == b'\n').map_or(self.line, |_| true);
-        let last_line = held[..said].rsplit(|&it| it == b'\n').next().unwrap_or(&[]);
-        self.line = line_before && shown(last_line).trim().is_empty();
-        self.fresh &= shown(&held[..said]).trim().is_empty();
+        let text = shown(&held[..said]);
+        self.said(&text);
         self.source.tell_text(said, out);
         let Some(mark) = found else { return false };
         self.source.skip(keep);

@@ -10,6 +10,7 @@ mod cursor;
 mod head;
 mod input;
 mod marks;
+mod passing;
 mod source;
 
 use std::{collections::HashSet, sync::Arc};
@@ -171,16 +172,28 @@ impl Parser {
         let kind = if is_harmony {
             Kind::Harmony(Box::default())
         } else {
-            Kind::Marks(Box::new(Marks::new(watch.thinks)))
+            Kind::Marks(Box::new(Marks::new(&watch)))
         };
         Self { watch, kind }
     }
 
     /// Takes text: whole characters.
     pub fn push(&mut self, text: &str, out: &mut Vec<Parsed>) {
+        if let Some(parsed) = self.pass(text) {
+            return out.push(parsed);
+        }
         match &mut self.kind {
             Kind::Marks(marks) => marks.push(text.as_bytes(), &self.watch, out),
             Kind::Harmony(harmony) => harmony.push(text.as_bytes(), &self.watch, out),
+        }
+    }
+
+    /// Takes text that is text or thought, all of it and whatever follows. `None`: it is to be [read](Self::push).
+    pub fn pass(&mut self, text: &str) -> Option<Parsed> {
+        match &mut self.kind {
+            _ if text.is_empty() => None,
+            Kind::Marks(marks) => marks.pass(text, &self.watch),
+            Kind::Harmony(harmony) => harmony.pass(text),
         }
     }
 
@@ -216,7 +229,7 @@ impl Parser {
     /// Is what comes next reasoning?
     pub fn thinks(&self) -> bool {
         match &self.kind {
-            Kind::Marks(marks) => marks.state == State::Reasoning,
+            Kind::Marks(marks) => matches!(marks.state, State::Reasoning),
             Kind::Harmony(harmony) => harmony.thinks(),
         }
     }

@@ -46,6 +46,13 @@ impl Source {
         self.each(count, out, Found::Reasoning, |_| None);
     }
 
+    /// Text that came and is not held.
+    pub(crate) fn pass(&mut self, text: &str, found: fn(String) -> Found) -> Parsed {
+        let begin = self.base;
+        self.base += text.len() as u64;
+        Parsed { found: found(text.to_owned()), begin, end: self.base }
+    }
+
     fn each(
         &mut self,
         count: usize,
