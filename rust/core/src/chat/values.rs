@@ -473,27 +473,43 @@ impl<'a> Python<'a> {
     }
 }
 
-/// Elements inside elements, each tag behind a mark, as an object. Those that are all called `item` are a
-/// list. `is_text`: is the argument of that name text whatever it looks like?
+/// What the elements of a list are called where elements stand inside elements.
+pub(crate) const ITEM: &str = "item";
+
+/// The path of an element inside that of another path; empty: outside of all. No name in a tag has what stands
+/// between.
+pub(crate) fn inside(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}>{name}") }
+}
+
+/// Elements inside elements, each tag behind a mark, as an object. Those that are all called [`ITEM`] are a
+/// list. `is_text`: is the element of that path text whatever it looks like?
 pub(crate) fn nested(text: &str, mark: &str, is_text: &dyn Fn(&str) -> bool) -> String {
     let mut out = String::new();
     let mut rest = text;
-    elements(&mut rest, mark, is_text, 0, &mut out);
+    elements(&mut rest, mark, is_text, ("", 0), &mut out);
     // An input is an object, with arguments or without.
     if out.starts_with('{') { out } else { "{}".to_owned() }
 }
 
-fn elements(rest: &mut &str, mark: &str, is_text: &dyn Fn(&str) -> bool, depth: usize, out: &mut String) {
+fn elements(
+    rest: &mut &str,
+    mark: &str,
+    is_text: &dyn Fn(&str) -> bool,
+    (path, depth): (&str, usize),
+    out: &mut String,
+) {
     let mut fields: Vec<(String, String)> = Vec::new();
     while let Some((key, inner)) = open_tag(rest, mark) {
         *rest = inner;
         let mut value = String::new();
+        let path = inside(path, &key);
         if depth < DEPTH && open_tag(rest, mark).is_some() {
-            elements(rest, mark, &|_| false, depth + 1, &mut value);
+            elements(rest, mark, is_text, (&path, depth + 1), &mut value);
         } else {
             let end = rest.find(mark).unwrap_or(rest.len());
             let text = &rest[..end];
-            value = if is_text(&key) { quoted(text) } else { loose(text) };
+            value = if is_text(&path) { quoted(text) } else { loose(text) };
             *rest = &rest[end..];
         }
         // What closes it.
@@ -501,7 +517,7 @@ fn elements(rest: &mut &str, mark: &str, is_text: &dyn Fn(&str) -> bool, depth: 
         *rest = closes.and_then(|it| it.split_once('>')).map_or("", |it| it.1);
         fields.push((key, value));
     }
-    let is_list = depth > 0 && !fields.is_empty() && fields.iter().all(|it| it.0 == "item");
+    let is_list = depth > 0 && !fields.is_empty() && fields.iter().all(|it| it.0 == ITEM);
     let items: Vec<String> = fields
         .into_iter()
         .map(|(key, value)| if is_list { value } else { format!("{}: {value}", quoted(&key)) })

@@ -1,6 +1,6 @@
 //! Calls that a model is made to write are calls that its syntax reads.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use llm_node_core::{
     chat::{
@@ -40,7 +40,7 @@ fn object(shape: Shape, list: bool) -> Body {
 }
 
 /// Hermes and Qwen, Mistral, Llama 3.1's kind, Qwen3-Coder, DeepSeek's kinds, LFM2, Llama 4, Gemma 4,
-/// gpt-oss.
+/// MiniMax M3 with marks of both kinds, gpt-oss.
 fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
     let tags = Tags {
         before_key: literal("<parameter="),
@@ -68,6 +68,10 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
     let input = InputSyntax::Quoted(literal("<|\"|>"));
     let spelled = Body::Pattern { pieces: vec![Hole::Name, Hole::Input], input };
     let plain = syntax(("", ""), "", Body::Python);
+    let nested = |mark| Body::Pattern {
+        pieces: vec![Hole::Name, Hole::Lit(literal("\">")), Hole::Input],
+        input: InputSyntax::Nested(literal(mark)),
+    };
     vec![
         ("hermes", syntax(("<tool_call>\n", "\n</tool_call>"), "\n", object(Shape::Flat, false))),
         (
@@ -90,13 +94,20 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
         ("python", ToolSyntax { section: Some((literal("<|tool|>"), literal("<end>"))), ..plain.clone() }),
         ("bare", ToolSyntax { bare: true, ..plain }),
         ("quoted", syntax(("<|tool|>call:", "<call>"), "", spelled)),
+        ("nested", syntax(("<|\"|><invoke name=\"", "<|\"|></invoke>"), "\n", nested("<|\"|>"))),
+        ("spelled", syntax(("</<invoke name=\"", "</</invoke>"), "\n", nested("</"))),
         ("harmony", ToolSyntax { parallel: false, ..syntax(("", ""), "", Body::Harmony) }),
     ]
 }
 
 /// One that no grammar can say.
 fn unwritable() -> ToolSyntax {
-    let input = InputSyntax::Nested(literal("<|tool|>"));
+    let input = InputSyntax::Tagged(Tags {
+        before_key: literal("<"),
+        after_key: literal(" "),
+        kind: Some(("words".into(), literal(">"))),
+        after_value: literal("</>"),
+    });
     syntax(("<call>", "</call>"), "", Body::Pattern { pieces: vec![Hole::Name, Hole::Input], input })
 }
 
@@ -133,12 +144,16 @@ fn watch(syntax: &ToolSyntax) -> Watch {
 
 /// Does it write text as it is?
 fn is_loose(name: &str) -> bool {
-    ["tagged", "marked", "quoted"].contains(&name)
+    ["tagged", "marked", "quoted", "nested", "spelled"].contains(&name)
 }
 
 /// The calls that an answer holds, and whatever else is in it.
 fn read(syntax: &ToolSyntax, tokens: &[i32]) -> (Vec<(String, String)>, String) {
-    let mut parser = Parser::new(Arc::new(watch(syntax)));
+    read_as(watch(syntax), tokens)
+}
+
+fn read_as(watch: Watch, tokens: &[i32]) -> (Vec<(String, String)>, String) {
+    let mut parser = Parser::new(Arc::new(watch));
     let (mut found, mut bytes) = (Vec::new(), Vec::new());
     for &token in tokens {
         let name = VOCABULARY.token_bytes(token);
@@ -461,6 +476,7 @@ fn any_object_is_any_arguments() {
         ("tagged", "<parameter=x>\na b\n</parameter>\n<parameter=y>\n"),
         ("python", "x=[1, \"a\"], y="),
         ("quoted", "{x:[1,{y:true}],z:"),
+        ("spelled", "</<x>a b</</x></<y>"),
         ("harmony", r#"{"x": [1], "y": "#),
     ] {
         let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == name).unwrap();
@@ -468,6 +484,41 @@ fn any_object_is_any_arguments() {
         let prototype = compile(Wanted::of(Format::Text, &conversation, &Arc::new(syntax))).unwrap();
         assert!(prototype.within(&call, begun.as_bytes()).is_some(), "{name}");
     }
+}
+
+/// Elements inside elements say lists, objects and texts, and nothing that the schema does not admit.
+#[test]
+fn what_stands_in_elements_keeps_to_its_schema() {
+    let schema = json!({ "type": "object", "properties": {
+        "tags": { "type": "array", "items": { "type": "string" } },
+        "at": { "type": "object", "properties": {
+            "x": { "type": "integer" }, "note": { "type": "string" }, "kind": { "enum": ["7", "true"] },
+        } },
+        "rows": { "type": "array", "items": { "type": "array", "items": { "type": "boolean" } } },
+        "mode": { "const": 3 },
+    }, "required": ["tags", "at"] });
+    let input = ToolInput::Object(Json::new(schema.to_string()).unwrap());
+    let tools = vec![Tool { name: "put".into(), description: None, input, strict: true }];
+    let mut kinds = BTreeSet::new();
+    for name in ["nested", "spelled"] {
+        let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == name).unwrap();
+        let choice = Choice::Named("put".into());
+        let conversation = Conversation { tools: tools.clone(), choice, ..Conversation::default() };
+        let prototype = compile(Wanted::of(Format::Text, &conversation, &Arc::new(syntax.clone()))).unwrap();
+        assert!(prototype.relaxed().is_empty(), "{:?}", prototype.relaxed());
+        for seed in 0..60 {
+            let Some(tokens) = walk_tokens(&prototype.constraint(), seed) else { continue };
+            let mut watch = watch(&syntax);
+            watch.known = tools.iter().map(Known::of).collect();
+            let (calls, text) = read_as(watch, &tokens);
+            assert!(text.trim().is_empty() && calls.len() == 1, "{calls:?} {text:?}");
+            let input: Value = serde_json::from_str(&calls[0].1).unwrap();
+            assert!(jsonschema::is_valid(&schema, &input), "{name}: {input}");
+            kinds.extend(input["at"].as_object().unwrap().keys().cloned());
+            kinds.extend(input.as_object().unwrap().keys().cloned());
+        }
+    }
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["at", "kind", "mode", "note", "rows", "tags", "x"]);
 }
 
 /// Plain text travels in an object.

@@ -1,11 +1,16 @@
-//! Arguments that are spelled otherwise than in JSON: as Python's keywords, and as Gemma spells objects.
+//! Arguments that are spelled otherwise than in JSON: as Python's keywords, as Gemma spells objects, and as elements
+//! inside elements.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
 use super::{Callable, NAME, Rules, is_any_object, json, quoted, regex_escaped, required, within};
-use crate::chat::syntax::{Literal, OPEN};
+use crate::chat::{
+    parse::is_text,
+    syntax::{Literal, OPEN},
+    values::ITEM,
+};
 
 /// Any value in Gemma's spelling.
 const ANYTHING: &str = "anything";
@@ -28,7 +33,8 @@ impl Rules<'_> {
             };
             arguments.push((named(key, "=", &value)?, is_required(schema, key)));
         }
-        Some(self.chain(&format!("input{index}"), &arguments, ", ", ")"))
+        let close = quoted(")");
+        Some(self.chain(&format!("input{index}"), &arguments, &quoted(", "), [&close, &close]))
     }
 
     /// An object in Gemma's spelling: keys without quotation marks, text between marks of its own.
@@ -72,7 +78,8 @@ impl Rules<'_> {
             let value = self.spelled(mark, &format!("{rule}_{number}v"), tool, inner, &inside)?;
             arguments.push((named(key, ":", &value)?, is_required(of, key)));
         }
-        Some(format!("\"{{\" {}", self.chain(rule, &arguments, ",", "}")))
+        let close = quoted("}");
+        Some(format!("\"{{\" {}", self.chain(rule, &arguments, &quoted(","), [&close, &close])))
     }
 
     /// A value. What is not enforced of it is told.
@@ -114,22 +121,135 @@ impl Rules<'_> {
         Some(value)
     }
 
-    /// Rules for arguments in their order, of which some may be left out, up to the `close` behind them; and the first
-    /// of these rules. A comma stands before all but the first that is there.
-    fn chain(&mut self, rule: &str, arguments: &[(String, bool)], comma: &str, close: &str) -> String {
+    /// Elements inside elements, each tag behind the mark: objects by their keys, lists as items, all else as it is.
+    pub(super) fn nested(&mut self, mark: &Literal, index: usize, tool: &Callable) -> Option<String> {
+        if index == 0 {
+            self.texts(mark)?;
+        }
+        if is_any_object(&tool.schema) {
+            return Some(format!("({})*", self.any_element(mark)?));
+        }
+        let arguments = self.elements(mark, &format!("input{index}"), tool, &tool.schema, "#")?;
+        Some(self.chain(&format!("input{index}"), &arguments, "", ["", ""]))
+    }
+
+    /// The rule for text up to the next mark, and that mark.
+    fn texts(&mut self, mark: &Literal) -> Option<()> {
+        if mark.core().contains(&OPEN) {
+            let _ = writeln!(self.text, "{TEXT}: /(?s:.*)/ {}", self.literal(mark)?);
+        } else {
+            let _ = writeln!(self.text, "{TEXT}[lazy]: /(?s:.*){}/", regex_escaped(mark.text()));
+        }
+        Some(())
+    }
+
+    /// A tag behind the mark. A mark that is spelled is no term by itself: it would be the beginning of others that may
+    /// stand in the same place, of which the longest counts.
+    fn tag(&self, mark: &Literal, tag: &str) -> Option<String> {
+        if mark.core().contains(&OPEN) {
+            Some(format!("{} {}", self.literal(mark)?, quoted(tag)))
+        } else {
+            Some(quoted(&format!("{}{tag}", mark.text())))
+        }
+    }
+
+    fn any_element(&self, mark: &Literal) -> Option<String> {
+        Some(format!("{} {NAME} \">\" {TEXT} \"</\" {NAME} \">\"", self.tag(mark, "<")?))
+    }
+
+    /// The properties of an object as elements, and whether they must be there.
+    fn elements(
+        &mut self,
+        mark: &Literal,
+        rule: &str,
+        tool: &Callable,
+        of: &Value,
+        place: &str,
+    ) -> Option<Vec<(String, bool)>> {
+        let mut all = Vec::new();
+        for (number, (key, inner)) in properties(of).enumerate() {
+            let inside = format!("{place}/properties/{key}");
+            let element = self.element(mark, &format!("{rule}_{number}v"), key, (tool, inner, &inside))?;
+            all.push((element, is_required(of, key)));
+        }
+        Some(all)
+    }
+
+    /// An element with its value. What is not enforced of that is told.
+    fn element(
+        &mut self,
+        mark: &Literal,
+        rule: &str,
+        key: &str,
+        (tool, of, place): (&Callable, &Value, &str),
+    ) -> Option<String> {
+        let closing = format!("</{key}>");
+        let ends = self.written.syntax.call.1.text().contains(&closing);
+        if key.is_empty() || key.contains(['<', '>', '/']) || key.contains(mark.text()) || ends {
+            return None;
+        }
+        let keywords = of.as_object().map_or(0, Map::len);
+        // What the elements of an object are called tells it from a list.
+        let is_list = |of: &Value| {
+            of["properties"].get(ITEM).is_some()
+                && !properties(of).any(|it| it.0 != ITEM && is_required(of, it.0))
+        };
+        let (value, enforced) = match (choices(of), of.get("type").and_then(Value::as_str)) {
+            (Some(all), _) if is_text(of) => {
+                let all = all.into_iter().filter_map(Value::as_str).map(quoted).collect::<Vec<_>>();
+                (Some(all.join(" | ")), keywords)
+            }
+            (Some(all), _) if all.iter().all(|it| !it.is_array() && !it.is_object() && !it.is_string()) => {
+                let all = all.into_iter().map(|it| quoted(&it.to_string())).collect::<Vec<_>>();
+                (Some(all.join(" | ")), keywords)
+            }
+            (None, Some("integer" | "number" | "boolean" | "null")) => {
+                (Some(json(&within(of, &tool.schema))), keywords)
+            }
+            (None, Some("array")) => {
+                let (items, inside) = (of.get("items"), format!("{place}/items"));
+                let item = items.unwrap_or(&Value::Bool(true));
+                let item = self.element(mark, &format!("{rule}i"), ITEM, (tool, item, &inside))?;
+                // Elements do not tell an empty list from an empty text.
+                (Some(format!("({item})+ | \"[]\"")), 1 + usize::from(items.is_some()))
+            }
+            (None, Some("object")) if is_any_object(of) => {
+                (Some(format!("({})+ | \"{{}}\"", self.any_element(mark)?)), 0)
+            }
+            (None, Some("object")) if !is_list(of) => {
+                let all = self.elements(mark, rule, tool, of, place)?;
+                (Some(self.chain(rule, &all, "", [&quoted("{}"), ""])), keywords)
+            }
+            (None, Some("string")) => (None, 1),
+            _ => (None, 0),
+        };
+        if enforced < keywords {
+            self.loose.push((tool.name.clone(), place.to_owned()));
+        }
+        let opening = self.tag(mark, &format!("<{key}>"))?;
+        Some(match value {
+            Some(value) => format!("{opening} ({value}) {}", self.tag(mark, &closing)?),
+            None => format!("{opening} {TEXT} {}", quoted(&closing)),
+        })
+    }
+
+    /// Rules for arguments in their order, of which some may be left out, up to what closes them: the first where there
+    /// are none. And the first of these rules. The `comma` stands before all but the first that is there.
+    fn chain(&mut self, rule: &str, arguments: &[(String, bool)], comma: &str, close: [&str; 2]) -> String {
         let name =
             |number: usize, is_first: bool| format!("{rule}_{number}{}", if is_first { "f" } else { "" });
         for (number, (argument, is_required)) in arguments.iter().enumerate() {
             for is_first in [true, false] {
-                let comma = if is_first { String::new() } else { quoted(comma) };
+                let comma = if is_first { "" } else { comma };
                 let with = format!("{comma} {argument} {}", name(number + 1, false));
                 let without =
                     if *is_required { String::new() } else { format!(" | {}", name(number + 1, is_first)) };
                 let _ = writeln!(self.text, "{}: {with}{without}", name(number, is_first));
             }
         }
-        for is_first in [true, false] {
-            let _ = writeln!(self.text, "{}: {}", name(arguments.len(), is_first), quoted(close));
+        for (is_first, close) in [true, false].into_iter().zip(close) {
+            let close = if close.is_empty() { "\"\"" } else { close };
+            let _ = writeln!(self.text, "{}: {close}", name(arguments.len(), is_first));
         }
         name(0, true)
     }

@@ -41,9 +41,8 @@ const NO_TEXT: &str = "false";
 pub(crate) fn is_writable(syntax: &ToolSyntax) -> bool {
     let Body::Pattern { input, .. } = &syntax.body else { return true };
     match input {
-        InputSyntax::Json | InputSyntax::Quoted(_) => true,
+        InputSyntax::Json | InputSyntax::Quoted(_) | InputSyntax::Nested(_) => true,
         InputSyntax::Tagged(tags) => tags.kind.as_ref().is_none_or(|it| it.0 == TEXT),
-        InputSyntax::Nested(_) => false,
     }
 }
 
@@ -134,6 +133,7 @@ impl<'a> Rules<'a> {
             let input = match &written.syntax.body {
                 Body::Pattern { input: InputSyntax::Tagged(tags), .. } => rules.tagged(tags, index, tool)?,
                 Body::Pattern { input: InputSyntax::Quoted(mark), .. } => rules.quoted(mark, index, tool)?,
+                Body::Pattern { input: InputSyntax::Nested(mark), .. } => rules.nested(mark, index, tool)?,
                 Body::Python => rules.keywords(index, tool)?,
                 _ => json(&tool.schema),
             };

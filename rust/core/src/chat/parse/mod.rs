@@ -16,6 +16,7 @@ mod source;
 use std::{collections::HashSet, sync::Arc};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use self::marks::State;
 pub(crate) use self::{
@@ -26,6 +27,7 @@ use super::{
     conversation::{Tool, ToolInput},
     families::harmony::Harmony,
     syntax::{Body, CLOSE, OPEN, ReasoningSyntax, SaidSyntax, ToolSyntax},
+    values::{ITEM, inside},
 };
 
 /// What is looked for in an answer.
@@ -61,7 +63,7 @@ pub struct Known {
     pub text: bool,
     /// Must its input be valid by its schema in every case?
     pub strict: bool,
-    /// Arguments that its schema says are text.
+    /// Arguments that its schema says are text; of what stands inside of others the [paths](inside).
     texts: HashSet<String>,
 }
 
@@ -97,15 +99,29 @@ impl Known {
 
 /// The properties of a schema that are text whatever they look like.
 fn texts_of(schema: &str) -> HashSet<String> {
-    let schema: serde_json::Value = serde_json::from_str(schema).unwrap_or_default();
-    let is_text = |it: &serde_json::Value| {
-        it["type"] == "string"
-            || it["enum"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty() && all.iter().all(serde_json::Value::is_string))
-    };
+    let mut texts = HashSet::new();
+    collect_texts(&serde_json::from_str(schema).unwrap_or_default(), "", &mut texts);
+    texts
+}
+
+fn collect_texts(schema: &Value, path: &str, texts: &mut HashSet<String>) {
     let properties = schema["properties"].as_object().into_iter().flatten();
-    properties.filter(|(_, it)| is_text(it)).map(|(key, _)| key.clone()).collect()
+    let items = schema.get("items").filter(|_| !path.is_empty());
+    for (name, of) in properties.map(|it| (it.0.as_str(), it.1)).chain(items.map(|it| (ITEM, it))) {
+        let path = inside(path, name);
+        collect_texts(of, &path, texts);
+        if is_text(of) {
+            texts.insert(path);
+        }
+    }
+}
+
+/// Is a value by this schema text whatever it looks like?
+pub(crate) fn is_text(schema: &Value) -> bool {
+    let all = schema["enum"].as_array().filter(|it| !it.is_empty());
+    schema["type"] == "string"
+        || schema["const"].is_string()
+        || all.is_some_and(|it| it.iter().all(Value::is_string))
 }
 
 /// A part of an answer.
