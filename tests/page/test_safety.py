@@ -63,6 +63,40 @@ DEEDS = ("alert(1)", "fetch('https://evil.example')", "document.title='owned'", 
          "new Image().src='https://evil.example'")  # fmt: skip
 
 
+ACTIVE = "script, iframe, img, svg, form, input, style, object, embed, link, base, meta"
+ATTRIBUTES = "[onerror], [onload], [onclick], [style], [srcdoc]"
+GROWING = """
+async ([texts, forbidden]) => {
+  const load = (name) => import(new URL(name, document.querySelector("script[type=module]").src).href);
+  const [{ Flow }, { later }] = [await load("markdown.js"), await load("pieces.js")];
+  const wrong = [];
+  const look = (box, said) => {
+    const links = [...box.querySelectorAll("a[href]")].map((link) => link.getAttribute("href"));
+    const isText = box.querySelector(forbidden) === null && links.every((link) => /^https?:/.test(link));
+    if (!isText) wrong.push(said);
+  };
+  let cuts = 0;
+  const boxes = texts.map((text) => {
+    const box = document.createElement("div");
+    document.querySelector(".messages").append(box);
+    const flow = new Flow(box);
+    for (let end = 1; end <= text.length; end += 1) {
+      flow.show(text.slice(0, end), end === text.length);
+      look(box, text.slice(0, end));
+      cuts += 1;
+    }
+    return box;
+  });
+  // Formulas are drawn once their library is there, each in its turn.
+  await load("vendor/math.js");
+  await new Promise(later);
+  boxes.forEach((box, number) => look(box, texts[number]));
+  return { cuts, wrong, seen: boxes.map((box) => box.textContent).join("\\n") };
+}
+"""
+"""Shows each text as it grows by a letter, and looks at what is drawn of it each time."""
+
+
 def payloads() -> list[str]:
     return [tag.format(deed) for tag in TAGS for deed in DEEDS]
 
@@ -109,16 +143,25 @@ def test_two_hundred_hostile_answers_are_text(open_page: Open, node: RunningNode
         send(page, "?")
         expect(page.locator(".entry.assistant .tools")).to_have_count(number + 1)
     shown = page.locator(".messages")
-    assert (
-        shown.locator("script, iframe, img, svg, form, input, style, object, embed, link, base, meta").count()
-        == 0
-    )
-    assert shown.locator("[onerror], [onload], [onclick], [style], [srcdoc]").count() == 0
+    assert shown.locator(ACTIVE).count() == 0
+    assert shown.locator(ATTRIBUTES).count() == 0
     hrefs = {link.get_attribute("href") for link in shown.locator("a[href]").all()}
     assert all(href is not None and href.startswith(("https://evil.example/", "http")) for href in hrefs)
     expect(page).to_have_title("llm-node")
     # What a model wrote as HTML is seen, not swallowed.
     expect(shown.get_by_text("<script>alert(1)</script>").first).to_be_attached()
+
+
+def test_hostile_answers_cut_at_each_place_are_text(open_page: Open) -> None:
+    """Watched by `open_page`, as above."""
+    page = open_page()
+    expect(page.locator(".messages")).to_be_attached()
+    texts = payloads()
+    found = page.evaluate(GROWING, [texts, f"{ACTIVE}, {ATTRIBUTES}"])
+    assert found["cuts"] == sum(map(len, texts))
+    assert found["wrong"] == []
+    assert "<script>alert(1)</script>" in found["seen"]
+    expect(page).to_have_title("llm-node")
 
 
 def test_markdown_math_and_code_are_drawn(open_page: Open) -> None:
