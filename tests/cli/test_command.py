@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llm_node.version import ABI_VERSION, __version__
+from support.engines import compile_library
 from support.gguf import write_gguf
 from support.node import RunningNode, node_environment, running_node
 
@@ -264,6 +265,25 @@ def test_without_a_model_it_says_where_one_goes(tmp_path: Path, engines: Path) -
     said, answer = greeting(tmp_path, "--engines-dir", str(engines), "--demo-model", "no")
     assert "No model yet: `llm-node pull ORG/REPO` fetches one" in said
     assert answer == ""
+
+
+def test_what_a_node_lacks_is_data_as_well(tmp_path: Path, engines: Path, repository: Path) -> None:
+    """A node on the CPU, with GPUs of an NVML that is not real."""
+    (tmp_path / "none").mkdir()
+    nvml = compile_library(repository / "tests/fakes/fake_nvml.c", tmp_path / "lib/libnvidia-ml.so.1")
+    environment = {"LD_LIBRARY_PATH": str(nvml.parent), "FAKE_NVML_DEVICES": "1"}
+    arguments = ["--gpu-backend", "cpu", "--demo-model", "no", "--engine-packages", "no", "--engines-dir"]
+    for folder, code, command in (
+        (tmp_path / "none", "no_engine", "llm-node engine install"),
+        (engines, "no_model", "llm-node pull ORG/REPO"),
+    ):
+        with running_node(tmp_path / code, [*arguments, str(folder)], environment=environment) as node:
+            first, second = node.get("/api/system").json()["advice"]
+        assert (first["code"], first["command"]) == (code, command)
+        assert first["text"].endswith(".")
+        assert second["code"] == "gpu_unused"
+        assert "GPU" in second["text"]
+        assert "llm-node[cuda]" in second["command"]
 
 
 def test_with_models_that_cannot_be_loaded_it_says_why(tmp_path: Path, engines: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from llm_node import advice
 from llm_node.cli import greeting, own_node
 from llm_node.cli.failure import Failed
 from llm_node.node import Node, keep_memory_private
@@ -54,7 +55,7 @@ async def _check_engines(node: Node) -> None:
     engines = await node.engines()
     if reason := greeting.wrong_backend(engines, node.gpu_backend):
         raise Failed(reason)
-    if not greeting.usable(engines, node.gpu_backend):
+    if not advice.usable(engines, node.gpu_backend):
         raise Failed(greeting.NO_ENGINE)
 
 

@@ -6,12 +6,9 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from llm_node import demo
-
-Row = dict[str, Any]
-"""An engine or a model, as the node lists it."""
+from llm_node import advice, demo
+from llm_node.advice import Row
 
 QUESTION = "What is an engine?"
 BEGINNING = "Once upon a time"
@@ -19,15 +16,10 @@ TASKS = ("chat", "completions", "embeddings", "rerank")
 """In the order in which examples are worth showing."""
 
 
-def usable(engines: Sequence[Row], gpu_backend: str | None) -> list[Row]:
-    """Engines that work, and on this backend."""
-    return [it for it in engines if it["status"] == "loaded" and it["gpu_backend"] == gpu_backend]
-
-
 def wrong_backend(engines: Sequence[Row], gpu_backend: str | None) -> str | None:
     """Why a node with these engines would serve nothing, whatever models come: they are for other devices."""
     working = [engine for engine in engines if engine["status"] == "loaded"]
-    if not working or usable(engines, gpu_backend):
+    if not working or advice.usable(engines, gpu_backend):
         return None
     others = "; ".join(f"'{engine['id']}' is for {engine['gpu_backend']}" for engine in working)
     refused = [f"; {_refusal(engine)}" for engine in engines if engine["gpu_backend"] == gpu_backend]
@@ -48,7 +40,7 @@ def lines(
     models_dir: Path,
 ) -> list[str]:
     """What to print. `obstacles`: of models that cannot be loaded, code and message."""
-    working = usable(engines, gpu_backend)
+    working = advice.usable(engines, gpu_backend)
     rejected = len(engines) - len(working)
     beside = f" ({rejected} cannot be used: see `llm-node engines`)" if rejected else ""
     said = [f"engines: {_names(working, 'id')}{beside}", f"models:  {_names(models, 'model_id')}"]
@@ -58,7 +50,7 @@ def lines(
     elif not models:
         said += [
             "",
-            "No model yet: `llm-node pull ORG/REPO` fetches one from the Hugging Face hub.",
+            f"No model yet: `{advice.NO_MODEL.command}` fetches one from the Hugging Face hub.",
             f"Or put NAME.gguf into {models_dir}, or name a folder with --models-dir.",
         ]
     elif (model := _best(models, obstacles)) is not None:
@@ -77,7 +69,7 @@ NO_ENGINE = (
 
 def _no_engine(folder: Path) -> list[str]:
     return [
-        "No engine, so no model can be loaded. `llm-node engine install` brings what this machine needs.",
+        f"{advice.NO_ENGINE.text} `{advice.NO_ENGINE.command}` brings what this machine needs.",
         "An engine is a folder with a library and a manifest. One that you have:",
         f"  put it into {folder}/,",
         "  or name a folder that holds <id>/<gpu_backend>/ with --engines-dir.",

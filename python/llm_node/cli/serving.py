@@ -15,8 +15,8 @@ from collections.abc import Callable, Coroutine
 
 import click
 
-from llm_node import keys
-from llm_node.cli import advice, failure, greeting, options, own_node
+from llm_node import advice, keys
+from llm_node.cli import failure, greeting, options, own_node
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url

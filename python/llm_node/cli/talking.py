@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-from llm_node.cli import advice, config, failure, remote
+from llm_node import advice
+from llm_node.cli import config, failure, remote
 from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
 from llm_node.cli.chat.conversation import Conversation, ConversationError, response_format
 from llm_node.cli.chat.data import DataWriter

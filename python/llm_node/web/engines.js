@@ -1,21 +1,21 @@
 // @ts-check
 /** The engines that were found, each with its verdict. */
-import { html, signal, useEffect, useState } from "./vendor/preact.js";
+import { html, signal, useEffect } from "./vendor/preact.js";
+import { Advice } from "./advice.js";
 import { call } from "./api.js";
-import { copyText } from "./markdown.js";
 import { Problem, failed, problem } from "./problems.js";
 import { say } from "./preferences.js";
 
-/** What to type where none works. It finds out what the machine needs. */
-const INSTALL = "llm-node engine install";
-
 /** @type {import("./vendor/preact.js").Signal<any[] | null>} */
 const engines = signal(null);
+/** @type {import("./vendor/preact.js").Signal<any[]>} */
+const advice = signal([]);
 
 /** @param {boolean} anew */
 async function look(anew) {
   try {
     engines.value = (await call("GET", `/api/engines?refresh=${anew}`)).engines;
+    advice.value = (await call("GET", "/api/system")).advice;
     problem.value = null;
   } catch (error) {
     failed(error);
@@ -24,16 +24,14 @@ async function look(anew) {
 
 export function EnginesView() {
   useEffect(() => void look(false), []);
-  const [isCopied, setCopied] = useState(false);
-  const copy = () => void copyText(INSTALL).then(() => setCopied(true), failed);
   const found = engines.value;
   return html`<h2>${say("engines")}</h2>
     <${Problem} />
     <p><button type="button" onClick=${() => look(true)}>${say("refresh")}</button></p>
     ${found !== null &&
     !found.some((engine) => engine.status === "loaded") &&
-    html`<p>${say(found.length === 0 ? "noEngines" : "noneWorks")} ${say("installEngine")}</p>
-      <p><code>${INSTALL}</code> <button type="button" onClick=${copy}>${isCopied ? say("copied") : say("copy")}</button></p>`}
+    html`<p>${say(found.length === 0 ? "noEngines" : "noneWorks")}</p>`}
+    <${Advice} items=${advice.value} />
     <ul class="cards">
       ${found?.map(
         (engine) => html`<li key=${engine.path}>

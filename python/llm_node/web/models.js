@@ -1,6 +1,7 @@
 // @ts-check
 /** The models that are here, what holds the memory, and how more of them get here. */
 import { html, signal, useEffect, useId, useState } from "./vendor/preact.js";
+import { Advice } from "./advice.js";
 import { call } from "./api.js";
 import { count, duration, size } from "./figures.js";
 import { Problem, failed, problem } from "./problems.js";
@@ -14,6 +15,8 @@ const rows = signal(null);
 const pulls = signal([]);
 /** @type {import("./vendor/preact.js").Signal<any[]>} */
 const devices = signal([]);
+/** @type {import("./vendor/preact.js").Signal<any[]>} */
+const advice = signal([]);
 /** @type {import("./vendor/preact.js").Signal<any | null>} */
 const planned = signal(null);
 /** @type {import("./vendor/preact.js").Signal<any[] | null>} */
@@ -25,7 +28,10 @@ async function look() {
   const all = await Promise.allSettled([
     call("GET", "/api/models").then((answer) => (rows.value = answer.models)),
     call("GET", "/api/models/pulls").then((answer) => (pulls.value = answer.pulls)),
-    call("GET", "/api/system").then((answer) => (devices.value = answer.devices)),
+    call("GET", "/api/system").then((answer) => {
+      devices.value = answer.devices;
+      advice.value = answer.advice;
+    }),
   ]);
   const wrong = all.find((each) => each.status === "rejected");
   if (wrong?.status === "rejected") failed(wrong.reason);
@@ -58,6 +64,7 @@ export function ModelsView() {
   }, []);
   return html`<h2>${say("models")}</h2>
     <${Problem} />
+    <${Advice} items=${advice.value} />
     <ul class="cards">
       ${rows.value?.map((row) => html`<${Row} key=${row.model_id} row=${row} />`)}
     </ul>
