@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm_node._core import Fault
 from support.house import CLIENT, House, house_in
 from support.node import children_of, wait_for_ends
 
@@ -305,6 +308,51 @@ def test_a_worker_that_dies_while_it_makes_its_context_is_a_crash(tmp_path: Path
         assert house.fault_of(stream).code == "engine_crashed"
         crash = house.wait_for_state(model, lambda state: state["status"] != "loaded")["last_crash"]
         assert crash["ending"] == "exit code 14", crash
+
+
+def test_whatever_is_ordered_at_once_each_order_ends_and_nothing_is_left(tmp_path: Path) -> None:
+    """Loads as this and as that, longer contexts, unloads, kills and requests, of three models of which two fit."""
+    rng = random.Random(7)
+    with house_in(tmp_path, vram_limit_bytes=100 << 20, max_wait_seconds=30) as house:
+        defines: dict[str, Any] = {"FAKE_STEP_US": 1000, "FAKE_ESTIMATE_BYTES": 40 << 20}
+        models = [house.add(name, **defines) for name in ("first", "second", "third")]
+        tickets: list[int] = []
+        streams: set[int] = set()
+        for _ in range(150):
+            model = rng.choice(models)
+            match rng.choice(("load", "longer", "otherwise", "unload", "kill", "ask", "ask", "ask")):
+                case "load":
+                    tickets.append(house.begin_load(model, for_request=rng.random() < 0.5))
+                case "longer":
+                    tickets.append(house.begin_load(model, context_length=rng.randrange(100, 2000)))
+                case "otherwise":
+                    tickets.append(house.begin_load(model, threads=rng.randrange(1, 3)))
+                case "unload":
+                    tickets.append(house.core.unload(model, 5))
+                case "kill":
+                    if (pid := house.state(model).get("pid")) is not None:
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                case "ask":
+                    try:
+                        streams.add(house.submit(model, max_tokens=rng.randrange(1, 60)))
+                    except Fault as fault:
+                        assert fault.code in ("model_loading", "engine_crashed", "shutting_down"), fault
+            time.sleep(rng.random() / 20)
+        loaded = 0
+        for ticket in tickets:
+            try:
+                loaded += house.outcome(ticket, 120) is not None
+            except Fault as fault:
+                expected = ("engine_crashed", "shutting_down", "model_loaded_differently", "model_not_found")
+                assert fault.code in (*expected, "model_loading"), fault
+        for events in house.events(streams, 120).values():
+            assert [event.kind in ("finished", "failed") for event in events].count(True) == 1
+        assert loaded and streams
+        for model in models:
+            with suppress(Fault):
+                house.unload(model, 10)
+        assert house.reserved() == 0
 
 
 def test_a_file_is_one_model_by_whichever_name(house: House) -> None:
