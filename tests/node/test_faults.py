@@ -311,7 +311,7 @@ def test_a_worker_that_dies_while_it_makes_its_context_is_a_crash(tmp_path: Path
 
 
 def test_whatever_is_ordered_at_once_each_order_ends_and_nothing_is_left(tmp_path: Path) -> None:
-    """Loads as this and as that, longer contexts, unloads, kills, requests, of three models of which two fit."""
+    """Loads in several ways, longer contexts, unloads, kills, requests, of three models of which two fit."""
     rng = random.Random(7)
     with house_in(tmp_path, vram_limit_bytes=100 << 20, max_wait_seconds=30) as house:
         defines: dict[str, Any] = {"FAKE_STEP_US": 1000, "FAKE_ESTIMATE_BYTES": 40 << 20}
