@@ -3,7 +3,7 @@
 use llm_node_core::{chat::conversation::Format, engine::Token};
 use serde_json::{Value, value::RawValue};
 
-use crate::support::{END, VOCABULARY, compile, schema, walk};
+use crate::support::{END, VOCABULARY, compile, draw, schema, walk, walk_tokens};
 
 /// What real models are asked for as well.
 fn schemas() -> Vec<Value> {
@@ -60,6 +60,57 @@ fn copies_and_steps_back_do_not_show() {
         }
         assert!(wandering.is_accepting().unwrap() && wandering.mask().unwrap().admits(END));
     }
+}
+
+/// Drafts that turn out wrong: what was admitted behind them does not show where the answer goes on otherwise.
+#[test]
+fn drafts_that_are_wrong_do_not_show() {
+    let mut looked_at = 0;
+    for (index, it) in schemas().iter().enumerate() {
+        let prototype = compile(schema(it, true)).unwrap();
+        let Some(tokens) = walk_tokens(&prototype.constraint(), index as u64) else { continue };
+        let (mut straight, mut wandering) = (prototype.constraint(), prototype.constraint());
+        let mut position = 0;
+        while position < tokens.len() {
+            // As far as the answer goes, what has to come; behind it anything that is admitted.
+            let right = &tokens[position..(position + position % 5).min(tokens.len())];
+            let forced = wandering.forced();
+            let mut draft: Vec<Token> = if position % 3 == 0 { forced } else { right.to_vec() };
+            let mut ahead = wandering.clone();
+            draft.truncate(ahead.admits(&draft).unwrap());
+            for &token in &draft {
+                ahead.consume(token).unwrap();
+            }
+            for number in 0..8 {
+                let token = draw(&ahead.mask().unwrap(), position as u64, number);
+                if token == END {
+                    break;
+                }
+                draft.push(token);
+                ahead.consume(token).unwrap();
+            }
+            assert_eq!(wandering.admits(&draft).unwrap(), draft.len());
+            let mut masks = vec![wandering.mask().unwrap()];
+            for &token in &draft {
+                wandering.consume(token).unwrap();
+                masks.push(wandering.mask().unwrap());
+            }
+            wandering.rollback(draft.len()).unwrap();
+            for (number, mask) in masks.into_iter().enumerate() {
+                assert_eq!(mask, straight.mask().unwrap(), "{it} {position} {number}");
+                looked_at += 1;
+                let Some(&token) = tokens.get(position) else { break };
+                straight.consume(token).unwrap();
+                wandering.consume(token).unwrap();
+                position += 1;
+                if draft.get(number) != Some(&token) {
+                    break;
+                }
+            }
+        }
+        assert_eq!(wandering.mask().unwrap(), straight.mask().unwrap());
+    }
+    assert!(looked_at > 1000, "{looked_at}");
 }
 
 #[test]
