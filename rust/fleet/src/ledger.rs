@@ -213,7 +213,8 @@ impl Ledger {
             model_id: model_id.to_owned(),
             pid: before.as_ref().and_then(|holding| holding.pid),
             said: needs.clone(),
-            seen: BTreeMap::new(),
+            // Until it is looked at again.
+            seen: before.as_ref().map(|holding| holding.seen.clone()).unwrap_or_default(),
             free_before: before.map_or(free_before, |holding| holding.free_before),
             needs,
             is_pending: true,
@@ -396,6 +397,12 @@ impl Ledger {
             excess: excess.map(words),
             is_disturbed,
         }
+    }
+
+    /// What a worker holds beyond what its engine says, which another context does not change.
+    pub(crate) fn unsaid(&self, worker: WorkerId, said: &[MemoryUse]) -> Vec<MemoryUse> {
+        let holding = self.holdings.get(&worker);
+        holding.map(|holding| self.measured(&[], &holding.needs, &self.needs(said))).unwrap_or_default()
     }
 
     /// What an engine says, and beside it what was seen beyond that.

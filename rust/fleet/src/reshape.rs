@@ -91,14 +91,16 @@ impl Fleet {
         let room = self.deadlines.room;
         let Some((model_id, it)) = self.worker(worker) else { return };
         let memory = it.memory();
+        let unsaid = self.ledger.unsaid(worker, &memory);
+        let Some((_, it)) = self.worker(worker) else { return };
         let Some(growing) = it.growing.as_mut().filter(|growing| growing.step == Step::Sizing) else {
             return;
         };
         match uses {
             Ok(uses) => {
                 // An engine that cannot say is believed to need no more than it has.
-                growing.estimate =
-                    uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(memory);
+                let uses = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(memory);
+                growing.estimate = [&uses[..], &unsaid].concat();
                 (growing.step, growing.by) = (Step::Waiting, now + room);
             }
             Err(fault) => self.stays(now, &model_id, &fault),
