@@ -294,10 +294,23 @@ impl Tables {
                 format!("/{}/", regex_to_lark(regex, ""))
             }
             Format::Lark(lark) => {
-                short("the grammar", lark)?;
+                self.check_lark(lark)?;
                 format!("%lark {{\n{lark}\n}}")
             }
         })
+    }
+
+    /// A grammar may hold schemas, which have to be such as can be enforced.
+    fn check_lark(&self, lark: &str) -> Result<(), Fault> {
+        short("the grammar", lark)?;
+        for (_, rest) in lark.match_indices(JSON_IN_LARK).map(|(at, word)| lark.split_at(at + word.len())) {
+            // Where no JSON follows it is a part of a text, or llguidance says what is wrong.
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            if let Some(Ok(schema)) = values.next() {
+                schema::enforced(&schema, true, |it| self.json(it))?;
+            }
+        }
+        Ok(())
     }
 
     /// Rules for calls, of which the first is `calls`; or for what follows where one has begun, of which it is `rests`.
@@ -542,6 +555,9 @@ fn short(what: &str, text: &str) -> Result<(), Fault> {
     let message = format!("{what} has {} bytes, and at most {MAX_BYTES} are allowed", text.len());
     Err(refused(ErrorCode::InvalidRequest, message))
 }
+
+/// What a schema in a grammar begins with.
+const JSON_IN_LARK: &str = "%json";
 
 /// The words of an error without the state that follows.
 fn first_line(message: &str) -> String {

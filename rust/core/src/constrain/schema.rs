@@ -485,7 +485,9 @@ impl<'a> Walk<'a> {
             _ => Some(Some(value)),
         };
         let Some(Some(limit)) = limit else { return Ok(ONE) };
-        let usable = limit.as_f64().is_some_and(|it| key != "multipleOf" || it > 0.0) && is_exact(limit);
+        // Of whole numbers, llguidance counts in 64 bits, whatever a limit is.
+        let is_near = |it: f64| it.abs() <= limits::MAX_EXACT as f64 && (key != "multipleOf" || it > 0.0);
+        let usable = limit.as_f64().is_some_and(is_near);
         self.keep_if(usable, Keyword { value: limit, ..it }, out)
     }
 

@@ -94,6 +94,11 @@ fn hostile() -> Vec<(&'static str, Format)> {
             "numbers",
             value(json!({ "type": "number", "minimum": -1e308, "maximum": 1e308, "multipleOf": 1e-300 })),
         ),
+        ("limits of no size", value(json!({ "type": "integer", "minimum": -1e25, "maximum": -1e24 }))),
+        (
+            "limits of no size in a grammar",
+            Format::Lark("start: %json {\"type\":\"integer\",\"minimum\":-2e25,\"maximum\":-1e25}".into()),
+        ),
         ("numbers that exclude", value(json!({ "type": "integer", "minimum": 5, "maximum": 3 }))),
         ("rules that lead anywhere", Format::Lark(rules)),
         ("left recursion", Format::Lark("start: start start | \"a\" | \"\"".into())),
@@ -151,6 +156,8 @@ fn noise() -> impl Strategy<Value = Value> {
         Just(json!("^[a-")),
         Just(json!("date")),
         (0u64..1 << 60).prop_map(|it| json!(it)),
+        (-30..30, any::<bool>())
+            .prop_map(|(size, is_below)| { json!(10_f64.powi(size) * if is_below { -1.0 } else { 1.0 }) }),
     ];
     let keys = prop::sample::select(vec![
         "type",
@@ -177,6 +184,7 @@ fn noise() -> impl Strategy<Value = Value> {
         "minimum",
         "maximum",
         "exclusiveMinimum",
+        "exclusiveMaximum",
         "multipleOf",
         "minProperties",
         "maxProperties",

@@ -1,6 +1,6 @@
 //! What is not enforced is named, with its place.
 
-use llm_node_core::error::ErrorCode;
+use llm_node_core::{chat::conversation::Format, error::ErrorCode};
 use serde_json::{Value, json};
 
 use crate::support::{accepts, compile, schema};
@@ -178,4 +178,19 @@ fn before_2019_nothing_counts_beside_a_reference() {
         ("http://json-schema.org/draft-04/schema#", "https://json-schema.org/draft/2020-12/schema");
     assert!(accepts(old, r#"{"v":9}"#) && !accepts(new, r#"{"v":9}"#));
     assert!(!accepts(old, r#"{"v":0}"#) && accepts(new, r#"{"v":2}"#));
+}
+
+#[test]
+fn a_limit_that_no_double_holds_exactly_is_none() {
+    for limit in [1e19, -1e19, 1e300, 9_007_199_254_740_994.0] {
+        for key in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"] {
+            let it = json!({ "type": "integer", key: limit });
+            let fault = compile(schema(&it, true)).unwrap_err();
+            assert!(fault.message.contains(&format!("\"{key}\" at #")), "{fault}");
+            assert_eq!(compile(schema(&it, false)).unwrap().relaxed(), [format!("#/{key}")]);
+            let fault = compile(Format::Lark(format!("start: %json {it}"))).unwrap_err();
+            assert!(fault.message.contains(&format!("\"{key}\" at #")), "{fault}");
+        }
+    }
+    assert!(compile(Format::Lark("start: \"%json {} \" %json {\"type\":\"null\"}".into())).is_ok());
 }
