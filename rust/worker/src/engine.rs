@@ -259,7 +259,7 @@ impl Engine {
 /// Of an engine without handles: the files alone, since no context is made for it.
 fn estimate_tier0(engine: &LoadedEngine, plan: &LoadPlan) -> Result<Estimate, Fault> {
     let uses = match engine.estimate(&model_params(plan), None) {
-        Ok(uses) if has_no_weights(&uses, plan) => None,
+        Ok(uses) if has_no_weights(uses.iter().map(|it| it.weights), plan) => None,
         Ok(uses) => Some(named(engine, uses)),
         Err(error) if error.kind() == EngineFaultKind::Unsupported => None,
         Err(error) => return Err(error.into()),
@@ -268,8 +268,8 @@ fn estimate_tier0(engine: &LoadedEngine, plan: &LoadPlan) -> Result<Estimate, Fa
 }
 
 /// Does an estimate leave the weights out? Then it is none, and that is said.
-fn has_no_weights(uses: &[llm_node_host::MemoryUse], plan: &LoadPlan) -> bool {
-    let has_none = uses.iter().all(|one| one.weights == 0);
+fn has_no_weights(weights: impl IntoIterator<Item = u64>, plan: &LoadPlan) -> bool {
+    let has_none = weights.into_iter().all(|it| it == 0);
     if has_none {
         log::warn!(
             "the engine estimates no memory for the weights of {}: the size of its files is counted instead",
@@ -362,16 +362,21 @@ pub(crate) fn estimate(
     figures: &Figures,
     model_length: u32,
 ) -> Result<Option<Vec<MemoryUse>>, Fault> {
-    let (shape, uses) = as_far_as_it_goes(plan, figures, model_length, |shape| {
-        engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))
+    let (shape, mut uses) = as_far_as_it_goes(plan, figures, model_length, |shape| {
+        if let Some(uses) = shape.by_sums(&figures.one) {
+            return Ok(uses);
+        }
+        let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
+        Ok(named(engine, uses))
     })?;
-    if has_no_weights(&uses, plan) {
+    if has_no_weights(uses.iter().map(|it| it.weights), plan) {
         return Ok(None);
     }
-    let mut uses = named(engine, uses);
     if let Speculation::Model(path) = &plan.speculation {
         let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
-        add(&mut uses, draft_estimate(engine, plan, path, shape)?);
+        let draft =
+            shape.by_sums(&figures.draft).map_or_else(|| draft_estimate(engine, plan, path, shape), Ok)?;
+        add(&mut uses, draft);
     }
     Ok(Some(uses))
 }

@@ -25,6 +25,8 @@ const FEW_SEQUENCES: u32 = 8;
 const HOST_BUDGET: u64 = 1 << 30;
 const DEVICE_BUDGET: u64 = 4 << 30;
 const TOKENS_WITHOUT_FIGURES: u64 = 512 * 1024;
+/// Tokens of a cache. An engine may make a table of them for an estimate: llama.cpp takes 150 bytes for each.
+const MOST_ESTIMATED: u64 = 1 << 22;
 
 /// What a load leaves open or fixes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +111,25 @@ impl Shape {
         Ok(shape)
     }
 
+    /// What a cache takes that is too large to ask the engine for it, by what the engine says of a smaller one: at
+    /// least so much. `None`: ask. `one`: of a context with one sequence.
+    pub(crate) fn by_sums(self, one: &[MemoryUse]) -> Option<Vec<MemoryUse>> {
+        let sequences = u64::from(self.max_sequences);
+        let tokens = match self.cache_tokens {
+            0 => sequences.saturating_mul(u64::from(self.context_length)),
+            tokens => tokens,
+        };
+        if tokens <= MOST_ESTIMATED || sum(one, |it| it.cache_per_token) == 0 {
+            return None;
+        }
+        let grown = |it: &MemoryUse| {
+            let of_sequences = sequences.saturating_mul(it.cache_per_sequence);
+            let cache = tokens.saturating_mul(it.cache_per_token).saturating_add(of_sequences);
+            MemoryUse { cache, ..it.clone() }
+        };
+        Some(one.iter().map(grown).collect())
+    }
+
     /// The context of a draft model: as long as this one as far as the model goes, and for as many
     /// sequences, unless its cache does not fit its budget. `uses`: what the draft model takes.
     pub(crate) fn of_draft(self, model_length: u32, uses: &[MemoryUse]) -> Result<Self, Fault> {
@@ -188,6 +209,18 @@ mod tests {
         let wanted = asked(ContextSize { cache_tokens: Some(100_000), ..ContextSize::default() });
         let shape = Shape::choose(wanted, 131_072, &uses(false, 8 << 30, 128 << 10)).unwrap();
         assert_eq!(shape, Shape { context_length: 8192, max_sequences: 64, cache_tokens: 100_000 });
+    }
+
+    #[test]
+    fn of_a_cache_beyond_all_measure_the_sum_is_told() {
+        let shape = Shape { context_length: 8192, max_sequences: 64, cache_tokens: 1 << 30 };
+        let one = uses(true, 1 << 20, 12 << 10);
+        let sum = shape.by_sums(&one).unwrap();
+        assert_eq!((sum[0].weights, sum[0].cache), (1 << 20, 12 << 40));
+        let wide = Shape { context_length: 32_768, max_sequences: 4096, cache_tokens: 0 };
+        assert_eq!(wide.by_sums(&one).unwrap()[0].cache, (12 << 10) * 32_768 * 4096);
+        assert_eq!(Shape { cache_tokens: 1 << 22, ..shape }.by_sums(&one), None);
+        assert_eq!(shape.by_sums(&[]), None, "the engine says nothing");
     }
 
     #[test]
