@@ -24,6 +24,8 @@ fn main() {
         .flag_if_supported("-fvisibility=hidden")
         // llama-ext.h is a staging header and is not installed.
         .include(source.join("src"))
+        // Nor is ggml-backend-impl.h, by which a backend from elsewhere fits in.
+        .include(source.join("ggml").join("src"))
         .include("src")
         .file("src/shim.cpp")
         .compile("llama_engine_shim");

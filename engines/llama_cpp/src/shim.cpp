@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include "ggml-backend-impl.h"
 #include "llama-ext.h"
 #include "llama-io.h"
 #include "llama-memory.h"
@@ -22,11 +23,11 @@
 #include <fstream>
 #include <malloc.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #ifdef SHIM_OPENMP
 #include <sys/syscall.h>
-#include <unistd.h>
 
 // omp.h comes with the compiler, not always.
 extern "C" int omp_get_num_procs(void);
@@ -281,11 +282,46 @@ void release_copied_pages(const llama_model * model) {
 #endif
 }
 
+#ifdef __linux__
+ggml_backend_buffer_t (*allocate)(ggml_backend_buffer_type_t, size_t) = nullptr;
+
+// Writing zeros into a new cache would make all of it resident, and take a third of a second for each GB. Pages that
+// are given back read as zeros, and cost memory once something is written into them.
+void give_back(ggml_backend_buffer_t buffer, uint8_t value) {
+    auto * const begin = static_cast<char *>(buffer->context);
+    const size_t page  = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t head  = std::min((page - reinterpret_cast<uintptr_t>(begin) % page) % page, buffer->size);
+    const size_t whole = (buffer->size - head) / page * page;
+    // What ggml allocates is memory of the process alone: no file, and shared with nobody.
+    if (value != 0 || whole == 0 || madvise(begin + head, whole, MADV_DONTNEED) != 0) {
+        std::memset(begin, value, buffer->size);
+        return;
+    }
+    std::memset(begin, 0, head);
+    std::memset(begin + head + whole, 0, buffer->size - head - whole);
+}
+
+ggml_backend_buffer_t allocate_lazily(ggml_backend_buffer_type_t type, size_t size) {
+    const ggml_backend_buffer_t buffer = allocate(type, size);
+    if (buffer != nullptr) {
+        buffer->iface.clear = give_back;
+    }
+    return buffer;
+}
+#endif
+
 } // namespace
 
 void shim_install(void (*report)(const char * message)) {
     report_abort = report;
     ggml_set_abort_callback(on_abort);
+#ifdef __linux__
+    auto & type = ggml_backend_cpu_buffer_type()->iface;
+    if (type.alloc_buffer != allocate_lazily) {
+        allocate          = type.alloc_buffer;
+        type.alloc_buffer = allocate_lazily;
+    }
+#endif
 }
 
 void shim_load_backends(const char * directory, shim_fault * fault) {

@@ -1,4 +1,4 @@
-//! Weights that llama.cpp repacks for the processor are in memory once, and counted once.
+//! What is in memory: weights that llama.cpp repacks for the processor once, and of a cache what was written.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failing call fails the test")]
 
@@ -65,6 +65,13 @@ fn resident(path: &Path) -> u64 {
     sum
 }
 
+/// Bytes of memory of this process that are no file's.
+fn private() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
 fn weights(uses: &[abi::EngineMemoryUse]) -> u64 {
     uses.iter().map(|memory| memory.weights).sum()
 }
@@ -96,4 +103,19 @@ fn what_is_repacked_is_in_memory_once() {
         return;
     }
     eprintln!("skipped: whether this processor has its weights repacked is not known ({before} of {size})");
+}
+
+#[test]
+fn a_cache_is_in_memory_as_far_as_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, _turn) = engine();
+    let model = engine.try_load(&wide(&folder)).unwrap();
+    let before = private();
+    let mut context =
+        model.context(Params { sequences: 128, length: 512, cache: 1 << 16, ..Params::default() });
+    let prompt: Vec<i32> = (3..40).collect();
+    context.run(&[(0, &prompt)]);
+    let cache: u64 = model.usage().iter().map(|memory| memory.cache).sum();
+    let grown = private().saturating_sub(before);
+    assert!(cache >= 256 << 20 && grown < cache / 2, "{grown} of {cache}");
 }
