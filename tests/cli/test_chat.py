@@ -150,6 +150,36 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
     assert saved["parameters"]["max_tokens"] == 3
 
 
+def test_what_fails_leaves_the_chat_as_it_was(node: RunningNode, tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text(
+        json.dumps(
+            {"format": "llm-node-chat/1", "system": None, "messages": [{"role": "user"}], "parameters": {}}
+        )
+    )
+    with chat(tmp_path, "--node", node.url, "llm-node-demo", EDITOR="false", VISUAL="false") as talking:
+        for typed, answered in [
+            ("/set max_tokens 3", "max_tokens is 3"),
+            (QUESTION, "cut by its length"),
+            ("/save before.json", "saved"),
+            ("/edit", "false: Editing failed"),
+            ("/set temperature abc", "temperature: Input should be a valid number"),
+            ("/set temperature 9", "temperature: Input should be less than or equal to 2"),
+            ("/set temperature NaN", "temperature: Input should be a valid number"),
+            ("/set n 2", "a chat shows one answer"),
+            ("/load wrong.json", "is no saved chat"),
+            ("/set no_such_thing 1", "no_such_thing is 1"),
+            ("/retry", "no_such_thing is not a parameter"),
+            ("/set no_such_thing none", "max_tokens is 3"),
+            ("/save after.json", "saved"),
+        ]:
+            talking.expect(ASK)
+            talking.type(f"{typed}\r")
+            talking.expect(answered)
+    before, after = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after"))
+    assert [message["role"] for message in before["messages"]] == ["user", "assistant"]
+    assert after == before
+
+
 def test_without_colours(node: RunningNode, tmp_path: Path) -> None:
     with chat(tmp_path, "--node", node.url, "llm-node-demo", QUESTION, NO_COLOR="1") as terminal:
         assert terminal.wait() == 0

@@ -64,6 +64,13 @@ def test_what_comes_on_standard_input_is_the_prompt_or_stands_below_it(run: Here
     assert both.exit_code == joined.exit_code == 0
 
 
+def test_bytes_that_are_no_text_are_marked_as_such(run: Here, greedy: list[str]) -> None:
+    marked = run(*greedy, "Write a message:", given="caf\N{REPLACEMENT CHARACTER}")
+    assert marked.exit_code == 0, marked.stderr
+    assert run(*greedy, "Write a message:", given=b"caf\xe9").stdout == marked.stdout
+    assert run(*greedy, "caf\udce9").stdout == run(*greedy, "caf\N{REPLACEMENT CHARACTER}").stdout != ""
+
+
 def test_cut_by_its_length_is_said(run: Here, greedy: list[str]) -> None:
     result = run(*greedy, "--max-tokens", "3", QUESTION)
     assert result.exit_code == 0
@@ -138,6 +145,23 @@ def test_without_an_engine_it_says_so(process: Apart) -> None:
     result = process("llm-node-demo", "hi", "--gpu-backend", "cpu")
     assert result.returncode == 1
     assert "no engine, so no model can be loaded" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_a_sentence(greedy: list[str], tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("llm-node")
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [program, "run", *greedy, QUESTION],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=node_environment(tmp_path),
+        )
+    assert (result.returncode, result.stderr) == (4, "Error: the output: No space left on device\n")
 
 
 def test_a_reader_that_leaves_early_is_no_accident(

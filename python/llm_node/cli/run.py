@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import stat
@@ -87,12 +88,15 @@ def run(
 
 def _prompt(words: str) -> str | None:
     """Of the command line and of standard input together; None: a chat."""
+    words = os.fsencode(words).decode(errors="replace")  # as what comes on standard input
     if sys.stdin is None or sys.stdin.isatty():
         if not words and not sys.stdout.isatty():
             raise click.UsageError("a chat needs a terminal; give a PROMPT, or one on standard input")
         return words or None
     if words and not _brings_text(sys.stdin):
         return words
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are shown as such, and asked about
+        sys.stdin.reconfigure(errors="replace")
     text = "\n\n".join(part for part in (words, sys.stdin.read().strip("\n")) if part)
     if not text.strip():
         raise click.UsageError("give a PROMPT, or one on standard input")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ class Conversation:
         if value == "none":
             self.parameters.pop(key, None)
             return
-        if key in ("model", "messages", "stream"):
-            raise ConversationError(f"{key} is no parameter")
         try:
-            self.parameters[key] = json.loads(value)
+            found = json.loads(value, parse_constant=str)
         except ValueError:
-            self.parameters[key] = value
+            found = value
+        _check({**self.parameters, key: found})
+        self.parameters[key] = found
 
     def think(self, level: str) -> None:
         """How much the model thinks: on, off, or a level such as low or high."""
@@ -86,13 +87,37 @@ class Conversation:
         if not (
             (system is None or isinstance(system, str))
             and isinstance(messages, list)
-            and all(
-                isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
-            )
+            and all(map(_is_message, messages))
             and isinstance(parameters, dict)
         ):
             raise ConversationError(f"{path} is no saved chat: system, messages or parameters are wrong")
+        _check(parameters)
         self.system, self.messages, self.parameters = system, messages, parameters
+
+
+def _is_message(found: object) -> bool:
+    """Has it a role, and what was said as a text?"""
+    return isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("role", "content"))
+
+
+def _check(parameters: Mapping[str, Any]) -> None:
+    """Raises `ConversationError` for what no node takes. Names that are unknown here are left to the node: it
+    may be of another version."""
+    from llm_node.api import body
+    from llm_node.node import NodeError
+    from llm_node.schema.chat import ChatCompletionRequest
+    from llm_node.schema.wire import Ignored
+
+    for key in ("model", "messages", "stream"):
+        if key in parameters:
+            raise ConversationError(f"{key} is no parameter")
+    if parameters.get("n", 1) != 1:
+        raise ConversationError("n: a chat shows one answer to a question; /retry asks for another")
+    asked = {"messages": [{"role": "user", "content": ""}], **parameters}
+    try:
+        body.parse(json.dumps(asked).encode(), ChatCompletionRequest, Ignored("ignore"))
+    except NodeError as fault:
+        raise ConversationError(fault.message) from None
 
 
 def response_format(text: str) -> dict[str, Any]:

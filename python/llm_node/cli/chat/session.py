@@ -13,7 +13,7 @@ import click
 
 from llm_node.cli.chat import attached
 from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
-from llm_node.cli.chat.conversation import Conversation, ConversationError
+from llm_node.cli.chat.conversation import Conversation, ConversationError, Message
 from llm_node.cli.chat.interrupt import Interrupted, interruptible
 from llm_node.cli.chat.layout import RESET
 from llm_node.cli.chat.loading import Loaded, load
@@ -72,9 +72,10 @@ class Session:
                 await self._command(text)
             else:
                 said = text.removeprefix("/") if text.startswith("//") else text
+                before = list(self._conversation.messages)
                 self._conversation.say("\n".join([*self._files, said]))
                 self._files.clear()
-                await self._answer()
+                await self._answer(before)
         except RemoteError as error:
             self._say(f"Error: {error.code}: {error.message}")
         except (ConversationError, Failed) as error:
@@ -82,8 +83,8 @@ class Session:
         except OSError as error:
             self._say(f"Error: {error.filename or 'this'}: {error.strerror}")
 
-    async def _answer(self) -> None:
-        """Ask for the next answer and show it. One that does not come takes the question back."""
+    async def _answer(self, before: list[Message]) -> None:
+        """Ask for the next answer and show it. Where none comes, the conversation is as it was `before`."""
         writer = TerminalWriter(self._out, plain=self._look.plain, hide_thinking=self._look.hide_thinking)
         answer = Answer()
         is_whole = False
@@ -94,7 +95,7 @@ class Session:
                 self._conversation.messages.append(answer.message())
                 self._last = answer
             elif not is_whole:
-                self._conversation.undo()
+                self._conversation.messages = before
         self._say(ending(answer, self._loaded.context_length, is_whole=is_whole))
         if self._look.verbose:
             self._say(usage_in_words(answer))
@@ -152,27 +153,33 @@ class Session:
         self._conversation.think(rest)
 
     async def _retry(self, rest: str) -> None:
+        await self._anew(lambda said: said)
+
+    async def _anew(self, change: Callable[[str], str]) -> None:
+        """Ask the last question once more, changed. Where that fails, it and its answer stay as they are."""
+        before, last = list(self._conversation.messages), self._last
         said = self._conversation.undo()
         if said is None:
             raise ConversationError("nothing was asked yet")
-        self._conversation.say(said)
-        await self._answer()
+        try:
+            self._conversation.say(change(said))
+            await self._answer(before)
+        except BaseException:
+            self._conversation.messages, self._last = before, last
+            raise
 
     async def _undo(self, rest: str) -> None:
         said = self._conversation.undo()
         self._say("there is nothing to take back" if said is None else f"taken back: {said}")
 
     async def _edit(self, rest: str) -> None:
-        said = self._conversation.undo()
-        if said is None:
-            raise ConversationError("nothing was asked yet")
-        try:
-            changed = click.edit(said)
-        except click.ClickException as error:
-            self._conversation.say(said)
-            raise ConversationError(error.message) from None
-        self._conversation.say((changed or said).rstrip("\n"))
-        await self._answer()
+        def change(said: str) -> str:
+            try:
+                return (click.edit(said) or said).rstrip("\n")
+            except click.ClickException as error:
+                raise ConversationError(error.message) from None
+
+        await self._anew(change)
 
     async def _file(self, rest: str) -> None:
         path = _path(rest)
