@@ -6,6 +6,7 @@ import json
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def test_the_last_one_that_started_is_kept(tmp_path: Path) -> None:
         with first.kept_in(tmp_path):
             pass
         assert record.read(tmp_path) is None
+
+
+def test_a_second_node_in_a_home_leaves_the_first_to_be_found(
+    serving: tuple[RunningNode, Path], tmp_path: Path
+) -> None:
+    first, home = serving
+    with running_node(tmp_path, ["serve", "--home", str(home), "--gpu-backend", "cpu"]) as second:
+        deadline = time.monotonic() + 30
+        while f"another node runs in this home, at {first.url}" not in second.log_text():
+            assert time.monotonic() < deadline, second.log_text()
+            time.sleep(0.05)
+        found = record.read(home)
+        assert found is not None and found.url == second.url
+    found = record.read(home)
+    assert found is not None and found.url == first.url
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import click
 from llm_node.cli.failure import Failed
 from llm_node.errors import Exit
 from llm_node.server import record
+from llm_node.server.record import NodeRecord
 from llm_node.settings import Settings
 
 LOOK_SECONDS = 2.0
@@ -121,8 +122,11 @@ async def running(settings: Settings, unheeded: Sequence[str] = ()) -> str | Non
 
 async def _recorded(settings: Settings) -> str | None:
     known = record.read(settings.home)
-    if known is None:
-        return None
+    return known.url if known is not None and await answers(known) else None
+
+
+async def answers(known: NodeRecord) -> bool:
+    """Is the node there that this record tells of?"""
     timeout = aiohttp.ClientTimeout(total=LOOK_SECONDS)
     try:
         async with (
@@ -132,9 +136,9 @@ async def _recorded(settings: Settings) -> str | None:
             answer = await response.json(content_type=None)
             # One that is not ready says who it is in its error.
             named = answer.get("error", answer).get("node_id")
-            return known.url if named == known.node_id else None
+            return bool(named == known.node_id)
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError):
-        return None
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -16,13 +16,14 @@ from collections.abc import Callable, Coroutine
 import click
 
 from llm_node import advice, keys
-from llm_node.cli import failure, greeting, options, own_node
+from llm_node.cli import failure, greeting, options, own_node, remote
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
 from llm_node.server.listener import Listener, most_connections
 from llm_node.server.record import NodeRecord
+from llm_node.server.record import read as read_record
 from llm_node.server.reload import Reload, name_strangers
 from llm_node.server.tls import Tls, TlsError
 from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
@@ -104,12 +105,13 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
             fingerprint = None if tls is None else tls.fingerprint
             return NodeRecord(node.id, reached, os.getpid(), own_key, fingerprint)
 
+        before = read_record(settings.home)
         with record().kept_in(settings.home):
             reload = Reload(app, settings, own_key, read, tls)
             reloading = asyncio.create_task(
                 _read_again(signals, reload, lambda: record().write(settings.home))
             )
-            await _greet_until(signals.first, _greet(node, settings, reached))
+            await _greet_until(signals.first, _greet(node, settings, reached, before))
             reloading.cancel()
             log.info("going down: answers under way have %g s", settings.drain_timeout)
             if inherited is not None:
@@ -117,6 +119,8 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
             # On its own address it goes on listening, so that new requests get a typed refusal instead of a
             # closed door.
             await _drain(node, signals)
+        if before is not None and read_record(settings.home) is None and await remote.answers(before):
+            before.write(settings.home)  # commands find that one again
     finally:
         await listener.close()
         await runner.cleanup()
@@ -292,9 +296,19 @@ def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -
     return handler
 
 
-async def _greet(node: Node, settings: Settings, url: str) -> None:
-    """Say where the node listens, what it has, and what to type next. Raises where it can serve nothing."""
+async def _greet(node: Node, settings: Settings, url: str, before: NodeRecord | None) -> None:
+    """Say where the node listens, what it has, and what to type next. Raises where it can serve nothing.
+
+    `before`: the node that commands found until now.
+    """
     _say(f"llm-node {__version__} listens on {url} (GPU backend: {node.gpu_backend})")
+    if before is not None and await remote.answers(before):
+        log.warning(
+            "another node runs in this home, at %s: until this one ends, commands talk to it, and with "
+            "--node %s to the other. A --home of its own keeps nodes apart",
+            before.url,
+            before.url,
+        )
     try:
         engines, models, obstacles = await node.engines(), await node.models(), await node.obstacles()
         await name_strangers(node, settings)

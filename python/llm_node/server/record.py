@@ -1,6 +1,7 @@
 """`node.json` in the home folder: where the node is that runs here.
 
 A node that serves writes it, and the commands that look for one read it. It tells of the last that started.
+Once that one has ended, it tells of the one before, if that still runs.
 """
 
 from __future__ import annotations
