@@ -12,8 +12,8 @@ pub(super) const MAX_DEPTH: usize = 64;
 pub(super) const MAX_DEPTH_THROUGH_REFERENCES: usize = 256;
 /// Schemas in all, those behind references once.
 pub(super) const MAX_NODES: usize = 20_000;
-/// Properties of one object that may be left out: what they cost grows with their square.
-pub(super) const MAX_OPTIONAL: usize = 1000;
+/// Properties of one object that may be left out: what they cost grows with their square, and so does each mask.
+pub(super) const MAX_OPTIONAL: usize = 500;
 /// Combinations that have to be tried where alternatives meet.
 pub(super) const MAX_COMBINATIONS: usize = 2000;
 /// Values in all lists of allowed values together.
@@ -27,8 +27,11 @@ pub(super) const MAX_EXACT: u64 = 1 << 53;
 /// is.
 pub(super) fn parser() -> ParserLimits {
     ParserLimits {
-        step_lexer_fuel: 50_000,
-        step_max_items: 20_000,
+        // An object has about four for each property that may be left out.
+        max_items_in_row: 4 * MAX_OPTIONAL + 1000,
+        // Classes of Unicode letters take more than 50,000 in the first mask of a large vocabulary.
+        step_lexer_fuel: 200_000,
+        step_max_items: 100_000,
         // 1 to 2 KB each.
         max_lexer_states: 30_000,
         verbose_errors: false,

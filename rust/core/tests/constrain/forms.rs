@@ -2,13 +2,13 @@
 
 use llm_node_core::{
     chat::conversation::Format,
-    constrain::{MAX_BYTES, Prototypes, Wanted},
+    constrain::{MAX_BYTES, Prototypes, Tables, Wanted},
     error::ErrorCode,
 };
 use serde_json::json;
 use std::sync::Arc;
 
-use crate::support::{accepts, compile, schema};
+use crate::support::{VOCABULARY, accepts, compile, schema};
 
 fn refusal(format: &Format) -> (ErrorCode, String) {
     let fault = compile(format.clone()).unwrap_err();
@@ -32,6 +32,43 @@ fn keys_come_in_the_order_of_the_schema() {
     let constraint = compile(schema(&wanted, true)).unwrap().constraint();
     assert!(accepts(&constraint, r#"{"z":1,"a":2}"#));
     assert!(!accepts(&constraint, r#"{"a":1,"z":2}"#));
+}
+
+/// A vocabulary of large models has tokens in every script.
+#[test]
+fn classes_of_unicode_can_be_used() {
+    let mut vocabulary = VOCABULARY.clone();
+    for character in ('\u{a0}'..'\u{3200}').chain('\u{ac00}'..'\u{ad00}').chain('\u{10000}'..'\u{11000}') {
+        let mut bytes = [0; 4];
+        vocabulary.bytes.extend(character.encode_utf8(&mut bytes).bytes());
+        vocabulary.offsets.push(vocabulary.bytes.len() as u32);
+        vocabulary.attributes.push(0);
+    }
+    let tables = Tables::new(Arc::new(vocabulary)).unwrap();
+    for pattern in [r"^\p{L}+$", r"^[\p{L} '-]+$", r"^\p{Lu}\p{Ll}+( \p{Lu}\p{Ll}+)*$"] {
+        let wanted = schema(&json!({ "type": "string", "pattern": pattern }), true).into();
+        let mut name = tables.compile(&wanted).unwrap().constraint();
+        for byte in "\"Ωμέγα\"".bytes() {
+            let mask = name.mask().unwrap_or_else(|fault| panic!("{pattern}: {fault}"));
+            assert!(mask.admits(byte.into()) && !mask.admits(b'2'.into()), "{pattern}");
+            name.consume(byte.into()).unwrap();
+        }
+        assert!(name.is_accepting().unwrap(), "{pattern}");
+    }
+}
+
+#[test]
+fn as_many_properties_may_be_left_out_as_is_said() {
+    let object = |count: usize, strict| {
+        let properties = (0..count).map(|it| (format!("p{it}"), json!({ "type": "integer" })));
+        let properties: serde_json::Map<_, _> = properties.collect();
+        schema(&json!({ "type": "object", "properties": properties, "additionalProperties": false }), strict)
+    };
+    let many = compile(object(500, true)).unwrap().constraint();
+    assert!(accepts(&many, "{\"p3\":1,\"p499\":2}") && accepts(&many, "{}"));
+    assert!(!accepts(&many, "{\"p500\":1}") && !accepts(&many, "{\"p499\":2,\"p3\":1}"));
+    assert!(refusal(&object(501, true)).1.contains("500"));
+    assert_eq!(compile(object(501, false)).unwrap().relaxed(), ["#"]);
 }
 
 #[test]
@@ -65,7 +102,7 @@ fn what_cannot_be_read_is_refused_in_words() {
         assert!(message.contains(part), "{message}");
         assert!(message.len() < 600 && !message.contains('\n'), "{message}");
     }
-    let fault = llm_node_core::constrain::Tables::new(Arc::default()).unwrap_err();
+    let fault = Tables::new(Arc::default()).unwrap_err();
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
 }
 

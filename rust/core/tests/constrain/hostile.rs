@@ -37,7 +37,7 @@ fn hostile() -> Vec<(&'static str, Format)> {
         ("deep", text(nested(100, "{\"items\":", "}"))),
         ("as deep as can be read", text(nested(120, "{\"not\":", "}"))),
         ("many optional properties", value(properties(5000))),
-        ("as many as may be", value(properties(1000))),
+        ("as many as may be", value(properties(500))),
         ("many values", value(json!({ "enum": many(12_000, &|it| json!(it)) }))),
         (
             "as many values as may be",
