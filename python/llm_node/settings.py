@@ -176,6 +176,13 @@ def _alias(text: str) -> tuple[str, str]:
     return name, model
 
 
+def _check_aliases(aliases: Iterable[tuple[str, str]]) -> None:
+    models: dict[str, str] = {}
+    for name, model in aliases:
+        if models.setdefault(name, model) != model:
+            raise ValueError(f"expected one model for {name!r}")
+
+
 def _chat_template(text: str) -> tuple[str, str]:
     model, sign, template = (part.strip() for part in text.partition("="))
     if not (model and sign and template):
@@ -836,11 +843,14 @@ class Settings:
         for name, syntax in self.tool_syntax:
             said = config["defaults"] if name == ALL_MODELS else models.setdefault(name, {})
             said[TOOL_SYNTAX] = syntax
-        for name, template in self.chat_template:
-            models.setdefault(name, {})[CHAT_TEMPLATE] = template
-        for model in models.values():
-            if CHAT_TEMPLATE in model:
-                model[CHAT_TEMPLATE] = _template(model[CHAT_TEMPLATE])
+        templates = {
+            name: (f'{CHAT_TEMPLATE} in [{MODELS}."{name}"]', model[CHAT_TEMPLATE])
+            for name, model in models.items()
+            if CHAT_TEMPLATE in model
+        }
+        templates.update((name, ("--chat-template", template)) for name, template in self.chat_template)
+        for name, (source, template) in templates.items():
+            models.setdefault(name, {})[CHAT_TEMPLATE] = _template(template, source)
         config["models"] = models
         own = {alias: name for name, model in self.models.items() for alias in model.aliases}
         config["aliases"] = {**config["aliases"], **own}
@@ -864,7 +874,7 @@ class Settings:
                 rest = "" if row.reloads else ", from the next start on"
                 words.append(f"{row.name}: {_shown(before)} -> {_shown(after)}{rest}")
         for name in dict.fromkeys([*self.models, *found.models]):
-            own, other = (_said(settings.models.get(name)) for settings in (self, found))
+            own, other = (said(settings.models.get(name)) for settings in (self, found))
             for key in dict.fromkeys([*own, *other]):
                 if own.get(key) != other.get(key):
                     rest = ", from the next start on" if key == WARM else ""
@@ -880,7 +890,7 @@ class Settings:
         return bool(getattr(self, name) == default)
 
 
-def _said(model: ModelSettings | None) -> dict[str, Any]:
+def said(model: ModelSettings | None) -> dict[str, Any]:
     """All that is said of one model."""
     if model is None:
         return {}
@@ -952,7 +962,10 @@ def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
         if setting.commas:
             texts = [part for text in texts for part in text.split(",") if part.strip()]
         if setting.many:
-            return tuple(setting.parse(text) for text in texts)
+            values = tuple(setting.parse(text) for text in texts)
+            if setting.parse is _alias:
+                _check_aliases(values)
+            return values
         return setting.parse(texts[-1])
     except ValueError as error:
         raise SettingsError(f"{source}: {error}, got {', '.join(map(repr, texts))}") from None
@@ -1084,17 +1097,17 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
     return ModelSettings(options=options, aliases=aliases, warm=warm)
 
 
-def _template(given: str) -> str:
-    """What stands in the file; or the name of a template that is built in."""
+def _template(given: str, source: str) -> str:
+    """What stands in the file; or the name of a template that is built in. `source`: where it was named."""
     path = Path(given).expanduser()
     if "." not in path.name and len(path.parts) == 1 and not path.is_file():
         return given
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"--chat-template: {path}: {error.strerror}") from None
+        raise SettingsError(f"{source}: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"--chat-template: {path}: it is no text in UTF-8") from None
+        raise SettingsError(f"{source}: {path}: it is no text in UTF-8") from None
 
 
 def _as_json(setting: Setting, value: Any) -> Any:

@@ -49,7 +49,7 @@ def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Pa
     assert run("config", "get", "vram_limit").stdout == f"{8 << 30}\n"
     assert run("--vram-limit", "1K", "config", "get", "vram_limit").stdout == "1024\n"
     found = json.loads(run("config", "get", "--json").stdout)
-    assert list(found) == [setting.name for setting in ALL]
+    assert list(found) == [*(setting.name for setting in ALL), "models"]
     assert found["vram_limit"] == 8 << 30
 
 
@@ -119,6 +119,48 @@ def test_check_reads_without_starting(run: Callable[..., Result], tmp_path: Path
     result = run("config", "check", str(tmp_path / "wrong.toml"))
     assert result.exit_code == 2
     assert "no such folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('host = "0.0.0.0"', "reached by other machines"),
+        ('chat_template = ["x=/no/such"]', "--chat-template: /no/such: No such file"),
+        ('[models."x"]\nchat_template = "/no/such"', 'chat_template in [models."x"]: /no/such: No such file'),
+        ('tls_cert = "/no/such"\ntls_key = "/no/such"', "/no/such cannot be read"),
+        ('api_key_file = "/no/such"', "the file of keys /no/such cannot be read"),
+        ('alias = ["a=b", "a=c"]', "expected one model for 'a'"),
+    ],
+)
+def test_check_refuses_what_no_node_starts_with(
+    run: Callable[..., Result], tmp_path: Path, content: str, words: str
+) -> None:
+    (tmp_path / "wrong.toml").write_text(content)
+    result = run("config", "check", str(tmp_path / "wrong.toml"))
+    assert result.exit_code != 0 and words in result.stderr, result.stderr
+
+
+def test_what_is_said_of_models_is_listed(run: Callable[..., Result], tmp_path: Path) -> None:
+    table = {"context_length": 512, "options": {"a": 1}, "aliases": ["x", "y"], "warm": True}
+    (tmp_path / "c.toml").write_text(
+        '[models."org/m"]\ncontext_length = 512\noptions = {a = 1}\naliases = ["x", "y"]\nwarm = true\n'
+    )
+    given = ("--config", str(tmp_path / "c.toml"), "config", "get")
+    assert json.loads(run(*given, "models", "--json").stdout) == {"models": {"org/m": table}}
+    rows = dict(line.split(maxsplit=1) for line in run(*given).stdout.splitlines() if "org/m" in line)
+    assert rows == {
+        'models."org/m".context_length': "512",
+        'models."org/m".options': "a=1",
+        'models."org/m".aliases': "x, y",
+        'models."org/m".warm': "yes",
+    }
+    assert run(*given, "models").stdout.count("org/m") == 4
+
+
+def test_a_key_that_cannot_be_written_is_a_sentence(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("key", "new", "x", "--home", str(tmp_path / "file"))
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path / 'file'}: File exists\n")
 
 
 def test_completion(run: Callable[..., Result]) -> None:

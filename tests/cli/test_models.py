@@ -91,7 +91,10 @@ def test_what_a_loaded_model_can(node: RunningNode, command: Command) -> None:
     node.post("/api/models/load", {"model_id": "llm-node-demo"})
     shown = command("show", "llm-node-demo", "--node", node.url)
     assert shown.returncode == 0, shown.stderr
-    assert "  can           chat" in shown.stdout
+    (able,) = [line for line in shown.stdout.splitlines() if line.startswith("  can ")]
+    assert able.split()[1] == "chat"
+    refused = node.post("/v1/embeddings", {"model": "llm-node-demo", "input": "hi"})
+    assert refused.status == 400 and "vectors" not in able
 
 
 def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:

@@ -72,13 +72,20 @@ def reloading(tmp_path: Path) -> Iterator[Reloading]:
 
 
 def test_what_is_said_of_nobody_is_named(reloading: Reloading) -> None:
-    reloading.config.write_text('[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n')
+    tables = '[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n'
+    reloading.config.write_text(f'default_model = "nope"\nalias = ["x=none", "y=a"]\n{tables}')
     reloading.read_again()
-    words = ('[models."nobody"] in the settings: there is no such model', 'for nobody: the name is "b"')
+    words = (
+        '[models."nobody"] in the settings: there is no such model',
+        'for nobody: the name is "b"',
+        "default_model in the settings: there is no model 'nope'",
+        "alias x in the settings: there is no model 'none'",
+    )
     deadline = time.monotonic() + 30
     while not all(said in reloading.node.log_text() for said in words):
         assert time.monotonic() < deadline, reloading.node.log_text()
         time.sleep(0.02)
+    assert "alias y in the settings" not in reloading.node.log_text()
 
 
 def test_what_is_another_is_taken_over_and_said(reloading: Reloading) -> None:

@@ -9,7 +9,7 @@ import click
 
 from llm_node.cli import options, table
 from llm_node.cli.failure import Failed
-from llm_node.settings import BY_NAME, RENAMED, Setting, Settings, SettingsError, near, renamed
+from llm_node.settings import BY_NAME, MODELS, RENAMED, Setting, Settings, SettingsError, near, renamed, said
 
 
 @click.group()
@@ -31,17 +31,22 @@ def path(context: click.Context, /) -> None:
 def get(context: click.Context, /, key: str | None, as_json: bool) -> None:
     """Print what KEY comes to, or all settings: command line, environment, file and defaults together."""
     settings = options.settings(_given(context))
-    names = list(BY_NAME) if key is None else [_setting(key).name]
+    names = list(BY_NAME) if key is None else [] if key == MODELS else [_setting(key).name]
     values = {name: _shown(getattr(settings, name)) for name in names}
+    of_models = {name: said(model) for name, model in settings.models.items()}
+    if key in (None, MODELS):
+        values[MODELS] = of_models
     if key is None and settings.api_key is not None:
         values["api_key"] = "(not shown)"  # lists are pasted into reports
     if as_json:
         table.show_json(values)
-    elif key is not None:
+    elif names and key is not None:
         (value,) = values.values()
         click.echo(_plain(value))
     else:
-        rows = [[name, _plain(value).replace("\n", ", ")] for name, value in values.items()]
+        rows = [[name, _plain(values[name]).replace("\n", ", ")] for name in names]
+        for model, own in of_models.items():
+            rows += [[f'{MODELS}."{model}".{name}', _in_a_line(value)] for name, value in own.items()]
         table.show([["SETTING", "VALUE"], *rows])
 
 
@@ -61,10 +66,10 @@ def set_(context: click.Context, /, key: str, values: tuple[str, ...]) -> None:
 @click.pass_context
 def check(context: click.Context, /, file: Path | None) -> None:
     """Read the settings as a node would, without starting one; of FILE instead of the usual one."""
-    from llm_node.cli import startup
+    from llm_node.cli import serving
 
     given = _given(context)
-    startup.check(options.settings(given if file is None else {**given, "config": str(file)}))
+    serving.check(options.settings(given if file is None else {**given, "config": str(file)}))
     read = file or _file(context)
     click.echo(f"{read}: {'fine' if read.exists() else 'not there, so the defaults hold'}", err=True)
 
@@ -131,6 +136,13 @@ def _shown(value: Any) -> Any:
     if isinstance(value, tuple):
         return ["=".join(item) if isinstance(item, tuple) else str(item) for item in value]
     return value
+
+
+def _in_a_line(value: Any) -> str:
+    """Of a model's table, in which a value may be a table too."""
+    if isinstance(value, dict):
+        value = [f"{key}={_plain(item)}" for key, item in value.items()]
+    return _plain(value).replace("\n", ", ")
 
 
 def _plain(value: Any) -> str:

@@ -36,8 +36,10 @@ def new(context: click.Context, /, name: str, scope: str, **given: options.Given
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = keys.add(path, name, keys.Scope(scope))
-    except (keys.KeysError, OSError) as error:
+    except keys.KeysError as error:
         raise Failed(str(error)) from None
+    except OSError as error:
+        raise Failed(f"{error.filename or path}: {error.strerror}") from None
     click.echo(secret)
     if settings.api_key_file is None:
         click.echo(f"llm-node serve --api-key-file {path}", err=True)

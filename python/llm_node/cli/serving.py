@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 import click
 
 from llm_node import advice, keys
-from llm_node.cli import failure, greeting, options, own_node, remote
+from llm_node.cli import failure, greeting, options, own_node, remote, startup
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
@@ -26,7 +26,7 @@ from llm_node.server.record import NodeRecord
 from llm_node.server.record import read as read_record
 from llm_node.server.reload import Reload, name_strangers
 from llm_node.server.tls import Tls, TlsError
-from llm_node.settings import LEVELS, LOG_FORMAT, Settings, service_variables
+from llm_node.settings import LEVELS, LOG_FORMAT, Settings, SettingsError, service_variables
 from llm_node.version import __version__
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,20 @@ def serve(*given: dict[str, options.Given]) -> None:
     if hurried_by is not None:
         sys.stderr.flush()
         os._exit(128 + hurried_by)  # threads that still wait for a load would be waited for
+
+
+def check(settings: Settings) -> None:
+    """Ends the command where a node of these settings would not start, as far as that is known beforehand."""
+    startup.check(settings)
+    try:
+        settings.node_config()
+        if settings.api_key_file is not None:
+            keys.Keys.read(settings.api_key_file)
+        _tls(settings)
+    except (SettingsError, keys.KeysError, TlsError) as error:
+        raise click.ClickException(str(error)) from None
+    if settings.listen_fd is None:
+        asyncio.run(_addresses(settings))
 
 
 async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None:

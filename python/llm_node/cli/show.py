@@ -171,7 +171,7 @@ def _print(known: dict[str, Any]) -> None:
         ("context", f"{known['context_length']:,} tokens" if known["context_length"] else None),
         ("for", known["task"]),
         ("template", None if not header else "yes" if header.get("has_chat_template") else "none"),
-        ("can", _abilities(facts) if facts else "known once it is loaded"),
+        ("can", _abilities(facts, header) if facts else "known once it is loaded"),
         *(
             ("needs", f"{table.size(it['bytes'])} with {it['context_length']:,} tokens")
             for it in known["needs"]
@@ -192,8 +192,10 @@ def _print(known: dict[str, Any]) -> None:
             before = name
 
 
-def _abilities(facts: dict[str, Any]) -> str:
+def _abilities(facts: dict[str, Any], header: dict[str, Any]) -> str:
+    # A GGUF file that says nothing of how vectors of tokens become one is refused by `/v1/embeddings`.
+    gives_vectors = facts.get("n_embedding") and header.get("pools", True)
     chat = facts.get("chat") or {}
     able = {"chat": bool(chat), "tools": chat.get("tools"), "thinking": chat.get("thinking"),
-            "gaps in a text": facts.get("fills_gaps"), "vectors": facts.get("n_embedding")}  # fmt: skip
+            "gaps in a text": facts.get("fills_gaps"), "vectors": gives_vectors}  # fmt: skip
     return ", ".join(name for name, value in able.items() if value) or "go on with a text"

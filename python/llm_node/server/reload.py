@@ -31,6 +31,16 @@ async def name_strangers(node: Node, settings: Settings) -> None:
             continue
         if own != name:
             log.warning('[models."%s"] in the settings counts for nobody: the name is "%s"', name, own)
+    named = [(f"alias {alias}", model) for alias, model in settings.alias]
+    if settings.default_model is not None:
+        named.append(("default_model", settings.default_model))
+    for said, name in named:
+        try:
+            await node.model(name)
+        except NodeError as fault:
+            if fault.code != "model_not_found":
+                raise
+            log.warning("%s in the settings: there is no model '%s'", said, name)
 
 
 class Reload:
