@@ -886,7 +886,12 @@ class Settings:
         """Is the setting what it is where nobody says anything?"""
         (field,) = (field for field in dataclasses.fields(self) if field.name == name)
         below_home = field.metadata["below_home"]
-        default = field.default if below_home is None else below_home(self.home)
+        if below_home is not None:
+            default = below_home(self.home)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = field.default
         return bool(getattr(self, name) == default)
 
 

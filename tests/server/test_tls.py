@@ -8,10 +8,13 @@ import hashlib
 import http.client
 import ipaddress
 import json
+import re
 import signal
 import socket
 import ssl
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from llm_node.keys import Scope, add
 from support.node import PROGRAM, RunningNode, command, node_environment, running_node
 
 MODEL = "llm-node-demo"
@@ -146,6 +150,36 @@ def test_its_own_commands_know_it_and_others_ask_the_authorities(served: Served,
     assert refused.returncode == 6 and "certificate" in refused.stderr.lower(), refused.stderr
     trusted = named(SSL_CERT_FILE=str(served.certificate))
     assert trusted.returncode == 0, trusted.stderr
+
+
+def test_what_it_says_to_type_works_with_keys_and_a_home_of_its_own(tmp_path: Path, engines: Path) -> None:
+    certificate, secret = tmp_path / "it's.pem", add(tmp_path / "keys", "me", Scope.INFERENCE)
+    make_certificate(certificate, tmp_path / "key.pem")
+    arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines), "--home", str(tmp_path / "own home")]
+    arguments += ["--tls-cert", str(certificate), "--tls-key", str(tmp_path / "key.pem")]
+    arguments += ["--api-key-file", str(tmp_path / "keys")]
+    environment = node_environment(tmp_path / "other", LLM_NODE_API_KEY=secret)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def answer(*shell: str) -> str:
+        done = subprocess.run(
+            shell, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with running_node(tmp_path / "node", arguments, certificate=certificate) as node:
+        deadline = time.monotonic() + 60
+        while "Requests need a key" not in (said := node.log_text()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+        curl = re.search(r"^  (curl .*\n.*)$", said, re.MULTILINE)
+        run = re.search(r"^  (llm-node .* run .*)$", said, re.MULTILINE)
+        assert curl and run, said
+        assert "[DONE]" in answer("sh", "-c", curl[1])
+        assert "An engine" in answer("sh", "-c", f"{run[1]} 'What is an engine?'")
+        python = said.partition("pip install openai`:\n")[2].partition("or in the terminal")[0]
+        assert answer(sys.executable, "-c", textwrap.dedent(python)).strip()
 
 
 def test_another_certificate_while_it_runs(served: Served) -> None:

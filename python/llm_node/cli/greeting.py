@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from llm_node import advice, demo
+from llm_node import advice, demo, installation
 from llm_node.advice import Row
+from llm_node.settings import BY_NAME
 
 QUESTION = "What is an engine?"
+KEY_VARIABLE = BY_NAME["api_key"].environment
 BEGINNING = "Once upon a time"
 TASKS = ("chat", "completions", "embeddings", "rerank")
 """In the order in which examples are worth showing."""
@@ -30,8 +33,49 @@ def wrong_backend(engines: Sequence[Row], gpu_backend: str | None) -> str | None
     )
 
 
+@dataclass(frozen=True)
+class Way:
+    """How who types a command reaches the node."""
+
+    url: str
+    home: Path | None = None
+    """Where it is not the usual one."""
+    has_keys: bool = False
+    certificate: Path | None = None
+
+    def typed(self, words: str) -> str:
+        """A command of ours: what stands behind `llm-node`."""
+        home = [] if self.home is None else ["--home", shlex.quote(str(self.home))]
+        return " ".join([installation.NAME, *home, words])
+
+    def of_curl(self) -> str:
+        """The call of a path of the API, but for its body."""
+        trust = "" if self.certificate is None else f" --cacert {shlex.quote(str(self.certificate))}"
+        key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if self.has_keys else ""
+        return f"curl -N{trust}{key} -H 'Content-Type: application/json' {self.url}"
+
+    def of_python(self) -> list[str]:
+        """Lines that make a client."""
+        names, arguments, before = ["OpenAI"], [f'base_url="{self.url}/v1"'], []
+        if self.has_keys:
+            before.append("import os")
+            arguments.append(f'api_key=os.environ["{KEY_VARIABLE}"]')
+        else:
+            arguments.append('api_key="none"')
+        if self.certificate is not None:
+            before.append("import ssl")
+            names.insert(0, "DefaultHttpxClient")
+            trust = f"ssl.create_default_context(cafile={json.dumps(str(self.certificate))})"
+            arguments.append(f"http_client=DefaultHttpxClient(verify={trust})")
+        return [
+            *before,
+            f"from openai import {', '.join(names)}",
+            f"client = OpenAI({', '.join(arguments)})",
+        ]
+
+
 def lines(
-    url: str,
+    way: Way,
     gpu_backend: str | None,
     engines: Sequence[Row],
     models: Sequence[Row],
@@ -42,19 +86,19 @@ def lines(
     """What to print. `obstacles`: of models that cannot be loaded, code and message."""
     working = advice.usable(engines, gpu_backend)
     rejected = len(engines) - len(working)
-    beside = f" ({rejected} cannot be used: see `llm-node engines`)" if rejected else ""
+    beside = f" ({rejected} cannot be used: see `{way.typed('engines')}`)" if rejected else ""
     said = [f"engines: {_names(working, 'id')}{beside}", f"models:  {_names(models, 'model_id')}"]
     if not working:
         folder = engines_dirs[0] / f"<id>/{gpu_backend}"
-        said += ["", *_no_engine(folder)]
+        said += ["", *_no_engine(folder, way)]
     elif not models:
         said += [
             "",
-            f"No model yet: `{advice.NO_MODEL.command}` fetches one from the Hugging Face hub.",
+            f"No model yet: `{way.typed(_words(advice.NO_MODEL))}` fetches one from the Hugging Face hub.",
             f"Or put NAME.gguf into {models_dir}, or name a folder with --models-dir.",
         ]
     elif (model := _best(models, obstacles)) is not None:
-        said += ["", *_example(url, str(model["model_id"]), model.get("task"))]
+        said += ["", *_example(way, str(model["model_id"]), model.get("task"))]
     else:
         code, message = next(iter(obstacles.values()))
         said += ["", f"None of these models can be loaded ({code}): {message}"]
@@ -67,9 +111,13 @@ NO_ENGINE = (
 )
 
 
-def _no_engine(folder: Path) -> list[str]:
+def _words(it: advice.Advice) -> str:
+    return it.command.removeprefix(f"{installation.NAME} ")
+
+
+def _no_engine(folder: Path, way: Way) -> list[str]:
     return [
-        f"{advice.NO_ENGINE.text} `{advice.NO_ENGINE.command}` brings what this machine needs.",
+        f"{advice.NO_ENGINE.text} `{way.typed(_words(advice.NO_ENGINE))}` brings what this machine needs.",
         "An engine is a folder with a library and a manifest. One that you have:",
         f"  put it into {folder}/,",
         "  or name a folder that holds <id>/<gpu_backend>/ with --engines-dir.",
@@ -88,7 +136,7 @@ def _best(models: Sequence[Row], obstacles: dict[str, tuple[str, str]]) -> Row |
     return min(can_be_loaded, key=rank, default=None)
 
 
-def _example(url: str, model: str, task: str | None) -> list[str]:
+def _example(way: Way, model: str, task: str | None) -> list[str]:
     call = f'model="{model}"'
     if task == "chat":
         path, what = "chat/completions", "Ask it something:"
@@ -117,22 +165,20 @@ def _example(url: str, model: str, task: str | None) -> list[str]:
             f'answer = client.completions.create({call}, prompt="{BEGINNING}")',
             "print(answer.choices[0].text)",
         ]
-    chat = ["or in the terminal:", f"  llm-node run {shlex.quote(model)}"] if task == "chat" else []
+    chat = ["or in the terminal:", f"  {way.typed(f'run {shlex.quote(model)}')}"] if task == "chat" else []
     return [
         what,
-        f"  curl -N {url}/v1/{path} -H 'Content-Type: application/json' \\",
+        f"  {way.of_curl()}/v1/{path} \\",
         f"    -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
-        *(_in_python(url, python) if python else []),
+        *(_in_python(way, python) if python else []),
         *chat,
     ]
 
 
-def _in_python(url: str, lines: Sequence[str]) -> list[str]:
+def _in_python(way: Way, lines: Sequence[str]) -> list[str]:
     return [
         "or from Python, with `pip install openai`:",
-        "  from openai import OpenAI",
-        f'  client = OpenAI(base_url="{url}/v1", api_key="none")',
-        *(f"  {line}" for line in lines),
+        *(f"  {line}" for line in [*way.of_python(), *lines]),
     ]
 
 

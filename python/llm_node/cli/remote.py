@@ -96,11 +96,12 @@ class Remote:
 
 
 def at(url: str, settings: Settings) -> Remote:
-    """The node at a URL, with the key that is named, or that is this user's for the node that runs here."""
+    """The node at a URL, with the key that is named for it, or with this user's where the node runs here."""
     known = record.read(settings.home)
     if known is None or known.url != url:
         return Remote(url, settings.api_key)
-    return Remote(url, settings.api_key or known.key, known.fingerprint)
+    named = None if settings.node is None else settings.api_key
+    return Remote(url, named or known.key, known.fingerprint)
 
 
 def _trust(fingerprint: str | None) -> aiohttp.Fingerprint | bool:

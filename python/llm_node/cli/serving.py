@@ -8,6 +8,7 @@ import errno
 import functools
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -332,10 +333,19 @@ async def _greet(node: Node, settings: Settings, url: str, before: NodeRecord | 
     if reason := greeting.wrong_backend(engines, node.gpu_backend):
         raise click.ClickException(reason)
     folders = settings.engines_dir, settings.models_dir
-    for line in greeting.lines(url, node.gpu_backend, engines, models, obstacles, *folders):
+    certificate = settings.tls_cert
+    way = greeting.Way(
+        url,
+        home=None if settings.has_default("home") else settings.home.absolute(),
+        has_keys=settings.api_key_file is not None,
+        certificate=None if certificate is None else certificate.absolute(),
+    )
+    for line in greeting.lines(way, node.gpu_backend, engines, models, obstacles, *folders):
         _say(line)
     if settings.api_key_file is not None:
-        _say(f"Requests need a key of {settings.api_key_file}; `llm-node key new NAME` makes one.")
+        file = settings.api_key_file.absolute()
+        made = way.typed(f"key new NAME --api-key-file {shlex.quote(str(file))}")
+        _say(f"Requests need a key of {file}, here in {greeting.KEY_VARIABLE}; `{made}` makes one.")
 
 
 def _say(line: str) -> None:
