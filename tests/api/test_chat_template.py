@@ -61,8 +61,7 @@ def test_a_load_may_bring_one(node: RunningNode) -> None:
     node.reload("broken", chat_template="chatml")
     assert prompt(node, "broken").json()["prompt"] == CHATML
     again = node.post("/api/models/load", {"model_id": "broken", "chat_template": NAMES})
-    assert (again.status, again.json()["error"]["param"]) == (409, "chat_template"), again.body
-    node.reload("broken", chat_template=NAMES)
+    assert again.status == 200, again.body  # it is loaded anew
     assert prompt(node, "broken").json()["prompt"] == "[ada] a"
     node.post("/api/models/unload", {"model_id": "broken"})
     for wrong, words in (("{% fro %}", "cannot be read"), ("no-such-name", "chatml")):

@@ -163,6 +163,7 @@ SCHEMAS: Mapping[str, Schema] = {
         load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),
         events={"type": "object", "additionalProperties": COUNT},
         versions=fields(llm_node=TEXT, abi=COUNT, protocol=COUNT),
+        advice=some(fields(code=TEXT, text=TEXT, command=TEXT)),
     ),
     "plan": fields(
         model_id=TEXT, verdict={"enum": ["loaded", "fits", "after_unloading", "after_waiting", "refused"]},

@@ -215,6 +215,8 @@ def test_another_wish_is_refused_while_the_model_is_being_loaded(house: House) -
     fault = house.fault(lambda: house.load(model, speculation="off"))
     assert fault.code == "model_loaded_differently"
     assert "is being loaded with speculation lookup; off was asked for" in fault.message
+    # Each order comes by a thread of its own.
+    house.wait_for_state(model, lambda state: state["waiting"] == 3)
     house.unload(model, 1)
     for waiting in (load, same, longer):
         assert house.fault(lambda waiting=waiting: house.outcome(waiting)).code == "shutting_down"  # type: ignore[misc]
