@@ -175,7 +175,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "logs": LINE,
     "doctor": fields(findings=some(fields(level={"enum": ["ok", "warn", "fail"]}, message=TEXT))),
-    "config get": fields(**{setting.name: ANY for setting in ALL}),
+    "config get": fields(**{setting.name: ANY for setting in ALL}, models={"type": "object"}),
     "bench": fields(
         model=TEXT, requests=COUNT, completed=COUNT, failed=COUNT, errors=some(ANY), shorter=COUNT,
         stopped=FLAG, wall_s=NUMBER, window_s=NUMBER, prompt_tokens=COUNT, cached_tokens=COUNT,

@@ -15,7 +15,7 @@ from llm_node.api.context import NODE
 from llm_node.node import Node
 
 ADVICE_SECONDS = 0.3
-"""Nobody waits longer for what may be typed next: an engine may be slow to say what it can, and so may a driver."""
+"""Nobody waits longer for what may be typed next: an engine, or a driver, may be slow to say what it can."""
 
 
 async def report(request: web.Request) -> web.Response:
@@ -28,7 +28,7 @@ async def report(request: web.Request) -> web.Response:
 async def _in_time(node: Node) -> list[dict[str, Any]]:
     try:
         return await asyncio.wait_for(_advice(node), ADVICE_SECONDS)
-    except asyncio.TimeoutError:
+    except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 has two
         return []
 
 
