@@ -28,7 +28,7 @@ async def report(request: web.Request) -> web.Response:
 async def _in_time(node: Node) -> list[dict[str, Any]]:
     try:
         return await asyncio.wait_for(_advice(node), ADVICE_SECONDS)
-    except asyncio.TimeoutError:  # noqa: UP041  # Python 3.10 has two
+    except asyncio.TimeoutError:  # Python 3.10 has two
         return []
 
 
