@@ -21,6 +21,7 @@ def node(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     (folder / "models").mkdir()
     models.encoder(folder / "models/ranks.gguf", ranks=True)
     models.encoder(folder / "models/embeds.gguf", ranks=False)
+    models.encoder(folder / "models/headless.gguf", ranks=True, scores=False)
     swapped = "[CLS]{document}[SEP]{query}[SEP]"
     models.encoder(folder / "models/swapped.gguf", ranks=True, pair_template=swapped)
     folders = ["--engines-dir", str(engines), "--models-dir", str(folder / "models")]
@@ -120,12 +121,19 @@ def test_what_cannot_be_is_refused(node: RunningNode) -> None:
     assert refusal(node, texts=["a"])["param"] == "documents"
 
 
+def test_a_file_without_the_layer_that_scores_is_refused(node: RunningNode) -> None:
+    error = refusal(node, model="headless")
+    assert error["code"] == "unsupported_feature", error
+    assert "cls.output.weight" in error["message"]
+
+
 def test_what_it_is_for_is_told(node: RunningNode) -> None:
     rank(node)
     listed = {model["model_id"]: model for model in node.get("/api/models").json()["models"]}
     assert {name: model["task"] for name, model in listed.items()} == {
         "ranks": "rerank",
         "swapped": "rerank",
+        "headless": "rerank",
         "embeds": "embeddings",
     }
     assert listed["ranks"]["facts"]["ranks"] is True

@@ -139,9 +139,12 @@ ENCODER_VOCABULARY = (
 """Of the encoders that are made here: letters."""
 
 
-def encoder(into: Path, *, ranks: bool, pair_template: str | None = None) -> Path:
-    """A tiny BERT with random weights, which embeds texts or, as a reranker, gives each pair a score."""
+def encoder(into: Path, *, ranks: bool, scores: bool = True, pair_template: str | None = None) -> Path:
+    """A tiny BERT with random weights, which embeds texts or, as a reranker, gives each pair a score; without
+    `scores` a reranker lacks the layer that does."""
     weights = bert.random_weights(len(ENCODER_VOCABULARY))
+    if not scores:
+        weights = {name: values for name, values in weights.items() if not name.startswith("classifier")}
     return bert.write(into, weights, ENCODER_VOCABULARY, heads=2, ranks=ranks, pair_template=pair_template)
 
 

@@ -1,6 +1,6 @@
 //! `engine.models/1` and `engine.tokenizer/1`: loading a GGUF file, and what is in it.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -195,7 +195,13 @@ fn file(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Reads the header, so that a damaged file and a strange architecture have codes of their own.
+/// How a file says that its model ranks.
+const RANKS: u32 = 4;
+/// The weights of the layer that makes a score of what the others made.
+const LAST_OF_HEAD: &CStr = c"cls.output.weight";
+
+/// Reads the header, so that a damaged file, a strange architecture and a reranker that scores nothing have codes of
+/// their own.
 fn inspect(path: &Path) -> Result<(), Failure> {
     let corrupt =
         |message: &str| Failure::new(abi::ERR_MODEL_CORRUPT, format!("{}: {message}", path.display()));
@@ -210,6 +216,15 @@ fn inspect(path: &Path) -> Result<(), Failure> {
         return Err(Failure::unsupported(format!(
             "{}: llama.cpp does not know the architecture {architecture}",
             path.display()
+        )));
+    }
+    let ranks = header.number(&format!("{architecture}.pooling_type")) == Some(RANKS);
+    if ranks && !header.is_split() && !header.has_tensor(LAST_OF_HEAD) {
+        // llama.cpp would hand out numbers of the layer before it as scores.
+        return Err(Failure::unsupported(format!(
+            "{}: by its file the model ranks, and it lacks the layer that gives a score ({})",
+            path.display(),
+            LAST_OF_HEAD.to_string_lossy()
         )));
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The header of a GGUF file.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -10,7 +10,7 @@ use super::fault::{Fault, guarded, pointer};
 use super::shim::shim_gguf_open;
 use super::text::{owned_text, path_text};
 
-/// A GGUF file's key-value section, read without its tensors.
+/// A GGUF file's key-value section and the names of its tensors, read without these.
 pub(crate) struct Header(NonNull<sys::gguf_context>);
 
 impl Header {
@@ -39,6 +39,27 @@ impl Header {
             owned_text(sys::gguf_get_val_str(self.0.as_ptr(), index))
         }
         .map(|text| text.to_string_lossy().into_owned())
+    }
+
+    /// The value of a key that holds a whole number of 32 bits.
+    pub(crate) fn number(&self, key: &str) -> Option<u32> {
+        let index = self.find(key)?;
+        // SAFETY: as above.
+        unsafe {
+            (sys::gguf_get_kv_type(self.0.as_ptr(), index) == sys::GGUF_TYPE_UINT32)
+                .then(|| sys::gguf_get_val_u32(self.0.as_ptr(), index))
+        }
+    }
+
+    /// Is there a tensor of this name in the file?
+    pub(crate) fn has_tensor(&self, name: &CStr) -> bool {
+        // SAFETY: the context is alive, the name terminated.
+        unsafe { sys::gguf_find_tensor(self.0.as_ptr(), name.as_ptr()) >= 0 }
+    }
+
+    /// Does the model lie in several files?
+    pub(crate) fn is_split(&self) -> bool {
+        self.find("split.count").is_some()
     }
 }
 
