@@ -169,11 +169,18 @@ def _layers(text: str) -> int:
     return int(text)
 
 
+def printable(name: str) -> str:
+    """The name of a model; refuses one that cannot be shown as it is."""
+    if not name.isprintable():
+        raise ValueError("a name has no control characters")
+    return name
+
+
 def _alias(text: str) -> tuple[str, str]:
     name, sign, model = (part.strip() for part in text.partition("="))
     if not (name and sign and model):
         raise ValueError("expected NAME=MODEL")
-    return name, model
+    return printable(name), model
 
 
 def _check_aliases(aliases: Iterable[tuple[str, str]]) -> None:
@@ -607,7 +614,7 @@ class Settings:
         _integer(1, 1 << 30),
         "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
-        shown="the model's own, or what fits",
+        shown="the model's own, but at most 8192; less, down to 2048, where the cache would be large",
         scope="model",
     )
     max_sequences: int | None = _setting(
@@ -615,7 +622,7 @@ class Settings:
         _integer(1, 4096),
         "Sequences that a model computes at once, where a load names none; as far as its engine goes.",
         metavar="COUNT",
-        shown="the worker's choice",
+        shown="64; fewer where the cache would be large",
         scope="model",
     )
     cache_tokens: int | None = _setting(
@@ -1081,7 +1088,10 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
         if key == "aliases":
             if not isinstance(value, list) or not all(isinstance(alias, str) and alias for alias in value):
                 raise SettingsError(f"{where}: expected a list of names")
-            aliases = tuple(value)
+            try:
+                aliases = tuple(printable(alias) for alias in value)
+            except ValueError as error:
+                raise SettingsError(f"{where}: {error}") from None
         elif key == WARM:
             if not isinstance(value, bool):
                 raise SettingsError(f"{where}: expected true or false")

@@ -74,6 +74,14 @@ def test_an_alias_is_its_model_and_the_answer_says_the_name_that_was_sent(undeci
     assert loaded(undecided) == []
 
 
+@pytest.mark.parametrize("alias", ["x\u0000", "x\u202e", "one:latest", "other.toy"])
+def test_what_is_no_name_or_that_of_another_is_no_alias(undecided: RunningNode, alias: str) -> None:
+    answer = undecided.post("/api/models/alias", {"model": "other", "alias": alias})
+    assert answer.status == 400, answer.body
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "alias")
+
+
 def test_the_default_model_is_loaded_for_who_names_none(folders: list[str], tmp_path: Path) -> None:
     with running_node(tmp_path, [*folders, "--default-model", "other"]) as node:
         answer = complete(node)

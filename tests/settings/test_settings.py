@@ -365,6 +365,7 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\ncontext_length = 0', ["context_length", "1 to"]),
         ('[models."m"]\nport = 1', ["port"]),
         ('[models."m"]\naliases = "a"', ["aliases", "a list"]),
+        ('[models."m"]\naliases = ["x\\u202e"]', ["aliases", "control characters"]),
         ('[models."m"]\naliases = ["n"]\n[models."n"]', ["alias 'n'", "a model"]),
         ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a"]', ["alias 'a'", "'m'"]),
         ('[models."m"]\noptions = 1', ["options", "a table"]),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llm_node.schema.wire import Wire
-from llm_node.settings import LONGEST_KEEP_ALIVE
+from llm_node.settings import LONGEST_KEEP_ALIVE, printable
 
 
 class LoadRequest(Wire):
@@ -67,7 +67,9 @@ class AliasRequest(Wire):
     """Give a model a further name."""
 
     model: str = Field(min_length=1, max_length=512)
-    alias: str = Field(min_length=1, max_length=512, pattern=r"^[^\s,=]+$")
+    alias: Annotated[str, AfterValidator(printable)] = Field(
+        min_length=1, max_length=512, pattern=r"^[^\s,=]+$"
+    )
 
 
 class RemoveRequest(Wire):

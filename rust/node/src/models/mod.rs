@@ -109,7 +109,9 @@ impl Catalog {
     pub fn alias(&self, alias: &str, name: &str, readable: &Readable) -> Result<Model, Fault> {
         let model = self.find(name, readable)?;
         let models = self.models(readable);
-        if let Some(other) = models.iter().find(|it| it.id == alias || is_own_name(it, alias)) {
+        let bare = alias.strip_suffix(LATEST).unwrap_or(alias);
+        let is_own = |it: &&Model| [alias, bare].iter().any(|name| it.id == *name || is_own_name(it, name));
+        if let Some(other) = models.iter().find(is_own) {
             let words = format!("'{alias}' is a name of '{}' already", other.id);
             return Err(Fault::new(ErrorCode::InvalidRequest, words).param("alias"));
         }
@@ -144,12 +146,16 @@ impl Catalog {
             models.push(Model { origin: Origin::Demo, ..scan::one(DEMO_MODEL, path, &self.headers) });
         }
         let found = scan::scan(&self.models_dir, &readable.formats(), &self.headers);
-        models.extend(found.into_iter().filter(|model| model.id != DEMO_MODEL || self.demo_model.is_none()));
+        let is_offered =
+            |model: &Model| scan::is_name(&model.id) && (model.id != DEMO_MODEL || self.demo_model.is_none());
+        models.extend(found.into_iter().filter(is_offered));
         for cache in &self.caches {
             let mut found = elsewhere::models(cache, &self.headers);
             found.sort_by(|a, b| a.id.cmp(&b.id));
             for model in found {
-                let why = if readable.reads(&model) {
+                let why = if !scan::is_name(&model.id) {
+                    scan::NO_NAME.to_owned()
+                } else if readable.reads(&model) {
                     match models.iter_mut().find(|known| known.id == model.id) {
                         None => {
                             models.push(Model { origin: cache.origin, ..model });
@@ -447,7 +453,7 @@ mod tests {
         );
         assert_eq!(find("gpt:latest").as_deref(), Ok("one"));
         assert_eq!(alias("new", "nothing").unwrap_err().code, ErrorCode::ModelNotFound);
-        for taken in ["stories", "stories.gguf", "single:Q8_0", "two-00001-of-00002"] {
+        for taken in ["stories", "stories.gguf", "single:Q8_0", "two-00001-of-00002", "stories:latest"] {
             assert_eq!(alias(taken, "one").unwrap_err().code, ErrorCode::InvalidRequest, "{taken}");
         }
         assert_eq!(find("llama-7b:latest"), find("llama-7b"), "which of them it is, nobody said");
@@ -455,6 +461,36 @@ mod tests {
         assert!(find("mmproj-stories.gguf").is_err() && find("mmproj-stories").is_err());
         // A format that no engine reads is a model all the same, so that the error can say so.
         assert_eq!(catalog.find("README", &reads(&[])).unwrap().format, "md");
+    }
+
+    #[test]
+    fn what_has_no_name_is_not_offered() {
+        let (root, catalog) = catalog();
+        for name in ["two\nlines", "x\u{202e}fugg"] {
+            fs::write(root.path().join(format!("{name}.gguf")), gguf("llama")).unwrap();
+            fs::create_dir(root.path().join(name)).unwrap();
+            fs::write(root.path().join(name).join("inside.gguf"), gguf("llama")).unwrap();
+            assert_eq!(catalog.find(name, &reads(&[])).unwrap_err().code, ErrorCode::ModelNotFound);
+        }
+        assert!(catalog.models(&reads(&[])).iter().all(|model| !model.id.contains(['\n', '\u{202e}'])));
+        let unlisted = catalog.unlisted(&reads(&[]));
+        assert_eq!(unlisted.iter().filter(|it| it.why == scan::NO_NAME).count(), 4);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed_through_the_machine() {
+        let (root, catalog) = catalog();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::create_dir_all(elsewhere.path().join("a/b")).unwrap();
+        for name in ["near.weights", "a/far.weights", "a/b/farther.weights"] {
+            fs::write(elsewhere.path().join(name), "w").unwrap();
+        }
+        std::os::unix::fs::symlink(elsewhere.path(), root.path().join("linked")).unwrap();
+        let unlisted = catalog.unlisted(&reads(&[]));
+        let seen: Vec<_> =
+            unlisted.iter().filter(|it| it.why.contains(".weights")).map(|it| &it.path).collect();
+        assert_eq!(seen, [&root.path().join("linked/near.weights")]);
     }
 
     #[test]

@@ -69,19 +69,33 @@ const DEEPEST: usize = 3;
 /// How far below it one looks for what is misplaced.
 const DEEPEST_LOOK: usize = 6;
 
-/// All files in and below the models folder; links to folders above it end somewhere.
+/// All files in and below the models folder. What a link leads to is looked at, and nothing below it: that may be all
+/// of the machine's files.
 pub(super) fn files_below(models_dir: &Path) -> Vec<Below> {
     let mut found = Vec::new();
-    let mut open = vec![(models_dir.to_path_buf(), 0)];
-    while let Some((folder, depth)) = open.pop() {
+    let mut open = vec![(models_dir.to_path_buf(), 0, false)];
+    while let Some((folder, depth, is_link)) = open.pop() {
         let (files, folders) = entries(&folder);
         found.extend(files.into_iter().map(|path| Below { path, depth }));
-        if depth < DEEPEST_LOOK {
-            open.extend(folders.into_iter().map(|folder| (folder, depth + 1)));
+        if depth < DEEPEST_LOOK && !is_link {
+            open.extend(folders.into_iter().map(|folder| {
+                let is_link = folder.is_symlink();
+                (folder, depth + 1, is_link)
+            }));
         }
     }
     found
 }
+
+/// Can it be the name of a model, which is shown to people and sent in a path? Without line breaks and other control
+/// characters, and without those that change the direction of what stands beside them.
+pub(super) fn is_name(name: &str) -> bool {
+    let turns = |it| matches!(it, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !name.chars().any(|it| it.is_control() || turns(it))
+}
+
+/// Why a file is not listed whose name is none.
+pub(super) const NO_NAME: &str = "its name holds control characters, which a model's name cannot";
 
 /// Why a file that belongs to no model does not. `None`: nobody would take it for one.
 pub(super) fn why_unlisted(file: &Below, formats: &[String]) -> Option<String> {
@@ -89,7 +103,11 @@ pub(super) fn why_unlisted(file: &Below, formats: &[String]) -> Option<String> {
     if BESIDE.contains(&format.as_str()) {
         return None;
     }
-    Some(if !is_known(&file.path) && !formats.contains(&format) {
+    // The models folder's own name is nobody's.
+    let named = file.path.iter().rev().take(file.depth + 1);
+    Some(if !named.into_iter().all(|part| is_name(&part.to_string_lossy())) {
+        NO_NAME.to_owned()
+    } else if !is_known(&file.path) && !formats.contains(&format) {
         format!("no engine here reads .{format} files")
     } else if NO_MODELS.iter().any(|start| file_name(&file.path).starts_with(start)) {
         "by its name it is a part of another model".to_owned()
