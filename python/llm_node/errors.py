@@ -255,7 +255,8 @@ TABLE: Mapping[str, Row] = {
     "oom_vram": Row(
         507,
         _RESOURCE,
-        "The model does not fit the GPU memory that is free and allowed. Nothing was allocated.",
+        "The model does not fit the GPU memory that is free and allowed, or, on a node that computes on the "
+        "CPU, what `--vram-limit` allows of the host's. Nothing was allocated.",
         exit=Exit.NO_ROOM,
     ),
     "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory.", exit=Exit.NO_ROOM),

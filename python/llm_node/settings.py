@@ -172,7 +172,7 @@ def _layers(text: str) -> int:
 def printable(name: str) -> str:
     """The name of a model; refuses one that cannot be shown as it is."""
     if not name.isprintable():
-        raise ValueError("a name has no control characters")
+        raise ValueError("expected a name without control characters")
     return name
 
 

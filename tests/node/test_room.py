@@ -164,6 +164,10 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         (before,), (after,) = shorter["memory"], planned["memory"]
         assert (planned["verdict"], after["cache_bytes"]) == ("fits", 2 * before["cache_bytes"])
         assert node.post("/api/models/plan", {"model_id": "nobody"}).status == 404
+        for wrong in ({"tool_syntax": "nope"}, {"chat_template": "{{ nope("}):
+            for way in ("plan", "load"):
+                answer = node.post(f"/api/models/{way}", {"model_id": "d", **wrong})
+                assert (answer.status, answer.json()["error"]["param"]) == (400, *wrong), way
         # Whoever says that one need not stay.
         assert node.post("/api/models/load", {"model_id": "b", "pin": False}).status == 200
         deadline = time.monotonic() + 60

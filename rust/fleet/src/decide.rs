@@ -701,7 +701,9 @@ impl Fleet {
                     message,
                 }));
                 let life = self.life(model_id);
-                life.trouble = Some(Trouble::Failed(fault.clone()));
+                // What was wrong with the order is not the model's state.
+                let is_of_model = fault.code != ErrorCode::InvalidRequest;
+                life.trouble = is_of_model.then(|| Trouble::Failed(fault.clone()));
                 let former = former.flatten();
                 for waiting in mem::take(&mut life.waiting) {
                     if waiting.is_met || former.is_none() {
@@ -713,6 +715,7 @@ impl Fleet {
                 if let Some(former) = former {
                     self.begin(now, model_id, former, None);
                 }
+                self.tidy(model_id);
             }
             _ => {
                 let message = format!("'{model_id}' is unloaded");

@@ -41,7 +41,7 @@ struct World {
     /// A context of another size cannot be made.
     is_stiff: bool,
     /// The next worker does not start.
-    is_broken: bool,
+    broken: Option<ErrorCode>,
 }
 
 fn world(room: Duration) -> World {
@@ -57,7 +57,7 @@ fn world(room: Duration) -> World {
         ticket: 0,
         in_steps: false,
         is_stiff: false,
-        is_broken: false,
+        broken: None,
     };
     world.read();
     world
@@ -166,9 +166,8 @@ impl World {
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
-            Effect::Spawn { worker } if self.is_broken => {
-                let fault = Fault::new(ErrorCode::EngineFault, "broken");
-                self.is_broken = false;
+            Effect::Spawn { worker } if self.broken.is_some() => {
+                let fault = Fault::new(self.broken.take().unwrap(), "broken");
                 ahead.push_back(Event::NotStarted { worker, fault });
             }
             Effect::Spawn { worker } => {
@@ -597,13 +596,25 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
         for_request: false,
     });
     assert_eq!(world.fault(ticket).code, ErrorCode::ModelLoadedDifferently, "nor for what nobody knows");
-    world.is_broken = true;
+    world.broken = Some(ErrorCode::EngineFault);
     world.ask("a4");
     let (broken, plain) = (world.load_with("a4", wishes(2)), world.load("a4"));
     world.answer("a4");
     assert_eq!((world.fault(broken).message.as_str(), &world.outcomes[&plain]), ("broken", &Ok(())));
     let options = world.fleet.view().models["a4"].options.clone().unwrap();
     assert_eq!((options.threads, world.loaded()), (Some(1), vec!["a4".to_owned(), "b3".to_owned()]));
+}
+
+#[test]
+fn what_was_wrong_with_the_order_is_not_the_model_s_state() {
+    let mut world = world(ROOM);
+    for (code, is_told) in [(ErrorCode::InvalidRequest, false), (ErrorCode::EngineFault, true)] {
+        world.broken = Some(code);
+        let ticket = world.load("a4");
+        assert_eq!(world.fault(ticket).code, code);
+        let status = world.fleet.view().models.get("a4").map(|model| model.status.clone());
+        assert_eq!(matches!(status, Some(Status::Failed(_))), is_told, "{status:?}");
+    }
 }
 
 #[test]

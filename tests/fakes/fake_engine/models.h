@@ -93,6 +93,11 @@ static MAYBE_UNUSED int models_load(const EngineModelParams *params, EngineModel
    (void)params, (void)model;
    return fail(FAKE_LOAD_CODE, "the toy would not load");
 #else
+#  ifdef FAKE_LAYERS_TOO_MANY
+   if (params->gpu_layers == FAKE_LAYERS_TOO_MANY) {
+      return fail(ERR_LOAD_FAILED, "the toy does not load so many layers");
+   }
+#  endif
    EngineModel *loaded = NULL;
    int          code   = model_open(params->path, &loaded);
    if (code == ERR_OK) {

@@ -10,9 +10,12 @@ use std::{
 };
 
 use llm_node_core::{
+    chat::{builtin, model::SyntaxChoice},
+    engine::Vocabulary,
     error::{ErrorCode, Fault},
     memory::{Estimate, MemoryUse, length_of},
     options::{self, ModelOptions},
+    text::template::ChatTemplate,
 };
 use llm_node_fleet::{
     Account, Basis, Changed, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, LoadKey,
@@ -129,8 +132,15 @@ fn prepare(inner: &Inner, request: &LoadRequest) -> Result<(String, ModelOptions
     Ok((model.id, wishes))
 }
 
-/// The same, with the file of the draft model in place of its name.
+/// The same, with the file of the draft model in place of its name. What can be told to be wrong without the model is
+/// refused.
 fn wishes(inner: &Inner, options: &ModelOptions) -> Result<ModelOptions, Fault> {
+    options.tool_syntax.as_deref().map_or(Ok(SyntaxChoice::Found), SyntaxChoice::of)?;
+    if let Some(given) = &options.chat_template {
+        // Which words are tokens of the model is not asked here.
+        ChatTemplate::compile(builtin::source_of(given)?, &Vocabulary::default())
+            .map_err(|fault| Fault::new(ErrorCode::InvalidRequest, fault.message).param("chat_template"))?;
+    }
     let mut wishes = options.clone();
     let Some(draft) = &options.draft_model else { return Ok(wishes) };
     if options.speculation.is_some() {
