@@ -300,7 +300,7 @@ async def test_who_never_reads_is_cut_off_and_nobody_else_notices(
         others = [asyncio.to_thread(events, null_node, body(max_tokens=2000)) for _ in range(6)]
         for chunks in await asyncio.gather(*others):
             assert text_of(chunks) == (ALPHABET * 75)[:2000]
-            assert len(chunks) == 2001
+            assert 1000 < len(chunks) <= 2001  # on a busy machine some tokens share one
         await until_it_ends(null_node)
         with pytest.raises(ConnectionResetError):
             while await asyncio.to_thread(client.recv, 1 << 20):

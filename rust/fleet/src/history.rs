@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use llm_node_core::memory::{Figures, MemoryUse};
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::goes_unsaid;
+
 /// Most loads that are remembered: whichever was not loaded for longest is forgotten.
 const MOST_RECORDS: usize = 512;
 /// Of each of them, the last few times.
@@ -170,11 +172,19 @@ impl Record {
     }
 }
 
-/// A little more than it took, but no more than what its engine said where that was enough.
+/// A little more than it took, but no more than what its engine said where that was enough, or nearly: what had room
+/// once has it again.
 fn needed(time: &Time) -> Vec<MemoryUse> {
     let needed = |use_: &MemoryUse| {
         let total = use_.total();
-        let estimated = time.estimated.iter().find(|it| is_same_device(it, use_)).map_or(0, MemoryUse::total);
+        let said = time.estimated.iter().find(|it| is_same_device(it, use_));
+        let estimated = said.map_or(0, MemoryUse::total);
+        if let Some(said) = said
+            && total > estimated
+            && goes_unsaid(estimated, total)
+        {
+            return said.clone();
+        }
         let more = estimated.checked_sub(total).map_or(total / 100, |spare| spare.min(total / 100));
         MemoryUse { compute: use_.compute.saturating_add(more), ..use_.clone() }
     };
@@ -237,9 +247,9 @@ mod tests {
         assert_eq!(known(&history, "a"), Some((404 * MIB, 0.2)));
         assert_eq!(known(&history, "b"), None);
         for date in [3, 5, 4] {
-            history.learn(key("e", "a"), Figures::default(), time(date, 100, 100 + date));
+            history.learn(key("e", "a"), Figures::default(), time(date, 100, 200 + date));
         }
-        let most = 105 * MIB + 105 * MIB / 100;
+        let most = 205 * MIB + 205 * MIB / 100;
         assert_eq!(known(&history, "a"), Some((most, 0.4)), "the last three count");
     }
 
@@ -248,6 +258,12 @@ mod tests {
         assert_eq!(known(&history(&[("a", time(1, 300, 300))]), "a"), Some((300 * MIB, 0.1)));
         assert_eq!(known(&history(&[("a", time(1, 301, 300))]), "a"), Some((301 * MIB, 0.1)));
         assert_eq!(known(&history(&[("a", time(1, 400, 300))]), "a"), Some((303 * MIB, 0.1)));
+        assert_eq!(
+            known(&history(&[("a", time(1, 300, 364))]), "a"),
+            Some((300 * MIB, 0.1)),
+            "without a word"
+        );
+        assert_eq!(known(&history(&[("a", time(1, 300, 400))]), "a"), Some((404 * MIB, 0.1)));
     }
 
     #[test]
@@ -267,11 +283,11 @@ mod tests {
 
     #[test]
     fn two_nodes_remember_what_both_have_seen() {
-        let mut ours = history(&[("a", time(1, 100, 100)), ("a", time(3, 100, 130))]);
-        let theirs = history(&[("a", time(2, 100, 120)), ("a", time(4, 100, 110)), ("b", time(1, 10, 10))]);
+        let mut ours = history(&[("a", time(1, 100, 100)), ("a", time(3, 100, 230))]);
+        let theirs = history(&[("a", time(2, 100, 220)), ("a", time(4, 100, 210)), ("b", time(1, 10, 10))]);
         ours.merge(theirs.clone());
         let merged = ours.clone();
-        assert_eq!(known(&ours, "a").map(|(bytes, _)| bytes), Some(130 * MIB + 130 * MIB / 100));
+        assert_eq!(known(&ours, "a").map(|(bytes, _)| bytes), Some(230 * MIB + 230 * MIB / 100));
         assert_eq!(known(&ours, "b"), Some((10 * MIB, 0.1)));
         ours.merge(theirs);
         assert_eq!(ours, merged, "nothing is remembered twice");

@@ -28,6 +28,11 @@ const UNSAID: u64 = 64 << 20;
 /// of a process may be another's.
 const BELIEVED: u64 = 2;
 
+/// Is what was taken little more than what was to be, if it is more?
+pub(crate) fn goes_unsaid(granted: u64, taken: u64) -> bool {
+    taken.saturating_sub(granted) <= UNSAID.max(granted / 50)
+}
+
 /// All devices, and what each worker holds of them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
@@ -367,8 +372,7 @@ impl Ledger {
         (holding.said, holding.needs) = (said.clone(), needs.clone());
         let more = |(name, taken): (&String, &u64)| {
             let granted = granted.get(name).copied().unwrap_or(0);
-            let is_said = taken.saturating_sub(granted) > UNSAID.max(granted / 50);
-            is_said.then(|| (name.clone(), *taken, granted))
+            (!goes_unsaid(granted, *taken)).then(|| (name.clone(), *taken, granted))
         };
         let excess = needs.iter().find_map(more);
         let is_too_much = |name: &str, taken: u64| {
