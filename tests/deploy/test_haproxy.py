@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import ollama
 import openai
 import pytest
 
+from support.dialects import GREEDY, WORD, ollama_and_embeddings
 from support.engines import fake_engine
 from support.haproxy import configuration, haproxy
 from support.load import body, for_openai, many
@@ -105,22 +107,10 @@ def test_the_official_client_is_answered(three: Boxes, client: openai.OpenAI) ->
 
 
 def test_the_dialect_of_ollama_and_embeddings_pass(three: Boxes, client: openai.OpenAI) -> None:
-    messages = [{"role": "user", "content": "Say a word."}]
-    greedy = {"temperature": 0, "num_predict": 12}
     with ollama.Client(three.url) as dialect:
-        assert f"{DEMO}:latest" in [each.model for each in dialect.list().models]
-        text = dialect.chat(DEMO, messages, options=greedy).message.content
-        *lines, last = dialect.chat(DEMO, messages, options=greedy, stream=True)
-        assert "".join(line.message.content or "" for line in lines) == text != ""
-        assert last.done
-        embedded = dialect.embed("slow", ["a dog", "a node"]).embeddings
-        with pytest.raises(ollama.ResponseError, match="none-such"):
-            dialect.chat("none-such", messages)
+        text = ollama_and_embeddings(dialect, client, DEMO)
     with ollama.Client(three.nodes[0].url) as direct:
-        assert direct.chat(DEMO, messages, options=greedy).message.content == text
-    made = client.embeddings.create(model="slow", input=["a dog", "a node"]).data
-    assert [each.embedding for each in made] == [pytest.approx(each, abs=1e-6) for each in embedded]
-    assert made[0].embedding != made[1].embedding
+        assert direct.chat(DEMO, WORD, options=GREEDY).message.content == text
 
 
 def test_a_conversation_stays_with_its_node(three: Boxes, client: openai.OpenAI) -> None:
@@ -171,22 +161,33 @@ async def test_a_killed_node_costs_its_own_answers_alone(own_three: Boxes) -> No
     assert None not in again, "two of three answer for all"
 
 
-async def test_a_killed_worker_costs_official_clients_nothing(own_three: Boxes) -> None:
-    """A node whose worker is gone says so, and what is no stream they repeat."""
-    victim = own_three.nodes[1]
-    (worker,) = victim.workers()
-    left = iter(range(150))
+async def texts_while(
+    three: Boxes, count: int, *, after: int, act: Callable[[], object], max_retries: int
+) -> dict[int, str]:
+    """What the official client gets for so many requests, 24 at a time. Once `after` have come: `act`."""
+    left = iter(range(count))
     texts: dict[int, str] = {}
 
     async def work() -> None:
         for number in left:
             answer = await client.completions.create(**for_openai(number))
             texts[number] = answer.choices[0].text
-            if len(texts) == 60:
-                os.kill(worker, signal.SIGKILL)
+            if len(texts) == after:
+                act()
 
-    async with openai.AsyncOpenAI(base_url=f"{own_three.url}/v1", api_key="none", max_retries=8) as client:
+    base_url = f"{three.url}/v1"
+    async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=max_retries) as client:
         await asyncio.wait_for(asyncio.gather(*(work() for _ in range(24))), 120)
+    return texts
+
+
+async def test_a_killed_worker_costs_official_clients_nothing(own_three: Boxes) -> None:
+    """A node whose worker is gone says so, and what is no stream they repeat."""
+    victim = own_three.nodes[1]
+    (worker,) = victim.workers()
+    texts = await texts_while(
+        own_three, 150, after=60, act=lambda: os.kill(worker, signal.SIGKILL), max_retries=8
+    )
     assert victim.workers() not in ([], [worker]), "it started another"
     assert [texts[number] for number in range(150)] == await many(own_three.nodes[0].url, 150, 50)
 
@@ -194,18 +195,8 @@ async def test_a_killed_worker_costs_official_clients_nothing(own_three: Boxes) 
 async def test_a_node_that_goes_down_loses_nothing_that_has_begun(own_three: Boxes) -> None:
     """The clients repeat what was refused in the moment before HAProxy knew."""
     leaving = own_three.nodes[1]
-    left = iter(range(300))
-    texts: dict[int, str] = {}
-
-    async def work() -> None:
-        for number in left:
-            answer = await client.completions.create(**for_openai(number))
-            texts[number] = answer.choices[0].text
-            if len(texts) == 100:
-                leaving.process.send_signal(signal.SIGTERM)
-
-    async with openai.AsyncOpenAI(base_url=f"{own_three.url}/v1", api_key="none", max_retries=4) as client:
-        await asyncio.wait_for(asyncio.gather(*(work() for _ in range(24))), 120)
+    go_down = functools.partial(leaving.process.send_signal, signal.SIGTERM)
+    texts = await texts_while(own_three, 300, after=100, act=go_down, max_retries=4)
     assert leaving.process.wait(30) == 0
     assert [texts[number] for number in range(300)] == await many(own_three.nodes[0].url, 300, 50)
 

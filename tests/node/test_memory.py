@@ -177,18 +177,25 @@ class Gpu:
         fresh.replace(self._state)
 
 
-@pytest.mark.parametrize("ending", ["unload", "crash"])
-def test_a_gpu_that_gives_back_late_lets_the_next_load_wait(tmp_path: Path, ending: str) -> None:
-    gpu = Gpu(tmp_path)
+@contextmanager
+def loaded_on_a_gpu(folder: Path) -> Iterator[tuple[RunningNode, Gpu]]:
+    """A node with "a" loaded, which the GPU shows, and "b", for which there is no room beside it."""
+    gpu = Gpu(folder)
     size = f"estimate_bytes={6 * GIB}"
-    environment = gpu.environment
-    with node_of(tmp_path, {"a": size, "b": size}, backend="cuda", environment=environment) as node:
+    with node_of(folder, {"a": size, "b": size}, backend="cuda", environment=gpu.environment) as node:
         assert load(node, "a").status == 200
         gpu.shows(6 * GIB)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while device(node, "gpu")["free_bytes"] != 2 * GIB:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        yield node, gpu
+
+
+@pytest.mark.parametrize("ending", ["unload", "crash"])
+def test_a_gpu_that_gives_back_late_lets_the_next_load_wait(tmp_path: Path, ending: str) -> None:
+    with loaded_on_a_gpu(tmp_path) as (node, gpu):
+        deadline = time.monotonic() + 30
         if ending == "unload":
             unload(node, "a")
         else:
@@ -212,16 +219,7 @@ def test_a_gpu_that_gives_back_late_lets_the_next_load_wait(tmp_path: Path, endi
 
 
 def test_what_a_gpu_does_not_give_back_is_said_and_counts_no_longer(tmp_path: Path) -> None:
-    gpu = Gpu(tmp_path)
-    size = f"estimate_bytes={6 * GIB}"
-    environment = gpu.environment
-    with node_of(tmp_path, {"a": size, "b": size}, backend="cuda", environment=environment) as node:
-        assert load(node, "a").status == 200
-        gpu.shows(6 * GIB)
-        deadline = time.monotonic() + 60
-        while device(node, "gpu")["free_bytes"] != 2 * GIB:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with loaded_on_a_gpu(tmp_path) as (node, _):
         unload(node, "a")
         refused = load(node, "b")
         assert refused.status == 507, refused.body

@@ -22,6 +22,7 @@ import ollama
 import openai
 import pytest
 
+from support.dialects import ollama_and_embeddings
 from support.fleet import Fleet, command_line, fleet
 from support.load import body, for_openai, many
 from support.node import PROGRAM, RunningNode, alive, descendants_of
@@ -200,21 +201,11 @@ def test_the_official_clients_are_answered(three: Fleet) -> None:
 
 
 def test_the_dialect_of_ollama_and_embeddings_pass(three: Fleet) -> None:
-    messages = [{"role": "user", "content": "Say a word."}]
-    greedy = {"temperature": 0, "num_predict": 12}
-    with ollama.Client(three.url, headers=authorized(three)) as client:
-        assert f"{MODEL}:latest" in [each.model for each in client.list().models]
-        text = client.chat(MODEL, messages, options=greedy).message.content
-        *lines, last = client.chat(MODEL, messages, options=greedy, stream=True)
-        assert "".join(line.message.content or "" for line in lines) == text != ""
-        assert last.done
-        embedded = client.embed("slow", ["a dog", "a node"]).embeddings
-        with pytest.raises(ollama.ResponseError, match="none-such"):
-            client.chat("none-such", messages)
-    with openai.OpenAI(base_url=f"{three.url}/v1", api_key=three.keys["inference"]) as client:
-        made = client.embeddings.create(model="slow", input=["a dog", "a node"]).data
-    assert [each.embedding for each in made] == [pytest.approx(each, abs=1e-6) for each in embedded]
-    assert made[0].embedding != made[1].embedding
+    with (
+        ollama.Client(three.url, headers=authorized(three)) as dialect,
+        openai.OpenAI(base_url=f"{three.url}/v1", api_key=three.keys["inference"]) as client,
+    ):
+        ollama_and_embeddings(dialect, client, MODEL)
 
 
 def test_a_real_model_says_what_it_says_directly(three: Fleet, stories: Path) -> None:
