@@ -33,7 +33,7 @@ def test_all_is_well(tmp_path: Path, engines: Path) -> None:
     lines = done.stdout.splitlines()
     assert all(line.startswith(("ok    ", "warn  ")) for line in lines)
     assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in lines)
-    assert "ok    1 models can be loaded: see `llm-node list`" in lines
+    assert "ok    1 model can be loaded: see `llm-node list`" in lines
 
 
 def test_what_stands_in_the_way_is_a_failure_and_says_what_to_do(tmp_path: Path) -> None:

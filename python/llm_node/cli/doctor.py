@@ -105,7 +105,8 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", f"model {model}: {_in_one_line(message)}")
     count = len(models) - len(obstacles)
     if count:
-        yield Finding("ok", f"{count} models can be loaded: see `llm-node list`")
+        models_can = "model can" if count == 1 else "models can"
+        yield Finding("ok", f"{count} {models_can} be loaded: see `llm-node list`")
     else:
         yield Finding("warn", "no model can be loaded: `llm-node pull ORG/REPO` fetches one")
 
