@@ -79,7 +79,9 @@ test-compiled:
 	@nice $(MAKE) --no-print-directory lint
 	@nice $(MAKE) --no-print-directory test-rust
 
-# A test that waits for ever ends here, by its name, and not with the patience of whoever waits for the whole.
+# A test that waits for ever ends here, by its name, and not with the patience of whoever waits for the whole. Cargo has
+# jobs of its own: it is not given make's, whose descriptors a recipe does not get.
+test-rust: export MAKEFLAGS =
 test-rust:
 	$(if $(shell command -v timeout),timeout 1800) cargo test --workspace --exclude llm-node-py --locked --quiet
 	$(BIN)/python tools/build_engine.py cpu --test
