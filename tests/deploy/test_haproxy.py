@@ -192,6 +192,21 @@ async def test_a_killed_worker_costs_official_clients_nothing(own_three: Boxes) 
     assert [texts[number] for number in range(150)] == await many(own_three.nodes[0].url, 150, 50)
 
 
+async def test_a_killed_worker_costs_others_its_own_answers_alone(own_three: Boxes) -> None:
+    """No client repeats anything: what comes while there is no worker waits for the next one."""
+    victim = own_three.nodes[1]
+    (worker,) = victim.workers()
+    at_once = 24
+    outcomes = await many(own_three.url, 150, at_once, after=60, act=lambda: os.kill(worker, signal.SIGKILL))
+    lost = [number for number, text in enumerate(outcomes) if text is None]
+    assert len(lost) <= at_once, lost
+    assert victim.workers() not in ([], [worker])
+    wanted = await many(own_three.nodes[0].url, 150, 50)
+    assert [text for text in outcomes if text is not None] == [
+        wanted[number] for number in range(150) if number not in lost
+    ]
+
+
 async def test_a_node_that_goes_down_loses_nothing_that_has_begun(own_three: Boxes) -> None:
     """The clients repeat what was refused in the moment before HAProxy knew."""
     leaving = own_three.nodes[1]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support.engines import fake_engine
-from support.node import RunningNode, descendants_of, running_node, wait_for_ends
+from support.node import Answer, RunningNode, descendants_of, running_node, wait_for_ends
 
 QUESTION = {"model": "llm-node-demo", "prompt": "Once upon a time", "max_tokens": 2}
 
@@ -101,6 +101,29 @@ def test_a_crash_names_engine_model_call_and_signal_and_is_known_later(folder: P
         )
 
 
+def test_whoever_comes_after_a_kill_waits_for_the_next_worker(folder: Path) -> None:
+    """Also in the moment before the node has noticed, and though no client repeats anything."""
+    engines = toys(folder)
+    with running_node(folder / "node", arguments(engines, folder)) as node:
+
+        def ask(number: int) -> Answer:
+            if number % 4 == 0:
+                return node.post("/v1/embeddings", {"model": "toy", "input": f"Number {number}"})
+            body = {"model": "toy", "prompt": f"Number {number}", "max_tokens": 3, "stream": number % 2 == 0}
+            return node.post("/v1/completions", body)
+
+        for _ in range(2):
+            assert node.post("/api/models/load", {"model_id": "toy"}).status == 200
+            (worker,) = node.workers()
+            os.kill(worker, signal.SIGKILL)
+            with ThreadPoolExecutor(20) as asking:
+                answers = list(asking.map(ask, range(20)))
+            assert [answer.status for answer in answers] == [200] * 20
+            assert not any(b"error" in answer.body for answer in answers)
+        crashed = [it for it in node.get("/api/incidents").json()["incidents"] if it["kind"] == "crashed"]
+        assert len(crashed) == 2
+
+
 @pytest.mark.parametrize(
     "define", ["HANG_IN_LOAD", "EXIT_IN_INIT", "NAN_LOGITS", "LOAD_CODE=9", "ABI_VERSION=2"]
 )
@@ -128,8 +151,10 @@ def test_a_worker_that_stands_still_makes_the_node_not_ready(folder: Path) -> No
         assert ready.status == 503
         assert "stands still" in ready.json()["error"]["message"]
         assert node.get("/healthz").status == 200
+        # It is ended then, and nothing had come of the request: the next worker answers it.
         answer = node.post("/v1/completions", {"model": "toy", "prompt": "ab", "max_tokens": 3})
-        assert answer.json()["error"]["code"] == "engine_crashed"
+        assert (answer.status, node.workers() == [worker]) == (200, False)
+        assert node.get("/api/incidents").json()["incidents"][0]["code"] == "engine_crashed"
         assert node.get("/readyz").status == 200
 
 

@@ -4,6 +4,7 @@ each."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,15 @@ class Happening:
 def of_requests(count: int) -> tuple[Client, Generation]:
     """A client with so many streams, numbered as its requests are."""
     generation = Generation()
-    client = Client(None, 7, generation, None)  # type: ignore[arg-type]  # nothing here asks the core
+    client = of(generation)
     client.streams = {index: index for index in range(count)}
     return client, generation
+
+
+def of(
+    receiver: Any, connection: Any = None, run_again: Callable[[int], None] = lambda index: None
+) -> Client:
+    return Client(None, 7, receiver, connection, run_again)  # type: ignore[arg-type]  # nothing asks the core
 
 
 def take(client: Client, happening: Happening) -> None:
@@ -64,6 +71,37 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
     assert [event.text for _, event in await anext(generation)] == ["a"]
     with pytest.raises(NodeError, match="gone"):
         await anext(generation)
+
+
+async def test_what_has_not_begun_runs_again_once_after_a_crash() -> None:
+    generation = Generation()
+    again: list[int] = []
+    client = of(generation, run_again=again.append)
+    client.streams = {10: 0, 11: 1, 12: 2}
+    take(client, Happening("started", 11))
+    for number in (10, 12):
+        take(client, Happening("failed", number, fault=NodeError("engine_crashed", "gone")))
+    assert (again, client.has_ended) == ([0, 2], False)
+    take(client, Happening("finished", 11))
+    assert not client.has_ended, "two are still to come"
+    client.returned.clear()
+    client.streams = {20: 0, 22: 2}
+    take(client, Happening("finished", 20))
+    take(client, Happening("failed", 22, fault=NodeError("engine_crashed", "gone again")))
+    assert [index for index, _ in await anext(generation)] == [1, 1, 0]
+    with pytest.raises(NodeError, match="gone again"):
+        await anext(generation)
+
+
+async def test_what_has_begun_does_not_run_again_and_no_other_error_is_a_reason() -> None:
+    for kind, code in (("started", "engine_crashed"), ("", "queue_full")):
+        generation = Generation()
+        client = of(generation, run_again=lambda index: pytest.fail("it ran again"))
+        client.streams = {0: 0}
+        if kind:
+            take(client, Happening(kind))
+        take(client, Happening("failed", fault=NodeError(code, "gone")))
+        assert client.has_ended
 
 
 async def test_a_waiting_reader_sees_the_error() -> None:
@@ -103,7 +141,7 @@ def test_a_defect_of_a_receiver_ends_its_client_and_goes_no_further() -> None:
             self.error = error
 
     broken = Broken()
-    client = Client(None, 7, broken, broken)  # type: ignore[arg-type]
+    client = of(broken, broken)
     client.take(b"data")
     assert isinstance(broken.error, RuntimeError)
     assert client.has_ended

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from llm_node._core import Event, Fault, Supervisor
@@ -65,12 +66,23 @@ class Client:
     """One client's requests under way, and where what they bring goes to."""
 
     def __init__(
-        self, core: Supervisor, number: int, receiver: Receiver, connection: Connection | None
+        self,
+        core: Supervisor,
+        number: int,
+        receiver: Receiver,
+        connection: Connection | None,
+        run_again: Callable[[int], None],
     ) -> None:
+        """`run_again`: takes the request of an index out of `returned` into `streams`, or ends the client."""
         self._core = core
         self.number = number
         self.streams: dict[int, int] = {}
         """Stream to index of its request, of those that have not ended."""
+        self._run_again = run_again
+        self.returned: set[int] = set()
+        """Requests that no worker has: theirs died before anything came of them."""
+        self._tried: set[int] = set()
+        """Those that are not run again: something came of them, or they have been run again."""
         self._receiver = receiver
         self._connection = connection
         self.has_ended = False
@@ -120,11 +132,18 @@ class Client:
             index = self.streams.pop(event.stream)
         else:
             index = self.streams[event.stream]
+            self._tried.add(index)
         if event.kind == "failed":
-            self.end(event.fault or NodeError("internal", "a request failed without a reason"), event.number)
+            fault = event.fault or NodeError("internal", "a request failed without a reason")
+            if fault.code != "engine_crashed" or index in self._tried:
+                self.end(fault, event.number)
+                return
+            self._tried.add(index)
+            self.returned.add(index)
+            self._run_again(index)
             return
         self._receiver.event(index, event)
-        if not self.streams:
+        if not self.streams and not self.returned:
             self.end(None)
 
     def end(self, error: Exception | None, number: int = 0) -> None:

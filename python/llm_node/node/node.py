@@ -17,7 +17,7 @@ import logging
 import socket
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -364,13 +364,21 @@ class Node:
         its `Answer` out. Loads the model where it is not loaded."""
         core = self._running()
         text = json.dumps(question)
-        ticket = await self._once_loaded(model_id, lambda: core.ask(model_id, text))
-        try:
-            (value,) = (await self._outcome(ticket)).values()
-        except asyncio.CancelledError:
-            core.forget(ticket)
-            raise
-        return value
+
+        is_again = False
+        while True:
+            ticket = await self._once_loaded(model_id, lambda: core.ask(model_id, text))
+            try:
+                (value,) = (await self._outcome(ticket)).values()
+                return value
+            except asyncio.CancelledError:
+                core.forget(ticket)
+                raise
+            except NodeError as fault:
+                # Its worker died before it had answered: once more, with the next one.
+                if fault.code != "engine_crashed" or is_again:
+                    raise
+                is_again = True
 
     @contextlib.asynccontextmanager
     async def deliver(
@@ -390,13 +398,32 @@ class Node:
         `connection` as bytes instead, in order with the events. With `whole`, the last event has all of it as
         blocks. Leaving the block cancels what is unfinished; its sequences are free before the next step.
         """
-        client = Client(self._running(), next(self._numbers), receiver, connection)
+        tasks: list[asyncio.Task[None]] = []
+
+        async def submit_again(index: int) -> None:
+            try:
+                await self._once_loaded(model_id, lambda: submit([index]))
+                client.returned.remove(index)
+            except Exception as error:
+                client.end(error)
+
+        client = Client(
+            self._running(),
+            next(self._numbers),
+            receiver,
+            connection,
+            lambda index: tasks.append(asyncio.create_task(submit_again(index))),
+        )
+        submit = functools.partial(self._submit, client, model_id, requests, frames, whole)
         self._clients[client.number] = client
         try:
-            submit = functools.partial(self._submit, client, model_id, requests, frames, whole)
-            await self._once_loaded(model_id, submit, lambda: not client.streams)
+            await self._once_loaded(
+                model_id, lambda: submit(range(len(requests))), lambda: not client.streams
+            )
             yield client
         finally:
+            for task in tasks:
+                task.cancel()
             del self._clients[client.number]
             if client.streams:
                 client.disconnect()
@@ -423,11 +450,13 @@ class Node:
         requests: Sequence[Request],
         frames: Sequence[Frames] | None,
         whole: bool,
+        which: Iterable[int],
     ) -> None:
         core = self._running()
-        for index, request in enumerate(requests):
+        for index in which:
             written = None if frames is None else frames[index]
-            stream = core.submit(model_id, to_json(request).decode(), client.number, written, whole)
+            request = to_json(requests[index]).decode()
+            stream = core.submit(model_id, request, client.number, written, whole)
             # What comes is spread by the loop's own thread, so nothing can come before this line.
             client.streams[stream] = index
 

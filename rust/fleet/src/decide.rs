@@ -152,6 +152,10 @@ impl Fleet {
             if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
             }
+            if life.cools_until(now).is_some() {
+                life.waiting.push(waiting);
+                return;
+            }
             self.begin(now, model_id, waiting.wishes.clone(), waiting.format.clone());
             let life = self.life(model_id);
             if let Some(worker) = &mut life.worker {
@@ -216,6 +220,7 @@ impl Fleet {
                 self.tidy(model_id);
                 return self.refuse(ticket, not_loaded(model_id));
             }
+            self.dismiss_waiting(model_id);
             self.tidy(model_id);
             return self.gone_for(ticket, model_id);
         };
@@ -572,8 +577,13 @@ impl Fleet {
                 self.refuse(ticket, Fault::new(ErrorCode::Timeout, message));
             }
             let overdue = |worker: &Worker| worker.deadline().is_some_and(|by| by <= now);
-            if self.life(&model_id).worker.as_ref().is_some_and(overdue) {
+            let life = self.life(&model_id);
+            if life.worker.as_ref().is_some_and(overdue) {
                 self.worker_is_late(now, &model_id);
+            } else if life.is_waited_out() && life.cools_until(now).is_none() {
+                for waiting in mem::take(&mut life.waiting) {
+                    self.load(now, &model_id, waiting);
+                }
             }
         }
     }

@@ -16,6 +16,8 @@ use crate::{Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Never longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Of a pause that is no longer, whoever wants the model waits for its end.
+const WAITED_OUT: Duration = Duration::from_secs(2);
 /// So long a model stays that is asked again and again, and four times as long as its load took.
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// Whoever has just had an answer, or a load, may be about to ask.
@@ -267,12 +269,18 @@ impl Worker {
 }
 
 impl ModelLife {
-    /// Why it is not loaded before its pause after a crash is over.
+    /// Until when it is not loaded after a crash.
+    pub(crate) fn cools_until(&self, now: Moment) -> Option<Moment> {
+        match &self.trouble {
+            Some(Trouble::Cooling { until, .. }) if now < *until && self.worker.is_none() => Some(*until),
+            _ => None,
+        }
+    }
+
+    /// Why nobody waits for the end of its pause after a crash, where it is too long for that.
     pub(crate) fn cooling(&self, now: Moment) -> Option<Fault> {
         match &self.trouble {
-            Some(Trouble::Cooling { until, fault }) if now < *until && self.worker.is_none() => {
-                Some(retry_after(fault.clone(), until.since(now)))
-            }
+            Some(Trouble::Cooling { until, fault }) if self.worker.is_none() => too_long(now, *until, fault),
             _ => None,
         }
     }
@@ -296,8 +304,23 @@ impl ModelLife {
     /// The next point in time at which something is overdue.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         let worker = self.worker.as_ref().and_then(Worker::deadline);
-        self.leaving.iter().map(|leaving| leaving.by).chain(worker).min()
+        let pause = match &self.trouble {
+            Some(Trouble::Cooling { until, .. }) if self.is_waited_out() => Some(*until),
+            _ => None,
+        };
+        self.leaving.iter().map(|leaving| leaving.by).chain(worker).chain(pause).min()
     }
+
+    /// Somebody waits until its pause after a crash is over.
+    pub(crate) fn is_waited_out(&self) -> bool {
+        self.worker.is_none() && !self.waiting.is_empty()
+    }
+}
+
+/// Why a pause after a crash is not waited for by whoever comes now; `None`: it is, or is over.
+pub(crate) fn too_long(now: Moment, until: Moment, fault: &Fault) -> Option<Fault> {
+    let left = until.since(now);
+    (left > WAITED_OUT).then(|| retry_after(fault.clone(), left))
 }
 
 /// 1 s, 2 s, 4 s, ... after so many crashes before this one.

@@ -9,7 +9,7 @@ use llm_node_core::{
 
 use crate::{
     Account, Crash, History, Loaded, Moment, Setup, Usual, WorkerId,
-    life::{ModelLife, Stage, Trouble, Worker, retry_after, whole_seconds},
+    life::{ModelLife, Stage, Trouble, Worker, retry_after, too_long, whole_seconds},
     wishes::Fit,
 };
 
@@ -127,10 +127,10 @@ impl ModelView {
             (Status::Loaded, Some(worker)) => Ok(worker),
             (Status::Loading | Status::Waiting, _) => soon(ErrorCode::ModelLoading, "loaded"),
             (Status::Draining { is_retired: false }, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
-            (Status::Cooling { until, fault }, _) if now < *until => {
-                Err(retry_after(fault.clone(), until.since(now)))
-            }
             // Whoever asks for it loads it, also when the last load failed.
+            (Status::Cooling { until, fault }, _) => {
+                Err(too_long(now, *until, fault).unwrap_or_else(|| to_be_loaded(model_id)))
+            }
             _ => Err(to_be_loaded(model_id)),
         }
     }

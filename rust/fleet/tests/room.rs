@@ -130,6 +130,18 @@ impl World {
         }
     }
 
+    /// Its worker dies by itself.
+    fn crash(&mut self, model: &str) {
+        let worker = self.worker(model);
+        let death = llm_node_fleet::Death {
+            ending: String::new(),
+            signal: None,
+            call: String::new(),
+            message: "died".into(),
+        };
+        self.tell(Event::Died { worker, death, is_known: false });
+    }
+
     fn pass(&mut self, seconds: f64) {
         let until = self.now + Duration::from_secs_f64(seconds);
         while let Some(next) = self.fleet.next_deadline().filter(|next| *next <= until) {
@@ -646,4 +658,32 @@ fn nobody_takes_the_place_of_a_model_before_the_request_has_come_that_it_was_loa
     let other = world.load("b5");
     world.pass(20.0);
     assert_eq!(world.outcomes[&other], Ok(()), "who never comes keeps nobody waiting for long");
+}
+
+#[test]
+fn whoever_comes_in_a_short_pause_after_a_crash_waits_for_its_end() {
+    let mut world = world(ROOM);
+    world.load("a3");
+    for pause in [1.0, 2.0] {
+        world.crash("a3");
+        let tickets = [world.load("a3"), world.load("a3")];
+        world.pass(pause - 0.1);
+        assert!(world.loaded().is_empty() && !tickets.iter().any(|it| world.outcomes.contains_key(it)));
+        world.pass(0.2);
+        assert_eq!(tickets.map(|ticket| world.outcomes[&ticket].clone()), [Ok(()), Ok(())]);
+    }
+    world.crash("a3");
+    let ticket = world.load("a3");
+    let fault = world.fault(ticket).clone();
+    let expected = (ErrorCode::EngineCrashed, Some(r#"{"retry_after":4}"#));
+    assert_eq!((fault.code, fault.details.as_deref()), expected);
+    world.pass(2.1);
+    let ticket = world.load("a3");
+    assert!(!world.outcomes.contains_key(&ticket), "the rest is short");
+    world.ticket += 1;
+    let unload = world.ticket;
+    world.tell(Event::Unload { ticket: unload, model_id: "a3".into(), timeout: Duration::ZERO });
+    assert_eq!(world.fault(ticket).code, ErrorCode::ShuttingDown);
+    world.pass(10.0);
+    assert!(world.loaded().is_empty() && world.outcomes[&unload].is_ok(), "it stays unloaded");
 }

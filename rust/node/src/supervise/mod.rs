@@ -38,7 +38,6 @@ use llm_node_fleet::{
 use llm_node_wire::message::{Question, ToWorker};
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::json;
 
 use self::{
     drive::Drive,
@@ -492,9 +491,9 @@ impl Inner {
     }
 }
 
+/// The fleet hears of it in a moment; whoever wants the model has it loaded again.
 fn died(model_id: &str) -> Fault {
-    Fault::new(ErrorCode::EngineCrashed, format!("The worker of model '{model_id}' has just died"))
-        .details(json!({ "retry_after": 1 }).to_string())
+    Fault::new(ErrorCode::ModelLoading, format!("The worker of model '{model_id}' has just died"))
 }
 
 fn written<T: Serialize>(report: &T) -> Result<String, Fault> {
