@@ -614,7 +614,7 @@ class Settings:
         _integer(1, 1 << 30),
         "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
-        shown="the model's own, but at most 8192; less, down to 2048, where the cache would be large",
+        shown="the model's own, as far as free memory goes",
         scope="model",
     )
     max_sequences: int | None = _setting(
@@ -622,7 +622,7 @@ class Settings:
         _integer(1, 4096),
         "Sequences that a model computes at once, where a load names none; as far as its engine goes.",
         metavar="COUNT",
-        shown="64; fewer where the cache would be large",
+        shown="8 on the CPU, 32 on a device, 64 where the cache is small; fewer where memory is short",
         scope="model",
     )
     cache_tokens: int | None = _setting(
@@ -630,7 +630,7 @@ class Settings:
         _integer(1, 1 << 31),
         "KV cache for all sequences of a model together, where a load names none. A smaller one is shared.",
         metavar="TOKENS",
-        shown="the full length for each sequence",
+        shown="what model and free memory give",
         scope="model",
     )
     threads: int = _setting(

@@ -166,9 +166,13 @@ SCHEMAS: Mapping[str, Schema] = {
         advice=some(fields(code=TEXT, text=TEXT, command=TEXT)),
     ),
     "plan": fields(
-        model_id=TEXT, verdict={"enum": ["loaded", "fits", "after_unloading", "after_waiting", "refused"]},
+        model_id=TEXT, verdict={
+            "enum": ["loaded", "fits", "after_shrinking", "after_unloading", "after_waiting", "refused"]
+        },
         engine=TEXT, basis={"enum": ["measured", "engine", "file_size"]}, memory=some(USE),
         devices=some(fields(device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT)),
+        shape=maybe(fields(context_length=COUNT, max_sequences=COUNT, cache_tokens=COUNT)),
+        shrink=some(fields(model_id=TEXT, bytes=COUNT)),
         unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),
         ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
         holders=some(fields(model_id=TEXT, bytes=COUNT)), error_=maybe(ERROR),

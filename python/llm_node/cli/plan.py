@@ -82,6 +82,9 @@ def lines(planned: Mapping[str, Any]) -> list[str]:
     for need in planned["devices"]:
         there = f"{size(need['available_bytes'])} of {size(need['limit_bytes'])}"
         said.append(f"  {need['device']} has {there} left for it")
+    if shape := planned["shape"]:
+        length, sequences, cells = (shape[of] for of in ("context_length", "max_sequences", "cache_tokens"))
+        said.append(f"  context: {length} tokens, {sequences} sequences, a cache of {cells} tokens")
     if planned["largest_context"]:
         said.append(f"  longest context: {planned['largest_context']} tokens, for one sequence")
     return said
@@ -93,6 +96,9 @@ def _verdict(planned: Mapping[str, Any]) -> str:
             return "it is loaded, or being loaded"
         case "fits":
             return "there is room"
+        case "after_shrinking":
+            smaller = ", ".join(f"{spare['model_id']} ({size(spare['bytes'])})" for spare in planned["shrink"])
+            return f"there is room after shrinking the context of {smaller}"
         case "after_unloading":
             leavers = ", ".join(_leaver(leaver) for leaver in planned["unload"])
             return f"there is room after unloading {leavers}" if leavers else "there is room in a moment"

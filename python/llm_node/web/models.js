@@ -134,6 +134,8 @@ function verdictOf(planned) {
   switch (planned.verdict) {
     case "fits":
       return `${say("hasRoom")}: ${takes}`;
+    case "after_shrinking":
+      return `${say("roomAfterShrinking")} ${names(planned.shrink)}: ${takes}`;
     case "after_unloading":
       return `${say("roomAfter")} ${names(planned.unload)}: ${takes}`;
     case "after_waiting":

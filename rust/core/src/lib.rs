@@ -19,5 +19,6 @@ pub mod sample;
 pub mod schedule;
 pub mod sequences;
 pub mod session;
+pub mod shape;
 pub mod speculate;
 pub mod text;

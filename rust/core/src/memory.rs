@@ -41,7 +41,35 @@ pub struct Estimate {
     pub figures: Figures,
 }
 
+impl Figures {
+    /// Do they say what a context takes?
+    pub fn are_of_contexts(&self) -> bool {
+        self.one.iter().any(|one| one.cache_per_token > 0 || one.cache_per_sequence > 0)
+    }
+}
+
+/// Adds up what two models take, device by device.
+pub fn add(all: &mut Vec<MemoryUse>, uses: Vec<MemoryUse>) {
+    for use_ in uses {
+        match all.iter_mut().find(|it| (&it.device, &it.bus_id) == (&use_.device, &use_.bus_id)) {
+            Some(sum) => {
+                sum.weights = sum.weights.saturating_add(use_.weights);
+                sum.cache = sum.cache.saturating_add(use_.cache);
+                sum.compute = sum.compute.saturating_add(use_.compute);
+                sum.cache_per_token = sum.cache_per_token.saturating_add(use_.cache_per_token);
+                sum.cache_per_sequence = sum.cache_per_sequence.saturating_add(use_.cache_per_sequence);
+            }
+            None => all.push(use_),
+        }
+    }
+}
+
 impl MemoryUse {
+    /// All but the cache.
+    pub fn beside_cache(&self) -> u64 {
+        self.weights.saturating_add(self.compute)
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.cache).saturating_add(self.compute)

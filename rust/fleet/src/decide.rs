@@ -7,6 +7,7 @@ use llm_node_core::{
     facts::ModelFacts,
     memory::{Estimate, MemoryUse},
     options::ModelOptions,
+    shape::Shape,
 };
 
 use crate::{
@@ -30,7 +31,7 @@ pub struct Fleet {
     views: BTreeMap<String, Arc<ModelView>>,
     pub(crate) ledger: Ledger,
     /// What loads came to before. Shared with views.
-    history: Arc<History>,
+    pub(crate) history: Arc<History>,
     /// Seconds since 1970 at the first moment.
     epoch: u64,
     last_worker: WorkerId,
@@ -57,7 +58,8 @@ impl Fleet {
             usual,
             models: BTreeMap::new(),
             views: BTreeMap::new(),
-            ledger: Ledger::new(on_cpu, memory_limit),
+            // Where nobody makes room, others have what is left.
+            ledger: Ledger::new(on_cpu, memory_limit).in_parts(if deadlines.room.is_zero() { 2 } else { 1 }),
             history: Arc::default(),
             epoch: 0,
             last_worker: 0,
@@ -341,6 +343,9 @@ impl Fleet {
         // `seat` finds room for it, now or later.
         it.stage = Stage::Waiting { by };
         it.figures = estimate.figures;
+        if it.is_open() {
+            return self.wait_for_the_least(now, &model_id);
+        }
         let Some(found) = &it.found else { return };
         let (key, known, bytes) = (found.key.clone(), found.known.clone(), found.size_bytes);
         let uses = estimate.uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
@@ -401,6 +406,7 @@ impl Fleet {
         let time = Time {
             date: 0,
             seconds: took.saturating_sub(it.waited).as_secs_f64(),
+            shape: it.shape,
             estimated: it.said.clone(),
             measured: commitment.measured.clone(),
         };
@@ -414,6 +420,7 @@ impl Fleet {
         it.complete(&mut loaded);
         let loaded = Arc::new(loaded);
         it.setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
+        it.setup.has_cells(it.shape.map(Shape::cells));
         it.loaded = Some(Arc::clone(&loaded));
         it.stage = Stage::Serving;
         it.former = None;

@@ -6,7 +6,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::Figures,
-    options::ModelOptions,
+    shape::{Shape, Sizing},
 };
 
 use crate::{ChosenEngine, LoadKey, Planned, Setup, Ticket, Time, WorkerId};
@@ -30,24 +30,26 @@ pub enum Effect {
         /// Which worker it is to be.
         worker: WorkerId,
     },
-    /// There is room for what it estimated: it may load.
+    /// There is room for what it takes: it may load.
     Proceed {
         /// Which worker.
         worker: WorkerId,
+        /// The size of its context; `None`: its engine gave no figures.
+        shape: Option<Shape>,
     },
-    /// Ask it what its model would take with another context, and tell by `Sized`.
+    /// Ask it what its model takes with such a context, and tell by `Sized`. Before it loads, or of one that answers.
     Size {
         /// Which worker.
         worker: WorkerId,
-        /// What its load would have asked for.
-        asked: Box<ModelOptions>,
+        /// Which context.
+        sizing: Sizing,
     },
     /// There is room for that: it is to make its context anew, and tell by `Reshaped`. Its answers go on.
     Reshape {
         /// Which worker.
         worker: WorkerId,
-        /// What its load would have asked for.
-        asked: Box<ModelOptions>,
+        /// Which context.
+        sizing: Sizing,
     },
     /// It takes requests from now on.
     Open {

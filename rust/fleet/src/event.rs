@@ -76,7 +76,7 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// What a load will take.
+    /// What a load will take, or the figures from which that follows.
     Estimated {
         /// Which worker.
         worker: WorkerId,
@@ -97,11 +97,11 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// What a loaded model would take with another context; as `Estimated`, or why there can be none.
+    /// What a model takes with such a context, or why there can be none.
     Sized {
         /// Which worker.
         worker: WorkerId,
-        /// By device.
+        /// By device; `None`: its engine cannot say.
         uses: Result<Option<Vec<MemoryUse>>, Fault>,
     },
     /// A loaded model has another context, or why it has not.

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use llm_node_core::memory::{Figures, MemoryUse};
+use llm_node_core::{
+    memory::{Figures, MemoryUse},
+    shape::Shape,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::goes_unsaid;
@@ -57,6 +60,8 @@ pub struct Time {
     pub date: u64,
     /// How long it took, without what it waited for room.
     pub seconds: f64,
+    /// The size of its context, where that was chosen.
+    pub shape: Option<Shape>,
     /// What its engine said that it would take, whenever it was asked last, or what stood for that.
     pub estimated: Vec<MemoryUse>,
     /// What it took.
@@ -66,7 +71,9 @@ pub struct Time {
 /// What is known of a load before it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
-    /// What it will take.
+    /// The size of its context the last time, where that was chosen.
+    pub shape: Option<Shape>,
+    /// What it will take with that.
     pub uses: Vec<MemoryUse>,
     /// What its engine said that it would.
     pub estimated: Vec<MemoryUse>,
@@ -82,8 +89,11 @@ impl History {
         let record = self.records.get(key)?;
         let mut seconds: Vec<f64> = record.times.iter().map(|time| time.seconds).collect();
         seconds.sort_by(f64::total_cmp);
+        let shape = record.times.last()?.shape;
+        let alike = record.times.iter().filter(|time| time.shape == shape);
         Some(Known {
-            uses: most(record.times.iter().map(needed))?,
+            shape,
+            uses: most(alike.map(needed))?,
             estimated: record.times.last()?.estimated.clone(),
             figures: record.figures.clone(),
             seconds: *seconds.get(seconds.len() / 2)?,
@@ -225,7 +235,7 @@ mod tests {
 
     fn time(date: u64, estimated: u64, measured: u64) -> Time {
         let seconds = date as f64 / 10.0;
-        Time { date, seconds, estimated: use_of(estimated), measured: use_of(measured) }
+        Time { date, seconds, shape: None, estimated: use_of(estimated), measured: use_of(measured) }
     }
 
     fn known(history: &History, model: &str) -> Option<(u64, f64)> {

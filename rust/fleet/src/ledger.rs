@@ -8,13 +8,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::MemoryUse,
+    memory::{Figures, MemoryUse},
+    shape::Place,
 };
 use serde::Serialize;
 use serde_json::json;
 
 use crate::{
     Device, DeviceKind, Moment, Need, Reading, WorkerId,
+    shape::Spare,
     size::{format_down, format_up},
 };
 
@@ -39,6 +41,8 @@ pub(crate) struct Ledger {
     /// The backend is the CPU: then the host's memory is the device, and the limit counts there.
     on_cpu: bool,
     limit: Option<u64>,
+    /// A load may take one part in so many of what is free for its cache.
+    parts: u64,
     entries: BTreeMap<String, Entry>,
     holdings: BTreeMap<WorkerId, Holding>,
     /// What workers that have ended held of GPUs, as long as it does not show as free.
@@ -140,7 +144,28 @@ pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
 impl Ledger {
     /// `limit`: most bytes that models may take on each device.
     pub(crate) fn new(on_cpu: bool, limit: Option<u64>) -> Self {
-        Self { on_cpu, limit, ..Self::default() }
+        Self { on_cpu, limit, parts: 1, ..Self::default() }
+    }
+
+    /// A load may take one part in so many of what is free for its cache.
+    pub(crate) fn in_parts(self, parts: u64) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// What there is for the cache of a load, beside all that others than this worker hold.
+    pub(crate) fn places(&self, figures: &Figures, worker: WorkerId) -> Vec<Place> {
+        let all = [&figures.one[..], &figures.draft].concat();
+        let place = |(name, here): (String, Vec<MemoryUse>)| {
+            let sum = |of: fn(&MemoryUse) -> u64| here.iter().map(of).fold(0, u64::saturating_add);
+            let free = self.free_for(&name, worker).saturating_sub(sum(MemoryUse::beside_cache));
+            Place {
+                is_host: name == HOST,
+                free: free / self.parts,
+                per_token: sum(|it| it.cache_per_token),
+                per_sequence: sum(|it| it.cache_per_sequence),
+            }
+        };
+        self.by_account(&all).into_iter().map(place).collect()
     }
 
     /// Takes new figures over.
@@ -156,8 +181,7 @@ impl Ledger {
                 settling.owed.retain(|account, (_, free)| *account != key || device.free_bytes < *free);
             }
             self.settling.retain(|_, settling| !settling.owed.is_empty());
-            let is_shown = |worker| self.holdings.get(&worker).is_none_or(|holding| !holding.is_pending);
-            let taken_when_measured = self.held(&key, &is_shown);
+            let taken_when_measured = self.shown(&key);
             let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
             self.entries.insert(key, Entry { device, limit, taken_when_measured, was_calm });
         }
@@ -403,6 +427,42 @@ impl Ledger {
         }
     }
 
+    /// What was reserved for a worker that has not begun is free again.
+    pub(crate) fn withdraw(&mut self, worker: WorkerId) {
+        self.holdings.remove(&worker);
+    }
+
+    /// As it will be once these have given up what they can do without.
+    pub(crate) fn after(&self, spares: &[Spare]) -> Self {
+        let mut after = self.clone();
+        for Spare { worker, gain, .. } in spares {
+            let gain = self.needs(gain);
+            let Some(holding) = after.holdings.get_mut(worker) else { continue };
+            for (name, bytes) in gain {
+                if let Some(need) = holding.needs.get_mut(&name) {
+                    *need = need.saturating_sub(bytes);
+                }
+            }
+        }
+        after
+    }
+
+    /// What there is of an account beside all that others than this worker hold.
+    pub(crate) fn free_for(&self, name: &str, worker: WorkerId) -> u64 {
+        let stays = |other| other != worker;
+        let of_limit = self.limit_of(name).saturating_sub(self.held(name, &stays));
+        of_limit.min(self.available(name, &stays))
+    }
+
+    /// The accounts that uses concern.
+    pub(crate) fn by_account(&self, uses: &[MemoryUse]) -> BTreeMap<String, Vec<MemoryUse>> {
+        let mut accounts: BTreeMap<String, Vec<MemoryUse>> = BTreeMap::new();
+        for use_ in uses {
+            accounts.entry(self.account_of(use_)).or_default().push(use_.clone());
+        }
+        accounts
+    }
+
     /// What a worker holds beyond what its engine says, which another context does not change.
     pub(crate) fn unsaid(&self, worker: WorkerId, said: &[MemoryUse]) -> Vec<MemoryUse> {
         let holding = self.holdings.get(&worker);
@@ -467,15 +527,11 @@ impl Ledger {
     /// What a load would take of each device, and what there is beside all that others than this worker hold.
     pub(crate) fn needs_of(&self, uses: &[MemoryUse], worker: WorkerId) -> Vec<Need> {
         let needs = self.needs(uses);
-        let need = |(name, required_bytes): (&String, &u64)| {
-            let stays = |other| other != worker;
-            let of_limit = self.limit_of(name).saturating_sub(self.held(name, &stays));
-            Need {
-                device: self.name_of(name),
-                required_bytes: *required_bytes,
-                available_bytes: of_limit.min(self.available(name, &stays)),
-                limit_bytes: self.limit_of(name),
-            }
+        let need = |(name, required_bytes): (&String, &u64)| Need {
+            device: self.name_of(name),
+            required_bytes: *required_bytes,
+            available_bytes: self.free_for(name, worker),
+            limit_bytes: self.limit_of(name),
         };
         needs.iter().map(need).collect()
     }
@@ -518,6 +574,18 @@ impl Ledger {
         let settling = self.settling.iter().filter(|(worker, _)| stays(**worker));
         let held = sum(holdings.filter_map(|(_, holding)| holding.needs.get(name)));
         held.saturating_add(sum(settling.filter_map(|(_, settling)| Some(&settling.owed.get(name)?.0))))
+    }
+
+    /// What a device's figure shows of what is held, and of what has not come back. The host's counts pages that were
+    /// never touched, and those of files, as free.
+    fn shown(&self, name: &str) -> u64 {
+        let holdings = self.holdings.values().filter(|holding| !holding.is_pending);
+        let shown = |holding: &Holding| {
+            let bytes = holding.needs.get(name).copied().unwrap_or(0);
+            let seen = holding.seen.get(name).filter(|_| name == HOST);
+            seen.map_or(bytes, |seen| bytes.min(*seen))
+        };
+        holdings.map(shown).fold(self.settling_of(name), u64::saturating_add)
     }
 
     fn reserved(&self, name: &str) -> u64 {

@@ -18,6 +18,7 @@ mod moment;
 mod plan;
 mod reshape;
 mod room;
+mod shape;
 mod size;
 mod view;
 mod wishes;

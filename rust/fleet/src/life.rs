@@ -7,6 +7,7 @@ use llm_node_core::{
     facts::ModelFacts,
     memory::{Figures, MemoryUse, length_of},
     options::ModelOptions,
+    shape::Shape,
 };
 use serde_json::json;
 
@@ -21,7 +22,7 @@ const WAITED_OUT: Duration = Duration::from_secs(2);
 /// So long a model stays that is asked again and again, and four times as long as its load took.
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// Whoever has just had an answer, or a load, may be about to ask.
-const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
+pub(crate) const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 /// Whoever had it loaded may take so long to ask, however short it is to stay without being asked; and so long nobody
 /// takes the place of a model that was loaded for a request.
 const BEFORE_THE_FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -105,6 +106,12 @@ pub(crate) struct Worker {
     pub(crate) said: Vec<MemoryUse>,
     /// What this comes of.
     pub(crate) figures: Figures,
+    /// The size of its context, where it follows from these.
+    pub(crate) shape: Option<Shape>,
+    /// How often it was chosen.
+    pub(crate) rounds: u8,
+    /// Another context could not be made.
+    pub(crate) is_stiff: bool,
     /// It is loaded, and what it takes is still to be measured.
     pub(crate) answers: Option<Box<ModelFacts>>,
     /// Once it is loaded.
@@ -170,6 +177,9 @@ impl Worker {
             basis: Basis::Engine,
             said: Vec::new(),
             figures: Figures::default(),
+            shape: None,
+            rounds: 0,
+            is_stiff: false,
             answers: None,
             loaded: None,
             since: begun,
@@ -200,6 +210,13 @@ impl Worker {
     pub(crate) fn load_time(&self) -> Duration {
         let took = self.loaded.as_ref().map_or(Duration::ZERO, |loaded| loaded.took);
         took.saturating_sub(self.waited)
+    }
+
+    /// It waits for room no longer, for which it waited so long at most.
+    pub(crate) fn wait_ends(&mut self, now: Moment, longest: Duration) {
+        if let Stage::Waiting { by } = self.stage {
+            self.waited += longest.saturating_sub(by.since(now));
+        }
     }
 
     /// When its stage must have ended.

@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::MemoryUse,
+    memory::{Figures, MemoryUse, length_of},
     options::ModelOptions,
+    shape::Shape,
 };
 use serde::Serialize;
 
 use crate::{
-    Fleet, Holder, Moment, WorkerId,
+    Fleet, Holder, Known, Moment, Setup, WorkerId,
+    ledger::Ledger,
     life::{Worker, retry_after},
+    room::Way,
+    shape::{self, Spare},
     wishes::Fit,
 };
 
@@ -38,11 +42,27 @@ pub struct Foreseen {
     pub basis: Basis,
     /// How long such a load took before.
     pub seconds: Option<f64>,
-    /// The longest sequence that the model takes, in tokens, where that is known.
-    pub longest: Option<u32>,
+    /// What its engine says of a context; then `memory` follows from what is free.
+    pub figures: Figures,
+    /// As what it would be loaded.
+    pub setup: Option<Box<Setup>>,
+    /// What such a load came to before.
+    pub before: Option<Box<Known>>,
 }
 
 impl Foreseen {
+    /// What it takes at least.
+    pub fn least(&self) -> Result<Vec<MemoryUse>, Fault> {
+        match &self.setup {
+            Some(setup) if self.figures.are_of_contexts() => shape::least(setup, &self.figures),
+            _ => Ok(self.memory.clone()),
+        }
+    }
+
+    fn longest(&self) -> Option<u32> {
+        Some(length_of(&self.figures.one)).filter(|length| *length > 0)
+    }
+
     /// How long the load would take: as long as before, or as it takes to read what it reads.
     fn ready_seconds(&self) -> f64 {
         let bytes: u64 = self.memory.iter().map(|use_| use_.weights).fold(0, u64::saturating_add);
@@ -62,6 +82,10 @@ pub struct Planned {
     pub foreseen: Foreseen,
     /// What it would take of each device, with what there is for it.
     pub needs: Vec<Need>,
+    /// The size of its context; `None`: its engine does not say what that takes.
+    pub shape: Option<Shape>,
+    /// Who would have to give up a part of its context, and how much, in bytes.
+    pub shrink: Vec<(String, u64)>,
     /// Who would have to go for it.
     pub unload: Vec<Leaver>,
     /// Who holds something of where it would go.
@@ -80,6 +104,8 @@ pub enum Verdict {
     Loaded,
     /// There is room.
     Fits,
+    /// There is room once others have given up what they can do without.
+    AfterShrinking,
     /// There is room once others have gone, which they may at once.
     AfterUnloading,
     /// Others are to make room, and may not yet.
@@ -151,11 +177,13 @@ impl Fleet {
                     memory: worker.memory(),
                     basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
                     seconds: None,
-                    longest: worker.longest(),
+                    figures: worker.figures.clone(),
+                    setup: None,
+                    before: None,
                 };
                 let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
-                let ready_seconds = answers.then_some(0.0);
-                return Ok(Planned { ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
+                let (ready_seconds, shape) = (answers.then_some(0.0), worker.shape);
+                return Ok(Planned { ready_seconds, shape, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
         let worker = worker.map_or(0, |worker| worker.id);
@@ -163,39 +191,74 @@ impl Fleet {
             let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
-        let uses = &foreseen.memory;
+        let least = foreseen.least()?;
         let why_not =
-            life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, worker, uses).err());
+            life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
+            let foreseen = Foreseen { memory: least, ..foreseen };
             return Ok(self.planned(Verdict::Refused(fault), worker, foreseen));
         }
         // Those that wait already have their room first.
         let line = self.line();
         let ahead = line.iter().flat_map(|(_, worker)| self.estimate_of(*worker));
-        let all: Vec<MemoryUse> = ahead.chain(uses.iter().cloned()).collect();
-        let has_room = self.ledger.room(uses, |other| other != worker).is_ok()
+        let all: Vec<MemoryUse> = ahead.chain(least.iter().cloned()).collect();
+        let has_room = self.ledger.room(&least, |other| other != worker).is_ok()
             && self.ledger.hope(now, worker, &all).is_ok();
-        let chosen = if has_room {
-            Some(Vec::new())
+        let way = if has_room {
+            Some(Way::default())
         } else if line.is_empty() {
-            self.who_makes_room(now, worker, uses)
+            self.who_makes_room(now, worker, &least)
         } else {
             None
         };
-        let Some(chosen) = chosen else { return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen)) };
-        let leavers = self.workers().filter(|(_, worker)| chosen.iter().any(|(it, _)| *it == worker.id));
+        let Some(mut way) = way else {
+            let foreseen = Foreseen { memory: least, ..foreseen };
+            return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen));
+        };
+        let mut then = self.ledger.after(&way.shrink);
+        for (worker, _) in &way.unload {
+            then.withdraw(*worker);
+        }
+        let mut shape = None;
+        let mut foreseen = foreseen;
+        if let Some(setup) = foreseen.setup.as_deref().filter(|_| foreseen.figures.are_of_contexts()) {
+            let choose = |ledger: &Ledger| {
+                shape::choose(ledger, setup, &foreseen.figures, foreseen.before.as_deref(), worker)
+            };
+            let mut chosen = choose(&then)?;
+            let longest = length_of(&foreseen.figures.one);
+            if !chosen.shape.is_enough(setup.wish(), longest) && !self.deadlines.room.is_zero() {
+                let mut spares = self.spares(now, worker, &least);
+                spares.retain(|spare| way.unload.iter().all(|(it, _)| *it != spare.worker));
+                let more = choose(&then.after(&spares))?;
+                if more.shape.context_length > chosen.shape.context_length {
+                    (chosen, way.shrink) = (more, spares);
+                }
+            }
+            (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
+            if !chosen.is_known && foreseen.basis == Basis::Measured {
+                (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
+            }
+        }
+        let leavers = self.workers().filter(|(_, it)| way.unload.iter().any(|(gone, _)| *gone == it.id));
         unload.extend(leavers.map(|(model_id, worker)| Leaver::of(model_id, worker)));
-        let verdict = if unload.is_empty() { Verdict::Fits } else { Verdict::AfterUnloading };
+        let verdict = match (unload.is_empty(), way.shrink.is_empty()) {
+            (true, true) => Verdict::Fits,
+            (true, false) => Verdict::AfterShrinking,
+            (false, _) => Verdict::AfterUnloading,
+        };
+        let gained = |spare: &Spare| spare.gain.iter().map(MemoryUse::total).fold(0, u64::saturating_add);
+        let shrink = way.shrink.iter().map(|spare| (spare.model_id.clone(), gained(spare))).collect();
         let ready_seconds = Some(foreseen.ready_seconds());
-        Ok(Planned { unload, ready_seconds, ..self.planned(verdict, worker, foreseen) })
+        Ok(Planned { shape, shrink, unload, ready_seconds, ..self.planned(verdict, worker, foreseen) })
     }
 
     /// `worker`: who has some of it already.
     fn planned(&self, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
         let needs = self.ledger.needs_of(&foreseen.memory, worker);
         let holders = self.ledger.holders_of(&foreseen.memory);
-        let largest_context = self.ledger.largest_context(&foreseen.memory, worker, foreseen.longest);
-        let unload = Vec::new();
-        Planned { verdict, foreseen, needs, unload, holders, ready_seconds: None, largest_context }
+        let largest_context = self.ledger.largest_context(&foreseen.memory, worker, foreseen.longest());
+        let (shape, shrink, unload, ready_seconds) = (None, Vec::new(), Vec::new(), None);
+        Planned { verdict, foreseen, needs, shape, shrink, unload, holders, ready_seconds, largest_context }
     }
 }

@@ -15,11 +15,13 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::MemoryUse,
+    shape::{Shape, Sizing},
 };
 
 use crate::{
     Effect, Fleet, IncidentKind, Loaded, Moment, Setup, Severity, WorkerId,
     life::{Because, Stage, Waiting, Worker},
+    shape,
     wishes::Fit,
 };
 
@@ -30,9 +32,19 @@ pub(crate) struct Growing {
     pub(crate) setup: Setup,
     /// What the model takes then.
     pub(crate) estimate: Vec<MemoryUse>,
+    /// The size of its context, where its engine gives figures.
+    pub(crate) shape: Option<Shape>,
     pub(crate) step: Step,
     /// When the step must have ended.
     pub(crate) by: Moment,
+    /// It gives up what it can do without.
+    pub(crate) is_smaller: bool,
+}
+
+impl Growing {
+    pub(crate) fn sizing(&self) -> Sizing {
+        Sizing { size: self.setup.wish().size, shape: self.shape }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +61,22 @@ impl Fleet {
     /// Somebody waits for more than the model has, or will have.
     pub(crate) fn grow(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
         let by = now + self.deadlines.load;
-        let life = self.life(model_id);
-        if let Some(worker) = &mut life.worker
+        if let Some(worker) = &self.life(model_id).worker
             && let (Stage::Serving, None) = (&worker.stage, &worker.growing)
         {
-            let setup = worker.setup.grown(&waiting.wishes);
-            let (worker_id, asked) = (worker.id, Box::new(setup.asked.clone()));
-            worker.growing = Some(Growing { setup, estimate: Vec::new(), step: Step::Sizing, by });
-            self.effects.push(Effect::Size { worker: worker_id, asked });
+            let (id, setup) = (worker.id, worker.setup.grown(&waiting.wishes));
+            let figures = Some(worker.figures.clone()).filter(|figures| figures.are_of_contexts());
+            let chosen = figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, id));
+            let shape = match chosen.transpose() {
+                Ok(chosen) => chosen.map(|chosen| chosen.shape),
+                Err(fault) => return self.refuse(waiting.ticket, fault),
+            };
+            let (estimate, step, is_smaller) = (Vec::new(), Step::Sizing, false);
+            let growing = Growing { setup, estimate, shape, step, by, is_smaller };
+            self.effects.push(Effect::Size { worker: id, sizing: growing.sizing() });
+            if let Some(worker) = &mut self.life(model_id).worker {
+                worker.growing = Some(growing);
+            }
         }
         // It is looked at again once the load, or the growth under way, has come to something.
         self.life(model_id).waiting.push(waiting);
@@ -90,6 +110,9 @@ impl Fleet {
     ) {
         let room = self.deadlines.room;
         let Some((model_id, it)) = self.worker(worker) else { return };
+        if let (Stage::Loading { .. }, 1..) = (&it.stage, it.rounds) {
+            return self.sized_for_load(now, &model_id, uses);
+        }
         let memory = it.memory();
         let unsaid = self.ledger.unsaid(worker, &memory);
         let Some((_, it)) = self.worker(worker) else { return };
@@ -123,7 +146,8 @@ impl Fleet {
         let mut setup = growing.setup;
         setup.stays_like(&it.setup);
         setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
-        it.setup = setup;
+        setup.has_cells(growing.shape.map(Shape::cells));
+        (it.setup, it.shape) = (setup, growing.shape);
         let message = format!(
             "'{model_id}' has a context of {} tokens now, and {} sequences",
             loaded.facts.context_length, loaded.facts.max_sequences
@@ -143,6 +167,7 @@ impl Fleet {
         let life = self.life(model_id);
         let Some(worker) = &mut life.worker else { return };
         let Some(growing) = worker.growing.take() else { return };
+        worker.is_stiff |= growing.is_smaller;
         let (id, loaded) = (worker.id, worker.loaded.clone());
         let waiting = mem::take(&mut life.waiting);
         if let (Step::Making, Some(loaded)) = (growing.step, loaded) {
@@ -152,8 +177,8 @@ impl Fleet {
         self.tell(Severity::Warning, IncidentKind::Refused, model_id, message, None);
         for waiting in waiting {
             match growing.setup.fits(&waiting.wishes, model_id, "is loaded") {
-                Fit::Joins => self.refuse(waiting.ticket, fault.clone()),
-                Fit::Grows(_) | Fit::Differs(_) => self.load(now, model_id, waiting),
+                Fit::Joins if !growing.is_smaller => self.refuse(waiting.ticket, fault.clone()),
+                Fit::Joins | Fit::Grows(_) | Fit::Differs(_) => self.load(now, model_id, waiting),
             }
         }
     }

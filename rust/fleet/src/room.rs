@@ -3,7 +3,8 @@
 //! Those who wait stand in one line, in the order in which they were wanted. What fits passes what does not, as
 //! long as all before it still could have their room. Who makes room is whoever was used least lately, and never
 //! somebody who answers, is pinned, or has just had a load, with one exception: whoever has had its turn takes
-//! nothing new while it ends what it has. Nobody is asked to go before it is known that it will be enough.
+//! nothing new while it ends what it has. Before that, whoever has more than enough for its context and nothing to
+//! answer gives up the rest. Nobody is asked to go before it is known that it will be enough.
 
 use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
@@ -15,9 +16,20 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Basis, Effect, Fleet, IncidentKind, Moment, WorkerId,
+    ledger::Ledger,
     life::{Because, Stage, Worker},
     reshape::Step,
+    shape::Spare,
 };
+
+/// How there comes to be room.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Way {
+    /// Those that give up what they can do without.
+    pub(crate) shrink: Vec<Spare>,
+    /// Those that go.
+    pub(crate) unload: Vec<(WorkerId, String)>,
+}
 
 /// What is free is measured by others, and may have changed without an event.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -45,7 +57,7 @@ impl Fleet {
         for (model_id, worker) in self.line() {
             let Some(it) = &self.life(&model_id).worker else { continue };
             let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
-            let (is_pinned, grows) = (it.setup.is_pinned(), it.growing.is_some());
+            let grows = it.growing.is_some();
             let (basis, longest) = (if grows { Basis::Engine } else { it.basis }, it.longest());
             if let Err(fault) = self.could_fit(now, worker, &uses) {
                 let largest_context = self.ledger.largest_context(&uses, worker, longest);
@@ -60,11 +72,14 @@ impl Fleet {
             }
             let all = [&ahead[..], &uses].concat();
             let is_next = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
-            if is_next && self.ledger.reserve(worker, &uses, &model_id, is_pinned).is_ok() {
-                self.has_room(now, &model_id);
+            let spares = self.spares_for_enough(now, &model_id);
+            if !spares.is_empty() && ahead.is_empty() {
+                self.shrink(now, spares);
+            }
+            if is_next && !self.is_anybody_shrinking() && self.seated(now, &model_id, &ahead) {
                 continue;
             }
-            if ahead.is_empty() && self.ledger.is_calm(now) {
+            if ahead.is_empty() && self.ledger.is_calm(now) && !self.is_anybody_shrinking() {
                 self.make_room(now, &model_id, worker, &uses);
             }
             ahead = all;
@@ -74,21 +89,59 @@ impl Fleet {
         self.look_again = (!ahead.is_empty()).then_some(next);
     }
 
+    /// Those that are to give up what they can do without, so that a load gets enough; none, where it does, or that
+    /// would not help.
+    fn spares_for_enough(&self, now: Moment, model_id: &str) -> Vec<Spare> {
+        let worker = self.models.get(model_id).and_then(|life| life.worker.as_ref());
+        let length = |spares: &[Spare]| Some(self.chosen(worker?, spares)?.shape.context_length);
+        let (Some(worker), Some(now_it_is)) = (worker, length(&[])) else { return Vec::new() };
+        let (wish, longest) = (worker.setup.wish(), worker.longest().unwrap_or(0));
+        let is_enough = self.chosen(worker, &[]).is_none_or(|it| it.shape.is_enough(wish, longest));
+        if is_enough || self.deadlines.room.is_zero() || !self.ledger.is_calm(now) {
+            return Vec::new();
+        }
+        let spares = self.spares(now, worker.id, &worker.estimate);
+        if length(&spares).is_some_and(|with_them| with_them > now_it_is) { spares } else { Vec::new() }
+    }
+
+    /// There is room for it: it is reserved, and its load goes on. `ahead`: those that come before it.
+    fn seated(&mut self, now: Moment, model_id: &str, ahead: &[MemoryUse]) -> bool {
+        let Some(it) = self.models.get(model_id).and_then(|life| life.worker.as_ref()) else { return false };
+        let Some(least) = it.needs().map(<[_]>::to_vec) else { return false };
+        let (worker, is_pinned) = (it.id, it.setup.is_pinned());
+        let Some(chosen) = self.chosen(it, &[]) else {
+            let is_reserved = self.ledger.reserve(worker, &least, model_id, is_pinned).is_ok();
+            if is_reserved {
+                self.has_room(now, model_id);
+            }
+            return is_reserved;
+        };
+        let all = [ahead, &chosen.uses].concat();
+        let takes_nothing = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
+        let is_reserved =
+            takes_nothing && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned).is_ok();
+        if is_reserved {
+            self.size(now, model_id, chosen);
+        }
+        is_reserved
+    }
+
     /// What it waited for room for may begin.
-    fn has_room(&mut self, now: Moment, model_id: &str) {
+    pub(crate) fn has_room(&mut self, now: Moment, model_id: &str) {
         let (by, room) = (now + self.deadlines.load, self.deadlines.room);
         let Some(it) = &mut self.life(model_id).worker else { return };
         let worker = it.id;
         let effect = if let Some(growing) = &mut it.growing {
             (growing.step, growing.by) = (Step::Making, by);
-            Effect::Reshape { worker, asked: Box::new(growing.setup.asked.clone()) }
+            Effect::Reshape { worker, sizing: growing.sizing() }
         } else {
-            it.waited = it.deadline().map_or(Duration::ZERO, |by| room.saturating_sub(by.since(now)));
+            it.wait_ends(now, room);
             it.stage = Stage::Loading { by };
+            let shape = it.shape;
             if let Some(pid) = it.pid {
                 self.ledger.runs_as(worker, pid);
             }
-            Effect::Proceed { worker }
+            Effect::Proceed { worker, shape }
         };
         self.effects.push(effect);
     }
@@ -98,7 +151,7 @@ impl Fleet {
         if self.deadlines.room.is_zero() {
             return self.ledger.room(uses, |other| other != worker);
         }
-        self.ledger.hope(now, worker, uses)
+        self.ledger.after(&self.spares_of_pinned()).hope(now, worker, uses)
     }
 
     /// What the engine of one that waits says that it takes.
@@ -109,7 +162,9 @@ impl Fleet {
 
     /// Whoever has to go for it begins to, if that is enough.
     fn make_room(&mut self, now: Moment, model_id: &str, worker: WorkerId, uses: &[MemoryUse]) {
-        for (_, victim) in self.who_makes_room(now, worker, uses).unwrap_or_default() {
+        let Way { shrink, unload } = self.who_makes_room(now, worker, uses).unwrap_or_default();
+        self.shrink(now, shrink);
+        for (_, victim) in unload {
             let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
             let words = idle.map_or_else(
                 || "once it has answered".to_owned(),
@@ -122,20 +177,21 @@ impl Fleet {
 
     /// Who has to go beside those that are going, and may at once. `None`: that would not be enough. `worker`: who
     /// needs the room, in place of what it has.
-    pub(crate) fn who_makes_room(
-        &self,
-        now: Moment,
-        worker: WorkerId,
-        uses: &[MemoryUse],
-    ) -> Option<Vec<(WorkerId, String)>> {
+    pub(crate) fn who_makes_room(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Option<Way> {
         let is_going = |it: &Worker| matches!(it.stage, Stage::Draining { .. } | Stage::Ending { .. });
         let mut gone: BTreeSet<WorkerId> =
             self.workers().filter(|(_, it)| it.id == worker || is_going(it)).map(|(_, it)| it.id).collect();
         gone.extend(self.ledger.settling());
-        let is_enough = |gone: &BTreeSet<WorkerId>| self.ledger.room(uses, |worker| !gone.contains(&worker));
-        if is_enough(&gone).is_ok() {
-            return Some(Vec::new());
+        let room = |ledger: &Ledger, gone: &BTreeSet<WorkerId>| {
+            ledger.room(uses, |worker| !gone.contains(&worker)).is_ok()
+        };
+        if room(&self.ledger, &gone) {
+            return Some(Way::default());
         }
+        // Whoever gives up what it can do without is there as before.
+        let mut shrink = self.spares(now, worker, uses);
+        let lean = self.ledger.after(&shrink);
+        let is_enough = |gone: &BTreeSet<WorkerId>| room(&lean, gone);
         let may_go =
             |worker: &Worker| worker.may_go_from(self.deadlines.room).is_some_and(|from| from <= now);
         let mut candidates: Vec<_> = self
@@ -149,24 +205,31 @@ impl Fleet {
         candidates.sort();
         let mut chosen: Vec<(WorkerId, String)> = Vec::new();
         for (_, _, worker, model_id) in candidates {
-            if is_enough(&gone).is_ok() {
+            if is_enough(&gone) {
                 break;
             }
             gone.insert(worker);
             chosen.push((worker, model_id.clone()));
         }
-        if is_enough(&gone).is_err() {
+        if !is_enough(&gone) {
             return None;
         }
         chosen.retain(|(worker, _)| {
             gone.remove(worker);
-            let is_needed = is_enough(&gone).is_err();
+            let is_needed = !is_enough(&gone);
             if is_needed {
                 gone.insert(*worker);
             }
             is_needed
         });
-        Some(chosen)
+        shrink.retain(|spare| !gone.contains(&spare.worker));
+        for at in (0..shrink.len()).rev() {
+            let spare = shrink.remove(at);
+            if !room(&self.ledger.after(&shrink), &gone) {
+                shrink.insert(at, spare);
+            }
+        }
+        Some(Way { shrink, unload: chosen })
     }
 
     /// What is said of a load that has waited for room long enough.

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     options::{Guesser, ModelOptions},
+    shape::{ContextSize, Wish},
 };
 use serde_json::json;
 
@@ -38,6 +39,8 @@ pub struct Setup {
     engine: Option<String>,
     /// Once it is loaded: context length and sequences.
     came_to: Option<(u32, u32)>,
+    /// And tokens of its cache, where they were chosen.
+    cells: Option<u64>,
     /// What those asked for who joined.
     joined: Sizes,
 }
@@ -75,12 +78,17 @@ impl Setup {
     pub fn new(model_id: &str, asked: ModelOptions, usual: &Usual) -> Self {
         let usual = usual.of(model_id);
         let engine = asked.engine.clone().or_else(|| usual.engine.clone());
-        Self { asked, usual, engine, came_to: None, joined: Sizes::default() }
+        Self { asked, usual, engine, came_to: None, cells: None, joined: Sizes::default() }
     }
 
     /// Both in one.
     pub fn whole(&self) -> ModelOptions {
         self.asked.clone().over(&self.usual)
+    }
+
+    /// What is said of the size of its context.
+    pub fn wish(&self) -> Wish {
+        Wish { size: ContextSize::from(&self.asked), usual: ContextSize::from(&self.usual) }
     }
 
     /// The engine's id, where somebody named one or it is chosen.
@@ -117,6 +125,10 @@ impl Setup {
 
     pub(crate) fn came_to(&mut self, context_length: u32, max_sequences: u32) {
         self.came_to = Some((context_length, max_sequences));
+    }
+
+    pub(crate) fn has_cells(&mut self, cells: Option<u64>) {
+        self.cells = cells;
     }
 
     /// As it has to be for these wishes, too. What it has of length stays in any case: answers under way need it.
@@ -164,7 +176,7 @@ impl Setup {
         let numbers = [
             ("context_length", wanted.length.map(u64::from), asked.length.max(length).map(u64::from)),
             ("max_sequences", wanted.sequences.map(u64::from), asked.sequences.max(sequences).map(u64::from)),
-            ("cache_tokens", wanted.cells, asked.cells.or_else(cells)),
+            ("cache_tokens", wanted.cells, asked.cells.or(self.cells).or_else(cells)),
         ];
         numbers.into_iter().find_map(|(param, wanted, has)| {
             // Nothing is less than something.

@@ -16,11 +16,12 @@ use llm_node_core::{
     facts::ModelFacts,
     memory::{Estimate, Figures, MemoryUse},
     options::{KeepAlive, ModelOptions},
+    shape::{Shape, Sizing},
 };
 use llm_node_fleet::{
-    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel,
-    IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Status, Ticket, Usual, Verdict, Won,
-    WorkerId,
+    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, History,
+    IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status, Ticket, Usual, Verdict,
+    Won, WorkerId,
 };
 
 const GIB: u64 = 1 << 30;
@@ -42,6 +43,11 @@ struct World {
     is_stiff: bool,
     /// The next worker does not start.
     broken: Option<ErrorCode>,
+    /// All lies on a GPU, and its engine says what contexts take: 64 KiB a token, and models go to 128 Ki tokens.
+    has_figures: bool,
+    /// What was said to be remembered, and how often an engine was asked what a context takes.
+    history: History,
+    asked: usize,
 }
 
 fn world(room: Duration) -> World {
@@ -58,13 +64,24 @@ fn world(room: Duration) -> World {
         in_steps: false,
         is_stiff: false,
         broken: None,
+        has_figures: false,
+        history: History::default(),
+        asked: 0,
     };
     world.read();
     world
 }
 
+fn world_with_figures(room: Duration) -> World {
+    let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(1), room);
+    let fleet = Fleet::new(deadlines, Usual::default(), false, Some(8 * GIB));
+    let mut world = World { fleet, has_figures: true, in_steps: true, ..world(room) };
+    world.read();
+    world
+}
+
 impl World {
-    fn read(&mut self) {
+    fn reading(&self) -> Event {
         let host = Device {
             index: 0,
             name: "host".into(),
@@ -74,7 +91,16 @@ impl World {
             kind: DeviceKind::Host,
             processes: Vec::new(),
         };
-        self.tell(Event::Reading(Reading { began: self.now, devices: vec![host] }));
+        let mut devices = vec![host.clone()];
+        if self.has_figures {
+            devices.push(Device { kind: DeviceKind::Gpu, name: "GPU".into(), ..host });
+        }
+        Event::Reading(Reading { began: self.now, devices })
+    }
+
+    fn read(&mut self) {
+        let reading = self.reading();
+        self.tell(reading);
     }
 
     fn load(&mut self, model: &str) -> Ticket {
@@ -101,7 +127,9 @@ impl World {
             memory: vec![takes(model)],
             basis: Basis::Engine,
             seconds: None,
-            longest: None,
+            figures: self.figures(model),
+            setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
+            before: None,
         };
         let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
         let mut effects = self.fleet.handle(self.now, event);
@@ -165,6 +193,7 @@ impl World {
     fn carry_out(&mut self, effect: Effect, ahead: &mut VecDeque<Event>) {
         match effect {
             Effect::Find { worker, model_id, .. } => {
+                let key = LoadKey { build: "e".into(), model: model_id.clone() };
                 self.workers.insert(worker, model_id);
                 let engine = ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() };
                 let found = FoundModel {
@@ -173,8 +202,8 @@ impl World {
                     format: "gguf".into(),
                     architecture: None,
                     quantization: None,
-                    key: LoadKey::default(),
-                    known: None,
+                    known: self.history.known(&key),
+                    key,
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
@@ -183,25 +212,38 @@ impl World {
                 ahead.push_back(Event::NotStarted { worker, fault });
             }
             Effect::Spawn { worker } => {
-                let uses = Some(vec![takes(&self.workers[&worker])]);
+                let model = &self.workers[&worker];
+                let figures = self.figures(model);
+                let uses = (!self.has_figures).then(|| vec![takes(model)]);
                 ahead.push_back(Event::Started { worker, pid: worker as u32 });
-                let estimate = Estimate { uses, figures: Figures::default() };
+                ahead.push_back(self.reading());
+                let estimate = Estimate { uses, figures };
                 ahead.push_back(Event::Estimated { worker, estimate });
             }
-            Effect::Proceed { worker } => {
-                let facts = self.facts(worker, 100);
+            Effect::Proceed { worker, shape } => {
+                let facts = shape.map_or_else(|| self.facts(worker, 100), |shape| self.shaped(worker, shape));
                 ahead.push_back(Event::Ready { worker, facts });
+                ahead.push_back(self.reading());
             }
-            Effect::Size { worker, asked } => {
-                let memory = self.facts(worker, asked.context_length.unwrap()).memory;
+            Effect::Size { worker, sizing: Sizing { shape: Some(shape), .. } } => {
+                self.asked += 1;
+                let memory = self.shaped(worker, shape).memory;
+                ahead.push_back(Event::Sized { worker, uses: Ok(Some(memory)) });
+            }
+            Effect::Size { worker, sizing } => {
+                let memory = self.facts(worker, sizing.size.context_length.unwrap()).memory;
                 ahead.push_back(Event::Sized { worker, uses: Ok(Some(memory)) });
             }
             Effect::Reshape { worker, .. } if self.is_stiff => {
                 let fault = Fault::new(ErrorCode::OomRam, "no memory for that");
                 ahead.push_back(Event::Reshaped { worker, facts: Err(fault) });
             }
-            Effect::Reshape { worker, asked } => {
-                let facts = self.facts(worker, asked.context_length.unwrap());
+            Effect::Reshape { worker, sizing: Sizing { shape: Some(shape), .. } } => {
+                let facts = self.shaped(worker, shape);
+                ahead.push_back(Event::Reshaped { worker, facts: Ok(facts) });
+            }
+            Effect::Reshape { worker, sizing } => {
+                let facts = self.facts(worker, sizing.size.context_length.unwrap());
                 ahead.push_back(Event::Reshaped { worker, facts: Ok(facts) });
             }
             Effect::Drain { worker } if self.busy.contains(&worker) => drop(self.draining.insert(worker)),
@@ -221,6 +263,7 @@ impl World {
                 let loaded = |won| assert!(matches!(won, Won::Loaded(_) | Won::Unloaded));
                 assert!(self.outcomes.insert(ticket, outcome.map(loaded)).is_none());
             }
+            Effect::Record { key, figures, time } => self.history.learn(key, figures, time),
             Effect::Tell(incident) if incident.kind == IncidentKind::Evicted => {
                 self.evicted.push(incident.model_id);
             }
@@ -242,6 +285,37 @@ impl World {
             source: "batch".into(),
             ..ModelFacts::default()
         }
+    }
+
+    /// Of a model with a context of that size.
+    fn shaped(&self, worker: WorkerId, shape: Shape) -> ModelFacts {
+        ModelFacts {
+            memory: shape.of_figures(&self.figures(&self.workers[&worker])),
+            context_length: shape.context_length,
+            max_sequences: shape.max_sequences,
+            source: "batch".into(),
+            ..ModelFacts::default()
+        }
+    }
+
+    fn figures(&self, model: &str) -> Figures {
+        if !self.has_figures {
+            return Figures::default();
+        }
+        let one = MemoryUse {
+            device: "GPU".into(),
+            is_host: false,
+            cache: 8 * GIB,
+            cache_per_token: 64 << 10,
+            ..takes(model)
+        };
+        Figures { one: vec![one], draft: Vec::new() }
+    }
+
+    /// Context length and sequences of a model that is loaded.
+    fn size(&mut self, model: &str) -> (u32, u32) {
+        let (_, loaded) = self.fleet.view().models[model].loaded.clone().expect("a model that is loaded");
+        (loaded.facts.context_length, loaded.facts.max_sequences)
     }
 
     fn longer(&mut self, model: &str, context_length: u32) -> Ticket {
@@ -686,4 +760,99 @@ fn whoever_comes_in_a_short_pause_after_a_crash_waits_for_its_end() {
     assert_eq!(world.fault(ticket).code, ErrorCode::ShuttingDown);
     world.pass(10.0);
     assert!(world.loaded().is_empty() && world.outcomes[&unload].is_ok(), "it stays unloaded");
+}
+
+#[test]
+fn a_model_gets_what_is_free_and_gives_up_what_it_can_do_without() {
+    let mut world = world_with_figures(ROOM);
+    let planned = world.plan("a1", ModelOptions::default());
+    let all = Shape { context_length: 112 << 10, max_sequences: 28, cache_tokens: 112 << 10 };
+    assert_eq!((planned.verdict, planned.shape), (Verdict::Fits, Some(all)));
+    world.load("a1");
+    assert_eq!((world.size("a1"), world.asked), ((112 << 10, 28), 1));
+    assert_eq!(world.plan("b1", ModelOptions::default()).verdict, Verdict::AfterWaiting, "it may be asked");
+    world.pass(1.0);
+    let planned = world.plan("b1", ModelOptions::default());
+    assert_eq!(
+        (planned.verdict, planned.shrink),
+        (Verdict::AfterShrinking, vec![("a1".to_owned(), 5 * GIB)])
+    );
+    assert_eq!(planned.shape.map(|shape| shape.context_length), Some(64 << 10));
+    let ticket = world.load("b1");
+    assert_eq!(world.outcomes[&ticket], Ok(()));
+    assert_eq!((world.size("a1"), world.size("b1")), ((32 << 10, 8), (64 << 10, 16)));
+    world.pass(1.0);
+    // Less than enough is left for it, and nobody goes for more.
+    let ticket = world.load("c1");
+    assert_eq!((&world.outcomes[&ticket], world.evicted.len()), (&Ok(()), 0));
+    assert_eq!((world.size("b1"), world.size("c1")), ((32 << 10, 8), (16 << 10, 4)));
+    world.pass(1.0);
+    let ticket = world.load("d1");
+    world.pass(6.0);
+    assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec!["a1".to_owned()]));
+    assert_eq!(world.size("d1").0, 32 << 10);
+}
+
+#[test]
+fn who_answers_keeps_its_context_and_who_is_pinned_shrinks_like_the_others() {
+    let mut world = world_with_figures(ROOM);
+    world.load_with("a1", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    world.ask("a1");
+    let ticket = world.load("b1");
+    world.pass(40.0);
+    assert!(!world.outcomes.contains_key(&ticket));
+    world.answer("a1");
+    world.pass(1.0);
+    assert_eq!((world.loaded().len(), &world.outcomes[&ticket]), (2, &Ok(())));
+    let named = ModelOptions { cache_tokens: Some(65_536), ..ModelOptions::default() };
+    let mut world = world_with_figures(ROOM);
+    world.load_with("a1", ModelOptions { pin: Some(true), ..named });
+    world.pass(1.0);
+    let ticket = world.load("b4");
+    let fault = world.fault(ticket);
+    assert_eq!(
+        fault.message, "Insufficient VRAM: required 4.2GB, available 3GB",
+        "what was asked for is kept"
+    );
+}
+
+#[test]
+fn a_context_that_does_not_become_smaller_is_not_asked_again() {
+    let mut world = world_with_figures(ROOM);
+    world.is_stiff = true;
+    world.load("a1");
+    world.pass(1.0);
+    let ticket = world.load("b1");
+    world.pass(6.0);
+    assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec!["a1".to_owned()]));
+}
+
+#[test]
+fn the_same_again_has_the_same_context_and_a_smaller_one_where_less_is_free() {
+    let mut world = world_with_figures(ROOM);
+    let unload = |world: &mut World, model: &str| {
+        world.ticket += 1;
+        let (ticket, model_id, timeout) = (world.ticket, model.to_owned(), Duration::ZERO);
+        world.tell(Event::Unload { ticket, model_id, timeout });
+        world.pass(10.0);
+    };
+    world.load("a1");
+    let (size, asked) = (world.size("a1"), world.asked);
+    unload(&mut world, "a1");
+    world.load("a1");
+    assert_eq!((world.size("a1"), world.asked), (size, asked), "its engine is not asked again");
+    unload(&mut world, "a1");
+    world.load_with("b1", ModelOptions { cache_tokens: Some(65_536), ..ModelOptions::default() });
+    world.pass(1.0);
+    let ticket = world.load("a1");
+    assert_eq!((world.size("a1"), &world.outcomes[&ticket]), ((32 << 10, 8), &Ok(())));
+    assert!(world.asked > asked);
+}
+
+#[test]
+fn where_nobody_makes_room_half_of_it_stays_for_others() {
+    let mut world = world_with_figures(Duration::ZERO);
+    world.load("a1");
+    let ticket = world.load("b1");
+    assert_eq!((world.size("a1").0, &world.outcomes[&ticket]), (56 << 10, &Ok(())));
 }

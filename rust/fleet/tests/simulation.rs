@@ -19,6 +19,7 @@ use llm_node_core::{
     facts::ModelFacts,
     memory::{Estimate, Figures, MemoryUse},
     options::{KeepAlive, ModelOptions},
+    shape::Shape,
 };
 use llm_node_fleet::{
     ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, History, Holder,
@@ -117,6 +118,8 @@ struct Worker {
     busy_until: Option<Moment>,
     /// It gets nothing new.
     is_draining: bool,
+    /// The size of its context, where that was chosen.
+    shape: Option<Shape>,
     /// What was reserved for it.
     granted: u64,
     /// What its engine says that it takes.
@@ -129,6 +132,8 @@ struct Worker {
 struct World {
     fleet: Fleet,
     is_on_gpu: bool,
+    /// The engine says what contexts take.
+    has_figures: bool,
     /// What the fleet has said that it remembers.
     remembered: History,
     /// When the GPU is read next.
@@ -155,6 +160,7 @@ impl World {
         let mut world = Self {
             fleet: Fleet::new(deadlines, Usual::default(), !is_on_gpu, Some(LIMIT)),
             is_on_gpu,
+            has_figures: seed % 4 < 2,
             remembered: History::default(),
             reads_at: None,
             now: Moment::default(),
@@ -392,14 +398,20 @@ impl World {
                     _ => {
                         self.later(delay, Event::Started { worker, pid: worker as u32 });
                         let is_asked = self.worker(worker).granted == 0;
-                        let uses = (is_asked && luck < 90).then(|| vec![self.uses()]);
-                        let estimate = Estimate { uses, figures: Figures::default() };
+                        let estimate = if self.has_figures {
+                            Estimate { uses: None, figures: self.figures() }
+                        } else {
+                            let uses = (is_asked && luck < 90).then(|| vec![self.uses()]);
+                            Estimate { uses, figures: Figures::default() }
+                        };
                         self.later(delay + 1, Event::Estimated { worker, estimate });
                     }
                 }
             }
-            Effect::Proceed { worker } => {
-                let model_id = self.living(worker).model_id.clone();
+            Effect::Proceed { worker, shape } => {
+                let it = self.living(worker);
+                it.shape = shape;
+                let model_id = it.model_id.clone();
                 let accounts = self.fleet.view().accounts;
                 for account in &accounts {
                     let held = account.reserved_bytes + account.settling_bytes;
@@ -409,7 +421,11 @@ impl World {
                 let holder =
                     holders.find(|holder| holder.model_id == model_id).expect("no load without room");
                 let it = self.living(worker);
-                assert!(it.granted <= holder.bytes, "what such a load took before is reserved for it");
+                let is_as_before = shape.is_none();
+                assert!(
+                    it.granted <= holder.bytes || !is_as_before,
+                    "what such a load took before is reserved for it"
+                );
                 (it.granted, it.takes) = (holder.bytes, holder.bytes);
                 self.worker(worker).takes = holder.bytes / 4 * self.rng.u64(2..9);
                 let fault = Fault::new(ErrorCode::LoadFailed, "broken");
@@ -421,16 +437,17 @@ impl World {
                     10..15 => self.later(delay, died(worker)),
                     15..20 => {}
                     _ => {
-                        let memory = vec![self.uses()];
-                        self.worker(worker).says = memory[0].weights;
+                        let memory = vec![self.takes(shape)];
+                        self.worker(worker).says = memory[0].total();
                         let source = if luck < 30 { "stream" } else { "batch" };
-                        let facts = facts(memory, 1, source);
+                        let facts = facts(memory, shape.map_or(1, |shape| shape.context_length), source);
                         self.later(delay, Event::Ready { worker, facts });
                     }
                 }
             }
-            Effect::Size { worker, .. } => {
-                assert!(self.living(worker).is_open);
+            Effect::Size { worker, sizing } => {
+                let it = self.living(worker);
+                assert!(it.is_open || (it.has_process && sizing.shape.is_some()));
                 let fault = Fault::new(ErrorCode::InvalidRequest, "too long");
                 match luck {
                     0..10 => self.later(delay, Event::Sized { worker, uses: Err(fault) }),
@@ -438,27 +455,36 @@ impl World {
                     15..20 => {}
                     20..30 => self.later(delay, Event::Sized { worker, uses: Ok(None) }),
                     _ => {
-                        let uses = Ok(Some(vec![self.uses()]));
+                        let uses = Ok(Some(vec![self.takes(sizing.shape)]));
                         self.later(delay, Event::Sized { worker, uses });
                     }
                 }
             }
-            Effect::Reshape { worker, asked } => {
+            Effect::Reshape { worker, sizing } => {
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining, "who goes is not changed");
                 let model_id = it.model_id.clone();
                 let holder = self.holder(&model_id);
                 let it = self.living(worker);
-                it.granted = holder.bytes;
+                let is_smaller =
+                    matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
+                // Nothing is reserved for what takes less.
+                if !is_smaller {
+                    it.granted = holder.bytes;
+                }
+                it.shape = sizing.shape;
                 let fault = Fault::new(ErrorCode::OomRam, "no memory");
                 match luck {
                     0..10 => self.later(delay, Event::Reshaped { worker, facts: Err(fault) }),
                     10..15 => self.later(delay, died(worker)),
                     15..20 => {}
                     _ => {
-                        let length = asked.context_length.expect("a length that stays");
-                        let memory = vec![self.uses()];
-                        self.worker(worker).says = memory[0].weights;
+                        let chosen = sizing.shape.map(|shape| shape.context_length);
+                        let length = chosen.or(sizing.size.context_length).expect("a length that stays");
+                        let memory = vec![self.takes(sizing.shape)];
+                        let it = self.worker(worker);
+                        // Until it is smaller, it is what it was.
+                        it.says = memory[0].total().max(if is_smaller { it.says } else { 0 });
                         let facts = Ok(facts(memory, length, "batch"));
                         self.later(delay, Event::Reshaped { worker, facts });
                     }
@@ -538,6 +564,29 @@ impl World {
     fn uses(&mut self) -> MemoryUse {
         let is_host = !self.is_on_gpu;
         MemoryUse { is_host, weights: self.rng.u64(1..5) * GIB, ..MemoryUse::default() }
+    }
+
+    /// Of a model that takes 64 KiB for each of 32,768 tokens.
+    fn figures(&self) -> Figures {
+        let one = MemoryUse {
+            is_host: !self.is_on_gpu,
+            weights: GIB,
+            compute: GIB / 4,
+            cache: 2 * GIB,
+            cache_per_token: 64 << 10,
+            ..MemoryUse::default()
+        };
+        Figures { one: vec![one], draft: Vec::new() }
+    }
+
+    /// With a context of that size: now and then another thing than the figures say.
+    fn takes(&mut self, shape: Option<Shape>) -> MemoryUse {
+        let Some(shape) = shape else { return self.uses() };
+        let mut takes = shape.by_sums(&self.figures().one).remove(0);
+        if self.rng.u8(..100) < 30 {
+            takes.compute = self.rng.u64(0..GIB);
+        }
+        takes
     }
 
     fn holder(&mut self, model_id: &str) -> Holder {

@@ -15,12 +15,14 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
     options::{ModelOptions, OptionValue},
+    shape::ContextSize,
 };
 use llm_node_node::{
+    host_memory,
     registry::{manifest, surroundings::Surroundings, verdict::Refusal},
     supervise::Told,
 };
-use llm_node_wire::message::{ContextSize, EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
+use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
 use llm_node_worker::{Engine, EngineSettings, Report, Reporter, RunningModel, unobserved};
 use pyo3::prelude::*;
 
@@ -140,7 +142,8 @@ impl PyEngine {
             options: settings,
             figures: None,
         };
-        let model = engine.load(&plan, &mut |_| {})?;
+        let shape = engine.shape(&plan, host_memory::read().available)?;
+        let model = engine.load(&plan, shape, &mut |_| {})?;
         let streams = Arc::new(Streams::default());
         let reports = Arc::clone(&streams);
         let running = model

@@ -11,11 +11,12 @@ use llm_node_core::{
     options::{Guesser, ModelOptions},
     request::Request,
     session::Occupancy,
+    shape::{ContextSize, Shape, Sizing, Wish},
 };
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -87,27 +88,6 @@ pub struct LoadPlan {
     pub figures: Option<Figures>,
 }
 
-/// How long and how many sequences are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ContextSize {
-    /// Longest sequence in tokens; `None`: the model's own, or what the engine can give.
-    pub context_length: Option<u32>,
-    /// Sequences at once; `None`: the worker's default.
-    pub max_sequences: Option<u32>,
-    /// KV cache for all sequences together, in tokens; `None`: the full length for each of them.
-    pub cache_tokens: Option<u64>,
-}
-
-impl From<&ModelOptions> for ContextSize {
-    fn from(options: &ModelOptions) -> Self {
-        Self {
-            context_length: options.context_length,
-            max_sequences: options.max_sequences,
-            cache_tokens: options.cache_tokens,
-        }
-    }
-}
-
 /// Who proposes tokens that a step then verifies. It changes how fast an answer comes, never what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Speculation {
@@ -118,6 +98,13 @@ pub enum Speculation {
     Lookup,
     /// A smaller model with the same vocabulary, which the same engine runs.
     Model(#[serde(with = "crate::os_path")] std::path::PathBuf),
+}
+
+impl LoadPlan {
+    /// What is said of the size of its context.
+    pub fn wish(&self) -> Wish {
+        Wish { size: self.size, usual: self.usual_size }
+    }
 }
 
 impl From<&ModelOptions> for Speculation {
@@ -136,10 +123,10 @@ impl From<&ModelOptions> for Speculation {
 pub enum ToWorker {
     /// Open the engine, look at it, answer [`FromWorker::Verdict`], and end.
     Probe(EngineAddress),
-    /// Open the engine, estimate, and wait for [`ToWorker::Proceed`].
+    /// Open the engine, answer [`FromWorker::Estimated`], and wait.
     Load(LoadPlan),
-    /// There is room for the estimate: load.
-    Proceed,
+    /// There is room for the estimate: load, with a context of that size; `None`: the engine gave no figures.
+    Proceed(Option<Shape>),
     /// A new request.
     Generate {
         /// Chosen by the node, unique within the worker.
@@ -159,10 +146,11 @@ pub enum ToWorker {
         /// What is asked.
         question: Question,
     },
-    /// Say what the model would take with a context of another size: [`FromWorker::Sized`].
-    Size(ContextSize),
+    /// Say what the model would take with such a context: [`FromWorker::Sized`]. Before `Proceed`, as often as it
+    /// takes; and of a model that answers, with what its load would have asked for.
+    Size(Sizing),
     /// There is room for it: make the context anew, and answer [`FromWorker::Reshaped`]. What is under way goes on.
-    Reshape(ContextSize),
+    Reshape(Sizing),
     /// Refuse new requests, finish those under way, answer [`FromWorker::Drained`].
     Drain,
     /// End at once: engine shutdown, then exit.
@@ -277,7 +265,8 @@ pub enum FromWorker {
     Stage(String),
     /// Answer to `Probe`.
     Verdict(Result<EngineFacts, EngineRefusal>),
-    /// What the load will take. It waits for [`ToWorker::Proceed`].
+    /// What the load will take, or the figures from which the size of its context follows. It waits for
+    /// [`ToWorker::Size`] then, and for [`ToWorker::Proceed`].
     Estimated(Estimate),
     /// How far the load is, 0 to 1.
     Progress(f32),
@@ -285,7 +274,7 @@ pub enum FromWorker {
     Ready(ModelFacts),
     /// The load failed; the worker ends.
     LoadFailed(Fault),
-    /// Answer to `Size`: as `Estimated`, or why there can be no such context.
+    /// Answer to `Size`: what it takes, `None` where the engine cannot say; or why there can be no such context.
     Sized(Result<Option<Vec<MemoryUse>>, Fault>),
     /// Answer to `Reshape`: what the model is now, or why its context is what it was.
     Reshaped(Result<ModelFacts, Fault>),

@@ -14,13 +14,14 @@ use llm_node_core::{
     memory::{Estimate, Figures, MemoryUse},
     request::{Prompt, Request, Sampling},
     session::Occupancy,
+    shape::{ContextSize, Shape, Sizing},
     text::infill::{Extra, Infill},
 };
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, ContextSize, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan,
-        Question, Scheduling, Speculation, ToWorker,
+        Answer, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, Question,
+        Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -196,6 +197,20 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn shape()(
+        (context_length, max_sequences, cache_tokens) in (any::<u32>(), any::<u32>(), any::<u64>()),
+    ) -> Shape {
+        Shape { context_length, max_sequences, cache_tokens }
+    }
+}
+
+prop_compose! {
+    fn sizing()(size in context_size(), shape in option::of(shape())) -> Sizing {
+        Sizing { size, shape }
+    }
+}
+
+prop_compose! {
     fn plan()(
         engine in address(),
         model in text(),
@@ -239,12 +254,12 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
         address().prop_map(ToWorker::Probe),
         plan().prop_map(ToWorker::Load),
-        Just(ToWorker::Proceed),
+        option::of(shape()).prop_map(ToWorker::Proceed),
         (any::<u64>(), request()).prop_map(|(id, request)| ToWorker::Generate { id, request }),
         any::<u64>().prop_map(|id| ToWorker::Cancel { id }),
         (any::<u64>(), question()).prop_map(|(id, question)| ToWorker::Ask { id, question }),
-        context_size().prop_map(ToWorker::Size),
-        context_size().prop_map(ToWorker::Reshape),
+        sizing().prop_map(ToWorker::Size),
+        sizing().prop_map(ToWorker::Reshape),
         Just(ToWorker::Drain),
         Just(ToWorker::Stop),
     ]

@@ -15,8 +15,9 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, MemoryUse, length_of},
+    memory::{Estimate, Figures, MemoryUse, add, length_of},
     session::MOST_DRAFTED,
+    shape::{ContextSize, Place, Shape, Wish},
     text::template::ChatTemplate,
 };
 use llm_node_host::{
@@ -24,18 +25,19 @@ use llm_node_host::{
     LoadErrorKind, LoadedEngine, Model, ModelParams, ModelTokenizer, OpenedEngine,
 };
 pub use llm_node_host::{Observer, unobserved};
-use llm_node_wire::message::{ContextSize, EngineAddress, EngineFacts, EngineRefusal, LoadPlan, Speculation};
+use llm_node_wire::message::{EngineAddress, EngineFacts, EngineRefusal, LoadPlan, Speculation};
 
 use crate::{
     draft,
     model::{LoadedModel, Parts, Voice},
     reshape::Shaping,
-    shape::{Shape, Wanted},
 };
 
 /// Rows of a step that verify drafts, beside the one of each sequence. They are shared: while many
 /// sequences take part, a step has enough to do, and drafts do not pay.
 const DRAFT_ROWS: u32 = 32;
+/// Tokens of a cache. An engine may make a table of them for an estimate: llama.cpp takes 150 bytes for each.
+const MOST_ESTIMATED: u64 = 1 << 22;
 
 /// What an engine is told when it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,8 +122,8 @@ impl Engine {
         }
     }
 
-    /// What the model would take, with the context that it would get. Only the model's headers are read, and not
-    /// even these where the plan has figures.
+    /// The figures from which the size of the model's context follows, for [`Self::size`]; where the engine has none,
+    /// what the model would take. Only the model's headers are read, and not even these where the plan has figures.
     pub fn estimate(&self, plan: &LoadPlan) -> Result<Estimate, Fault> {
         if let Some(figures) = &plan.figures {
             return Ok(Estimate { uses: None, figures: figures.clone() });
@@ -133,14 +135,53 @@ impl Engine {
             }
         };
         let Some(figures) = self.figures(engine, plan)? else { return Ok(Estimate::default()) };
-        let length = if plan.size.context_length.is_some() { 0 } else { length_of(&figures.one) };
-        Ok(Estimate { uses: estimate(engine, plan, &figures, length)?, figures })
+        if figures.are_of_contexts() {
+            plan.wish().check(length_of(&figures.one))?;
+            return Ok(Estimate { uses: None, figures });
+        }
+        Ok(Estimate { uses: estimate(engine, plan, &figures, None, 0)?, figures })
     }
 
-    /// Loads a model and makes its context. `progress` is told how far it is, from 0 to 1.
-    pub fn load(&self, plan: &LoadPlan, progress: &mut dyn FnMut(f32)) -> Result<LoadedModel, Fault> {
+    /// What the model would take with such a context; `None`: its engine cannot say.
+    pub fn size(&self, plan: &LoadPlan, shape: Option<Shape>) -> Result<Option<Vec<MemoryUse>>, Fault> {
+        let Home::Shared(engine) = &self.home else { return Ok(None) };
+        let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
+        estimate(engine, plan, &figures, shape, 0)
+    }
+
+    /// The size of a context that follows from what is free, where the engine gives figures; `host_free`: of the host's
+    /// memory, in bytes.
+    pub fn shape(&self, plan: &LoadPlan, host_free: u64) -> Result<Option<Shape>, Fault> {
+        let Home::Shared(engine) = &self.home else { return Ok(None) };
+        let Some(figures) = self.figures(engine, plan)?.filter(Figures::are_of_contexts) else {
+            return Ok(None);
+        };
+        let devices = engine.devices().unwrap_or_default();
+        let mut uses = figures.one.clone();
+        add(&mut uses, figures.draft.clone());
+        let place = |one: MemoryUse| {
+            let device = devices.iter().find(|device| device.name == one.device && !one.is_host);
+            Place {
+                is_host: one.is_host,
+                free: device.map_or(host_free, |device| device.free_bytes).saturating_sub(one.beside_cache()),
+                per_token: one.cache_per_token,
+                per_sequence: one.cache_per_sequence,
+            }
+        };
+        let places: Vec<Place> = uses.into_iter().map(place).collect();
+        Shape::choose(plan.wish(), length_of(&figures.one), &places).map(Some)
+    }
+
+    /// Loads a model and makes its context; `shape`: as it was chosen, where there are figures. `progress` is told how
+    /// far it is, from 0 to 1.
+    pub fn load(
+        &self,
+        plan: &LoadPlan,
+        shape: Option<Shape>,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<LoadedModel, Fault> {
         match &self.home {
-            Home::Shared(engine) => self.load_handle(engine, plan, progress),
+            Home::Shared(engine) => self.load_handle(engine, plan, shape, progress),
             Home::Alone(engine) => load_tier0(engine, plan),
         }
     }
@@ -149,6 +190,7 @@ impl Engine {
         &self,
         engine: &Arc<LoadedEngine>,
         plan: &LoadPlan,
+        shape: Option<Shape>,
         progress: &mut dyn FnMut(f32),
     ) -> Result<LoadedModel, Fault> {
         let syntax = plan.tool_syntax.as_deref().map_or(Ok(SyntaxChoice::Found), SyntaxChoice::of)?;
@@ -172,14 +214,14 @@ impl Engine {
         let info = model.info();
         let figures = figures.unwrap_or_default();
         // What the model cannot be is refused, whichever way its requests take.
-        Shape::choose(wanted(plan, &figures), info.n_context, &figures.one)?;
+        plan.wish().check(info.n_context)?;
         let on_device = figures.one.iter().any(|one| !one.is_host && one.weights > 0);
 
         let mut models = vec![Arc::clone(&model)];
         let (voice, context_length, max_sequences) = if let (true, true, Some(tokenizer)) =
             (info.generates, generates_in_steps(engine), &tokenizer)
         {
-            let (shape, context) = as_far_as_it_goes(plan, &figures, info.n_context, |shape| {
+            let (shape, context) = as_far_as_it_goes(plan, shape, info.n_context, |shape| {
                 Context::create(&model, &context_params(plan, shape))
             })?;
             if let Speculation::Model(path) = &plan.speculation {
@@ -360,11 +402,15 @@ pub(crate) fn estimate(
     engine: &LoadedEngine,
     plan: &LoadPlan,
     figures: &Figures,
+    shape: Option<Shape>,
     model_length: u32,
 ) -> Result<Option<Vec<MemoryUse>>, Fault> {
-    let (shape, mut uses) = as_far_as_it_goes(plan, figures, model_length, |shape| {
-        if let Some(uses) = shape.by_sums(&figures.one) {
-            return Ok(uses);
+    let is_beyond_measure = |shape: Shape, one: &[MemoryUse]| {
+        shape.cells() > MOST_ESTIMATED && one.iter().any(|it| it.cache_per_token > 0)
+    };
+    let (shape, mut uses) = as_far_as_it_goes(plan, shape, model_length, |shape| {
+        if is_beyond_measure(shape, &figures.one) {
+            return Ok(shape.by_sums(&figures.one));
         }
         let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
         Ok(named(engine, uses))
@@ -373,57 +419,50 @@ pub(crate) fn estimate(
         return Ok(None);
     }
     if let Speculation::Model(path) = &plan.speculation {
-        let shape = shape.of_draft(length_of(&figures.draft), &figures.draft)?;
-        let draft =
-            shape.by_sums(&figures.draft).map_or_else(|| draft_estimate(engine, plan, path, shape), Ok)?;
+        let shape = shape.within(length_of(&figures.draft));
+        let draft = if is_beyond_measure(shape, &figures.draft) {
+            shape.by_sums(&figures.draft)
+        } else {
+            draft_estimate(engine, plan, path, shape)?
+        };
         add(&mut uses, draft);
     }
     Ok(Some(uses))
 }
 
-fn wanted(plan: &LoadPlan, figures: &Figures) -> Wanted {
-    let draft: u64 = figures.draft.iter().map(|one| one.weights.saturating_add(one.compute)).sum();
-    Wanted {
-        size: plan.size,
-        usual: plan.usual_size,
-        memory_limit: match plan.vram_limit_bytes {
-            0 => 0,
-            limit => limit.saturating_sub(draft).max(1),
-        },
-    }
-}
-
-/// Chooses a shape and makes something of it. What the node names for every model is a wish: where the engine
-/// refuses so many sequences, it gets its usual number of them.
+/// Makes something of a shape, or of what follows from what was said where none was chosen. What the node names for
+/// every model is a wish: where the engine refuses so many sequences, it gets its usual number of them.
 pub(crate) fn as_far_as_it_goes<T>(
     plan: &LoadPlan,
-    figures: &Figures,
+    shape: Option<Shape>,
     model_length: u32,
     mut make: impl FnMut(Shape) -> Result<T, EngineError>,
 ) -> Result<(Shape, T), Fault> {
-    let wanted = wanted(plan, figures);
-    let shape = Shape::choose(wanted, model_length, &figures.one)?;
-    if let Some(usual) = plan.usual_size.context_length
-        && plan.size.context_length.is_none()
-        && shape.context_length < usual
+    let wish = plan.wish();
+    wish.check(model_length)?;
+    let choose = |wish| Shape::choose(wish, model_length, &[]);
+    let chosen = shape.map_or_else(|| choose(wish), |shape| Ok(shape.within(model_length)))?;
+    if let Some(usual) = wish.usual.context_length
+        && wish.size.context_length.is_none()
+        && chosen.context_length < usual
     {
         log::info!(
             "a context of {usual} tokens is the node's default; the model takes {}",
-            shape.context_length
+            chosen.context_length
         );
     }
-    match make(shape) {
+    match make(chosen) {
         Err(error)
             if error.kind() == EngineFaultKind::InvalidInput
-                && plan.size.max_sequences.is_none()
-                && plan.usual_size.max_sequences.is_some() =>
+                && wish.size.max_sequences.is_none()
+                && wish.usual.max_sequences.is_some() =>
         {
             log::info!("the node's default for max_sequences is left out: {error}");
-            let usual = ContextSize { max_sequences: None, ..plan.usual_size };
-            let shape = Shape::choose(Wanted { usual, ..wanted }, model_length, &figures.one)?;
-            Ok((shape, make(shape)?))
+            let usual = Wish { usual: ContextSize { max_sequences: None, ..wish.usual }, ..wish };
+            let fewer = if shape.is_some() { chosen.for_fewer() } else { choose(usual)? };
+            Ok((fewer, make(fewer)?))
         }
-        made => Ok((shape, made?)),
+        made => Ok((chosen, made?)),
     }
 }
 
@@ -482,21 +521,6 @@ pub(crate) fn memory_use(models: &[Arc<Model>]) -> Result<Vec<MemoryUse>, Engine
         add(&mut all, named(model.engine(), model.memory_use()?));
     }
     Ok(all)
-}
-
-fn add(all: &mut Vec<MemoryUse>, uses: Vec<MemoryUse>) {
-    for use_ in uses {
-        match all.iter_mut().find(|it| (&it.device, &it.bus_id) == (&use_.device, &use_.bus_id)) {
-            Some(sum) => {
-                sum.weights = sum.weights.saturating_add(use_.weights);
-                sum.cache = sum.cache.saturating_add(use_.cache);
-                sum.compute = sum.compute.saturating_add(use_.compute);
-                sum.cache_per_token = sum.cache_per_token.saturating_add(use_.cache_per_token);
-                sum.cache_per_sequence = sum.cache_per_sequence.saturating_add(use_.cache_per_sequence);
-            }
-            None => all.push(use_),
-        }
-    }
 }
 
 /// The engine's figures with the names of its devices.

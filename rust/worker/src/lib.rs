@@ -26,7 +26,6 @@ pub mod sandbox;
 mod sending;
 pub mod serve;
 mod served;
-mod shape;
 mod source;
 
 pub use engine::{Engine, EngineSettings, Observer, unobserved};

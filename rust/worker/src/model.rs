@@ -14,12 +14,13 @@ use llm_node_core::{
     memory::MemoryUse,
     request::Request,
     session::{Occupancy, Session, SessionOptions},
+    shape::Sizing,
     speculate::Drafter,
     text::beginnings::Beginnings,
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
-use llm_node_wire::message::{Answer, ContextSize, Question, RequestId, Scheduling};
+use llm_node_wire::message::{Answer, Question, RequestId, Scheduling};
 
 use crate::{
     grammar::Grammars,
@@ -171,10 +172,10 @@ impl RunningModel {
         &self.intake.served().facts
     }
 
-    /// What the model would take with a context of that size, as [`crate::Engine::estimate`] has it. Loads nothing,
-    /// and may be called while requests run.
-    pub fn estimate(&self, size: ContextSize) -> Result<Option<Vec<MemoryUse>>, Fault> {
-        self.intake.served().estimate(size)
+    /// What the model would take with such a context, as [`crate::Engine::size`] has it. Loads nothing, and may be
+    /// called while requests run.
+    pub fn estimate(&self, sizing: Sizing) -> Result<Option<Vec<MemoryUse>>, Fault> {
+        self.intake.served().estimate(sizing)
     }
 
     /// Makes the context anew, of that size: what is under way goes on in it. `is_making` is told when the engine
@@ -182,11 +183,11 @@ impl RunningModel {
     /// cannot be made again the model is lost, which is reported as such.
     pub fn reshape(
         &self,
-        size: ContextSize,
+        sizing: Sizing,
         is_making: impl Fn(bool) + Send + 'static,
         reply: impl FnOnce(Result<ModelFacts, Fault>) + Send + 'static,
     ) {
-        self.intake.served().reshape(size, is_making, reply);
+        self.intake.served().reshape(sizing, is_making, reply);
     }
 
     /// Checks a request, renders and tokenises it, and queues it; where its text is short, on this thread.

@@ -8,16 +8,16 @@ use llm_node_core::{
     facts::ModelFacts,
     memory::{Figures, MemoryUse},
     session::Remade,
+    shape::{Shape, Sizing},
     speculate::{Drafter, Lookup},
 };
 use llm_node_host::{Context, Model, ModelTokenizer};
-use llm_node_wire::message::{ContextSize, LoadPlan, Speculation};
+use llm_node_wire::message::{LoadPlan, Speculation};
 
 use crate::{
     draft,
     engine::{as_far_as_it_goes, context_params, draft_context_params, estimate, memory_use},
     model::prefill_tokens,
-    shape::Shape,
 };
 
 /// How the context of a model was made, and what it takes to make another.
@@ -36,7 +36,7 @@ impl Shaping {
     pub(crate) fn drafter(&self) -> Result<Option<Box<dyn Drafter>>, Fault> {
         match (&self.plan.speculation, self.models.get(1)) {
             (Speculation::Model(path), Some(draft)) => {
-                let shape = self.shape.of_draft(draft.info().n_context, &self.figures.draft)?;
+                let shape = self.shape.within(draft.info().n_context);
                 let context = Context::create(draft, &draft_context_params(&self.plan, shape))
                     .map_err(|error| draft::failed(path, error))?;
                 let vocabulary = self.tokenizer.vocabulary();
@@ -59,10 +59,10 @@ impl Shaping {
     }
 
     /// Makes the context anew; where that fails, as it was.
-    fn renew(&mut self, context: &mut Context, size: ContextSize) -> Result<Result<(), Fault>, EngineFault> {
-        let plan = LoadPlan { size, ..self.plan.clone() };
+    fn renew(&mut self, context: &mut Context, sizing: Sizing) -> Result<Result<(), Fault>, EngineFault> {
+        let plan = LoadPlan { size: sizing.size, ..self.plan.clone() };
         let length = self.model().map_or(0, |model| model.info().n_context);
-        let made = as_far_as_it_goes(&plan, &self.figures, length, |shape| {
+        let made = as_far_as_it_goes(&plan, sizing.shape, length, |shape| {
             context.renew(&context_params(&plan, shape))
         });
         Ok(match made {
@@ -99,13 +99,13 @@ impl Reshaper {
 
     /// What the model would take with a context of that size; `None`: its engine cannot say. A call that takes its
     /// time, and may run beside steps.
-    pub(crate) fn estimate(&self, size: ContextSize) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    pub(crate) fn estimate(&self, sizing: Sizing) -> Result<Option<Vec<MemoryUse>>, Fault> {
         let (plan, figures, model) = {
             let shaping = self.shaping.lock().unwrap_or_else(PoisonError::into_inner);
             (shaping.plan.clone(), shaping.figures.clone(), Arc::clone(shaping.model()?))
         };
-        let plan = LoadPlan { size, ..plan };
-        match estimate(model.engine(), &plan, &figures, model.info().n_context) {
+        let plan = LoadPlan { size: sizing.size, ..plan };
+        match estimate(model.engine(), &plan, &figures, sizing.shape, model.info().n_context) {
             Err(fault) if fault.code == ErrorCode::UnsupportedFeature => Ok(None),
             estimated => estimated,
         }
@@ -115,11 +115,11 @@ impl Reshaper {
     pub(crate) fn remake(
         &self,
         context: &mut Context,
-        size: ContextSize,
+        sizing: Sizing,
         facts: &ModelFacts,
     ) -> Result<(Remade, Result<ModelFacts, Fault>), EngineFault> {
         let mut shaping = self.shaping.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = shaping.renew(context, size)?;
+        let outcome = shaping.renew(context, sizing)?;
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = context.limits().clone();
         let drafter = shaping.drafter().unwrap_or_else(|fault| {
             log::warn!("the draft model is not used any more: {fault}");

@@ -25,12 +25,13 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
     session::Occupancy,
+    shape::Sizing,
 };
 use llm_node_host::Watch;
 use llm_node_wire::{
     endpoint,
     frame::{FrameError, FrameReader},
-    message::{ContextSize, EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, ToWorker},
+    message::{EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, ToWorker},
 };
 
 use crate::{
@@ -241,16 +242,19 @@ impl Worker {
 
     fn load_and_serve(&self, engine: &Engine, plan: &LoadPlan, stages: &Arc<Stages>) -> Result<i32, Fault> {
         self.outbox.send(FromWorker::Estimated(engine.estimate(plan)?));
-        loop {
+        let shape = loop {
             match self.next() {
-                Ok(ToWorker::Proceed) => break,
+                Ok(ToWorker::Proceed(shape)) => break shape,
+                Ok(ToWorker::Size(Sizing { shape, .. })) => {
+                    self.outbox.send(FromWorker::Sized(engine.size(plan, shape)));
+                }
                 Ok(ToWorker::Stop) => return Ok(exit::DONE),
                 Ok(other) => self.too_early(&other),
                 Err(code) => return Ok(code),
             }
-        }
+        };
         let mut percent = None;
-        let model = engine.load(plan, &mut |fraction| {
+        let model = engine.load(plan, shape, &mut |fraction| {
             // A load may report a thousand times; nobody looks that closely.
             let now = (fraction.clamp(0.0, 1.0) * 100.0) as u8;
             if percent.replace(now) != Some(now) {
@@ -273,10 +277,10 @@ impl Worker {
     }
 
     /// In a thread of its own: an estimate may read the file's header and its vocabulary.
-    fn size(&self, model: &Arc<RunningModel>, size: ContextSize) {
+    fn size(&self, model: &Arc<RunningModel>, sizing: Sizing) {
         let (outbox, model) = (self.outbox.clone(), Arc::clone(model));
         let sizing = thread::Builder::new().name("size".into()).spawn(move || {
-            outbox.send(FromWorker::Sized(model.estimate(size)));
+            outbox.send(FromWorker::Sized(model.estimate(sizing)));
         });
         if let Err(error) = sizing {
             self.outbox.send(FromWorker::Sized(Err(no_thread(&error))));
@@ -293,19 +297,19 @@ impl Worker {
                     let outbox = self.outbox.clone();
                     model.ask(question, move |answer| outbox.send(FromWorker::Answer { id, answer }));
                 }
-                Ok(ToWorker::Size(size)) => self.size(model, size),
-                Ok(ToWorker::Reshape(size)) => {
+                Ok(ToWorker::Size(sizing)) => self.size(model, sizing),
+                Ok(ToWorker::Reshape(sizing)) => {
                     let (stages, serving) = (Arc::clone(stages), stage);
                     let outbox = self.outbox.clone();
                     model.reshape(
-                        size,
+                        sizing,
                         move |is_making| stages.making(is_making, serving),
                         move |outcome| outbox.send(FromWorker::Reshaped(outcome)),
                     );
                 }
                 Ok(ToWorker::Drain) => model.drain(),
                 Ok(ToWorker::Stop) => return exit::DONE,
-                Ok(ToWorker::Probe(_) | ToWorker::Load(_) | ToWorker::Proceed) => {
+                Ok(ToWorker::Probe(_) | ToWorker::Load(_) | ToWorker::Proceed(_)) => {
                     log(&self.outbox, WARNING, "a worker loads one model, once");
                 }
                 Err(code) => return code,

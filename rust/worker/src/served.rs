@@ -16,6 +16,7 @@ use llm_node_core::{
     memory::MemoryUse,
     request::{Prompt, Request, ValidRequest, prompt_tokens},
     session::Occupancy,
+    shape::Sizing,
     text::{
         beginnings::Beginnings,
         control::Rendered,
@@ -23,7 +24,7 @@ use llm_node_core::{
     },
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, ContextSize, EmbedInput, Question, RequestId};
+use llm_node_wire::message::{Answer, EmbedInput, Question, RequestId};
 
 use crate::{
     engine::memory_use,
@@ -160,9 +161,9 @@ impl Served {
     }
 
     /// See [`crate::RunningModel::estimate`].
-    pub(crate) fn estimate(&self, size: ContextSize) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    pub(crate) fn estimate(&self, sizing: Sizing) -> Result<Option<Vec<MemoryUse>>, Fault> {
         match &self.source {
-            Source::Batch { reshaper, .. } => reshaper.estimate(size),
+            Source::Batch { reshaper, .. } => reshaper.estimate(sizing),
             _ => Err(fixed()),
         }
     }
@@ -170,7 +171,7 @@ impl Served {
     /// See [`crate::RunningModel::reshape`].
     pub(crate) fn reshape(
         &self,
-        size: ContextSize,
+        sizing: Sizing,
         is_making: impl Fn(bool) + Send + 'static,
         reply: impl FnOnce(Result<ModelFacts, Fault>) + Send + 'static,
     ) {
@@ -180,7 +181,7 @@ impl Served {
             is_making(true);
             let mut outcome = Err(stopped());
             let remade = session.reshape(events, |context| {
-                let (remade, facts) = reshaper.remake(context, size, &facts)?;
+                let (remade, facts) = reshaper.remake(context, sizing, &facts)?;
                 outcome = facts;
                 Ok(remade)
             });

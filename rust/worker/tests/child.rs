@@ -8,9 +8,10 @@ use llm_node_core::{
     error::ErrorCode,
     event::{Event, Finish},
     request::{Prompt, Request, Sampling},
+    shape::{ContextSize, Shape, Sizing},
 };
 use llm_node_wire::message::{
-    Answer, ContextSize, EmbedInput, EngineAddress, FromWorker, LoadPlan, Question, Speculation, ToWorker,
+    Answer, EmbedInput, EngineAddress, FromWorker, LoadPlan, Question, Speculation, ToWorker,
 };
 use llm_node_worker::serve::exit;
 use support::{Outcome, Worker, compile, fake, greedy, plan, root, toy_model};
@@ -361,7 +362,7 @@ fn a_model_that_is_none_is_a_failed_load() {
     worker.send(&ToWorker::Load(plan(toy.engine.clone(), path)));
     loop {
         match worker.next().unwrap() {
-            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed),
+            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed(None)),
             FromWorker::LoadFailed(fault) => {
                 assert!(matches!(fault.code, ErrorCode::ModelCorrupt | ErrorCode::LoadFailed), "{fault:?}");
                 break;
@@ -378,7 +379,7 @@ fn the_reason_of_a_failed_load_is_told_before_the_engine_can_hang() {
     let mut worker = Worker::start();
     worker.send(&ToWorker::Load(toy.plan()));
     let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
-    worker.send(&ToWorker::Proceed);
+    worker.send(&ToWorker::Proceed(None));
     let FromWorker::LoadFailed(fault) = worker.next().unwrap() else { panic!("no failure") };
     assert_eq!(fault.code, ErrorCode::LoadFailed);
     assert!(fault.message.contains("the toy would not load"), "{fault:?}");
@@ -395,7 +396,7 @@ fn a_context_longer_than_the_model_is_refused_by_name() {
     worker.send(&ToWorker::Load(plan));
     loop {
         match worker.next().unwrap() {
-            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed),
+            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed(None)),
             FromWorker::LoadFailed(fault) => {
                 assert_eq!(fault.code, ErrorCode::InvalidRequest);
                 assert_eq!(fault.param.as_deref(), Some("context_length"));
@@ -451,21 +452,21 @@ fn a_context_is_made_anew_under_answers_that_go_on() {
                     }
                     if !asked && outcomes[0].pieces > 3 {
                         asked = true;
-                        worker.send(&ToWorker::Size(size(2000, 2)));
-                        worker.send(&ToWorker::Size(size(800, 3)));
+                        worker.send(&ToWorker::Size(Sizing { size: size(2000, 2), shape: None }));
+                        worker.send(&ToWorker::Size(Sizing { size: size(800, 3), shape: None }));
                     }
                 }
                 FromWorker::Sized(uses) => {
                     sized.push(uses);
                     if sized.len() == 2 {
-                        worker.send(&ToWorker::Reshape(size(800, 3)));
+                        worker.send(&ToWorker::Reshape(Sizing { size: size(800, 3), shape: None }));
                         worker.generate(3, request(3));
                     }
                 }
                 FromWorker::Reshaped(facts) => {
                     if reshaped.is_empty() {
                         // More than the engine takes.
-                        worker.send(&ToWorker::Reshape(size(800, 101)));
+                        worker.send(&ToWorker::Reshape(Sizing { size: size(800, 101), shape: None }));
                     }
                     reshaped.push(facts);
                 }
@@ -495,14 +496,38 @@ fn a_context_is_made_anew_under_answers_that_go_on() {
 }
 
 #[test]
+fn a_context_has_the_size_that_was_chosen() {
+    let toy = Toy::new(&[]);
+    let model = toy.folder.path().join("model.toy");
+    std::fs::write(&model, "TOY1\nn_context=1000\n").unwrap();
+    let mut worker = Worker::start();
+    worker.send(&ToWorker::Load(LoadPlan { model, ..toy.plan() }));
+    let FromWorker::Estimated(estimate) = worker.next().unwrap() else { panic!("no estimate") };
+    assert!(estimate.uses.is_none() && estimate.figures.are_of_contexts());
+    let size = ContextSize::default();
+    let takes = [(100, 3, 0), (1000, 3, 1500)].map(|(context_length, max_sequences, cache_tokens)| {
+        let shape = Some(Shape { context_length, max_sequences, cache_tokens });
+        worker.send(&ToWorker::Size(Sizing { size, shape }));
+        let FromWorker::Sized(Ok(Some(uses))) = worker.next().unwrap() else { panic!("not sized") };
+        uses
+    });
+    assert!(takes[0][0].cache < takes[1][0].cache);
+    let shape = Shape { context_length: 1000, max_sequences: 3, cache_tokens: 1500 };
+    worker.send(&ToWorker::Proceed(Some(shape)));
+    let FromWorker::Ready(facts) = worker.next().unwrap() else { panic!("not loaded") };
+    assert_eq!((facts.context_length, facts.max_sequences), (1000, 3));
+    assert_eq!(facts.memory, takes[1]);
+}
+
+#[test]
 fn only_an_engine_that_runs_in_steps_can_have_another_context() {
     let toy = Toy::new(&["NO_BATCH"]);
     let mut worker = toy.load();
     let size = ContextSize { context_length: Some(8), ..ContextSize::default() };
-    worker.send(&ToWorker::Size(size));
+    worker.send(&ToWorker::Size(Sizing { size: size, shape: None }));
     let FromWorker::Sized(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
-    worker.send(&ToWorker::Reshape(size));
+    worker.send(&ToWorker::Reshape(Sizing { size: size, shape: None }));
     let FromWorker::Reshaped(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
     worker.generate(1, greedy("hello", 3));
@@ -530,7 +555,7 @@ fn the_node_s_defaults_are_cut_to_what_model_and_engine_can() {
     let mut worker = Worker::start();
     worker.send(&ToWorker::Load(plan));
     let FromWorker::Estimated(_) = worker.next().unwrap() else { panic!("no estimate") };
-    worker.send(&ToWorker::Proceed);
+    worker.send(&ToWorker::Proceed(None));
     let FromWorker::LoadFailed(_) = worker.next().unwrap() else { panic!("a load's own figure was changed") };
 }
 

@@ -54,8 +54,8 @@ impl Running {
         change(&mut plan);
         let (sender, reports) = mpsc::channel();
         let reporter = Reporter::new(move |report| drop(sender.send(report)));
-        let estimate = engine.estimate(&plan).unwrap().uses.unwrap_or_default();
-        let model = engine.load(&plan, &mut |_| ()).unwrap().start(plan.scheduling, reporter).unwrap();
+        let estimate = engine.size(&plan, None).unwrap().unwrap_or_default();
+        let model = engine.load(&plan, None, &mut |_| ()).unwrap().start(plan.scheduling, reporter).unwrap();
         Self { model, estimate, reports, engine, _folder: folder }
     }
 
@@ -156,7 +156,7 @@ fn a_draft_model_of_no_use_is_refused() {
         let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
         let mut plan = plan(address, toy_model(folder.path()));
         plan.speculation = Speculation::Model(folder.path().join(file));
-        let fault = engine.load(&plan, &mut |_| ()).unwrap_err();
+        let fault = engine.load(&plan, None, &mut |_| ()).unwrap_err();
         assert!(fault.message.contains(why), "{fault:?}");
         assert_eq!(fault.param.as_deref(), Some("draft_model"));
     }
@@ -355,7 +355,7 @@ fn an_engine_takes_one_model_after_another_and_two_at_once() {
     let reporter = Reporter::new(move |report| drop(sender.send(report)));
     let other = running
         .engine
-        .load(&second, &mut |_| ())
+        .load(&second, None, &mut |_| ())
         .unwrap()
         .start(Scheduling { queue_limit: 4, ..SCHEDULING }, reporter)
         .unwrap();
@@ -374,11 +374,11 @@ fn tier_0_holds_one_model_at_a_time() {
     let address = fake(folder.path(), &["NO_EXTENSIONS"]);
     let engine = Engine::open(&address, &EngineSettings::default(), unobserved()).unwrap();
     let plan = plan(address, toy_model(folder.path()));
-    let first = engine.load(&plan, &mut |_| ()).unwrap();
+    let first = engine.load(&plan, None, &mut |_| ()).unwrap();
     assert_eq!(first.facts().source, "tier0");
-    engine.load(&plan, &mut |_| ()).unwrap_err();
+    engine.load(&plan, None, &mut |_| ()).unwrap_err();
     drop(first);
-    engine.load(&plan, &mut |_| ()).unwrap();
+    engine.load(&plan, None, &mut |_| ()).unwrap();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use llm_node_fleet::{
     Device, Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Reading, Setup, Severity, Ticket,
     Won, WorkerId,
 };
-use llm_node_wire::message::{ContextSize, FromWorker, LoadPlan, ToWorker};
+use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -257,19 +257,19 @@ fn carry_out(
                 spawn(inner, worker, plan);
             }
         }
-        Effect::Proceed { worker } => {
+        Effect::Proceed { worker, shape } => {
             if let Some(process) = process(worker) {
-                process.link.send(ToWorker::Proceed);
+                process.link.send(ToWorker::Proceed(shape));
             }
         }
-        Effect::Size { worker, asked } => {
+        Effect::Size { worker, sizing } => {
             if let Some(process) = process(worker) {
-                process.link.send(ToWorker::Size(ContextSize::from(&*asked)));
+                process.link.send(ToWorker::Size(sizing));
             }
         }
-        Effect::Reshape { worker, asked } => {
+        Effect::Reshape { worker, sizing } => {
             if let Some(process) = process(worker) {
-                process.link.send(ToWorker::Reshape(ContextSize::from(&*asked)));
+                process.link.send(ToWorker::Reshape(sizing));
             }
         }
         // Done before the view was published.

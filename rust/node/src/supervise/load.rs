@@ -13,8 +13,9 @@ use llm_node_core::{
     chat::{builtin, model::SyntaxChoice},
     engine::Vocabulary,
     error::{ErrorCode, Fault},
-    memory::{Estimate, MemoryUse, length_of},
+    memory::{Estimate, Figures, MemoryUse, length_of},
     options::{self, ModelOptions},
+    shape::{ContextSize, Shape, Sizing},
     text::template::ChatTemplate,
 };
 use llm_node_fleet::{
@@ -22,7 +23,7 @@ use llm_node_fleet::{
     ProcessUse, Setup, Status, guessed,
 };
 use llm_node_wire::message::{
-    ContextSize, EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
+    EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -110,7 +111,7 @@ fn instead(
         return Ok(None);
     };
     match model.changed(model_id, wishes, &inner.usual.lock().clone()) {
-        Some(Changed::Replaced(setup)) => foresee(inner, model_id, &setup, format).map(|it| Some(it.memory)),
+        Some(Changed::Replaced(setup)) => foresee(inner, model_id, &setup, format)?.least().map(Some),
         Some(Changed::Grown(_)) | None => Ok(None),
     }
 }
@@ -341,19 +342,26 @@ fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> 
 /// What its engine says that it would take.
 fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -> Result<Foreseen, Fault> {
     let (found, plan) = find(inner, model_id, setup, format)?;
-    let (memory, figures, basis, seconds) = if let Some(known) = found.known {
-        (known.uses, known.figures, Basis::Measured, Some(known.seconds))
-    } else {
-        let Estimate { uses, figures } = estimate(inner, *plan)?;
-        let basis = if uses.is_some() { Basis::Engine } else { Basis::FileSize };
-        let uses = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
-        (inner.fleet.view().history.corrected(&found.key, uses), figures, basis, None)
-    };
-    let longest = Some(length_of(&figures.one)).filter(|length| *length > 0);
-    Ok(Foreseen { engine: found.engine.id, memory, basis, seconds, longest })
+    let setup = Some(Box::new(setup.clone()));
+    if let Some(before) = found.known {
+        return Ok(Foreseen {
+            engine: found.engine.id,
+            memory: before.uses.clone(),
+            basis: Basis::Measured,
+            seconds: Some(before.seconds),
+            figures: before.figures.clone(),
+            setup,
+            before: Some(Box::new(before)),
+        });
+    }
+    let Estimate { uses, figures } = estimate(inner, *plan, |_| None)?;
+    let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
+    let uses = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
+    let memory = inner.fleet.view().history.corrected(&found.key, uses);
+    Ok(Foreseen { engine: found.engine.id, memory, basis, seconds: None, figures, setup, before: None })
 }
 
-/// Has the engine of a file's model estimate it.
+/// Has the engine of a file's model estimate it, for one sequence.
 pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>) -> Result<Estimated, Fault> {
     let model = inner.catalog.at(path);
     if let Some(problem) = &model.problem {
@@ -368,20 +376,41 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         ..ModelOptions::default()
     };
     let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
-    let memory = estimate(inner, plan)?.uses.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
+    let size = plan.size;
+    let one = |figures: &Figures| {
+        let own = length_of(&figures.one);
+        let context_length = size.context_length.unwrap_or(own);
+        Some(Sizing { size, shape: Some(Shape { context_length, max_sequences: 1, cache_tokens: 0 }) })
+    };
+    let memory = estimate(inner, plan, one)?.uses.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
     Ok(Estimated { engine: candidate.id.clone(), memory })
 }
 
-/// What the engine of a plan says that it takes, in a process that is thrown away.
-fn estimate(inner: &Inner, plan: LoadPlan) -> Result<Estimate, Fault> {
+/// What the engine of a plan says that it takes, in a process that is thrown away. `of`: of which context, where it
+/// gives figures; `None`: these are enough.
+fn estimate(
+    inner: &Inner,
+    plan: LoadPlan,
+    of: impl FnOnce(&Figures) -> Option<Sizing>,
+) -> Result<Estimate, Fault> {
     let (process, controls) = thrown_away(inner, &plan.engine.id)?;
     let deadline = Instant::now() + inner.config.load_timeout();
     process.link.send(ToWorker::Load(plan));
+    let is_something = |uses: &Vec<MemoryUse>| uses.iter().any(|use_| use_.total() > 0);
+    let mut of = Some(of);
+    let mut all = Figures::default();
     let memory = loop {
         match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Control::Message(FromWorker::Estimated(Estimate { uses, figures }))) => {
-                let uses = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
-                break Ok(Estimate { uses, figures });
+                let sizing = of.take().filter(|_| figures.are_of_contexts()).and_then(|of| of(&figures));
+                let Some(sizing) = sizing else {
+                    break Ok(Estimate { uses: uses.filter(is_something), figures });
+                };
+                all = figures;
+                process.link.send(ToWorker::Size(sizing));
+            }
+            Ok(Control::Message(FromWorker::Sized(sized))) => {
+                break sized.map(|uses| Estimate { uses: uses.filter(is_something), figures: all });
             }
             Ok(Control::Message(FromWorker::LoadFailed(fault))) => break Err(fault),
             Ok(Control::Message(_)) => {}

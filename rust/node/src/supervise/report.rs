@@ -55,6 +55,9 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         basis: Basis,
         memory: Vec<MemoryRow<'a>>,
         devices: Vec<NeedRow<'a>>,
+        /// The size of its context; `None`: its engine does not say what that takes.
+        shape: Option<ShapeRow>,
+        shrink: Vec<ShrinkRow<'a>>,
         unload: Vec<LeaverRow<'a>>,
         holders: &'a [Holder],
         /// Until it would answer; `None`: nobody can say, or it never would.
@@ -72,6 +75,17 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         limit_bytes: u64,
     }
     #[derive(Serialize)]
+    struct ShapeRow {
+        context_length: u32,
+        max_sequences: u32,
+        cache_tokens: u64,
+    }
+    #[derive(Serialize)]
+    struct ShrinkRow<'a> {
+        model_id: &'a str,
+        bytes: u64,
+    }
+    #[derive(Serialize)]
     struct LeaverRow<'a> {
         model_id: &'a str,
         idle_seconds: Option<u64>,
@@ -86,6 +100,7 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
     let (verdict, fault) = match &planned.verdict {
         Verdict::Loaded => ("loaded", None),
         Verdict::Fits => ("fits", None),
+        Verdict::AfterShrinking => ("after_shrinking", None),
         Verdict::AfterUnloading => ("after_unloading", None),
         Verdict::AfterWaiting => ("after_waiting", None),
         Verdict::Refused(fault) => ("refused", Some(fault)),
@@ -96,6 +111,7 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         available_bytes: need.available_bytes,
         limit_bytes: need.limit_bytes,
     });
+    let shrink = planned.shrink.iter();
     let unload = planned.unload.iter().map(|leaver| LeaverRow {
         model_id: &leaver.model_id,
         idle_seconds: leaver.idle_since.map(|since| now.since(since).as_secs()),
@@ -108,6 +124,12 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         basis: *basis,
         memory: memory.iter().map(MemoryRow::of).collect(),
         devices: devices.collect(),
+        shape: planned.shape.map(|shape| ShapeRow {
+            context_length: shape.context_length,
+            max_sequences: shape.max_sequences,
+            cache_tokens: shape.cells(),
+        }),
+        shrink: shrink.map(|(model_id, bytes)| ShrinkRow { model_id, bytes: *bytes }).collect(),
         unload: unload.collect(),
         holders: &planned.holders,
         ready_seconds: planned.ready_seconds,

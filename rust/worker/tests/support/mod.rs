@@ -19,13 +19,13 @@ use llm_node_core::{
     event::{Event, Finish, Usage},
     facts::ModelFacts,
     request::{Prompt, Request, Sampling},
+    shape::ContextSize,
 };
 use llm_node_wire::{
     endpoint::{self, FromWorkerReader},
     frame::{FrameError, FrameReader, FrameWriter},
     message::{
-        ContextSize, EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, RequestId, Scheduling,
-        Speculation, ToWorker,
+        EngineAddress, FromWorker, LoadPlan, PROTOCOL_VERSION, RequestId, Scheduling, Speculation, ToWorker,
     },
 };
 
@@ -174,7 +174,7 @@ impl Worker {
         let mut worker = Self::start();
         worker.send(&ToWorker::Load(plan));
         match worker.next().unwrap() {
-            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed),
+            FromWorker::Estimated(_) => worker.send(&ToWorker::Proceed(None)),
             other => panic!("{other:?}"),
         }
         match worker.next().unwrap() {

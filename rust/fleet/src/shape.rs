@@ -1,0 +1,261 @@
+//! How large the context of a load becomes, where its engine says what one takes.
+//!
+//! A load stands in line for the least that is of use. Once there is room for that, it gets what follows from all that
+//! is free then, as [`Shape::choose`] has it. Where that is less than enough, models that have more than enough and
+//! nothing to answer give up what they have beyond that first. What the engine says of it is asked then, and where
+//! that is more than was thought, it is chosen again.
+
+use llm_node_core::{
+    error::Fault,
+    memory::{Figures, MemoryUse, length_of},
+    shape::{Place, Shape, Sizing},
+};
+
+use crate::{
+    Basis, Effect, Fleet, FoundModel, Known, Moment, Setup, WorkerId,
+    history::is_same_device,
+    ledger::Ledger,
+    life::{BETWEEN_REQUESTS, Because, Stage, Worker},
+    reshape::{Growing, Step},
+};
+
+/// So often an engine is asked what a context takes before that is what has to have room.
+const MOST_ROUNDS: u8 = 3;
+/// A remembered size is taken again while it is no smaller than so much of what would be chosen now.
+const AS_BEFORE: (u64, u64) = (3, 4);
+
+/// The size of a context, and what a load takes with it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Chosen {
+    pub(crate) shape: Shape,
+    pub(crate) uses: Vec<MemoryUse>,
+    /// Such a load was measured: its engine need not be asked.
+    pub(crate) is_known: bool,
+}
+
+/// Somebody who can do with less.
+#[derive(Clone, Debug)]
+pub(crate) struct Spare {
+    pub(crate) worker: WorkerId,
+    pub(crate) model_id: String,
+    pub(crate) shape: Shape,
+    /// What is free then.
+    pub(crate) gain: Vec<MemoryUse>,
+}
+
+/// What follows from what there is in a ledger. `before`: what such a load came to.
+pub(crate) fn choose(
+    ledger: &Ledger,
+    setup: &Setup,
+    figures: &Figures,
+    before: Option<&Known>,
+    worker: WorkerId,
+) -> Result<Chosen, Fault> {
+    let (wish, length) = (setup.wish(), length_of(&figures.one));
+    let shape = Shape::choose(wish, length, &ledger.places(figures, worker))?;
+    if let Some(before) = before
+        && let Some(known) = before.shape
+        && known.cells().saturating_mul(AS_BEFORE.1) >= shape.cells().saturating_mul(AS_BEFORE.0)
+        && known.is_enough(wish, length) >= shape.is_enough(wish, length)
+        && ledger.room(&before.uses, |other| other != worker).is_ok()
+    {
+        return Ok(Chosen { shape: known, uses: before.uses.clone(), is_known: true });
+    }
+    Ok(Chosen { shape, uses: shape.of_figures(figures), is_known: false })
+}
+
+/// The least that is of use, in the same way.
+pub(crate) fn least(setup: &Setup, figures: &Figures) -> Result<Vec<MemoryUse>, Fault> {
+    // Where its cache lies is all that counts.
+    let place = |one: &MemoryUse| Place {
+        is_host: one.is_host,
+        free: 0,
+        per_token: one.cache_per_token,
+        per_sequence: one.cache_per_sequence,
+    };
+    let places: Vec<Place> = figures.one.iter().map(place).collect();
+    Ok(Shape::least(setup.wish(), length_of(&figures.one), &places)?.of_figures(figures))
+}
+
+impl Fleet {
+    /// A load whose engine gives figures stands in line for the least that is of use.
+    pub(crate) fn wait_for_the_least(&mut self, now: Moment, model_id: &str) {
+        let Some(it) = &self.life(model_id).worker else { return };
+        let Some(FoundModel { key, known, .. }) = it.found.clone() else { return };
+        match least(&it.setup, &it.figures) {
+            Ok(said) => {
+                let estimate = self.history.corrected(&key, said.clone());
+                let basis = if known.is_some() { Basis::Measured } else { Basis::Engine };
+                if let Some(it) = &mut self.life(model_id).worker {
+                    (it.said, it.estimate, it.basis) = (said, estimate, basis);
+                }
+            }
+            Err(fault) => self.end(now, model_id, Because::Failed(fault)),
+        }
+    }
+
+    /// What a load that stands in line gets; `None`: what it waits for is all that it gets. `spares`: those that give
+    /// up what they can do without.
+    pub(crate) fn chosen(&self, worker: &Worker, spares: &[Spare]) -> Option<Chosen> {
+        if !worker.is_open() {
+            return None;
+        }
+        let found = worker.found.as_ref()?;
+        let ledger = self.ledger.after(spares);
+        let mut chosen =
+            choose(&ledger, &worker.setup, &worker.figures, found.known.as_ref(), worker.id).ok()?;
+        if !chosen.is_known {
+            chosen.uses = self.history.corrected(&found.key, chosen.uses);
+        }
+        Some(chosen)
+    }
+
+    /// It has room for what was chosen: its engine is asked what that takes, unless it is known.
+    pub(crate) fn size(&mut self, now: Moment, model_id: &str, chosen: Chosen) {
+        let (by, room) = (now + self.deadlines.load, self.deadlines.room);
+        let Some(it) = &mut self.life(model_id).worker else { return };
+        it.shape = Some(chosen.shape);
+        if chosen.is_known {
+            let said = it.found.as_ref().and_then(|found| Some(found.known.as_ref()?.estimated.clone()));
+            (it.said, it.estimate) = (said.unwrap_or_default(), chosen.uses);
+            return self.has_room(now, model_id);
+        }
+        it.wait_ends(now, room);
+        it.stage = Stage::Loading { by };
+        it.rounds += 1;
+        it.estimate = chosen.uses;
+        let effect = Effect::Size { worker: it.id, sizing: it.sizing() };
+        self.effects.push(effect);
+    }
+
+    /// What its engine says that it takes as it was chosen. `uses`: `None` where it cannot say.
+    pub(crate) fn sized_for_load(
+        &mut self,
+        now: Moment,
+        model_id: &str,
+        uses: Result<Option<Vec<MemoryUse>>, Fault>,
+    ) {
+        let Some(it) = &self.life(model_id).worker else { return };
+        let (worker, is_pinned, rounds) = (it.id, it.setup.is_pinned(), it.rounds);
+        let Some(found) = it.found.clone() else { return };
+        let (said, basis) = match uses {
+            Ok(Some(uses)) if uses.iter().any(|it| it.total() > 0) => (uses, Basis::Engine),
+            Ok(_) => (vec![self.ledger.guess(found.size_bytes)], Basis::FileSize),
+            Err(fault) => return self.end(now, model_id, Because::Failed(fault)),
+        };
+        let estimate = self.history.corrected(&found.key, said.clone());
+        // What was reserved on the sums alone was not taken.
+        self.ledger.withdraw(worker);
+        let has_room = self.ledger.reserve(worker, &estimate, model_id, is_pinned).is_ok();
+        let Some(it) = &mut self.life(model_id).worker else { return };
+        (it.said, it.basis) = (said, basis);
+        it.estimate = estimate;
+        if has_room {
+            return self.has_room(now, model_id);
+        }
+        if rounds < MOST_ROUNDS && basis == Basis::Engine {
+            // A larger context takes more beside its cache.
+            let (setup, mut figures) = (it.setup.clone(), it.figures.clone());
+            for one in &mut figures.one {
+                if let Some(more) = it.estimate.iter().find(|more| is_same_device(more, one)) {
+                    one.compute = more.compute.max(one.compute);
+                }
+            }
+            if let Ok(chosen) = choose(&self.ledger, &setup, &figures, None, worker)
+                && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned).is_ok()
+            {
+                return self.size(now, model_id, chosen);
+            }
+        }
+        let by = now + self.deadlines.room;
+        if let Some(it) = &mut self.life(model_id).worker {
+            it.stage = Stage::Waiting { by };
+            if it.is_open() {
+                self.wait_for_the_least(now, model_id);
+            }
+        }
+    }
+
+    /// Those that have more than enough and nothing to answer, on the devices of what is wanted.
+    pub(crate) fn spares(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Vec<Spare> {
+        let wanted = self.ledger.by_account(uses);
+        let is_of_use = |gain: &[MemoryUse]| {
+            self.ledger
+                .by_account(gain)
+                .iter()
+                .any(|(name, here)| wanted.contains_key(name) && here.iter().any(|it| it.cache > 0))
+        };
+        self.workers()
+            .filter(|(_, it)| it.id != worker && it.is_idle(now))
+            .filter_map(|(model_id, it)| {
+                let (shape, gain) = it.beyond_enough(&self.ledger)?;
+                is_of_use(&gain).then(|| Spare { worker: it.id, model_id: model_id.clone(), shape, gain })
+            })
+            .collect()
+    }
+
+    /// The same of those that go for nobody's sake, whatever they answer now.
+    pub(crate) fn spares_of_pinned(&self) -> Vec<Spare> {
+        let pinned = self.workers().filter(|(_, it)| it.setup.is_pinned());
+        pinned
+            .filter_map(|(model_id, it)| {
+                let (shape, gain) = it.beyond_enough(&self.ledger)?;
+                Some(Spare { worker: it.id, model_id: model_id.clone(), shape, gain })
+            })
+            .collect()
+    }
+
+    /// They give up what they can do without.
+    pub(crate) fn shrink(&mut self, now: Moment, spares: Vec<Spare>) {
+        let by = now + self.deadlines.load;
+        for Spare { model_id, shape, .. } in spares {
+            let Some(it) = &mut self.life(&model_id).worker else { continue };
+            let (setup, estimate) = (it.setup.clone(), it.memory());
+            let sizing = Sizing { size: setup.wish().size, shape: Some(shape) };
+            let worker = it.id;
+            let (step, shape) = (Step::Making, Some(shape));
+            it.growing = Some(Growing { setup, estimate, shape, step, by, is_smaller: true });
+            self.effects.push(Effect::Reshape { worker, sizing });
+        }
+    }
+
+    /// Does somebody give up what it can do without just now?
+    pub(crate) fn is_anybody_shrinking(&self) -> bool {
+        self.workers().any(|(_, it)| it.growing.as_ref().is_some_and(|growing| growing.is_smaller))
+    }
+}
+
+impl Worker {
+    /// Is the size of its context still to be chosen?
+    pub(crate) fn is_open(&self) -> bool {
+        self.rounds < MOST_ROUNDS
+            && self.figures.are_of_contexts()
+            && matches!(self.stage, Stage::Waiting { .. })
+    }
+
+    /// As it is to be loaded.
+    pub(crate) fn sizing(&self) -> Sizing {
+        Sizing { size: self.setup.wish().size, shape: self.shape }
+    }
+
+    fn is_idle(&self, now: Moment) -> bool {
+        self.idle_since.is_some_and(|since| since + BETWEEN_REQUESTS <= now)
+    }
+
+    /// What it can do with, and what is free then, if it has more.
+    fn beyond_enough(&self, ledger: &Ledger) -> Option<(Shape, Vec<MemoryUse>)> {
+        let (Stage::Serving, None, false) = (&self.stage, &self.growing, self.is_stiff) else { return None };
+        let has = self.shape.filter(|_| self.is_in_steps())?;
+        let length = length_of(&self.figures.one);
+        let enough = Shape::enough(self.setup.wish(), length, &ledger.places(&self.figures, self.id)).ok()?;
+        if enough.cells() >= has.cells() {
+            return None;
+        }
+        let mut gain = has.of_figures(&self.figures);
+        for (one, left) in gain.iter_mut().zip(enough.of_figures(&self.figures)) {
+            (one.weights, one.compute) = (0, 0);
+            one.cache = one.cache.saturating_sub(left.cache);
+        }
+        Some((enough, gain))
+    }
+}
