@@ -294,6 +294,10 @@ def parse_size(text: str) -> int:
     return value
 
 
+def _size_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
 # ---- the settings --------------------------------------------------------------------------------
 
 
@@ -481,6 +485,15 @@ class Settings:
         shown="what the device has",
         scope="node",
         key="vram_limit_bytes",
+    )
+    vram_reserve: int | None = _setting(
+        None,
+        _size_or_none,
+        "Memory of each device that is left to others: bytes, or with K, M, G, T (powers of 1024).",
+        metavar="SIZE",
+        shown="of a GPU 256M or 2 %, of the host 1G or 10 %, whichever is more",
+        scope="node",
+        key="vram_reserve_bytes",
     )
     host: str = _setting(
         "127.0.0.1",

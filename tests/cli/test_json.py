@@ -100,7 +100,7 @@ ENGINE = fields(
 )  # fmt: skip
 DEVICE = fields(
     index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]}, total_bytes=COUNT,
-    free_bytes=COUNT, limit_bytes=COUNT, reserved_bytes=COUNT, settling_bytes=COUNT,
+    free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT, settling_bytes=COUNT,
     holders=some(fields(model_id=TEXT, bytes=COUNT)),
 )  # fmt: skip
 HEADER = fields(
@@ -170,7 +170,9 @@ SCHEMAS: Mapping[str, Schema] = {
             "enum": ["loaded", "fits", "after_shrinking", "after_unloading", "after_waiting", "refused"]
         },
         engine=TEXT, basis={"enum": ["measured", "engine", "file_size"]}, memory=some(USE),
-        devices=some(fields(device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT)),
+        devices=some(fields(
+            id=TEXT, device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT
+        )),
         shape=maybe(fields(context_length=COUNT, max_sequences=COUNT, cache_tokens=COUNT)),
         shrink=some(fields(model_id=TEXT, bytes=COUNT)),
         unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),

@@ -36,7 +36,7 @@ def test_a_small_cache_shortens_what_nobody_named(engines: Path, tmp_path: Path)
         assert node.reload("llm-node-demo", cache_tokens=100)["facts"]["context_length"] == 100
         for load, words in [
             ({"cache_tokens": 100, "context_length": 300}, "no room for a context of 300"),
-            ({"cache_tokens": 600, "options": {"cache_mode": "split"}}, "cache_tokens"),
+            ({"cache_tokens": 600, "max_sequences": 64, "options": {"cache_mode": "split"}}, "cache_tokens"),
             ({"options": {"n_ubatch": "0"}}, "n_ubatch"),
             ({"options": {"cache_mode": "foo"}}, "cache_mode"),
         ]:

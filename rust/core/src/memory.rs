@@ -76,6 +76,13 @@ impl MemoryUse {
     }
 }
 
+/// What of a device's memory is left to others where nobody says, in bytes: 256 MiB or 2 %, of the host's 1 GiB or
+/// 10 %, and never more than half.
+pub fn usual_reserve(is_host: bool, total: u64) -> u64 {
+    let reserve = if is_host { (1 << 30).max(total / 10) } else { (256 << 20).max(total / 50) };
+    reserve.min(total / 2)
+}
+
 /// The model's own length, from an estimate for one sequence of it. 0: cannot be told.
 pub fn length_of(uses: &[MemoryUse]) -> u32 {
     let sum = |of: fn(&MemoryUse) -> u64| uses.iter().map(of).fold(0, u64::saturating_add);

@@ -238,12 +238,16 @@ impl Shape {
         Self { cache_tokens: if self.cache_tokens < full.cells() { self.cache_tokens } else { 0 }, ..full }
     }
 
-    /// What a model takes with it, by what its engine says of one sequence.
+    /// What a model takes with it, by what its engine says of one sequence. A smaller cache takes less beside it.
     pub fn by_sums(self, one: &[MemoryUse]) -> Vec<MemoryUse> {
+        let own = u64::from(length_of(one));
+        let cells = self.cells();
         let grown = |it: &MemoryUse| {
             let of_sequences = u64::from(self.max_sequences).saturating_mul(it.cache_per_sequence);
-            let cache = self.cells().saturating_mul(it.cache_per_token).saturating_add(of_sequences);
-            MemoryUse { cache, ..it.clone() }
+            let cache = cells.saturating_mul(it.cache_per_token).saturating_add(of_sequences);
+            let part = |bytes: u64| (u128::from(bytes) * u128::from(cells) / u128::from(own.max(1))) as u64;
+            let compute = if cells < own { part(it.compute) } else { it.compute };
+            MemoryUse { cache, compute, ..it.clone() }
         };
         one.iter().map(grown).collect()
     }
@@ -519,7 +523,7 @@ mod tests {
                     continue;
                 };
                 // Lengths and sizes are rounded.
-                assert!((chosen.context_length as f64 / 1024.0 - context).abs() < 1.0, "{words}");
+                assert!((f64::from(chosen.context_length) / 1024.0 - context).abs() < 1.0, "{words}");
                 assert_eq!(chosen.max_sequences, sequences, "{words}");
                 assert!((cache - gib).abs() < 0.16, "{words}");
             }
@@ -618,6 +622,9 @@ mod tests {
         let figures = Figures { one: use_(10), draft: use_(2) };
         let [both] = &shape(100, 2, 0).of_figures(&figures)[..] else { panic!("one device") };
         assert_eq!((both.weights, both.cache), (2, 200 * 12));
+        let one = [MemoryUse { cache: 4000, compute: 80, cache_per_token: 4, ..MemoryUse::default() }];
+        let compute = |cells| shape(10, 1, cells).by_sums(&one)[0].compute;
+        assert_eq!([compute(250), compute(1000), compute(5000)], [20, 80, 80]);
     }
 
     prop_compose! {

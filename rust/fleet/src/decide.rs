@@ -69,6 +69,12 @@ impl Fleet {
         }
     }
 
+    /// So many bytes of each device that `memory_limit` counts for are left to others; `None`: a part of each.
+    #[must_use]
+    pub fn reserving(self, reserve: Option<u64>) -> Self {
+        Self { ledger: self.ledger.reserving(reserve), ..self }
+    }
+
     /// With what loads came to before. `epoch`: the date of the first moment, in seconds since 1970.
     #[must_use]
     pub fn remembering(self, history: History, epoch: u64) -> Self {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::{Figures, MemoryUse},
+    memory::{Figures, MemoryUse, usual_reserve},
     shape::Place,
 };
 use serde::Serialize;
@@ -41,6 +41,8 @@ pub(crate) struct Ledger {
     /// The backend is the CPU: then the host's memory is the device, and the limit counts there.
     on_cpu: bool,
     limit: Option<u64>,
+    /// What is left to others of each device that the limit counts for; `None`: a part of it.
+    reserve: Option<u64>,
     /// A load may take one part in so many of what is free for its cache.
     parts: u64,
     entries: BTreeMap<String, Entry>,
@@ -64,6 +66,8 @@ struct Settling {
 struct Entry {
     device: Device,
     limit: u64,
+    /// What of it is left to others.
+    reserve: u64,
     /// What was reserved, and taken already, when `device.free_bytes` was measured.
     taken_when_measured: u64,
     /// No load was under way then.
@@ -110,6 +114,8 @@ pub struct Account {
     pub device: Device,
     /// Most that models may hold, in bytes.
     pub limit_bytes: u64,
+    /// What others take of it, in bytes.
+    pub foreign_bytes: u64,
     /// What they hold, in bytes.
     pub reserved_bytes: u64,
     /// What models that have gone held, and what does not show as free yet, in bytes.
@@ -147,6 +153,11 @@ impl Ledger {
         Self { on_cpu, limit, parts: 1, ..Self::default() }
     }
 
+    /// So many bytes of each device that the limit counts for are left to others.
+    pub(crate) fn reserving(self, reserve: Option<u64>) -> Self {
+        Self { reserve, ..self }
+    }
+
     /// A load may take one part in so many of what is free for its cache.
     pub(crate) fn in_parts(self, parts: u64) -> Self {
         Self { parts, ..self }
@@ -173,7 +184,11 @@ impl Ledger {
         for device in reading.devices {
             let key = key(&device);
             let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
-            let limit = self.limit.filter(|_| counts).unwrap_or(device.total_bytes);
+            let is_host = device.kind == DeviceKind::Host;
+            let usual = usual_reserve(is_host, device.total_bytes);
+            let reserve = self.reserve.filter(|_| counts).unwrap_or(usual);
+            let most = device.total_bytes.saturating_sub(reserve);
+            let limit = self.limit.filter(|_| counts).map_or(most, |limit| limit.min(most));
             for process in &device.processes {
                 self.see(&key, &device, process.pid, process.bytes);
             }
@@ -183,7 +198,7 @@ impl Ledger {
             self.settling.retain(|_, settling| !settling.owed.is_empty());
             let taken_when_measured = self.shown(&key);
             let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
-            self.entries.insert(key, Entry { device, limit, taken_when_measured, was_calm });
+            self.entries.insert(key, Entry { device, limit, reserve, taken_when_measured, was_calm });
         }
     }
 
@@ -528,10 +543,12 @@ impl Ledger {
     pub(crate) fn needs_of(&self, uses: &[MemoryUse], worker: WorkerId) -> Vec<Need> {
         let needs = self.needs(uses);
         let need = |(name, required_bytes): (&String, &u64)| Need {
+            id: name.clone(),
             device: self.name_of(name),
             required_bytes: *required_bytes,
             available_bytes: self.free_for(name, worker),
             limit_bytes: self.limit_of(name),
+            foreign_bytes: self.foreign(name),
         };
         needs.iter().map(need).collect()
     }
@@ -550,6 +567,7 @@ impl Ledger {
             .map(|(name, entry)| Account {
                 device: entry.device.clone(),
                 limit_bytes: entry.limit,
+                foreign_bytes: self.foreign(name),
                 reserved_bytes: self.reserved(name),
                 settling_bytes: self.settling_of(name),
                 holders: self.holders(name).collect(),
@@ -574,6 +592,14 @@ impl Ledger {
         let settling = self.settling.iter().filter(|(worker, _)| stays(**worker));
         let held = sum(holdings.filter_map(|(_, holding)| holding.needs.get(name)));
         held.saturating_add(sum(settling.filter_map(|(_, settling)| Some(&settling.owed.get(name)?.0))))
+    }
+
+    /// What others than models take of a device, or seem to.
+    fn foreign(&self, name: &str) -> u64 {
+        self.entries.get(name).map_or(0, |entry| {
+            let taken = entry.device.total_bytes.saturating_sub(entry.device.free_bytes);
+            taken.saturating_sub(entry.taken_when_measured)
+        })
     }
 
     /// What a device's figure shows of what is held, and of what has not come back. The host's counts pages that were
@@ -617,7 +643,7 @@ impl Ledger {
     fn available(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
         let Some(entry) = self.entries.get(name) else { return 0 };
         let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
-        before.saturating_sub(self.held(name, stays))
+        before.saturating_sub(self.held(name, stays)).saturating_sub(entry.reserve)
     }
 
     /// `limit`: what stood in the way.
@@ -639,10 +665,12 @@ impl Ledger {
             .iter()
             .map(|(name, required)| {
                 json!({
+                    "id": name,
                     "device": self.entries.get(name).map_or(name.as_str(), |entry| &entry.device.name),
                     "required_bytes": required,
                     "free_bytes": self.available(name, stays),
                     "limit_bytes": self.limit_of(name),
+                    "foreign_bytes": self.foreign(name),
                 })
             })
             .collect();
@@ -726,7 +754,8 @@ mod tests {
     }
 
     fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: Option<u64>) -> Ledger {
-        let mut ledger = Ledger::new(on_cpu, limit);
+        // Nothing is left to others.
+        let mut ledger = Ledger::new(on_cpu, limit).reserving(Some(0));
         devices.into_iter().for_each(|device| ledger.read(reading(device)));
         ledger
     }

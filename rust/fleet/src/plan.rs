@@ -11,7 +11,7 @@ use llm_node_core::{
 use serde::Serialize;
 
 use crate::{
-    Fleet, Holder, Known, Moment, Setup, WorkerId,
+    Fleet, History, Holder, Known, LoadKey, Moment, Setup, WorkerId,
     ledger::Ledger,
     life::{Worker, retry_after},
     room::Way,
@@ -44,6 +44,8 @@ pub struct Foreseen {
     pub seconds: Option<f64>,
     /// What its engine says of a context; then `memory` follows from what is free.
     pub figures: Figures,
+    /// What tells such a load from others.
+    pub key: LoadKey,
     /// As what it would be loaded.
     pub setup: Option<Box<Setup>>,
     /// What such a load came to before.
@@ -51,11 +53,14 @@ pub struct Foreseen {
 }
 
 impl Foreseen {
-    /// What it takes at least.
-    pub fn least(&self) -> Result<Vec<MemoryUse>, Fault> {
+    /// What it takes at least, by what loads came to before.
+    pub fn least(&self, history: &History) -> Result<Vec<MemoryUse>, Fault> {
         match &self.setup {
-            Some(setup) if self.figures.are_of_contexts() => shape::least(setup, &self.figures),
-            _ => Ok(self.memory.clone()),
+            Some(setup) if self.figures.are_of_contexts() => {
+                Ok(history.corrected(&self.key, shape::least(setup, &self.figures)?))
+            }
+            _ if self.before.is_some() => Ok(self.memory.clone()),
+            _ => Ok(history.corrected(&self.key, self.memory.clone())),
         }
     }
 
@@ -117,6 +122,8 @@ pub enum Verdict {
 /// A device that a load would take something of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
+    /// By its address, or "host".
+    pub id: String,
     /// For people.
     pub device: String,
     /// What it would take, in bytes.
@@ -125,6 +132,8 @@ pub struct Need {
     pub available_bytes: u64,
     /// Most that models may hold, in bytes.
     pub limit_bytes: u64,
+    /// What others than models take of it, in bytes.
+    pub foreign_bytes: u64,
 }
 
 /// A model that would go.
@@ -178,12 +187,13 @@ impl Fleet {
                     basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
                     seconds: None,
                     figures: worker.figures.clone(),
+                    key: LoadKey::default(),
                     setup: None,
                     before: None,
                 };
                 let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
-                let (ready_seconds, shape) = (answers.then_some(0.0), worker.shape);
-                return Ok(Planned { ready_seconds, shape, ..self.planned(verdict, worker.id, foreseen) });
+                let (shape, ready_seconds) = (worker.shape, answers.then_some(0.0));
+                return Ok(Planned { shape, ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
         let worker = worker.map_or(0, |worker| worker.id);
@@ -191,7 +201,7 @@ impl Fleet {
             let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
-        let least = foreseen.least()?;
+        let least = foreseen.least(&self.history)?;
         let why_not =
             life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
@@ -220,7 +230,7 @@ impl Fleet {
             then.withdraw(*worker);
         }
         let mut shape = None;
-        let mut foreseen = foreseen;
+        let mut foreseen = Foreseen { memory: least.clone(), ..foreseen };
         if let Some(setup) = foreseen.setup.as_deref().filter(|_| foreseen.figures.are_of_contexts()) {
             let choose = |ledger: &Ledger| {
                 shape::choose(ledger, setup, &foreseen.figures, foreseen.before.as_deref(), worker)
@@ -236,7 +246,8 @@ impl Fleet {
                 }
             }
             (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
-            if !chosen.is_known && foreseen.basis == Basis::Measured {
+            if !chosen.is_known {
+                foreseen.memory = self.history.corrected(&foreseen.key, foreseen.memory);
                 (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
             }
         }

@@ -14,7 +14,7 @@ use std::{mem, sync::Arc};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::MemoryUse,
+    memory::{Figures, MemoryUse},
     shape::{Shape, Sizing},
 };
 
@@ -65,7 +65,7 @@ impl Fleet {
             && let (Stage::Serving, None) = (&worker.stage, &worker.growing)
         {
             let (id, setup) = (worker.id, worker.setup.grown(&waiting.wishes));
-            let figures = Some(worker.figures.clone()).filter(|figures| figures.are_of_contexts());
+            let figures = Some(worker.figures.clone()).filter(Figures::are_of_contexts);
             let chosen = figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, id));
             let shape = match chosen.transpose() {
                 Ok(chosen) => chosen.map(|chosen| chosen.shape),

@@ -150,22 +150,20 @@ impl Fleet {
         let Some(it) = &mut self.life(model_id).worker else { return };
         (it.said, it.basis) = (said, basis);
         it.estimate = estimate;
+        let has = it.shape.map_or(0, Shape::cells);
+        if rounds < MOST_ROUNDS
+            && basis == Basis::Engine
+            && let Some(again) = self.chosen_again(model_id)
+            && (!has_room || again.shape.cells() / 2 >= has)
+            && self.ledger.room(&again.uses, |other| other != worker).is_ok()
+        {
+            self.ledger.withdraw(worker);
+            if self.ledger.reserve(worker, &again.uses, model_id, is_pinned).is_ok() {
+                return self.size(now, model_id, again);
+            }
+        }
         if has_room {
             return self.has_room(now, model_id);
-        }
-        if rounds < MOST_ROUNDS && basis == Basis::Engine {
-            // A larger context takes more beside its cache.
-            let (setup, mut figures) = (it.setup.clone(), it.figures.clone());
-            for one in &mut figures.one {
-                if let Some(more) = it.estimate.iter().find(|more| is_same_device(more, one)) {
-                    one.compute = more.compute.max(one.compute);
-                }
-            }
-            if let Ok(chosen) = choose(&self.ledger, &setup, &figures, None, worker)
-                && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned).is_ok()
-            {
-                return self.size(now, model_id, chosen);
-            }
         }
         let by = now + self.deadlines.room;
         if let Some(it) = &mut self.life(model_id).worker {
@@ -174,6 +172,23 @@ impl Fleet {
                 self.wait_for_the_least(now, model_id);
             }
         }
+    }
+
+    /// The same once more, with what its engine has said of the last choice: what is taken beside a cache depends on how
+    /// large that is.
+    fn chosen_again(&self, model_id: &str) -> Option<Chosen> {
+        let it = self.models.get(model_id)?.worker.as_ref()?;
+        let known = |one: &MemoryUse| it.estimate.iter().find(|known| is_same_device(known, one));
+        let mut figures = it.figures.clone();
+        for one in &mut figures.one {
+            one.compute = known(one).map_or(one.compute, |known| known.compute);
+        }
+        figures.draft.iter_mut().for_each(|draft| draft.compute = 0);
+        let mut chosen = choose(&self.ledger, &it.setup, &figures, None, it.id).ok()?;
+        for use_ in &mut chosen.uses {
+            use_.compute = known(use_).map_or(use_.compute, |known| known.compute);
+        }
+        Some(chosen)
     }
 
     /// Those that have more than enough and nothing to answer, on the devices of what is wanted.

@@ -128,6 +128,7 @@ impl World {
             basis: Basis::Engine,
             seconds: None,
             figures: self.figures(model),
+            key: LoadKey::default(),
             setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
             before: None,
         };
@@ -491,10 +492,12 @@ fn a_plan_says_what_a_load_would_come_to_and_changes_nothing() {
     let fits = plan(&mut world, "c2");
     assert_eq!(fits.verdict, Verdict::Fits);
     let need = Need {
+        id: "host".into(),
         device: "host".into(),
         required_bytes: 2 * GIB,
         available_bytes: 2 * GIB,
         limit_bytes: 8 * GIB,
+        foreign_bytes: 26 * GIB,
     };
     assert_eq!((fits.needs, fits.holders.len()), (vec![need], 2));
     assert_eq!(plan(&mut world, "c4").verdict, Verdict::AfterWaiting, "who was loaded just now may ask");

@@ -49,6 +49,9 @@ pub struct NodeConfig {
     /// Most memory that models may take on each device, in bytes.
     #[serde(default)]
     pub vram_limit_bytes: Option<u64>,
+    /// What of each device is left to others, in bytes; `None`: a part of it.
+    #[serde(default)]
+    pub vram_reserve_bytes: Option<u64>,
     /// Program and arguments of a worker; the endpoint is appended.
     pub worker_command: Vec<String>,
     /// How long an engine may take to show itself.

@@ -14,6 +14,7 @@ use std::{
 use llm_node_core::{
     error::{ErrorCode, Fault},
     event::Event,
+    memory::usual_reserve,
     options::{ModelOptions, OptionValue},
     shape::ContextSize,
 };
@@ -142,7 +143,9 @@ impl PyEngine {
             options: settings,
             figures: None,
         };
-        let shape = engine.shape(&plan, host_memory::read().available)?;
+        let host = host_memory::read();
+        let host_free = host.available.saturating_sub(usual_reserve(true, host.total));
+        let shape = engine.shape(&plan, host_free)?;
         let model = engine.load(&plan, shape, &mut |_| {})?;
         let streams = Arc::new(Streams::default());
         let reports = Arc::clone(&streams);

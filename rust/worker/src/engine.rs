@@ -15,7 +15,7 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, MemoryUse, add, length_of},
+    memory::{Estimate, Figures, MemoryUse, add, length_of, usual_reserve},
     session::MOST_DRAFTED,
     shape::{ContextSize, Place, Shape, Wish},
     text::template::ChatTemplate,
@@ -150,7 +150,7 @@ impl Engine {
     }
 
     /// The size of a context that follows from what is free, where the engine gives figures; `host_free`: of the host's
-    /// memory, in bytes.
+    /// memory, beside what is left to others, in bytes.
     pub fn shape(&self, plan: &LoadPlan, host_free: u64) -> Result<Option<Shape>, Fault> {
         let Home::Shared(engine) = &self.home else { return Ok(None) };
         let Some(figures) = self.figures(engine, plan)?.filter(Figures::are_of_contexts) else {
@@ -163,7 +163,11 @@ impl Engine {
             let device = devices.iter().find(|device| device.name == one.device && !one.is_host);
             Place {
                 is_host: one.is_host,
-                free: device.map_or(host_free, |device| device.free_bytes).saturating_sub(one.beside_cache()),
+                free: device
+                    .map_or(host_free, |it| {
+                        it.free_bytes.saturating_sub(usual_reserve(false, it.total_bytes))
+                    })
+                    .saturating_sub(one.beside_cache()),
                 per_token: one.cache_per_token,
                 per_sequence: one.cache_per_sequence,
             }

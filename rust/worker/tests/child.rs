@@ -524,10 +524,10 @@ fn only_an_engine_that_runs_in_steps_can_have_another_context() {
     let toy = Toy::new(&["NO_BATCH"]);
     let mut worker = toy.load();
     let size = ContextSize { context_length: Some(8), ..ContextSize::default() };
-    worker.send(&ToWorker::Size(Sizing { size: size, shape: None }));
+    worker.send(&ToWorker::Size(Sizing { size, shape: None }));
     let FromWorker::Sized(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
-    worker.send(&ToWorker::Reshape(Sizing { size: size, shape: None }));
+    worker.send(&ToWorker::Reshape(Sizing { size, shape: None }));
     let FromWorker::Reshaped(Err(fault)) = worker.next().unwrap() else { panic!("no refusal") };
     assert_eq!(fault.code, ErrorCode::UnsupportedFeature);
     worker.generate(1, greedy("hello", 3));

@@ -27,7 +27,8 @@ static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryU
    use->cache           = cache_bytes;
    use->compute         = 4096;
 #ifdef FAKE_ESTIMATE_BYTES
-   use->weights = FAKE_ESTIMATE_BYTES - use->cache - use->compute;
+   uint64_t beside = use->cache + use->compute;
+  use->weights = FAKE_ESTIMATE_BYTES > beside ? FAKE_ESTIMATE_BYTES - beside : 1;
 #endif
    use->cache_per_token = CACHE_BYTES_PER_TOKEN;
 #ifdef FAKE_NO_SUCH_DEVICE

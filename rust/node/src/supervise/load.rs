@@ -111,7 +111,10 @@ fn instead(
         return Ok(None);
     };
     match model.changed(model_id, wishes, &inner.usual.lock().clone()) {
-        Some(Changed::Replaced(setup)) => foresee(inner, model_id, &setup, format)?.least().map(Some),
+        Some(Changed::Replaced(setup)) => {
+            let foreseen = foresee(inner, model_id, &setup, format)?;
+            foreseen.least(&inner.fleet.view().history).map(Some)
+        }
         Some(Changed::Grown(_)) | None => Ok(None),
     }
 }
@@ -350,6 +353,7 @@ fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -
             basis: Basis::Measured,
             seconds: Some(before.seconds),
             figures: before.figures.clone(),
+            key: found.key,
             setup,
             before: Some(Box::new(before)),
         });
@@ -357,8 +361,16 @@ fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -
     let Estimate { uses, figures } = estimate(inner, *plan, |_| None)?;
     let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
     let uses = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
-    let memory = inner.fleet.view().history.corrected(&found.key, uses);
-    Ok(Foreseen { engine: found.engine.id, memory, basis, seconds: None, figures, setup, before: None })
+    Ok(Foreseen {
+        engine: found.engine.id,
+        memory: uses,
+        basis,
+        seconds: None,
+        figures,
+        key: found.key,
+        setup,
+        before: None,
+    })
 }
 
 /// Has the engine of a file's model estimate it, for one sequence.

@@ -119,7 +119,8 @@ impl Supervisor {
             config.usual(),
             config.gpu_backend.as_deref() == Some("cpu"),
             config.vram_limit_bytes,
-        );
+        )
+        .reserving(config.vram_reserve_bytes);
         let remembered = Arc::new(Remembered::new(config.home.as_deref()));
         let date = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         fleet = fleet.remembering(remembered.read(), date.as_secs());

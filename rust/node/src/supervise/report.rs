@@ -69,10 +69,12 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
     }
     #[derive(Serialize)]
     struct NeedRow<'a> {
+        id: &'a str,
         device: &'a str,
         required_bytes: u64,
         available_bytes: u64,
         limit_bytes: u64,
+        foreign_bytes: u64,
     }
     #[derive(Serialize)]
     struct ShapeRow {
@@ -106,10 +108,12 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         Verdict::Refused(fault) => ("refused", Some(fault)),
     };
     let devices = planned.needs.iter().map(|need| NeedRow {
+        id: &need.id,
         device: &need.device,
         required_bytes: need.required_bytes,
         available_bytes: need.available_bytes,
         limit_bytes: need.limit_bytes,
+        foreign_bytes: need.foreign_bytes,
     });
     let shrink = planned.shrink.iter();
     let unload = planned.unload.iter().map(|leaver| LeaverRow {
@@ -289,6 +293,8 @@ struct DeviceRow<'a> {
     total_bytes: u64,
     free_bytes: u64,
     limit_bytes: u64,
+    /// What others than models take.
+    foreign_bytes: u64,
     reserved_bytes: u64,
     /// Of models that have gone, and not free yet.
     settling_bytes: u64,
@@ -452,7 +458,7 @@ impl<'a> FileRow<'a> {
 impl<'a> DeviceRow<'a> {
     /// `host`: as it is now.
     fn of(account: &'a Account, host: &'a Device) -> Self {
-        let Account { device, limit_bytes, reserved_bytes, settling_bytes, holders } = account;
+        let Account { device, limit_bytes, foreign_bytes, reserved_bytes, settling_bytes, holders } = account;
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
             index: device.index,
@@ -462,6 +468,7 @@ impl<'a> DeviceRow<'a> {
             total_bytes: device.total_bytes,
             free_bytes: device.free_bytes,
             limit_bytes: *limit_bytes,
+            foreign_bytes: *foreign_bytes,
             reserved_bytes: *reserved_bytes,
             settling_bytes: *settling_bytes,
             holders,
