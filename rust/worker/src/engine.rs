@@ -146,7 +146,8 @@ impl Engine {
     pub fn size(&self, plan: &LoadPlan, shape: Option<Shape>) -> Result<Option<Vec<MemoryUse>>, Fault> {
         let Home::Shared(engine) = &self.home else { return Ok(None) };
         let Some(figures) = self.figures(engine, plan)? else { return Ok(None) };
-        estimate(engine, plan, &figures, shape, 0)
+        let length = if plan.size.context_length.is_some() { 0 } else { length_of(&figures.one) };
+        estimate(engine, plan, &figures, shape, length)
     }
 
     /// The size of a context that follows from what is free, where the engine gives figures; `host_free`: of the host's
