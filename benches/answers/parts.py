@@ -385,7 +385,14 @@ def memory(asker: Asker) -> Result:
     result = Result("memory of the worker")
     server = asker.server
     server.request("/api/models/unload", {"model_id": server.model_id})
-    server.request("/api/models/load", {"model_id": server.model_id, "max_sequences": asker.setup.slots})
+    server.request(
+        "/api/models/load",
+        {
+            "model_id": server.model_id,
+            "max_sequences": asker.setup.slots,
+            "context_length": asker.setup.context,
+        },
+    )
     (worker,) = children_of(server.pid)
     seen = []
     for kept in (False, False, True, True):

@@ -171,7 +171,8 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         engine=TEXT, basis={"enum": ["measured", "engine", "file_size"]}, memory=some(USE),
         devices=some(fields(
-            id=TEXT, device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT
+            id=TEXT, device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT,
+            foreign_bytes=COUNT,
         )),
         shape=maybe(fields(context_length=COUNT, max_sequences=COUNT, cache_tokens=COUNT)),
         shrink=some(fields(model_id=TEXT, bytes=COUNT)),

@@ -97,8 +97,8 @@ def _verdict(planned: Mapping[str, Any]) -> str:
         case "fits":
             return "there is room"
         case "after_shrinking":
-            smaller = ", ".join(f"{spare['model_id']} ({size(spare['bytes'])})" for spare in planned["shrink"])
-            return f"there is room after shrinking the context of {smaller}"
+            spares = ", ".join(f"{spare['model_id']} ({size(spare['bytes'])})" for spare in planned["shrink"])
+            return f"there is room after shrinking the context of {spares}"
         case "after_unloading":
             leavers = ", ".join(_leaver(leaver) for leaver in planned["unload"])
             return f"there is room after unloading {leavers}" if leavers else "there is room in a moment"
