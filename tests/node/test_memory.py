@@ -247,11 +247,9 @@ def test_what_a_gpu_sees_of_a_worker_counts(tmp_path: Path) -> None:
         assert [kind for kind, _ in incidents(node)] == ["overrun", "refused"]
         gpu.shows(0)
         said = plan(node, "liar")
-        assert (said["basis"], said["verdict"], said["devices"][0]["required_bytes"]) == (
-            "measured",
-            "refused",
-            4 * GIB + 4 * GIB // 100,
-        )
+        assert (said["basis"], said["verdict"]) == ("measured", "refused")
+        # What it took beyond its engine's word counts, whatever its context.
+        assert 4 * GIB - (64 << 20) < said["devices"][0]["required_bytes"] <= 4 * GIB + 4 * GIB // 100
 
 
 def _pid_that_loads(node: RunningNode) -> int:

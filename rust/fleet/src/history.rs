@@ -100,7 +100,8 @@ impl History {
         })
     }
 
-    /// An estimate, with what loads of the same engine on the same device took beyond theirs.
+    /// An estimate, with what the same load took beyond its own with another context, or loads of the same engine on the
+    /// same device beyond theirs.
     pub fn corrected(&self, key: &LoadKey, mut uses: Vec<MemoryUse>) -> Vec<MemoryUse> {
         let of_build = || self.records.iter().filter(|(other, _)| other.build == key.build);
         for use_ in &mut uses {
@@ -108,13 +109,23 @@ impl History {
                 let total = |uses: &[MemoryUse]| {
                     uses.iter().find(|it| is_same_device(it, use_)).map(MemoryUse::total)
                 };
-                Some(total(&time.measured)?.saturating_sub(total(&time.estimated)?))
+                Some((
+                    total(&time.estimated)?,
+                    total(&time.measured)?.saturating_sub(total(&time.estimated)?),
+                ))
             };
-            let mut all: Vec<u64> =
-                of_build().filter_map(|(_, record)| beyond(record.times.last()?)).collect();
-            all.sort_unstable();
-            let median = all.get(all.len() / 2).copied().unwrap_or(0);
-            use_.compute = use_.compute.saturating_add(median.min(MOST_CORRECTED));
+            let own_beyond = |time: &Time| {
+                let (estimated, more) = beyond(time)?;
+                Some(if goes_unsaid(estimated, estimated + more) { 0 } else { more })
+            };
+            let own = self.records.get(key).and_then(|it| it.times.iter().filter_map(own_beyond).max());
+            let more = own.unwrap_or_else(|| {
+                let mut all: Vec<u64> =
+                    of_build().filter_map(|(_, record)| Some(beyond(record.times.last()?)?.1)).collect();
+                all.sort_unstable();
+                all.get(all.len() / 2).copied().unwrap_or(0).min(MOST_CORRECTED)
+            });
+            use_.compute = use_.compute.saturating_add(more);
         }
         uses
     }
@@ -286,6 +297,9 @@ mod tests {
         assert_eq!((corrected(&beyond, "e"), corrected(&beyond, "other")), (1050, 1000));
         assert_eq!(corrected(&history(&[("a", time(1, 900, 100))]), "e"), 1000);
         assert_eq!(corrected(&history(&[("a", time(1, 100, 9000))]), "e"), 2024);
+        let again = beyond.corrected(&key("e", "c"), use_of(1000));
+        assert_eq!(again[0].total(), 1400 * MIB, "the same with another context");
+        assert_eq!(beyond.corrected(&key("e", "b"), use_of(1000))[0].total(), 1000 * MIB, "without a word");
         let mut elsewhere = use_of(10);
         elsewhere[0].device = "CUDA1".into();
         assert_eq!(beyond.corrected(&key("e", "new"), elsewhere.clone()), elsewhere);

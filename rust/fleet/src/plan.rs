@@ -233,7 +233,8 @@ impl Fleet {
         let mut foreseen = Foreseen { memory: least.clone(), ..foreseen };
         if let Some(setup) = foreseen.setup.as_deref().filter(|_| foreseen.figures.are_of_contexts()) {
             let choose = |ledger: &Ledger| {
-                shape::choose(ledger, setup, &foreseen.figures, foreseen.before.as_deref(), worker)
+                let beyond = Some((&*self.history, &foreseen.key));
+                shape::choose(ledger, setup, &foreseen.figures, foreseen.before.as_deref(), beyond, worker)
             };
             let mut chosen = choose(&then)?;
             let longest = length_of(&foreseen.figures.one);
@@ -247,7 +248,6 @@ impl Fleet {
             }
             (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
             if !chosen.is_known {
-                foreseen.memory = self.history.corrected(&foreseen.key, foreseen.memory);
                 (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
             }
         }

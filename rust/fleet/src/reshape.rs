@@ -66,7 +66,7 @@ impl Fleet {
         {
             let (id, setup) = (worker.id, worker.setup.grown(&waiting.wishes));
             let figures = Some(worker.figures.clone()).filter(Figures::are_of_contexts);
-            let chosen = figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, id));
+            let chosen = figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, None, id));
             let shape = match chosen.transpose() {
                 Ok(chosen) => chosen.map(|chosen| chosen.shape),
                 Err(fault) => return self.refuse(waiting.ticket, fault),

@@ -12,7 +12,7 @@ use llm_node_core::{
 };
 
 use crate::{
-    Basis, Effect, Fleet, FoundModel, Known, Moment, Setup, WorkerId,
+    Basis, Effect, Fleet, FoundModel, History, Known, LoadKey, Moment, Setup, WorkerId,
     history::is_same_device,
     ledger::Ledger,
     life::{BETWEEN_REQUESTS, Because, Stage, Worker},
@@ -43,16 +43,23 @@ pub(crate) struct Spare {
     pub(crate) gain: Vec<MemoryUse>,
 }
 
-/// What follows from what there is in a ledger. `before`: what such a load came to.
+/// What follows from what there is in a ledger. `before`: what such a load came to. `beyond`: where it is remembered
+/// what loads take beyond what is said of them.
 pub(crate) fn choose(
     ledger: &Ledger,
     setup: &Setup,
     figures: &Figures,
     before: Option<&Known>,
+    beyond: Option<(&History, &LoadKey)>,
     worker: WorkerId,
 ) -> Result<Chosen, Fault> {
     let (wish, length) = (setup.wish(), length_of(&figures.one));
-    let shape = Shape::choose(wish, length, &ledger.places(figures, worker))?;
+    let corrected = |uses: Vec<MemoryUse>| match beyond {
+        Some((history, key)) => history.corrected(key, uses),
+        None => uses,
+    };
+    let all = Figures { one: corrected(figures.one.clone()), draft: figures.draft.clone() };
+    let shape = Shape::choose(wish, length, &ledger.places(&all, worker))?;
     if let Some(before) = before
         && let Some(known) = before.shape
         && known.cells().saturating_mul(AS_BEFORE.1) >= shape.cells().saturating_mul(AS_BEFORE.0)
@@ -61,7 +68,7 @@ pub(crate) fn choose(
     {
         return Ok(Chosen { shape: known, uses: before.uses.clone(), is_known: true });
     }
-    Ok(Chosen { shape, uses: shape.of_figures(figures), is_known: false })
+    Ok(Chosen { shape, uses: corrected(shape.of_figures(figures)), is_known: false })
 }
 
 /// The least that is of use, in the same way.
@@ -102,12 +109,8 @@ impl Fleet {
         }
         let found = worker.found.as_ref()?;
         let ledger = self.ledger.after(spares);
-        let mut chosen =
-            choose(&ledger, &worker.setup, &worker.figures, found.known.as_ref(), worker.id).ok()?;
-        if !chosen.is_known {
-            chosen.uses = self.history.corrected(&found.key, chosen.uses);
-        }
-        Some(chosen)
+        let (setup, figures, known) = (&worker.setup, &worker.figures, found.known.as_ref());
+        choose(&ledger, setup, figures, known, Some((&self.history, &found.key)), worker.id).ok()
     }
 
     /// It has room for what was chosen: its engine is asked what that takes, unless it is known.
@@ -184,7 +187,7 @@ impl Fleet {
             one.compute = known(one).map_or(one.compute, |known| known.compute);
         }
         figures.draft.iter_mut().for_each(|draft| draft.compute = 0);
-        let mut chosen = choose(&self.ledger, &it.setup, &figures, None, it.id).ok()?;
+        let mut chosen = choose(&self.ledger, &it.setup, &figures, None, None, it.id).ok()?;
         for use_ in &mut chosen.uses {
             use_.compute = known(use_).map_or(use_.compute, |known| known.compute);
         }
