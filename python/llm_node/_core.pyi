@@ -271,6 +271,8 @@ class Supervisor:
     def standstill(self) -> str | None:
         """Why a model answers nothing although it is loaded, if there is one. Never blocks."""
 
+    def blind_seconds(self) -> int | None:
+        """For how many seconds the devices have not answered, where they should have. Never blocks."""
     def next_reading(self, interval_seconds: float) -> bool:
         """Wait until figures of the devices are wanted: after so long, or sooner where something waits for
         them. False: no more are. One thread alone may ask, and brings them by `update_devices`."""

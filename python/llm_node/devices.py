@@ -6,14 +6,16 @@ fall back from a GPU to the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pynvml
 
@@ -25,9 +27,27 @@ log = logging.getLogger(__name__)
 PROGRAM_SECONDS = 20
 """For so long NVIDIA's program may take to load a part of the kernel."""
 
+LOOK_SECONDS = 1.0
+"""What only people look at is read no more often: on some GPUs it takes milliseconds."""
+
+State = Literal["ok", "lost", "unreadable"]
+"""Lost: the driver has given the GPU up, until it is reset. Unreadable: NVML answers with another error."""
+
 
 class NoGpuError(Exception):
     """A GPU was needed, and there is none that can be used. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How busy a GPU is; None is what it does not tell."""
+
+    utilization_percent: int | None
+    """Of the last moments, the share in which it computed anything."""
+    temperature_celsius: int | None
+    power_watts: int | None
+    clock_mhz: int | None
+    """Of its multiprocessors."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,9 @@ class Device:
     """"GPU-" and what NVML calls it for good."""
     processes: tuple[tuple[int, int], ...] = ()
     """Those that compute on it, by number, with their bytes."""
+    state: State = "ok"
+    """Of one that is not, the other figures are those of the last time that it was."""
+    look: Look | None = None
 
 
 def resolve_backend(wanted: str) -> str:
@@ -105,11 +128,81 @@ def read(backend: str) -> list[Device]:
     return cuda_gpus() if backend == "cuda" else nvidia_gpus()
 
 
+class Reader:
+    """Reads the devices for as long as a node runs, with NVML opened once.
+
+    A GPU that was there stays, and its state says what became of it.
+
+    Belongs to one thread: a call of a driver may never return.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._known: dict[int, Device] = {}
+        self._states: dict[int, State] = {}
+        self._looks: dict[int, tuple[float, Look]] = {}
+        self._is_open = False
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def read(self) -> list[Device]:
+        """As the module's `read`."""
+        if self._backend in {"cpu", "metal"}:
+            return read(self._backend)
+        try:
+            self._keep_open()
+            found = {gpu.index: gpu for gpu in _gpus()}
+        except (pynvml.NVMLError, OSError) as error:
+            # The driver may be another one the next time.
+            self._close()
+            log.debug("NVML does not answer: %s", error)
+            found = {}
+        for index, gpu in list(found.items()):
+            if gpu.state == "ok":
+                found[index] = self._known[index] = replace(gpu, look=self._look(gpu))
+        for index, known in self._known.items():
+            now = found.get(index)
+            state: State = "unreadable" if now is None else now.state
+            if state != self._states.get(index, "ok"):
+                log.warning("GPU %d (%s) is %s", index, known.name, state)
+            self._states[index] = state
+            if state != "ok":
+                found[index] = replace(known, state=state, free_bytes=0, processes=(), look=None)
+        gpus = [found[index] for index in sorted(self._known)]
+        return _visible(gpus) if self._backend == "cuda" else gpus
+
+    def _keep_open(self) -> None:
+        """NVML counts who has opened it: whoever opens it beside this costs nothing."""
+        if not self._is_open:
+            pynvml.nvmlInit()
+            self._is_open = True
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            _close()
+
+    def _look(self, gpu: Device) -> Look | None:
+        read_at, look = self._looks.get(gpu.index, (float("-inf"), None))
+        now = time.monotonic()
+        if look is None or now - read_at >= LOOK_SECONDS:
+            look = _look(gpu.index)
+            self._looks[gpu.index] = now, look
+        return look
+
+
 def cuda_gpus() -> list[Device]:
-    """Those of them that a worker sees with CUDA: schedulers name the GPUs of a process by
-    `CUDA_VISIBLE_DEVICES`."""
+    """Those of them that a worker sees with CUDA."""
+    return _visible(nvidia_gpus())
+
+
+def _visible(gpus: list[Device]) -> list[Device]:
+    """Schedulers name the GPUs of a process by `CUDA_VISIBLE_DEVICES`."""
     named = cuda_visible_devices()
-    gpus = nvidia_gpus()
     if named is None or any(name.startswith("MIG-") for name in named):
         return gpus  # parts of GPUs are not told apart here
     left: list[Device] = []
@@ -136,28 +229,41 @@ def nvidia_gpus() -> list[Device]:
     except (pynvml.NVMLError, OSError):
         return []
     try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return [
-            device
-            for index in range(pynvml.nvmlDeviceGetCount())
-            if (device := _nvidia_gpu(index, driver)) is not None
-        ]
+        gpus = list(_gpus())
     except pynvml.NVMLError as error:
         log.warning("NVML does not answer: %s", error)
         return []
     finally:
+        _close()
+    for gpu in gpus:
+        if gpu.state != "ok":
+            log.warning("%s cannot be used: NVML says that it is %s", gpu.name, gpu.state)
+    return [gpu for gpu in gpus if gpu.state == "ok"]
+
+
+def _close() -> None:
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
 
 
-def _nvidia_gpu(index: int, driver: str) -> Device | None:
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = _text(pynvml.nvmlDeviceGetName(handle))
-        bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
-        uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
-    except pynvml.NVMLError as error:
-        log.warning("GPU %d cannot be used: %s", index, error)
-        return None
+def _gpus() -> Iterator[Device]:
+    """NVML is open. Of one that is not `ok`, its number and its state count."""
+    driver = _text(pynvml.nvmlSystemGetDriverVersion())
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            yield _nvidia_gpu(index, driver)
+        except pynvml.NVMLError_GpuIsLost:
+            yield Device(index, f"GPU {index}", None, 0, 0, state="lost")
+        except pynvml.NVMLError as error:
+            log.debug("GPU %d: %s", index, error)
+            yield Device(index, f"GPU {index}", None, 0, 0, state="unreadable")
+
+
+def _nvidia_gpu(index: int, driver: str) -> Device:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    name = _text(pynvml.nvmlDeviceGetName(handle))
+    bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+    uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
@@ -165,11 +271,26 @@ def _nvidia_gpu(index: int, driver: str) -> Device | None:
         # A GPU that shares the host's memory has none of its own to report.
         unified = host()
         total, free = unified.total_bytes, unified.free_bytes
-    except pynvml.NVMLError as error:
-        log.warning("the memory of GPU %d (%s) cannot be read: %s", index, name, error)
-        return None
     return Device(
         index, name, bus_id, total, free, driver=driver, uuid=uuid, processes=tuple(_processes(handle))
+    )
+
+
+def _look(index: int) -> Look:
+    def told(ask: Callable[[Any], int]) -> int | None:
+        try:
+            return ask(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError:
+            return None
+
+    power = told(pynvml.nvmlDeviceGetPowerUsage)
+    return Look(
+        utilization_percent=told(lambda handle: int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        temperature_celsius=told(
+            lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
+        ),
+        power_watts=None if power is None else round(power / 1000),
+        clock_mhz=told(lambda handle: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
     )
 
 

@@ -99,7 +99,8 @@ ENGINE = fields(
     modalities=some(TEXT), conformance_={"type": "object"}, error_=ERROR,
 )  # fmt: skip
 DEVICE = fields(
-    index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]}, total_bytes=COUNT,
+    index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]},
+    state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
     free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT, settling_bytes=COUNT,
     holders=some(fields(model_id=TEXT, bytes=COUNT)),
 )  # fmt: skip

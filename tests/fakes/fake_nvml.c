@@ -13,6 +13,8 @@
 //    FAKE_NVML_USED_N    bytes in use on device N alone, N from 0 (default FAKE_NVML_USED)
 //    FAKE_NVML_PIDS      "123:4096,456:8192": compute processes of device 0 and their bytes
 //    FAKE_NVML_DRIVER    version of the driver                    (default 999.0.fake)
+//    FAKE_NVML_LOST      number of a device that is lost           (default: none)
+//    FAKE_NVML_SILENT    1: what memory is free is not answered until it is something else
 //    FAKE_NVML_INIT      what nvmlInit returns                    (default 0; 9: the driver is not loaded)
 //
 // Device N has the PCI address 0000:(N + 1):00.0 and the UUID "GPU-00000000-0000-0000-0000-00000000000N".
@@ -21,13 +23,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
    NVML_SUCCESS                 = 0,
    NVML_ERROR_UNINITIALIZED     = 1,
    NVML_ERROR_INVALID_ARGUMENT  = 2,
    NVML_ERROR_INSUFFICIENT_SIZE = 7,
-   NVML_ERROR_DRIVER_NOT_LOADED = 9
+   NVML_ERROR_DRIVER_NOT_LOADED = 9,
+   NVML_ERROR_GPU_IS_LOST       = 15
 };
 
 #define MOST_DEVICES 16
@@ -145,6 +149,8 @@ const char *nvmlErrorString(int result) {
       return "Insufficient Size";
    case NVML_ERROR_DRIVER_NOT_LOADED:
       return "Driver Not Loaded";
+   case NVML_ERROR_GPU_IS_LOST:
+      return "GPU is lost";
    default:
       return "Unknown Error";
    }
@@ -184,6 +190,9 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
    if (index >= device_count()) {
       return NVML_ERROR_INVALID_ARGUMENT;
    }
+   if (number("FAKE_NVML_LOST", MOST_DEVICES) == index) {
+      return NVML_ERROR_GPU_IS_LOST;
+   }
    *device = &devices[index];
    return NVML_SUCCESS;
 }
@@ -219,6 +228,9 @@ int nvmlDeviceGetPciInfo_v3(const Device *device, PciInfo *info) {
 
 int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory);
 int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
+   while (number("FAKE_NVML_SILENT", 0) == 1) {
+      sleep(1);
+   }
    memory->total = total_bytes();
    memory->used  = used_bytes(device);
    memory->free  = memory->total > memory->used ? memory->total - memory->used : 0;
@@ -236,6 +248,33 @@ int nvmlDeviceGetMemoryInfo_v2(const Device *device, MemoryV2 *memory) {
    memory->reserved = 0;
    memory->free     = old.free;
    memory->used     = old.used;
+   return NVML_SUCCESS;
+}
+
+typedef struct Utilization {
+   unsigned gpu, memory;
+} Utilization;
+
+int nvmlDeviceGetUtilizationRates(const Device *device, Utilization *utilization);
+int nvmlDeviceGetUtilizationRates(const Device *device, Utilization *utilization) {
+   (void)device;
+   utilization->gpu    = 87;
+   utilization->memory = 12;
+   return NVML_SUCCESS;
+}
+
+int nvmlDeviceGetTemperature(const Device *device, int sensor, unsigned *celsius);
+int nvmlDeviceGetTemperature(const Device *device, int sensor, unsigned *celsius) {
+   (void)device;
+   (void)sensor;
+   *celsius = 61;
+   return NVML_SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(const Device *device, unsigned *milliwatts);
+int nvmlDeviceGetPowerUsage(const Device *device, unsigned *milliwatts) {
+   (void)device;
+   *milliwatts = 301600;
    return NVML_SUCCESS;
 }
 

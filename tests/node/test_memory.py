@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from support.engines import FAKES, compile_library, fake_engine
+from support.engines import fake_engine
+from support.gpu import Gpu
 from support.node import Answer, RunningNode, command, running_node
 
 MIB = 1 << 20
@@ -160,21 +161,6 @@ def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_p
         assert node.log_text().count("the toy opens a model") == before, "it is not tried again"
         asked = {"model": "good", "prompt": "x", "max_tokens": 1}
         assert node.post("/v1/completions", asked).status == 200
-
-
-class Gpu:
-    """A GPU of 8 GiB, of which a test says what is free."""
-
-    def __init__(self, folder: Path) -> None:
-        self._state = folder / "gpu"
-        library = compile_library(FAKES / "fake_nvml.c", folder / "nvml/libnvidia-ml.so.1")
-        self.environment = {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_STATE": str(self._state)}
-        self.shows(0)
-
-    def shows(self, used: int, pids: str = "") -> None:
-        fresh = self._state.with_suffix(".fresh")
-        fresh.write_text(f"FAKE_NVML_USED={used}\nFAKE_NVML_PIDS={pids}\n")
-        fresh.replace(self._state)
 
 
 @contextmanager

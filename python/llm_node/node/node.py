@@ -108,6 +108,11 @@ class Node:
         """Why a model answers nothing although it is loaded, if there is one."""
         return None if self._core is None else self._core.standstill()
 
+    @property
+    def blind_seconds(self) -> int | None:
+        """For how many seconds the GPUs have not answered, where they should have."""
+        return None if self._core is None else self._core.blind_seconds()
+
     async def start(self) -> None:
         """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
         try:
@@ -502,12 +507,12 @@ class Node:
 
 def _watch_devices(core: Supervisor, backend: str | None, interval_seconds: float) -> None:
     """The body of a thread: read the devices whenever the core wants to know."""
-    while core.next_reading(interval_seconds):
-        try:
-            found = [] if backend is None else devices.read(backend)
-            core.update_devices(json.dumps([_device(device) for device in found]))
-        except Exception:
-            log.exception("the devices cannot be read; their last figures stand")
+    with devices.Reader(backend or "cpu") as reader:
+        while core.next_reading(interval_seconds):
+            try:
+                core.update_devices(json.dumps([_device(device) for device in reader.read()]))
+            except Exception:
+                log.exception("the devices cannot be read; their last figures stand")
 
 
 def _device(device: devices.Device) -> dict[str, Any]:
@@ -520,6 +525,8 @@ def _device(device: devices.Device) -> dict[str, Any]:
         "free_bytes": device.free_bytes,
         "kind": "host" if device.is_host else "gpu",
         "processes": [{"pid": pid, "bytes": taken} for pid, taken in device.processes],
+        "state": device.state,
+        "look": None if device.look is None else dataclasses.asdict(device.look),
     }
 
 

@@ -17,6 +17,7 @@ const KINDS = {
   overrun: "overrun",
   kept: "kept",
   abandoned: "abandoned",
+  device_lost: "deviceLost",
 };
 
 /** @type {import("./vendor/preact.js").Signal<any[] | null>} the newest first */

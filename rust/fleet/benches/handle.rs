@@ -9,8 +9,8 @@ use llm_node_core::{
     options::ModelOptions,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, LoadKey, Moment,
-    ProcessUse, Reading, Usual,
+    ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel, LoadKey,
+    Moment, ProcessUse, Reading, Usual,
 };
 
 const MODELS: u64 = 20;
@@ -68,8 +68,10 @@ fn reading() -> Event {
         free_bytes: 1 << 39,
         kind: DeviceKind::Host,
         processes,
+        state: DeviceState::Ok,
+        look: None,
     };
-    Event::Reading(Reading { began: Moment::default(), devices: vec![host] })
+    Event::Reading(Reading { began: Moment::default(), devices: vec![host], is_whole: false })
 }
 
 fn handle(criterion: &mut Criterion) {

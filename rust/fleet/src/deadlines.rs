@@ -23,6 +23,8 @@ pub struct Deadlines {
     pub measure: Duration,
     /// From a process's end until its memory of GPUs shows as free. What does not by then is somebody else's.
     pub settle: Duration,
+    /// From the beginning of a look at the devices until its end.
+    pub read: Duration,
 }
 
 impl Deadlines {
@@ -38,6 +40,7 @@ impl Deadlines {
             kill: Duration::from_secs(8),
             measure: Duration::from_secs(1),
             settle: Duration::from_secs(5),
+            read: Duration::from_secs(5),
         }
     }
 

@@ -11,8 +11,8 @@ use llm_node_core::{
 };
 
 use crate::{
-    Basis, Deadlines, Death, DeviceKind, Effect, Event, FleetView, FoundModel, History, Incident,
-    IncidentKind, Loaded, ModelView, Moment, Setup, Severity, Ticket, Time, Usual, Won, WorkerId,
+    Basis, Deadlines, Death, Effect, Event, FleetView, FoundModel, History, Incident, IncidentKind, Loaded,
+    ModelView, Moment, Setup, Severity, Ticket, Time, Usual, Won, WorkerId,
     ledger::{Commitment, Ledger},
     life::{
         Because, HEALTHY_AFTER, Leaving, ModelLife, Stage, Trouble, Waiting, Worker, not_loaded, retry_after,
@@ -39,6 +39,8 @@ pub struct Fleet {
     stopping: Option<Stopping>,
     /// While somebody waits for room: when it is looked for again.
     pub(crate) look_again: Option<Moment>,
+    /// Since when somebody looks at the devices who has not said yet what is there.
+    pub(crate) reading_since: Option<Moment>,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -65,6 +67,7 @@ impl Fleet {
             last_worker: 0,
             stopping: None,
             look_again: None,
+            reading_since: None,
             effects: Vec::new(),
         }
     }
@@ -107,19 +110,13 @@ impl Fleet {
             Event::Drained { worker } => self.drained(now, worker),
             Event::Died { worker, death, is_known } => self.died(now, worker, death, is_known),
             Event::Configured(usual) => self.configured(usual),
-            Event::Reading(reading) => {
-                let began = reading.began;
-                let is_of_gpus = reading.devices.iter().any(|device| device.kind == DeviceKind::Gpu);
-                self.ledger.read(reading);
-                if is_of_gpus {
-                    self.measured(now, began);
-                }
-            }
+            Event::ReadingBegan => self.reading_began(now),
+            Event::Reading(reading) => self.read(now, reading),
             Event::Time => {}
         }
         self.seat(now);
-        self.retire_unused(now);
         self.overdue(now);
+        self.retire_unused(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
     }
@@ -146,7 +143,8 @@ impl Fleet {
         }
         let line = self.line().into_iter().map(|(model_id, _)| model_id).collect();
         let history = Arc::clone(&self.history);
-        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line, history }
+        let reading = self.reading_since.map(|since| (since, since + self.deadlines.read));
+        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line, history, reading }
     }
 
     // ---- orders ----------------------------------------------------------------------------------
@@ -389,7 +387,7 @@ impl Fleet {
     }
 
     /// Of loads that are done a GPU says what they came to.
-    fn measured(&mut self, now: Moment, began: Moment) {
+    pub(crate) fn measured(&mut self, now: Moment, began: Moment) {
         let is_it = |worker: &Worker| worker.is_measured() && worker.since <= began;
         let done: Vec<WorkerId> =
             self.workers().filter(|(_, worker)| is_it(worker)).map(|(_, worker)| worker.id).collect();
@@ -623,7 +621,7 @@ impl Fleet {
                 None => self.kill(now, model_id, Because::Late),
             },
             Stage::Waiting { .. } => {
-                let fault = self.no_room(model_id);
+                let fault = self.no_room(now, model_id);
                 self.end(now, model_id, Because::Failed(fault));
             }
             Stage::Draining { .. } => {

@@ -73,6 +73,13 @@ pub enum Effect {
         /// Which worker.
         worker: WorkerId,
     },
+    /// End it at once, as one that crashed: its GPU is lost.
+    GiveUp {
+        /// Which worker.
+        worker: WorkerId,
+        /// The GPU's name.
+        device: String,
+    },
     /// It is gone: all that it owed ends with this fault.
     EndRequests {
         /// Which worker.
@@ -190,6 +197,8 @@ pub enum IncidentKind {
     Kept,
     /// A process could not be ended.
     Abandoned,
+    /// The GPU that a model lies on has been given up by its driver.
+    DeviceLost,
 }
 
 impl Severity {
@@ -205,7 +214,7 @@ impl Severity {
 
 impl IncidentKind {
     /// Each of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         IncidentKind::Loaded,
         IncidentKind::Unloaded,
         IncidentKind::LoadFailed,
@@ -219,6 +228,7 @@ impl IncidentKind {
         IncidentKind::Overrun,
         IncidentKind::Kept,
         IncidentKind::Abandoned,
+        IncidentKind::DeviceLost,
     ];
 
     /// One word.
@@ -237,6 +247,7 @@ impl IncidentKind {
             IncidentKind::Overrun => "overrun",
             IncidentKind::Kept => "kept",
             IncidentKind::Abandoned => "abandoned",
+            IncidentKind::DeviceLost => "device_lost",
         }
     }
 }

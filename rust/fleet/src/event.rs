@@ -134,6 +134,8 @@ pub enum Event {
     },
     /// What the configuration says of loads from now on.
     Configured(Usual),
+    /// Somebody looks at all devices. A driver may never answer.
+    ReadingBegan,
     /// What the devices' memory is like.
     Reading(Reading),
     /// Nothing but that time has passed.
@@ -203,6 +205,39 @@ pub struct Device {
     /// Processes that were seen on it.
     #[serde(default)]
     pub processes: Vec<ProcessUse>,
+    /// Whether it can be used.
+    #[serde(default)]
+    pub state: DeviceState,
+    /// How busy it is, for people.
+    #[serde(default)]
+    pub look: Option<Look>,
+}
+
+/// What became of a [`Device`] that was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// It can be used.
+    #[default]
+    Ok,
+    /// Its driver has given it up: nothing on it computes any more.
+    Lost,
+    /// Nothing is heard of it.
+    Unreadable,
+}
+
+/// How busy a GPU is. `None`: it does not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Look {
+    /// The share of the last moments in which it computed anything.
+    pub utilization_percent: Option<u32>,
+    /// How hot it is.
+    pub temperature_celsius: Option<u32>,
+    /// What it takes.
+    pub power_watts: Option<u32>,
+    /// The clock of its multiprocessors.
+    pub clock_mhz: Option<u32>,
 }
 
 /// What a process takes of a device.
@@ -222,6 +257,8 @@ pub struct Reading {
     pub began: Moment,
     /// What there is now of those that were looked at.
     pub devices: Vec<Device>,
+    /// All were looked at: of a GPU that is not here nothing is heard.
+    pub is_whole: bool,
 }
 
 /// What a [`Device`] is.

@@ -4,7 +4,10 @@
 //! there is room, and the words of a refusal. Figures of what is free, and of what processes are seen to take, are
 //! told to it: what a model holds is what its engine says, or what is seen where that is more.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -15,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    Device, DeviceKind, Moment, Need, Reading, WorkerId,
+    Device, DeviceKind, DeviceState, Moment, Need, Reading, WorkerId,
     shape::Spare,
     size::{format_down, format_up},
 };
@@ -179,8 +182,16 @@ impl Ledger {
         self.by_account(&all).into_iter().map(place).collect()
     }
 
-    /// Takes new figures over.
-    pub(crate) fn read(&mut self, reading: Reading) {
+    /// Takes new figures over, and says who holds memory of GPUs that are lost since, with the name of one.
+    pub(crate) fn read(&mut self, reading: Reading) -> Vec<(WorkerId, String)> {
+        let lost_before = self.lost();
+        if reading.is_whole {
+            let seen: Vec<String> = reading.devices.iter().map(key).collect();
+            let unseen = |(name, _): &(&String, &mut Entry)| *name != HOST && !seen.contains(name);
+            for (_, entry) in self.entries.iter_mut().filter(unseen) {
+                entry.device.state = DeviceState::Unreadable;
+            }
+        }
         for device in reading.devices {
             let key = key(&device);
             let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
@@ -200,6 +211,29 @@ impl Ledger {
             let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
             self.entries.insert(key, Entry { device, limit, reserve, taken_when_measured, was_calm });
         }
+        let lost: Vec<String> = self.lost().difference(&lost_before).cloned().collect();
+        let of = |(worker, holding): (&WorkerId, &Holding)| {
+            let name = lost.iter().find(|name| holding.needs.get(*name).is_some_and(|bytes| *bytes > 0))?;
+            Some((*worker, self.name_of(name)))
+        };
+        self.holdings.iter().filter_map(of).collect()
+    }
+
+    fn lost(&self) -> BTreeSet<String> {
+        let lost = self.gpus().filter(|(_, entry)| entry.device.state == DeviceState::Lost);
+        lost.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The GPUs that these take memory of, by name, whose state is such.
+    pub(crate) fn gpus_of(
+        &self,
+        uses: &[MemoryUse],
+        is_such: impl Fn(DeviceState) -> bool,
+    ) -> impl Iterator<Item = (&str, DeviceState)> {
+        let needs = self.needs(uses);
+        let gpus =
+            self.gpus().filter(move |(name, entry)| needs.contains_key(*name) && is_such(entry.device.state));
+        gpus.map(|(_, entry)| (&*entry.device.name, entry.device.state))
     }
 
     /// A process was seen to take so much.
@@ -734,17 +768,30 @@ mod tests {
             free_bytes: free,
             kind: DeviceKind::Gpu,
             processes: Vec::new(),
+            state: DeviceState::Ok,
+            look: None,
         }
     }
 
     fn host(total: u64, free: u64) -> Device {
         let (total_bytes, free_bytes) = (total, free);
         let (kind, processes) = (DeviceKind::Host, Vec::new());
-        Device { index: 0, name: HOST.into(), bus_id: None, total_bytes, free_bytes, kind, processes }
+        let (state, look) = (DeviceState::Ok, None);
+        Device {
+            index: 0,
+            name: HOST.into(),
+            bus_id: None,
+            total_bytes,
+            free_bytes,
+            kind,
+            processes,
+            state,
+            look,
+        }
     }
 
     fn reading(device: Device) -> Reading {
-        Reading { began: Moment::default(), devices: vec![device] }
+        Reading { began: Moment::default(), devices: vec![device], is_whole: false }
     }
 
     /// It takes what its engine estimated.
@@ -756,7 +803,7 @@ mod tests {
     fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: Option<u64>) -> Ledger {
         // Nothing is left to others.
         let mut ledger = Ledger::new(on_cpu, limit).reserving(Some(0));
-        devices.into_iter().for_each(|device| ledger.read(reading(device)));
+        devices.into_iter().for_each(|device| drop(ledger.read(reading(device))));
         ledger
     }
 

@@ -16,6 +16,7 @@ mod ledger;
 mod life;
 mod moment;
 mod plan;
+mod reading;
 mod reshape;
 mod room;
 mod shape;
@@ -27,7 +28,9 @@ pub use self::{
     deadlines::Deadlines,
     decide::Fleet,
     effect::{Effect, Incident, IncidentKind, Loaded, Severity, Won},
-    event::{ChosenEngine, Death, Device, DeviceKind, Event, FoundModel, ProcessUse, Reading},
+    event::{
+        ChosenEngine, Death, Device, DeviceKind, DeviceState, Event, FoundModel, Look, ProcessUse, Reading,
+    },
     history::{History, Known, LoadKey, Time},
     ledger::{Account, Holder, guessed},
     life::{Crash, not_loaded},

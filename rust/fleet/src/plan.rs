@@ -202,8 +202,10 @@ impl Fleet {
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
         let least = foreseen.least(&self.history)?;
-        let why_not =
-            life.and_then(|life| life.cooling(now)).or_else(|| self.could_fit(now, worker, &least).err());
+        let why_not = life
+            .and_then(|life| life.cooling(now))
+            .or_else(|| self.cannot_tell(now, model_id, &least))
+            .or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
             let foreseen = Foreseen { memory: least, ..foreseen };
             return Ok(self.planned(Verdict::Refused(fault), worker, foreseen));

@@ -189,7 +189,7 @@ impl Fleet {
         match step {
             None => {}
             Some(Step::Waiting) => {
-                let fault = self.no_room(model_id);
+                let fault = self.no_room(now, model_id);
                 self.stays(now, model_id, &fault);
             }
             Some(Step::Sizing | Step::Making) => {

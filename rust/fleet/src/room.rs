@@ -54,11 +54,16 @@ impl Fleet {
     /// Lets those load that there is room for, and makes room for the first that there is none for.
     pub(crate) fn seat(&mut self, now: Moment) {
         let mut ahead: Vec<MemoryUse> = Vec::new();
+        let mut has_obstacle = false;
         for (model_id, worker) in self.line() {
             let Some(it) = &self.life(&model_id).worker else { continue };
             let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
             let grows = it.growing.is_some();
             let (basis, longest) = (if grows { Basis::Engine } else { it.basis }, it.longest());
+            if self.obstacle(now, &uses).is_some() {
+                has_obstacle = true;
+                continue;
+            }
             if let Err(fault) = self.could_fit(now, worker, &uses) {
                 let largest_context = self.ledger.largest_context(&uses, worker, longest);
                 let fault =
@@ -86,7 +91,7 @@ impl Fleet {
         }
         let turns = self.workers().filter_map(|(_, worker)| worker.may_go_from(self.deadlines.room));
         let next = turns.filter(|from| *from > now).fold(now + LOOK_AGAIN, Moment::min);
-        self.look_again = (!ahead.is_empty()).then_some(next);
+        self.look_again = (has_obstacle || !ahead.is_empty()).then_some(next);
     }
 
     /// Those that are to give up what they can do without, so that a load gets enough; none, where it does, or that
@@ -233,9 +238,12 @@ impl Fleet {
     }
 
     /// What is said of a load that has waited for room long enough.
-    pub(crate) fn no_room(&mut self, model_id: &str) -> Fault {
+    pub(crate) fn no_room(&mut self, now: Moment, model_id: &str) -> Fault {
         let worker = self.life(model_id).worker.as_ref().map_or(0, |worker| worker.id);
         let uses = self.estimate_of(worker);
+        if let Some(fault) = self.cannot_tell(now, model_id, &uses) {
+            return fault;
+        }
         let seconds = self.deadlines.room.as_secs_f64();
         let shortage = self.ledger.room(&uses, |other| other != worker).err();
         let why = shortage.as_ref().map_or_else(|| "others come first".to_owned(), |it| it.message.clone());

@@ -24,6 +24,8 @@ pub struct FleetView {
     pub line: Vec<String>,
     /// What loads came to before.
     pub history: Arc<History>,
+    /// Since when somebody looks at the devices who has not said yet what is there, and until when that is no matter.
+    pub reading: Option<(Moment, Moment)>,
 }
 
 /// One model.

@@ -19,9 +19,9 @@ use llm_node_core::{
     shape::{Shape, Sizing},
 };
 use llm_node_fleet::{
-    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, History,
-    IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status, Ticket, Usual, Verdict,
-    Won, WorkerId,
+    Basis, ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen,
+    FoundModel, History, IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status,
+    Ticket, Usual, Verdict, Won, WorkerId,
 };
 
 const GIB: u64 = 1 << 30;
@@ -90,12 +90,14 @@ impl World {
             free_bytes: 32 * GIB,
             kind: DeviceKind::Host,
             processes: Vec::new(),
+            state: DeviceState::Ok,
+            look: None,
         };
         let mut devices = vec![host.clone()];
         if self.has_figures {
             devices.push(Device { kind: DeviceKind::Gpu, name: "GPU".into(), ..host });
         }
-        Event::Reading(Reading { began: self.now, devices })
+        Event::Reading(Reading { began: self.now, devices, is_whole: true })
     }
 
     fn read(&mut self) {

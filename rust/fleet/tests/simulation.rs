@@ -22,8 +22,8 @@ use llm_node_core::{
     shape::Shape,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Death, Device, DeviceKind, Effect, Event, Fleet, FoundModel, History, Holder,
-    IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual, WorkerId,
+    ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel,
+    History, Holder, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -66,6 +66,10 @@ enum Order {
     Crash {
         model: usize,
     },
+    /// What becomes of the GPU; `None`: its driver does not answer.
+    Gpu {
+        state: Option<DeviceState>,
+    },
     Pass {
         milliseconds: u64,
     },
@@ -97,6 +101,13 @@ fn order() -> impl Strategy<Value = Order> {
         1 => (model.clone(), any::<Option<bool>>(), prop::option::of(0u8..90))
             .prop_map(|(model, pin, keep_alive)| Order::Configure { model, pin, keep_alive }),
         2 => model.prop_map(|model| Order::Crash { model }),
+        1 => prop_oneof![
+            3 => Just(Some(DeviceState::Ok)),
+            1 => Just(Some(DeviceState::Lost)),
+            1 => Just(Some(DeviceState::Unreadable)),
+            1 => Just(None),
+        ]
+        .prop_map(|state| Order::Gpu { state }),
         8 => (0u64..40_000).prop_map(|milliseconds| Order::Pass { milliseconds }),
         1 => (0u64..10).prop_map(|seconds| Order::Stop { seconds }),
     ]
@@ -136,6 +147,12 @@ struct World {
     has_figures: bool,
     /// What the fleet has said that it remembers.
     remembered: History,
+    /// How the GPU is.
+    gpu: Option<DeviceState>,
+    /// How it was when it answered last.
+    seen: DeviceState,
+    /// Since when it does not answer.
+    asked_at: Option<Moment>,
     /// When the GPU is read next.
     reads_at: Option<Moment>,
     now: Moment,
@@ -162,6 +179,9 @@ impl World {
             is_on_gpu,
             has_figures: seed % 4 < 2,
             remembered: History::default(),
+            gpu: Some(DeviceState::Ok),
+            seen: DeviceState::Ok,
+            asked_at: None,
             reads_at: None,
             now: Moment::default(),
             rng: Rng::with_seed(seed),
@@ -181,6 +201,11 @@ impl World {
 
     /// The devices as they are now.
     fn read(&mut self) {
+        let Some(state) = self.gpu else {
+            self.asked_at.get_or_insert(self.now);
+            return self.handle(Event::ReadingBegan);
+        };
+        (self.seen, self.asked_at) = (state, None);
         let taken = |worker: &&Worker| worker.takes_until.is_none_or(|until| self.now < until);
         let taken: u64 = self.workers.values().filter(taken).map(|worker| worker.takes).sum();
         let seen = |(&pid, worker): (&WorkerId, &Worker)| {
@@ -200,12 +225,15 @@ impl World {
             } else {
                 Vec::new()
             },
+            state: if kind == DeviceKind::Gpu { state } else { DeviceState::Ok },
+            look: None,
         };
         let mut devices = vec![device(DeviceKind::Host, "host", 32 * GIB)];
         if self.is_on_gpu {
-            devices.push(device(DeviceKind::Gpu, "GPU", (12 * GIB).saturating_sub(taken)));
+            let free = if state == DeviceState::Ok { (12 * GIB).saturating_sub(taken) } else { 0 };
+            devices.push(device(DeviceKind::Gpu, "GPU", free));
         }
-        self.handle(Event::Reading(Reading { began: self.now, devices }));
+        self.handle(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
     }
 
     fn later(&mut self, milliseconds: u64, event: Event) {
@@ -264,6 +292,11 @@ impl World {
                     self.dies(worker);
                 }
             }
+            Order::Gpu { state } if self.is_on_gpu => {
+                self.gpu = state;
+                self.read();
+            }
+            Order::Gpu { .. } => {}
             Order::Pass { milliseconds } => self.pass(self.now + Duration::from_millis(milliseconds)),
             Order::Stop { seconds } => {
                 self.is_stopping = true;
@@ -409,6 +442,8 @@ impl World {
                 }
             }
             Effect::Proceed { worker, shape } => {
+                // Where its size was asked for, it had its room before.
+                assert!(self.is_gpu_heard() || self.has_figures);
                 let it = self.living(worker);
                 it.shape = shape;
                 let model_id = it.model_id.clone();
@@ -530,6 +565,10 @@ impl World {
                     self.later(delay / 10, died(worker));
                 }
             }
+            Effect::GiveUp { worker, .. } => {
+                assert_eq!(self.seen, DeviceState::Lost);
+                self.later(delay / 10, died(worker));
+            }
             Effect::Kill { worker } => {
                 let it = self.living(worker);
                 it.is_being_killed = true;
@@ -559,6 +598,13 @@ impl World {
             }
             Effect::Pardon { .. } | Effect::Tell(_) => {}
         }
+    }
+
+    /// Else nothing may get room there.
+    fn is_gpu_heard(&self) -> bool {
+        let unheard = self.asked_at.map_or(Duration::ZERO, |since| self.now.since(since));
+        let is_heard = self.seen == DeviceState::Ok && unheard < Deadlines::new(START, LOAD, ROOM).read;
+        is_heard || !self.is_on_gpu
     }
 
     fn uses(&mut self) -> MemoryUse {

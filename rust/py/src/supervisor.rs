@@ -123,6 +123,10 @@ impl PySupervisor {
         py.detach(|| self.inner.standstill())
     }
 
+    fn blind_seconds(&self, py: Python<'_>) -> Option<u64> {
+        py.detach(|| self.inner.blind_seconds())
+    }
+
     fn next_reading(&self, py: Python<'_>, interval_seconds: f64) -> bool {
         py.detach(|| self.inner.next_reading(duration(interval_seconds)))
     }

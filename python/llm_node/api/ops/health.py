@@ -25,6 +25,11 @@ async def ready(request: web.Request) -> web.Response:
         raise NodeError("model_loading", words, details={"node_id": node.id})
     if (standstill := node.standstill) is not None:
         raise NodeError("engine_crashed", standstill, details={"node_id": node.id})
+    if (seconds := node.blind_seconds) is not None:
+        words = (
+            f"NVML has not answered for {seconds} s, and no model is loaded meanwhile; see `llm-node doctor`"
+        )
+        raise NodeError("model_loading", words, details={"node_id": node.id})
     return web.json_response({"status": "ready", "node_id": node.id})
 
 

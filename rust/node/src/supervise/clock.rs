@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::Inner;
+use super::{Inner, minding::GivenUp};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -30,7 +30,7 @@ fn tick(inner: &Arc<Inner>) {
         let Some(owed) = inner.traffic.owed_by(process.link.worker) else { continue };
         process.silence.tick(owed > 0);
         if limit > 0 && process.silence.is_too_long(limit) && !process.is_expected_to_die() {
-            process.give_up(process.silence.seconds());
+            process.give_up(GivenUp::Silent(process.silence.seconds()));
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
     Inner,
     inflight::Reply,
     load,
-    minding::{Control, Death},
+    minding::{Control, Death, GivenUp},
     process::Launch,
     report::{self, Incidents},
 };
@@ -118,6 +118,7 @@ impl Drive {
             let pause = if readings.is_wanted { BETWEEN_READINGS.min(interval) } else { interval };
             if last.elapsed() >= pause {
                 readings.began = self.now();
+                self.tell(Event::ReadingBegan);
                 return true;
             }
             self.wanted.wait_until(&mut readings, last + pause);
@@ -127,7 +128,7 @@ impl Drive {
     /// What the devices are like, as whoever asked [`Self::next_reading`] has found.
     pub(super) fn read(&self, devices: Vec<Device>) {
         let began = self.readings.lock().began;
-        self.tell(Event::Reading(Reading { began, devices }));
+        self.tell(Event::Reading(Reading { began, devices, is_whole: true }));
     }
 
     /// Does the fleet wait for the next reading?
@@ -224,7 +225,8 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         {
             // Whether there is room, and what a load came to, is decided on what there is now.
             let devices = vec![load::measure_host_and_workers(&inner)];
-            effects.extend(fleet.handle(now, Event::Reading(Reading { began: now, devices })));
+            effects
+                .extend(fleet.handle(now, Event::Reading(Reading { began: now, devices, is_whole: false })));
         }
         effects.extend(fleet.handle(now, event));
         inner.fleet.wants_a_reading(fleet.wants_a_reading());
@@ -287,6 +289,11 @@ fn carry_out(
             }
         }
         Effect::Kill { worker } => inner.processes.kill(worker),
+        Effect::GiveUp { worker, device } => {
+            if let Some(process) = process(worker) {
+                process.give_up(GivenUp::DeviceLost(device));
+            }
+        }
         Effect::EndRequests { worker, fault } => inner.traffic.end_of_worker(worker, &fault),
         Effect::Pardon { model_id } => inner.traffic.forget_suspects(&model_id),
         Effect::Resolve { ticket, outcome } => {

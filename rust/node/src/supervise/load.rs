@@ -19,8 +19,8 @@ use llm_node_core::{
     text::template::ChatTemplate,
 };
 use llm_node_fleet::{
-    Account, Basis, Changed, ChosenEngine, Device, DeviceKind, Event, Foreseen, FoundModel, LoadKey,
-    ProcessUse, Setup, Status, guessed,
+    Account, Basis, Changed, ChosenEngine, Device, DeviceKind, DeviceState, Event, Foreseen, FoundModel,
+    LoadKey, ProcessUse, Setup, Status, guessed,
 };
 use llm_node_wire::message::{
     EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
@@ -276,6 +276,8 @@ pub(super) fn measure_host() -> Device {
         free_bytes: memory.available,
         kind: DeviceKind::Host,
         processes: Vec::new(),
+        state: DeviceState::Ok,
+        look: None,
     }
 }
 

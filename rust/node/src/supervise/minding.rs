@@ -68,8 +68,17 @@ pub(super) struct Death {
     pub(super) expected: bool,
     /// The last error that it logged, or what it did to the protocol.
     pub(super) complaint: Option<String>,
-    /// It was ended because nothing was heard of it for so many seconds.
-    pub(super) silent_for: Option<u32>,
+    /// Why it was ended as one that crashed, if it was.
+    pub(super) given_up: Option<GivenUp>,
+}
+
+/// Why nothing comes of a worker any more.
+#[derive(Clone, Debug)]
+pub(super) enum GivenUp {
+    /// Nothing was heard of it for so many seconds.
+    Silent(u32),
+    /// The GPU of this name is lost.
+    DeviceLost(String),
 }
 
 impl Death {
@@ -82,8 +91,14 @@ impl Death {
         } else {
             format!("in {}", self.call())
         };
-        if let Some(seconds) = self.silent_for {
-            return format!("{who} stood still {when}: nothing was heard of its worker for {seconds} s");
+        match &self.given_up {
+            Some(GivenUp::Silent(seconds)) => {
+                return format!("{who} stood still {when}: nothing was heard of its worker for {seconds} s");
+            }
+            Some(GivenUp::DeviceLost(device)) => {
+                return format!("{who} was ended {when}: its GPU, {device}, is lost");
+            }
+            None => {}
         }
         let complaint = self.complaint.as_ref().map(|complaint| format!(": {complaint}")).unwrap_or_default();
         format!("{who} died {when}: {}{complaint}", self.ending)

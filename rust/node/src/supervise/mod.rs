@@ -125,7 +125,10 @@ impl Supervisor {
         let date = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         fleet = fleet.remembering(remembered.read(), date.as_secs());
         let devices = config.devices.iter().cloned().chain([measure_host()]).collect();
-        fleet.handle(Moment::default(), Event::Reading(Reading { began: Moment::default(), devices }));
+        fleet.handle(
+            Moment::default(),
+            Event::Reading(Reading { began: Moment::default(), devices, is_whole: true }),
+        );
         let (drive, start) = Drive::new(fleet);
         let this = Self {
             inner: Arc::new(Inner {
@@ -289,6 +292,13 @@ impl Supervisor {
                 )
             })
         })
+    }
+
+    /// For how many seconds the devices have not answered, where they should have. Never blocks.
+    pub fn blind_seconds(&self) -> Option<u64> {
+        let (since, by) = self.inner.fleet.view().reading?;
+        let now = self.inner.fleet.now();
+        (now >= by).then(|| now.since(since).as_secs())
     }
 
     /// Waits until figures of the devices are wanted: after so long, or sooner where something waits for them.

@@ -27,7 +27,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     environment,
     inflight::{Link, Outgoing, Traffic},
-    minding::{DYING_DEADLINE, Death, Fate, Hear, LAST_WORDS_DEADLINE, Minding, Reading, write},
+    minding::{DYING_DEADLINE, Death, Fate, GivenUp, Hear, LAST_WORDS_DEADLINE, Minding, Reading, write},
     output::{Output, pump},
     silence::Silence,
 };
@@ -92,7 +92,7 @@ pub(super) struct Process {
     call_seconds: AtomicU32,
     occupancy: Mutex<Option<Occupancy>>,
     expected: AtomicBool,
-    silent_for: Mutex<Option<u32>>,
+    given_up: Mutex<Option<GivenUp>>,
     death: Mutex<Option<Death>>,
     died: Condvar,
 }
@@ -271,7 +271,7 @@ impl Processes {
             call_seconds: AtomicU32::new(0),
             occupancy: Mutex::default(),
             expected: AtomicBool::new(false),
-            silent_for: Mutex::default(),
+            given_up: Mutex::default(),
             death: Mutex::default(),
             died: Condvar::new(),
         });
@@ -353,9 +353,9 @@ impl Process {
         self.put_down();
     }
 
-    /// Ends it at once, because nothing was heard of it for so many seconds.
-    pub(super) fn give_up(&self, silent_for: u32) {
-        self.silent_for.lock().get_or_insert(silent_for);
+    /// Ends it at once, because nothing comes of it any more.
+    pub(super) fn give_up(&self, because: GivenUp) {
+        self.given_up.lock().get_or_insert(because);
         self.put_down();
     }
 
@@ -378,7 +378,7 @@ impl Process {
         let ending = platform::await_end(&self.child);
         platform::kill_group(&mut self.child.lock());
         let _ = self.fates.send(Fate::Ended(ending));
-        if self.silent_for.lock().is_some() {
+        if self.given_up.lock().is_some() {
             // Somebody else may have seen it stand still, and be about to end it by its number.
             thread::sleep(NUMBER_STAYS);
         }
@@ -438,7 +438,7 @@ impl Process {
             is_idle,
             expected: self.is_expected_to_die(),
             complaint: self.output.complaint(),
-            silent_for: *self.silent_for.lock(),
+            given_up: self.given_up.lock().clone(),
         };
         let _ = self.link.outbox.send(Outgoing::Close);
         processes.known.lock().running.remove(&self.link.worker);

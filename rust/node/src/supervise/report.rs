@@ -18,8 +18,8 @@ use llm_node_core::{
     session::Occupancy,
 };
 use llm_node_fleet::{
-    Account, Basis, Crash, Device, DeviceKind, FleetView, Foreseen, Holder, Incident, IncidentKind, Loaded,
-    ModelView, Moment, Planned, Severity, Status, Verdict,
+    Account, Basis, Crash, Device, DeviceKind, DeviceState, FleetView, Foreseen, Holder, Incident,
+    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -290,6 +290,7 @@ struct DeviceRow<'a> {
     name: &'a str,
     bus_id: Option<&'a str>,
     kind: DeviceKind,
+    state: DeviceState,
     total_bytes: u64,
     free_bytes: u64,
     limit_bytes: u64,
@@ -298,6 +299,8 @@ struct DeviceRow<'a> {
     reserved_bytes: u64,
     /// Of models that have gone, and not free yet.
     settling_bytes: u64,
+    /// Of a GPU that tells.
+    look: Option<Look>,
     holders: &'a [Holder],
 }
 
@@ -465,12 +468,14 @@ impl<'a> DeviceRow<'a> {
             name: &device.name,
             bus_id: device.bus_id.as_deref(),
             kind: device.kind,
+            state: device.state,
             total_bytes: device.total_bytes,
             free_bytes: device.free_bytes,
             limit_bytes: *limit_bytes,
             foreign_bytes: *foreign_bytes,
             reserved_bytes: *reserved_bytes,
             settling_bytes: *settling_bytes,
+            look: device.look,
             holders,
         }
     }
