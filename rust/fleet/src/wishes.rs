@@ -146,8 +146,14 @@ impl Setup {
 
     /// What is asked of a load in place of this one: these wishes, and what others asked for of its size and its stay.
     pub(crate) fn replaced(&self, wishes: &ModelOptions) -> ModelOptions {
-        let Sizes { length, sequences, cells } =
-            Sizes::of(&self.asked).max(self.joined).max(Sizes::of(wishes));
+        // Who joined with less than there was is no reason to have less: others use what there was.
+        let (length, sequences) = self.came_to.unzip();
+        let joined = Sizes {
+            length: self.joined.length.and(length.max(self.joined.length)),
+            sequences: self.joined.sequences.and(sequences.max(self.joined.sequences)),
+            cells: self.joined.cells.and(self.cells.max(self.joined.cells)),
+        };
+        let Sizes { length, sequences, cells } = Sizes::of(&self.asked).max(joined).max(Sizes::of(wishes));
         ModelOptions {
             context_length: length,
             max_sequences: sequences,
@@ -356,6 +362,22 @@ mod tests {
         assert_eq!(longer.asked.cache_tokens, Some(2000), "one sequence fits");
         assert_eq!(setup.whole().cache_tokens, None, "who joins changes nothing");
         assert!(grows(&setup, json!({ "cache_tokens": 1025 })));
+    }
+
+    #[test]
+    fn who_joins_with_less_makes_it_no_smaller_when_it_is_loaded_anew() {
+        let mut setup = setup(&json!({}), &json!({}));
+        setup.came_to(1024, 64);
+        setup.has_cells(Some(65_536));
+        setup.also(&options(&json!({ "context_length": 8, "max_sequences": 1, "cache_tokens": 8 })));
+        let other = options(&json!({ "options": { "key": "b" } }));
+        let sizes = Sizes { length: Some(1024), sequences: Some(64), cells: Some(65_536) };
+        assert_eq!(Sizes::of(&setup.replaced(&other)), sizes);
+        let shorter = options(&json!({ "context_length": 100 }));
+        assert_eq!(
+            Sizes::of(&Setup::new("m", shorter.clone(), &Usual::default()).replaced(&shorter)).length,
+            Some(100)
+        );
     }
 
     #[test]
