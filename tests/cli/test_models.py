@@ -112,7 +112,7 @@ def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:
     assert command("cp", "llm-node-demo", "gpt-4o").returncode == 0, "it moves"
     assert command("show", "gpt-4o").stdout.startswith("llm-node-demo\n")
     assert command("cp", "tiny", "gpt-5").returncode == 0
-    refused = command("rm", "gpt-5")
+    refused = command("rm", "-y", "gpt-5")
     assert refused.returncode == 2, "no model goes with one of its names"
     assert "'gpt-5' is a further name of 'org/Tiny-GGUF:Q4_0': delete that" in refused.stderr
     taken = command("cp", "tiny", "llm-node-demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,8 +143,37 @@ def test_a_node_that_runs_pulls(command: Command, node: RunningNode) -> None:
     assert json.loads(events.stdout.splitlines()[-1])["event"] == "ready" and events.stderr == ""
     updated = command("pull", "--node", node.url, "org/Tiny-GGUF", "--update")
     assert updated.returncode == 0 and "the newest" in updated.stderr, updated.stderr
-    removed = command("rm", "--node", node.url, "org/Tiny-GGUF")
+    removed = command("rm", "--node", node.url, "-y", "org/Tiny-GGUF")
     assert removed.returncode == 0 and "org/Tiny-GGUF:Q4_0 is deleted" in removed.stderr
+
+
+def test_nothing_is_deleted_unasked(command: Command, node: RunningNode, demo_model: Path) -> None:
+    """A script has no terminal: what it deletes, it names with -y."""
+    models = node.log.parent / ".llm-node/models"
+    models.mkdir(parents=True, exist_ok=True)
+    file = Path(shutil.copy(demo_model, models / "mine.gguf"))
+    refused = command("rm", "--node", node.url, "mine")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "-y says yes" in refused.stderr and file.is_file()
+    removed = command("rm", "--node", node.url, "mine", "-y")
+    assert removed.returncode == 0 and not file.exists(), removed.stderr
+
+
+def test_a_terminal_is_asked_before_a_model_is_deleted(
+    demo_model: Path, node: RunningNode, tmp_path: Path
+) -> None:
+    models = node.log.parent / ".llm-node/models"
+    models.mkdir(parents=True, exist_ok=True)
+    file = Path(shutil.copy(demo_model, models / "asked.gguf"))
+    program = Path(sys.executable).with_name("llm-node")
+    for answer in ("\r", "y\r"):
+        assert file.is_file(), "Enter alone deletes nothing"
+        command = [program, "rm", "--node", node.url, "asked"]
+        with on_a_terminal(command, node_environment(tmp_path), cwd=tmp_path) as terminal:
+            terminal.expect("Delete asked? [y/N]")
+            terminal.type(answer)
+            assert terminal.wait() == 0
+    assert not file.exists()
 
 
 def test_a_dry_run_is_a_table(command: Command, node: RunningNode) -> None:
@@ -168,8 +198,8 @@ def test_search(command: Command, node: RunningNode) -> None:
         (["pull", "org/Nothing"], 3, "model_not_found: "),
         (["pull", "qwen3"], 2, "neither a repository of the hub"),
         (["run", "org/Nothing", "hi"], 3, "model_not_found: "),
-        (["rm", "llm-node-demo"], 1, "comes with llm-node"),
-        (["rm", "no-such"], 3, "model_not_found: "),
+        (["rm", "-y", "llm-node-demo"], 1, "comes with llm-node"),
+        (["rm", "-y", "no-such"], 3, "model_not_found: "),
     ],
 )
 def test_how_it_ends_where_it_cannot(

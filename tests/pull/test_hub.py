@@ -131,5 +131,5 @@ def test_only_what_lies_in_the_models_folder_is_deleted(tmp_path: Path) -> None:
     outside = tmp_path / "outside.gguf"
     outside.write_bytes(b"GGUF")
     with pytest.raises(NodeError):
-        store.remove([str(outside)])
+        store.what_goes([str(outside)])
     assert outside.exists()

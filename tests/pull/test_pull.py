@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 import time
 import urllib.request
@@ -420,6 +421,43 @@ def test_what_others_brought_is_not_deleted(node: RunningNode) -> None:
     assert answer.json()["error"]["code"] == "unsupported_feature"
     assert "comes with llm-node" in answer.json()["error"]["message"]
     assert node.post("/api/models/remove", {"model": "no-such"}).status == 404
+
+
+def test_of_a_linked_folder_the_link_is_deleted(node: RunningNode, demo_model: Path, tmp_path: Path) -> None:
+    """What lies behind it is another program's, or on another disk."""
+    there = Path(shutil.copy(demo_model, tmp_path / "original-Q4_0.gguf"))
+    link = node.extra["models"] / "elsewhere"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    answer = node.post("/api/models/remove", {"model": "elsewhere"})
+    assert answer.json() == {"model_id": "elsewhere", "status": "removed", "left_in": str(tmp_path.resolve())}
+    assert there.is_file() and not link.is_symlink()
+    assert node.post("/api/models/remove", {"model": "elsewhere"}).status == 404
+
+
+def test_one_of_several_models_of_a_linked_folder_is_not_deleted(
+    node: RunningNode, demo_model: Path, tmp_path: Path
+) -> None:
+    """Without the link all would be gone, and the file is not the node's."""
+    there = [Path(shutil.copy(demo_model, tmp_path / f"m-{kind}.gguf")) for kind in ("Q4_0", "Q8_0")]
+    link = node.extra["models"] / "several"
+    link.symlink_to(tmp_path, target_is_directory=True)
+    try:
+        error = node.post("/api/models/remove", {"model": "several:Q8_0"}).json()["error"]
+        assert error["code"] == "unsupported_feature"
+        assert f"{link}, a link to {tmp_path.resolve()}" in error["message"]
+        assert all(file.is_file() for file in there) and link.is_symlink()
+    finally:
+        link.unlink()
+
+
+def test_a_link_to_a_file_is_deleted_and_the_file_stays(
+    node: RunningNode, demo_model: Path, tmp_path: Path
+) -> None:
+    there = Path(shutil.copy(demo_model, tmp_path / "there.gguf"))
+    link = node.extra["models"] / "linked.gguf"
+    link.symlink_to(there)
+    remove(node, "linked")
+    assert there.is_file() and not link.is_symlink()
 
 
 def test_a_page_of_another_origin_pulls_nothing(node: RunningNode) -> None:

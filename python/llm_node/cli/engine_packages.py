@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llm_node.cli import options, table
+from llm_node.cli import asking, options, table
 
 if TYPE_CHECKING:
     from llm_node.settings import Settings
@@ -153,8 +153,6 @@ def _run(command: Sequence[str], *, may_run: bool, yes: bool) -> None:
 
 
 def _ask(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError("nobody is here to be asked; -y says yes")
-    click.confirm(question, default=True, abort=True, err=True)
+    """Ends the command unless the answer is yes."""
+    if not asking.agreed(question, yes=yes, default=True):
+        raise click.Abort

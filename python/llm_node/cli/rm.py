@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -24,23 +23,30 @@ def rm(
 ) -> None:
     """Delete models of the models folder, or what is there of pulls that were stopped.
 
-    What other programs have brought is theirs: how to delete that is said.
+    Of a link, the link is deleted, and never what lies behind it.
+
+    What other programs have brought is theirs: how to delete that is said. Without a terminal to ask on,
+    nothing is deleted unless -y is given.
     """
     import asyncio
 
+    from llm_node.cli import asking
+
+    asking.check(yes=yes)
     asyncio.run(_remove(options.settings(context.obj, given), models, yes=yes, force=force))
 
 
 async def _remove(settings: Settings, models: tuple[str, ...], *, yes: bool, force: bool) -> None:
-    from llm_node.cli import failure, fetching, remote
+    from llm_node.cli import asking, failure, fetching, remote
 
     try:
         async with fetching.node_for_files(settings) as node:
             for model in models:
-                asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-                if asks and not click.confirm(f"Delete {model}?", err=True):
+                if not asking.agreed(f"Delete {model}?", yes=yes, default=False):
                     continue
                 removed = await node.post("/api/models/remove", {"model": model, "force": force})
-                click.echo(f"{removed['model_id']} is deleted", err=True)
+                left_in = removed.get("left_in")
+                words = "deleted" if left_in is None else f"off the list; its files are still in {left_in}"
+                click.echo(f"{removed['model_id']} is {words}", err=True)
     except remote.RemoteError as error:
         raise failure.of(error) from None

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from llm_node import advice
-from llm_node.cli import config, failure, remote
+from llm_node.cli import asking, config, failure, remote
 from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
 from llm_node.cli.chat.conversation import Conversation, ConversationError, response_format
 from llm_node.cli.chat.data import DataWriter
@@ -98,7 +98,7 @@ async def _load(node: Remote, name: str, wishes: Wishes) -> Loaded:
             raise
     from llm_node.cli import fetching
 
-    asks = not wishes.may_pull and sys.stdin.isatty() and sys.stderr.isatty()
+    asks = not wishes.may_pull and asking.someone_is_there()
     if asks and not click.confirm(f"{name} is not here. Fetch it?", default=True, err=True):
         raise failure.Failed(f"{name} is not here", Exit.NOT_FOUND)
     row = await fetching.pull(node, {"model": name})
@@ -162,7 +162,7 @@ async def _node(settings: Settings, wishes: Wishes) -> AsyncIterator[str]:
 
 def _with_consent(settings: Settings, fault: Failure, wishes: Wishes) -> Settings:
     """The settings for this machine's CPU, where there is no GPU and somebody is there to say so."""
-    asked = fault.code == "gpu_not_found" and sys.stdin.isatty() and sys.stderr.isatty()
+    asked = fault.code == "gpu_not_found" and asking.someone_is_there()
     if not asked:
         command = " ".join(["llm-node run", *([wishes.model] if wishes.model else [])])
         raise failure.of(fault, advice.on(fault, command)) from None

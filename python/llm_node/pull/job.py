@@ -52,6 +52,15 @@ class Wish:
     """What the repository has by now is wanted, also where the model is here."""
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What is no model of the list any more."""
+
+    model_id: str
+    left_in: str | None = None
+    """The folder where its files still are, where a link to it is all that was deleted."""
+
+
 class Job:
     """One pull."""
 
@@ -257,15 +266,15 @@ class Pulls:
         machine = await estimate.machine(self._node)
         return [{**each, "fits": choose.may_fit(each["parameters"], machine)} for each in found]
 
-    async def remove(self, model: str, *, force: bool = False) -> str:
-        """Delete a model of the models folder, or what is there of a stopped pull. Gives its id. Raises
-        `NodeError`: what other programs have brought is theirs."""
+    async def remove(self, model: str, *, force: bool = False) -> Removed:
+        """Delete a model of the models folder, or what is there of a stopped pull. Of one in a folder that is
+        a link, the link alone goes. Raises `NodeError`: what other programs have brought is theirs."""
         for job in self._jobs.values():
             if job.wish.model == model and not job.is_over:
                 await self.cancel(job, discard=True)
-                return model
+                return Removed(model)
         if self.discard(model):
-            return model
+            return Removed(model)
         row = await self._node.model(model)
         model_id, origin = str(row["model_id"]), row.get("origin")
         if self._node.is_alias(model) and model_id != model:
@@ -277,6 +286,13 @@ class Pulls:
             )
         if origin != "own":
             raise NodeError("unsupported_feature", f"'{model_id}' {_whose(model_id, str(origin))}", "model")
+        others = await self._node.models()
+        goes = await asyncio.to_thread(
+            self._store.what_goes,
+            row["files"],
+            [file for other in others if other["model_id"] != model_id for file in other["files"]],
+        )
+        left_in = None if set(map(str, goes)) <= set(row["files"]) else str(goes[0].resolve())
         if row["requests"] and not force:
             raise NodeError(
                 "invalid_request",
@@ -286,8 +302,8 @@ class Pulls:
             )
         if row["status"] in ("loaded", "loading", "waiting"):
             await self._node.unload(model_id)
-        await asyncio.to_thread(self._store.remove, row["files"])
-        return model_id
+        await asyncio.to_thread(self._store.remove, goes)
+        return Removed(model_id, left_in)
 
     async def close(self) -> None:
         """Stop all."""

@@ -158,13 +158,41 @@ class Store:
                 )
         return found
 
-    def remove(self, files: Iterable[str]) -> None:
-        """Delete a model's files, and the folders that are empty without them."""
-        for file in map(Path, files):
-            if not file.is_relative_to(self.models_dir):
-                raise NodeError("unsupported_feature", f"{file} does not lie in {self.models_dir}", "model")
-            file.unlink(missing_ok=True)
-            self._clear(file.parent)
+    def what_goes(self, files: Iterable[str], others: Iterable[str] = ()) -> list[Path]:
+        """What is deleted of a model with these files: they, or the link to the folder that they lie in, for
+        what it leads to may be somebody else's. Raises `NodeError` where it is not in the models folder, and
+        where files of other models (`others`) lie behind the same link."""
+        paths = [Path(file) for file in files]
+        for path in paths:
+            if not path.is_relative_to(self.models_dir):
+                raise NodeError("unsupported_feature", f"{path} does not lie in {self.models_dir}", "model")
+        links = {self._link_before(path) for path in paths}
+        if links <= {None}:
+            return paths
+        (first, *more) = (link for link in links if link is not None)
+        if more or None in links or any(Path(other).is_relative_to(first) for other in others):
+            raise NodeError(
+                "unsupported_feature",
+                f"{paths[0]} lies behind {first}, a link to {first.resolve()}, as other models do: delete "
+                "that link yourself, which takes all of them off the list, or the file where it lies",
+                "model",
+            )
+        return [first]
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Delete `what_goes`, and the folders that are empty without it."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+            self._clear(path.parent)
+
+    def _link_before(self, path: Path) -> Path | None:
+        """The first folder on the way there from the models folder that is a link."""
+        folder = self.models_dir
+        for part in path.relative_to(self.models_dir).parts[:-1]:
+            folder /= part
+            if _is_link(folder):
+                return folder
+        return None
 
     def _clear(self, folder: Path) -> None:
         root = self.models_dir
@@ -176,6 +204,14 @@ class Store:
                 (folder / RECORD).unlink(missing_ok=True)
                 folder.rmdir()
             folder = folder.parent
+
+
+def _is_link(folder: Path) -> bool:
+    try:
+        os.readlink(folder)  # which reads junctions of Windows too
+    except OSError:
+        return False
+    return True
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

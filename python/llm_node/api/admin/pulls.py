@@ -60,7 +60,8 @@ async def remove(request: web.Request) -> web.Response:
     """Delete a model of the models folder, or what is there of a stopped pull."""
     wanted = await body.read(request, RemoveRequest)
     removed = await request.app[PULLS].remove(wanted.model, force=wanted.force)
-    return web.json_response({"model_id": removed, "status": "removed"})
+    left = {} if removed.left_in is None else {"left_in": removed.left_in}
+    return web.json_response({"model_id": removed.model_id, "status": "removed", **left})
 
 
 async def _follow(request: web.Request, pull: Job | Partial) -> web.StreamResponse:
