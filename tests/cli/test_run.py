@@ -56,6 +56,17 @@ def test_the_answer_is_all_of_stdout(run: Here, greedy: list[str]) -> None:
     assert (result.stderr, "\x1b" in result.stdout) == ("", False)
 
 
+def test_a_log_that_cannot_be_written_is_one_line(process: Apart, engines: Path, tmp_path: Path) -> None:
+    """As on a disk that is full: the answer comes all the same."""
+    log = tmp_path / ".llm-node/logs/run.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    named = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--log-level", "debug"]
+    result = process(*named, "--temperature", "0", "llm-node-demo", QUESTION)
+    assert result.returncode == 0 and result.stdout.startswith(ANSWER), result.stderr
+    assert result.stderr == f"the log {log} cannot be written: No space left on device\n"
+
+
 def test_what_comes_on_standard_input_is_the_prompt_or_stands_below_it(run: Here, greedy: list[str]) -> None:
     assert run(*greedy, given=QUESTION + "\n").stdout == run(*greedy, QUESTION).stdout
     both = run(*greedy, "--verbose", "First", given="Second\n")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import sys
 from collections.abc import AsyncIterator, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+
+import click
 
 from llm_node import advice
 from llm_node.cli import greeting, own_node
@@ -65,9 +68,7 @@ def _logging_to(file: Path, level: int) -> Iterator[None]:
     root = logging.getLogger()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler: logging.Handler = RotatingFileHandler(
-            file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-        )
+        handler: logging.Handler = _LogFile(file, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     except OSError:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
@@ -79,4 +80,19 @@ def _logging_to(file: Path, level: int) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
-        handler.close()
+        with contextlib.suppress(OSError):  # it writes what it holds still; that it cannot was said
+            handler.close()
+
+
+class _LogFile(RotatingFileHandler):
+    """Says in one line, once, that it cannot be written: on a disk that is full, for one."""
+
+    _is_said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`, which would print a traceback for each record."""
+        error = sys.exc_info()[1]
+        if not self._is_said:
+            self._is_said = True
+            reason = error.strerror if isinstance(error, OSError) else error
+            click.echo(f"the log {self.baseFilename} cannot be written: {reason}", err=True)
