@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_node import files
+
 PREFIX = "llm-node-"
 """Of each key, so that one which lies around is known for what it is."""
 RANDOM_BYTES = 32
@@ -57,7 +59,7 @@ class Keys:
     def read(cls, path: Path) -> Keys:
         """Those of a file. Raises `KeysError`."""
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = files.read_text(path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise KeysError(f"the file of keys {path} cannot be read: {reason}") from None

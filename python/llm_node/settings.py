@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_node import files
+
 PREFIX = "LLM_NODE_"
 NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
 """Variables of ours that the node passes to its own children."""
@@ -1054,7 +1056,7 @@ def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
         return {}
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        content: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = toml.loads(files.read_text(path))
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
     except ValueError as error:
@@ -1131,7 +1133,7 @@ def _template(given: str, source: str) -> str:
     if "." not in path.name and len(path.parts) == 1 and not path.is_file():
         return given
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path)
     except OSError as error:
         raise SettingsError(f"{source}: {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_node import files
 from llm_node.settings import MODELS, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _change(file: Path, change: Callable[[TOMLDocument], None]) -> None:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8") if file.exists() else "")
+        document = tomlkit.parse(files.read_text(file) if file.exists() else "")
         change(document)
     except (ValueError, AttributeError, TOMLKitError) as error:
         raise SettingsError(f"{file} cannot be changed: {error}") from None

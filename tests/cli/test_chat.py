@@ -131,6 +131,8 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
         ("/copy", "there is no answer yet"),
         ("/file note.txt", "note.txt goes with"),
         ("/file absent.txt", "absent.txt: No such file"),
+        ("/file /dev/zero", "/dev/zero: there are more than 4 MiB in it, or no end at all"),
+        ("/load /dev/zero", "/dev/zero: there are more than 64 MiB in it, or no end at all"),
         ("/load note.txt", "is no saved chat"),
         ("/set max_tokens 3", "max_tokens is 3"),
         ("//slash", "cut by its length; 3 tokens"),

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from llm_node.cli import config
 from llm_node.cli.command import command
 from llm_node.settings import ALL, Setting, Settings
+from support.node import node_environment
 
 FILE = """\
 # my node
@@ -38,6 +39,51 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
         if name.startswith("LLM_NODE_"):
             monkeypatch.delenv(name)
     return lambda *arguments: CliRunner().invoke(command, arguments, prog_name="llm-node")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "check", "/dev/zero"],
+        ["--config", "/dev/zero", "config", "get", "home"],
+        ["--chat-template", "m=/dev/zero", "config", "check"],
+        ["--chat-template", "m=/dev/zero", "list"],
+        ["--api-key-file", "/dev/zero", "config", "check"],
+        ["run", "--format", "/dev/zero", "llm-node-demo", "hi"],
+        ["serve", "--api-key-file", "/dev/zero"],
+        ["serve", "--tls-cert", "/dev/zero", "--tls-key", "/dev/zero"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_without_an_end_is_refused(arguments: list[str], engines: Path, tmp_path: Path) -> None:
+    """In little memory: a device must not fill that of the machine."""
+    named = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    program = str(Path(sys.executable).with_name("llm-node"))
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", program, *named, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=node_environment(tmp_path),
+    )
+    assert ended.returncode in (1, 2), ended.stderr
+    assert "/dev/zero" in ended.stderr and "more than 4 MiB" in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_pipe_that_ends_is_a_file(tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("llm-node"))
+    checked = subprocess.run(
+        ["bash", "-c", '"$1" config check <(echo "queue_limit = 9")', "bash", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=node_environment(tmp_path),
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Path) -> None:

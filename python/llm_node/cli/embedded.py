@@ -89,7 +89,7 @@ class _LogFile(RotatingFileHandler):
 
     _is_said = False
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of the base
         """See `logging.Handler`, which would print a traceback for each record."""
         error = sys.exc_info()[1]
         if not self._is_said:

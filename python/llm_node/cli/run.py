@@ -15,6 +15,8 @@ from llm_node.cli import completion, options
 
 SILENCE_SECONDS = 5.0
 """How long standard input may be silent beside a PROMPT until it is taken to have nothing to say."""
+LONGEST = 64 << 20
+"""Characters of standard input, far more than any context holds: a stream without an end fills no memory."""
 FRACTION = click.FloatRange(min=0)
 
 
@@ -97,7 +99,10 @@ def _prompt(words: str) -> str | None:
         return words
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are shown as such, and asked about
         sys.stdin.reconfigure(errors="replace")
-    text = "\n\n".join(part for part in (words, sys.stdin.read().strip("\n")) if part)
+    given = sys.stdin.read(LONGEST + 1)
+    if len(given) > LONGEST:
+        raise click.UsageError(f"standard input has more than {LONGEST:,} characters: no model takes that")
+    text = "\n\n".join(part for part in (words, given.strip("\n")) if part)
     if not text.strip():
         raise click.UsageError("give a PROMPT, or one on standard input")
     return text

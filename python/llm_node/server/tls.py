@@ -7,6 +7,8 @@ import re
 import ssl
 from pathlib import Path
 
+from llm_node import files
+
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -45,7 +47,7 @@ class Tls:
 def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, str]:
     for file in (certificate, key):
         try:
-            file.read_bytes()
+            files.read_bytes(file)
         except OSError as error:
             raise TlsError(f"{file} cannot be read: {error.strerror}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -54,7 +56,7 @@ def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, str]:
     try:
         # Nobody is there to be asked for a password.
         context.load_cert_chain(certificate, key, password=lambda: "")
-        (first, *_) = _CERTIFICATE.findall(certificate.read_text(encoding="utf-8"))
+        (first, *_) = _CERTIFICATE.findall(files.read_text(certificate))
         fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error)

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm_node import files
+
 FORMAT = "llm-node-chat/1"
+LARGEST = 64 << 20
+"""Bytes of a saved chat."""
 THINKING = {"off": "none", "on": "medium"}
 """Words of people for a `reasoning_effort`; others are taken as they are."""
 
@@ -78,7 +82,7 @@ class Conversation:
     def load(self, path: Path) -> None:
         """What was saved, but for the model. Raises `OSError`, or `ConversationError` and changes nothing."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(files.read_text(path, LARGEST))
         except ValueError as error:
             raise ConversationError(f"{path} is no saved chat: {error}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -126,7 +130,7 @@ def response_format(text: str) -> dict[str, Any]:
         return {"type": "json_object"}
     path = Path(text)
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(files.read_text(path))
     except ValueError as error:
         raise ConversationError(f"{path} is no JSON schema: {error}") from None
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
