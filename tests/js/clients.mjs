@@ -85,4 +85,4 @@ const clients = {
 };
 
 const found = await clients[name]();
-console.log(JSON.stringify({ ...found, ran }));
+process.stdout.write(`${JSON.stringify({ ...found, ran })}\n`);

@@ -142,9 +142,10 @@ function take(into, event) {
   if (delta.content) into.content += delta.content;
   for (const part of delta.tool_calls ?? []) {
     into.calls ??= [];
-    const known = (into.calls[part.index] ??= { name: "", arguments: "" });
+    const known = into.calls[part.index] ?? { name: "", arguments: "" };
     known.name += part.function?.name ?? "";
     known.arguments += part.function?.arguments ?? "";
+    into.calls[part.index] = known;
   }
   if (choice?.finish_reason) into.finish = choice.finish_reason;
   if (event.usage) {

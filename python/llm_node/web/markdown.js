@@ -38,7 +38,7 @@ marked.use({
 
 /** `$$…$$` and `\[…\]`; `\(…\)`. A single `$` is a currency. @param {"block" | "inline"} level @param {string} kind */
 function math(level, kind) {
-  const pattern = level === "block" ? /^(?:\$\$([^$]{1,4000}?)\$\$|\\\[([^]{1,4000}?)\\\])/ : /^\\\(([^\n]{1,1000}?)\\\)/;
+  const pattern = level === "block" ? /^(?:\$\$([^$]{1,4000}?)\$\$|\\\[([\s\S]{1,4000}?)\\\])/ : /^\\\(([^\n]{1,1000}?)\\\)/;
   return {
     name: `math-${kind}`,
     level,
