@@ -63,7 +63,7 @@ class Wanted:
     metavar="SECONDS",
     default=conformance.DEADLINE_SECONDS,
     show_default=True,
-    help="An engine whose call takes longer hangs.",
+    help="An engine whose call takes longer hangs. Waiting for a processor does not count.",
 )
 def check(
     engine: Path,

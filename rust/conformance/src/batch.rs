@@ -52,6 +52,15 @@ pub(crate) const CHECKS: &[Check] = &[
         ask: repeat,
     },
     Check {
+        name: "batch.last-token",
+        level: Level::Should,
+        what: "A row depends on the token that it stands behind, and not only on those before it.",
+        contract: "rows wanted, for the LAST n_rows tokens of the slice",
+        mend: "Put the token of a row into the cache first, and compute the row from all up to it then.",
+        after: ALONE,
+        ask: last_token,
+    },
+    Check {
         name: "batch.cut",
         level: Level::Must,
         what: "A prompt that is cut at any place brings the row that it brings whole.",
@@ -324,6 +333,10 @@ pub(crate) const CHECKS: &[Check] = &[
 
 /// Sequences at once in a check that wants some.
 const SOME: u32 = 5;
+/// Tokens that are tried in one place.
+const OTHERS: usize = 16;
+/// Rows that differ by no more, in units of their own spread, are the same.
+const SAME: f32 = 1e-4;
 
 fn feed(sequence: u32, tokens: &[Token], rows: u32) -> Feed {
     Feed { sequence, tokens: tokens.to_vec(), rows }
@@ -405,6 +418,28 @@ fn repeat(bench: &Bench<'_>) -> Verdict {
         step(vec![feed(SOME - 1, &text, 1)]),
     ];
     world.play(bench, SOME, script)
+}
+
+/// That a row is always of one token less contradicts nothing else: only a model can say it. There are models that
+/// look at no token.
+fn last_token(bench: &Bench<'_>) -> Verdict {
+    let mut world = World::new(bench)?;
+    let before = world.texts[0][..4].to_vec();
+    let vocabulary = plain_tokens(&world.model)?;
+    let mut rows = Vec::new();
+    for token in vocabulary.iter().step_by(vocabulary.len().div_ceil(OTHERS)) {
+        rows.push(world.row_alone(&[before.as_slice(), &[*token]].concat())?);
+    }
+    if rows.len() < 2 {
+        return Err(Stop::skip("the vocabulary has one token"));
+    }
+    ensure!(
+        rows.iter().any(|row| apart(&rows[0], row) > SAME),
+        "Behind the {} tokens {before:?}, each of {} others brought the same row.",
+        before.len(),
+        rows.len()
+    );
+    Ok(())
 }
 
 fn cut(bench: &Bench<'_>) -> Verdict {

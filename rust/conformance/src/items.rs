@@ -186,7 +186,7 @@ pub const ITEMS: &[Item] = &[
     ),
     asked(BATCH, "candidates are sorted, distinct, in range, with their log_sum", &["batch.top"]),
     asked(BATCH, "a mask with one bit leads to its token, early and late", &["batch.picks"]),
-    asked(BATCH, "several rows of one slice", &["batch.several-rows", "batch.limits"]),
+    asked(BATCH, "several rows of one slice", &["batch.several-rows", "batch.last-token", "batch.limits"]),
     asked(BATCH, "copies of prefixes", &["batch.copy"]),
     asked(BATCH, "drafts are taken back", &["batch.rollback", "batch.remove"]),
     asked(BATCH, "a full cache changes nothing", &["batch.full", "batch.account"]),
@@ -222,6 +222,11 @@ pub const ITEMS: &[Item] = &[
         &["stream.cancel", "stream.tokens"],
     ),
     asked(STREAM, "what nobody knows is refused", &["stream.uses"]),
+    other(
+        STREAM,
+        "fill_mask says which tokens may come",
+        "no node gives one: what keeps to a grammar is asked of engine.batch/1",
+    ),
     other(
         STREAM,
         "requests that an engine schedules by itself",

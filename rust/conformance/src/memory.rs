@@ -242,10 +242,17 @@ fn promise(bench: &Bench<'_>) -> Verdict {
     };
     let used = total(&model.memory_use()?);
     drop(made);
-    ensure!(estimated >= used, "{estimated} bytes were estimated, and {used} are used.");
+    let what = match with {
+        Some(params) => format!(
+            "For a context of {} sequences of {} tokens each",
+            params.max_sequences, params.context_length
+        ),
+        None => "For the model alone".to_owned(),
+    };
+    ensure!(estimated >= used, "{what} {estimated} bytes were estimated, and {used} are used.");
     ensure!(
         estimated <= used + used / 4 + 64 * MIB,
-        "{estimated} bytes were estimated, and only {used} are used."
+        "{what} {estimated} bytes were estimated, and only {used} are used."
     );
     Ok(())
 }

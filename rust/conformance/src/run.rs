@@ -21,8 +21,14 @@ use crate::{Subject, raw};
 const SHOWN_CALLS: usize = 24;
 /// Characters of what a process said before it died.
 const LONGEST_WORDS: usize = 240;
+/// So many times its deadline a check has where its threads wait for a processor instead of running.
+const MOST_PATIENCE: u32 = 10;
 /// What sanitizers begin their words with.
 const SANITIZERS: [&str; 2] = ["Sanitizer: ", "runtime error: "];
+/// Some of them end with a line that names what and where; UndefinedBehaviorSanitizer names no more than the kind.
+const SUMMARY: &str = "SUMMARY: ";
+/// What stands in the first line of a panic: the second has its message, and the last ones a backtrace.
+const PANICS: &str = " panicked at ";
 
 /// What keeps checks from being run at all.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +158,8 @@ fn in_a_process(
     let mut process = command.spawn().map_err(failed("it cannot be started"))?;
     let group = process.id();
     // A busy machine makes a check slow, and only a call that does not return makes it stand still.
-    let (mut end, mut told) = (Instant::now() + deadline, 0);
+    let mut since = (Instant::now(), raw::process::waited(group));
+    let mut told = 0;
     let mut pause = Duration::from_micros(500);
     let exited = loop {
         if let Some(exited) = process.try_wait().map_err(failed("it cannot be waited for"))? {
@@ -160,10 +167,15 @@ fn in_a_process(
         }
         let length = fs::metadata(&job.report).map_or(0, |report| report.len());
         if length > told {
-            (end, told) = (Instant::now() + deadline, length);
+            (since, told) = ((Instant::now(), raw::process::waited(group)), length);
         }
-        if Instant::now() > end {
-            break None;
+        if since.0.elapsed() > deadline {
+            let waited = raw::process::waited(group).saturating_sub(since.1);
+            if since.0.elapsed().saturating_sub(waited) > deadline
+                || since.0.elapsed() > MOST_PATIENCE * deadline
+            {
+                break None;
+            }
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
@@ -191,13 +203,22 @@ fn in_a_process(
     }
 }
 
-/// What a process said before it died: what a sanitizer saw, or else its last line.
+/// What a process said before it died: what a sanitizer saw, the message of a panic, or else its last line.
 fn last_words(stderr: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(stderr);
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said =
-        lines().find(|line| SANITIZERS.iter().any(|mark| line.contains(mark))).or(lines().next_back())?;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let sanitized = lines.iter().position(|line| is_of_sanitizer(line));
+    let summary = lines.iter().position(|line| line.starts_with(SUMMARY) && !line.contains("Undefined"));
+    let said = match (summary.or(sanitized), lines.iter().position(|line| line.contains(PANICS))) {
+        (Some(at), _) => lines[at].to_owned(),
+        (None, Some(at)) => lines[at..].iter().take(2).copied().collect::<Vec<_>>().join(" "),
+        (None, None) => (*lines.last()?).to_owned(),
+    };
     Some(said.chars().take(LONGEST_WORDS).collect())
+}
+
+fn is_of_sanitizer(line: &str) -> bool {
+    SANITIZERS.iter().any(|mark| line.contains(mark))
 }
 
 fn death(
@@ -209,6 +230,11 @@ fn death(
     let within = calls.last().copied().unwrap_or("the beginning");
     let call = within.split(':').next().unwrap_or(within);
     let (seen, mend) = match exited {
+        Some(_) if last_words.is_some_and(is_of_sanitizer) => (
+            format!("A sanitizer ended the process in {call}."),
+            "Look at the place that it names. With log_path=FILE among its options the whole report is in FILE.PID."
+                .to_owned(),
+        ),
         None => (
             format!("{call} did not return within {} s.", deadline.as_secs_f64()),
             format!("Look what {call} waits for: a lock that it holds already, a thread that has ended."),
@@ -307,4 +333,24 @@ fn work(job: &Path) -> io::Result<()> {
     };
     trail.line("end", &serde_json::to_string(&end)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_ones_that_tell_most() {
+        let panic =
+            "\nthread 'a' (9) panicked at src/lib.rs:5:1:\nindex out of bounds\nstack backtrace:\n  0: x\n";
+        let told = "thread 'a' (9) panicked at src/lib.rs:5:1: index out of bounds";
+        assert_eq!(last_words(panic.as_bytes()).as_deref(), Some(told));
+        let sanitizer = format!("noise\n==9==ERROR: AddressSanitizer: heap-use-after-free\n{panic}");
+        let told = "==9==ERROR: AddressSanitizer: heap-use-after-free";
+        assert_eq!(last_words(sanitizer.as_bytes()).as_deref(), Some(told));
+        let told = "SUMMARY: ThreadSanitizer: data race engine.c:7 in step";
+        assert_eq!(last_words(format!("{sanitizer}{told}\n====\n").as_bytes()).as_deref(), Some(told));
+        assert_eq!(last_words(b"one\n two\n\n").as_deref(), Some("two"));
+        assert_eq!(last_words(b"\n"), None);
+    }
 }

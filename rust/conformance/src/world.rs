@@ -73,7 +73,7 @@ impl World {
     }
 
     /// What the model says after `text`, alone in an empty cache.
-    fn row_alone(&mut self, text: &[Token]) -> Result<Vec<f32>, EngineFault> {
+    pub(crate) fn row_alone(&mut self, text: &[Token]) -> Result<Vec<f32>, EngineFault> {
         if let Some(row) = self.known.get(text) {
             return Ok(row.clone());
         }
@@ -245,7 +245,10 @@ impl World {
         });
         let of = match &found {
             Some(name) => format!("it is the row of {name}"),
-            None => format!("they lie {distance:.2} times their spread apart"),
+            None => format!(
+                "it is of no text here (the two lie {distance:.2} times their spread apart), as where memory was \
+                 freed, moved or written to before it was read"
+            ),
         };
         Shows {
             seen: format!("In the last call, {place}, is not what the same tokens alone give: {of}."),

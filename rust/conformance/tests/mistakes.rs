@@ -214,11 +214,15 @@ const MISTAKES: &[Mistake] = &[
         &[("   if (name != NULL) {\n      return ERR_NOT_FOUND;\n   }\n", "   (void)name;\n")],
         "tokenizer.template",
     ),
+    // Whoever sleeps here finds what others have counted, however busy the machine is.
     (
-        &[(
-            "   (void)model;\n   size_t n = 0;\n   for (size_t i = 0; i < text_len; n++) {",
-            "   (void)model;\n   static volatile size_t n;\n   n = 0;\n   for (size_t i = 0; i < text_len; n++) {",
-        )],
+        &[
+            ("#include <math.h>", "#include <math.h>\n#include <threads.h>"),
+            (
+                "   (void)model;\n   size_t n = 0;\n   for (size_t i = 0; i < text_len; n++) {",
+                "   (void)model;\n   static volatile size_t n;\n   n = 0;\n   thrd_sleep(&(struct timespec){.tv_nsec = 1000000}, NULL);\n   for (size_t i = 0; i < text_len; n++) {",
+            ),
+        ],
         "tokenizer.threads",
     ),
     // What a context says of itself.
@@ -261,6 +265,19 @@ const MISTAKES: &[Mistake] = &[
         "batch.together",
     ),
     (&[("j + slice->n_rows >= slice->n_tokens", "j < slice->n_rows")], "batch.several-rows"),
+    (
+        &[
+            (
+                "         sequence->cells[sequence->length++] = slice->tokens[j];\n         context->n_free--;\n",
+                "",
+            ),
+            (
+                "context->rows + context->n_rows++ * N_VOCAB);\n         }\n",
+                "context->rows + context->n_rows++ * N_VOCAB);\n         }\n         sequence->cells[sequence->length++] = slice->tokens[j];\n         context->n_free--;\n",
+            ),
+        ],
+        "batch.last-token",
+    ),
     (
         &[("compute(context->model, sequence,", "compute(context->model, &context->sequences[0],")],
         "batch.together",

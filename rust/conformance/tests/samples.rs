@@ -60,15 +60,25 @@ fn samples_pass() {
 const SANITIZERS: &[&str] =
     &["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"];
 
-/// What comes before the command of a check, so that the runtime of AddressSanitizer is there before all else.
-/// `None`: this compiler has none.
-fn under_sanitizers() -> Option<Vec<OsString>> {
-    let told = compiler().arg("-print-file-name=libasan.so").output().unwrap();
+const THREADS: &[&str] = &["-g", "-O1", "-fsanitize=thread"];
+
+/// What comes before the command of a check, so that a sanitizer's runtime is there before all else. `None`: this
+/// compiler has none.
+fn under(library: &str, options: &str) -> Option<Vec<OsString>> {
+    let told = compiler().arg(format!("-print-file-name={library}")).output().unwrap();
     let runtime = String::from_utf8(told.stdout).unwrap().trim().to_owned();
-    let options = "ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1";
     Path::new(&runtime)
         .is_absolute()
         .then(|| ["env".into(), format!("LD_PRELOAD={runtime}").into(), options.into()].to_vec())
+}
+
+fn under_sanitizers() -> Option<Vec<OsString>> {
+    under("libasan.so", "ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1")
+}
+
+/// Locks of the checks themselves, which are Rust, are unknown to it.
+fn under_thread_sanitizer() -> Option<Vec<OsString>> {
+    under("libtsan.so", "TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1")
 }
 
 #[test]
@@ -77,6 +87,32 @@ fn a_sample_passes_as_sanitizers_build_it() {
     let folder = scratch("sanitized-right");
     let subject = built(&folder, "c-batch", |text| text, SANITIZERS);
     passes(&checked_by(&prefix, &subject, &[], PATIENCE), "batch.scripts");
+}
+
+const OF_THREADS: &[&str] =
+    &["models.threads", "tokenizer.threads", "batch.contexts", "batch.threads", "batch.cancel"];
+
+#[test]
+fn a_sample_has_no_races() {
+    let Some(prefix) = under_thread_sanitizer() else { return };
+    let subject = built(&scratch("threads-right"), "c-batch", |text| text, THREADS);
+    passes(&checked_by(&prefix, &subject, OF_THREADS, PATIENCE), "tokenizer.threads");
+}
+
+#[test]
+fn a_race_is_found() {
+    let Some(prefix) = under_thread_sanitizer() else { return };
+    let racing = |text: String| {
+        let right = "   (void)model;\n   size_t n = 0;\n   for (size_t i = 0; i < text_len; n++) {";
+        assert_eq!(text.matches(right).count(), 1);
+        let wrong = "   (void)model;\n   static size_t calls;\n   calls++;\n   size_t n = 0;\n   for (size_t i = 0; i < text_len; n++) {";
+        text.replace(right, wrong)
+    };
+    let subject = built(&scratch("threads-wrong"), "c-batch", racing, THREADS);
+    let outcomes = checked_by(&prefix, &subject, &["tokenizer.threads"], PATIENCE);
+    let Status::Failed(finding) = &outcomes[0].status else { panic!("{:?}", outcomes[0].status) };
+    assert!(finding.seen.contains("ThreadSanitizer: data race"), "{}", finding.seen);
+    assert!(finding.seen.contains(" in tokenize"), "{}", finding.seen);
 }
 
 /// What a sanitizer says is what was seen.

@@ -35,8 +35,11 @@ EngineInfo *engine_get_info(void) {
    return &info;
 }
 
+static void make_vocab(void);
+
 int engine_init(EngineConfig *config) {
    host = ENGINE_HAS(config, host) ? config->host : NULL;
+   make_vocab();
    return ERR_OK;
 }
 
@@ -169,9 +172,8 @@ static const char end_name[] = "</s>";
 static uint8_t    vocab_bytes[256 + sizeof end_name - 1];
 static uint32_t   vocab_offsets[N_VOCAB + 1], vocab_attributes[N_VOCAB];
 
-static int vocab(const EngineModel *model, EngineVocab *out) {
-   (void)model;
-   for (uint32_t i = 0; i < 256; i++) { // the same each time, so that threads may do it at once
+static void make_vocab(void) { // once, before any thread asks for it
+   for (uint32_t i = 0; i < 256; i++) {
       vocab_bytes[i]      = (uint8_t)i;
       vocab_offsets[i]    = i;
       vocab_attributes[i] = ENGINE_ATTR_BYTE;
@@ -180,6 +182,10 @@ static int vocab(const EngineModel *model, EngineVocab *out) {
    vocab_offsets[END]     = 256;
    vocab_offsets[N_VOCAB] = 256 + sizeof end_name - 1;
    vocab_attributes[END]  = ENGINE_ATTR_CONTROL | ENGINE_ATTR_EOG;
+}
+
+static int vocab(const EngineModel *model, EngineVocab *out) {
+   (void)model;
    EngineVocab mine       = {0};
    mine.n_tokens          = N_VOCAB;
    mine.bytes             = vocab_bytes;

@@ -32,6 +32,17 @@ pub(crate) fn kill_group(leader: u32) {
     let _ = leader;
 }
 
+/// How long the threads of a process have been ready to run without running, all together. Zero where the system
+/// does not say.
+pub(crate) fn waited(process: u32) -> Duration {
+    let of = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+    Duration::from_nanos(tasks.filter_map(|entry| of(entry.ok()?)).sum())
+}
+
 /// What the process died of.
 pub(crate) fn signal_of(status: ExitStatus) -> Option<i32> {
     #[cfg(unix)]
@@ -225,7 +236,7 @@ pub(crate) fn threads() -> Option<usize> {
 
 /// Waits until there are no more than `threads`, since a thread that was joined may still be counted.
 pub(crate) fn threads_fall_to(threads: usize) -> Option<usize> {
-    let end = Instant::now() + Duration::from_secs(1);
+    let end = Instant::now() + Duration::from_secs(5);
     loop {
         let now = self::threads()?;
         if now <= threads || Instant::now() > end {
