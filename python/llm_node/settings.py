@@ -1085,11 +1085,13 @@ def _models_in(tables: object, path: Path) -> dict[str, ModelSettings]:
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise SettingsError(f'{MODELS} in {path}: expected tables [{MODELS}."NAME"], one for each model')
     models = {name: _model_in(table, f'[{MODELS}."{name}"] in {path}') for name, table in tables.items()}
+    own = {name.removesuffix(LATEST) for name in models}
     names: dict[str, str] = {}
     for name, model in models.items():
         for alias in model.aliases:
-            if alias in models or names.setdefault(alias, name) != name:
-                other = f"'{names[alias]}'" if alias in names else "a model"
+            bare = alias.removesuffix(LATEST)  # some clients write it behind any name
+            if bare in own or names.setdefault(bare, name) != name:
+                other = f"'{names[bare]}'" if bare in names else "a model"
                 raise SettingsError(f"the alias {alias!r} of '{name}' in {path} is a name of {other} already")
     return models
 
@@ -1183,6 +1185,8 @@ RENAMED: Mapping[str, tuple[str, str]] = {"keep_alive": ("ping_interval", "model
 
 MODELS = "models"
 """Of the tables in the file."""
+LATEST = ":latest"
+"""What some clients write behind a name; it means the same model."""
 ENGINE_OPTIONS = "options"
 WARM = "warm"
 CHAT_TEMPLATE = "chat_template"

@@ -368,6 +368,8 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\naliases = ["x\\u202e"]', ["aliases", "control characters"]),
         ('[models."m"]\naliases = ["n"]\n[models."n"]', ["alias 'n'", "a model"]),
         ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a"]', ["alias 'a'", "'m'"]),
+        ('[models."m"]\naliases = ["n:latest"]\n[models."n"]', ["alias 'n:latest'", "a model"]),
+        ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a:latest"]', ["'a:latest'", "'m'"]),
         ('[models."m"]\noptions = 1', ["options", "a table"]),
         ('[models."m"]\ntool_syntax = "martian"', ["tool_syntax", "pythonic, off"]),
         ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),

@@ -27,7 +27,7 @@ from pydantic_core import to_json
 from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
 from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
-from llm_node.settings import Settings
+from llm_node.settings import LATEST, Settings
 
 log = logging.getLogger(__package__)
 
@@ -249,7 +249,7 @@ class Node:
     def is_alias(self, name: str) -> bool:
         """Is it a further name that somebody has given a model?"""
         aliases: dict[str, str] = self._config["aliases"]
-        return name in aliases or name.removesuffix(":latest") in aliases
+        return name in aliases or name.removesuffix(LATEST) in aliases
 
     async def unlisted(self) -> list[dict[str, Any]]:
         """Files that somebody may take for models and that are not listed: `path`, `origin` and `why`."""

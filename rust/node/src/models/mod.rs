@@ -191,14 +191,14 @@ impl Catalog {
         scan::one(&scan::stem(&scan::file_name(path)), path, &self.headers)
     }
 
-    /// The model that a client means: the name as it stands, else what it is an alias of, else either without
-    /// the `:latest` that some clients add.
+    /// The model that a client means: one's own name, also without the `:latest` that some clients add, else what it
+    /// is an alias of, which may have that behind it, too.
     pub fn find(&self, id: &str, readable: &Readable) -> Result<Model, Fault> {
         let mut models = self.models(readable);
         let bare = id.strip_suffix(LATEST).unwrap_or(id);
         let aliases = self.aliases.lock().clone();
         let meant = |name: &str| aliases.get(name).map(String::as_str);
-        let wanted = [Some(id), meant(id), Some(bare), meant(bare)];
+        let wanted = [Some(id), Some(bare), meant(id), meant(bare)];
         for name in wanted.into_iter().flatten() {
             let is_named = |names: fn(&Model, &str) -> bool| models.iter().position(|it| names(it, name));
             if let Some(position) = is_named(|model, id| model.id == id).or_else(|| is_named(is_own_name)) {
@@ -376,8 +376,13 @@ mod tests {
         put("README.md", b"read me");
         put("bad.gguf", b"");
         put("mmproj-stories.gguf", &gguf("clip"));
-        let aliases =
-            [("claude-sonnet", "one"), ("gpt", "llama-7b:q8_0"), ("one", "hf"), ("gone", "nothing")];
+        let aliases = [
+            ("claude-sonnet", "one"),
+            ("gpt", "llama-7b:q8_0"),
+            ("one", "hf"),
+            ("two:latest", "hf"),
+            ("gone", "nothing"),
+        ];
         let aliases = aliases.map(|(name, model)| (name.to_owned(), model.to_owned())).into();
         let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), aliases);
         (root, catalog)
@@ -441,6 +446,7 @@ mod tests {
             ("claude-sonnet:latest", "one"),
             ("gpt", "llama-7b:Q8_0"),
             ("one", "one"),
+            ("two:latest", "two"),
         ] {
             assert_eq!(find(name).as_deref(), Ok(id), "a file is one model, by whichever name");
         }
