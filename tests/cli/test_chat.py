@@ -153,6 +153,7 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_the_chat_as_it_was(node: RunningNode, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("a note")
     (tmp_path / "wrong.json").write_text(
         json.dumps(
             {"format": "llm-node-chat/1", "system": None, "messages": [{"role": "user"}], "parameters": {}}
@@ -171,8 +172,12 @@ def test_what_fails_leaves_the_chat_as_it_was(node: RunningNode, tmp_path: Path)
             ("/load wrong.json", "is no saved chat"),
             ("/set no_such_thing 1", "no_such_thing is 1"),
             ("/retry", "no_such_thing is not a parameter"),
+            ("/file note.txt", "note.txt goes with"),
+            ("what is this?", "no_such_thing is not a parameter"),
             ("/set no_such_thing none", "max_tokens is 3"),
             ("/save after.json", "saved"),
+            ("what is it?", "cut by its length"),
+            ("/save then.json", "saved"),
         ]:
             talking.expect(ASK)
             talking.type(f"{typed}\r")
@@ -180,6 +185,8 @@ def test_what_fails_leaves_the_chat_as_it_was(node: RunningNode, tmp_path: Path)
     before, after = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after"))
     assert [message["role"] for message in before["messages"]] == ["user", "assistant"]
     assert after == before
+    *_, asked, _ = json.loads((tmp_path / "then.json").read_text())["messages"]
+    assert asked["content"] == "note.txt:\n```txt\na note\n```\n\nwhat is it?", "the file was not lost"
 
 
 def test_without_colours(node: RunningNode, tmp_path: Path) -> None:

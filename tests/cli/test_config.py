@@ -127,6 +127,8 @@ def test_one_line_changes_and_comments_stay(tmp_path: Path) -> None:
     ("key", "values", "words"),
     [
         ("prot", ("1",), "did you mean port"),
+        ("models", ("x",), r'table of the file, \[models."NAME"\]: write it there; `llm-node config path`'),
+        ("models.x.pin", ("yes",), "settings of one model stand in a table"),
         ("port", ("99999",), "port: expected a whole number"),
         ("port", ("1", "2"), "takes one value"),
         ("config", ("x",), "cannot be in the file"),

@@ -120,6 +120,14 @@ def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in pulled.rglob("*.gguf")) == ["tiny-Q4_0.gguf"], "no bytes are copied"
 
 
+def test_a_file_is_one_row_whatever_its_name(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / ".llm-node/models"
+    folder.mkdir(parents=True)
+    (folder / "odd\nNOT LISTED\tat all.bin").write_bytes(b"weights")
+    *_, row = command("list", "--all").stdout.splitlines()
+    assert row.startswith(f"{folder}/odd␊NOT LISTED␉at all.bin "), row
+
+
 @pytest.mark.parametrize("arguments", [("show", "no-such"), ("cp", "no-such", "name")])
 def test_a_model_that_is_not_there(command: Command, arguments: tuple[str, ...]) -> None:
     ended = command(*arguments)

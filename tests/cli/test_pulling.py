@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -190,6 +191,22 @@ def test_search(command: Command, node: RunningNode) -> None:
     assert heading.split() == ["MODEL", "DOWNLOADS", "FITS"]
     assert first.split() == ["org/Tiny-GGUF", "7", "~yes"]
     assert "llm-node pull org/Tiny-GGUF" in found.stderr
+
+
+def test_a_search_says_that_the_hub_is_silent(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers nothing
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("llm-node")), "search", "tiny"],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=node_environment(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}"),
+        )
+        assert process.stderr is not None
+        with process.stderr:
+            assert process.stderr.readline() == "the hub does not answer yet; waiting (Ctrl-C stops)\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ def _setting(key: str) -> Setting:
     name = key.removeprefix("--").replace("-", "_")
     if name in RENAMED:
         raise click.UsageError(renamed(name, key, lambda other: other))
+    if name.partition(".")[0] == MODELS:
+        raise click.UsageError(
+            f'settings of one model stand in a table of the file, [{MODELS}."NAME"]: write it there; '
+            f"`llm-node config path` says where the file is, `llm-node config get {MODELS}` what is in it"
+        )
     if name not in BY_NAME:
         raise click.UsageError(f"unknown setting {key!r}{near(name, BY_NAME)}")
     return BY_NAME[name]

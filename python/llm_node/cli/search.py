@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 FITS: Mapping[bool | None, str] = {True: "~yes", False: "~no", None: "?"}
 """By the size of the weights alone; `pull --dry-run` tells it exactly."""
+SILENCE_SECONDS = 3.0
+"""Whoever waits longer for the hub is told so: its client tries again for half a minute, without a word."""
 
 
 @click.command()
@@ -44,8 +48,22 @@ async def _search(settings: Settings, words: str) -> list[dict[str, Any]]:
     from llm_node.cli import failure, fetching, remote
 
     try:
-        async with fetching.node_for_files(settings) as node:
+        async with fetching.node_for_files(settings) as node, _told_of_silence():
             found: list[dict[str, Any]] = (await node.get("/api/models/search", q=words))["models"]
             return found
     except remote.RemoteError as error:
         raise failure.of(error) from None
+
+
+@contextlib.asynccontextmanager
+async def _told_of_silence() -> AsyncIterator[None]:
+    import asyncio
+
+    said = "the hub does not answer yet; waiting (Ctrl-C stops)"
+    timer = asyncio.get_running_loop().call_later(
+        SILENCE_SECONDS, functools.partial(click.echo, said, err=True)
+    )
+    try:
+        yield
+    finally:
+        timer.cancel()

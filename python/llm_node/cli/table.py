@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from llm_node.cli.visible import visible
+from llm_node.cli.visible import visible_in_line
 
 
 def show(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; the first row is the heading, the last column is free."""
-    rows = [[visible(cell) for cell in row] for row in rows]
+    rows = [[visible_in_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

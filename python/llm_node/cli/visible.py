@@ -8,6 +8,7 @@ _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u20
 _DELETE = "\x7f"
 _PICTURES = 0x2400
 """Where Unicode has a picture for each of ASCII's control characters."""
+_LAYOUT = {ord(character): chr(_PICTURES + ord(character)) for character in "\n\t"}
 
 
 def visible(text: str) -> str:
@@ -15,6 +16,11 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_shown, text))
+
+
+def visible_in_line(text: str) -> str:
+    """The same with line breaks and tabs replaced, too: names of files may have them."""
+    return visible(text).translate(_LAYOUT)
 
 
 def _shown(character: str) -> str:

@@ -72,16 +72,24 @@ class Session:
                 await self._command(text)
             else:
                 said = text.removeprefix("/") if text.startswith("//") else text
-                before = list(self._conversation.messages)
-                self._conversation.say("\n".join([*self._files, said]))
-                self._files.clear()
-                await self._answer(before)
+                await self._ask(said)
         except RemoteError as error:
             self._say(f"Error: {error.code}: {error.message}")
         except (ConversationError, Failed) as error:
             self._say(f"Error: {error}")
         except OSError as error:
             self._say(f"Error: {error.filename or 'this'}: {error.strerror}")
+
+    async def _ask(self, said: str) -> None:
+        """A question, with the files that go with it. Where no answer comes, they go with the next one."""
+        before, files = list(self._conversation.messages), self._files
+        self._conversation.say("\n".join([*files, said]))
+        self._files = []
+        try:
+            await self._answer(before)
+        finally:
+            if self._conversation.messages is before:
+                self._files = files
 
     async def _answer(self, before: list[Message]) -> None:
         """Ask for the next answer and show it. Where none comes, the conversation is as it was `before`."""
