@@ -170,7 +170,7 @@ SCHEMAS: Mapping[str, Schema] = {
         model_id=TEXT, verdict={
             "enum": ["loaded", "fits", "after_shrinking", "after_unloading", "after_waiting", "refused"]
         },
-        engine=TEXT, basis={"enum": ["measured", "engine", "file_size"]}, memory=some(USE),
+        engine=maybe(TEXT), basis=maybe({"enum": ["measured", "engine", "file_size"]}), memory=some(USE),
         devices=some(fields(
             id=TEXT, device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT,
             foreign_bytes=COUNT,
@@ -287,6 +287,16 @@ def test_it_is_as_the_schema_says(command: Command, typed: tuple[str, ...]) -> N
         assert fits == {"org/Tiny-GGUF": True, "org/Other-GGUF": None}
     if name == "ps":
         assert [worker["model_id"] for worker in found["workers"]] == ["llm-node-demo"]
+
+
+def test_a_plan_of_what_cannot_be_loaded_is_a_plan_too(start: Start) -> None:
+    with start("plan", "damaged", "--json") as process:
+        printed, said = process.communicate(timeout=100)
+    (planned,) = check("plan", printed)
+    assert (process.returncode, said) == (1, "")
+    assert (planned["verdict"], planned["error"]["code"]) == ("refused", "model_corrupt")
+    with start("plan", "damaged") as process:
+        assert process.communicate(timeout=100)[0] == f"damaged: refused: {planned['error']['message']}\n"
 
 
 def test_a_pull_tells_each_event_by_the_schema(command: Command, start: Start, hub: StandInHub) -> None:

@@ -53,6 +53,10 @@ def test_each_is_a_typed_error(damaged: tuple[RunningNode, Path]) -> None:
         error = load_error(node, path.stem)
         assert error["code"] in {"model_corrupt", "load_failed"}, (path.name, error)
         assert error["message"]
+        planned = node.post("/api/models/plan", {"model_id": path.stem})
+        assert planned.status == 200, (path.name, planned.body)
+        assert planned.json()["verdict"] == "refused" and planned.json()["memory"] == []
+        assert planned.json()["error"]["code"] == error["code"], path.name
     assert node.get("/healthz").status == 200
 
 

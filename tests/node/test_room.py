@@ -133,6 +133,22 @@ def test_an_answer_is_not_cut_for_another_model(tmp_path: Path) -> None:
         assert loaded(node) == {"b", "c", "d"}
 
 
+def test_a_model_on_its_way_out_is_planned_as_one_that_is_loaded_anew(tmp_path: Path) -> None:
+    with node_of(tmp_path, "--engine-option", "step_us=20000") as node, ThreadPoolExecutor(2) as clients:
+        long = clients.submit(node.post, "/v1/completions", ask("a", 300, stream=True), timeout=120)
+        deadline = time.monotonic() + 60
+        while node.get("/api/system").json()["load"]["requests"] == 0:
+            assert time.monotonic() < deadline
+        gone = clients.submit(node.post, "/api/models/unload", {"model_id": "a"}, timeout=120)
+        said = set()
+        while not gone.done():  # it ends what is under way
+            planned = node.post("/api/models/plan", {"model_id": "a"})
+            assert planned.status == 200, planned.body
+            said.add(planned.json()["verdict"])
+        assert "fits" in said and said <= {"loaded", "fits"}, said
+        assert long.result().status == gone.result().status == 200
+
+
 def test_what_is_pinned_stays(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("".join(f'[models."{model}"]\npin = true\n' for model in "abc"))

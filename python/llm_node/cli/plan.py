@@ -74,11 +74,13 @@ def _of_machine(settings: Settings, model: str, wishes: Mapping[str, Any]) -> di
 
 def lines(planned: Mapping[str, Any]) -> list[str]:
     """For people."""
-    said = [f"{planned['model_id']} with {planned['engine']}: {_verdict(planned)}{_time(planned)}"]
-    basis = BASIS[planned["basis"]]
+    by = f" with {planned['engine']}" if planned["engine"] else ""
+    said = [f"{planned['model_id']}{by}: {_verdict(planned)}{_time(planned)}"]
     for use in planned["memory"]:
         parts = ", ".join(f"{part} {size(use[f'{part}_bytes'])}" for part in ("weights", "cache", "compute"))
-        said.append(f"  takes {size(use['total_bytes'])} of {use['device']} ({parts}), {basis}")
+        said.append(
+            f"  takes {size(use['total_bytes'])} of {use['device']} ({parts}), {BASIS[planned['basis']]}"
+        )
     for need in planned["devices"]:
         there = f"{size(need['available_bytes'])} of {size(need['limit_bytes'])}"
         said.append(f"  {need['device']} has {there} left for it")

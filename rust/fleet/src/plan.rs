@@ -53,6 +53,20 @@ pub struct Foreseen {
 }
 
 impl Foreseen {
+    /// What a worker has taken.
+    fn of(worker: &Worker) -> Self {
+        Self {
+            engine: worker.engine(),
+            memory: worker.memory(),
+            basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
+            seconds: None,
+            figures: worker.figures.clone(),
+            key: LoadKey::default(),
+            setup: None,
+            before: None,
+        }
+    }
+
     /// What it takes at least, by what loads came to before.
     pub fn least(&self, history: &History) -> Result<Vec<MemoryUse>, Fault> {
         match &self.setup {
@@ -181,23 +195,16 @@ impl Fleet {
                 }
             };
             if let Some(verdict) = verdict {
-                let foreseen = Foreseen {
-                    engine: worker.engine(),
-                    memory: worker.memory(),
-                    basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
-                    seconds: None,
-                    figures: worker.figures.clone(),
-                    key: LoadKey::default(),
-                    setup: None,
-                    before: None,
-                };
+                let foreseen = Foreseen::of(worker);
                 let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
                 let (shape, ready_seconds) = (worker.shape, answers.then_some(0.0));
                 return Ok(Planned { shape, ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
         let worker = worker.map_or(0, |worker| worker.id);
-        let Some(foreseen) = foreseen else {
+        // What was wanted when somebody looked may be on its way out by now: it would take that once more.
+        let leaving = || life.and_then(|life| life.worker.as_ref()).map(Foreseen::of);
+        let Some(foreseen) = foreseen.or_else(leaving) else {
             let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };

@@ -35,6 +35,8 @@ pub struct ModelView {
     pub status: Status,
     /// Its worker, if it has one.
     pub worker: Option<WorkerId>,
+    /// That worker is on its way out: who asks now has the model loaded anew.
+    pub is_leaving: bool,
     /// What it is loaded with, or being loaded with.
     pub options: Option<ModelOptions>,
     setup: Option<Setup>,
@@ -107,6 +109,7 @@ impl ModelView {
         Self {
             status,
             worker: worker.map(|worker| worker.id),
+            is_leaving: worker.is_some_and(|worker| !worker.is_wanted()),
             options: worker.map(|worker| worker.setup.whole()),
             setup: worker.map(|worker| worker.setup.clone()),
             loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),

@@ -634,6 +634,19 @@ fn whoever_waits_for_a_longer_context_hears_when_the_model_is_unloaded() {
 }
 
 #[test]
+fn a_load_that_is_given_up_is_planned_as_one_that_begins() {
+    let mut world = world(ROOM);
+    world.load("b5");
+    world.ask("b5");
+    world.load("a6");
+    assert!(!world.fleet.view().models["a6"].is_leaving, "it waits for room");
+    let event = Event::Unload { ticket: 1000, model_id: "a6".to_owned(), timeout: Duration::from_secs(1) };
+    let _ = world.fleet.handle(world.now, event);
+    assert!(world.fleet.view().models["a6"].is_leaving, "until its worker has ended");
+    assert_eq!(world.plan("a6", ModelOptions::default()).verdict, Verdict::AfterWaiting);
+}
+
+#[test]
 fn who_wants_another_option_has_the_model_loaded_anew_and_no_answer_is_cut() {
     let mut world = world(ROOM);
     let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };

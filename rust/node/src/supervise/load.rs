@@ -33,7 +33,7 @@ use super::{
     inflight::Reply,
     minding::Control,
     process::{Launch, Process, shutting_down},
-    written,
+    report, written,
 };
 use crate::{
     choose::choose,
@@ -317,24 +317,44 @@ pub struct Estimated {
 
 /// Says what a load would come to.
 pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
-    match prepare(inner, request).and_then(|(model_id, wishes)| {
-        let setup = to_be(inner, &model_id, &wishes);
-        let foresee = |setup| foresee(inner, &model_id, &setup, request.format.as_deref());
-        let foreseen = setup.map(foresee).transpose()?;
-        Ok((model_id, wishes, foreseen))
-    }) {
-        Ok((model_id, wishes, foreseen)) => {
+    let (model_id, wishes) = match prepare(inner, request) {
+        Ok(prepared) => prepared,
+        Err(fault) => return reply.send(Err(fault)),
+    };
+    let setup = to_be(inner, &model_id, &wishes);
+    match setup.map(|setup| foresee(inner, &model_id, &setup, request.format.as_deref())).transpose() {
+        Ok(foreseen) => {
             inner.fleet.order(reply, |ticket| Event::Plan { ticket, model_id, wishes, foreseen });
         }
-        Err(fault) => reply.send(Err(fault)),
+        Err(fault) => reply.send(if is_refusal(&fault) { report::refused(&fault) } else { Err(fault) }),
     }
+}
+
+/// Is it the model, or what would load it, that stands in the way? Else it is the request, or the node.
+fn is_refusal(fault: &Fault) -> bool {
+    fault.param.is_none()
+        && matches!(
+            fault.code,
+            ErrorCode::ModelCorrupt
+                | ErrorCode::LoadFailed
+                | ErrorCode::ArchitectureMismatch
+                | ErrorCode::FormatMismatch
+                | ErrorCode::UnsupportedFeature
+                | ErrorCode::AbiMismatch
+                | ErrorCode::EngineNotFound
+                | ErrorCode::EngineFault
+                | ErrorCode::EngineCrashed
+                | ErrorCode::Timeout
+                | ErrorCode::OomVram
+                | ErrorCode::OomRam
+        )
 }
 
 /// As what it would be loaded, or loaded anew; `None`: it is that, or will be.
 fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
     let view = inner.fleet.view();
     let usual = inner.usual.lock().clone();
-    let model = view.models.get(model_id);
+    let model = view.models.get(model_id).filter(|model| !model.is_leaving);
     match model.map(|model| &model.status) {
         Some(Status::Loading | Status::Waiting) => None,
         Some(Status::Loaded) => match model?.changed(model_id, wishes, &usual)? {

@@ -30,6 +30,9 @@ use crate::{config::Origin, models::Model};
 /// A prompt that waits so long until it is read finds its model full.
 const FULL_WAIT_SECONDS: f64 = 2.0;
 
+/// The verdict on a load that would not begin.
+const REFUSED: &str = "refused";
+
 /// How many incidents are kept.
 const MOST_INCIDENTS: usize = 100;
 
@@ -45,67 +48,85 @@ pub(super) fn loaded(loaded: &Loaded) -> Result<String, Fault> {
     written(&Answer { model_id: &loaded.model_id, status: "loaded", loaded: LoadedRow::of(loaded) })
 }
 
+#[derive(Default, Serialize)]
+struct PlanRow<'a> {
+    verdict: &'static str,
+    /// `None`: there is none, or the model is refused before one is chosen.
+    engine: Option<&'a str>,
+    /// Where the figures come from; `None`: there are none.
+    basis: Option<Basis>,
+    memory: Vec<MemoryRow<'a>>,
+    devices: Vec<NeedRow<'a>>,
+    /// The size of its context; `None`: its engine does not say what that takes.
+    shape: Option<ShapeRow>,
+    shrink: Vec<ShrinkRow<'a>>,
+    unload: Vec<LeaverRow<'a>>,
+    holders: &'a [Holder],
+    /// Until it would answer; `None`: nobody can say, or it never would.
+    ready_seconds: Option<f64>,
+    /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
+    largest_context: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<RefusalRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct NeedRow<'a> {
+    id: &'a str,
+    device: &'a str,
+    required_bytes: u64,
+    available_bytes: u64,
+    limit_bytes: u64,
+    foreign_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ShapeRow {
+    context_length: u32,
+    max_sequences: u32,
+    cache_tokens: u64,
+}
+
+#[derive(Serialize)]
+struct ShrinkRow<'a> {
+    model_id: &'a str,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct LeaverRow<'a> {
+    model_id: &'a str,
+    idle_seconds: Option<u64>,
+    reload_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct RefusalRow<'a> {
+    #[serde(flatten)]
+    error: ErrorRow<'a>,
+    param: Option<&'a str>,
+}
+
+impl<'a> RefusalRow<'a> {
+    fn of(fault: &'a Fault) -> Self {
+        Self { error: ErrorRow { code: fault.code, message: &fault.message }, param: fault.param.as_deref() }
+    }
+}
+
+/// A load that would be refused whatever room there is, as who asked what it would come to gets it.
+pub(super) fn refused(fault: &Fault) -> Result<String, Fault> {
+    written(&PlanRow { verdict: REFUSED, error: Some(RefusalRow::of(fault)), ..PlanRow::default() })
+}
+
 /// What a load would come to, as who asked gets it.
 pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
-    #[derive(Serialize)]
-    struct Answer<'a> {
-        verdict: &'static str,
-        engine: &'a str,
-        /// Where the figures come from.
-        basis: Basis,
-        memory: Vec<MemoryRow<'a>>,
-        devices: Vec<NeedRow<'a>>,
-        /// The size of its context; `None`: its engine does not say what that takes.
-        shape: Option<ShapeRow>,
-        shrink: Vec<ShrinkRow<'a>>,
-        unload: Vec<LeaverRow<'a>>,
-        holders: &'a [Holder],
-        /// Until it would answer; `None`: nobody can say, or it never would.
-        ready_seconds: Option<f64>,
-        /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
-        largest_context: Option<u32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        error: Option<RefusalRow<'a>>,
-    }
-    #[derive(Serialize)]
-    struct NeedRow<'a> {
-        id: &'a str,
-        device: &'a str,
-        required_bytes: u64,
-        available_bytes: u64,
-        limit_bytes: u64,
-        foreign_bytes: u64,
-    }
-    #[derive(Serialize)]
-    struct ShapeRow {
-        context_length: u32,
-        max_sequences: u32,
-        cache_tokens: u64,
-    }
-    #[derive(Serialize)]
-    struct ShrinkRow<'a> {
-        model_id: &'a str,
-        bytes: u64,
-    }
-    #[derive(Serialize)]
-    struct LeaverRow<'a> {
-        model_id: &'a str,
-        idle_seconds: Option<u64>,
-        reload_seconds: f64,
-    }
-    #[derive(Serialize)]
-    struct RefusalRow<'a> {
-        #[serde(flatten)]
-        error: ErrorRow<'a>,
-        param: Option<&'a str>,
-    }
     let (verdict, fault) = match &planned.verdict {
         Verdict::Loaded => ("loaded", None),
         Verdict::Fits => ("fits", None),
         Verdict::AfterShrinking => ("after_shrinking", None),
         Verdict::AfterUnloading => ("after_unloading", None),
         Verdict::AfterWaiting => ("after_waiting", None),
-        Verdict::Refused(fault) => ("refused", Some(fault)),
+        Verdict::Refused(fault) => (REFUSED, Some(fault)),
     };
     let devices = planned.needs.iter().map(|need| NeedRow {
         id: &need.id,
@@ -122,10 +143,10 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         reload_seconds: leaver.reload_seconds,
     });
     let Foreseen { engine, memory, basis, .. } = &planned.foreseen;
-    written(&Answer {
+    written(&PlanRow {
         verdict,
-        engine,
-        basis: *basis,
+        engine: Some(engine),
+        basis: Some(*basis),
         memory: memory.iter().map(MemoryRow::of).collect(),
         devices: devices.collect(),
         shape: planned.shape.map(|shape| ShapeRow {
@@ -138,10 +159,7 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         holders: &planned.holders,
         ready_seconds: planned.ready_seconds,
         largest_context: planned.largest_context,
-        error: fault.map(|fault| RefusalRow {
-            error: ErrorRow { code: fault.code, message: &fault.message },
-            param: fault.param.as_deref(),
-        }),
+        error: fault.map(RefusalRow::of),
     })
 }
 
