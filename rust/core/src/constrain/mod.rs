@@ -458,7 +458,12 @@ impl Constraint {
 
     /// Goes back by so many tokens.
     pub fn rollback(&mut self, tokens: usize) -> Result<(), Fault> {
-        self.call(|matcher| matcher.rollback(tokens))
+        self.call(|matcher| {
+            // It keeps its last mask by the state of its lexer and the number of its row, and does not notice that
+            // the row becomes another.
+            matcher.invalidate_bias_cache();
+            matcher.rollback(tokens)
+        })
     }
 
     /// How many of these tokens the grammar admits, one after the other. An end-of-generation token is not

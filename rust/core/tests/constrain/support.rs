@@ -65,6 +65,11 @@ pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     vocabulary
 });
 
+/// The token of one of the [`PIECES`].
+pub(crate) fn token(piece: &str) -> Token {
+    256 + PIECES.iter().position(|it| *it == piece).expect(piece) as Token
+}
+
 static TABLES: LazyLock<Tables> = LazyLock::new(|| Tables::new(Arc::new(VOCABULARY.clone())).unwrap());
 
 pub(crate) fn compile(wanted: impl Into<Wanted>) -> Result<Prototype, Fault> {

@@ -1,9 +1,9 @@
 //! Random answers to schemas as people write them.
 
-use llm_node_core::{chat::conversation::Format, engine::Token};
-use serde_json::{Value, value::RawValue};
+use llm_node_core::{chat::conversation::Format, constrain::Constraint, engine::Token};
+use serde_json::{Value, json, value::RawValue};
 
-use crate::support::{END, VOCABULARY, compile, draw, schema, walk, walk_tokens};
+use crate::support::{END, VOCABULARY, compile, draw, schema, token, walk, walk_tokens};
 
 /// What real models are asked for as well.
 fn schemas() -> Vec<Value> {
@@ -111,6 +111,28 @@ fn drafts_that_are_wrong_do_not_show() {
         assert_eq!(wandering.mask().unwrap(), straight.mask().unwrap());
     }
     assert!(looked_at > 1000, "{looked_at}");
+}
+
+/// A mask is that of the place where it is asked for, though a draft has been at one that looks the same: within a
+/// string, with as many parts before it.
+#[test]
+fn a_mask_behind_a_step_back_is_no_other_s() {
+    let property = json!({ "type": "string" });
+    let it = json!({ "type": "object", "properties": { "a": property, "b": property }, "additionalProperties": false });
+    let mut constraint = compile(schema(&it, false)).unwrap().constraint();
+    let begin = |text: &str| text.bytes().map(Token::from).collect::<Vec<_>>();
+    let mask_behind = |constraint: &mut Constraint, text: &str| {
+        let tokens = begin(text);
+        for &token in &tokens {
+            constraint.consume(token).unwrap();
+        }
+        let mask = constraint.mask().unwrap();
+        constraint.rollback(tokens.len()).unwrap();
+        mask
+    };
+    let goes_on = token("\", \"");
+    assert!(mask_behind(&mut constraint, "{\"a\":\"").admits(goes_on));
+    assert!(!mask_behind(&mut constraint, "{\"b\":\"").admits(goes_on), "b is the last one");
 }
 
 #[test]
