@@ -17,6 +17,46 @@ const ANYTHING: &str = "anything";
 /// Text in it.
 const TEXT: &str = "text";
 
+/// A part of a tool's input.
+struct Part<'a> {
+    tool: &'a Callable,
+    /// Its schema, and where that stands in the tool's.
+    of: &'a Value,
+    place: String,
+    /// What its rules are called, which nothing else is.
+    rule: String,
+}
+
+impl<'a> Part<'a> {
+    /// The whole input of the tool with that number.
+    fn whole(tool: &'a Callable, index: usize) -> Self {
+        Self { tool, of: &tool.schema, place: "#".to_owned(), rule: format!("input{index}") }
+    }
+
+    /// Its properties in their order.
+    fn properties(&self) -> impl Iterator<Item = (&'a String, Part<'a>)> {
+        properties(self.of).enumerate().map(|(number, (key, of))| {
+            let (place, rule) =
+                (format!("{}/properties/{key}", self.place), format!("{}_{number}v", self.rule));
+            (key, Part { tool: self.tool, of, place, rule })
+        })
+    }
+
+    /// Any of its items.
+    fn items(&self) -> Part<'a> {
+        let of = self.of.get("items").unwrap_or(&Value::Bool(true));
+        Part { tool: self.tool, of, place: format!("{}/items", self.place), rule: format!("{}i", self.rule) }
+    }
+
+    fn kind(&self) -> Option<&'a str> {
+        self.of.get("type").and_then(Value::as_str)
+    }
+
+    fn keywords(&self) -> usize {
+        self.of.as_object().map_or(0, Map::len)
+    }
+}
+
 impl Rules<'_> {
     /// Keyword arguments in the order of the schema, and the bracket behind them.
     pub(super) fn keywords(&mut self, index: usize, tool: &Callable) -> Option<String> {
@@ -42,7 +82,7 @@ impl Rules<'_> {
         if index == 0 {
             self.spellings(mark)?;
         }
-        self.object(mark, &format!("input{index}"), tool, &tool.schema, "#")
+        self.object(mark, &Part::whole(tool, index))
     }
 
     /// The rules that all of its objects share.
@@ -61,37 +101,22 @@ impl Rules<'_> {
         Some(())
     }
 
-    fn object(
-        &mut self,
-        mark: &Literal,
-        rule: &str,
-        tool: &Callable,
-        of: &Value,
-        place: &str,
-    ) -> Option<String> {
-        if is_any_object(of) {
+    fn object(&mut self, mark: &Literal, part: &Part<'_>) -> Option<String> {
+        if is_any_object(part.of) {
             return Some(any_object());
         }
         let mut arguments = Vec::new();
-        for (number, (key, inner)) in properties(of).enumerate() {
-            let inside = format!("{place}/properties/{key}");
-            let value = self.spelled(mark, &format!("{rule}_{number}v"), tool, inner, &inside)?;
-            arguments.push((named(key, ":", &value)?, is_required(of, key)));
+        for (key, inner) in part.properties() {
+            let value = self.spelled(mark, &inner)?;
+            arguments.push((named(key, ":", &value)?, is_required(part.of, key)));
         }
         let close = quoted("}");
-        Some(format!("\"{{\" {}", self.chain(rule, &arguments, &quoted(","), [&close, &close])))
+        Some(format!("\"{{\" {}", self.chain(&part.rule, &arguments, &quoted(","), [&close, &close])))
     }
 
     /// A value. What is not enforced of it is told.
-    fn spelled(
-        &mut self,
-        mark: &Literal,
-        rule: &str,
-        tool: &Callable,
-        of: &Value,
-        place: &str,
-    ) -> Option<String> {
-        if let Some(all) = choices(of) {
+    fn spelled(&mut self, mark: &Literal, part: &Part<'_>) -> Option<String> {
+        if let Some(all) = choices(part.of) {
             let around = self.literal(mark)?;
             let spelled = |it: &Value| match it {
                 Value::String(text) => Some(format!("{around} {} {around}", quoted(text))),
@@ -102,22 +127,19 @@ impl Rules<'_> {
                 return Some(format!("({})", all.join(" | ")));
             }
         }
-        let (kind, keywords) = (of.get("type").and_then(Value::as_str), of.as_object().map_or(0, Map::len));
-        let (value, enforced) = match kind {
+        let keywords = part.keywords();
+        let (value, enforced) = match part.kind() {
             Some("string") => (TEXT.to_owned(), 1),
-            Some("integer" | "number" | "boolean" | "null") => (json(&within(of, &tool.schema)), keywords),
+            Some("integer" | "number" | "boolean" | "null") => (scalar(part), keywords),
             Some("array") => {
-                let items = of.get("items").cloned().unwrap_or(Value::Bool(true));
-                let item =
-                    self.spelled(mark, &format!("{rule}i"), tool, &items, &format!("{place}/items"))?;
-                (format!("\"[\" ({item} (\",\" {item})*)? \"]\""), 1 + usize::from(of.get("items").is_some()))
+                let item = self.spelled(mark, &part.items())?;
+                let has_items = part.of.get("items").is_some();
+                (format!("\"[\" ({item} (\",\" {item})*)? \"]\""), 1 + usize::from(has_items))
             }
-            Some("object") => (self.object(mark, rule, tool, of, place)?, keywords),
+            Some("object") => (self.object(mark, part)?, keywords),
             _ => (ANYTHING.to_owned(), 0),
         };
-        if enforced < keywords {
-            self.loose.push((tool.name.clone(), place.to_owned()));
-        }
+        self.enforced(part, enforced);
         Some(value)
     }
 
@@ -129,8 +151,9 @@ impl Rules<'_> {
         if is_any_object(&tool.schema) {
             return Some(format!("({})*", self.any_element(mark)?));
         }
-        let arguments = self.elements(mark, &format!("input{index}"), tool, &tool.schema, "#")?;
-        Some(self.chain(&format!("input{index}"), &arguments, "", ["", ""]))
+        let whole = Part::whole(tool, index);
+        let arguments = self.elements(mark, &whole)?;
+        Some(self.chain(&whole.rule, &arguments, "", ["", ""]))
     }
 
     /// The rule for text up to the next mark, and that mark.
@@ -158,43 +181,28 @@ impl Rules<'_> {
     }
 
     /// The properties of an object as elements, and whether they must be there.
-    fn elements(
-        &mut self,
-        mark: &Literal,
-        rule: &str,
-        tool: &Callable,
-        of: &Value,
-        place: &str,
-    ) -> Option<Vec<(String, bool)>> {
+    fn elements(&mut self, mark: &Literal, part: &Part<'_>) -> Option<Vec<(String, bool)>> {
         let mut all = Vec::new();
-        for (number, (key, inner)) in properties(of).enumerate() {
-            let inside = format!("{place}/properties/{key}");
-            let element = self.element(mark, &format!("{rule}_{number}v"), key, (tool, inner, &inside))?;
-            all.push((element, is_required(of, key)));
+        for (key, inner) in part.properties() {
+            all.push((self.element(mark, key, &inner)?, is_required(part.of, key)));
         }
         Some(all)
     }
 
     /// An element with its value. What is not enforced of that is told.
-    fn element(
-        &mut self,
-        mark: &Literal,
-        rule: &str,
-        key: &str,
-        (tool, of, place): (&Callable, &Value, &str),
-    ) -> Option<String> {
+    fn element(&mut self, mark: &Literal, key: &str, part: &Part<'_>) -> Option<String> {
         let closing = format!("</{key}>");
         let ends = self.written.syntax.call.1.text().contains(&closing);
         if key.is_empty() || key.contains(['<', '>', '/']) || key.contains(mark.text()) || ends {
             return None;
         }
-        let keywords = of.as_object().map_or(0, Map::len);
+        let (of, keywords) = (part.of, part.keywords());
         // What the elements of an object are called tells it from a list.
         let is_list = |of: &Value| {
             of["properties"].get(ITEM).is_some()
                 && !properties(of).any(|it| it.0 != ITEM && is_required(of, it.0))
         };
-        let (value, enforced) = match (choices(of), of.get("type").and_then(Value::as_str)) {
+        let (value, enforced) = match (choices(of), part.kind()) {
             (Some(all), _) if is_text(of) => {
                 let all = all.into_iter().filter_map(Value::as_str).map(quoted).collect::<Vec<_>>();
                 (Some(all.join(" | ")), keywords)
@@ -203,34 +211,35 @@ impl Rules<'_> {
                 let all = all.into_iter().map(|it| quoted(&it.to_string())).collect::<Vec<_>>();
                 (Some(all.join(" | ")), keywords)
             }
-            (None, Some("integer" | "number" | "boolean" | "null")) => {
-                (Some(json(&within(of, &tool.schema))), keywords)
-            }
+            (None, Some("integer" | "number" | "boolean" | "null")) => (Some(scalar(part)), keywords),
             (None, Some("array")) => {
-                let (items, inside) = (of.get("items"), format!("{place}/items"));
-                let item = items.unwrap_or(&Value::Bool(true));
-                let item = self.element(mark, &format!("{rule}i"), ITEM, (tool, item, &inside))?;
+                let item = self.element(mark, ITEM, &part.items())?;
                 // Elements do not tell an empty list from an empty text.
-                (Some(format!("({item})+ | \"[]\"")), 1 + usize::from(items.is_some()))
+                (Some(format!("({item})+ | \"[]\"")), 1 + usize::from(of.get("items").is_some()))
             }
             (None, Some("object")) if is_any_object(of) => {
                 (Some(format!("({})+ | \"{{}}\"", self.any_element(mark)?)), 0)
             }
             (None, Some("object")) if !is_list(of) => {
-                let all = self.elements(mark, rule, tool, of, place)?;
-                (Some(self.chain(rule, &all, "", [&quoted("{}"), ""])), keywords)
+                let all = self.elements(mark, part)?;
+                (Some(self.chain(&part.rule, &all, "", [&quoted("{}"), ""])), keywords)
             }
             (None, Some("string")) => (None, 1),
             _ => (None, 0),
         };
-        if enforced < keywords {
-            self.loose.push((tool.name.clone(), place.to_owned()));
-        }
+        self.enforced(part, enforced);
         let opening = self.tag(mark, &format!("<{key}>"))?;
         Some(match value {
             Some(value) => format!("{opening} ({value}) {}", self.tag(mark, &closing)?),
             None => format!("{opening} {TEXT} {}", quoted(&closing)),
         })
+    }
+
+    /// So many of a part's keywords are enforced: where these are not all, that is told.
+    fn enforced(&mut self, part: &Part<'_>, keywords: usize) {
+        if keywords < part.keywords() {
+            self.loose.push((part.tool.name.clone(), part.place.clone()));
+        }
     }
 
     /// Rules for arguments in their order, of which some may be left out, up to what closes them: the first where there
@@ -259,6 +268,11 @@ impl Rules<'_> {
 fn any_object() -> String {
     let pair = format!("{NAME} \":\" {ANYTHING}");
     format!("\"{{\" ({pair} (\",\" {pair})*)? \"}}\"")
+}
+
+/// A value that is spelled as in JSON.
+fn scalar(part: &Part<'_>) -> String {
+    json(&within(part.of, &part.tool.schema))
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
