@@ -238,14 +238,27 @@ pub struct Json(String);
 
 /// Why a text is no [`Json`].
 #[derive(Debug, thiserror::Error)]
-#[error("it is not JSON: {0}")]
-pub struct NotJson(serde_json::Error);
+pub enum NotJson {
+    /// It is not written as JSON is.
+    #[error("it is not JSON: {0}")]
+    Malformed(serde_json::Error),
+    /// It is JSON that nobody can be sure to read.
+    #[error("its values are nested more than 128 deep")]
+    TooDeep,
+}
+
+impl From<serde_json::Error> for NotJson {
+    fn from(error: serde_json::Error) -> Self {
+        // It has no kind of its own.
+        if error.to_string().starts_with("recursion limit") { Self::TooDeep } else { Self::Malformed(error) }
+    }
+}
 
 impl Json {
     /// Checks a text. JSON that is nested more than 128 deep is refused.
     pub fn new(text: impl Into<String>) -> Result<Self, NotJson> {
         let text = text.into();
-        serde_json::from_str::<Checked>(&text).map_err(NotJson)?;
+        serde_json::from_str::<Checked>(&text)?;
         Ok(Self(text))
     }
 
@@ -472,7 +485,8 @@ mod tests {
         for text in ["", "{", "{'a': 1}", "NaN", "[1,]", "{} x", "1e999", "\"\\ud800\""] {
             assert!(Json::new(text).is_err(), "{text}");
         }
-        assert!(Json::new("[".repeat(100_000) + &"]".repeat(100_000)).is_err());
+        let deep = Json::new("[".repeat(100_000) + &"]".repeat(100_000)).unwrap_err();
+        assert_eq!(deep.to_string(), "its values are nested more than 128 deep");
         assert!(Json::new("[]").is_ok_and(|it| !it.is_object()));
         assert!(Json::new("\n{}").is_ok_and(|it| it.is_object()));
     }

@@ -9,6 +9,8 @@ pub const MAX_BYTES: usize = 256 << 10;
 pub(super) const MAX_TOOL_BYTES: usize = 1 << 20;
 /// Schemas within each other; and through references, which are compiled where they are first met.
 pub(super) const MAX_DEPTH: usize = 64;
+/// Values within each other, on the way to a schema: whoever reads JSON takes 128, and some come to these.
+pub(super) const MAX_NESTING: usize = 112;
 pub(super) const MAX_DEPTH_THROUGH_REFERENCES: usize = 256;
 /// Schemas in all, those behind references once.
 pub(super) const MAX_NODES: usize = 20_000;

@@ -291,7 +291,11 @@ impl Tables {
             }
             Format::Regex(regex) => {
                 short("the regular expression", regex)?;
-                format!("/{}/", regex_to_lark(regex, ""))
+                let lark = expression(regex, "").ok_or_else(|| {
+                    let message = "the regular expression cannot be used: it ends in a backslash";
+                    refused(ErrorCode::InvalidRequest, message)
+                })?;
+                format!("/{lark}/")
             }
             Format::Lark(lark) => {
                 self.check_lark(lark)?;
@@ -414,7 +418,7 @@ impl Tables {
             begins.map(|()| matcher)
         })
         .unwrap_or_else(Err)
-        .map_err(|message| first_line(&message))
+        .map_err(|message| words(&message))
     }
 }
 
@@ -507,7 +511,7 @@ impl Constraint {
         match guarded(|| work(matcher)) {
             Ok(Ok(it)) => Ok(it),
             Ok(Err(error)) => {
-                let message = first_line(&error.to_string());
+                let message = words(&error.to_string());
                 Err(refused(
                     ErrorCode::UnsupportedParameter,
                     format!("the format cannot be enforced any further: {message}; make it simpler"),
@@ -564,10 +568,20 @@ fn short(what: &str, text: &str) -> Result<(), Fault> {
 /// What a schema in a grammar begins with.
 const JSON_IN_LARK: &str = "%json";
 
-/// The words of an error without the state that follows.
-fn first_line(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    line.chars().take(300).collect()
+/// The words of an error without the state that follows; where it is but a name, what that means.
+fn words(message: &str) -> String {
+    match message.lines().next().unwrap_or_default() {
+        "NoExtension" | "NoExtensionBias" => "nothing is admitted to come next".to_owned(),
+        "LexerTooComplex" | "ParserTooComplex" => "it takes too much work".to_owned(),
+        line => line.chars().take(300).collect(),
+    }
+}
+
+/// A regular expression as it stands in Lark. `ascii`: the classes that have letters of ASCII alone. `None`: it ends
+/// in a backslash, which would be dropped.
+fn expression(regex: &str, ascii: &str) -> Option<String> {
+    let escapes = regex.len() - regex.trim_end_matches('\\').len();
+    escapes.is_multiple_of(2).then(|| regex_to_lark(regex, ascii))
 }
 
 fn refused(code: ErrorCode, message: impl Into<String>) -> Fault {

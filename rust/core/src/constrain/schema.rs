@@ -10,10 +10,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use llguidance::{derivre::RegexBuilder, regex_to_lark};
+use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
 
-use super::{formats, guarded, limits};
+use super::{expression, formats, guarded, limits};
 use crate::{
     chat::grammar,
     error::{ErrorCode, Fault},
@@ -206,8 +206,16 @@ impl<'a> Walk<'a> {
         if self.nodes > limits::MAX_NODES {
             return Err(beyond(place, &format!("the schema has more than {} parts", limits::MAX_NODES)));
         }
-        if place.depth > limits::MAX_DEPTH || place.chain > limits::MAX_DEPTH_THROUGH_REFERENCES {
-            return Err(beyond(place, "the schema is nested too deeply"));
+        for (depth, most, what) in [
+            (place.depth, limits::MAX_DEPTH, "schemas"),
+            (place.chain, limits::MAX_DEPTH_THROUGH_REFERENCES, "schemas and references"),
+            (place.pointer.matches('/').count(), limits::MAX_NESTING, "objects and arrays"),
+        ] {
+            if depth > most {
+                let what =
+                    format!("the schema is nested too deeply: more than {most} {what} within each other");
+                return Err(beyond(place, &what));
+            }
         }
         match value {
             Value::Bool(_) => Ok(Node { schema: value.clone(), alternatives: 1 }),
@@ -649,9 +657,10 @@ fn admits_all(value: &Value) -> bool {
 
 /// Does llguidance take the expression? It is asked, since only it knows.
 fn is_usable_pattern(pattern: &str) -> bool {
-    pattern.len() <= limits::MAX_PATTERN
-        && guarded(|| RegexBuilder::new().mk_regex_for_serach(&regex_to_lark(pattern, "dw")).is_ok())
-            .unwrap_or(false)
+    let Some(pattern) = expression(pattern, "dw").filter(|_| pattern.len() <= limits::MAX_PATTERN) else {
+        return false;
+    };
+    guarded(|| RegexBuilder::new().mk_regex_for_serach(&pattern).is_ok()).unwrap_or(false)
 }
 
 /// Is every number in it the same in double precision?

@@ -75,6 +75,7 @@ fn as_many_properties_may_be_left_out_as_is_said() {
 fn expressions_match_from_end_to_end() {
     let regex = compile(Format::Regex("[a-c]{2,3}/x".into())).unwrap().constraint();
     assert!(accepts(&regex, "ab/x") && accepts(&regex, "abc/x"));
+    assert!(accepts(&compile(Format::Regex("a\\\\".into())).unwrap().constraint(), "a\\"));
     assert!(!accepts(&regex, "a/x") && !accepts(&regex, "ab/xx") && !accepts(&regex, " ab/x"));
 }
 
@@ -84,12 +85,17 @@ fn grammars_are_taken_as_they_are() {
     let constraint = compile(Format::Lark(lark.into())).unwrap().constraint();
     assert!(accepts(&constraint, "hello you") && accepts(&constraint, "bye me"));
     assert!(!accepts(&constraint, "hello"));
+    // What does not match: here, whatever has a z.
+    let constraint = compile(Format::Lark("start: Z\nZ: ~/[^z]*/".into())).unwrap().constraint();
+    assert!(accepts(&constraint, "az") && !accepts(&constraint, "ab"));
 }
 
 #[test]
 fn what_cannot_be_read_is_refused_in_words() {
     for (form, code, part) in [
         (Format::Regex("(".into()), ErrorCode::InvalidRequest, "regular expression"),
+        (Format::Regex("ab\\".into()), ErrorCode::InvalidRequest, "ends in a backslash"),
+        (Format::Regex("[^\\s\\S]".into()), ErrorCode::InvalidRequest, "nothing is admitted"),
         (Format::Lark("start: missing".into()), ErrorCode::InvalidRequest, "missing"),
         (Format::Lark(String::new()), ErrorCode::InvalidRequest, "grammar"),
         (Format::Lark("root ::= \"a\"".into()), ErrorCode::InvalidRequest, "grammar"),

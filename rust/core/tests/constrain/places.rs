@@ -35,6 +35,7 @@ fn strict_schemas_name_keyword_and_place() {
         ("format", "#", json!({"type": "string", "format": "iri"})),
         ("pattern", "#", json!({"type": "string", "pattern": "(?=a)b"})),
         ("pattern", "#", json!({"pattern": "a".repeat(5000)})),
+        ("pattern", "#", json!({"pattern": "a\\"})),
         (
             "oneOf",
             "#/properties/b",
@@ -62,6 +63,36 @@ fn strict_schemas_name_keyword_and_place() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn what_is_nested_too_deeply_is_told_with_place_and_limit() {
+    let within = |depth: usize, key: &str, more: Value| {
+        let mut it = more;
+        for _ in 0..depth {
+            it = if key == "items" { json!({ "items": it }) } else { json!({ "properties": { "a": it } }) };
+        }
+        it
+    };
+    let inner = json!({ "type": "integer" });
+    for depth in 1..=64 {
+        let it = within(depth, "items", inner.clone());
+        assert!(compile(schema(&it, true)).is_ok(), "{depth}");
+    }
+    for depth in 1..=56 {
+        let it = within(depth, "properties", json!({ "type": "string", "format": "date" }));
+        assert!(compile(schema(&it, true)).is_ok(), "{depth}");
+    }
+    let message = refused(&within(65, "items", inner.clone()));
+    assert!(
+        message.starts_with("at #/items/items/") && message.contains("more than 64 schemas"),
+        "{message}"
+    );
+    let message = refused(&within(57, "properties", inner));
+    assert!(
+        message.starts_with("at #/properties/a/") && message.contains("more than 112 objects"),
+        "{message}"
+    );
 }
 
 #[test]
