@@ -208,8 +208,13 @@ def start_node(
     cores: Sequence[int] | None = None,
     load: bool = True,
     program: Path | None = None,
+    speculation: str = "off",
 ) -> Started:
-    """`program`: another llm-node than the one that is measured."""
+    """`program`: another llm-node than the one that is measured.
+
+    `speculation`: off, since llama-server guesses nothing either; and models of random weights repeat
+    themselves, so that their next tokens are guessed far too easily.
+    """
     port = free_port()
     own = Path(sys.executable).with_name("llm-node")
     command = [str(program or own), "--host", "127.0.0.1", "--port", str(port)]
@@ -223,9 +228,7 @@ def start_node(
             "context_length": setup.context,
             "max_sequences": setup.slots,
             "threads": setup.threads,
-            # llama-server guesses nothing either; and models of random weights repeat themselves, so that
-            # their next tokens are guessed far too easily.
-            "speculation": "off",
+            "speculation": speculation,
         }
         if setup.cache_tokens is not None:
             body["cache_tokens"] = setup.cache_tokens

@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="pairs of what is compared in turns")
     parser.add_argument("--rows", default="1,16", help="answers at once, where speed is measured")
+    parser.add_argument("--speculation", default="lookup", help="of the node: off or lookup, which is usual")
     parser.add_argument("--threads", type=int, default=machine.CPUS)
     parser.add_argument("--engines-dir", type=Path, default=ROOT / "engines")
     return parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> int:
     options = arguments()
     setup = Setup(Model(options.model.stem, options.model, 0, 0, 0), options.threads, 16, 4096)
     missed: list[str] = []
-    node = start_node(setup, options.engines_dir)
+    node = start_node(setup, options.engines_dir, speculation=options.speculation)
     try:
         for name in options.parts.split(","):
             print(f"{name}: {PARTS[name].__doc__ or ''}".rstrip(": "), flush=True)

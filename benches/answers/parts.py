@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,7 @@ from benches import ROOT
 from benches.build import build
 from benches.machine import children_of, memory_bytes
 from benches.ratio import FLAVOURS
-from benches.servers import Server, Setup, start_llama_server
+from benches.servers import Server, ServerError, Setup, start_llama_server
 from benches.stats import abba, bootstrap, median
 
 TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text())
@@ -191,16 +192,22 @@ def loops(asker: Asker) -> Result:
     return result
 
 
+def by_schema(number: int, tokens: int = 400) -> dict[str, Any]:
+    """One of the schemas as a question."""
+    task = SCHEMAS[number]
+    form = {"name": "answer", "schema": task["schema"], "strict": True}
+    return {
+        "messages": [{"role": "user", "content": f"{task['ask']} Answer in JSON."}],
+        "response_format": {"type": "json_schema", "json_schema": form},
+        "max_tokens": tokens,
+    }
+
+
 def schemas(asker: Asker) -> Result:
     result = Result(f"{len(SCHEMAS)} schemas as people write them")
     good = ended = 0
-    for task in SCHEMAS:
-        form = {"name": "answer", "schema": task["schema"], "strict": True}
-        (choice,) = asker.ask(
-            [{"role": "user", "content": f"{task['ask']} Answer in JSON."}],
-            response_format={"type": "json_schema", "json_schema": form},
-            max_tokens=400,
-        )["choices"]
+    for number, task in enumerate(SCHEMAS):
+        (choice,) = asker.ask(**by_schema(number))["choices"]
         if choice["finish_reason"] != "stop":
             continue
         ended += 1
@@ -229,13 +236,30 @@ def answers(asker: Asker) -> Iterator[Any]:
 
 def said(answer: Any) -> Any:
     (choice,) = answer["choices"]
-    return {**choice, "usage": answer["usage"]["completion_tokens"]}
+    return {**choice, "logprobs": None, "usage": answer["usage"]["completion_tokens"]}
+
+
+def gap(one: Any, other: Any) -> float:
+    """How much likelier the first token was that the other has not, as a difference of log-probabilities.
+
+    Infinite where that is not told, as in calls.
+    """
+    tokens = [(it["choices"][0].get("logprobs") or {}).get("content") or [] for it in (one, other)]
+    for mine, its in zip(*tokens, strict=False):
+        if mine["token"] != its["token"]:
+            best = {it["token"]: it["logprob"] for it in mine["top_logprobs"]}
+            return float(mine["logprob"] - best.get(its["token"], -inf))
+    return inf
+
+
+NEAR = 0.5
+"""Candidates so near to each other change places with the size of a step: an engine adds otherwise then."""
 
 
 def drafts(asker: Asker) -> Result:
     result = Result("speculation on and off, greedy, one request at a time")
     seen: list[list[Any]] = []
-    greedy = replace(asker, sampling={"temperature": 0, "seed": 1})
+    greedy = replace(asker, sampling={"temperature": 0, "seed": 1, "logprobs": True, "top_logprobs": 5})
     for speculation in ("off", "lookup"):
         asker.server.request("/api/models/unload", {"model_id": asker.server.model_id})
         load = {"model_id": asker.server.model_id, "speculation": speculation}
@@ -243,34 +267,49 @@ def drafts(asker: Asker) -> Result:
         seen.append(list(answers(greedy)))
     plain, drafted = seen
     guessed = sum(one["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] for one in drafted)
-    equal = 0
+    equal = near = 0
     for one, other in zip(plain, drafted, strict=True):
-        same = said(one) == said(other)
-        equal += same
-        if not same:
-            result.say(f"{said(one)}\n  {said(other)}")
+        if said(one) == said(other):
+            equal += 1
+            continue
+        near += gap(one, other) < NEAR
+        result.say(f"{gap(one, other):.3f}: {said(one)}\n  {said(other)}")
     result.bar("tokens that were guessed", guessed, 1)
-    result.bar(f"equal answers of {len(plain)}", equal, len(plain))
+    result.say(f"equal answers of {len(plain)}: {equal}; others part at a near tie: {near}")
+    result.bar(f"of {len(plain)} equal, or parted at a near tie", equal + near, 0.95 * len(plain))
     return result
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What so many answers at once came to, prompts included."""
+    """What answers came to, prompts included."""
 
-    tokens_per_second: float
-    cpu_per_token: float
-    """Milliseconds of all processes of the server: less of a guess than time on a machine that others use."""
+    tokens: int
+    seconds: float
+    cpu: float
+    """Seconds of all processes of the server: less of a guess than time on a machine that others use."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def cpu_per_token(self) -> float:
+        """Milliseconds."""
+        return 1e3 * self.cpu / self.tokens
 
 
-def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]]) -> Pace:
-    """So many answers at once."""
+def total(paces: Sequence[Pace]) -> Pace:
+    return Pace(sum(it.tokens for it in paces), sum(it.seconds for it in paces), sum(it.cpu for it in paces))
+
+
+def pace(asker: Asker, rows: int, more: Callable[[int], dict[str, Any]], answers: Sequence[int] = ()) -> Pace:
+    """So many answers at once; of these `answers`, or of as many as are at once."""
     before, began = sum(asker.server.cpu()), time.monotonic()
     with ThreadPoolExecutor(rows) as pool:
-        done = list(pool.map(lambda row: asker.ask(**more(row)), range(rows)))
+        done = list(pool.map(lambda row: asker.ask(**more(row)), answers or range(rows)))
     took, cpu = time.monotonic() - began, sum(asker.server.cpu()) - before
-    tokens = sum(answer["usage"]["completion_tokens"] for answer in done)
-    return Pace(tokens / took, 1e3 * cpu / tokens)
+    return Pace(sum(answer["usage"]["completion_tokens"] for answer in done), took, cpu)
 
 
 def in_pairs(rounds: int, a: Callable[[], Pace], b: Callable[[], Pace]) -> list[tuple[Pace, Pace]]:
@@ -344,6 +383,49 @@ def costs(asker: Asker) -> Result:
         )
         compared(result, f"{rows} rows, kept to a schema against free", pairs, 0.9)
     return result
+
+
+def mixed(asker: Asker) -> Result:
+    """All schemas at the node and at llama-server, some by turns, and the total of all of them."""
+    result = Result(f"{len(SCHEMAS)} schemas, against llama-server")
+    tools = build(asker.setup.backend)
+    for rows in asker.rows:
+        other = start_llama_server(tools, asker.setup, FLAVOURS[0])
+        try:
+            guest = asker.beside(other)
+            taken = [number for number in range(len(SCHEMAS)) if takes(guest, number)]
+            for one in (asker, guest):
+                pace(one, rows, lambda row: listed(row, kept=True, tokens=8))
+            size = max(5, 3 * rows)
+            parts = [taken[begin : begin + size] for begin in range(0, len(taken), size)] * asker.rounds
+            pairs = []
+            for part, order in zip(parts, abba(), strict=False):
+                sides = {"A": asker, "B": guest}
+                found = {side: pace(sides[side], rows, by_schema, part) for side in order}
+                pairs.append((found["A"], found["B"]))
+        finally:
+            other.stop()
+        ours, theirs = (total([pair[side] for pair in pairs]) for side in (0, 1))
+        low, high = bootstrap([a.tokens_per_second / b.tokens_per_second for a, b in pairs])
+        ratio = round(ours.tokens_per_second / theirs.tokens_per_second, 3)
+        for name, it in (("llm-node", ours), ("llama-server", theirs)):
+            result.say(
+                f"{rows} rows, {len(taken)} schemas that both take, {name}: {it.tokens} tokens in "
+                f"{it.seconds:.1f} s, {it.tokens_per_second:.1f} tokens/s, {it.cpu_per_token:.1f} ms of "
+                "processor time per token"
+            )
+        result.say(f"parts of {size} by turns, 95 % of their median ratio in {low:.3f} to {high:.3f}")
+        result.bar(f"{rows} rows, ratio of the totals", ratio, 1.2)
+    return result
+
+
+def takes(asker: Asker, number: int) -> bool:
+    """Does the server enforce that schema?"""
+    try:
+        asker.ask(**by_schema(number, tokens=1))
+    except ServerError:
+        return False
+    return True
 
 
 def against_llama_server(asker: Asker) -> Result:
@@ -457,6 +539,7 @@ PARTS: dict[str, Callable[[Asker], Result]] = {
     "costs": costs,
     "many-tools": many_tools,
     "llama-server": against_llama_server,
+    "mixed": mixed,
     "memory": memory,
     "drafts": drafts,
 }

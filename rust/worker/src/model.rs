@@ -15,7 +15,7 @@ use llm_node_core::{
     request::Request,
     session::{Occupancy, Session, SessionOptions},
     shape::Sizing,
-    speculate::Drafter,
+    speculate::{Drafter, Speller},
     text::beginnings::Beginnings,
 };
 use llm_node_cpu::Crew;
@@ -133,7 +133,8 @@ impl LoadedModel {
                 let grammars = Grammars::new(Arc::clone(&vocabulary));
                 let mut session = Session::new(*context, vocabulary, options).with_crew(crew);
                 if let Some(drafter) = drafter {
-                    session = session.with_drafter(drafter);
+                    let speller = Speller::new(Arc::clone(tokenizer) as Arc<dyn Tokenizer>);
+                    session = session.with_drafter(drafter).with_speller(speller);
                 }
                 let source = BatchSource::start(session, reporter.clone())?;
                 Source::Batch { source, grammars, reshaper }

@@ -7,6 +7,7 @@
 //! thread for it.
 
 mod cache;
+mod foresee;
 mod formats;
 mod limits;
 mod schema;
@@ -20,9 +21,10 @@ use std::{
 
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar, earley::SlicedBiasComputer, regex_to_lark};
 use serde_json::{Map, Value, json};
-use toktrie::{InferenceCapabilities, TokEnv, TokTrie};
+use toktrie::{InferenceCapabilities, TokEnv};
 
 pub use cache::Prototypes;
+pub use foresee::Layout;
 pub use limits::MAX_BYTES;
 
 use crate::{
@@ -475,26 +477,6 @@ impl Constraint {
     pub fn admits(&mut self, tokens: &[Token]) -> Result<usize, Fault> {
         let tokens: Vec<u32> = tokens.iter().map(|&it| it as u32).collect();
         self.call(|matcher| matcher.validate_tokens(&tokens))
-    }
-
-    /// Tokens that have to follow, as a tokenizer would most likely cut their text. Where others say the same text
-    /// these may come instead. None, where there is a choice.
-    pub fn forced(&self) -> Vec<Token> {
-        // What it finds out about itself on the way would be in the way of a step back.
-        let mut ahead = self.matcher.deep_clone();
-        let tokens = guarded(|| {
-            let bytes = ahead.compute_ff_bytes();
-            let environment = ahead.tok_env().ok()?;
-            let trie = environment.tok_trie();
-            let text = bytes.split(|&it| it == TokTrie::SPECIAL_TOKEN_MARKER).next()?;
-            let mut tokens = trie.greedy_tokenize(text);
-            // The last one may be the beginning of a longer one.
-            if tokens.last().is_some_and(|&it| trie.has_extensions(trie.token(it))) {
-                tokens.pop();
-            }
-            Some(tokens.into_iter().map(|it| it as Token).collect())
-        });
-        tokens.ok().flatten().unwrap_or_default()
     }
 
     /// Is the format complete, so that the answer may end here?

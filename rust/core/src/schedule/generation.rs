@@ -10,7 +10,7 @@ use crate::{
     request::{ValidRequest, nothing_allowed},
     sample::{Forbidden, Job, Occurrences, PickFault, Picked, candidates_for, penalise, rng},
     schedule::{admission::ANSWER_SHARE, keeping::Keeping},
-    speculate::Pays,
+    speculate::{Pays, Speller},
     text::answer::{AnswerText, Told},
 };
 
@@ -62,10 +62,10 @@ pub struct Generation {
     pub saved: Option<Saved>,
     /// Whether drafts have paid so far.
     pub pays: Pays,
-    /// The same of tokens that have to come.
-    pub forced_pays: Pays,
+    /// The same of tokens that its form foresees.
+    pub foreseen_pays: Pays,
     /// Are those what is being looked at?
-    pub is_forced: bool,
+    pub is_foreseen: bool,
     /// Tokens that were drafted for it, and how many of these were right.
     pub drafted: u32,
     /// See [`Generation::drafted`].
@@ -105,8 +105,8 @@ impl Generation {
             cached: 0,
             saved: None,
             pays: Pays::default(),
-            forced_pays: Pays::default(),
-            is_forced: false,
+            foreseen_pays: Pays::of_what_is_likely(),
+            is_foreseen: false,
             drafted: 0,
             accepted: 0,
             request,
@@ -230,16 +230,18 @@ impl Generation {
         self.keeping.admits(draft, self.answer.thinks(), vocabulary)
     }
 
-    /// Tokens that have to come next, most likely.
-    pub fn forced(&self) -> Vec<Token> {
-        self.keeping.forced(self.answer.thinks())
+    /// Tokens that most likely come next, by the form that it has.
+    pub fn foreseen(&self, speller: Option<&Speller>, vocabulary: &Vocabulary) -> Vec<Token> {
+        let last = self.tokens.last().filter(|&&it| !vocabulary.has(it, attribute::CONTROL));
+        let before = last.map_or(&[][..], |&it| vocabulary.token_bytes(it));
+        self.keeping.foreseen(self.answer.thinks(), speller, before)
     }
 
     /// Of the draft that was looked at the first `accepted` tokens were right, and what is behind `looked_at` of them
     /// nobody knows.
     pub fn learn(&mut self, draft: usize, looked_at: usize, accepted: usize) {
-        if self.is_forced {
-            self.forced_pays.learn(looked_at as u32, accepted as u32);
+        if self.is_foreseen {
+            self.foreseen_pays.learn(looked_at as u32, accepted as u32);
         } else {
             self.pays.learn(looked_at as u32, accepted as u32);
             self.drafted += draft as u32;
@@ -354,7 +356,7 @@ impl Generation {
         let Some(before) = before else {
             // What the model thinks, and the marks around it, are no part of what is kept to.
             let counts = !thought && !self.answer.thinks();
-            return if counts { self.keeping.follow(token, call.as_ref()) } else { Ok(()) };
+            return if counts { self.keeping.follow(token, call.as_ref(), vocabulary) } else { Ok(()) };
         };
         if let Some(call) = call.filter(|it| before.calling().as_ref() != Some(it))
             && !self.begun(&call, vocabulary).is_some_and(|begun| self.keeping.begin(&call, &begun))

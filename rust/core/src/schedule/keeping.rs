@@ -8,10 +8,11 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     chat::parse::Calling,
-    constrain::{Constraint, Prototype},
+    constrain::{Constraint, Layout, Prototype},
     engine::{Token, Vocabulary, attribute},
     error::Fault,
     sample::Mask,
+    speculate::Speller,
 };
 
 /// How long a model may think, and what ends that.
@@ -29,6 +30,8 @@ pub(super) struct Keeping {
     prototype: Option<Arc<Prototype>>,
     /// The grammar that holds now. In a call: with the place where its input began.
     holds: Option<(Option<u64>, Constraint)>,
+    /// How what holds to that was laid out so far.
+    layout: Layout,
     /// What may come next, and behind each token of the draft that is being looked at.
     masks: VecDeque<Mask>,
     /// None: as long as it likes, or it has been told to end.
@@ -43,6 +46,7 @@ impl Keeping {
         Self {
             holds: from_the_start.map(|it| (None, it.constraint())),
             prototype,
+            layout: Layout::default(),
             masks: VecDeque::new(),
             budget,
             closing: VecDeque::new(),
@@ -81,12 +85,17 @@ impl Keeping {
         constraint.admits(&draft[..length]).unwrap_or_default()
     }
 
-    /// Tokens that have to come next, as far as that is likely; see [`Constraint::forced`].
-    pub(super) fn forced(&self, thinks: bool) -> Vec<Token> {
+    /// Tokens that most likely come next, behind these bytes; see [`Constraint::foreseen`].
+    pub(super) fn foreseen(&self, thinks: bool, speller: Option<&Speller>, before: &[u8]) -> Vec<Token> {
         if !self.closing.is_empty() {
             return self.closing.iter().copied().collect();
         }
-        self.holds.as_ref().filter(|_| !thinks).map_or_else(Vec::new, |it| it.1.forced())
+        match (self.holds.as_ref().filter(|_| !thinks), speller) {
+            (Some((_, constraint)), Some(speller)) => {
+                speller.spell(before, &constraint.foreseen(&self.layout))
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Computes what may come next, and what behind each token of a draft of which all are admitted. While the
@@ -134,14 +143,22 @@ impl Keeping {
             return false;
         };
         self.masks.clear();
+        self.layout = Layout::default();
+        self.layout.read(begun);
         self.holds = Some((Some(call.begin), constraint));
         true
     }
 
     /// Goes on by a token of the answer that is no part of what the model thinks. `call`: the one under way.
-    pub(super) fn follow(&mut self, token: Token, call: Option<&Calling>) -> Result<(), Fault> {
+    pub(super) fn follow(
+        &mut self,
+        token: Token,
+        call: Option<&Calling>,
+        vocabulary: &Vocabulary,
+    ) -> Result<(), Fault> {
         let Some((begin, constraint)) = &mut self.holds else { return Ok(()) };
         constraint.consume(token)?;
+        self.layout.read(vocabulary.token_bytes(token));
         if begin.is_some() && call.map(|it| it.begin) != *begin {
             self.release();
         }

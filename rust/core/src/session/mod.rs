@@ -26,7 +26,7 @@ use crate::{
         preempt::victim,
     },
     sequences::{Clock, Sequences},
-    speculate::Drafter,
+    speculate::{Drafter, Speller},
 };
 
 pub use verify::MOST_DRAFTED;
@@ -126,6 +126,8 @@ pub struct Session<E> {
     max_running: usize,
     pace: Pace,
     drafter: Option<Box<dyn Drafter>>,
+    /// Who spells what the forms of answers foresee.
+    speller: Option<Speller>,
     /// When the last step with answers in it ended, or none was under way.
     answered: Duration,
     /// Short prompts that were under way at once since then, at most.
@@ -155,6 +157,7 @@ impl<E: StepEngine> Session<E> {
             max_running: at_once(limits, options.max_running),
             pace: Pace::new(options.target_step, options.prefill_tokens),
             drafter: None,
+            speller: None,
             answered: Duration::ZERO,
             burst: 0,
             prompts_next: false,
@@ -174,6 +177,13 @@ impl<E: StepEngine> Session<E> {
     #[must_use]
     pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
         self.drafter = Some(drafter);
+        self
+    }
+
+    /// Lets what the forms of answers foresee be proposed, spelled by the model's tokenizer. It is checked as well.
+    #[must_use]
+    pub fn with_speller(mut self, speller: Speller) -> Self {
+        self.speller = Some(speller);
         self
     }
 

@@ -26,7 +26,7 @@ type Ended = (SequenceId, Result<Finish, Fault>);
 
 impl<E: StepEngine> Session<E> {
     /// What is proposed for those that decode, by sequence: the token that is due, and after it the proposed ones.
-    /// That is what has to come, where an answer keeps to something, or what the drafter gives. Nothing while
+    /// That is what its form foresees, where an answer keeps to something, or what the drafter gives. Nothing while
     /// prompts are read: these need the time more.
     pub(super) fn drafts(&mut self, shares: &[Share], pads: u32) -> BTreeMap<SequenceId, Vec<Token>> {
         if self.reads_prompts() {
@@ -47,20 +47,20 @@ impl<E: StepEngine> Session<E> {
                 .min(limits.context_length.saturating_sub(it.length()))
                 .min(u32::try_from(room).unwrap_or(u32::MAX));
             it.pays.step();
-            it.forced_pays.step();
-            it.is_forced = false;
+            it.foreseen_pays.step();
+            it.is_foreseen = false;
             if !shares.iter().any(|share| share.sequence == sequence) {
                 continue;
             }
-            let worth = it.forced_pays.tokens(cost, most);
+            let worth = it.foreseen_pays.tokens(cost, most);
             if it.is_constrained() && worth > 0 {
-                let mut forced = it.forced();
-                forced.truncate(worth as usize);
-                if let (false, Some(&due)) = (forced.is_empty(), it.tokens().last()) {
-                    room -= forced.len() as u64;
-                    it.is_forced = true;
-                    forced.insert(0, due);
-                    drafts.insert(sequence, forced);
+                let mut foreseen = it.foreseen(self.speller.as_ref(), &self.vocabulary);
+                foreseen.truncate(worth as usize);
+                if let (false, Some(&due)) = (foreseen.is_empty(), it.tokens().last()) {
+                    room -= foreseen.len() as u64;
+                    it.is_foreseen = true;
+                    foreseen.insert(0, due);
+                    drafts.insert(sequence, foreseen);
                     continue;
                 }
             }
@@ -209,7 +209,7 @@ impl<E: StepEngine> Session<E> {
             generation.held -= (draft.len() - accepted) as u32;
             if !draft.is_empty() {
                 generation.learn(draft.len(), looked_at, accepted);
-                if !generation.is_forced {
+                if !generation.is_foreseen {
                     self.drafted += draft.len() as u64;
                     self.accepted += accepted as u64;
                 }

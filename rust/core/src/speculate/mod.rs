@@ -9,10 +9,12 @@
 mod lookup;
 mod model;
 mod policy;
+mod spelling;
 
 pub use lookup::Lookup;
 pub use model::DraftModel;
 pub use policy::Pays;
+pub use spelling::Speller;
 
 use std::fmt;
 

@@ -1,6 +1,10 @@
 //! Random answers to schemas as people write them.
 
-use llm_node_core::{chat::conversation::Format, constrain::Constraint, engine::Token};
+use llm_node_core::{
+    chat::conversation::Format,
+    constrain::{Constraint, Layout},
+    engine::Token,
+};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{END, VOCABULARY, compile, draw, schema, token, walk, walk_tokens};
@@ -70,12 +74,12 @@ fn drafts_that_are_wrong_do_not_show() {
         let prototype = compile(schema(it, true)).unwrap();
         let Some(tokens) = walk_tokens(&prototype.constraint(), index as u64) else { continue };
         let (mut straight, mut wandering) = (prototype.constraint(), prototype.constraint());
-        let mut position = 0;
+        let (mut position, mut layout) = (0, Layout::default());
         while position < tokens.len() {
-            // As far as the answer goes, what has to come; behind it anything that is admitted.
+            // As far as the answer goes, what is foreseen; behind it anything that is admitted.
             let right = &tokens[position..(position + position % 5).min(tokens.len())];
-            let forced = wandering.forced();
-            let mut draft: Vec<Token> = if position % 3 == 0 { forced } else { right.to_vec() };
+            let foreseen = wandering.foreseen(&layout).into_iter().map(Token::from);
+            let mut draft: Vec<Token> = if position % 3 == 0 { foreseen.collect() } else { right.to_vec() };
             let mut ahead = wandering.clone();
             draft.truncate(ahead.admits(&draft).unwrap());
             for &token in &draft {
@@ -102,6 +106,7 @@ fn drafts_that_are_wrong_do_not_show() {
                 let Some(&token) = tokens.get(position) else { break };
                 straight.consume(token).unwrap();
                 wandering.consume(token).unwrap();
+                layout.read(VOCABULARY.token_bytes(token));
                 position += 1;
                 if draft.get(number) != Some(&token) {
                     break;
@@ -133,6 +138,67 @@ fn a_mask_behind_a_step_back_is_no_other_s() {
     let goes_on = token("\", \"");
     assert!(mask_behind(&mut constraint, "{\"a\":\"").admits(goes_on));
     assert!(!mask_behind(&mut constraint, "{\"b\":\"").admits(goes_on), "b is the last one");
+}
+
+/// Answers of JSON in one layout: what is foreseen of them is what comes, and next to all that is no value.
+#[test]
+fn what_a_layout_and_a_schema_tell_is_foreseen() {
+    let it = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string" },
+            "place": {
+                "type": "object",
+                "properties": { "zip": { "type": "integer" }, "open": { "type": "boolean" } },
+                "required": ["zip", "open"],
+                "additionalProperties": false,
+            },
+            "kind": { "enum": ["private", "professional"] },
+            "tags": { "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 1 },
+        },
+        "required": ["name", "place", "kind", "tags"],
+        "additionalProperties": false,
+    });
+    let prototype = compile(schema(&it, true)).unwrap();
+    let foreseen = |begun: &str| {
+        let (mut constraint, mut layout) = (prototype.constraint(), Layout::default());
+        for byte in begun.bytes() {
+            constraint.consume(Token::from(byte)).unwrap();
+            layout.read(&[byte]);
+        }
+        String::from_utf8(constraint.foreseen(&layout)).unwrap()
+    };
+    let lines = "{\n  \"name\": \"Ada\",\n  \"place\": {\n    \"zip\": 5,\n    \"open\": true\n  },\n  \"kind\": \"private\",\n  \"tags\": [\"x\"]\n}";
+    let line = "{\"name\": \"Ada\", \"place\": {\"zip\": 5, \"open\": true}, \"kind\": \"private\", \"tags\": [\"x\"]}";
+    for (whole, told) in [
+        (
+            lines,
+            [
+                "ame\": \"",
+                ",\n  \"place\": {\n    \"zip\": ",
+                "  \"open\":",
+                "\n  },\n  \"kind\": \"pr",
+                "vate\",\n  \"tags\": [",
+                "]\n}",
+            ],
+        ),
+        (
+            line,
+            [
+                "ame\": \"",
+                ", \"place\": {\"zip\": ",
+                " \"open\":",
+                "}, \"kind\": \"pr",
+                "vate\", \"tags\": [",
+                "]}",
+            ],
+        ),
+    ] {
+        for told in told {
+            let at = whole.find(told).expect(told);
+            assert_eq!(foreseen(&whole[..at]), told, "behind {}", &whole[..at]);
+        }
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use llm_node_core::{
     event::{self, Event, Finish, PickedToken, Usage},
     request::{FORBIDS, Prompt, Request, Sampling, ValidRequest},
     session::{Remade, Session, SessionOptions},
-    speculate::{Drafter, Lookup, Want},
+    speculate::{Drafter, Lookup, Speller, Want},
     text::template::ChatTemplate,
 };
 use llm_node_cpu::Crew;
@@ -37,8 +37,12 @@ static FORMS: LazyLock<Vec<Arc<Prototype>>> = LazyLock::new(|| {
     let schema = r#"{"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 6}, "numbers": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}
     }, "required": ["name", "numbers"]}"#;
+    // Places in it look alike that are not.
+    let siblings =
+        r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}"#;
     let forms = [
         Format::Object,
+        Format::Schema { schema: Json::new(siblings).unwrap(), strict: true },
         Format::Schema { schema: Json::new(schema).unwrap(), strict: true },
         Format::Regex("[a-f]{3,30}(x|[0-9]{4,8})?".into()),
         Format::Lark("start: \"abc\" /[a-d]/{2,9} <|turn|> \"f\"".into()),
@@ -108,7 +112,9 @@ fn valid(request: Request, limits: &Limits) -> ValidRequest {
 }
 
 fn hosting(engine: ToyEngine, options: SessionOptions) -> Session<ToyEngine> {
-    Session::new(engine, Arc::new(ToyTokenizer::new().vocabulary().clone()), options)
+    let tokenizer = ToyTokenizer::new();
+    let vocabulary = Arc::new(tokenizer.vocabulary().clone());
+    Session::new(engine, vocabulary, options).with_speller(Speller::new(Arc::new(tokenizer)))
 }
 
 fn session(limits: Limits, options: SessionOptions) -> Session<ToyEngine> {
@@ -387,6 +393,16 @@ impl Drafter for Guesser {
             want.draft.extend(right.iter().take(self.turn % 5));
             if self.turn.is_multiple_of(3) {
                 want.draft.push(0x61);
+            }
+            if self.turn.is_multiple_of(7) {
+                // As like the right ones as can be.
+                for token in &mut want.draft {
+                    *token = match *token {
+                        0x61 => 0x62,
+                        0x62 => 0x61,
+                        other => other,
+                    };
+                }
             }
             want.draft.truncate(want.most as usize);
         }
@@ -1126,6 +1142,23 @@ fn right_guesses_spare_steps() {
     let (drafted, accepted) = answers[&0].guessed;
     assert_eq!((u64::from(drafted), u64::from(accepted)), (load.drafted, load.accepted));
     assert_eq!(session.engine().steps.len() as u64 + load.accepted, 200);
+}
+
+/// What the form of an answer tells is proposed without anybody who guesses, and does not count as guessed.
+#[test]
+fn what_a_form_foresees_spares_steps() {
+    let form = Arc::new(TABLES.compile(&Format::Regex("(abcdef){8}".into()).into()).unwrap());
+    let wanted = valid(request(vec![BOS, 0x61], 60), &limits()).constrained(form);
+    let tokenizer = ToyTokenizer::new();
+    let vocabulary = Arc::new(tokenizer.vocabulary().clone());
+    let mut plain = Session::new(ToyEngine::new(limits()), vocabulary, SessionOptions::default());
+    let expected = run(&mut plain, vec![wanted.clone()]);
+    let mut session = session(limits(), SessionOptions::default());
+    let answers = run(&mut session, vec![wanted]);
+    assert_eq!(answers, expected);
+    assert_eq!(answers[&0].text, "abcdef".repeat(8));
+    assert_eq!((plain.engine().steps.len(), session.occupancy().drafted), (49, 0));
+    assert!(session.engine().steps.len() < 15, "{:?}", session.engine().steps);
 }
 
 /// Proposes as much as it may, and nothing of it is right.
