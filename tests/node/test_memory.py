@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ def node_of(
     *more: str,
     backend: str = "cpu",
     environment: Mapping[str, str] | None = None,
+    sizes: Sequence[str] = ("--cache-tokens", "512", "--max-sequences", "2"),
     **defines: str | None,
 ) -> Iterator[RunningNode]:
     """`models`: what stands in their files."""
@@ -38,7 +39,7 @@ def node_of(
         for model, text in models.items():
             (folder / f"models/{model}.toy").write_text(f"TOY1\n{text}\n")
     places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
-    limits = ["--gpu-backend", backend, "--cache-tokens", "512", "--max-sequences", "2"]
+    limits = ["--gpu-backend", backend, *sizes]
     with running_node(folder / "node", [*places, *limits, *more], environment=environment) as node:
         node.extra["home"] = folder / "node"
         yield node
@@ -236,6 +237,29 @@ def test_what_a_gpu_sees_of_a_worker_counts(tmp_path: Path) -> None:
         assert (said["basis"], said["verdict"]) == ("measured", "refused")
         # What it took beyond its engine's word counts, whatever its context.
         assert 4 * GIB - (64 << 20) < said["devices"][0]["required_bytes"] <= 4 * GIB + 4 * GIB // 100
+
+
+def test_a_context_with_more_than_enough_shrinks_before_a_model_goes(tmp_path: Path) -> None:
+    gpu = Gpu(tmp_path)
+    models = dict.fromkeys("ab", f"estimate_bytes={MIB}")
+    with node_of(
+        tmp_path, models, "--vram-limit", "4M", backend="cuda", environment=gpu.environment, sizes=()
+    ) as node:
+        first = load(node, "a").json()["facts"]
+        assert (first["context_length"], first["max_sequences"] > 16) == (2048, True), "all that is free"
+        deadline = time.monotonic() + 60
+        while (said := plan(node, "b"))["verdict"] == "after_waiting":
+            assert time.monotonic() < deadline, "it is as if it had been asked for half a second"
+        assert said["verdict"] == "after_shrinking"
+        assert [spare["model_id"] for spare in said["shrink"]] == ["a"]
+        assert load(node, "b").status == 200
+        models_now = {row["model_id"]: row for row in node.get("/api/models").json()["models"]}
+        assert [models_now[model]["status"] for model in "ab"] == ["loaded", "loaded"]
+        assert models_now["a"]["facts"]["max_sequences"] == 1
+        assert node.get("/api/system").json()["events"]["reshaped"] == 1
+        for model in "ab":
+            asked = {"model": model, "prompt": "x", "max_tokens": 3}
+            assert node.post("/v1/completions", asked).status == 200
 
 
 def _pid_that_loads(node: RunningNode) -> int:
