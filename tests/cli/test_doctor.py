@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.engines import fake_engine
-from support.node import PROGRAM, node_environment
+from support.node import PROGRAM, node_environment, running_node
 
 CONTAINER = 'mount --bind "$GROUPS_OF_A_TEST" /sys/fs/cgroup && exec "$@"'
 
@@ -34,6 +34,17 @@ def test_all_is_well(tmp_path: Path, engines: Path) -> None:
     assert all(line.startswith(("ok    ", "warn  ")) for line in lines)
     assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in lines)
     assert "ok    1 model can be loaded: see `llm-node list`" in lines
+
+
+def test_a_node_that_runs_is_looked_at(tmp_path: Path, engines: Path) -> None:
+    """With its own folders and backend, which nobody has to name again."""
+    arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    with running_node(tmp_path, arguments) as node:
+        done = run(tmp_path)
+        assert done.returncode == 0, done.stdout
+        lines = done.stdout.splitlines()
+        assert f"ok    a node runs at {node.url}: its engines and models are looked at" in lines
+        assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in lines)
 
 
 def test_what_stands_in_the_way_is_a_failure_and_says_what_to_do(tmp_path: Path) -> None:

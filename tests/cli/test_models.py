@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.hub import sha256
-from support.node import RunningNode, node_environment
+from support.node import RunningNode, node_environment, running_node
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -95,6 +95,36 @@ def test_what_a_loaded_model_can(node: RunningNode, command: Command) -> None:
     assert able.split()[1] == "chat"
     refused = node.post("/v1/embeddings", {"model": "llm-node-demo", "input": "hi"})
     assert refused.status == 400 and "vectors" not in able
+
+
+def test_the_node_that_runs_knows_its_models_and_engines(
+    engines: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    """With its own folders, which nobody has to name again; under all names that it takes."""
+    folder = tmp_path / "elsewhere/org/Tiny-GGUF"
+    folder.mkdir(parents=True)
+    shutil.copy(demo_model, folder / "tiny-Q4_0.gguf")
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(folder.parents[1])]
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).with_name("llm-node")
+        environment = node_environment(tmp_path)
+        return subprocess.run(
+            [program, *words], capture_output=True, text=True, check=False, timeout=60, env=environment
+        )
+
+    with running_node(tmp_path, [*arguments, "--gpu-backend", "cpu"]) as node:
+        assert node.post("/api/models/alias", {"model": "tiny", "alias": "gpt-4o"}).status == 200
+        for name in ("org/Tiny-GGUF:Q4_0", "tiny", "gpt-4o"):
+            shown = typed("show", name)
+            assert shown.returncode == 0, shown.stderr
+            own, *lines = shown.stdout.splitlines()
+            assert own == "org/Tiny-GGUF:Q4_0"
+            (need,) = [line.split() for line in lines if line.startswith("  needs ")]
+            assert need[2:] == ["MiB", "with", "1,024", "tokens"]
+        missing = typed("show", "no-such")
+        assert missing.returncode == 3 and "model_not_found" in missing.stderr
+        assert "llama_cpp" in typed("engines").stdout
 
 
 def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:

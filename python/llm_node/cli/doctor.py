@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llm_node.node import Node
     from llm_node.settings import Settings
 
+Rows = list[dict[str, Any]]
+Obstacles = dict[str, tuple[str, str]]
+"""Code and message, by the model that cannot be loaded."""
 MANY_FILES = 1024
 """Each connection and each worker needs some."""
 SMALL_DISK = 2 << 30
@@ -36,10 +40,21 @@ class Finding(NamedTuple):
 def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
     """Look for what stands in the way of a node here: devices, memory, engines, models, disk.
 
-    Needs no node, and starts none. Ends with 1 where something has to be done.
+    Of a node that runs, its engines and its models are looked at; without one those of the folders are, and
+    none is started. Ends with 1 where something has to be done.
     """
+    import asyncio
+
     settings = options.settings(context.obj, given)
-    findings = [*_devices(settings), *_memory(), *_engines_and_models(settings), *_disk(settings), *_files()]
+    running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
+    if running is None:
+        seen = [*_devices(settings), *_memory(), *_engines_and_models(settings)]
+    else:
+        url, engines, models, obstacles, backend = running
+        of_node = dataclasses.replace(settings, gpu_backend=backend or settings.gpu_backend)
+        seen = [Finding("ok", f"a node runs at {url}: its engines and models are looked at")]
+        seen += [*_devices(of_node), *_memory(), *_judged(engines, models, obstacles, backend)]
+    findings = [*seen, *_disk(settings), *_files()]
     if as_json:
         table.show_json({"findings": [finding._asdict() for finding in findings]})
     else:
@@ -90,6 +105,10 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
     except click.UsageError as error:
         yield Finding("fail", error.message)
         return
+    yield from _judged(engines, models, obstacles, backend)
+
+
+def _judged(engines: Rows, models: Rows, obstacles: Obstacles, backend: str | None) -> Iterator[Finding]:
     for engine in engines:
         name = f"engine {engine['id']} for {engine['gpu_backend']}"
         if engine["status"] == "loaded":
@@ -111,9 +130,27 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", "no model can be loaded: `llm-node pull ORG/REPO` fetches one")
 
 
-async def _all(
-    node: Node,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, tuple[str, str]], str | None]:
+async def _of_running(
+    settings: Settings, unheeded: Sequence[str]
+) -> tuple[str, Rows, Rows, Obstacles, str | None] | None:
+    """The URL of the node that runs, and what `_all` gives of one of our own; None: none runs."""
+    from llm_node.cli import failure, remote
+
+    try:
+        async with remote.if_running(settings, unheeded) as node:
+            if node is None:
+                return None
+            engines = (await node.get("/api/engines"))["engines"]
+            models = (await node.get("/api/models"))["models"]
+            backend = (await node.get("/api/system"))["gpu_backend"]
+            errors = ((model["model_id"], model.get("error")) for model in models)
+            obstacles = {name: (error["code"], error["message"]) for name, error in errors if error}
+            return node.url, engines, models, obstacles, backend
+    except remote.RemoteError as error:
+        raise failure.of(error) from None
+
+
+async def _all(node: Node) -> tuple[Rows, Rows, Obstacles, str | None]:
     return await node.engines(), await node.models(), await node.obstacles(), node.gpu_backend
 
 

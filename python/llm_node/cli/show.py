@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -30,15 +32,18 @@ FIRST_BYTES = 1 << 20
 def show(context: click.Context, /, model: str, verify: bool, as_json: bool, **given: options.Given) -> None:
     """Show what is known of MODEL: its header, where it lies, what it needs, and why it was chosen.
 
-    What it needs is its engine's own estimate. A node that runs tells what the model can, if it is loaded.
+    Asks the node that runs, which tells what the model can, if it is loaded; without one the folders are
+    looked through. What it needs is its engine's own estimate.
     """
     import asyncio
 
     from llm_node.cli import own_node
 
     settings = options.settings(context.obj, given)
-    known = own_node.look_up(settings, lambda node: _known(node, model))
-    known["facts"] = asyncio.run(_facts(settings, known["model_id"]))
+    unheeded = options.of_a_node(context.obj, given)
+    known = asyncio.run(_of_running(settings, model, unheeded))
+    if known is None:
+        known = own_node.look_up(settings, lambda node: _of_folders(node, model))
     if verify:
         known["verified"] = _verified(known)
     if as_json:
@@ -51,8 +56,41 @@ def show(context: click.Context, /, model: str, verify: bool, as_json: bool, **g
         raise failure.Failed("checksum_mismatch: a file is not what was promised; fetch it anew")
 
 
-async def _known(node: Node, name: str) -> dict[str, Any]:
+async def _of_running(settings: Settings, name: str, unheeded: Sequence[str]) -> dict[str, Any] | None:
+    """What the node that runs knows of it; None: none runs."""
+    from llm_node.cli import failure, remote
+
+    try:
+        async with remote.if_running(settings, unheeded) as node:
+            if node is None:
+                return None
+            model_id = (await node.get(f"/v1/models/{quote(name, safe='/:')}"))["id"]
+            rows = (await node.get("/api/models"))["models"]
+            row = next((row for row in rows if row["model_id"] == model_id and "path" in row), None)
+            if row is None:
+                raise remote.RemoteError("model_not_found", f"the file of '{model_id}' has gone")
+
+            async def plan(length: int) -> int:
+                asked = {"model_id": model_id, "context_length": length, "max_sequences": 1}
+                planned = await node.post("/api/models/plan", asked)
+                return sum(use["total_bytes"] for use in planned["memory"])
+
+            return _known(row, await _needs(plan, row))
+    except remote.RemoteError as error:
+        raise failure.of(error) from None
+
+
+async def _of_folders(node: Node, name: str) -> dict[str, Any]:
     row = await node.model(name)
+
+    async def plan(length: int) -> int:
+        planned = await node.plan(row["path"], context_length=length)
+        return sum(use[part] for use in planned["memory"] for part in ("weights", "cache", "compute"))
+
+    return _known(row, await _needs(plan, row))
+
+
+def _known(row: dict[str, Any], needs: list[dict[str, Any]]) -> dict[str, Any]:
     record = _record(Path(row["path"]))
     version = str(row["model_id"]).partition(":")[2]
     return {
@@ -62,13 +100,14 @@ async def _known(node: Node, name: str) -> dict[str, Any]:
             for key in ("context_length", "task", "origin", "path", "files", "also", "error")
         },
         "header": _header(Path(row["path"])),
-        "needs": await _needs(node, row),
+        "needs": needs,
         "sha256": {
             path: promised
             for path in row.get("files", ())
             if (promised := _promised(record, Path(path))) is not None
         },
         "why": record.get("why", {}).get(version, []),
+        "facts": row.get("facts"),
     }
 
 
@@ -92,37 +131,20 @@ def _header(path: Path) -> dict[str, Any] | None:
     return None
 
 
-async def _needs(node: Node, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bytes by tokens of context; nothing where no engine can say."""
+async def _needs(plan: Callable[[int], Awaitable[int]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bytes by tokens of context; nothing where no engine can say. `plan`: the bytes for one length."""
+    from llm_node.cli.remote import RemoteError
     from llm_node.node import NodeError
 
     longest = row.get("context_length")
     lengths = sorted(
         {*(length for length in LENGTHS if longest is None or length < longest), *filter(None, [longest])}
     )
-    needs = []
-    for length in lengths:
-        try:
-            planned = await node.plan(row["path"], context_length=length)
-        except NodeError:
-            return []
-        total = sum(use[part] for use in planned["memory"] for part in ("weights", "cache", "compute"))
-        needs.append({"context_length": length, "bytes": total})
-    return needs
-
-
-async def _facts(settings: Settings, model_id: str) -> dict[str, Any] | None:
-    """What the node that runs knows of a model that it has loaded."""
-    from llm_node.cli import remote
-
-    async with remote.if_running(settings) as node:
-        if node is None:
-            return None
-        rows = (await node.get("/api/models"))["models"]
-    facts: dict[str, Any] | None = next(
-        (row.get("facts") for row in rows if row["model_id"] == model_id), None
-    )
-    return facts
+    try:
+        needs = [{"context_length": length, "bytes": await plan(length)} for length in lengths]
+        return [need for need in needs if need["bytes"]]
+    except (NodeError, RemoteError):
+        return []
 
 
 def _record(path: Path) -> dict[str, Any]:
