@@ -87,6 +87,34 @@ def test_unknown_model_names_its_neighbours(damaged: tuple[RunningNode, Path]) -
     assert "llm-node-demo" in str(error["message"])
 
 
+def test_what_no_engine_runs_is_said_before_anybody_asks_for_it(engines: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    write_gguf(folder / "strange.gguf", architecture="lxama")
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(folder), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        rows = {row["model_id"]: row for row in node.get("/api/models").json()["models"]}
+        assert rows["strange"]["status"] == "failed"
+        assert rows["strange"]["error"]["code"] == "architecture_mismatch"
+        assert "no engine here runs the architecture 'lxama'" in rows["strange"]["error"]["message"]
+        assert rows["llm-node-demo"]["status"] == "available"
+        assert load_error(node, "strange")["code"] == "architecture_mismatch"
+
+
+def test_a_file_of_ones_own_comes_before_the_demo_model(
+    engines: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    own = folder / "llm-node-demo.gguf"
+    own.write_bytes(demo_model.read_bytes())
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(folder), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        listed = node.get("/api/models?all=true").json()
+        assert [(row["origin"], row["path"]) for row in listed["models"]] == [("own", str(own))]
+        assert listed["unlisted"] == []
+
+
 def test_several_files_and_none_named(engines: Path, demo_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models/tiny"
     folder.mkdir(parents=True)

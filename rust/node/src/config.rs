@@ -35,7 +35,7 @@ pub struct NodeConfig {
     /// Folders of other programs whose models are offered too, in search order. Nothing is written there.
     #[serde(default)]
     pub caches: Vec<Cache>,
-    /// A model file that is always offered, under the name [`DEMO_MODEL`].
+    /// A model file that is offered under the name [`DEMO_MODEL`], unless the models folder has one of that name.
     #[serde(default)]
     pub demo_model: Option<PathBuf>,
     /// Further names of models: what a client may call it, and the name that is meant.

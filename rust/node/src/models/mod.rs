@@ -87,8 +87,8 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Over this folder. `demo_model` is always offered beside it, and so are the models of `caches` that some
-    /// engine reads. `aliases`: further names, and what each means.
+    /// Over this folder. `demo_model` is offered beside it unless a model there has its name, and so are the
+    /// models of `caches` that some engine reads. `aliases`: further names, and what each means.
     pub fn new(
         models_dir: PathBuf,
         demo_model: Option<PathBuf>,
@@ -142,13 +142,12 @@ impl Catalog {
 
     fn listed_and_not(&self, readable: &Readable) -> (Vec<Model>, Vec<Unlisted>) {
         let (mut models, mut unlisted) = (Vec::new(), Vec::new());
-        if let Some(path) = self.demo_model.as_deref().filter(|path| path.exists()) {
+        let found = scan::scan(&self.models_dir, &readable.formats(), &self.headers);
+        let is_own = found.iter().any(|model| model.id == DEMO_MODEL);
+        if let Some(path) = self.demo_model.as_deref().filter(|path| !is_own && path.exists()) {
             models.push(Model { origin: Origin::Demo, ..scan::one(DEMO_MODEL, path, &self.headers) });
         }
-        let found = scan::scan(&self.models_dir, &readable.formats(), &self.headers);
-        let is_offered =
-            |model: &Model| scan::is_name(&model.id) && (model.id != DEMO_MODEL || self.demo_model.is_none());
-        models.extend(found.into_iter().filter(is_offered));
+        models.extend(found.into_iter().filter(|model| scan::is_name(&model.id)));
         for cache in &self.caches {
             let mut found = elsewhere::models(cache, &self.headers);
             found.sort_by(|a, b| a.id.cmp(&b.id));
@@ -171,12 +170,7 @@ impl Catalog {
                 } else {
                     match (&model.problem, &model.architecture) {
                         (Some(fault), _) => fault.message.clone(),
-                        (None, Some(architecture)) => {
-                            format!(
-                                "no engine here runs the architecture '{architecture}' ({})",
-                                model.format
-                            )
-                        }
+                        (None, Some(architecture)) => runs_nowhere(architecture, &model.format),
                         (None, None) => format!("no engine here reads the format '{}'", model.format),
                     }
                 };
@@ -246,6 +240,15 @@ impl Readable {
         self.0.iter().map(|(format, _)| format.clone()).collect()
     }
 
+    /// That no engine runs its architecture, though some read its format. `None`: nothing is in the way, or only
+    /// an engine can tell.
+    pub fn obstacle(&self, model: &Model) -> Option<Fault> {
+        let architecture = model.architecture.as_ref()?;
+        let is_read = self.0.iter().any(|(format, _)| format.eq_ignore_ascii_case(&model.format));
+        (is_read && !self.reads(model))
+            .then(|| Fault::new(ErrorCode::ArchitectureMismatch, runs_nowhere(architecture, &model.format)))
+    }
+
     /// Is there an engine for its format and its architecture?
     fn reads(&self, model: &Model) -> bool {
         self.0.iter().any(|(format, architectures)| {
@@ -256,6 +259,10 @@ impl Readable {
                     .is_some_and(|own| architectures.iter().any(|one| one == ANY_ARCHITECTURE || one == own))
         })
     }
+}
+
+fn runs_nowhere(architecture: &str, format: &str) -> String {
+    format!("no engine here runs the architecture '{architecture}' ({format})")
 }
 
 /// Stands in a manifest's `architectures` for any.

@@ -57,7 +57,7 @@ pub use self::{
 use crate::{
     choose::{Wish, choose},
     config::NodeConfig,
-    models::{Catalog, Model},
+    models::{Catalog, Model, Readable},
     platform,
     registry::{
         Registry,
@@ -437,7 +437,9 @@ impl Inner {
     }
 
     fn models(&self) -> Result<String, Fault> {
-        let models = self.catalog.models(&self.registry.readable());
+        let readable = self.registry.readable();
+        let models: Vec<Model> =
+            self.catalog.models(&readable).into_iter().map(|model| with_obstacle(model, &readable)).collect();
         let view = self.fleet.view();
         let mut rows: Vec<ModelRow<'_>> = models
             .iter()
@@ -454,8 +456,12 @@ impl Inner {
 
     fn model(&self, name: &str) -> Result<String, Fault> {
         let view = self.fleet.view();
-        match self.catalog.find(name, &self.registry.readable()) {
-            Ok(model) => written(&ModelRow::of(self, &model, view.models.get(&model.id).map(AsRef::as_ref))),
+        let readable = self.registry.readable();
+        match self.catalog.find(name, &readable) {
+            Ok(model) => {
+                let model = with_obstacle(model, &readable);
+                written(&ModelRow::of(self, &model, view.models.get(&model.id).map(AsRef::as_ref)))
+            }
             Err(fault) => {
                 let id = self.own_name(name);
                 let row = view.models.get(&id).and_then(|model| ModelRow::without_file(self, &id, model));
@@ -503,6 +509,12 @@ impl Inner {
 }
 
 /// The fleet hears of it in a moment; whoever wants the model has it loaded again.
+/// The model, with what its engines' manifests say against it where it has no defect of its own.
+fn with_obstacle(model: Model, readable: &Readable) -> Model {
+    let problem = model.problem.clone().or_else(|| readable.obstacle(&model));
+    Model { problem, ..model }
+}
+
 fn died(model_id: &str) -> Fault {
     Fault::new(ErrorCode::ModelLoading, format!("The worker of model '{model_id}' has just died"))
 }
