@@ -6,6 +6,7 @@ is nothing to guess that a slow hash would protect. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -108,11 +109,15 @@ def add(path: Path, name: str, scope: Scope) -> str:
     if path.exists() and Keys.read(path).has(name):
         raise KeysError(f"{path} has a key of the name {name} already")
     secret = fresh()
+    is_new = not path.exists()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{name} {scope.value} {_hashed(secret)}\n")
     except OSError as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         raise KeysError(f"{path} cannot be written: {error.strerror}") from None
     return secret
 

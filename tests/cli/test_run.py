@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +119,25 @@ def test_no_node_where_one_is_named(run: Here) -> None:
     result = run("--node", "http://127.0.0.1:1", "llm-node-demo", "hi")
     assert result.exit_code == 6
     assert "cannot be reached" in result.stderr
+
+
+def test_a_node_that_ends_in_the_midst_of_an_answer(run: Here) -> None:
+    """It says that it has ended, in place of what its connection came to."""
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"mod')
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        result = run("--node", url, "llm-node-demo", "hi")
+        thread.join()
+    assert result.exit_code == 6
+    assert result.stderr == f"Error: the node at {url} ended before it had answered in full\n"
 
 
 def test_an_answer_in_json_by_a_schema(run: Here, greedy: list[str], tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ class Remote:
                 if response.status >= 400:
                     raise _error(await _json(response), response.status)
                 yield response
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
+            raise Failed(
+                f"the node at {self.url} ended before it had answered in full", Exit.UNREACHABLE
+            ) from None
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None

@@ -140,7 +140,7 @@ OPERATIONS: Mapping[str, Operation] = {
         },
         gives=(JSON, EVENTS),
     ),
-    "POST /api/models/alias": Operation(admin.AliasRequest, codes=("model_not_found",)),
+    "POST /api/models/alias": Operation(admin.AliasRequest, codes=("model_not_found", "disk_full")),
     "POST /api/models/load": Operation(admin.LoadRequest, codes=("model_loaded_differently",)),
     "POST /api/models/plan": Operation(admin.LoadRequest),
     "POST /api/models/pull": Operation(

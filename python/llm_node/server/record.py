@@ -55,10 +55,13 @@ class NodeRecord:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = home / f".{NAME}.{self.pid}"
         fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-        os.replace(fresh, home / NAME)
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file)
+            os.replace(fresh, home / NAME)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def read(home: Path) -> NodeRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 from aiohttp import web
 
@@ -54,8 +55,9 @@ async def alias(request: web.Request) -> web.Response:
     try:
         await asyncio.to_thread(settings_file.add_alias, file, row["model_id"], wanted.alias)
     except (SettingsError, OSError) as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise NodeError(
-            "invalid_request",
+            "disk_full" if is_full else "invalid_request",
             f"'{wanted.alias}' is '{row['model_id']}' until this node ends, but it could not be written into "
             f"{file}: {error}",
             "alias",
