@@ -6,7 +6,7 @@
 //! 1. The cache, in tokens: as many as one sequence of the model's own length takes, or 8192 for each of 32
 //!    sequences. A quarter of what is free may be taken for more of them, and never more than is free. On the host,
 //!    where long prompts take minutes and the machine has other work: 32,768, or 4096 for each of 8, and half of what
-//!    is free counts.
+//!    is free counts. Half of that may be taken for more: pages that nobody uses are not resident there.
 //! 2. The length: the model's own, as far as the cache goes.
 //! 3. The sequences: each has its full length where that makes 8 of them or more, on the host 4. Otherwise they share
 //!    the cache, one for each 4096 tokens; on the host 4 at most, since its kernels look at all of a shared cache.
@@ -117,6 +117,8 @@ struct Usual {
     /// Tokens for one sequence, and for each of many.
     longest: u64,
     each: u64,
+    /// One part in so many of what is free may be taken for more of them.
+    part: u64,
     /// So many full lengths are worth a part of the cache for each sequence.
     walls: u64,
     /// Sequences that share a cache.
@@ -128,6 +130,7 @@ const ON_DEVICE: Usual = Usual {
     sequences: 32,
     longest: u64::MAX,
     each: 8192,
+    part: 4,
     walls: 8,
     sharers: u64::MAX,
     small: SMALL_ON_DEVICE,
@@ -136,6 +139,7 @@ const ON_HOST: Usual = Usual {
     sequences: FEW_SEQUENCES,
     longest: HOST_LENGTH,
     each: SHARE,
+    part: 2,
     walls: 4,
     sharers: HOST_SHARERS,
     small: SMALL_ON_HOST,
@@ -282,7 +286,7 @@ fn chosen(wish: Wish, model_length: u32, places: &[Place], most: u64) -> Shape {
 
     let wanted = whole_length.min(usual.longest).max(usual.each.saturating_mul(asked));
     let free = tokens(places, asked, 1).min(most).min(whole_length.saturating_mul(asked));
-    let free = free.min(wanted.max(tokens(places, asked, 4)));
+    let free = free.min(wanted.max(tokens(places, asked, usual.part)));
     let least = u64::from(if length.is_some() { full } else { full.min(LEAST_LENGTH) });
     let cells = fixed.unwrap_or(free.max(least)).max(size_of(wish.size.context_length));
 
@@ -430,7 +434,7 @@ mod tests {
                 Some((32.0, 14, 5.2)),
                 Some((32.0, 32, 12.0)),
                 Some((32.0, 32, 12.0)),
-                Some((32.0, 5, 1.9)),
+                Some((32.0, 8, 3.0)),
             ],
         },
         Row {
@@ -470,7 +474,7 @@ mod tests {
                 Some((128.0, 32, 17.0)),
                 Some((128.0, 32, 18.1)),
                 Some((128.0, 32, 33.0)),
-                Some((32.0, 4, 2.1)),
+                Some((50.0, 4, 3.3)),
             ],
         },
         // 32B
@@ -547,7 +551,8 @@ mod tests {
         let places = host(20 << 30, 128 << 10);
         let choose = |wish| Shape::choose(wish, 131_072, &places).unwrap();
         assert_eq!(choose(asked(Some(100_000), Some(4), None)), shape(100_000, 4, 100_000));
-        assert_eq!(choose(asked(Some(16_384), Some(2), None)), shape(16_384, 2, 20_480));
+        assert_eq!(choose(asked(Some(16_384), Some(2), None)), shape(16_384, 2, 0));
+        assert_eq!(choose(asked(Some(16_384), Some(4), None)), shape(16_384, 4, 40_960));
         assert_eq!(choose(asked(None, None, Some(100_000))), shape(100_000, 4, 100_000));
         assert_eq!(choose(asked(Some(8192), None, Some(100_000))), shape(8192, 8, 100_000));
         assert_eq!(choose(asked(None, Some(1), None)), shape(32_768, 1, 0));
