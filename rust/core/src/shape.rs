@@ -555,7 +555,7 @@ mod tests {
         assert_eq!(choose(asked(Some(16_384), Some(4), None)), shape(16_384, 4, 40_960));
         assert_eq!(choose(asked(None, None, Some(100_000))), shape(100_000, 4, 100_000));
         assert_eq!(choose(asked(Some(8192), None, Some(100_000))), shape(8192, 8, 100_000));
-        assert_eq!(choose(asked(None, Some(1), None)), shape(32_768, 1, 0));
+        assert_eq!(choose(asked(None, Some(1), None)), shape(40_960, 1, 0));
         let full = host(0, 128 << 10);
         let wish = asked(Some(16_384), Some(2), None);
         assert_eq!(Shape::choose(wish, 131_072, &full).unwrap(), shape(16_384, 2, 16_384), "or refused");
