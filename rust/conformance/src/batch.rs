@@ -1394,12 +1394,13 @@ fn destroy(bench: &Bench<'_>) -> Verdict {
     turn(3)?;
     let threads = process::threads();
     let times = bench.times(20, 60);
-    let each = process::growth(times, turn)?.unwrap_or_default();
+    let limit = 2 << 10;
+    let each = process::growth(times, limit, turn)?.unwrap_or_default();
     if let Some(threads) = threads {
         let now = process::threads_fall_to(threads).unwrap_or(threads);
         ensure!(now <= threads, "{} threads are left after {times} contexts.", now - threads);
     }
-    ensure!(each < 2 << 10, "The process grew by {each} bytes with each context.");
+    ensure!(each < limit, "The process grew by {each} bytes with each context.");
     Ok(())
 }
 
@@ -1419,9 +1420,10 @@ fn steady(bench: &Bench<'_>) -> Verdict {
         Ok(())
     };
     run(100)?;
-    let each = process::growth(bench.times(400, 4_000), run)?
+    let limit = 512;
+    let each = process::growth(bench.times(400, 4_000), limit, run)?
         .ok_or_else(|| Stop::skip("the system does not say"))?;
-    ensure!(each < 512, "The process grew by {each} bytes with each step of one token.");
+    ensure!(each < limit, "The process grew by {each} bytes with each step of one token.");
     Ok(())
 }
 

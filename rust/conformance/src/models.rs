@@ -227,7 +227,7 @@ fn again(bench: &Bench<'_>) -> Verdict {
     turn(3)?;
     let before = (process::open_descriptors(), process::threads());
     let times = bench.times(20, 100);
-    let grown = process::growth(times, turn)?;
+    let grown = process::growth(times, LEAK, turn)?;
     let descriptors = process::open_descriptors();
     ensure!(
         descriptors <= before.0,

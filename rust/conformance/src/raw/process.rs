@@ -8,6 +8,9 @@ use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// So many times as many turns decide whether memory grows.
+const MANY_MORE: usize = 4;
+
 /// The signals that have a handler, by POSIX.
 #[cfg(unix)]
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=31;
@@ -287,20 +290,27 @@ pub(crate) fn resident() -> Option<u64> {
 }
 
 /// By how many bytes each turn of `work` lets the process grow, the second half of the turns no less than the
-/// first: what grows once is no leak. `None`: the system does not say.
+/// first: what grows once is no leak. Where it is `limit` or more, many more turns decide: some pages come and go
+/// by chance, and a leak grows with the turns. `None`: the system does not say.
 pub(crate) fn growth<E>(
     times: usize,
+    limit: u64,
     mut work: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Option<u64>, E> {
-    let half = (times / 2).max(1);
-    let measured = |work: &mut dyn FnMut(usize) -> Result<(), E>| -> Result<Option<u64>, E> {
+    let mut measured = |half: usize| -> Result<Option<u64>, E> {
         let before = resident();
         work(half)?;
         give_back();
         Ok(before.and_then(|before| Some(resident()?.saturating_sub(before) / half as u64)))
     };
-    let (first, second) = (measured(&mut work)?, measured(&mut work)?);
-    Ok(first.zip(second).map(|(first, second)| first.min(second)))
+    let mut both = |half: usize| -> Result<Option<u64>, E> {
+        Ok(measured(half)?.zip(measured(half)?).map(|(first, second)| first.min(second)))
+    };
+    let half = (times / 2).max(1);
+    match both(half)? {
+        Some(each) if each >= limit => both(MANY_MORE * half),
+        other => Ok(other),
+    }
 }
 
 /// Asks the allocator to give back what is free, so that [`resident`] says what is in use.
