@@ -240,8 +240,8 @@ async def test_a_killed_node_costs_its_own_answers_alone(whole: Fleet) -> None:
 
 
 async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None:
-    """They end with an error that says so, and the node starts another. What it refuses until then, official
-    clients repeat."""
+    """At most: one of which nothing had come is run again by the next worker. Others end with an error that says
+    so."""
     nodes = whole.nodes()
     victim = max(nodes)
     wanted = await said_by_one(whole)
@@ -254,8 +254,8 @@ async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None
 
     texts, broken = await by_official_clients(whole, kill_workers)
     print(f"a worker killed: {len(broken)} of {STREAMS} lost")
-    assert 1 <= len(broken) <= 12, "what it had, which is a third by `leastconn`, more or less"
-    assert set(broken.values()) == {"engine_crashed"}
+    assert len(broken) <= 12, "what it had, which is a third by `leastconn`, more or less"
+    assert set(broken.values()) <= {"engine_crashed"}
     assert texts == {number: wanted[number] for number in range(STREAMS) if number not in broken}
     assert whole.nodes() == nodes, "neither node nor replica was replaced"
     mended = RunningNode(whole.process, f"http://127.0.0.1:{nodes[victim]}", whole.log)

@@ -400,8 +400,8 @@ class Pulls:
                 },
             )
             if old is not None:
-                now = {str(home / file.path) for file in version.files}
-                self._store.remove(path for path in old["files"] if path not in now)
+                now = {home / file.path for file in version.files}
+                self._store.remove(path for path in map(Path, old["files"]) if path not in now)
             self._store.discard(staging)
             return await self._row(home / version.files[0].path)
 

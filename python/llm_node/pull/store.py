@@ -180,7 +180,7 @@ class Store:
         return [first]
 
     def remove(self, paths: Iterable[Path]) -> None:
-        """Delete `what_goes`, and the folders that are empty without it."""
+        """Delete these files or links, and the folders that are empty without them."""
         for path in paths:
             path.unlink(missing_ok=True)
             self._clear(path.parent)

@@ -24,7 +24,7 @@ const LONGEST_WORDS: usize = 240;
 /// So many times its deadline a check has where its threads wait for a processor instead of running.
 const MOST_PATIENCE: u32 = 10;
 /// What sanitizers begin their words with.
-const SANITIZERS: [&str; 2] = ["Sanitizer: ", "runtime error: "];
+const SANITIZERS: [&str; 2] = ["Sanitizer: ", ": runtime error: "];
 /// Some of them end with a line that names what and where; UndefinedBehaviorSanitizer names no more than the kind.
 const SUMMARY: &str = "SUMMARY: ";
 /// What stands in the first line of a panic: the second has its message, and the last ones a backtrace.
@@ -352,5 +352,7 @@ mod tests {
         assert_eq!(last_words(format!("{sanitizer}{told}\n====\n").as_bytes()).as_deref(), Some(told));
         assert_eq!(last_words(b"one\n two\n\n").as_deref(), Some("two"));
         assert_eq!(last_words(b"\n"), None);
+        assert!(is_of_sanitizer("engine.c:12:3: runtime error: signed integer overflow"));
+        assert!(!is_of_sanitizer("fatal runtime error: Rust cannot catch foreign exceptions, aborting"));
     }
 }
