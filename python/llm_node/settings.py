@@ -171,6 +171,12 @@ def _layers(text: str) -> int:
     return int(text)
 
 
+def _replicas(text: str) -> int:
+    if not text.strip().isdecimal() or not 1 <= int(text) <= MOST_REPLICAS:
+        raise ValueError(f"expected a number from 1 to {MOST_REPLICAS}")
+    return int(text)
+
+
 def printable(name: str) -> str:
     """The name of a model; refuses one that cannot be shown as it is."""
     if not name.isprintable():
@@ -267,6 +273,7 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 LONGEST_KEEP_ALIVE = 1e9
+MOST_REPLICAS = 64
 """Seconds: some thirty years."""
 
 
@@ -1198,6 +1205,7 @@ OF_MODELS: Mapping[str, Callable[[str], Any]] = {
     TOOL_SYNTAX: _one_of(TOOL_SYNTAXES),
     CHAT_TEMPLATE: _model_name,
     "pin": _yes_or_no,
+    "replicas": _replicas,
 }
 """What can be said of one model, and how it is read."""
 OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases", WARM)

@@ -30,7 +30,8 @@
 //    TOKENIZE_NS=0                nanoseconds that the tokenizer takes for a byte
 //    EOG_EVERY=64                 default of the key
 //    ESTIMATE_BYTES=N             what estimate and usage say for every model, all in all
-//    DEVICE_BYTES=8589934592ULL   memory of the one device
+//    DEVICES=1                    how many there are, where it runs on GPUs; 9 at most
+//    DEVICE_BYTES=8589934592ULL   memory of each
 //    INIT_CODE=N                  engine_init returns N, saying "the toy would not start"
 //    LOAD_CODE=N                  loading a model returns N, saying "the toy would not load"
 //    CRASH_ON_BYTE=N              a step (or tier 0, stream) with token N dies of signal 11
@@ -138,6 +139,9 @@
 #endif
 #ifdef FAKE_UNKNOWN_CODE
 #  define FAKE_INIT_CODE 4711
+#endif
+#ifndef FAKE_DEVICES
+#  define FAKE_DEVICES 1
 #endif
 #ifndef FAKE_DEVICE_BYTES
 #  define FAKE_DEVICE_BYTES 8589934592ULL

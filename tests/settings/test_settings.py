@@ -334,6 +334,7 @@ gpu_layers = -1
 tool_syntax = "hermes"
 speculation = "off"
 keep_alive = "1h30m"
+replicas = 2
 warm = true
 options = { cache_type_k = "q8_0", flash_attn = true }
 """
@@ -351,6 +352,7 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
             "tool_syntax": "hermes",
             "speculation": "off",
             "keep_alive": 5400.0,
+            "replicas": 2,
             "options": {"cache_type_k": "q8_0", "flash_attn": True},
         }
     }
@@ -374,6 +376,7 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\ntool_syntax = "martian"', ["tool_syntax", "pythonic, off"]),
         ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),
         ('[models."m"]\nkeep_alive = "soon"', ["keep_alive", "30m"]),
+        ('[models."m"]\nreplicas = 0', ["replicas", "1 to"]),
         ('[models."m"]\nwarm = 1', ["warm", "true or false"]),
     ],
 )

@@ -298,10 +298,10 @@ class Node:
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
         `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `pin`, `keep_alive`
-        (seconds), `options` (text to text, for the engine). A model that is loaded with a shorter context, or
-        fewer sequences, has them made anew; one with another engine or option is loaded anew, and
-        refused while it is being loaded (`model_loaded_differently`). The load goes on when the caller is
-        cancelled.
+        (seconds), `replicas` (workers, each on a GPU of its own), `options` (text to text, for the engine).
+        A model that is loaded with a shorter context, or fewer sequences, has them made anew; one with
+        another engine or option is loaded anew, and refused while it is being loaded
+        (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
         request = json.dumps({"model_id": model_id, **options})
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llm_node.schema.wire import Wire
-from llm_node.settings import LONGEST_KEEP_ALIVE, printable
+from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_REPLICAS, printable
 
 
 class LoadRequest(Wire):
@@ -35,6 +35,8 @@ class LoadRequest(Wire):
     """Whether it stays although another model needs the room."""
     keep_alive: float | None = Field(default=None, ge=-1, le=LONGEST_KEEP_ALIVE)
     """Seconds that it stays without being asked anything; negative: for ever."""
+    replicas: int | None = Field(default=None, ge=1, le=MOST_REPLICAS)
+    """Workers, each on a GPU of its own."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

@@ -186,6 +186,7 @@ const OTHERS: &[&str] = &[
     "CONTEXTS",
     "CRASH_IN_CREATE",
     "CRASH_ON_BYTE",
+    "DEVICES",
     "DEVICE_BYTES",
     "EMBED_US",
     "EOG_EVERY",

@@ -23,6 +23,31 @@ pub struct MemoryUse {
     pub cache_per_sequence: u64,
 }
 
+/// A GPU of the node, as an engine finds it among its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuAddress {
+    /// Its number among GPUs.
+    pub index: u32,
+    /// PCI bus id, where it has one.
+    pub bus_id: Option<String>,
+}
+
+impl GpuAddress {
+    /// Where it stands among the GPUs of an engine, of which these are the bus ids; `None`: the engine has none such.
+    pub fn among(&self, bus_ids: &[Option<&str>]) -> Option<usize> {
+        let own = self.bus_id.as_deref().map(normal_bus_id);
+        if own.is_none() || bus_ids.iter().all(Option::is_none) {
+            return Some(self.index as usize).filter(|index| *index < bus_ids.len());
+        }
+        bus_ids.iter().position(|bus_id| bus_id.map(normal_bus_id) == own)
+    }
+}
+
+/// NVML writes the domain with eight digits, CUDA with four, and either in any case.
+pub fn normal_bus_id(bus_id: &str) -> String {
+    bus_id.trim_start_matches('0').to_ascii_lowercase()
+}
+
 /// What an engine says of a model that is not loaded, and of its draft model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
@@ -94,6 +119,16 @@ pub fn length_of(uses: &[MemoryUse]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_is_found_by_its_bus_or_else_by_its_number() {
+        let place = GpuAddress { index: 1, bus_id: Some("0000:C1:00.0".into()) };
+        let buses = [Some("00000000:c1:00.0"), Some("0000:01:00.0")];
+        assert_eq!(place.among(&buses), Some(0));
+        assert_eq!(place.among(&buses[1..]), None);
+        assert_eq!((place.among(&[None, None]), place.among(&[None])), (Some(1), None));
+        assert_eq!(GpuAddress { bus_id: None, ..place }.among(&buses), Some(1));
+    }
 
     #[test]
     fn the_length_comes_back_out_of_an_estimate() {

@@ -37,6 +37,8 @@ pub struct ModelOptions {
     pub pin: Option<bool>,
     /// How long it stays without being asked anything; `None`: until another model needs the room.
     pub keep_alive: Option<KeepAlive>,
+    /// Workers, each on a GPU of its own; `None`: one, on the devices that its engine chooses.
+    pub replicas: Option<u32>,
     /// Settings for the engine: values are text, numbers or truth values.
     pub options: Option<BTreeMap<String, OptionValue>>,
 }
@@ -70,6 +72,7 @@ impl ModelOptions {
             chat_template: self.chat_template.or_else(|| below.chat_template.clone()),
             pin: self.pin.or(below.pin),
             keep_alive: self.keep_alive.or(below.keep_alive),
+            replicas: self.replicas.or(below.replicas),
             options,
         }
     }

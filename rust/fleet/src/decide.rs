@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::{Estimate, MemoryUse},
+    memory::{Estimate, GpuAddress, MemoryUse},
     options::ModelOptions,
     shape::Shape,
 };
@@ -15,8 +15,8 @@ use crate::{
     ModelView, Moment, Setup, Severity, Ticket, Time, Usual, Won, WorkerId,
     ledger::{Commitment, Ledger},
     life::{
-        Because, HEALTHY_AFTER, Leaving, ModelLife, Stage, Trouble, Waiting, Worker, not_loaded, retry_after,
-        shutting_down, unloaded,
+        Because, HEALTHY_AFTER, LONGEST_PAUSE, Leaving, ModelLife, Stage, Trouble, Waiting, Worker,
+        not_loaded, retry_after, shutting_down, unloaded,
     },
     wishes::{Fit, names_a_size},
 };
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Fleet {
     pub(crate) deadlines: Deadlines,
-    usual: Usual,
+    pub(crate) usual: Usual,
     pub(crate) models: BTreeMap<String, ModelLife>,
     /// The view of each, until something happens to it.
     views: BTreeMap<String, Arc<ModelView>>,
@@ -117,16 +117,18 @@ impl Fleet {
         self.seat(now);
         self.overdue(now);
         self.retire_unused(now);
+        self.fill(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
     }
 
     /// When something is overdue next. Then `handle` wants [`Event::Time`].
     pub fn next_deadline(&self) -> Option<Moment> {
-        let unused = self.workers().filter_map(|(_, worker)| worker.is_unused_from());
-        let settles_by = self.ledger.settles_by();
-        let all = self.models.values().filter_map(ModelLife::deadline).chain(unused);
-        all.chain(self.look_again).chain(settles_by).min()
+        let of_models = self.models.values().flat_map(|life| {
+            let next_replica = life.lacks().map(|(_, from)| from).filter(|_| self.stopping.is_none());
+            [life.deadline(), life.unused_from(), next_replica]
+        });
+        of_models.flatten().chain(self.look_again).chain(self.ledger.settles_by()).min()
     }
 
     /// Does something wait for what devices say next? Then it is to be told soon.
@@ -154,7 +156,7 @@ impl Fleet {
             return self.refuse(waiting.ticket, shutting_down());
         }
         let life = self.life(model_id);
-        let Some(worker) = &mut life.worker else {
+        if life.workers.is_empty() {
             if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
             }
@@ -162,50 +164,78 @@ impl Fleet {
                 life.waiting.push(waiting);
                 return;
             }
-            self.begin(now, model_id, waiting.wishes.clone(), waiting.format.clone());
+            let setup = Setup::new(model_id, waiting.wishes.clone(), &self.usual);
+            if let Err(fault) = self.has_places(model_id, &setup) {
+                return self.refuse(waiting.ticket, fault);
+            }
             let life = self.life(model_id);
-            if let Some(worker) = &mut life.worker {
-                worker.former = waiting.former.take();
-            }
+            life.next_replica = now;
+            self.begin(now, model_id, setup, waiting.format.clone(), waiting.former.take());
             waiting.is_met = true;
-            life.waiting.push(waiting);
+            self.life(model_id).waiting.push(waiting);
             return;
-        };
-        if !worker.is_wanted() {
+        }
+        if !life.is_wanted() {
             life.waiting.push(waiting);
             return;
         }
-        let state = if worker.loaded.is_some() { "is loaded" } else { "is being loaded" };
-        match worker.setup.fits(&waiting.wishes, model_id, state) {
-            Fit::Joins if worker.growing.is_some() && names_a_size(&waiting.wishes) => {
-                // What it will be is not known yet.
-                life.waiting.push(waiting);
-                return;
+        let (mut differs, mut grows, mut is_growing) = (None, false, false);
+        for worker in life.wanted() {
+            let state = if worker.loaded.is_some() { "is loaded" } else { "is being loaded" };
+            match worker.setup.fits(&waiting.wishes, model_id, state) {
+                Fit::Joins => is_growing |= worker.growing.is_some(),
+                Fit::Grows(_) if worker.loaded.is_none() || worker.is_in_steps() => grows = true,
+                Fit::Grows(fault) | Fit::Differs(fault) => differs = Some(fault),
             }
-            Fit::Joins => {}
-            Fit::Grows(_) if worker.loaded.is_none() || worker.is_in_steps() => {
-                return self.grow(now, model_id, waiting);
-            }
-            Fit::Grows(fault) | Fit::Differs(fault) => return self.replace(now, model_id, waiting, fault),
         }
-        let loaded = worker.loaded.clone();
-        worker.setup.also(&waiting.wishes);
-        // Whoever wants it loaded is about to ask.
-        worker.idle_since = worker.idle_since.map(|_| now);
-        worker.is_awaited = worker.idle_since.is_some();
-        worker.is_expected |= loaded.is_some() && waiting.for_request;
-        let (worker, is_pinned) = (worker.id, worker.setup.is_pinned());
-        self.ledger.pin(worker, is_pinned);
+        if let Some(fault) = differs {
+            return self.replace(now, model_id, waiting, fault);
+        }
+        if grows {
+            return self.grow(now, model_id, waiting);
+        }
+        if is_growing && names_a_size(&waiting.wishes) {
+            // What it will be is not known yet.
+            life.waiting.push(waiting);
+            return;
+        }
+        let loaded = life.lead().and_then(|worker| worker.loaded.clone());
+        let mut pins = Vec::new();
+        for worker in life.workers.iter_mut().filter(|worker| worker.is_wanted()) {
+            worker.setup.also(&waiting.wishes);
+            // Whoever wants it loaded is about to ask.
+            worker.idle_since = worker.idle_since.map(|_| now);
+            worker.is_awaited = worker.idle_since.is_some();
+            worker.is_expected |= loaded.is_some() && waiting.for_request;
+            pins.push((worker.id, worker.setup.is_pinned()));
+        }
+        for (worker, is_pinned) in pins {
+            self.ledger.pin(worker, is_pinned);
+        }
         match loaded {
             Some(loaded) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
             None => self.life(model_id).waiting.push(waiting),
         }
     }
 
-    fn begin(&mut self, now: Moment, model_id: &str, wishes: ModelOptions, format: Option<String>) {
+    /// Those who wait are looked at again.
+    pub(crate) fn load_waiting(&mut self, now: Moment, model_id: &str) {
+        for waiting in mem::take(&mut self.life(model_id).waiting) {
+            self.load(now, model_id, waiting);
+        }
+    }
+
+    fn begin(
+        &mut self,
+        now: Moment,
+        model_id: &str,
+        mut setup: Setup,
+        format: Option<String>,
+        former: Option<ModelOptions>,
+    ) {
         self.last_worker += 1;
-        let setup = Setup::new(model_id, wishes, &self.usual);
-        let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
+        setup.place = self.free_place(model_id).filter(|_| setup.replicas() > 1);
+        let worker = Worker { former, ..Worker::new(self.last_worker, setup, now, &self.deadlines) };
         self.effects.push(Effect::Find {
             worker: worker.id,
             model_id: model_id.to_owned(),
@@ -214,13 +244,54 @@ impl Fleet {
         });
         let life = self.life(model_id);
         life.trouble = None;
-        life.worker = Some(worker);
+        life.workers.push(worker);
+    }
+
+    /// A model one of whose workers answers gets those that it lacks.
+    fn fill(&mut self, now: Moment) {
+        let is_due = |life: &ModelLife| life.lacks().is_some_and(|(_, from)| from <= now);
+        let lacking = self.models.iter().filter(|(_, life)| self.stopping.is_none() && is_due(life));
+        for model_id in lacking.map(|(model_id, _)| model_id.clone()).collect::<Vec<_>>() {
+            while let Some((setup, _)) = self.life(&model_id).lacks() {
+                if self.free_place(&model_id).is_none() {
+                    self.life(&model_id).next_replica = now + LONGEST_PAUSE;
+                    break;
+                }
+                self.begin(now, &model_id, setup, None, None);
+            }
+        }
+    }
+
+    /// The GPU for one more worker of a model: the one with most room of those on which it has none.
+    fn free_place(&self, model_id: &str) -> Option<GpuAddress> {
+        let workers = self.models.get(model_id).map(|life| &life.workers[..]).unwrap_or_default();
+        let is_taken = |place: &GpuAddress| workers.iter().any(|it| it.setup.place.as_ref() == Some(place));
+        self.ledger.gpus_by_room().into_iter().find(|place| !is_taken(place))
+    }
+
+    /// Are there as many GPUs as it is to have workers?
+    pub(crate) fn has_places(&self, model_id: &str, setup: &Setup) -> Result<(), Fault> {
+        let (wanted, places) = (setup.replicas(), self.ledger.gpus_by_room().len());
+        if wanted <= 1.max(places) {
+            return Ok(());
+        }
+        let there = match (self.ledger.is_on_cpu(), places) {
+            (true, _) => {
+                "this node computes on the CPU, all of which one worker uses: max_sequences is how many answers it \
+                 gives at once"
+                    .to_owned()
+            }
+            (_, 0) => "this node has none whose memory it can see".to_owned(),
+            (_, places) => format!("this node has {places}"),
+        };
+        let message = format!("Model '{model_id}': replicas = {wanted} needs as many GPUs, and {there}");
+        Err(Fault::new(ErrorCode::InvalidRequest, message).param("replicas"))
     }
 
     fn unload(&mut self, now: Moment, ticket: Ticket, model_id: &str, timeout: Duration) {
         let leaving = Leaving { ticket, by: now + timeout.saturating_add(self.deadlines.end()) };
         let life = self.life(model_id);
-        let Some(worker) = &mut life.worker else {
+        if life.workers.is_empty() {
             life.crashes = 0;
             if life.trouble.take().is_none() {
                 self.tidy(model_id);
@@ -229,36 +300,28 @@ impl Fleet {
             self.dismiss_waiting(model_id);
             self.tidy(model_id);
             return self.gone_for(ticket, model_id);
-        };
-        match &mut worker.stage {
-            Stage::Serving => {
-                life.leaving.push(leaving);
-                // Of these there are some where it is to have another context.
-                self.dismiss_waiting(model_id);
-                self.drain(now, model_id, now + timeout);
-            }
-            Stage::Finding { .. } => {
-                life.leaving.push(leaving);
-                self.dismiss_waiting(model_id);
-                self.gone(now, model_id, Because::Dismissed);
-            }
+        }
+        life.leaving.push(leaving);
+        if life.is_wanted() {
+            // They wait for what is dismissed. Who came while it was on its way out already waits for what comes then.
+            self.dismiss_waiting(model_id);
+        }
+        for worker in self.life(model_id).ids() {
+            self.dismiss(now, worker, now + timeout);
+        }
+    }
+
+    /// Lets a worker go: what it has under way may go on until then.
+    fn dismiss(&mut self, now: Moment, worker: WorkerId, by: Moment) {
+        let Some((_, it)) = self.worker(worker) else { return };
+        match &mut it.stage {
+            Stage::Serving => self.drain(now, worker, by),
+            Stage::Finding { .. } => self.gone(now, worker, Because::Dismissed),
             Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
-                life.leaving.push(leaving);
-                self.kill(now, model_id, Because::Dismissed);
-                self.dismiss_waiting(model_id);
+                self.kill(now, worker, Because::Dismissed);
             }
-            Stage::Ending { because, .. } => {
-                let is_dismissed = matches!(because, Because::Dismissed | Because::Retired);
-                *because = Because::Dismissed;
-                life.leaving.push(leaving);
-                if !is_dismissed {
-                    self.dismiss_waiting(model_id);
-                }
-            }
-            Stage::Draining { by, .. } => {
-                by.get_or_insert(now + timeout);
-                life.leaving.push(leaving);
-            }
+            Stage::Ending { because, .. } => *because = Because::Dismissed,
+            Stage::Draining { by: before, .. } => drop(before.get_or_insert(by)),
         }
     }
 
@@ -270,19 +333,17 @@ impl Fleet {
             for waiting in mem::take(&mut life.waiting) {
                 self.refuse(waiting.ticket, shutting_down());
             }
-            let Some(worker) = &mut self.life(&model_id).worker else { continue };
-            match &mut worker.stage {
-                Stage::Serving => self.drain(now, &model_id, by),
-                Stage::Draining { by: before, .. } => {
-                    *before = Some(before.map_or(by, |before| by.min(before)));
+            for worker in self.life(&model_id).ids() {
+                let Some((_, it)) = self.worker(worker) else { continue };
+                match &mut it.stage {
+                    Stage::Draining { by: before, .. } => {
+                        *before = Some(before.map_or(by, |before| by.min(before)));
+                    }
+                    // It is overdue from now on where nobody is to wait any longer.
+                    Stage::Ending { by, is_killed: false, .. } => *by = (*by).min(now + farewell),
+                    Stage::Ending { .. } => {}
+                    _ => self.dismiss(now, worker, by),
                 }
-                Stage::Finding { .. } => self.gone(now, &model_id, Because::Dismissed),
-                Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
-                    self.kill(now, &model_id, Because::Dismissed);
-                }
-                // It is overdue from now on where nobody is to wait any longer.
-                Stage::Ending { by, is_killed: false, .. } => *by = (*by).min(now + farewell),
-                Stage::Ending { .. } => {}
             }
         }
     }
@@ -292,10 +353,12 @@ impl Fleet {
         self.usual = usual;
         for model_id in self.models.keys().cloned().collect::<Vec<_>>() {
             let usual = self.usual.of(&model_id);
-            let Some(worker) = &mut self.life(&model_id).worker else { continue };
-            worker.setup.usually(&usual);
-            let (worker, is_pinned) = (worker.id, worker.setup.is_pinned());
-            self.ledger.pin(worker, is_pinned);
+            for worker in self.life(&model_id).ids() {
+                let Some((_, it)) = self.worker(worker) else { continue };
+                it.setup.usually(&usual);
+                let is_pinned = it.setup.is_pinned();
+                self.ledger.pin(worker, is_pinned);
+            }
         }
     }
 
@@ -303,7 +366,7 @@ impl Fleet {
 
     fn found(&mut self, now: Moment, worker: WorkerId, found: Result<FoundModel, Fault>) {
         let start = self.deadlines.start.saturating_add(self.deadlines.end());
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         let Stage::Finding { .. } = it.stage else { return };
         match found {
             Ok(found) => {
@@ -312,7 +375,7 @@ impl Fleet {
                 it.stage = Stage::Starting { by: now + start, died: None };
                 self.effects.push(Effect::Spawn { worker });
             }
-            Err(fault) => self.gone(now, &model_id, Because::Failed(fault)),
+            Err(fault) => self.gone(now, worker, Because::Failed(fault)),
         }
     }
 
@@ -329,10 +392,10 @@ impl Fleet {
     }
 
     fn not_started(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         match mem::replace(&mut it.stage, Stage::Serving) {
-            Stage::Starting { .. } => self.gone(now, &model_id, Because::Failed(fault)),
-            Stage::Ending { because, .. } => self.gone(now, &model_id, because),
+            Stage::Starting { .. } => self.gone(now, worker, Because::Failed(fault)),
+            Stage::Ending { because, .. } => self.gone(now, worker, because),
             stage => it.stage = stage,
         }
     }
@@ -342,26 +405,27 @@ impl Fleet {
             return;
         }
         let by = now + self.deadlines.room;
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         let Stage::Loading { .. } = it.stage else { return };
         // `seat` finds room for it, now or later.
         it.stage = Stage::Waiting { by };
         it.figures = estimate.figures;
         if it.is_open() {
-            return self.wait_for_the_least(now, &model_id);
+            return self.wait_for_the_least(now, worker);
         }
         let Some(found) = &it.found else { return };
         let (key, known, bytes) = (found.key.clone(), found.known.clone(), found.size_bytes);
+        let place = it.setup.place.clone();
         let uses = estimate.uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
         let (said, estimate, basis) = match (known, uses) {
             (Some(known), _) => (known.estimated, known.uses, Basis::Measured),
             (None, Some(uses)) => (uses.clone(), self.history.corrected(&key, uses), Basis::Engine),
             (None, None) => {
-                let guess = vec![self.ledger.guess(bytes)];
+                let guess = vec![self.ledger.guess(bytes, place.as_ref())];
                 (guess.clone(), self.history.corrected(&key, guess), Basis::FileSize)
             }
         };
-        if let Some(it) = &mut self.life(&model_id).worker {
+        if let Some((_, it)) = self.worker(worker) {
             (it.said, it.estimate, it.basis) = (said, estimate, basis);
         }
     }
@@ -370,12 +434,12 @@ impl Fleet {
         let holds = self.ledger.holds(worker);
         let is_on_gpu = self.ledger.is_on_gpu(worker);
         let measure = self.deadlines.measure;
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         let Stage::Loading { .. } = it.stage else { return };
         if !holds {
             let fault =
                 Fault::new(ErrorCode::Internal, "The worker loaded the model before there was room for it");
-            return self.end(now, &model_id, Because::Failed(fault));
+            return self.end(now, worker, Because::Failed(fault));
         }
         if it.answers.is_none() && is_on_gpu {
             it.answers = Some(Box::new(facts));
@@ -414,9 +478,9 @@ impl Fleet {
             estimated: it.said.clone(),
             measured: commitment.measured.clone(),
         };
-        self.learn(now, &model_id, time, &commitment);
+        self.learn(now, worker, time, &commitment);
         if let Some(fault) = commitment.shortage {
-            return self.kill(now, &model_id, Because::Failed(fault));
+            return self.kill(now, worker, Because::Failed(fault));
         }
         let Some((_, it)) = self.worker(worker) else { return };
         let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();
@@ -434,7 +498,7 @@ impl Fleet {
         self.tell(Severity::Info, IncidentKind::Loaded, &model_id, in_words(&loaded), None);
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
             if waiting.is_met {
-                if let Some(it) = &mut self.life(&model_id).worker {
+                if let Some((_, it)) = self.worker(worker) {
                     it.is_expected |= waiting.for_request;
                 }
                 self.resolve(waiting.ticket, Ok(Won::Loaded(Arc::clone(&loaded))));
@@ -455,22 +519,22 @@ impl Fleet {
     }
 
     /// What a load came to, for the next one. Beside another it says little, unless it went beyond all bounds.
-    fn learn(&mut self, now: Moment, model_id: &str, time: Time, commitment: &Commitment) {
-        let Some(worker) = self.models.get(model_id).and_then(|life| life.worker.as_ref()) else { return };
-        let Some(found) = &worker.found else { return };
+    fn learn(&mut self, now: Moment, worker: WorkerId, time: Time, commitment: &Commitment) {
+        let Some((_, it)) = self.worker(worker) else { return };
+        let Some(found) = &it.found else { return };
         if commitment.is_disturbed && commitment.excess.is_none() {
             return;
         }
-        let (key, figures) = (found.key.clone(), worker.figures.clone());
+        let (key, figures) = (found.key.clone(), it.figures.clone());
         let time = Time { date: self.epoch.saturating_add(now.0.as_secs()), ..time };
         Arc::make_mut(&mut self.history).learn(key.clone(), figures.clone(), time.clone());
         self.effects.push(Effect::Record { key, figures, time });
     }
 
     fn failed(&mut self, now: Moment, worker: WorkerId, fault: Fault) {
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         if let Stage::Loading { .. } | Stage::Waiting { .. } = it.stage {
-            self.end(now, &model_id, Because::Failed(fault));
+            self.end(now, worker, Because::Failed(fault));
         }
     }
 
@@ -482,10 +546,10 @@ impl Fleet {
     }
 
     fn drained(&mut self, now: Moment, worker: WorkerId) {
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         if let Stage::Draining { is_retired, .. } = it.stage {
             let because = if is_retired { Because::Retired } else { Because::Dismissed };
-            self.end(now, &model_id, because);
+            self.end(now, worker, because);
         }
     }
 
@@ -497,32 +561,17 @@ impl Fleet {
             Stage::Finding { .. } => {}
             Stage::Starting { died, .. } => *died = Some((death, is_known)),
             Stage::Loading { .. } | Stage::Waiting { .. } => {
-                let pause = self.crashed(now, &model_id, &death, is_known);
-                let fault = retry_after(crashed, pause);
-                self.tell(
-                    Severity::Error,
-                    IncidentKind::Crashed,
-                    &model_id,
-                    format!("'{model_id}' could not be loaded: {}", death.message),
-                    Some(death),
-                );
-                self.bury(now, &model_id, worker);
-                for waiting in mem::take(&mut self.life(&model_id).waiting) {
-                    self.refuse(waiting.ticket, fault.clone());
-                }
+                let message = format!("'{model_id}' could not be loaded: {}", death.message);
+                self.crashed(now, worker, death, is_known, |_| message);
             }
             Stage::Serving => {
                 if now.since(it.since) >= HEALTHY_AFTER {
                     self.life(&model_id).crashes = 0;
                 }
-                let pause = self.crashed(now, &model_id, &death, is_known);
-                let message = format!("{}; it may be loaded again in {} s", death.message, pause.as_secs());
-                self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
-                self.bury(now, &model_id, worker);
-                let fault = retry_after(crashed, pause);
-                for waiting in mem::take(&mut self.life(&model_id).waiting) {
-                    self.refuse(waiting.ticket, fault.clone());
-                }
+                let words = death.message.clone();
+                let fault = self.crashed(now, worker, death, is_known, |pause| {
+                    format!("{words}; it may be loaded again in {} s", pause.as_secs())
+                });
                 self.effects.push(Effect::EndRequests { worker, fault });
             }
             Stage::Draining { is_retired, .. } => {
@@ -530,11 +579,11 @@ impl Fleet {
                 let message = death.message.clone();
                 self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message, Some(death));
                 self.effects.push(Effect::EndRequests { worker, fault: crashed });
-                self.gone(now, &model_id, because);
+                self.gone(now, worker, because);
             }
             Stage::Ending { because, .. } => {
                 let because = match mem::replace(because, Because::Dismissed) {
-                    Because::Late => Because::Failed(self.late(&model_id, &death.call)),
+                    Because::Late => Because::Failed(self.late(worker, &death.call)),
                     because => because,
                 };
                 let fault = match &because {
@@ -543,7 +592,7 @@ impl Fleet {
                     _ => unloaded(&model_id),
                 };
                 self.effects.push(Effect::EndRequests { worker, fault });
-                self.gone(now, &model_id, because);
+                self.gone(now, worker, because);
             }
         }
     }
@@ -552,17 +601,18 @@ impl Fleet {
 
     /// Whoever has stayed unused for as long as it may begins to go.
     fn retire_unused(&mut self, now: Moment) {
-        let is_over = |worker: &Worker| worker.is_unused_from().is_some_and(|from| from <= now);
+        let is_over = |life: &ModelLife| life.unused_from().is_some_and(|from| from <= now);
         let unused: Vec<String> = self
-            .workers()
-            .filter(|(_, worker)| is_over(worker))
+            .models
+            .iter()
+            .filter(|(_, life)| is_over(life))
             .map(|(model_id, _)| model_id.clone())
             .collect();
         for model_id in unused {
-            let idle = self.life(&model_id).worker.as_ref().and_then(|worker| worker.idle_since);
+            let idle = self.life(&model_id).idle_since();
             let seconds = now.since(idle.unwrap_or(now)).as_secs_f64();
             let message = format!("'{model_id}' goes: unused for {seconds:.1} s");
-            self.retire(&model_id, IncidentKind::Unused, message);
+            self.retire(now, &model_id, IncidentKind::Unused, message);
         }
     }
 
@@ -589,191 +639,229 @@ impl Fleet {
             }
             let overdue = |worker: &Worker| worker.deadline().is_some_and(|by| by <= now);
             let life = self.life(&model_id);
-            if life.worker.as_ref().is_some_and(overdue) {
-                self.worker_is_late(now, &model_id);
+            if let Some(worker) = life.workers.iter().find(|worker| overdue(worker)) {
+                let worker = worker.id;
+                self.worker_is_late(now, worker);
             } else if life.is_waited_out() && life.cools_until(now).is_none() {
-                for waiting in mem::take(&mut life.waiting) {
-                    self.load(now, &model_id, waiting);
-                }
+                self.load_waiting(now, &model_id);
             }
         }
     }
 
-    fn worker_is_late(&mut self, now: Moment, model_id: &str) {
+    fn worker_is_late(&mut self, now: Moment, worker: WorkerId) {
         let kill = self.deadlines.kill;
         let start = self.deadlines.start;
         let stopping = self.stopping.is_some();
-        let Some(worker) = &mut self.life(model_id).worker else { return };
-        let id = worker.id;
-        match &mut worker.stage {
-            Stage::Serving => self.growth_is_late(now, model_id),
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        match &mut it.stage {
+            Stage::Serving => self.growth_is_late(now, worker),
             Stage::Finding { .. } => {
                 let message = format!("Looking for model '{model_id}' and its engine took too long");
-                self.gone(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
+                self.gone(now, worker, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
             }
             Stage::Starting { .. } => {
                 let message = format!("A worker process did not start within {} s", start.as_secs_f64());
-                self.kill(now, model_id, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
+                self.kill(now, worker, Because::Failed(Fault::new(ErrorCode::Timeout, message)));
             }
-            Stage::Loading { .. } => match worker.answers.take() {
+            Stage::Loading { .. } => match it.answers.take() {
                 // No device says anything: its engine's word has to do.
-                Some(facts) => self.serve(now, id, *facts),
-                None => self.kill(now, model_id, Because::Late),
+                Some(facts) => self.serve(now, worker, *facts),
+                None => self.kill(now, worker, Because::Late),
             },
             Stage::Waiting { .. } => {
-                let fault = self.no_room(now, model_id);
-                self.end(now, model_id, Because::Failed(fault));
+                let fault = self.no_room(now, &model_id, worker);
+                self.end(now, worker, Because::Failed(fault));
             }
             Stage::Draining { .. } => {
                 let message = format!("'{model_id}': requests were still under way at the deadline");
-                self.tell(Severity::Warning, IncidentKind::Cut, model_id, message, None);
-                self.end(now, model_id, Because::Dismissed);
+                self.tell(Severity::Warning, IncidentKind::Cut, &model_id, message, None);
+                self.end(now, worker, Because::Dismissed);
             }
             Stage::Ending { by, is_killed: is_killed @ false, .. } => {
                 *is_killed = true;
                 *by = now + kill;
-                self.effects.push(Effect::Kill { worker: id });
+                self.effects.push(Effect::Kill { worker });
             }
             Stage::Ending { because, .. } => {
                 // Stuck in the kernel: nobody shall wait for that.
                 let because = match mem::replace(because, Because::Dismissed) {
-                    Because::Late => Because::Failed(self.late(model_id, "")),
+                    Because::Late => Because::Failed(self.late(worker, "")),
                     because => because,
                 };
                 let message = format!("'{model_id}': its worker could not be ended, and is left to itself");
-                self.tell(Severity::Error, IncidentKind::Abandoned, model_id, message, None);
-                let fault = if stopping { shutting_down() } else { unloaded(model_id) };
-                self.effects.push(Effect::EndRequests { worker: id, fault });
-                self.gone(now, model_id, because);
+                self.tell(Severity::Error, IncidentKind::Abandoned, &model_id, message, None);
+                let fault = if stopping { shutting_down() } else { unloaded(&model_id) };
+                self.effects.push(Effect::EndRequests { worker, fault });
+                self.gone(now, worker, because);
             }
         }
     }
 
     // ---- ends ------------------------------------------------------------------------------------
 
-    /// Lets the model's worker end what is under way, until then.
-    fn drain(&mut self, now: Moment, model_id: &str, by: Moment) {
+    /// Lets a worker end what is under way, until then.
+    fn drain(&mut self, now: Moment, worker: WorkerId, by: Moment) {
         if by <= now {
-            return self.end(now, model_id, Because::Dismissed);
+            return self.end(now, worker, Because::Dismissed);
         }
-        if let Some(worker) = &mut self.life(model_id).worker {
-            worker.growing = None;
-            worker.stage = Stage::Draining { by: Some(by), is_retired: false };
-            let worker = worker.id;
-            self.effects.push(Effect::Drain { worker });
-        }
+        self.turn(worker, Stage::Draining { by: Some(by), is_retired: false }, Effect::Drain { worker });
     }
 
-    /// Lets the model's worker end what is under way, and go, by no order.
-    pub(crate) fn retire(&mut self, model_id: &str, kind: IncidentKind, message: String) {
+    /// Lets the model's workers end what is under way, and go, by no order.
+    pub(crate) fn retire(&mut self, now: Moment, model_id: &str, kind: IncidentKind, message: String) {
         self.tell(Severity::Info, kind, model_id, message, None);
-        if let Some(worker) = &mut self.life(model_id).worker {
-            worker.growing = None;
-            worker.stage = Stage::Draining { by: None, is_retired: true };
-            let worker = worker.id;
-            self.effects.push(Effect::Drain { worker });
-        }
-    }
-
-    /// Asks the model's worker to end.
-    pub(crate) fn end(&mut self, now: Moment, model_id: &str, because: Because) {
-        let by = now + self.stopping.map_or(self.deadlines.stop, |stopping| stopping.farewell);
-        if let Some(worker) = &mut self.life(model_id).worker {
-            worker.growing = None;
-            worker.stage = Stage::Ending { by, is_killed: false, because };
-            let worker = worker.id;
-            self.effects.push(Effect::Stop { worker });
-        }
-    }
-
-    /// Ends the model's worker.
-    pub(crate) fn kill(&mut self, now: Moment, model_id: &str, because: Because) {
-        let by = now + self.deadlines.kill;
-        if let Some(worker) = &mut self.life(model_id).worker {
-            worker.growing = None;
-            worker.stage = Stage::Ending { by, is_killed: true, because };
-            let worker = worker.id;
-            self.effects.push(Effect::Kill { worker });
-        }
-    }
-
-    /// The model's worker is no more, and what waited for that goes on.
-    fn gone(&mut self, now: Moment, model_id: &str, because: Because) {
-        let stopping = self.stopping.is_some();
-        let Some(worker) = self.life(model_id).worker.as_ref().map(|worker| worker.id) else { return };
-        match because {
-            Because::Failed(fault) if !stopping => {
-                let kind = match fault.code {
-                    ErrorCode::OomVram | ErrorCode::OomRam | ErrorCode::ModelLoading => IncidentKind::Refused,
-                    _ => IncidentKind::LoadFailed,
-                };
-                let message = format!("'{model_id}' could not be loaded: {fault}");
-                let worker_of = self.life(model_id).worker.as_mut();
-                let (engine, former) =
-                    worker_of.map(|worker| (worker.engine(), worker.former.take())).unzip();
-                self.bury(now, model_id, worker);
-                self.effects.push(Effect::Tell(Incident {
-                    severity: Severity::Error,
-                    kind,
-                    model_id: model_id.to_owned(),
-                    engine: engine.filter(|engine| !engine.is_empty()),
-                    code: Some(fault.code),
-                    death: None,
-                    message,
-                }));
-                let life = self.life(model_id);
-                // What was wrong with the order is not the model's state.
-                let is_of_model = fault.code != ErrorCode::InvalidRequest;
-                life.trouble = is_of_model.then(|| Trouble::Failed(fault.clone()));
-                let former = former.flatten();
-                for waiting in mem::take(&mut life.waiting) {
-                    if waiting.is_met || former.is_none() {
-                        self.refuse(waiting.ticket, fault.clone());
-                    } else {
-                        self.life(model_id).waiting.push(waiting);
-                    }
+        for worker in self.life(model_id).ids() {
+            let Some((_, it)) = self.worker(worker) else { continue };
+            match it.stage {
+                Stage::Serving => {
+                    let stage = Stage::Draining { by: None, is_retired: true };
+                    self.turn(worker, stage, Effect::Drain { worker });
                 }
-                if let Some(former) = former {
-                    self.begin(now, model_id, former, None);
+                Stage::Finding { .. } => self.gone(now, worker, Because::Retired),
+                Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
+                    self.kill(now, worker, Because::Retired);
                 }
-                self.tidy(model_id);
+                Stage::Draining { .. } | Stage::Ending { .. } => {}
             }
+        }
+    }
+
+    /// Asks a worker to end.
+    pub(crate) fn end(&mut self, now: Moment, worker: WorkerId, because: Because) {
+        let by = now + self.stopping.map_or(self.deadlines.stop, |stopping| stopping.farewell);
+        self.turn(worker, Stage::Ending { by, is_killed: false, because }, Effect::Stop { worker });
+    }
+
+    /// Ends a worker.
+    pub(crate) fn kill(&mut self, now: Moment, worker: WorkerId, because: Because) {
+        let by = now + self.deadlines.kill;
+        self.turn(worker, Stage::Ending { by, is_killed: true, because }, Effect::Kill { worker });
+    }
+
+    /// On its way out, whatever it was to become.
+    fn turn(&mut self, worker: WorkerId, stage: Stage, effect: Effect) {
+        if let Some((_, it)) = self.worker(worker) {
+            it.growing = None;
+            it.stage = stage;
+            self.effects.push(effect);
+        }
+    }
+
+    /// A worker is no more, and what waited for that goes on.
+    fn gone(&mut self, now: Moment, worker: WorkerId, because: Because) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let (engine, former) = (it.engine(), it.former.take());
+        match because {
+            Because::Failed(fault) if self.stopping.is_none() => {
+                self.bury(now, &model_id, worker);
+                self.not_loaded(now, &model_id, engine, former, &fault);
+            }
+            _ if self.life(&model_id).workers.len() > 1 => self.bury(now, &model_id, worker),
             _ => {
                 let message = format!("'{model_id}' is unloaded");
-                self.tell(Severity::Info, IncidentKind::Unloaded, model_id, message, None);
-                self.bury(now, model_id, worker);
-                let life = self.life(model_id);
+                self.tell(Severity::Info, IncidentKind::Unloaded, &model_id, message, None);
+                self.bury(now, &model_id, worker);
+                let life = self.life(&model_id);
                 life.crashes = 0;
                 let (leaving, waiting) = (mem::take(&mut life.leaving), mem::take(&mut life.waiting));
-                self.tidy(model_id);
+                self.tidy(&model_id);
                 for Leaving { ticket, .. } in leaving {
-                    self.gone_for(ticket, model_id);
+                    self.gone_for(ticket, &model_id);
                 }
                 // These came while the model was on its way out.
                 for waiting in waiting {
-                    self.load(now, model_id, waiting);
+                    self.load(now, &model_id, waiting);
                 }
             }
         }
+    }
+
+    /// A load has come to nothing. `former`: as what the model comes back.
+    fn not_loaded(
+        &mut self,
+        now: Moment,
+        model_id: &str,
+        engine: String,
+        former: Option<ModelOptions>,
+        fault: &Fault,
+    ) {
+        let kind = match fault.code {
+            ErrorCode::OomVram | ErrorCode::OomRam | ErrorCode::ModelLoading => IncidentKind::Refused,
+            _ => IncidentKind::LoadFailed,
+        };
+        self.effects.push(Effect::Tell(Incident {
+            severity: Severity::Error,
+            kind,
+            model_id: model_id.to_owned(),
+            engine: Some(engine).filter(|engine| !engine.is_empty()),
+            code: Some(fault.code),
+            death: None,
+            message: format!("'{model_id}' could not be loaded: {fault}"),
+        }));
+        let life = self.life(model_id);
+        if life.is_wanted() {
+            // Others answer, or will.
+            life.next_replica = now + LONGEST_PAUSE;
+            return self.load_waiting(now, model_id);
+        }
+        // What was wrong with the order is not the model's state.
+        let is_of_model = fault.code != ErrorCode::InvalidRequest;
+        life.trouble = is_of_model.then(|| Trouble::Failed(fault.clone()));
+        for waiting in mem::take(&mut life.waiting) {
+            if waiting.is_met || former.is_none() {
+                self.refuse(waiting.ticket, fault.clone());
+            } else {
+                self.life(model_id).waiting.push(waiting);
+            }
+        }
+        if let Some(former) = former {
+            let setup = Setup::new(model_id, former, &self.usual);
+            self.begin(now, model_id, setup, None, None);
+        }
+        self.tidy(model_id);
     }
 
     fn bury(&mut self, now: Moment, model_id: &str, worker: WorkerId) {
         self.ledger.release(now, worker, self.deadlines.settle);
-        self.life(model_id).worker = None;
+        self.life(model_id).workers.retain(|it| it.id != worker);
     }
 
-    fn crashed(&mut self, now: Moment, model_id: &str, death: &Death, is_known: bool) -> Duration {
-        let life = self.life(model_id);
-        let engine = life.worker.as_ref().map(Worker::engine).unwrap_or_default();
+    /// A worker has died by itself. Those who waited for it hear that, and its model cools; `message`: what people are
+    /// told, by the length of the pause. Gives what its clients are told.
+    fn crashed(
+        &mut self,
+        now: Moment,
+        worker: WorkerId,
+        death: Death,
+        is_known: bool,
+        message: impl FnOnce(Duration) -> String,
+    ) -> Fault {
+        let crashed = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
+        let Some((model_id, it)) = self.worker(worker) else { return crashed };
+        let engine = it.engine();
+        let life = self.life(&model_id);
         let pause = life.crashed(now, engine, death.clone(), is_known);
-        let fault = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
-        life.trouble = Some(Trouble::Cooling { until: now + pause, fault });
-        pause
+        self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message(pause), Some(death));
+        self.bury(now, &model_id, worker);
+        let life = self.life(&model_id);
+        if life.is_wanted() {
+            // Others answer, or will.
+            life.next_replica = now + pause;
+            self.load_waiting(now, &model_id);
+            return retry_after(crashed, Duration::ZERO);
+        }
+        life.trouble = Some(Trouble::Cooling { until: now + pause, fault: crashed.clone() });
+        let fault = retry_after(crashed, pause);
+        for waiting in mem::take(&mut self.life(&model_id).waiting) {
+            self.refuse(waiting.ticket, fault.clone());
+        }
+        fault
     }
 
-    fn late(&mut self, model_id: &str, call: &str) -> Fault {
+    fn late(&mut self, worker: WorkerId, call: &str) -> Fault {
         let seconds = self.deadlines.load.as_secs_f64();
-        let engine = self.life(model_id).worker.as_ref().map(Worker::engine).unwrap_or_default();
+        let (model_id, engine) =
+            self.worker(worker).map(|(model_id, it)| (model_id, it.engine())).unwrap_or_default();
         let call = if call.is_empty() { "the worker" } else { call };
         let message =
             format!("Model '{model_id}' with engine '{engine}': {call} did not return within {seconds} s");
@@ -788,7 +876,7 @@ impl Fleet {
     }
 
     fn tell_stopped(&mut self) {
-        let is_empty = self.models.values().all(|life| life.worker.is_none());
+        let is_empty = self.workers().next().is_none();
         if let Some(stopping) = &mut self.stopping
             && is_empty
             && !mem::replace(&mut stopping.is_told, true)
@@ -814,14 +902,14 @@ impl Fleet {
     }
 
     fn home_of(&self, worker: WorkerId) -> Option<String> {
-        let is_it = |life: &ModelLife| life.worker.as_ref().is_some_and(|it| it.id == worker);
+        let is_it = |life: &ModelLife| life.workers.iter().any(|it| it.id == worker);
         self.models.iter().find(|(_, life)| is_it(life)).map(|(model_id, _)| model_id.clone())
     }
 
     /// A worker that is there, and whose it is.
     pub(crate) fn worker(&mut self, worker: WorkerId) -> Option<(String, &mut Worker)> {
         let model_id = self.home_of(worker)?;
-        let worker = self.life(&model_id).worker.as_mut()?;
+        let worker = self.life(&model_id).workers.iter_mut().find(|it| it.id == worker)?;
         Some((model_id, worker))
     }
 
@@ -846,7 +934,7 @@ impl Fleet {
         message: String,
         death: Option<Death>,
     ) {
-        let engine = self.models.get(model_id).and_then(|life| life.worker.as_ref()).map(Worker::engine);
+        let engine = self.models.get(model_id).and_then(ModelLife::lead).map(Worker::engine);
         self.effects.push(Effect::Tell(Incident {
             severity,
             kind,

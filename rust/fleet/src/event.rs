@@ -5,7 +5,7 @@ use std::time::Duration;
 use llm_node_core::{
     error::Fault,
     facts::ModelFacts,
-    memory::{Estimate, MemoryUse},
+    memory::{Estimate, GpuAddress, MemoryUse},
     options::ModelOptions,
 };
 use serde::{Deserialize, Serialize};
@@ -238,6 +238,13 @@ pub struct Look {
     pub power_watts: Option<u32>,
     /// The clock of its multiprocessors.
     pub clock_mhz: Option<u32>,
+}
+
+impl Device {
+    /// As engines find it among theirs.
+    pub fn address(&self) -> GpuAddress {
+        GpuAddress { index: self.index, bus_id: self.bus_id.clone() }
+    }
 }
 
 /// What a process takes of a device.

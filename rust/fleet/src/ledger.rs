@@ -5,13 +5,14 @@
 //! told to it: what a model holds is what its engine says, or what is seen where that is more.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::{Figures, MemoryUse, usual_reserve},
+    memory::{Figures, GpuAddress, MemoryUse, normal_bus_id, usual_reserve},
     shape::Place,
 };
 use serde::Serialize;
@@ -180,6 +181,11 @@ impl Ledger {
             }
         };
         self.by_account(&all).into_iter().map(place).collect()
+    }
+
+    /// Is the host's memory the device that models are placed on?
+    pub(crate) fn is_on_cpu(&self) -> bool {
+        self.on_cpu
     }
 
     /// Takes new figures over, and says who holds memory of GPUs that are lost since, with the name of one.
@@ -568,9 +574,11 @@ impl Ledger {
         }
     }
 
-    /// The use that stands for a model whose engine cannot say: its files, on the first device.
-    pub(crate) fn guess(&self, bytes: u64) -> MemoryUse {
-        guessed(bytes, self.gpus().next().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device))
+    /// The use that stands for a model whose engine cannot say: its files, on its GPU, or else the first device.
+    pub(crate) fn guess(&self, bytes: u64, place: Option<&GpuAddress>) -> MemoryUse {
+        let is_it = |device: &Device| place.is_none_or(|place| *place == device.address());
+        let mut gpus = self.gpus().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device);
+        guessed(bytes, gpus.find(|device| is_it(device)))
     }
 
     /// What a load would take of each device, and what there is beside all that others than this worker hold.
@@ -591,6 +599,18 @@ impl Ledger {
     pub(crate) fn holders_of(&self, uses: &[MemoryUse]) -> Vec<Holder> {
         let needs = self.needs(uses);
         needs.keys().flat_map(|name| self.holders(name)).collect()
+    }
+
+    /// The GPUs that models are placed on, those with most room first.
+    pub(crate) fn gpus_by_room(&self) -> Vec<GpuAddress> {
+        let is_there = |entry: &Entry| !self.on_cpu && entry.device.state == DeviceState::Ok;
+        let mut gpus: Vec<_> = self.gpus().filter(|(_, entry)| is_there(entry)).collect();
+        let room = |name: &str| {
+            let of_limit = self.limit_of(name).saturating_sub(self.held(name, &|_| true));
+            of_limit.min(self.available(name, &|_| true))
+        };
+        gpus.sort_by_key(|(name, entry)| (Reverse(room(name)), entry.device.index));
+        gpus.into_iter().map(|(_, entry)| entry.device.address()).collect()
     }
 
     /// All accounts: GPUs by their number, the host last.
@@ -743,11 +763,6 @@ fn key(device: &Device) -> String {
         (DeviceKind::Gpu, Some(bus_id)) => normal_bus_id(bus_id),
         (DeviceKind::Gpu, None) => format!("gpu{}", device.index),
     }
-}
-
-/// NVML writes the domain with eight digits, CUDA with four, and either in any case.
-fn normal_bus_id(bus_id: &str) -> String {
-    bus_id.trim_start_matches('0').to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub use self::{
     life::{Crash, not_loaded},
     moment::Moment,
     plan::{Basis, Foreseen, Leaver, Need, Planned, Verdict},
-    view::{Changed, FleetView, ModelView, Status},
+    view::{Changed, FleetView, ModelView, Status, WorkerView},
     wishes::{Setup, Usual},
 };
 

@@ -1,4 +1,4 @@
-//! One model: its worker, who waits for it, and what went wrong with it last.
+//! One model: its workers, who waits for it, and what went wrong with it last.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, 
 /// After the first crash; doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Never longer than this.
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Of a pause that is no longer, whoever wants the model waits for its end.
 const WAITED_OUT: Duration = Duration::from_secs(2);
 /// So long a model stays that is asked again and again, and four times as long as its load took.
@@ -32,12 +32,15 @@ pub(crate) const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelLife {
-    pub(crate) worker: Option<Worker>,
+    /// In the order in which they were begun.
+    pub(crate) workers: Vec<Worker>,
     /// Who wants it loaded.
     pub(crate) waiting: Vec<Waiting>,
     /// Who wants it gone.
     pub(crate) leaving: Vec<Leaving>,
     pub(crate) trouble: Option<Trouble>,
+    /// No further worker is begun before, while another answers.
+    pub(crate) next_replica: Moment,
     /// Crashes in a row.
     pub(crate) crashes: u32,
     pub(crate) last_crash: Option<Crash>,
@@ -286,10 +289,57 @@ impl Worker {
 }
 
 impl ModelLife {
+    /// The workers that are, or will be, what somebody wants who asks now.
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(|worker| worker.is_wanted())
+    }
+
+    /// Is there one?
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted().next().is_some()
+    }
+
+    /// The one that stands for all: the first that answers, else the first that will.
+    pub(crate) fn lead(&self) -> Option<&Worker> {
+        let rank = |worker: &&Worker| (!matches!(worker.stage, Stage::Serving), !worker.is_wanted());
+        self.workers.iter().min_by_key(rank)
+    }
+
+    /// As what it gets one more worker, and from when on, while one answers; `None`: it lacks none, or none answers.
+    pub(crate) fn lacks(&self) -> Option<(Setup, Moment)> {
+        let lead = self.lead().filter(|it| matches!((&it.stage, &it.growing), (Stage::Serving, None)))?;
+        let setup = &lead.setup;
+        (self.wanted().count() < setup.replicas())
+            .then(|| (setup.grown(&ModelOptions::default()), self.next_replica))
+    }
+
+    /// The numbers of all.
+    pub(crate) fn ids(&self) -> Vec<WorkerId> {
+        self.workers.iter().map(|worker| worker.id).collect()
+    }
+
+    /// Since when none has anything to answer; `None`: one has.
+    pub(crate) fn idle_since(&self) -> Option<Moment> {
+        let all: Option<Vec<Moment>> = self.workers.iter().map(|worker| worker.idle_since).collect();
+        all?.into_iter().max()
+    }
+
+    /// When it goes because nobody asks it anything; `None`: never, as things are.
+    pub(crate) fn unused_from(&self) -> Option<Moment> {
+        let all: Option<Vec<Moment>> = self.wanted().map(Worker::is_unused_from).collect();
+        all?.into_iter().max()
+    }
+
+    /// When all of it may be asked to make room; `None`: never, as things are.
+    pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
+        let all: Option<Vec<Moment>> = self.wanted().map(|worker| worker.may_go_from(longest_wait)).collect();
+        all?.into_iter().max()
+    }
+
     /// Until when it is not loaded after a crash.
     pub(crate) fn cools_until(&self, now: Moment) -> Option<Moment> {
         match &self.trouble {
-            Some(Trouble::Cooling { until, .. }) if now < *until && self.worker.is_none() => Some(*until),
+            Some(Trouble::Cooling { until, .. }) if now < *until => Some(*until),
             _ => None,
         }
     }
@@ -297,14 +347,16 @@ impl ModelLife {
     /// Why nobody waits for the end of its pause after a crash, where it is too long for that.
     pub(crate) fn cooling(&self, now: Moment) -> Option<Fault> {
         match &self.trouble {
-            Some(Trouble::Cooling { until, fault }) if self.worker.is_none() => too_long(now, *until, fault),
+            Some(Trouble::Cooling { until, fault }) if self.workers.is_empty() => {
+                too_long(now, *until, fault)
+            }
             _ => None,
         }
     }
 
     /// Nothing is to be said of it.
     pub(crate) fn is_plain(&self) -> bool {
-        self.worker.is_none() && self.trouble.is_none() && self.crashes == 0 && self.last_crash.is_none()
+        self.workers.is_empty() && self.trouble.is_none() && self.crashes == 0 && self.last_crash.is_none()
     }
 
     /// Counts a crash, and gives the pause that it costs.
@@ -320,17 +372,17 @@ impl ModelLife {
 
     /// The next point in time at which something is overdue.
     pub(crate) fn deadline(&self) -> Option<Moment> {
-        let worker = self.worker.as_ref().and_then(Worker::deadline);
+        let workers = self.workers.iter().filter_map(Worker::deadline);
         let pause = match &self.trouble {
             Some(Trouble::Cooling { until, .. }) if self.is_waited_out() => Some(*until),
             _ => None,
         };
-        self.leaving.iter().map(|leaving| leaving.by).chain(worker).chain(pause).min()
+        self.leaving.iter().map(|leaving| leaving.by).chain(workers).chain(pause).min()
     }
 
     /// Somebody waits until its pause after a crash is over.
     pub(crate) fn is_waited_out(&self) -> bool {
-        self.worker.is_none() && !self.waiting.is_empty()
+        self.workers.is_empty() && !self.waiting.is_empty()
     }
 }
 

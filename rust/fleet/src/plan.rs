@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     Fleet, History, Holder, Known, LoadKey, Moment, Setup, WorkerId,
     ledger::Ledger,
-    life::{Worker, retry_after},
+    life::{ModelLife, Worker, retry_after},
     room::Way,
     shape::{self, Spare},
     wishes::Fit,
@@ -178,7 +178,7 @@ impl Fleet {
         foreseen: Option<Foreseen>,
     ) -> Result<Planned, Fault> {
         let life = self.models.get(model_id);
-        let worker = life.and_then(|life| life.worker.as_ref()).filter(|worker| worker.is_wanted());
+        let worker = life.and_then(ModelLife::lead).filter(|worker| worker.is_wanted());
         let mut unload = Vec::new();
         if let Some(worker) = worker {
             let verdict = match worker.setup.fits(wishes, model_id, "is loaded") {
@@ -203,14 +203,17 @@ impl Fleet {
         }
         let worker = worker.map_or(0, |worker| worker.id);
         // What was wanted when somebody looked may be on its way out by now: it would take that once more.
-        let leaving = || life.and_then(|life| life.worker.as_ref()).map(Foreseen::of);
+        let leaving = || life.and_then(ModelLife::lead).map(Foreseen::of);
         let Some(foreseen) = foreseen.or_else(leaving) else {
             let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
         let least = foreseen.least(&self.history)?;
-        let why_not = life
-            .and_then(|life| life.cooling(now))
+        let setup = Setup::new(model_id, wishes.clone(), &self.usual);
+        let why_not = self
+            .has_places(model_id, &setup)
+            .err()
+            .or_else(|| life.and_then(|life| life.cooling(now)))
             .or_else(|| self.cannot_tell(now, model_id, &least))
             .or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
@@ -235,7 +238,7 @@ impl Fleet {
             return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen));
         };
         let mut then = self.ledger.after(&way.shrink);
-        for (worker, _) in &way.unload {
+        for worker in way.unload.iter().flat_map(|(workers, _)| workers) {
             then.withdraw(*worker);
         }
         let mut shape = None;
@@ -249,7 +252,7 @@ impl Fleet {
             let longest = length_of(&foreseen.figures.one);
             if !chosen.shape.is_enough(setup.wish(), longest) && !self.deadlines.room.is_zero() {
                 let mut spares = self.spares(now, worker, &least);
-                spares.retain(|spare| way.unload.iter().all(|(it, _)| *it != spare.worker));
+                spares.retain(|spare| way.unload.iter().all(|(gone, _)| !gone.contains(&spare.worker)));
                 let more = choose(&then.after(&spares))?;
                 if more.shape.context_length > chosen.shape.context_length {
                     (chosen, way.shrink) = (more, spares);
@@ -260,8 +263,8 @@ impl Fleet {
                 (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
             }
         }
-        let leavers = self.workers().filter(|(_, it)| way.unload.iter().any(|(gone, _)| *gone == it.id));
-        unload.extend(leavers.map(|(model_id, worker)| Leaver::of(model_id, worker)));
+        let leads = way.unload.iter().filter_map(|(_, gone)| Some((gone, self.models.get(gone)?.lead()?)));
+        unload.extend(leads.map(|(model_id, worker)| Leaver::of(model_id, worker)));
         let verdict = match (unload.is_empty(), way.shrink.is_empty()) {
             (true, true) => Verdict::Fits,
             (true, false) => Verdict::AfterShrinking,

@@ -61,21 +61,25 @@ impl Fleet {
     /// Somebody waits for more than the model has, or will have.
     pub(crate) fn grow(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
         let by = now + self.deadlines.load;
-        if let Some(worker) = &self.life(model_id).worker
-            && let (Stage::Serving, None) = (&worker.stage, &worker.growing)
-        {
-            let (id, setup) = (worker.id, worker.setup.grown(&waiting.wishes));
-            let figures = Some(worker.figures.clone()).filter(Figures::are_of_contexts);
-            let chosen = figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, None, id));
-            let shape = match chosen.transpose() {
-                Ok(chosen) => chosen.map(|chosen| chosen.shape),
-                Err(fault) => return self.refuse(waiting.ticket, fault),
-            };
-            let (estimate, step, is_smaller) = (Vec::new(), Step::Sizing, false);
-            let growing = Growing { setup, estimate, shape, step, by, is_smaller };
-            self.effects.push(Effect::Size { worker: id, sizing: growing.sizing() });
-            if let Some(worker) = &mut self.life(model_id).worker {
-                worker.growing = Some(growing);
+        for id in self.life(model_id).ids() {
+            let Some((_, it)) = self.worker(id) else { continue };
+            if let (Stage::Serving, None) = (&it.stage, &it.growing)
+                && let Fit::Grows(_) = it.setup.fits(&waiting.wishes, model_id, "is loaded")
+            {
+                let setup = it.setup.grown(&waiting.wishes);
+                let figures = Some(it.figures.clone()).filter(Figures::are_of_contexts);
+                let chosen =
+                    figures.map(|figures| shape::choose(&self.ledger, &setup, &figures, None, None, id));
+                let shape = match chosen.transpose() {
+                    Ok(chosen) => chosen.map(|chosen| chosen.shape),
+                    Err(fault) => return self.refuse(waiting.ticket, fault),
+                };
+                let (estimate, step, is_smaller) = (Vec::new(), Step::Sizing, false);
+                let growing = Growing { setup, estimate, shape, step, by, is_smaller };
+                self.effects.push(Effect::Size { worker: id, sizing: growing.sizing() });
+                if let Some((_, it)) = self.worker(id) {
+                    it.growing = Some(growing);
+                }
             }
         }
         // It is looked at again once the load, or the growth under way, has come to something.
@@ -85,21 +89,22 @@ impl Fleet {
     /// It is loaded, or being loaded, as something else than somebody wants. `fault`: what is said where it stays.
     pub(crate) fn replace(&mut self, now: Moment, model_id: &str, mut waiting: Waiting, fault: Fault) {
         let uses = waiting.instead.take();
-        let found =
-            self.life(model_id).worker.as_ref().filter(|worker| matches!(worker.stage, Stage::Serving));
+        let found = self.life(model_id).lead().filter(|worker| matches!(worker.stage, Stage::Serving));
         let (Some(uses), Some(worker)) = (uses, found) else {
             return self.refuse(waiting.ticket, fault);
         };
         let (id, asked, former) =
             (worker.id, worker.setup.replaced(&waiting.wishes), worker.setup.asked.clone());
-        if let Err(shortage) = self.could_fit(now, id, &uses) {
-            return self.refuse(waiting.ticket, shortage);
+        let setup = Setup::new(model_id, asked.clone(), &self.usual);
+        let could_be = self.has_places(model_id, &setup).and_then(|()| self.could_fit(now, id, &uses));
+        if let Err(fault) = could_be {
+            return self.refuse(waiting.ticket, fault);
         }
         (waiting.wishes, waiting.former) = (asked, Some(former));
         // It comes back as that, whoever else waits for it.
         self.life(model_id).waiting.insert(0, waiting);
         let message = format!("'{model_id}' goes to come back otherwise: {fault}");
-        self.retire(model_id, IncidentKind::Replaced, message);
+        self.retire(now, model_id, IncidentKind::Replaced, message);
     }
 
     pub(crate) fn sized(
@@ -109,9 +114,9 @@ impl Fleet {
         uses: Result<Option<Vec<MemoryUse>>, Fault>,
     ) {
         let room = self.deadlines.room;
-        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         if let (Stage::Loading { .. }, 1..) = (&it.stage, it.rounds) {
-            return self.sized_for_load(now, &model_id, uses);
+            return self.sized_for_load(now, worker, uses);
         }
         let memory = it.memory();
         let unsaid = self.ledger.unsaid(worker, &memory);
@@ -126,7 +131,7 @@ impl Fleet {
                 growing.estimate = [&uses[..], &unsaid].concat();
                 (growing.step, growing.by) = (Step::Waiting, now + room);
             }
-            Err(fault) => self.stays(now, &model_id, &fault),
+            Err(fault) => self.stays(now, worker, &fault),
         }
     }
 
@@ -137,7 +142,7 @@ impl Fleet {
             Ok(facts) => facts,
             Err(fault) => {
                 it.growing = Some(growing);
-                return self.stays(now, &model_id, &fault);
+                return self.stays(now, worker, &fault);
             }
         };
         let Some(before) = &it.loaded else { return };
@@ -156,48 +161,45 @@ impl Fleet {
         it.loaded = Some(Arc::clone(&loaded));
         self.settle(worker, &model_id, &loaded.facts.memory);
         self.tell(Severity::Info, IncidentKind::Reshaped, &model_id, message, None);
-        for waiting in mem::take(&mut self.life(&model_id).waiting) {
-            self.load(now, &model_id, waiting);
-        }
+        self.load_waiting(now, &model_id);
     }
 
     /// It stays what it is: those who wanted it otherwise are told why, and those who want something else again
     /// have their turn.
-    pub(crate) fn stays(&mut self, now: Moment, model_id: &str, fault: &Fault) {
-        let life = self.life(model_id);
-        let Some(worker) = &mut life.worker else { return };
-        let Some(growing) = worker.growing.take() else { return };
-        worker.is_stiff |= growing.is_smaller;
-        let (id, loaded) = (worker.id, worker.loaded.clone());
-        let waiting = mem::take(&mut life.waiting);
+    pub(crate) fn stays(&mut self, now: Moment, worker: WorkerId, fault: &Fault) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let Some(growing) = it.growing.take() else { return };
+        it.is_stiff |= growing.is_smaller;
+        let loaded = it.loaded.clone();
+        let waiting = mem::take(&mut self.life(&model_id).waiting);
         if let (Step::Making, Some(loaded)) = (growing.step, loaded) {
-            self.settle(id, model_id, &loaded.facts.memory);
+            self.settle(worker, &model_id, &loaded.facts.memory);
         }
         let message = format!("'{model_id}' keeps the context that it has: {fault}");
-        self.tell(Severity::Warning, IncidentKind::Refused, model_id, message, None);
+        self.tell(Severity::Warning, IncidentKind::Refused, &model_id, message, None);
         for waiting in waiting {
-            match growing.setup.fits(&waiting.wishes, model_id, "is loaded") {
+            match growing.setup.fits(&waiting.wishes, &model_id, "is loaded") {
                 Fit::Joins if !growing.is_smaller => self.refuse(waiting.ticket, fault.clone()),
-                Fit::Joins | Fit::Grows(_) | Fit::Differs(_) => self.load(now, model_id, waiting),
+                Fit::Joins | Fit::Grows(_) | Fit::Differs(_) => self.load(now, &model_id, waiting),
             }
         }
     }
 
     /// The step to another context takes too long.
-    pub(crate) fn growth_is_late(&mut self, now: Moment, model_id: &str) {
-        let step = self.life(model_id).worker.as_ref().and_then(|worker| Some(worker.growing.as_ref()?.step));
-        match step {
+    pub(crate) fn growth_is_late(&mut self, now: Moment, worker: WorkerId) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        match it.growing.as_ref().map(|growing| growing.step) {
             None => {}
             Some(Step::Waiting) => {
-                let fault = self.no_room(now, model_id);
-                self.stays(now, model_id, &fault);
+                let fault = self.no_room(now, &model_id, worker);
+                self.stays(now, worker, &fault);
             }
             Some(Step::Sizing | Step::Making) => {
                 let seconds = self.deadlines.load.as_secs_f64();
                 let message =
                     format!("Model '{model_id}': its worker did not change its context within {seconds} s");
                 let fault = Fault::new(ErrorCode::Timeout, message);
-                self.kill(now, model_id, Because::Failed(fault));
+                self.kill(now, worker, Because::Failed(fault));
             }
         }
     }

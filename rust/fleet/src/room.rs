@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Basis, Effect, Fleet, IncidentKind, Moment, WorkerId,
     ledger::Ledger,
-    life::{Because, Stage, Worker},
+    life::{Because, ModelLife, Stage, Worker},
     reshape::Step,
     shape::Spare,
 };
@@ -27,8 +27,8 @@ use crate::{
 pub(crate) struct Way {
     /// Those that give up what they can do without.
     pub(crate) shrink: Vec<Spare>,
-    /// Those that go.
-    pub(crate) unload: Vec<(WorkerId, String)>,
+    /// Those that go, with all their workers.
+    pub(crate) unload: Vec<(Vec<WorkerId>, String)>,
 }
 
 /// What is free is measured by others, and may have changed without an event.
@@ -56,7 +56,7 @@ impl Fleet {
         let mut ahead: Vec<MemoryUse> = Vec::new();
         let mut has_obstacle = false;
         for (model_id, worker) in self.line() {
-            let Some(it) = &self.life(&model_id).worker else { continue };
+            let Some((_, it)) = self.worker(worker) else { continue };
             let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
             let grows = it.growing.is_some();
             let (basis, longest) = (if grows { Basis::Engine } else { it.basis }, it.longest());
@@ -69,19 +69,19 @@ impl Fleet {
                 let fault =
                     with_details(fault, json!({ "basis": basis, "largest_context": largest_context }));
                 if grows {
-                    self.stays(now, &model_id, &fault);
+                    self.stays(now, worker, &fault);
                 } else {
-                    self.end(now, &model_id, Because::Failed(fault));
+                    self.end(now, worker, Because::Failed(fault));
                 }
                 continue;
             }
             let all = [&ahead[..], &uses].concat();
             let is_next = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
-            let spares = self.spares_for_enough(now, &model_id);
+            let spares = self.spares_for_enough(now, worker);
             if !spares.is_empty() && ahead.is_empty() {
                 self.shrink(now, spares);
             }
-            if is_next && !self.is_anybody_shrinking() && self.seated(now, &model_id, &ahead) {
+            if is_next && !self.is_anybody_shrinking() && self.seated(now, &model_id, worker, &ahead) {
                 continue;
             }
             if ahead.is_empty() && self.ledger.is_calm(now) && !self.is_anybody_shrinking() {
@@ -89,15 +89,15 @@ impl Fleet {
             }
             ahead = all;
         }
-        let turns = self.workers().filter_map(|(_, worker)| worker.may_go_from(self.deadlines.room));
+        let turns = self.models.values().filter_map(|life| life.may_go_from(self.deadlines.room));
         let next = turns.filter(|from| *from > now).fold(now + LOOK_AGAIN, Moment::min);
         self.look_again = (has_obstacle || !ahead.is_empty()).then_some(next);
     }
 
     /// Those that are to give up what they can do without, so that a load gets enough; none, where it does, or that
     /// would not help.
-    fn spares_for_enough(&self, now: Moment, model_id: &str) -> Vec<Spare> {
-        let worker = self.models.get(model_id).and_then(|life| life.worker.as_ref());
+    fn spares_for_enough(&self, now: Moment, worker: WorkerId) -> Vec<Spare> {
+        let worker = self.worker_at(worker);
         let length = |spares: &[Spare]| Some(self.chosen(worker?, spares)?.shape.context_length);
         let (Some(worker), Some(now_it_is)) = (worker, length(&[])) else { return Vec::new() };
         let (wish, longest) = (worker.setup.wish(), worker.longest().unwrap_or(0));
@@ -110,14 +110,14 @@ impl Fleet {
     }
 
     /// There is room for it: it is reserved, and its load goes on. `ahead`: those that come before it.
-    fn seated(&mut self, now: Moment, model_id: &str, ahead: &[MemoryUse]) -> bool {
-        let Some(it) = self.models.get(model_id).and_then(|life| life.worker.as_ref()) else { return false };
+    fn seated(&mut self, now: Moment, model_id: &str, worker: WorkerId, ahead: &[MemoryUse]) -> bool {
+        let Some(it) = self.worker_at(worker) else { return false };
         let Some(least) = it.needs().map(<[_]>::to_vec) else { return false };
-        let (worker, is_pinned) = (it.id, it.setup.is_pinned());
+        let is_pinned = it.setup.is_pinned();
         let Some(chosen) = self.chosen(it, &[]) else {
             let is_reserved = self.ledger.reserve(worker, &least, model_id, is_pinned).is_ok();
             if is_reserved {
-                self.has_room(now, model_id);
+                self.has_room(now, worker);
             }
             return is_reserved;
         };
@@ -126,16 +126,15 @@ impl Fleet {
         let is_reserved =
             takes_nothing && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned).is_ok();
         if is_reserved {
-            self.size(now, model_id, chosen);
+            self.size(now, worker, chosen);
         }
         is_reserved
     }
 
     /// What it waited for room for may begin.
-    pub(crate) fn has_room(&mut self, now: Moment, model_id: &str) {
+    pub(crate) fn has_room(&mut self, now: Moment, worker: WorkerId) {
         let (by, room) = (now + self.deadlines.load, self.deadlines.room);
-        let Some(it) = &mut self.life(model_id).worker else { return };
-        let worker = it.id;
+        let Some((_, it)) = self.worker(worker) else { return };
         let effect = if let Some(growing) = &mut it.growing {
             (growing.step, growing.by) = (Step::Making, by);
             Effect::Reshape { worker, sizing: growing.sizing() }
@@ -159,10 +158,14 @@ impl Fleet {
         self.ledger.after(&self.spares_of_pinned()).hope(now, worker, uses)
     }
 
+    /// A worker that is there, as it is.
+    pub(crate) fn worker_at(&self, worker: WorkerId) -> Option<&Worker> {
+        self.workers().find(|(_, it)| it.id == worker).map(|(_, it)| it)
+    }
+
     /// What the engine of one that waits says that it takes.
     pub(crate) fn estimate_of(&self, worker: WorkerId) -> Vec<MemoryUse> {
-        let found = self.workers().find(|(_, it)| it.id == worker);
-        found.and_then(|(_, it)| it.needs()).map(<[_]>::to_vec).unwrap_or_default()
+        self.worker_at(worker).and_then(Worker::needs).map(<[_]>::to_vec).unwrap_or_default()
     }
 
     /// Whoever has to go for it begins to, if that is enough.
@@ -170,13 +173,13 @@ impl Fleet {
         let Way { shrink, unload } = self.who_makes_room(now, worker, uses).unwrap_or_default();
         self.shrink(now, shrink);
         for (_, victim) in unload {
-            let idle = self.life(&victim).worker.as_ref().and_then(|worker| worker.idle_since);
+            let idle = self.life(&victim).idle_since();
             let words = idle.map_or_else(
                 || "once it has answered".to_owned(),
                 |since| format!("unused for {:.1} s", now.since(since).as_secs_f64()),
             );
             let message = format!("'{victim}' makes room for '{model_id}': {words}");
-            self.retire(&victim, IncidentKind::Evicted, message);
+            self.retire(now, &victim, IncidentKind::Evicted, message);
         }
     }
 
@@ -197,33 +200,38 @@ impl Fleet {
         let mut shrink = self.spares(now, worker, uses);
         let lean = self.ledger.after(&shrink);
         let is_enough = |gone: &BTreeSet<WorkerId>| room(&lean, gone);
-        let may_go =
-            |worker: &Worker| worker.may_go_from(self.deadlines.room).is_some_and(|from| from <= now);
+        // A model goes as a whole, and for nothing of its own.
+        let may_go = |life: &ModelLife| {
+            !life.ids().contains(&worker)
+                && life.may_go_from(self.deadlines.room).is_some_and(|from| from <= now)
+        };
         let mut candidates: Vec<_> = self
-            .workers()
-            .filter(|(_, worker)| may_go(worker))
-            .map(|(model_id, worker)| {
-                (Reverse(worker.idle_since.is_some()), worker.idle_since, worker.id, model_id)
+            .models
+            .iter()
+            .filter(|(_, life)| may_go(life))
+            .map(|(model_id, life)| {
+                let idle_since = life.idle_since();
+                (Reverse(idle_since.is_some()), idle_since, life.ids(), model_id)
             })
             .collect();
         // Those that answer come last, and of the others those first that were used least lately.
         candidates.sort();
-        let mut chosen: Vec<(WorkerId, String)> = Vec::new();
-        for (_, _, worker, model_id) in candidates {
+        let mut chosen: Vec<(Vec<WorkerId>, String)> = Vec::new();
+        for (_, _, workers, model_id) in candidates {
             if is_enough(&gone) {
                 break;
             }
-            gone.insert(worker);
-            chosen.push((worker, model_id.clone()));
+            gone.extend(&workers);
+            chosen.push((workers, model_id.clone()));
         }
         if !is_enough(&gone) {
             return None;
         }
-        chosen.retain(|(worker, _)| {
-            gone.remove(worker);
+        chosen.retain(|(workers, _)| {
+            gone.retain(|worker| !workers.contains(worker));
             let is_needed = !is_enough(&gone);
             if is_needed {
-                gone.insert(*worker);
+                gone.extend(workers);
             }
             is_needed
         });
@@ -238,8 +246,7 @@ impl Fleet {
     }
 
     /// What is said of a load that has waited for room long enough.
-    pub(crate) fn no_room(&mut self, now: Moment, model_id: &str) -> Fault {
-        let worker = self.life(model_id).worker.as_ref().map_or(0, |worker| worker.id);
+    pub(crate) fn no_room(&mut self, now: Moment, model_id: &str, worker: WorkerId) -> Fault {
         let uses = self.estimate_of(worker);
         if let Some(fault) = self.cannot_tell(now, model_id, &uses) {
             return fault;
@@ -258,7 +265,7 @@ impl Fleet {
     }
 
     pub(crate) fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
-        self.models.iter().filter_map(|(model_id, life)| Some((model_id, life.worker.as_ref()?)))
+        self.models.iter().flat_map(|(model_id, life)| life.workers.iter().map(move |it| (model_id, it)))
     }
 }
 

@@ -86,18 +86,18 @@ pub(crate) fn least(setup: &Setup, figures: &Figures) -> Result<Vec<MemoryUse>, 
 
 impl Fleet {
     /// A load whose engine gives figures stands in line for the least that is of use.
-    pub(crate) fn wait_for_the_least(&mut self, now: Moment, model_id: &str) {
-        let Some(it) = &self.life(model_id).worker else { return };
+    pub(crate) fn wait_for_the_least(&mut self, now: Moment, worker: WorkerId) {
+        let Some((_, it)) = self.worker(worker) else { return };
         let Some(FoundModel { key, known, .. }) = it.found.clone() else { return };
         match least(&it.setup, &it.figures) {
             Ok(said) => {
                 let estimate = self.history.corrected(&key, said.clone());
                 let basis = if known.is_some() { Basis::Measured } else { Basis::Engine };
-                if let Some(it) = &mut self.life(model_id).worker {
+                if let Some((_, it)) = self.worker(worker) {
                     (it.said, it.estimate, it.basis) = (said, estimate, basis);
                 }
             }
-            Err(fault) => self.end(now, model_id, Because::Failed(fault)),
+            Err(fault) => self.end(now, worker, Because::Failed(fault)),
         }
     }
 
@@ -114,20 +114,20 @@ impl Fleet {
     }
 
     /// It has room for what was chosen: its engine is asked what that takes, unless it is known.
-    pub(crate) fn size(&mut self, now: Moment, model_id: &str, chosen: Chosen) {
+    pub(crate) fn size(&mut self, now: Moment, worker: WorkerId, chosen: Chosen) {
         let (by, room) = (now + self.deadlines.load, self.deadlines.room);
-        let Some(it) = &mut self.life(model_id).worker else { return };
+        let Some((_, it)) = self.worker(worker) else { return };
         it.shape = Some(chosen.shape);
         if chosen.is_known {
             let said = it.found.as_ref().and_then(|found| Some(found.known.as_ref()?.estimated.clone()));
             (it.said, it.estimate) = (said.unwrap_or_default(), chosen.uses);
-            return self.has_room(now, model_id);
+            return self.has_room(now, worker);
         }
         it.wait_ends(now, room);
         it.stage = Stage::Loading { by };
         it.rounds += 1;
         it.estimate = chosen.uses;
-        let effect = Effect::Size { worker: it.id, sizing: it.sizing() };
+        let effect = Effect::Size { worker, sizing: it.sizing() };
         self.effects.push(effect);
     }
 
@@ -135,52 +135,52 @@ impl Fleet {
     pub(crate) fn sized_for_load(
         &mut self,
         now: Moment,
-        model_id: &str,
+        worker: WorkerId,
         uses: Result<Option<Vec<MemoryUse>>, Fault>,
     ) {
-        let Some(it) = &self.life(model_id).worker else { return };
-        let (worker, is_pinned, rounds) = (it.id, it.setup.is_pinned(), it.rounds);
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        let (is_pinned, rounds, place) = (it.setup.is_pinned(), it.rounds, it.setup.place.clone());
         let Some(found) = it.found.clone() else { return };
         let (said, basis) = match uses {
             Ok(Some(uses)) if uses.iter().any(|it| it.total() > 0) => (uses, Basis::Engine),
-            Ok(_) => (vec![self.ledger.guess(found.size_bytes)], Basis::FileSize),
-            Err(fault) => return self.end(now, model_id, Because::Failed(fault)),
+            Ok(_) => (vec![self.ledger.guess(found.size_bytes, place.as_ref())], Basis::FileSize),
+            Err(fault) => return self.end(now, worker, Because::Failed(fault)),
         };
         let estimate = self.history.corrected(&found.key, said.clone());
         // What was reserved on the sums alone was not taken.
         self.ledger.withdraw(worker);
-        let has_room = self.ledger.reserve(worker, &estimate, model_id, is_pinned).is_ok();
-        let Some(it) = &mut self.life(model_id).worker else { return };
+        let has_room = self.ledger.reserve(worker, &estimate, &model_id, is_pinned).is_ok();
+        let Some((_, it)) = self.worker(worker) else { return };
         (it.said, it.basis) = (said, basis);
         it.estimate = estimate;
         let has = it.shape.map_or(0, Shape::cells);
         if rounds < MOST_ROUNDS
             && basis == Basis::Engine
-            && let Some(again) = self.chosen_again(model_id)
+            && let Some(again) = self.chosen_again(worker)
             && (!has_room || again.shape.cells() / 2 >= has)
             && self.ledger.room(&again.uses, |other| other != worker).is_ok()
         {
             self.ledger.withdraw(worker);
-            if self.ledger.reserve(worker, &again.uses, model_id, is_pinned).is_ok() {
-                return self.size(now, model_id, again);
+            if self.ledger.reserve(worker, &again.uses, &model_id, is_pinned).is_ok() {
+                return self.size(now, worker, again);
             }
         }
         if has_room {
-            return self.has_room(now, model_id);
+            return self.has_room(now, worker);
         }
         let by = now + self.deadlines.room;
-        if let Some(it) = &mut self.life(model_id).worker {
+        if let Some((_, it)) = self.worker(worker) {
             it.stage = Stage::Waiting { by };
             if it.is_open() {
-                self.wait_for_the_least(now, model_id);
+                self.wait_for_the_least(now, worker);
             }
         }
     }
 
     /// The same once more, with what its engine has said of the last choice: what is taken beside a cache depends on how
     /// large that is.
-    fn chosen_again(&self, model_id: &str) -> Option<Chosen> {
-        let it = self.models.get(model_id)?.worker.as_ref()?;
+    fn chosen_again(&self, worker: WorkerId) -> Option<Chosen> {
+        let it = self.worker_at(worker)?;
         let known = |one: &MemoryUse| it.estimate.iter().find(|known| is_same_device(known, one));
         let mut figures = it.figures.clone();
         for one in &mut figures.one {
@@ -226,11 +226,10 @@ impl Fleet {
     /// They give up what they can do without.
     pub(crate) fn shrink(&mut self, now: Moment, spares: Vec<Spare>) {
         let by = now + self.deadlines.load;
-        for Spare { model_id, shape, .. } in spares {
-            let Some(it) = &mut self.life(&model_id).worker else { continue };
+        for Spare { worker, shape, .. } in spares {
+            let Some((_, it)) = self.worker(worker) else { continue };
             let (setup, estimate) = (it.setup.clone(), it.memory());
             let sizing = Sizing { size: setup.wish().size, shape: Some(shape) };
-            let worker = it.id;
             let (step, shape) = (Step::Making, Some(shape));
             it.growing = Some(Growing { setup, estimate, shape, step, by, is_smaller: true });
             self.effects.push(Effect::Reshape { worker, sizing });

@@ -33,15 +33,13 @@ pub struct FleetView {
 pub struct ModelView {
     /// What it is doing.
     pub status: Status,
-    /// Its worker, if it has one.
-    pub worker: Option<WorkerId>,
-    /// That worker is on its way out: who asks now has the model loaded anew.
+    /// Its workers: those that answer first.
+    pub workers: Vec<WorkerView>,
+    /// All of them are on their way out: who asks now has the model loaded anew.
     pub is_leaving: bool,
     /// What it is loaded with, or being loaded with.
     pub options: Option<ModelOptions>,
     setup: Option<Setup>,
-    /// Since when it answers, and what its load came to.
-    pub loaded: Option<(Moment, Arc<Loaded>)>,
     /// How many wait for its load.
     pub waiting: usize,
     /// Since when it has nothing to answer, where it is loaded and has nothing.
@@ -52,6 +50,17 @@ pub struct ModelView {
     pub unused_from: Option<Moment>,
     /// How a worker of it died last.
     pub last_crash: Option<Crash>,
+}
+
+/// One worker of a model.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// Which.
+    pub id: WorkerId,
+    /// What it is doing: never `Available`, `Cooling` or `Failed`.
+    pub status: Status,
+    /// Since when it answers, and what its load came to.
+    pub loaded: Option<(Moment, Arc<Loaded>)>,
 }
 
 /// What a model that is loaded becomes where somebody wants it otherwise.
@@ -90,60 +99,101 @@ pub enum Status {
     Failed(Fault),
 }
 
+impl Status {
+    /// As people read it: whoever goes, or cools, is told of beside it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Status::Available => "available",
+            Status::Loading => "loading",
+            Status::Waiting => "waiting",
+            Status::Loaded | Status::Draining { .. } => "loaded",
+            Status::Cooling { .. } | Status::Failed(_) => "failed",
+        }
+    }
+
+    fn of(worker: &Worker) -> Self {
+        match &worker.stage {
+            Stage::Serving => Status::Loaded,
+            Stage::Waiting { .. } => Status::Waiting,
+            _ if worker.loaded.is_some() => Status::Draining { is_retired: worker.is_retired() },
+            _ => Status::Loading,
+        }
+    }
+}
+
+impl WorkerView {
+    fn of(worker: &Worker) -> Self {
+        let loaded = worker.loaded.clone().map(|loaded| (worker.since, loaded));
+        Self { id: worker.id, status: Status::of(worker), loaded }
+    }
+}
+
 impl ModelView {
     pub(crate) fn of(life: &ModelLife) -> Self {
-        let status = match (&life.worker, &life.trouble) {
-            (Some(Worker { stage: Stage::Serving, .. }), _) => Status::Loaded,
-            (Some(Worker { stage: Stage::Waiting { .. }, .. }), _) => Status::Waiting,
-            (Some(worker), _) if worker.loaded.is_some() => {
-                Status::Draining { is_retired: worker.is_retired() }
-            }
-            (Some(_), _) => Status::Loading,
+        let lead = life.lead();
+        let status = match (lead, &life.trouble) {
+            (Some(lead), _) => Status::of(lead),
             (None, Some(Trouble::Cooling { until, fault })) => {
                 Status::Cooling { until: *until, fault: fault.clone() }
             }
             (None, Some(Trouble::Failed(fault))) => Status::Failed(fault.clone()),
             (None, None) => Status::Available,
         };
-        let worker = life.worker.as_ref();
+        let mut workers: Vec<WorkerView> = life.workers.iter().map(WorkerView::of).collect();
+        let is_lead = |worker: &WorkerView| lead.is_some_and(|lead| lead.id == worker.id);
+        workers.sort_by_key(|worker| (worker.status != Status::Loaded, !is_lead(worker)));
         Self {
             status,
-            worker: worker.map(|worker| worker.id),
-            is_leaving: worker.is_some_and(|worker| !worker.is_wanted()),
-            options: worker.map(|worker| worker.setup.whole()),
-            setup: worker.map(|worker| worker.setup.clone()),
-            loaded: worker.and_then(|worker| Some((worker.since, worker.loaded.clone()?))),
+            workers,
+            is_leaving: lead.is_some_and(|worker| !worker.is_wanted()),
+            options: lead.map(|worker| worker.setup.whole()),
+            setup: lead.map(|worker| worker.setup.clone()),
             waiting: life.waiting.len(),
-            idle_since: worker.and_then(|worker| worker.loaded.as_ref().and(worker.idle_since)),
-            is_pinned: worker.is_some_and(|worker| worker.setup.is_pinned()),
-            unused_from: worker.and_then(Worker::is_unused_from),
+            idle_since: lead.and_then(|worker| worker.loaded.as_ref().and(life.idle_since())),
+            is_pinned: lead.is_some_and(|worker| worker.setup.is_pinned()),
+            unused_from: life.unused_from(),
             last_crash: life.last_crash.clone(),
         }
     }
 
-    /// The worker for a new request, or why there is none. `model_loading` without a time means that a load
+    /// Is it to have several workers?
+    pub fn is_of_several(&self) -> bool {
+        self.setup.as_ref().is_some_and(|setup| setup.replicas() > 1)
+    }
+
+    /// Of the worker that stands for all: since when it answers, and what its load came to.
+    pub fn loaded(&self) -> Option<&(Moment, Arc<Loaded>)> {
+        self.workers.first()?.loaded.as_ref()
+    }
+
+    /// The workers for a new request, or why there is none. `model_loading` without a time means that a load
     /// would help.
-    pub fn ready(&self, model_id: &str, now: Moment) -> Result<WorkerId, Fault> {
+    pub fn ready(&self, model_id: &str, now: Moment) -> Result<Vec<WorkerId>, Fault> {
         let soon = |code, what: &str| {
             let message = format!("Model '{model_id}' is being {what}");
             Err(retry_after(Fault::new(code, message), std::time::Duration::from_secs(1)))
         };
-        match (&self.status, self.worker) {
-            (Status::Loaded, Some(worker)) => Ok(worker),
-            (Status::Loading | Status::Waiting, _) => soon(ErrorCode::ModelLoading, "loaded"),
-            (Status::Draining { is_retired: false }, _) => soon(ErrorCode::ShuttingDown, "unloaded"),
+        match &self.status {
+            Status::Loaded => {
+                let serving = self.workers.iter().take_while(|worker| worker.status == Status::Loaded);
+                Ok(serving.map(|worker| worker.id).collect())
+            }
+            Status::Loading | Status::Waiting => soon(ErrorCode::ModelLoading, "loaded"),
+            Status::Draining { is_retired: false } => soon(ErrorCode::ShuttingDown, "unloaded"),
             // Whoever asks for it loads it, also when the last load failed.
-            (Status::Cooling { until, fault }, _) => {
+            Status::Cooling { until, fault } => {
                 Err(too_long(now, *until, fault).unwrap_or_else(|| to_be_loaded(model_id)))
             }
-            _ => Err(to_be_loaded(model_id)),
+            Status::Available | Status::Draining { is_retired: true } | Status::Failed(_) => {
+                Err(to_be_loaded(model_id))
+            }
         }
     }
 
     /// What a model that is loaded would be for these wishes; `None`: they are served by what it is.
     pub fn changed(&self, model_id: &str, wishes: &ModelOptions, usual: &Usual) -> Option<Changed> {
         let setup = self.setup.as_ref()?;
-        let is_in_steps = self.loaded.as_ref().is_some_and(|(_, loaded)| loaded.facts.source == "batch");
+        let is_in_steps = self.loaded().is_some_and(|(_, loaded)| loaded.facts.source == "batch");
         match setup.fits(wishes, model_id, "is loaded") {
             Fit::Joins => None,
             Fit::Grows(_) if is_in_steps => Some(Changed::Grown(setup.grown(wishes))),
@@ -163,8 +213,8 @@ impl ModelView {
 }
 
 impl FleetView {
-    /// The worker for a new request to a model, or why there is none; see [`ModelView::ready`].
-    pub fn ready(&self, model_id: &str, now: Moment) -> Result<WorkerId, Fault> {
+    /// The workers for a new request to a model, or why there is none; see [`ModelView::ready`].
+    pub fn ready(&self, model_id: &str, now: Moment) -> Result<Vec<WorkerId>, Fault> {
         self.models
             .get(model_id)
             .map_or_else(|| Err(to_be_loaded(model_id)), |model| model.ready(model_id, now))

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
+    memory::GpuAddress,
     options::{Guesser, ModelOptions},
     shape::{ContextSize, Wish},
 };
@@ -36,6 +37,8 @@ pub struct Setup {
     pub asked: ModelOptions,
     /// By the configuration: taken where `asked` says nothing, as far as the model and its engine go.
     pub usual: ModelOptions,
+    /// On which GPU; `None`: where its engine puts it.
+    pub place: Option<GpuAddress>,
     engine: Option<String>,
     /// Once it is loaded: context length and sequences.
     came_to: Option<(u32, u32)>,
@@ -78,7 +81,7 @@ impl Setup {
     pub fn new(model_id: &str, asked: ModelOptions, usual: &Usual) -> Self {
         let usual = usual.of(model_id);
         let engine = asked.engine.clone().or_else(|| usual.engine.clone());
-        Self { asked, usual, engine, came_to: None, cells: None, joined: Sizes::default() }
+        Self { asked, usual, place: None, engine, came_to: None, cells: None, joined: Sizes::default() }
     }
 
     /// Both in one.
@@ -94,6 +97,11 @@ impl Setup {
     /// The engine's id, where somebody named one or it is chosen.
     pub fn engine(&self) -> Option<&str> {
         self.engine.as_deref()
+    }
+
+    /// By how many workers it is served, each on a GPU of its own where it is more than one.
+    pub fn replicas(&self) -> usize {
+        self.asked.replicas.or(self.usual.replicas).map_or(1, |replicas| replicas.max(1) as usize)
     }
 
     /// Does it go for nobody's sake?
@@ -160,6 +168,7 @@ impl Setup {
             cache_tokens: cells,
             pin: wishes.pin.or(self.asked.pin),
             keep_alive: wishes.keep_alive.or(self.asked.keep_alive),
+            replicas: wishes.replicas.or(self.asked.replicas),
             ..wishes.clone()
         }
     }
@@ -220,6 +229,7 @@ impl Setup {
                     [Some(layers(has.gpu_layers.unwrap_or(-1)))],
                 )
             })
+            .or_else(|| differs("replicas", wishes.replicas, [Some(has.replicas.unwrap_or(1))]))
             .or_else(|| differs("threads", wishes.threads, [Some(has.threads.unwrap_or(0))]))
             .or_else(|| differs(param, guesses.then(|| named(wishes)), [Some(named(has))]))
             .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [has.tool_syntax.clone()]))
@@ -392,6 +402,7 @@ mod tests {
             ("cache_tokens", json!(512 * 64 + 1)),
             ("gpu_layers", json!(0)),
             ("threads", json!(1)),
+            ("replicas", json!(2)),
             ("speculation", json!("off")),
             ("draft_model", json!("/d")),
             ("tool_syntax", json!("hermes")),

@@ -317,7 +317,7 @@ impl World {
 
     /// Context length and sequences of a model that is loaded.
     fn size(&mut self, model: &str) -> (u32, u32) {
-        let (_, loaded) = self.fleet.view().models[model].loaded.clone().expect("a model that is loaded");
+        let (_, loaded) = self.fleet.view().models[model].loaded().cloned().expect("a model that is loaded");
         (loaded.facts.context_length, loaded.facts.max_sequences)
     }
 
@@ -586,7 +586,7 @@ fn a_longer_context_is_made_where_the_model_is_and_others_make_room_for_it() {
     world.pass(1.0);
     assert_eq!((world.outcomes[&ticket].clone(), world.reserved()), (Ok(()), 8));
     assert_eq!((world.evicted.clone(), world.worker("a3")), (vec!["b3".to_owned()], worker));
-    let (_, loaded) = world.fleet.view().models["a3"].loaded.clone().unwrap();
+    let (_, loaded) = world.fleet.view().models["a3"].loaded().cloned().unwrap();
     assert_eq!(loaded.facts.context_length, 600);
     let shorter = world.longer("a3", 300);
     assert_eq!(

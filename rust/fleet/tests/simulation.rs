@@ -1,5 +1,5 @@
 //! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die, and that take
-//! more or less than was estimated; in half of all worlds on a GPU, which gives memory back late, and which not
+//! more or less than was estimated; in half of all worlds on GPUs, which give memory back late, and which not
 //! every process is seen on; a clock that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
 //! each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
 #![allow(
@@ -22,12 +22,14 @@ use llm_node_core::{
     shape::Shape,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel,
-    History, Holder, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual, WorkerId,
+    Account, ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet,
+    FoundModel, History, Holder, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual,
+    WorkerId, WorkerView,
 };
 use proptest::prelude::*;
 
 const MODELS: usize = 4;
+const GPUS: usize = 2;
 const GIB: u64 = 1 << 30;
 const LIMIT: u64 = 8 * GIB;
 const LOAD: Duration = Duration::from_mins(1);
@@ -46,6 +48,7 @@ enum Order {
         threads: Option<u32>,
         pin: Option<bool>,
         keep_alive: Option<u8>,
+        replicas: Option<u32>,
     },
     /// A request, and how long its answer takes.
     Use {
@@ -87,13 +90,15 @@ fn order() -> impl Strategy<Value = Order> {
             prop_oneof![12 => Just(None), 1 => (1u32..3).prop_map(Some)],
             prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
             prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
+            prop_oneof![8 => Just(None), 1 => Just(Some(1)), 4 => Just(Some(2)), 1 => Just(Some(3))],
         )
-            .prop_map(|(model, context_length, threads, pin, keep_alive)| Order::Load {
+            .prop_map(|(model, context_length, threads, pin, keep_alive, replicas)| Order::Load {
                 model,
                 context_length,
                 threads,
                 pin,
                 keep_alive,
+                replicas,
             }),
         6 => (model.clone(), 0u64..60_000)
             .prop_map(|(model, milliseconds)| Order::Use { model, milliseconds }),
@@ -117,6 +122,10 @@ fn order() -> impl Strategy<Value = Order> {
 #[derive(Debug, Default)]
 struct Worker {
     model_id: String,
+    /// Which one it lies on, where there are some.
+    gpu: usize,
+    /// The fleet has said so.
+    is_placed: bool,
     is_spawned: bool,
     has_process: bool,
     has_died: bool,
@@ -206,33 +215,45 @@ impl World {
             return self.handle(Event::ReadingBegan);
         };
         (self.seen, self.asked_at) = (state, None);
-        let taken = |worker: &&Worker| worker.takes_until.is_none_or(|until| self.now < until);
-        let taken: u64 = self.workers.values().filter(taken).map(|worker| worker.takes).sum();
+        let taken = |worker: &Worker| worker.takes_until.is_none_or(|until| self.now < until);
         let seen = |(&pid, worker): (&WorkerId, &Worker)| {
             let is_seen = worker.takes > 0 && !worker.has_died && !pid.is_multiple_of(4);
             is_seen.then_some(ProcessUse { pid: pid as u32, bytes: worker.takes })
         };
-        let processes: Vec<ProcessUse> = self.workers.iter().filter_map(seen).collect();
-        let device = |kind, name: &str, free_bytes: u64| Device {
+        let host = Device {
             index: 0,
-            name: name.into(),
+            name: "host".into(),
             bus_id: None,
             total_bytes: 64 * GIB,
-            free_bytes,
-            kind,
-            processes: if (kind == DeviceKind::Gpu) == self.is_on_gpu {
-                processes.clone()
-            } else {
+            free_bytes: 32 * GIB,
+            kind: DeviceKind::Host,
+            processes: if self.is_on_gpu {
                 Vec::new()
+            } else {
+                self.workers.iter().filter_map(seen).collect()
             },
-            state: if kind == DeviceKind::Gpu { state } else { DeviceState::Ok },
+            state: DeviceState::Ok,
             look: None,
         };
-        let mut devices = vec![device(DeviceKind::Host, "host", 32 * GIB)];
-        if self.is_on_gpu {
-            let free = if state == DeviceState::Ok { (12 * GIB).saturating_sub(taken) } else { 0 };
-            devices.push(device(DeviceKind::Gpu, "GPU", free));
-        }
+        // The state is that of the first.
+        let gpu = |gpu: usize| {
+            let here = |worker: &Worker| worker.gpu == gpu;
+            let taken = self.workers.values().filter(|worker| here(worker) && taken(worker));
+            let taken: u64 = taken.map(|worker| worker.takes).sum();
+            let state = if gpu == 0 { state } else { DeviceState::Ok };
+            Device {
+                index: gpu as u32,
+                name: format!("GPU {gpu}"),
+                bus_id: Some(bus_id(gpu)),
+                free_bytes: if state == DeviceState::Ok { (12 * GIB).saturating_sub(taken) } else { 0 },
+                kind: DeviceKind::Gpu,
+                processes: self.workers.iter().filter(|(_, worker)| here(worker)).filter_map(seen).collect(),
+                state,
+                ..host.clone()
+            }
+        };
+        let gpus = (0..GPUS).filter(|_| self.is_on_gpu).map(gpu);
+        let devices = gpus.chain([host.clone()]).collect();
         self.handle(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
     }
 
@@ -249,20 +270,27 @@ impl World {
                 let is_it = |worker: &Worker| {
                     worker.model_id == name(model) && worker.is_open && !worker.is_draining && !worker.is_gone
                 };
-                let found = self.workers.iter_mut().find(|(_, worker)| is_it(worker));
-                let Some((&worker, it)) = found else { return };
+                let found = self.workers.iter().filter(|(_, worker)| is_it(worker)).map(|(id, _)| *id);
+                let Some(worker) = self.rng.choice(found.collect::<Vec<_>>()) else { return };
+                let it = self.worker(worker);
                 if it.busy_until.replace(until).is_none() {
                     self.later(milliseconds, Event::Used { worker, idle_since: Some(until) });
                     self.handle(Event::Used { worker, idle_since: None });
                 }
             }
-            Order::Load { model, context_length, threads, pin, keep_alive } => {
+            Order::Load { model, context_length, threads, pin, keep_alive, replicas } => {
                 let ticket = self.ticket();
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
-                let wishes =
-                    ModelOptions { context_length, threads, pin, keep_alive, ..ModelOptions::default() };
+                let wishes = ModelOptions {
+                    context_length,
+                    threads,
+                    pin,
+                    keep_alive,
+                    replicas,
+                    ..ModelOptions::default()
+                };
                 let for_request = self.rng.u8(..100) < 50;
-                let instead = (self.rng.u8(..100) < 90).then(|| vec![self.uses()]);
+                let instead = (self.rng.u8(..100) < 90).then(|| vec![self.uses(0)]);
                 self.handle(Event::Load {
                     ticket,
                     model_id: name(model),
@@ -287,8 +315,8 @@ impl World {
             Order::Crash { model } => {
                 let is_it =
                     |worker: &Worker| worker.model_id == name(model) && worker.has_process && !worker.is_gone;
-                let found = self.workers.iter().find(|(_, worker)| is_it(worker)).map(|(id, _)| *id);
-                if let Some(worker) = found {
+                let found = self.workers.iter().filter(|(_, worker)| is_it(worker)).map(|(id, _)| *id);
+                if let Some(worker) = self.rng.choice(found.collect::<Vec<_>>()) {
                     self.dies(worker);
                 }
             }
@@ -401,18 +429,25 @@ impl World {
         let delay = self.rng.u64(0..20_000);
         let luck = self.rng.u8(..100);
         match effect {
-            Effect::Find { worker, model_id, .. } => {
-                let name = model_id.clone();
-                let others = self.workers.values().filter(|other| other.model_id == model_id);
-                let is_over = |other: &Worker| other.is_gone || !other.is_spawned;
-                assert!(others.clone().all(is_over), "one worker for each model");
-                self.workers.insert(worker, Worker { model_id, ..Worker::default() });
+            Effect::Find { worker, model_id, setup, .. } => {
+                // An engine that is not told takes the first.
+                let gpu = setup.place.as_ref().map_or(0, |place| place.index as usize);
+                assert_eq!(setup.place.is_some(), setup.replicas() > 1);
+                let is_there =
+                    |other: &&Worker| other.model_id == model_id && other.is_spawned && !other.is_gone;
+                let others: Vec<&Worker> = self.workers.values().filter(is_there).collect();
+                assert!(others.len() < setup.replicas(), "as many workers as there are to be");
+                assert!(others.iter().all(|other| other.gpu != gpu), "each on a GPU of its own");
+                let answers = |other: &&Worker| other.is_open && !other.is_draining;
+                assert!(others.is_empty() || others.iter().any(answers), "the first comes first");
+                let is_placed = setup.place.is_some();
+                self.workers.insert(worker, Worker { model_id, gpu, is_placed, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
                 match luck {
                     0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
                     4..6 => {}
                     _ => {
-                        let found = self.found(&name);
+                        let found = self.found(worker);
                         self.later(delay, Event::Found { worker, found: Ok(found) });
                     }
                 }
@@ -432,9 +467,9 @@ impl World {
                         self.later(delay, Event::Started { worker, pid: worker as u32 });
                         let is_asked = self.worker(worker).granted == 0;
                         let estimate = if self.has_figures {
-                            Estimate { uses: None, figures: self.figures() }
+                            Estimate { uses: None, figures: self.figures(worker) }
                         } else {
-                            let uses = (is_asked && luck < 90).then(|| vec![self.uses()]);
+                            let uses = (is_asked && luck < 90).then(|| vec![self.uses_of(worker)]);
                             Estimate { uses, figures: Figures::default() }
                         };
                         self.later(delay + 1, Event::Estimated { worker, estimate });
@@ -443,18 +478,13 @@ impl World {
             }
             Effect::Proceed { worker, shape } => {
                 // Where its size was asked for, it had its room before.
-                assert!(self.is_gpu_heard() || self.has_figures);
-                let it = self.living(worker);
-                it.shape = shape;
-                let model_id = it.model_id.clone();
-                let accounts = self.fleet.view().accounts;
-                for account in &accounts {
-                    let held = account.reserved_bytes + account.settling_bytes;
-                    assert!(held <= account.limit_bytes, "a load begins within the limits");
-                }
-                let mut holders = accounts.into_iter().flat_map(|account| account.holders);
-                let holder =
-                    holders.find(|holder| holder.model_id == model_id).expect("no load without room");
+                let gpu = self.worker(worker).gpu;
+                assert!(self.is_gpu_heard(gpu) || self.has_figures);
+                self.living(worker).shape = shape;
+                let account = self.account(worker);
+                let held = account.reserved_bytes + account.settling_bytes;
+                assert!(held <= account.limit_bytes, "a load begins within the limits");
+                let holder = self.holder(worker);
                 let it = self.living(worker);
                 let is_as_before = shape.is_none();
                 assert!(
@@ -472,7 +502,7 @@ impl World {
                     10..15 => self.later(delay, died(worker)),
                     15..20 => {}
                     _ => {
-                        let memory = vec![self.takes(shape)];
+                        let memory = vec![self.takes(worker, shape)];
                         self.worker(worker).says = memory[0].total();
                         let source = if luck < 30 { "stream" } else { "batch" };
                         let facts = facts(memory, shape.map_or(1, |shape| shape.context_length), source);
@@ -490,7 +520,7 @@ impl World {
                     15..20 => {}
                     20..30 => self.later(delay, Event::Sized { worker, uses: Ok(None) }),
                     _ => {
-                        let uses = Ok(Some(vec![self.takes(sizing.shape)]));
+                        let uses = Ok(Some(vec![self.takes(worker, sizing.shape)]));
                         self.later(delay, Event::Sized { worker, uses });
                     }
                 }
@@ -498,8 +528,7 @@ impl World {
             Effect::Reshape { worker, sizing } => {
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining, "who goes is not changed");
-                let model_id = it.model_id.clone();
-                let holder = self.holder(&model_id);
+                let holder = self.holder(worker);
                 let it = self.living(worker);
                 let is_smaller =
                     matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
@@ -516,7 +545,7 @@ impl World {
                     _ => {
                         let chosen = sizing.shape.map(|shape| shape.context_length);
                         let length = chosen.or(sizing.size.context_length).expect("a length that stays");
-                        let memory = vec![self.takes(sizing.shape)];
+                        let memory = vec![self.takes(worker, sizing.shape)];
                         let it = self.worker(worker);
                         // Until it is smaller, it is what it was.
                         it.says = memory[0].total().max(if is_smaller { it.says } else { 0 });
@@ -535,7 +564,7 @@ impl World {
             Effect::Drain { worker } => {
                 let (now, view) = (self.now, self.fleet.view());
                 let model_id = self.living(worker).model_id.clone();
-                let is_replaced = self.replaced.remove(&model_id);
+                let is_replaced = self.replaced.contains(&model_id);
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining);
                 it.is_draining = true;
@@ -585,6 +614,10 @@ impl World {
                 worker.is_open = false;
                 worker.is_gone = true;
                 worker.takes_until.get_or_insert(now);
+                let model_id = worker.model_id.clone();
+                if !self.workers.values().any(|other| other.model_id == model_id && other.is_open) {
+                    self.replaced.remove(&model_id);
+                }
             }
             Effect::Record { key, figures, time } => self.remembered.learn(key, figures, time),
             Effect::Resolve { ticket, .. } => {
@@ -601,21 +634,29 @@ impl World {
     }
 
     /// Else nothing may get room there.
-    fn is_gpu_heard(&self) -> bool {
+    fn is_gpu_heard(&self, gpu: usize) -> bool {
         let unheard = self.asked_at.map_or(Duration::ZERO, |since| self.now.since(since));
-        let is_heard = self.seen == DeviceState::Ok && unheard < Deadlines::new(START, LOAD, ROOM).read;
+        let is_ok = gpu > 0 || self.seen == DeviceState::Ok;
+        let is_heard = is_ok && unheard < Deadlines::new(START, LOAD, ROOM).read;
         is_heard || !self.is_on_gpu
     }
 
-    fn uses(&mut self) -> MemoryUse {
-        let is_host = !self.is_on_gpu;
-        MemoryUse { is_host, weights: self.rng.u64(1..5) * GIB, ..MemoryUse::default() }
+    fn uses(&mut self, gpu: usize) -> MemoryUse {
+        let bus_id = self.is_on_gpu.then(|| bus_id(gpu));
+        let weights = self.rng.u64(1..5) * GIB;
+        MemoryUse { is_host: !self.is_on_gpu, bus_id, weights, ..MemoryUse::default() }
+    }
+
+    fn uses_of(&mut self, worker: WorkerId) -> MemoryUse {
+        let gpu = self.worker(worker).gpu;
+        self.uses(gpu)
     }
 
     /// Of a model that takes 64 KiB for each of 32,768 tokens.
-    fn figures(&self) -> Figures {
+    fn figures(&self, worker: WorkerId) -> Figures {
         let one = MemoryUse {
             is_host: !self.is_on_gpu,
+            bus_id: self.is_on_gpu.then(|| bus_id(self.workers[&worker].gpu)),
             weights: GIB,
             compute: GIB / 4,
             cache: 2 * GIB,
@@ -626,27 +667,39 @@ impl World {
     }
 
     /// With a context of that size: now and then another thing than the figures say.
-    fn takes(&mut self, shape: Option<Shape>) -> MemoryUse {
-        let Some(shape) = shape else { return self.uses() };
-        let mut takes = shape.by_sums(&self.figures().one).remove(0);
+    fn takes(&mut self, worker: WorkerId, shape: Option<Shape>) -> MemoryUse {
+        let Some(shape) = shape else { return self.uses_of(worker) };
+        let mut takes = shape.by_sums(&self.figures(worker).one).remove(0);
         if self.rng.u8(..100) < 30 {
             takes.compute = self.rng.u64(0..GIB);
         }
         takes
     }
 
-    fn holder(&mut self, model_id: &str) -> Holder {
-        let accounts = self.fleet.view().accounts;
-        let mut holders = accounts.into_iter().flat_map(|account| account.holders);
-        holders.find(|holder| holder.model_id == model_id).expect("nothing without room")
+    /// The account of the device that it lies on.
+    fn account(&mut self, worker: WorkerId) -> Account {
+        let (accounts, it) = (self.fleet.view().accounts, &self.workers[&worker]);
+        let is_here = |device: &Device| match device.kind {
+            DeviceKind::Gpu => self.is_on_gpu && device.index as usize == it.gpu,
+            DeviceKind::Host => !self.is_on_gpu,
+        };
+        accounts.into_iter().find(|account| is_here(&account.device)).unwrap()
     }
 
-    fn found(&mut self, model_id: &str) -> FoundModel {
-        let key = LoadKey { build: "e".into(), model: model_id.to_owned() };
+    /// What is reserved for it.
+    fn holder(&mut self, worker: WorkerId) -> Holder {
+        let (here, model_id) = (self.account(worker), &self.workers[&worker].model_id);
+        here.holders.into_iter().find(|holder| holder.model_id == *model_id).expect("nothing without room")
+    }
+
+    fn found(&mut self, worker: WorkerId) -> FoundModel {
+        let it = self.worker(worker);
+        let place = it.is_placed.then_some(it.gpu);
+        let key = LoadKey { build: "e".into(), model: format!("{} on {place:?}", it.model_id) };
         let known = self.fleet.view().history.known(&key);
-        let worker = self.workers.values_mut().rfind(|worker| worker.model_id == model_id);
-        if let (Some(worker), Some(known)) = (worker, &known) {
-            worker.granted = known.uses.iter().map(MemoryUse::total).sum();
+        if let Some(known) = &known {
+            let it = self.worker(worker);
+            it.granted = known.uses.iter().map(MemoryUse::total).sum();
         }
         FoundModel {
             engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
@@ -667,21 +720,27 @@ impl World {
             let is_measured = self.workers.values().any(is_more);
             assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
             for holder in &account.holders {
-                assert!(view.models[&holder.model_id].worker.is_some(), "what is held is held by a worker");
+                assert!(
+                    !view.models[&holder.model_id].workers.is_empty(),
+                    "what is held is held by a worker"
+                );
             }
         }
         let mut is_waiting = false;
         for (model_id, model) in &view.models {
+            let staying = |worker: &&WorkerView| !matches!(worker.status, Status::Draining { .. });
+            let replicas = model.options.as_ref().and_then(|options| options.replicas).unwrap_or(1);
+            assert!(model.workers.iter().filter(staying).count() <= replicas as usize);
             let with_deadline = Status::Draining { is_retired: false };
             is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
-            if let Ok(worker) = model.ready(model_id, self.now) {
+            for worker in model.ready(model_id, self.now).into_iter().flatten() {
                 assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);
             }
         }
         assert!(!is_waiting || self.fleet.next_deadline().is_some(), "what is waited for has a deadline");
         assert!(self.fleet.next_deadline().is_none_or(|by| by > self.now), "nothing is overdue");
         if self.stops > 0 {
-            assert!(self.is_stopping && view.models.values().all(|model| model.worker.is_none()));
+            assert!(self.is_stopping && view.models.values().all(|model| model.workers.is_empty()));
             assert!(view.accounts.iter().all(|account| account.reserved_bytes == 0) && self.open.is_empty());
         }
         assert_eq!(*view.history, self.remembered, "what is learned is told");
@@ -694,6 +753,10 @@ impl World {
         let accounts = self.fleet.view().accounts;
         assert!(accounts.iter().all(|account| account.settling_bytes == 0), "nothing settles for ever");
     }
+}
+
+fn bus_id(gpu: usize) -> String {
+    format!("0000:0{}:00.0", gpu + 1)
 }
 
 fn of(event: &Event) -> Option<WorkerId> {

@@ -7,7 +7,7 @@ use llm_node_core::{
     error::Fault,
     event::Event,
     facts::ModelFacts,
-    memory::{Estimate, Figures, MemoryUse},
+    memory::{Estimate, Figures, GpuAddress, MemoryUse},
     options::{Guesser, ModelOptions},
     request::Request,
     session::Occupancy,
@@ -68,6 +68,8 @@ pub struct LoadPlan {
     pub usual_size: ContextSize,
     /// Layers on the devices; negative: all.
     pub gpu_layers: i32,
+    /// The GPU that it is to lie on; `None`: the engine's choice.
+    pub place: Option<GpuAddress>,
     /// CPU threads; 0: the engine's own choice.
     pub threads: u32,
     /// Device memory the engine may take, in bytes; 0: no limit.

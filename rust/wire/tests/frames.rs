@@ -11,7 +11,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     event::{Event, Finish, Part, PickedToken, Piece, TokenLogprobs, Usage},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, MemoryUse},
+    memory::{Estimate, Figures, GpuAddress, MemoryUse},
     request::{Prompt, Request, Sampling},
     session::Occupancy,
     shape::{ContextSize, Shape, Sizing},
@@ -224,9 +224,10 @@ prop_compose! {
         ],
         options in vec((text(), text()), 0..4),
         figures in option::of(figures()),
+        place in option::of((any::<u32>(), option::of(text())).prop_map(|(index, bus_id)| GpuAddress { index, bus_id })),
     ) -> LoadPlan {
         LoadPlan {
-            engine, model: model.into(), model_id, size, usual_size, gpu_layers, threads,
+            engine, model: model.into(), model_id, size, usual_size, gpu_layers, place, threads,
             vram_limit_bytes, step_timeout_seconds, speculation, tool_syntax, chat_template, options, figures,
             scheduling: Scheduling { queue_limit, target_step_ms, keep_prefixes },
         }

@@ -15,7 +15,7 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, MemoryUse, add, length_of, usual_reserve},
+    memory::{Estimate, Figures, GpuAddress, MemoryUse, add, length_of, usual_reserve},
     session::MOST_DRAFTED,
     shape::{ContextSize, Place, Shape, Wish},
     text::template::ChatTemplate,
@@ -203,7 +203,7 @@ impl Engine {
         let figures = self.figures(engine, plan)?;
         let model = Model::load(
             engine,
-            &model_params(plan),
+            &model_params(engine, plan)?,
             Some(&mut |fraction| {
                 progress(fraction);
                 ControlFlow::Continue(())
@@ -230,7 +230,7 @@ impl Engine {
                 Context::create(&model, &context_params(plan, shape))
             })?;
             if let Speculation::Model(path) = &plan.speculation {
-                models.push(draft::load(engine, &draft_params(plan, path), tokenizer.vocabulary())?);
+                models.push(draft::load(engine, &draft_params(engine, plan, path)?, tokenizer.vocabulary())?);
             }
             let shaping = Shaping {
                 plan: plan.clone(),
@@ -288,7 +288,8 @@ impl Engine {
             return Ok(Some(figures.clone()));
         }
         let own_length = Shape { context_length: 0, max_sequences: 1, cache_tokens: 0 };
-        let uses = match engine.estimate(&model_params(plan), Some(&context_params(plan, own_length))) {
+        let params = model_params(engine, plan)?;
+        let uses = match engine.estimate(&params, Some(&context_params(plan, own_length))) {
             Ok(uses) => uses,
             Err(error) if error.kind() == EngineFaultKind::Unsupported => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -305,7 +306,7 @@ impl Engine {
 
 /// Of an engine without handles: the files alone, since no context is made for it.
 fn estimate_tier0(engine: &LoadedEngine, plan: &LoadPlan) -> Result<Estimate, Fault> {
-    let uses = match engine.estimate(&model_params(plan), None) {
+    let uses = match engine.estimate(&model_params(engine, plan)?, None) {
         Ok(uses) if has_no_weights(uses.iter().map(|it| it.weights), plan) => None,
         Ok(uses) => Some(named(engine, uses)),
         Err(error) if error.kind() == EngineFaultKind::Unsupported => None,
@@ -329,6 +330,10 @@ fn has_no_weights(weights: impl IntoIterator<Item = u64>, plan: &LoadPlan) -> bo
 fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<LoadedModel, Fault> {
     if let Speculation::Model(path) = &plan.speculation {
         return Err(draft::unusable(path, "is of no use: the engine does not run models in steps"));
+    }
+    if plan.place.is_some() {
+        let message = "the engine cannot place a model on one GPU, so that it has no more than one worker";
+        return Err(Fault::new(ErrorCode::InvalidRequest, message).param("replicas"));
     }
     // Each tier-0 model holds the engine, which can hold but one model.
     if Arc::strong_count(engine) > 1 {
@@ -413,11 +418,12 @@ pub(crate) fn estimate(
     let is_beyond_measure = |shape: Shape, one: &[MemoryUse]| {
         shape.cells() > MOST_ESTIMATED && one.iter().any(|it| it.cache_per_token > 0)
     };
+    let params = model_params(engine, plan)?;
     let (shape, mut uses) = as_far_as_it_goes(plan, shape, model_length, |shape| {
         if is_beyond_measure(shape, &figures.one) {
             return Ok(shape.by_sums(&figures.one));
         }
-        let uses = engine.estimate(&model_params(plan), Some(&context_params(plan, shape)))?;
+        let uses = engine.estimate(&params, Some(&context_params(plan, shape)))?;
         Ok(named(engine, uses))
     })?;
     if has_no_weights(uses.iter().map(|it| it.weights), plan) {
@@ -471,13 +477,25 @@ pub(crate) fn as_far_as_it_goes<T>(
     }
 }
 
-fn model_params(plan: &LoadPlan) -> ModelParams {
-    ModelParams {
+fn model_params(engine: &LoadedEngine, plan: &LoadPlan) -> Result<ModelParams, Fault> {
+    Ok(ModelParams {
         path: plan.model.clone(),
         gpu_layers: plan.gpu_layers,
-        devices: Vec::new(),
+        devices: plan.place.iter().map(|place| device_at(engine, place)).collect::<Result<_, _>>()?,
         options: plan.options.clone(),
-    }
+    })
+}
+
+/// The engine's index of the GPU that a model is to lie on.
+fn device_at(engine: &LoadedEngine, place: &GpuAddress) -> Result<u32, Fault> {
+    let mut gpus = engine.devices().unwrap_or_default();
+    gpus.retain(|device| device.kind != DeviceKind::Cpu);
+    let bus_ids: Vec<Option<&str>> = gpus.iter().map(|device| device.bus_id.as_deref()).collect();
+    place.among(&bus_ids).map(|found| gpus[found].index).ok_or_else(|| {
+        let bus = place.bus_id.as_ref().map(|bus| format!(" ({bus})")).unwrap_or_default();
+        let message = format!("the engine has no GPU {}{bus} to place the model on", place.index);
+        Fault::new(ErrorCode::LoadFailed, message).param("replicas")
+    })
 }
 
 pub(crate) fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
@@ -501,8 +519,8 @@ pub(crate) fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
     }
 }
 
-fn draft_params(plan: &LoadPlan, path: &Path) -> ModelParams {
-    ModelParams { path: path.to_owned(), ..model_params(plan) }
+fn draft_params(engine: &LoadedEngine, plan: &LoadPlan, path: &Path) -> Result<ModelParams, Fault> {
+    Ok(ModelParams { path: path.to_owned(), ..model_params(engine, plan)? })
 }
 
 pub(crate) fn draft_context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
@@ -515,7 +533,8 @@ fn draft_estimate(
     path: &Path,
     shape: Shape,
 ) -> Result<Vec<MemoryUse>, Fault> {
-    let uses = engine.estimate(&draft_params(plan, path), Some(&draft_context_params(plan, shape)));
+    let params = draft_params(engine, plan, path)?;
+    let uses = engine.estimate(&params, Some(&draft_context_params(plan, shape)));
     Ok(named(engine, uses.map_err(|error| draft::failed(path, error))?))
 }
 

@@ -3,7 +3,7 @@
 static const EngineHost *host;
 static uint64_t default_step_us, default_token_us;
 static uint32_t tier0_max_tokens;
-static char device_name[16];
+static char device_names[FAKE_DEVICES][16], device_buses[FAKE_DEVICES][16];
 static int device_is_cpu;
 
 static int fail(int code, const char *why) {
@@ -79,7 +79,12 @@ int engine_init(EngineConfig *config) {
    tier0_max_tokens = ENGINE_HAS(config, max_tokens) ? config->max_tokens : 0;
    device_is_cpu = !ENGINE_HAS(config, gpu_backend) || config->gpu_backend == NULL ||
                    strcmp(config->gpu_backend, "cpu") == 0;
-   strcpy(device_name, device_is_cpu ? "CPU" : "TOY0");
+   for (int i = 0; i < FAKE_DEVICES; i++) {
+      strcpy(device_names[i], device_is_cpu ? "CPU" : "TOY0");
+      strcpy(device_buses[i], "0000:01:00.0");
+      device_names[i][3] += (char)(device_is_cpu ? 0 : i);
+      device_buses[i][6] += (char)i;
+   }
    if (ENGINE_CAN(host, log)) {
       host->log(host, ENGINE_LOG_DEBUG, "the toy is up");
    }

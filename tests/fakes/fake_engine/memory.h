@@ -1,19 +1,19 @@
-// engine.memory/1: one device, and what models and contexts say they take. A part of fake_engine.c, which includes it.
+// engine.memory/1: devices, and what models and contexts say they take. A part of fake_engine.c, which includes it.
 
 static MAYBE_UNUSED uint32_t memory_device_count(void) {
-   return 1;
+   return device_is_cpu ? 1 : FAKE_DEVICES;
 }
 
 static MAYBE_UNUSED int memory_device_get(uint32_t index, EngineDevice *device) {
-   if (index != 0) {
+   if (index >= memory_device_count()) {
       return ERR_NOT_FOUND;
    }
    EngineDevice mine = {0};
    mine.struct_size = device->struct_size;
    mine.kind        = device_is_cpu ? ENGINE_DEVICE_CPU : ENGINE_DEVICE_GPU;
-   mine.name        = device_name;
+   mine.name        = device_names[index];
    mine.description = "a toy device";
-   mine.bus_id      = device_is_cpu ? NULL : "0000:01:00.0";
+   mine.bus_id      = device_is_cpu ? NULL : device_buses[index];
    mine.total_bytes = FAKE_DEVICE_BYTES;
    mine.free_bytes  = FAKE_DEVICE_BYTES;
    memcpy(device, &mine, device->struct_size < sizeof mine ? device->struct_size : sizeof mine);
@@ -22,7 +22,7 @@ static MAYBE_UNUSED int memory_device_get(uint32_t index, EngineDevice *device) 
 
 static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryUse *use) {
    memset(use, 0, sizeof *use);
-   use->device          = device_is_cpu ? ENGINE_DEVICE_HOST : 0;
+   use->device          = device_is_cpu ? ENGINE_DEVICE_HOST : model->device;
    use->weights         = model->estimate_bytes;
    use->cache           = cache_bytes;
    use->compute         = 4096;
@@ -54,6 +54,7 @@ static MAYBE_UNUSED int memory_estimate(const EngineModelParams   *params,
    if (code != ERR_OK) {
       return code;
    }
+   model->device  = device_of(params);
    uint64_t cache = 0;
    if (context != NULL) {
       uint32_t length = context->context_length != 0 ? context->context_length : model->n_context;

@@ -3,7 +3,7 @@
 struct EngineModel {
    uint64_t file_bytes, eog_every, estimate_bytes;
    char    *taken; // beyond its word
-   uint32_t n_context;
+   uint32_t n_context, device;
    size_t   n_metadata;
    char    *text; // the file, cut into the strings below
    char    *keys[MOST_METADATA], *values[MOST_METADATA];
@@ -68,6 +68,11 @@ static int model_open(const char *path, EngineModel **result) {
    return ERR_OK;
 }
 
+// The one that is named first, else the first.
+static MAYBE_UNUSED uint32_t device_of(const EngineModelParams *params) {
+   return ENGINE_HAS(params, n_devices) && params->n_devices > 0 ? params->devices[0] : 0;
+}
+
 // What a load takes beyond what is said of it, and how long it lasts.
 static MAYBE_UNUSED int model_take(EngineModel *model) {
    uint64_t bytes = metadata_number(model, "takes_bytes", 0);
@@ -101,7 +106,8 @@ static MAYBE_UNUSED int models_load(const EngineModelParams *params, EngineModel
    EngineModel *loaded = NULL;
    int          code   = model_open(params->path, &loaded);
    if (code == ERR_OK) {
-      code = model_take(loaded);
+      loaded->device = device_of(params);
+      code           = model_take(loaded);
    }
    if (code != ERR_OK) {
       model_free(loaded);

@@ -102,6 +102,27 @@ pub struct Occupancy {
     pub accepted: u64,
 }
 
+impl Occupancy {
+    /// Of two sessions together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            queued: self.queued + other.queued,
+            queued_tokens: self.queued_tokens + other.queued_tokens,
+            prompt_rate: self.prompt_rate.saturating_add(other.prompt_rate),
+            running: self.running + other.running,
+            max_running: self.max_running + other.max_running,
+            cache_used: self.cache_used + other.cache_used,
+            cache_tokens: self.cache_tokens + other.cache_tokens,
+            kept: self.kept + other.kept,
+            kept_tokens: self.kept_tokens + other.kept_tokens,
+            preemptions: self.preemptions + other.preemptions,
+            drafted: self.drafted + other.drafted,
+            accepted: self.accepted + other.accepted,
+        }
+    }
+}
+
 /// A context that was made anew.
 #[derive(Debug)]
 pub struct Remade {

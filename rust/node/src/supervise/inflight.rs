@@ -24,6 +24,7 @@ use serde_json::json;
 
 use super::{
     QUESTION_SECONDS, Ticket,
+    affinity::{Beginning, Recent, pick},
     meters::Meters,
     outlets::{ClientId, Outlets, Socket, Told, Waiting},
     suspects::{Fingerprint, Suspects},
@@ -91,6 +92,8 @@ struct Open {
     idle_since: Option<Instant>,
     /// It has been asked something, or has answered all, and that is not told yet.
     is_use_new: bool,
+    /// Of requests that another worker of its model could have had.
+    recent: Recent,
 }
 
 struct Stream {
@@ -171,6 +174,7 @@ impl Traffic {
             is_closed: false,
             idle_since: None,
             is_use_new: false,
+            recent: Recent::default(),
         };
         self.under_way.lock().workers.insert(worker, open);
     }
@@ -206,10 +210,11 @@ impl Traffic {
         under_way.workers.iter_mut().filter_map(of_worker).collect()
     }
 
-    /// A new stream; `None` where the worker has died or is closed.
+    /// A new stream of one of these workers; `None` where each has died or is closed.
     pub(super) fn submit(
         &self,
-        link: &Link,
+        links: &[Link],
+        beginning: &Beginning,
         client: ClientId,
         form: Form,
         asked: Fingerprint,
@@ -217,7 +222,8 @@ impl Traffic {
     ) -> Option<RequestId> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
-        let open = under_way.workers.get(&link.worker).filter(|open| !open.is_closed)?;
+        let (link, open) = under_way.pick(links, beginning)?;
+        open.recent.add(beginning);
         let model_id = Arc::clone(&open.model_id);
         under_way.count(link.worker, |open| open.streams += 1);
         under_way.outlets.open(client);
@@ -228,16 +234,16 @@ impl Traffic {
         Some(id)
     }
 
-    /// A new question; `None` where the worker has died or is closed.
+    /// A new question to one of these workers; `None` where each has died or is closed.
     pub(super) fn ask(
         &self,
-        link: &Link,
+        links: &[Link],
         asked: Fingerprint,
         message: impl FnOnce(RequestId) -> ToWorker,
     ) -> Option<Ticket> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
-        under_way.workers.get(&link.worker).filter(|open| !open.is_closed)?;
+        let (link, _) = under_way.pick(links, &Beginning::default())?;
         under_way.count(link.worker, |open| open.questions += 1);
         under_way.questions.insert(id, Unanswered { worker: link.worker, asked, seconds: 0 });
         link.send(message(id));
@@ -448,6 +454,17 @@ impl Open {
 }
 
 impl UnderWay {
+    /// The worker that gets what begins so.
+    fn pick<'a>(&mut self, links: &'a [Link], beginning: &Beginning) -> Option<(&'a Link, &mut Open)> {
+        let takes = |link: &&Link| self.workers.get(&link.worker).is_some_and(|open| !open.is_closed);
+        let links: Vec<&Link> = links.iter().filter(takes).collect();
+        let known = |link: &&Link| {
+            self.workers.get(&link.worker).map_or((0, 0), |open| (open.owes(), open.recent.shares(beginning)))
+        };
+        let link = links[pick(&links.iter().map(known).collect::<Vec<_>>())?];
+        Some((link, self.workers.get_mut(&link.worker)?))
+    }
+
     /// Changes how much a worker owes.
     fn count(&mut self, worker: u64, change: impl FnOnce(&mut Open)) {
         let Some(open) = self.workers.get_mut(&worker) else { return };
@@ -545,7 +562,7 @@ pub(super) fn too_large() -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::{slice, sync::atomic::AtomicUsize};
 
     use llm_node_core::event::{Part, PickedToken, Piece, Usage};
 
@@ -578,12 +595,22 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         assert!(
-            traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).is_none(),
+            traffic
+                .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
+                    ToWorker::Drain
+                })
+                .is_none(),
             "a worker that is not open"
         );
         traffic.open(1, "m");
         let ids: Vec<_> = (0..3)
-            .map(|_| traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap())
+            .map(|_| {
+                traffic
+                    .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
+                        ToWorker::Drain
+                    })
+                    .unwrap()
+            })
             .collect();
         traffic.step(2, vec![(ids[0], finished())]); // not its stream
         traffic.step(1, vec![(ids[0], finished())]);
@@ -591,7 +618,13 @@ mod tests {
         assert_eq!(traffic.streams_of(1), 2);
         traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         traffic.step(1, vec![(ids[1], finished())]);
-        assert!(traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).is_none());
+        assert!(
+            traffic
+                .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
+                    ToWorker::Drain
+                })
+                .is_none()
+        );
         let ended: Vec<_> = traffic
             .drain()
             .deliveries
@@ -610,7 +643,9 @@ mod tests {
         let (link, _receiver) = link(1);
         traffic.open(1, "m");
         let form = Form::Whole(Blocks::default());
-        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
+        let id = traffic
+            .submit(slice::from_ref(&link), &Beginning::default(), 0, form, asked(), |_| ToWorker::Drain)
+            .unwrap();
         let token = |id| PickedToken { id, logprobs: None };
         for (text, tokens) in [("a", vec![token(1)]), ("", vec![]), ("bc", vec![token(2), token(3)])] {
             traffic.step(1, vec![(id, piece(text, tokens))]);
@@ -630,7 +665,9 @@ mod tests {
         let (link, receiver) = link(1);
         traffic.open(1, "m");
         let form = Form::Whole(Blocks::default());
-        let id = traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap();
+        let id = traffic
+            .submit(slice::from_ref(&link), &Beginning::default(), 0, form, asked(), |_| ToWorker::Drain)
+            .unwrap();
         traffic.step(1, vec![(id, piece(&"a".repeat(MOST_KEPT), vec![])), (id, piece("a", vec![]))]);
         let told: Vec<_> = traffic.drain().deliveries.into_iter().map(|delivery| delivery.what).collect();
         let [What::Event { event: Event::Failed(fault), .. }] = &told[..] else { panic!("{told:?}") };
@@ -655,7 +692,9 @@ mod tests {
             let number = AtomicU64::new(2);
             let frames = Frames { text: text.clone(), number, keeps: true, ..Frames::default() };
             let form = Form::Bytes(Writing::new(frames));
-            traffic.submit(&link, 0, form, asked(), |_| ToWorker::Drain).unwrap()
+            traffic
+                .submit(slice::from_ref(&link), &Beginning::default(), 0, form, asked(), |_| ToWorker::Drain)
+                .unwrap()
         };
         let id = stream();
         // It does not read: what goes on with a block has one number.
@@ -684,7 +723,11 @@ mod tests {
         traffic.open(1, "m");
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let id = traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain).unwrap();
+        let id = traffic
+            .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
+                ToWorker::Drain
+            })
+            .unwrap();
         let started =
             || vec![(id, Event::Started { prompt_tokens: 1, cached_tokens: 0, relaxed: Vec::new() })];
         traffic.step(1, started());
@@ -712,9 +755,13 @@ mod tests {
         let taken =
             || traffic.take_uses().into_iter().map(|(id, idle)| (id, idle.is_some())).collect::<Vec<_>>();
         traffic.open(1, "m");
-        let submit = || traffic.submit(&link, 0, Form::Events, asked(), |_| ToWorker::Drain);
+        let submit = || {
+            traffic.submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
+                ToWorker::Drain
+            })
+        };
         let stream = submit().unwrap();
-        let question = traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
+        let question = traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain).unwrap();
         traffic.step(1, vec![(stream, finished())]);
         assert_eq!((taken(), taken()), (vec![(1, false)], vec![]));
         traffic.forget_question(question);
@@ -728,7 +775,9 @@ mod tests {
         let stream = submit().unwrap();
         assert_eq!((heard(), taken()), (2, vec![(1, false)]));
         traffic.close(1);
-        assert!(submit().is_none() && traffic.ask(&link, asked(), |_| ToWorker::Drain).is_none());
+        assert!(
+            submit().is_none() && traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain).is_none()
+        );
         traffic.step(1, vec![(stream, finished())]);
         assert_eq!((heard(), taken()), (3, vec![(1, true)]));
     }
@@ -738,7 +787,7 @@ mod tests {
         let traffic = Traffic::default();
         let (link, _receiver) = link(1);
         traffic.open(1, "m");
-        let ask = || traffic.ask(&link, asked(), |_| ToWorker::Drain).unwrap();
+        let ask = || traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain).unwrap();
         let outcomes =
             || traffic.drain().outcomes.into_iter().map(|(id, it)| (id, it.map_err(|fault| fault.code)));
         let (answered, forgotten, late) = (ask(), ask(), ask());
@@ -756,7 +805,10 @@ mod tests {
         let orphan = ask();
         traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         assert_eq!(outcomes().collect::<Vec<_>>(), [(orphan, Err(ErrorCode::EngineCrashed))]);
-        assert_eq!((traffic.owed_by(1), traffic.ask(&link, asked(), |_| ToWorker::Drain)), (None, None));
+        assert_eq!(
+            (traffic.owed_by(1), traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain)),
+            (None, None)
+        );
     }
 
     #[test]
@@ -767,7 +819,11 @@ mod tests {
             traffic.open(1, "m");
             let submit = |text: &&str| {
                 let asked = Fingerprint::of("m", text);
-                traffic.submit(&link, 0, Form::Events, asked, |_| ToWorker::Drain).unwrap()
+                traffic
+                    .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked, |_| {
+                        ToWorker::Drain
+                    })
+                    .unwrap()
             };
             texts.iter().map(submit).collect()
         };

@@ -210,12 +210,12 @@ fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> 
         Speculation::Off | Speculation::Lookup => None,
     };
     let parts: Vec<_> = model.parts.iter().map(|path| file(path)).collect();
-    let LoadPlan { size, usual_size, gpu_layers, threads, vram_limit_bytes, options, .. } = plan;
+    let LoadPlan { size, usual_size, gpu_layers, place, threads, vram_limit_bytes, options, .. } = plan;
     Ok(LoadKey {
         build: written(&(id, version, gpu_backend, file(binary), devices, &inner.config.cuda_driver))?,
         model: written(&(
             (file(&model.path), parts, &plan.speculation, draft),
-            (size, usual_size, gpu_layers, threads, vram_limit_bytes, options),
+            (size, usual_size, gpu_layers, place, threads, vram_limit_bytes, options),
         ))?,
     })
 }
@@ -249,6 +249,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         size: ContextSize::from(&setup.asked),
         usual_size: ContextSize::from(&setup.usual),
         gpu_layers: options.gpu_layers.unwrap_or(-1),
+        place: setup.place.clone(),
         threads: options.threads.unwrap_or(0),
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
         scheduling: Scheduling {
@@ -366,8 +367,15 @@ fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> 
 
 /// What its engine says that it would take.
 fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -> Result<Foreseen, Fault> {
-    let (found, plan) = find(inner, model_id, setup, format)?;
-    let setup = Some(Box::new(setup.clone()));
+    let mut setup = setup.clone();
+    if setup.replicas() > 1 {
+        // What one of its workers takes.
+        let view = inner.fleet.view();
+        let gpu = view.accounts.iter().find(|account| account.device.kind == DeviceKind::Gpu);
+        setup.place = gpu.map(|gpu| gpu.device.address());
+    }
+    let (found, plan) = find(inner, model_id, &setup, format)?;
+    let setup = Some(Box::new(setup));
     if let Some(before) = found.known {
         return Ok(Foreseen {
             engine: found.engine.id,

@@ -4,6 +4,7 @@
 //! Owns the life of every worker: none outlives it. Refuses to know any API family; requests and
 //! events pass through as they are.
 
+mod affinity;
 mod clock;
 mod drive;
 mod environment;
@@ -40,6 +41,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use self::{
+    affinity::Beginning,
     drive::Drive,
     errands::Errands,
     inflight::{Link, Traffic},
@@ -282,14 +284,15 @@ impl Supervisor {
         };
         let view = self.inner.fleet.view();
         view.models.iter().find_map(|(model_id, model)| {
-            let (Status::Loaded, Some(worker)) = (&model.status, model.worker) else { return None };
-            let process = self.inner.processes.get(worker)?;
-            let seconds = process.silence.seconds();
-            let stage = process.output.stage();
-            (seconds > limit).then(|| {
-                format!(
-                    "Model '{model_id}' stands still in {stage}: nothing was heard of its worker for {seconds} s"
-                )
+            model.workers.iter().find_map(|worker| {
+                let process = self.inner.processes.get(worker.id).filter(|_| worker.status == Status::Loaded)?;
+                let seconds = process.silence.seconds();
+                let stage = process.output.stage();
+                (seconds > limit).then(|| {
+                    format!(
+                        "Model '{model_id}' stands still in {stage}: nothing was heard of its worker for {seconds} s"
+                    )
+                })
             })
         })
     }
@@ -331,10 +334,12 @@ impl Supervisor {
         request.sampling.seed = seed;
         let traffic = &self.inner.traffic;
         traffic.acquit(asked, &model_id)?;
-        let worker = view.ready(&model_id, self.inner.fleet.now())?;
+        let links = self.links(&view.ready(&model_id, self.inner.fleet.now())?);
+        // Where there is no choice, nobody needs it.
+        let beginning = if links.len() > 1 { Beginning::of(&request.prompt) } else { Beginning::default() };
         let send = |id| ToWorker::Generate { id, request };
-        let link = self.link(worker).ok_or_else(|| died(&model_id))?;
-        traffic.submit(&link, client, form, asked, send).ok_or_else(|| self.inner.gone(&model_id))
+        let submitted = traffic.submit(&links, &beginning, client, form, asked, send);
+        submitted.ok_or_else(|| self.inner.gone(&model_id))
     }
 
     /// Asks a model that is ready. Never blocks. What comes is an `Answer`.
@@ -343,10 +348,9 @@ impl Supervisor {
         let asked = Fingerprint::of(&model_id, &question);
         let traffic = &self.inner.traffic;
         traffic.acquit(asked, &model_id)?;
-        let worker = view.ready(&model_id, self.inner.fleet.now())?;
+        let links = self.links(&view.ready(&model_id, self.inner.fleet.now())?);
         let send = |id| ToWorker::Ask { id, question };
-        let link = self.link(worker).ok_or_else(|| died(&model_id))?;
-        traffic.ask(&link, asked, send).ok_or_else(|| self.inner.gone(&model_id))
+        traffic.ask(&links, asked, send).ok_or_else(|| self.inner.gone(&model_id))
     }
 
     /// Nobody waits for the answer to a question any more.
@@ -362,8 +366,10 @@ impl Supervisor {
         Ok((self.inner.own_name(name), self.inner.fleet.view()))
     }
 
-    fn link(&self, worker: WorkerId) -> Option<Link> {
-        self.inner.processes.get(worker).map(|process| process.link.clone())
+    /// The ways to those of the workers that have a process.
+    fn links(&self, workers: &[WorkerId]) -> Vec<Link> {
+        let processes = workers.iter().filter_map(|worker| self.inner.processes.get(*worker));
+        processes.map(|process| process.link.clone()).collect()
     }
 
     /// The client's connection has so many bytes that it cannot send now, or is about to be written to. Its

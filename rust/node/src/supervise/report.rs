@@ -19,7 +19,7 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     Account, Basis, Crash, Device, DeviceKind, DeviceState, FleetView, Foreseen, Holder, Incident,
-    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict,
+    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict, WorkerView,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -217,8 +217,23 @@ struct LifeRow<'a> {
     /// Who waits for its load.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<usize>,
+    /// Of a model with several: each, those that answer first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    workers: Vec<ReplicaRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_crash: Option<CrashRow<'a>>,
+}
+
+/// One worker of several.
+#[derive(Serialize)]
+struct ReplicaRow<'a> {
+    status: &'static str,
+    pid: Option<u32>,
+    requests: usize,
+    devices: Vec<&'a str>,
+    memory: Vec<MemoryRow<'a>>,
+    silent_seconds: u32,
+    occupancy: Option<Occupancy>,
 }
 
 #[derive(Serialize)]
@@ -339,18 +354,27 @@ impl LoadRow {
     fn of(inner: &Inner, view: &FleetView) -> Self {
         let mut load = Self::default();
         for model in view.models.values() {
-            let Some(worker) = model.worker else { continue };
-            load.requests += inner.traffic.streams_of(worker);
-            load.capacity +=
-                model.loaded.as_ref().map_or(0, |(_, loaded)| loaded.facts.max_sequences as usize);
-            let process = inner.processes.get(worker);
-            if let Some(occupancy) = process.and_then(|process| process.occupancy()) {
+            load.requests += streams_of(inner, model);
+            let loaded = model.workers.iter().filter_map(|worker| worker.loaded.as_ref());
+            load.capacity += loaded.map(|(_, loaded)| loaded.facts.max_sequences as usize).sum::<usize>();
+            if let Some(occupancy) = occupancy_of(inner, model) {
                 load.queued_tokens += occupancy.queued_tokens;
                 load.value = load.value.max(fullness(&occupancy));
             }
         }
         load
     }
+}
+
+/// Requests of all its workers that have had no ending.
+fn streams_of(inner: &Inner, view: &ModelView) -> usize {
+    view.workers.iter().map(|worker| inner.traffic.streams_of(worker.id)).sum()
+}
+
+/// What the schedulers of all its workers know, together; `None` until one has said so.
+fn occupancy_of(inner: &Inner, view: &ModelView) -> Option<Occupancy> {
+    let processes = view.workers.iter().filter_map(|worker| inner.processes.get(worker.id));
+    processes.filter_map(|process| process.occupancy()).reduce(Occupancy::and)
 }
 
 /// Of its sequences, its cache and the time that may pass until a prompt is read, whichever is nearest its end.
@@ -443,6 +467,40 @@ impl<'a> LoadedRow<'a> {
     }
 }
 
+impl<'a> LoadedRow<'a> {
+    /// What stands for all its workers, with what each of them takes.
+    fn of_all(view: &'a ModelView) -> Option<Self> {
+        let all = view.workers.iter().filter_map(|worker| worker.loaded.as_ref());
+        let mut row = Self::of(&view.loaded()?.1);
+        for (_, loaded) in all.skip(1) {
+            let Self { devices, memory, .. } = Self::of(loaded);
+            row.devices.extend(devices);
+            row.memory.extend(memory);
+        }
+        Some(row)
+    }
+}
+
+impl<'a> ReplicaRow<'a> {
+    fn of_all(inner: &Inner, view: &'a ModelView) -> Vec<Self> {
+        let row = |worker: &'a WorkerView| {
+            let process = inner.processes.get(worker.id);
+            let loaded = worker.loaded.as_ref().map(|(_, loaded)| LoadedRow::of(loaded));
+            let (devices, memory) = loaded.map(|row| (row.devices, row.memory)).unwrap_or_default();
+            Self {
+                status: worker.status.word(),
+                pid: process.as_ref().map(|process| process.pid()),
+                requests: inner.traffic.streams_of(worker.id),
+                devices,
+                memory,
+                silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
+                occupancy: process.as_ref().and_then(|process| process.occupancy()),
+            }
+        };
+        view.workers.iter().map(row).collect()
+    }
+}
+
 impl<'a> MemoryRow<'a> {
     fn of(use_: &'a MemoryUse) -> Self {
         Self {
@@ -501,32 +559,28 @@ impl<'a> DeviceRow<'a> {
 
 impl<'a> LifeRow<'a> {
     fn of(inner: &Inner, view: &'a ModelView) -> Self {
-        let process = view.worker.and_then(|worker| inner.processes.get(worker));
+        let process = view.workers.first().and_then(|worker| inner.processes.get(worker.id));
         let error = |fault: &'a Fault| Some(ErrorRow { code: fault.code, message: &fault.message });
+        let row = Self { status: view.status.word(), ..Self::default() };
         let row = match &view.status {
-            Status::Available => Self { status: "available", ..Self::default() },
+            Status::Available | Status::Loaded | Status::Draining { .. } => row,
             Status::Loading | Status::Waiting => Self {
-                status: if matches!(view.status, Status::Waiting) { "waiting" } else { "loading" },
                 loading: Some(LoadingRow {
                     progress: process.as_ref().map_or(0.0, |process| process.progress()),
                     stage: process.as_ref().map(|process| process.output.stage()),
                     pid: process.as_ref().map(|process| process.pid()),
                 }),
                 waiting: Some(view.waiting),
-                ..Self::default()
+                ..row
             },
-            Status::Loaded | Status::Draining { .. } => Self { status: "loaded", ..Self::default() },
-            Status::Cooling { fault, .. } => Self {
-                status: "failed",
-                error: error(fault),
-                retry_after: view.pause_seconds(inner.fleet.now()),
-                ..Self::default()
-            },
-            Status::Failed(fault) => Self { status: "failed", error: error(fault), ..Self::default() },
+            Status::Cooling { fault, .. } => {
+                Self { error: error(fault), retry_after: view.pause_seconds(inner.fleet.now()), ..row }
+            }
+            Status::Failed(fault) => Self { error: error(fault), ..row },
         };
-        let serving = view.loaded.as_ref().map(|(since, _)| ServingRow {
+        let serving = view.loaded().map(|(since, _)| ServingRow {
             pid: process.as_ref().map(|process| process.pid()),
-            streams: view.worker.map_or(0, |worker| inner.traffic.streams_of(worker)),
+            streams: streams_of(inner, view),
             draining: matches!(view.status, Status::Draining { .. }),
             pinned: view.is_pinned,
             idle_seconds: view.idle_since.map(|since| inner.fleet.now().since(since).as_secs()),
@@ -534,11 +588,12 @@ impl<'a> LifeRow<'a> {
             ready_seconds: inner.fleet.now().since(*since).as_secs(),
             silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
             call_seconds: process.as_ref().map_or(0, |process| process.call_seconds()),
-            occupancy: process.as_ref().and_then(|process| process.occupancy()),
+            occupancy: occupancy_of(inner, view),
         });
         Self {
-            loaded: view.loaded.as_ref().map(|(_, loaded)| LoadedRow::of(loaded)),
+            loaded: LoadedRow::of_all(view),
             serving,
+            workers: if view.is_of_several() { ReplicaRow::of_all(inner, view) } else { Vec::new() },
             options: view.options.as_ref().filter(|options| **options != ModelOptions::default()),
             last_crash: view.last_crash.as_ref().map(|crash| CrashRow::of(inner, crash)),
             ..row
@@ -577,7 +632,7 @@ impl<'a> ModelRow<'a> {
 
     /// Of one whose file has gone; `None`: there is nothing left of it.
     pub(super) fn without_file(inner: &Inner, id: &'a str, view: &'a ModelView) -> Option<Self> {
-        view.worker.map(|_| Self { id, file: None, life: LifeRow::of(inner, view) })
+        (!view.workers.is_empty()).then(|| Self { id, file: None, life: LifeRow::of(inner, view) })
     }
 }
 

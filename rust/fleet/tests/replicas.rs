@@ -1,0 +1,284 @@
+//! A model with several workers, each on a GPU of its own, in a world in which all goes well.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a world that is not as it should be fails its test"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    facts::ModelFacts,
+    memory::{Estimate, Figures, GpuAddress, MemoryUse},
+    options::ModelOptions,
+};
+use llm_node_fleet::{
+    ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel,
+    LoadKey, Moment, Reading, Status, Ticket, Usual, WorkerId,
+};
+
+const GIB: u64 = 1 << 30;
+
+/// A fleet with some GPUs of 8 GiB, of which every model takes 5.
+struct World {
+    fleet: Fleet,
+    gpus: u32,
+    now: Moment,
+    places: BTreeMap<WorkerId, Option<GpuAddress>>,
+    /// Those that take memory.
+    loaded: BTreeSet<WorkerId>,
+    outcomes: BTreeMap<Ticket, Result<(), Fault>>,
+    /// The next worker cannot load.
+    is_broken: bool,
+}
+
+impl World {
+    fn new(gpus: u32) -> Self {
+        let seconds = Duration::from_secs;
+        let deadlines = Deadlines::new(seconds(30), seconds(60), seconds(120));
+        let fleet = Fleet::new(deadlines, Usual::default(), gpus == 0, None);
+        let mut world = Self {
+            fleet,
+            gpus,
+            now: Moment::default(),
+            places: BTreeMap::new(),
+            loaded: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
+            is_broken: false,
+        };
+        world.read();
+        world
+    }
+
+    fn read(&mut self) {
+        let is_on =
+            |worker: &&WorkerId, gpu| self.places[*worker].as_ref().map_or(0, |place| place.index) == gpu;
+        let taken = |gpu| self.loaded.iter().filter(|worker| is_on(worker, gpu)).count() as u64 * 5 * GIB;
+        let device = |index: u32, bus_id, kind| Device {
+            index,
+            name: format!("{kind:?} {index}"),
+            bus_id,
+            total_bytes: 8 * GIB,
+            free_bytes: (8 * GIB).saturating_sub(taken(index)),
+            kind,
+            processes: Vec::new(),
+            state: DeviceState::Ok,
+            look: None,
+        };
+        let gpus = (0..self.gpus).map(|index| device(index, Some(bus_id(index)), DeviceKind::Gpu));
+        let devices: Vec<Device> = gpus.chain([device(0, None, DeviceKind::Host)]).collect();
+        self.tell(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
+    }
+
+    fn load(&mut self, ticket: Ticket, model: &str, replicas: u32) -> Result<(), Fault> {
+        let wishes = ModelOptions { replicas: Some(replicas), ..ModelOptions::default() };
+        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
+        let (model_id, instead) = (model.to_owned(), Some(vec![uses]));
+        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
+        self.pass(20.0);
+        self.outcomes[&ticket].clone()
+    }
+
+    fn crash(&mut self, worker: WorkerId) {
+        let (ending, call, message) = Default::default();
+        let death = Death { ending, signal: None, call, message };
+        self.tell(Event::Died { worker, death, is_known: false });
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        let until = self.now + Duration::from_secs_f64(seconds);
+        while let Some(next) = self.fleet.next_deadline().filter(|next| *next <= until) {
+            assert!(next > self.now);
+            self.now = next;
+            self.read();
+            self.tell(Event::Time);
+        }
+        self.now = until;
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut ahead = VecDeque::from([event]);
+        while let Some(event) = ahead.pop_front() {
+            if let Event::Died { worker, .. } = &event {
+                self.loaded.remove(worker);
+            }
+            for effect in self.fleet.handle(self.now, event) {
+                self.carry_out(effect, &mut ahead);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, ahead: &mut VecDeque<Event>) {
+        match effect {
+            Effect::Find { worker, model_id, setup, .. } => {
+                self.places.insert(worker, setup.place.clone());
+                let found = FoundModel {
+                    engine: ChosenEngine::default(),
+                    size_bytes: GIB,
+                    format: String::new(),
+                    architecture: None,
+                    quantization: None,
+                    key: LoadKey { build: String::new(), model: format!("{model_id} {:?}", setup.place) },
+                    known: None,
+                };
+                ahead.push_back(Event::Found { worker, found: Ok(found) });
+            }
+            Effect::Spawn { worker } if self.is_broken => {
+                let fault = Fault::new(ErrorCode::Internal, "broken");
+                ahead.push_back(Event::NotStarted { worker, fault });
+            }
+            Effect::Spawn { worker } => {
+                ahead.push_back(Event::Started { worker, pid: worker as u32 });
+                let estimate = Estimate { uses: Some(self.takes(worker)), figures: Figures::default() };
+                ahead.push_back(Event::Estimated { worker, estimate });
+            }
+            Effect::Proceed { worker, .. } => {
+                self.loaded.insert(worker);
+                let source = "batch".to_owned();
+                let (memory, context_length, max_sequences) = (self.takes(worker), 100, 1);
+                let facts =
+                    ModelFacts { memory, context_length, max_sequences, source, ..ModelFacts::default() };
+                ahead.push_back(Event::Ready { worker, facts });
+            }
+            Effect::Size { worker, .. } => {
+                let uses = Ok(Some(self.takes(worker)));
+                ahead.push_back(Event::Sized { worker, uses });
+            }
+            Effect::Reshape { worker, sizing } => {
+                let context_length = sizing.size.context_length.unwrap();
+                let (memory, source) = (self.takes(worker), "batch".to_owned());
+                let facts = Ok(ModelFacts { memory, context_length, source, ..ModelFacts::default() });
+                ahead.push_back(Event::Reshaped { worker, facts });
+            }
+            Effect::Drain { worker } => ahead.push_back(Event::Drained { worker }),
+            Effect::Stop { worker } | Effect::Kill { worker } => {
+                let (ending, call, message) = Default::default();
+                let death = Death { ending, signal: None, call, message };
+                ahead.push_back(Event::Died { worker, death, is_known: false });
+            }
+            Effect::Resolve { ticket, outcome } => drop(self.outcomes.insert(ticket, outcome.map(drop))),
+            _ => {}
+        }
+    }
+
+    /// On its GPU, or on the first.
+    fn takes(&self, worker: WorkerId) -> Vec<MemoryUse> {
+        let place = self.places[&worker].clone().unwrap_or_default();
+        let bus_id = Some(place.bus_id.unwrap_or_else(|| bus_id(0)));
+        vec![MemoryUse { bus_id, is_host: self.gpus == 0, weights: 5 * GIB, ..MemoryUse::default() }]
+    }
+
+    /// The workers that answer, with the number of the GPU of each.
+    fn serving(&mut self, model: &str) -> BTreeMap<WorkerId, Option<u32>> {
+        let workers = self.fleet.view().models.get(model).map(|it| it.workers.clone()).unwrap_or_default();
+        let serving = workers.into_iter().filter(|worker| worker.status == Status::Loaded);
+        serving.map(|it| (it.id, self.places[&it.id].as_ref().map(|place| place.index))).collect()
+    }
+
+    fn gpus_of(&mut self, model: &str) -> Vec<Option<u32>> {
+        let mut gpus: Vec<_> = self.serving(model).into_values().collect();
+        gpus.sort_unstable();
+        gpus
+    }
+}
+
+fn bus_id(gpu: u32) -> String {
+    format!("0000:0{}:00.0", gpu + 1)
+}
+
+#[test]
+fn each_worker_has_a_gpu_of_its_own_and_one_that_dies_is_replaced() {
+    let mut world = World::new(3);
+    assert_eq!(world.load(1, "m", 2), Ok(()));
+    let before = world.serving("m");
+    assert_eq!(before.len(), 2);
+    assert_eq!(world.gpus_of("m"), [Some(0), Some(1)]);
+    let dead = *before.keys().next().unwrap();
+    world.crash(dead);
+    assert_eq!(
+        (world.serving("m").len(), world.fleet.view().models["m"].status.clone()),
+        (1, Status::Loaded)
+    );
+    assert_eq!(world.load(2, "m", 2), Ok(()), "whoever asks is served by the other");
+    world.pass(3.0);
+    let after = world.serving("m");
+    assert!(after.len() == 2 && !after.contains_key(&dead));
+    assert_eq!(world.gpus_of("m"), [Some(0), Some(1)], "on the GPU that is free");
+    // Where all have died, the model cools as any.
+    for worker in after.into_keys() {
+        world.crash(worker);
+    }
+    assert!(matches!(world.fleet.view().models["m"].status, Status::Cooling { .. }));
+    world.pass(100.0);
+    assert!(world.serving("m").is_empty(), "nobody asks for it");
+}
+
+#[test]
+fn what_is_asked_for_must_be_there() {
+    for (gpus, replicas, words) in [
+        (2, 3, "replicas = 3 needs as many GPUs, and this node has 2"),
+        (
+            0,
+            2,
+            "replicas = 2 needs as many GPUs, and this node computes on the CPU, all of which one worker uses",
+        ),
+    ] {
+        let mut world = World::new(gpus);
+        let fault = world.load(1, "m", replicas).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("replicas")));
+        assert!(fault.message.contains(words), "{}", fault.message);
+        assert_eq!(world.load(2, "m", 1), Ok(()));
+        assert!(world.load(3, "m", replicas).is_err(), "it goes for nothing that cannot be");
+        assert_eq!((world.serving("m").len(), world.gpus_of("m")), (1, vec![None]));
+    }
+}
+
+#[test]
+fn a_longer_context_is_made_in_each_of_them_and_another_number_is_a_load_anew() {
+    let mut world = World::new(2);
+    assert_eq!(world.load(1, "m", 2), Ok(()));
+    let before = world.serving("m");
+    let wishes = ModelOptions { context_length: Some(300), ..ModelOptions::default() };
+    let model_id = "m".to_owned();
+    world.tell(Event::Load { ticket: 2, model_id, wishes, format: None, instead: None, for_request: false });
+    world.pass(20.0);
+    assert_eq!((world.outcomes[&2].clone(), world.serving("m")), (Ok(()), before));
+    for worker in &world.fleet.view().models["m"].workers {
+        assert_eq!(worker.loaded.as_ref().unwrap().1.facts.context_length, 300);
+    }
+    assert_eq!(world.load(3, "m", 1), Ok(()));
+    assert_eq!(world.gpus_of("m"), [None]);
+    assert_eq!(world.load(4, "m", 2), Ok(()));
+    assert_eq!(world.gpus_of("m"), [Some(0), Some(1)]);
+    world.tell(Event::Unload { ticket: 5, model_id: "m".into(), timeout: Duration::from_secs(1) });
+    assert_eq!((world.outcomes[&5].clone(), world.serving("m").len()), (Ok(()), 0));
+    assert!(world.fleet.view().accounts.iter().all(|account| account.reserved_bytes == 0));
+}
+
+#[test]
+fn one_that_cannot_be_loaded_leaves_the_others_alone_and_is_tried_again() {
+    let mut world = World::new(2);
+    assert_eq!(world.load(1, "m", 2), Ok(()));
+    let dead = *world.serving("m").keys().next().unwrap();
+    world.is_broken = true;
+    world.crash(dead);
+    world.pass(30.0);
+    assert_eq!(world.serving("m").len(), 1);
+    world.is_broken = false;
+    world.pass(60.0);
+    assert_eq!(world.gpus_of("m"), [Some(0), Some(1)]);
+}
+
+#[test]
+fn a_model_makes_room_with_all_its_workers() {
+    let mut world = World::new(2);
+    assert_eq!(world.load(1, "m", 2), Ok(()));
+    assert_eq!(world.load(2, "n", 1), Ok(()));
+    assert_eq!((world.serving("m").len(), world.gpus_of("n")), (0, vec![None]));
+    assert_eq!(world.load(3, "m", 2), Ok(()));
+    assert_eq!((world.serving("n").len(), world.gpus_of("m")), (0, vec![Some(0), Some(1)]));
+}
