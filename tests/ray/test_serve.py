@@ -240,8 +240,7 @@ async def test_a_killed_node_costs_its_own_answers_alone(whole: Fleet) -> None:
 
 
 async def test_a_killed_worker_costs_its_own_answers_alone(whole: Fleet) -> None:
-    """At most: one of which nothing had come is run again by the next worker. Others end with an error that says
-    so."""
+    """At most: one of which nothing had come is run again by the next worker. Others end with an error."""
     nodes = whole.nodes()
     victim = max(nodes)
     wanted = await said_by_one(whole)
