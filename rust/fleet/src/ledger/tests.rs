@@ -1,0 +1,283 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::ProcessUse;
+
+const GIB: u64 = 1 << 30;
+
+fn gpu(index: u32, free: u64) -> Device {
+    Device {
+        index,
+        name: "GPU".into(),
+        bus_id: Some(format!("00000000:0{index}:00.0")),
+        total_bytes: 24 * GIB,
+        free_bytes: free,
+        kind: DeviceKind::Gpu,
+        processes: Vec::new(),
+        state: DeviceState::Ok,
+        look: None,
+    }
+}
+
+fn host(total: u64, free: u64) -> Device {
+    let (total_bytes, free_bytes) = (total, free);
+    let (kind, processes) = (DeviceKind::Host, Vec::new());
+    let (state, look) = (DeviceState::Ok, None);
+    Device {
+        index: 0,
+        name: HOST.into(),
+        bus_id: None,
+        total_bytes,
+        free_bytes,
+        kind,
+        processes,
+        state,
+        look,
+    }
+}
+
+fn reading(device: Device) -> Reading {
+    Reading { began: Moment::default(), devices: vec![device], is_whole: false }
+}
+
+/// It takes what its engine estimated.
+fn done(ledger: &mut Ledger, worker: WorkerId, uses: &[MemoryUse]) {
+    let Commitment { excess, shortage, .. } = ledger.commit(worker, uses);
+    assert_eq!((excess, shortage), (None, None));
+}
+
+fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: Option<u64>) -> Ledger {
+    // Nothing is left to others.
+    let mut ledger = Ledger::new(on_cpu, limit).reserving(Some(0));
+    devices.into_iter().for_each(|device| drop(ledger.read(reading(device))));
+    ledger
+}
+
+fn use_on(bus_id: Option<&str>, bytes: u64) -> MemoryUse {
+    MemoryUse {
+        device: "CUDA0".into(),
+        bus_id: bus_id.map(str::to_owned),
+        is_host: bus_id.is_none(),
+        weights: bytes,
+        ..MemoryUse::default()
+    }
+}
+
+#[test]
+fn the_limit_is_kept_and_worded_as_specified() {
+    for (on_cpu, bus_id) in [(false, Some("0000:00:00.0")), (true, None)] {
+        let devices = [gpu(0, 20 * GIB), host(64 * GIB, 60 * GIB)];
+        let mut ledger = ledger(devices, on_cpu, Some(8 * GIB));
+        let fault = ledger.reserve(1, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
+        assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 8GB");
+        assert_eq!(fault.code, ErrorCode::OomVram);
+        let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+        assert_eq!(details["devices"][0]["required_bytes"], 16 * GIB);
+        assert_eq!(details["devices"][0]["limit_bytes"], 8 * GIB);
+        ledger.reserve(1, &[use_on(bus_id, 2 * GIB)], "small", false).unwrap();
+        let fault = ledger.reserve(2, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
+        assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 6GB");
+        let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+        assert_eq!(details["holders"][0]["model_id"], "small");
+    }
+}
+
+#[test]
+fn what_is_promised_is_not_promised_twice() {
+    let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);
+    let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
+    ledger.reserve(1, &[use_on(first, 6 * GIB)], "one", false).unwrap();
+    let refused = ledger.reserve(2, &[use_on(first, 6 * GIB)], "two", false).unwrap_err();
+    assert_eq!(refused.message, "Insufficient VRAM: required 6GB, available 4GB");
+    ledger.reserve(2, &[use_on(second, 6 * GIB)], "two", false).unwrap();
+    // Once loaded, a fresh figure shows the model; it must not be counted a second time.
+    done(&mut ledger, 1, &[use_on(first, 5 * GIB)]);
+    ledger.read(reading(gpu(0, 5 * GIB)));
+    ledger.reserve(3, &[use_on(first, 5 * GIB)], "three", false).unwrap();
+    for worker in 1..=3 {
+        ledger.release(Moment::default(), worker, SETTLE);
+    }
+    assert!(ledger.accounts().iter().all(|account| account.reserved_bytes == 0));
+}
+
+#[test]
+fn plain_memory_is_not_video_memory() {
+    let mut ledger = ledger([host(64 * GIB, 60 * GIB)], true, None);
+    let fault = ledger.reserve(1, &[use_on(None, 1 << 50)], "huge", false).unwrap_err();
+    assert_eq!(fault.code, ErrorCode::OomRam);
+    assert_eq!(fault.message, "Insufficient RAM: required 1048576GB, available 64GB");
+    let fault = ledger.reserve(1, &[use_on(None, 62 * GIB)], "large", false).unwrap_err();
+    assert_eq!(fault.message, "Insufficient RAM: required 62GB, available 60GB");
+}
+
+#[test]
+fn what_is_taken_counts_whatever_was_reserved() {
+    let bus_id = Some("0000:00:00.0");
+    let taken = |granted: u64, said: u64, seen: Option<u64>| {
+        let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(8 * GIB));
+        ledger.reserve(1, &[use_on(bus_id, granted)], "one", false).unwrap();
+        ledger.runs_as(1, 77);
+        if let Some(bytes) = seen {
+            let processes = vec![ProcessUse { pid: 78, bytes: 1 }, ProcessUse { pid: 77, bytes }];
+            ledger.read(reading(Device { processes, ..gpu(0, 20 * GIB - bytes) }));
+        }
+        let Commitment { measured, excess, shortage, is_disturbed } =
+            ledger.commit(1, &[use_on(bus_id, said)]);
+        let held = ledger.accounts()[0].reserved_bytes;
+        assert_eq!((measured.iter().map(MemoryUse::total).sum::<u64>(), is_disturbed), (held, false));
+        (held, excess.is_some(), shortage.map(|fault| fault.message))
+    };
+    assert_eq!(taken(4 * GIB, 3 * GIB, None), (3 * GIB, false, None));
+    assert_eq!(taken(4 * GIB, 3 * GIB, Some(4 * GIB)), (4 * GIB, false, None));
+    let little = 4 * GIB + UNSAID.max(4 * GIB / 50);
+    assert_eq!(taken(4 * GIB, little, None), (little, false, None));
+    assert_eq!(taken(4 * GIB, 4 * GIB, Some(little + 1)), (little + 1, true, None));
+    let short = "Insufficient VRAM: required 9GB, available 8GB";
+    assert_eq!(taken(4 * GIB, GIB, Some(9 * GIB)), (9 * GIB, true, Some(short.into())));
+    assert_eq!(taken(8, 8, Some(9 * GIB)), (9 * GIB, true, Some(short.into())), "the device lost as much");
+}
+
+#[test]
+fn the_number_of_another_s_process_is_not_believed() {
+    let bus_id = Some("0000:00:00.0");
+    let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
+    ledger.reserve(1, &[use_on(bus_id, GIB)], "one", false).unwrap();
+    ledger.runs_as(1, 77);
+    let processes = vec![ProcessUse { pid: 77, bytes: 9 * GIB }];
+    ledger.read(reading(Device { processes, ..gpu(0, 19 * GIB) }));
+    done(&mut ledger, 1, &[use_on(bus_id, GIB)]);
+    assert_eq!(ledger.accounts()[0].reserved_bytes, GIB);
+}
+
+#[test]
+fn loads_beside_each_other_are_known_as_such() {
+    let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
+    let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);
+    for (worker, bus_id) in [(1, first), (2, second), (3, first)] {
+        ledger.reserve(worker, &[use_on(bus_id, GIB)], "m", false).unwrap();
+    }
+    let disturbed = [1, 2, 3].map(|worker| ledger.commit(worker, &[]).is_disturbed);
+    assert_eq!(disturbed, [true, false, true]);
+}
+
+#[test]
+fn what_has_gone_counts_until_the_gpu_shows_most_of_it_free() {
+    let bus_id = Some("0000:00:00.0");
+    let settle = Duration::from_secs(5);
+    let at = |seconds| Moment(Duration::from_secs(seconds));
+    let gone = |is_loaded: bool| {
+        let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(20 * GIB));
+        ledger.reserve(1, &[use_on(bus_id, 10 * GIB)], "one", false).unwrap();
+        if is_loaded {
+            ledger.commit(1, &[use_on(bus_id, 10 * GIB)]);
+        }
+        ledger.read(reading(gpu(0, 10 * GIB)));
+        ledger.release(at(10), 1, settle);
+        ledger
+    };
+    for is_loaded in [true, false] {
+        let mut ledger = gone(is_loaded);
+        ledger.read(reading(gpu(0, 10 * GIB)));
+        let needs = [use_on(bus_id, 11 * GIB)];
+        assert!(ledger.room(&needs, |_| true).is_err() && ledger.hope(at(12), 0, &needs).is_ok());
+        assert!(ledger.room(&[use_on(bus_id, 9 * GIB)], |_| true).is_ok());
+        let account = &ledger.accounts()[0];
+        assert_eq!((account.reserved_bytes, account.settling_bytes), (0, 10 * GIB));
+        ledger.read(reading(gpu(0, 18 * GIB)));
+        assert!(!ledger.is_calm(at(13)) && ledger.settles_by() == Some(at(15)));
+        assert!(ledger.given_up(at(14)).is_empty());
+        ledger.read(reading(gpu(0, 19 * GIB)));
+        assert!(ledger.is_calm(at(13)) && ledger.room(&needs, |_| true).is_ok());
+    }
+    let mut ledger = gone(true);
+    let words = ledger.given_up(at(15));
+    assert_eq!(words, [("one".to_owned(), "10GB of GPU".to_owned())]);
+    assert!(ledger.hope(at(15), 0, &[use_on(bus_id, 11 * GIB)]).is_err(), "it is somebody else's now");
+}
+
+#[test]
+fn the_longest_context_is_that_for_which_there_would_be_room() {
+    let bus_id = Some("0000:00:00.0");
+    let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(10 * GIB));
+    let uses = [MemoryUse {
+        cache: GIB,
+        compute: GIB,
+        cache_per_token: 1 << 20,
+        cache_per_sequence: 1 << 20,
+        ..use_on(bus_id, 6 * GIB)
+    }];
+    assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1));
+    assert_eq!(ledger.largest_context(&uses, 0, Some(100)), Some(100));
+    assert_eq!(ledger.largest_context(&[use_on(bus_id, GIB)], 0, None), None);
+    ledger.reserve(1, &[use_on(bus_id, 3 * GIB)], "one", false).unwrap();
+    assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1), "one would go");
+    ledger.pin(1, true);
+    assert_eq!(ledger.largest_context(&uses, 0, None), Some(0));
+}
+
+#[test]
+fn what_is_pinned_is_no_hope() {
+    let mut ledger = ledger([gpu(0, 10 * GIB)], false, None);
+    let bus_id = Some("0000:00:00.0");
+    let now = Moment::default();
+    ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+    ledger.reserve(2, &[use_on(bus_id, 4 * GIB)], "two", true).unwrap();
+    for worker in [1, 2] {
+        done(&mut ledger, worker, &[use_on(bus_id, 4 * GIB)]);
+    }
+    ledger.read(reading(gpu(0, 2 * GIB)));
+    assert!(ledger.room(&[use_on(bus_id, 6 * GIB)], |worker| worker == 2).is_ok());
+    assert!(ledger.hope(now, 0, &[use_on(bus_id, 6 * GIB)]).is_ok());
+    let fault = ledger.hope(now, 0, &[use_on(bus_id, 7 * GIB)]).unwrap_err();
+    assert_eq!(fault.message, "Insufficient VRAM: required 7GB, available 6GB");
+    let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+    assert_eq!(
+        (&details["holders"][0]["pinned"], &details["holders"][1]["pinned"]),
+        (&json!(null), &json!(true))
+    );
+    // While a load is under way, and just after somebody has gone, what is free is not known so well.
+    ledger.reserve(3, &[use_on(bus_id, GIB)], "three", false).unwrap();
+    ledger.read(reading(gpu(0, GIB)));
+    assert!(!ledger.is_calm(now) && ledger.hope(now, 0, &[use_on(bus_id, 19 * GIB)]).is_ok());
+    ledger.release(now, 3, SETTLE);
+    ledger.read(reading(gpu(0, 2 * GIB)));
+    assert!(!ledger.is_calm(now) && ledger.is_calm(now + SETTLE));
+    ledger.pin(2, false);
+    assert!(ledger.hope(now + SETTLE, 0, &[use_on(bus_id, 10 * GIB)]).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn never_oversubscribed(
+        limits in prop::collection::vec(0u64..1000, 1..4),
+        actions in prop::collection::vec(
+            (0u64..3, prop::collection::vec((0usize..4, prop_oneof![0u64..600, Just(u64::MAX)]), 1..4), 0u64..8),
+            0..60,
+        ),
+    ) {
+        let device = |(index, limit): (usize, &u64)| Device {
+            total_bytes: *limit,
+            bus_id: None,
+            ..gpu(index as u32, *limit)
+        };
+        let mut ledger = ledger(limits.iter().enumerate().map(device), false, None);
+        // What is taken may be more than there is.
+        let mut is_measured = false;
+        for (kind, needs, worker) in actions {
+            let uses: Vec<MemoryUse> = needs
+                .iter()
+                .map(|(index, bytes)| MemoryUse { device: format!("CUDA{index}"), ..use_on(Some("none"), *bytes) })
+                .collect();
+            match kind {
+                0 if !ledger.holds(worker) => drop(ledger.reserve(worker, &uses, "m", false)),
+                1 => is_measured |= ledger.commit(worker, &uses).measured.iter().any(|it| it.total() > 0),
+                _ => ledger.release(Moment::default(), worker, SETTLE),
+            }
+            for account in ledger.accounts() {
+                prop_assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
+                let held = account.holders.iter().fold(0, |sum: u64, holder| sum.saturating_add(holder.bytes));
+                prop_assert_eq!(held, account.reserved_bytes);
+            }
+        }
+    }
+}
