@@ -8,15 +8,21 @@
 #![warn(missing_docs)]
 
 mod deadlines;
+mod death;
 mod decide;
 mod effect;
+mod ends;
 mod event;
 mod history;
 mod ledger;
 mod life;
+mod loading;
 mod moment;
+mod orders;
+mod overdue;
 mod plan;
 mod reading;
+mod replicas;
 mod reshape;
 mod room;
 mod shape;

@@ -5,6 +5,8 @@
     reason = "a world that is not as it should be fails its test"
 )]
 
+mod support;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -17,9 +19,10 @@ use llm_node_core::{
     options::ModelOptions,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel,
-    LoadKey, Moment, Reading, Status, Ticket, Usual, WorkerId,
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, LoadKey, Moment, Reading,
+    Status, Ticket, Usual, WorkerId,
 };
+use support::{Play, death, device};
 
 const GIB: u64 = 1 << 30;
 
@@ -36,79 +39,27 @@ struct World {
     is_broken: bool,
 }
 
-impl World {
-    fn new(gpus: u32) -> Self {
-        let seconds = Duration::from_secs;
-        let deadlines = Deadlines::new(seconds(30), seconds(60), seconds(120));
-        let fleet = Fleet::new(deadlines, Usual::default(), gpus == 0, None);
-        let mut world = Self {
-            fleet,
-            gpus,
-            now: Moment::default(),
-            places: BTreeMap::new(),
-            loaded: BTreeSet::new(),
-            outcomes: BTreeMap::new(),
-            is_broken: false,
-        };
-        world.read();
-        world
+impl Play for World {
+    fn clock(&mut self) -> (&mut Fleet, &mut Moment) {
+        (&mut self.fleet, &mut self.now)
     }
 
-    fn read(&mut self) {
+    fn reading(&self) -> Event {
         let is_on =
             |worker: &&WorkerId, gpu| self.places[*worker].as_ref().map_or(0, |place| place.index) == gpu;
         let taken = |gpu| self.loaded.iter().filter(|worker| is_on(worker, gpu)).count() as u64 * 5 * GIB;
-        let device = |index: u32, bus_id, kind| Device {
-            index,
-            name: format!("{kind:?} {index}"),
-            bus_id,
-            total_bytes: 8 * GIB,
-            free_bytes: (8 * GIB).saturating_sub(taken(index)),
-            kind,
-            processes: Vec::new(),
-            state: DeviceState::Ok,
-            look: None,
+        let gpu = |index: u32| Device {
+            bus_id: Some(bus_id(index)),
+            ..device(DeviceKind::Gpu, index, 8 * GIB, (8 * GIB).saturating_sub(taken(index)))
         };
-        let gpus = (0..self.gpus).map(|index| device(index, Some(bus_id(index)), DeviceKind::Gpu));
-        let devices: Vec<Device> = gpus.chain([device(0, None, DeviceKind::Host)]).collect();
-        self.tell(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
+        let host = device(DeviceKind::Host, 0, 8 * GIB, (8 * GIB).saturating_sub(taken(0)));
+        let devices = (0..self.gpus).map(gpu).chain([host]).collect();
+        Event::Reading(Reading { began: self.now, devices, is_whole: true })
     }
 
-    fn load(&mut self, ticket: Ticket, model: &str, replicas: u32) -> Result<(), Fault> {
-        let wishes = ModelOptions { replicas: Some(replicas), ..ModelOptions::default() };
-        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
-        let (model_id, instead) = (model.to_owned(), Some(vec![uses]));
-        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
-        self.pass(20.0);
-        self.outcomes[&ticket].clone()
-    }
-
-    fn crash(&mut self, worker: WorkerId) {
-        let (ending, call, message) = Default::default();
-        let death = Death { ending, signal: None, call, message };
-        self.tell(Event::Died { worker, death, is_known: false });
-    }
-
-    fn pass(&mut self, seconds: f64) {
-        let until = self.now + Duration::from_secs_f64(seconds);
-        while let Some(next) = self.fleet.next_deadline().filter(|next| *next <= until) {
-            assert!(next > self.now);
-            self.now = next;
-            self.read();
-            self.tell(Event::Time);
-        }
-        self.now = until;
-    }
-
-    fn tell(&mut self, event: Event) {
-        let mut ahead = VecDeque::from([event]);
-        while let Some(event) = ahead.pop_front() {
-            if let Event::Died { worker, .. } = &event {
-                self.loaded.remove(worker);
-            }
-            for effect in self.fleet.handle(self.now, event) {
-                self.carry_out(effect, &mut ahead);
-            }
+    fn before(&mut self, event: &Event) {
+        if let Event::Died { worker, .. } = event {
+            self.loaded.remove(worker);
         }
     }
 
@@ -156,13 +107,43 @@ impl World {
             }
             Effect::Drain { worker } => ahead.push_back(Event::Drained { worker }),
             Effect::Stop { worker } | Effect::Kill { worker } => {
-                let (ending, call, message) = Default::default();
-                let death = Death { ending, signal: None, call, message };
-                ahead.push_back(Event::Died { worker, death, is_known: false });
+                ahead.push_back(Event::Died { worker, death: death(""), is_known: false });
             }
             Effect::Resolve { ticket, outcome } => drop(self.outcomes.insert(ticket, outcome.map(drop))),
             _ => {}
         }
+    }
+}
+
+impl World {
+    fn new(gpus: u32) -> Self {
+        let seconds = Duration::from_secs;
+        let deadlines = Deadlines::new(seconds(30), seconds(60), seconds(120));
+        let fleet = Fleet::new(deadlines, Usual::default(), gpus == 0, None);
+        let mut world = Self {
+            fleet,
+            gpus,
+            now: Moment::default(),
+            places: BTreeMap::new(),
+            loaded: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
+            is_broken: false,
+        };
+        world.read();
+        world
+    }
+
+    fn load(&mut self, ticket: Ticket, model: &str, replicas: u32) -> Result<(), Fault> {
+        let wishes = ModelOptions { replicas: Some(replicas), ..ModelOptions::default() };
+        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
+        let (model_id, instead) = (model.to_owned(), Some(vec![uses]));
+        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
+        self.pass(20.0);
+        self.outcomes[&ticket].clone()
+    }
+
+    fn crash(&mut self, worker: WorkerId) {
+        self.tell(Event::Died { worker, death: death(""), is_known: false });
     }
 
     /// On its GPU, or on the first.

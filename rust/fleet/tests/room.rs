@@ -6,6 +6,8 @@
     reason = "a world that is not as it should be fails its test"
 )]
 
+mod support;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -19,10 +21,11 @@ use llm_node_core::{
     shape::{Shape, Sizing},
 };
 use llm_node_fleet::{
-    Basis, ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen,
-    FoundModel, History, IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status,
-    Ticket, Usual, Verdict, Won, WorkerId,
+    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, History,
+    IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status, Ticket, Usual, Verdict,
+    Won, WorkerId,
 };
+use support::{Play, death, device};
 
 const GIB: u64 = 1 << 30;
 const ROOM: Duration = Duration::from_mins(2);
@@ -80,117 +83,18 @@ fn world_with_figures(room: Duration) -> World {
     world
 }
 
-impl World {
+impl Play for World {
+    fn clock(&mut self) -> (&mut Fleet, &mut Moment) {
+        (&mut self.fleet, &mut self.now)
+    }
+
     fn reading(&self) -> Event {
-        let host = Device {
-            index: 0,
-            name: "host".into(),
-            bus_id: None,
-            total_bytes: 64 * GIB,
-            free_bytes: 32 * GIB,
-            kind: DeviceKind::Host,
-            processes: Vec::new(),
-            state: DeviceState::Ok,
-            look: None,
-        };
+        let host = Device { name: "host".into(), ..device(DeviceKind::Host, 0, 64 * GIB, 32 * GIB) };
         let mut devices = vec![host.clone()];
         if self.has_figures {
             devices.push(Device { kind: DeviceKind::Gpu, name: "GPU".into(), ..host });
         }
         Event::Reading(Reading { began: self.now, devices, is_whole: true })
-    }
-
-    fn read(&mut self) {
-        let reading = self.reading();
-        self.tell(reading);
-    }
-
-    fn load(&mut self, model: &str) -> Ticket {
-        self.load_with(model, ModelOptions::default())
-    }
-
-    fn load_with(&mut self, model: &str, wishes: ModelOptions) -> Ticket {
-        self.ticket += 1;
-        let (ticket, model_id) = (self.ticket, model.to_owned());
-        let instead = Some(vec![takes(model)]);
-        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
-        ticket
-    }
-
-    fn worker(&self, model: &str) -> WorkerId {
-        *self.workers.iter().find(|(_, name)| *name == model).expect("a model with a worker").0
-    }
-
-    fn plan(&mut self, model: &str, wishes: ModelOptions) -> Planned {
-        self.ticket += 1;
-        let ticket = self.ticket;
-        let foreseen = Foreseen {
-            engine: "e".into(),
-            memory: vec![takes(model)],
-            basis: Basis::Engine,
-            seconds: None,
-            figures: self.figures(model),
-            key: LoadKey::default(),
-            setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
-            before: None,
-        };
-        let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
-        let mut effects = self.fleet.handle(self.now, event);
-        let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
-            panic!("a plan comes at once")
-        };
-        assert!(effects.is_empty(), "{effects:?}");
-        *planned
-    }
-
-    /// It gets something to answer.
-    fn ask(&mut self, model: &str) {
-        let worker = self.worker(model);
-        self.busy.insert(worker);
-        self.tell(Event::Used { worker, idle_since: None });
-    }
-
-    /// It has answered.
-    fn answer(&mut self, model: &str) {
-        let worker = self.worker(model);
-        self.busy.remove(&worker);
-        let idle_since = Some(self.now);
-        self.tell(Event::Used { worker, idle_since });
-        if self.draining.remove(&worker) {
-            self.tell(Event::Drained { worker });
-        }
-    }
-
-    /// Its worker dies by itself.
-    fn crash(&mut self, model: &str) {
-        let worker = self.worker(model);
-        let death = llm_node_fleet::Death {
-            ending: String::new(),
-            signal: None,
-            call: String::new(),
-            message: "died".into(),
-        };
-        self.tell(Event::Died { worker, death, is_known: false });
-    }
-
-    fn pass(&mut self, seconds: f64) {
-        let until = self.now + Duration::from_secs_f64(seconds);
-        while let Some(next) = self.fleet.next_deadline().filter(|next| *next <= until) {
-            assert!(next > self.now);
-            self.now = next;
-            self.read();
-            self.tell(Event::Time);
-        }
-        self.now = until;
-    }
-
-    fn tell(&mut self, event: Event) {
-        let mut ahead = VecDeque::from([event]);
-        while let Some(event) = ahead.pop_front() {
-            for effect in self.fleet.handle(self.now, event) {
-                self.carry_out(effect, &mut ahead);
-            }
-        }
     }
 
     fn carry_out(&mut self, effect: Effect, ahead: &mut VecDeque<Event>) {
@@ -253,13 +157,7 @@ impl World {
             Effect::Drain { worker } => ahead.push_back(Event::Drained { worker }),
             Effect::Stop { worker } | Effect::Kill { worker } => {
                 assert!(!self.busy.contains(&worker), "no answer is cut");
-                let death = llm_node_fleet::Death {
-                    ending: String::new(),
-                    signal: None,
-                    call: String::new(),
-                    message: String::new(),
-                };
-                ahead.push_back(Event::Died { worker, death, is_known: false });
+                ahead.push_back(Event::Died { worker, death: death("died"), is_known: false });
             }
             Effect::EndRequests { worker, .. } => drop(self.workers.remove(&worker)),
             Effect::Resolve { ticket, outcome } => {
@@ -272,6 +170,70 @@ impl World {
             }
             _ => {}
         }
+    }
+}
+
+impl World {
+    fn load(&mut self, model: &str) -> Ticket {
+        self.load_with(model, ModelOptions::default())
+    }
+
+    fn load_with(&mut self, model: &str, wishes: ModelOptions) -> Ticket {
+        self.ticket += 1;
+        let (ticket, model_id) = (self.ticket, model.to_owned());
+        let instead = Some(vec![takes(model)]);
+        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
+        ticket
+    }
+
+    fn worker(&self, model: &str) -> WorkerId {
+        *self.workers.iter().find(|(_, name)| *name == model).expect("a model with a worker").0
+    }
+
+    fn plan(&mut self, model: &str, wishes: ModelOptions) -> Planned {
+        self.ticket += 1;
+        let ticket = self.ticket;
+        let foreseen = Foreseen {
+            engine: "e".into(),
+            memory: vec![takes(model)],
+            basis: Basis::Engine,
+            seconds: None,
+            figures: self.figures(model),
+            key: LoadKey::default(),
+            setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
+            before: None,
+        };
+        let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
+        let mut effects = self.fleet.handle(self.now, event);
+        let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
+            panic!("a plan comes at once")
+        };
+        assert!(effects.is_empty(), "{effects:?}");
+        *planned
+    }
+
+    /// It gets something to answer.
+    fn ask(&mut self, model: &str) {
+        let worker = self.worker(model);
+        self.busy.insert(worker);
+        self.tell(Event::Used { worker, idle_since: None });
+    }
+
+    /// It has answered.
+    fn answer(&mut self, model: &str) {
+        let worker = self.worker(model);
+        self.busy.remove(&worker);
+        let idle_since = Some(self.now);
+        self.tell(Event::Used { worker, idle_since });
+        if self.draining.remove(&worker) {
+            self.tell(Event::Drained { worker });
+        }
+    }
+
+    /// Its worker dies by itself.
+    fn crash(&mut self, model: &str) {
+        let worker = self.worker(model);
+        self.tell(Event::Died { worker, death: death("died"), is_known: false });
     }
 
     /// Of a model with a context of that length.
