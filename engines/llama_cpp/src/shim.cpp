@@ -234,29 +234,30 @@ size_t plain_weights_size(const llama_model * model) {
     return sum;
 }
 
-// Of what the host maps of the model's files, lets the kernel take the pages back that no weight is used from:
-// those whose weights were copied to a device, or repacked. llama.cpp unmaps them only before the first weight
-// that is used in place and behind the last; often these are small ones in all parts of the file, and the
-// model is in memory twice. Should anybody read such a page, it comes from the file again.
-void release_copied_pages(const llama_model * model) {
 #ifdef __linux__
-    using range = std::pair<uintptr_t, uintptr_t>;
-    std::vector<range> used;
-    for_plain_weights(model, [&](const std::string &, const ggml_tensor & tensor) {
-        const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
-        used.emplace_back(begin, begin + ggml_nbytes(&tensor));
-    });
-    std::sort(used.begin(), used.end());
-    const uintptr_t page    = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto      release = [page](uintptr_t begin, uintptr_t end) {
-        begin = (begin + page - 1) / page * page;
-        end   = end / page * page;
-        if (begin < end) {
-            // Refused where pages are locked, as somebody wanted it.
-            madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
+using range = std::pair<uintptr_t, uintptr_t>;
+
+// Where the weights lie that are computed with where they are, in order. `all`: those as well of which a token
+// needs but a row.
+std::vector<range> plain_weights(const llama_model * model, bool all) {
+    const auto & tensors = model->tensors_by_name;
+    const bool   has_output =
+        std::any_of(tensors.begin(), tensors.end(), [](const auto & it) { return it.first == "output.weight"; });
+    std::vector<range> ranges;
+    for_plain_weights(model, [&](const std::string & name, const ggml_tensor & tensor) {
+        if (all || !has_output || name != "token_embd.weight") {
+            const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+            ranges.emplace_back(begin, begin + ggml_nbytes(&tensor));
         }
-    };
-    std::ifstream maps("/proc/self/maps");
+    });
+    std::sort(ranges.begin(), ranges.end());
+    return ranges;
+}
+
+// What the host maps of the model's files, of which these ranges are used.
+std::vector<range> mapped_files(const std::vector<range> & used) {
+    std::vector<range> files;
+    std::ifstream      maps("/proc/self/maps");
     for (std::string line; std::getline(maps, line);) {
         uintptr_t begin = 0;
         uintptr_t end   = 0;
@@ -267,20 +268,104 @@ void release_copied_pages(const llama_model * model) {
             inode == 0) {
             continue;
         }
-        auto next = std::lower_bound(used.begin(), used.end(), range{begin, 0});
-        if (next == used.end() || next->first >= end) {
-            continue; // not a file of this model
+        const auto next = std::lower_bound(used.begin(), used.end(), range{begin, 0});
+        if (next != used.end() && next->first < end) {
+            files.emplace_back(begin, end);
         }
+    }
+    return files;
+}
+
+// Of what the host maps of the model's files, lets the kernel take the pages back that no weight is used from:
+// those whose weights were copied to a device, or repacked. llama.cpp unmaps them only before the first weight
+// that is used in place and behind the last; often these are small ones in all parts of the file, and the
+// model is in memory twice. Should anybody read such a page, it comes from the file again.
+void release_copied_pages(const llama_model * model) {
+    const std::vector<range> used    = plain_weights(model, /*all =*/true);
+    const uintptr_t          page    = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto               release = [page](uintptr_t begin, uintptr_t end) {
+        begin = (begin + page - 1) / page * page;
+        end   = end / page * page;
+        if (begin < end) {
+            // Refused where pages are locked, as somebody wanted it.
+            madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
+        }
+    };
+    for (auto [begin, end] : mapped_files(used)) {
+        auto next = std::lower_bound(used.begin(), used.end(), range{begin, 0});
         for (; next != used.end() && next->first < end; ++next) {
             release(begin, next->first);
             begin = std::max(begin, next->second);
         }
         release(begin, end);
     }
-#else
-    static_cast<void>(model);
-#endif
 }
+
+// The size of a huge page; 0: the kernel gives none to who asks.
+uintptr_t huge_page() {
+    const std::string folder = "/sys/kernel/mm/transparent_hugepage/";
+    std::string       modes;
+    std::getline(std::ifstream(folder + "enabled"), modes);
+    uintptr_t size = 0;
+    std::ifstream(folder + "hpage_pmd_size") >> size;
+    return modes.find("[never]") == std::string::npos ? size : 0;
+}
+
+// Puts memory of the process alone, in huge pages, in the place of whole huge pages of a mapped file.
+void move_to_huge_pages(uintptr_t begin, uintptr_t end, uintptr_t huge) {
+    // What is moved at once lies in memory twice meanwhile.
+    const uintptr_t most = std::max<uintptr_t>(huge, (64 << 20) / huge * huge);
+    for (; begin < end; begin += most) {
+        const size_t size = std::min(most, end - begin);
+        void * const room =
+            mmap(nullptr, size + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (room == MAP_FAILED) {
+            return;
+        }
+        const auto   first = reinterpret_cast<uintptr_t>(room);
+        const size_t head  = (huge - first % huge) % huge;
+        void * const whole = reinterpret_cast<void *>(first + head);
+        void * const place = reinterpret_cast<void *>(begin);
+        madvise(whole, size, MADV_HUGEPAGE);
+        std::memcpy(whole, place, size);
+        mprotect(whole, size, PROT_READ);
+        const bool moved = mremap(whole, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED;
+        munmap(room, head);
+        munmap(moved ? reinterpret_cast<char *>(whole) + size : whole, moved ? huge - head : size + huge - head);
+        if (!moved) {
+            return;
+        }
+    }
+}
+
+// A token reads all weights from end to end. In the small pages of a mapped file each four thousand bytes are an
+// address to be looked up, and where the processor stops to fetch ahead. So those are copied that are computed with
+// where they lie: a huge page stands in their place where half of it or more is theirs.
+void weights_to_huge_pages(const llama_model * model) {
+    const uintptr_t huge = huge_page();
+    if (huge == 0) {
+        return;
+    }
+    const std::vector<range> used    = plain_weights(model, /*all =*/false);
+    const auto               nearest = [huge](uintptr_t it) { return (it + huge / 2) / huge * huge; };
+    for (const auto & [file, file_end] : mapped_files(used)) {
+        const uintptr_t least = (file + huge - 1) / huge * huge;
+        const uintptr_t most  = file_end / huge * huge;
+        auto            next  = std::lower_bound(used.begin(), used.end(), range{file, 0});
+        while (next != used.end() && next->first < file_end) {
+            range run = *next;
+            for (++next; next != used.end() && nearest(next->first) <= nearest(run.second); ++next) {
+                run.second = std::max(run.second, next->second);
+            }
+            const uintptr_t begin = std::max(nearest(run.first), least);
+            const uintptr_t end   = std::min(nearest(run.second), most);
+            if (begin < end) {
+                move_to_huge_pages(begin, end, huge);
+            }
+        }
+    }
+}
+#endif
 
 #ifdef __linux__
 ggml_backend_buffer_t (*allocate)(ggml_backend_buffer_type_t, size_t) = nullptr;
@@ -343,7 +428,12 @@ llama_model * shim_model_load(const char * path, const llama_model_params * para
         // Where there is AMX, weights are repacked by a team of threads.
         end_idle_threads();
         if (model != nullptr && !params->no_alloc) {
+#ifdef __linux__
             release_copied_pages(model);
+            if (params->load_mode == LLAMA_LOAD_MODE_AUTO) {
+                weights_to_huge_pages(model);
+            }
+#endif
 #ifdef __GLIBC__
             malloc_trim(0); // what the file's header took, with a large vocabulary some 10 MB
 #endif

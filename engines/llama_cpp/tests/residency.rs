@@ -16,37 +16,42 @@ const LAYERS: u64 = 4;
 
 /// Some 28 MB, nearly all of them weights that are repacked where the processor has a kernel for that.
 fn wide(folder: &tempfile::TempDir) -> PathBuf {
+    written(folder, Kind::Q4_0, INNER)
+}
+
+/// A model nearly all of whose weights are of this kind.
+fn written(folder: &tempfile::TempDir, kind: Kind, inner: u64) -> PathBuf {
     let path = folder.path().join("wide.gguf");
     let mut tensors = vec![
         ("token_embd.weight".to_owned(), vec![WIDTH, u64::from(N_VOCAB)]),
         ("output_norm.weight".to_owned(), vec![WIDTH]),
     ];
     for layer in 0..LAYERS {
-        let inner: [(&str, &[u64]); 9] = [
+        let shapes: [(&str, &[u64]); 9] = [
             ("attn_norm", &[WIDTH]),
             ("attn_q", &[WIDTH, WIDTH]),
             ("attn_k", &[WIDTH, WIDTH]),
             ("attn_v", &[WIDTH, WIDTH]),
             ("attn_output", &[WIDTH, WIDTH]),
             ("ffn_norm", &[WIDTH]),
-            ("ffn_gate", &[WIDTH, INNER]),
-            ("ffn_up", &[WIDTH, INNER]),
-            ("ffn_down", &[INNER, WIDTH]),
+            ("ffn_gate", &[WIDTH, inner]),
+            ("ffn_up", &[WIDTH, inner]),
+            ("ffn_down", &[inner, WIDTH]),
         ];
         let named = |(name, shape): &(&str, &[u64])| (format!("blk.{layer}.{name}.weight"), shape.to_vec());
-        tensors.extend(inner.iter().map(named));
+        tensors.extend(shapes.iter().map(named));
     }
     let values = [
         ("context_length", Value::Number(512)),
         ("embedding_length", Value::Number(WIDTH as u32)),
         ("block_count", Value::Number(LAYERS as u32)),
-        ("feed_forward_length", Value::Number(INNER as u32)),
+        ("feed_forward_length", Value::Number(inner as u32)),
         ("attention.head_count", Value::Number(4)),
         ("attention.head_count_kv", Value::Number(4)),
         ("rope.dimension_count", Value::Number(64)),
         ("attention.layer_norm_rms_epsilon", Value::Float(1e-5)),
     ];
-    write_as(Kind::Q4_0, &path, "llama", &values, &tensors);
+    write_as(kind, &path, "llama", &values, &tensors);
     path
 }
 
@@ -103,6 +108,33 @@ fn what_is_repacked_is_in_memory_once() {
         return;
     }
     eprintln!("skipped: whether this processor has its weights repacked is not known ({before} of {size})");
+}
+
+#[test]
+fn weights_that_are_used_as_they_lie_are_in_pages_of_their_own() {
+    let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if modes.is_empty() || modes.contains("[never]") {
+        eprintln!("skipped: the kernel gives no huge pages");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // 55 MB of numbers that no processor has repacked.
+    let path = written(&folder, Kind::F32, 4096);
+    let size = std::fs::metadata(&path).unwrap().len();
+    let (engine, _turn) = engine();
+    let prompt: Vec<i32> = (3..40).collect();
+    let mapped = [abi::EngineOption { key: c"load_mode".as_ptr(), value: c"mmap".as_ptr() }];
+    let run = |options: &[abi::EngineOption]| {
+        let model = engine.try_load_with(&path, options).unwrap();
+        let mut context =
+            model.context(Params { sequences: 1, length: 256, cache: 256, ..Params::default() });
+        let row = context.run(&[(0, &prompt)]).remove(0);
+        (row, resident(&path), weights(&model.usage()))
+    };
+    let (row, there, counted) = run(&mapped);
+    let (same, left, moved) = run(&[]);
+    assert_eq!((row, counted), (same, moved));
+    assert!(there > size * 3 / 4 && left < size / 4, "{there} and {left} of {size}");
 }
 
 #[test]

@@ -139,8 +139,21 @@ impl Engine {
     }
 
     pub(crate) fn try_load(&self, path: &Path) -> Result<Model<'_>, abi::Code> {
+        self.try_load_with(path, &[])
+    }
+
+    /// The same with options.
+    pub(crate) fn try_load_with(
+        &self,
+        path: &Path,
+        options: &[abi::EngineOption],
+    ) -> Result<Model<'_>, abi::Code> {
         let path = CString::new(path.to_str().unwrap()).unwrap();
-        let params = model_params(&path);
+        let params = abi::EngineModelParams {
+            options: options.as_ptr(),
+            n_options: options.len(),
+            ..model_params(&path)
+        };
         let mut model = ptr::null_mut();
         // SAFETY: as the header says.
         let code = unsafe { self.models.load.unwrap()(&raw const params, &raw mut model) };
