@@ -62,7 +62,7 @@ def test_all_that_is_known_of_a_model(command: Command, pulled: Path) -> None:
         word = line[2:15].strip() or word
         told.setdefault(word, []).append(line[16:])
     assert told["architecture"] == ["llama"] and told["context"] == ["1,024 tokens"]
-    assert "parameters, Q4_0, 3.9 MiB" in told["weights"][0]
+    assert "parameters, Q4_0, 2.6 MiB" in told["weights"][0]
     assert told["template"] == ["yes"] and told["can"] == ["known once it is loaded"]
     (need,) = told["needs"]  # its own longest context; the other lengths are beyond that
     assert need.endswith(" MiB with 1,024 tokens")

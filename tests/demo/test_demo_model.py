@@ -9,7 +9,7 @@ import pytest
 
 from support.node import RunningNode, running_node
 
-MOST_BYTES = 6_000_000
+MOST_BYTES = 3_000_000
 CHECKS = json.loads(
     (Path(__file__).parents[2] / "tools/demo_model/questions_check.json").read_text(encoding="utf-8")
 )

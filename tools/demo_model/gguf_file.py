@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import tokenizer
-from gguf.quants import dequantize, quantize
+from gguf.quants import dequantize
 from model import Shape
 
 LAYER_TENSORS = {
@@ -25,11 +25,37 @@ LAYER_TENSORS = {
     "down": "ffn_down",
 }
 
+BLOCK = 32
+SCALES = np.linspace(0.8, 1.25, 46)
+"""Tried for each block, times its usual scale, which puts the largest weight at the end of the range."""
+
+
+def q5_0(matrix: np.ndarray) -> np.ndarray:
+    """Blocks of a scale (f16), 32 high bits and 32 times 4 low bits, as bytes, a row for each of the matrix.
+
+    Of each block the scale is taken that leaves the smallest squares of errors.
+    """
+    blocks = matrix.reshape(-1, BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)[:, 0]
+    error = np.full(len(blocks), np.inf)
+    scale, number = np.zeros(len(blocks), np.float16), np.zeros(blocks.shape, np.int8)
+    for part in SCALES:
+        tried = (largest / -16 * part).astype(np.float16)
+        step = tried.astype(np.float32)[:, None]
+        rounded = np.rint(np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)).clip(-16, 15)
+        left = ((rounded * step - blocks) ** 2).sum(-1)
+        better = left < error
+        error[better], scale[better], number[better] = left[better], tried[better], rounded[better]
+    bits = (number + 16).astype(np.uint8)
+    high = np.packbits(bits >> 4, axis=-1, bitorder="little")
+    low = (bits[:, :16] & 15) | ((bits[:, 16:] & 15) << 4)
+    return np.concatenate([scale[:, None].view(np.uint8), high, low], -1).reshape(len(matrix), -1)
+
 
 def write(
     path: Path, weights: dict[str, np.ndarray], shape: Shape, tokens: tokenizer.Tokenizer, version: str
 ) -> None:
-    """Matrices become Q8_0 and the gains F32. The output projection is the embedding, so it is not stored."""
+    """Matrices become Q5_0 and the gains F32. The output projection is the embedding, so it is not stored."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("llm-node demo")
     writer.add_author("The llm-node authors")
@@ -50,7 +76,7 @@ def write(
     writer.add_rope_dimension_count(shape.head_width)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_vocab_size(shape.vocab)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q5_0)
     _write_tokenizer(writer, tokens)
 
     def add(name: str, value: np.ndarray) -> None:
@@ -58,8 +84,7 @@ def write(
         if value.ndim == 1:
             writer.add_tensor(name, value)
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, quantize(value, kind), raw_dtype=kind)
+            writer.add_tensor(name, q5_0(value), raw_dtype=gguf.GGMLQuantizationType.Q5_0)
 
     add("token_embd.weight", weights["embedding"])
     add("output_norm.weight", weights["norm"])

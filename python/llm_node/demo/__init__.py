@@ -17,5 +17,5 @@ NAME = "llm-node-demo"
 
 
 def path() -> Path:
-    """The GGUF file of the demo model (llama architecture, Q8_0), as it lies in the installed package."""
+    """The GGUF file of the demo model (llama architecture, Q5_0), as it lies in the installed package."""
     return Path(str(resources.files(__name__).joinpath(f"{NAME}.gguf")))
