@@ -29,6 +29,14 @@ LLAMA_CPP = ROOT / "engines/llama_cpp/cpu"
 STORIES = ROOT.parent / "shared/models/stories260K.gguf"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests record of themselves is shown: the parts of a long one, and how long each took."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call" and report.user_properties:
+            parts = "; ".join(f"{name} {value}" for name, value in report.user_properties)
+            terminalreporter.line(f"{report.nodeid}: {parts}")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return ROOT
