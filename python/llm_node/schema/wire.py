@@ -68,7 +68,13 @@ class Ignored:
 class Wire(BaseModel):
     """A request body, or an object inside one."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        defer_build=True,  # of a command that serves a few requests most shapes are never used
+    )
 
     harmless: ClassVar[frozenset[str]] = frozenset()
     """Fields that are taken and dropped: they do not change the answer."""
