@@ -33,7 +33,7 @@ def of_requests(count: int) -> tuple[Client, Generation]:
 
 
 def of(
-    receiver: Any, connection: Any = None, run_again: Callable[[int], None] = lambda index: None
+    receiver: Any, connection: Any = None, run_again: Callable[[int, NodeError], None] = lambda index, fault: None
 ) -> Client:
     return Client(None, 7, receiver, connection, run_again)  # type: ignore[arg-type]  # nothing asks the core
 
@@ -76,7 +76,7 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
 async def test_what_has_not_begun_runs_again_once_after_a_crash() -> None:
     generation = Generation()
     again: list[int] = []
-    client = of(generation, run_again=again.append)
+    client = of(generation, run_again=lambda index, fault: again.append(index))
     client.streams = {10: 0, 11: 1, 12: 2}
     take(client, Happening("started", 11))
     for number in (10, 12):
@@ -96,7 +96,7 @@ async def test_what_has_not_begun_runs_again_once_after_a_crash() -> None:
 async def test_what_has_begun_does_not_run_again_and_no_other_error_is_a_reason() -> None:
     for kind, code in (("started", "engine_crashed"), ("", "queue_full")):
         generation = Generation()
-        client = of(generation, run_again=lambda index: pytest.fail("it ran again"))
+        client = of(generation, run_again=lambda index, fault: pytest.fail("it ran again"))
         client.streams = {0: 0}
         if kind:
             take(client, Happening(kind))

@@ -62,6 +62,13 @@ class Connection(Protocol):
         written there past the connection. None while something waits, or where bytes go another way."""
 
 
+def tokens_lacking(fault: NodeError) -> int | None:
+    """How many tokens a request needs that was too long for its model's context. The model may have given up a
+    part of that for others. None: that is not what is wrong."""
+    prompt = (fault.details or {}).get("prompt_tokens")
+    return prompt + 1 if fault.code == "context_length_exceeded" and isinstance(prompt, int) else None
+
+
 class Client:
     """One client's requests under way, and where what they bring goes to."""
 
@@ -71,16 +78,17 @@ class Client:
         number: int,
         receiver: Receiver,
         connection: Connection | None,
-        run_again: Callable[[int], None],
+        run_again: Callable[[int, NodeError], None],
     ) -> None:
-        """`run_again`: takes the request of an index out of `returned` into `streams`, or ends the client."""
+        """`run_again`: takes the request of an index out of `returned` into `streams`, or ends the client; with
+        what it has failed with."""
         self._core = core
         self.number = number
         self.streams: dict[int, int] = {}
         """Stream to index of its request, of those that have not ended."""
         self._run_again = run_again
         self.returned: set[int] = set()
-        """Requests that no worker has: theirs died before anything came of them."""
+        """Requests that no worker has: nothing came of them but a fault that may pass."""
         self._tried: set[int] = set()
         """Those that are not run again: something came of them, or they have been run again."""
         self._receiver = receiver
@@ -135,12 +143,13 @@ class Client:
             self._tried.add(index)
         if event.kind == "failed":
             fault = event.fault or NodeError("internal", "a request failed without a reason")
-            if fault.code != "engine_crashed" or index in self._tried:
+            may_pass = fault.code == "engine_crashed" or tokens_lacking(fault) is not None
+            if not may_pass or index in self._tried:
                 self.end(fault, event.number)
                 return
             self._tried.add(index)
             self.returned.add(index)
-            self._run_again(index)
+            self._run_again(index, fault)
             return
         self._receiver.event(index, event)
         if not self.streams and not self.returned:

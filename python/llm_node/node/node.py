@@ -26,7 +26,15 @@ from pydantic_core import to_json
 
 from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
-from llm_node.node.client import Client, Connection, Frames, Generation, NodeError, Receiver
+from llm_node.node.client import (
+    Client,
+    Connection,
+    Frames,
+    Generation,
+    NodeError,
+    Receiver,
+    tokens_lacking,
+)
 from llm_node.settings import LATEST, Settings
 
 log = logging.getLogger(__package__)
@@ -333,6 +341,16 @@ class Node:
         loaded = await self._outcome(self._running().load(request))
         return loaded
 
+    async def _has_room_for(self, model_id: str, tokens: int) -> bool:
+        """Has it a context of so many tokens, or has it got one back?"""
+        request = json.dumps({"model_id": model_id, "for_request": True, "tokens": tokens})
+        try:
+            loaded: dict[str, Any] = await self._outcome(self._running().load(request))
+        except NodeError:
+            return False
+        has: int = loaded["facts"]["context_length"]
+        return has >= tokens
+
     async def unload(self, model_id: str, *, timeout_seconds: float = 30.0) -> None:
         """Drain the model's worker for at most so long, end it, wait until it is gone."""
         await self._outcome(self._running().unload(model_id, timeout_seconds))
@@ -405,8 +423,11 @@ class Node:
         """
         tasks: list[asyncio.Task[None]] = []
 
-        async def submit_again(index: int) -> None:
+        async def submit_again(index: int, fault: NodeError) -> None:
             try:
+                tokens = tokens_lacking(fault)
+                if tokens is not None and not await self._has_room_for(model_id, tokens):
+                    raise fault
                 await self._once_loaded(model_id, lambda: submit([index]))
                 client.returned.remove(index)
             except Exception as error:
@@ -417,7 +438,7 @@ class Node:
             next(self._numbers),
             receiver,
             connection,
-            lambda index: tasks.append(asyncio.create_task(submit_again(index))),
+            lambda index, fault: tasks.append(asyncio.create_task(submit_again(index, fault))),
         )
         submit = functools.partial(self._submit, client, model_id, requests, frames, whole)
         self._clients[client.number] = client

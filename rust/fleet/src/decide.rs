@@ -78,9 +78,10 @@ impl Fleet {
     /// What is to be done about an event, and about all that is overdue by now.
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Effect> {
         match event {
-            Event::Load { ticket, model_id, wishes, format, instead, for_request } => {
+            Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens } => {
                 let (is_met, former) = (false, None);
-                let waiting = Waiting { ticket, wishes, format, instead, is_met, former, for_request };
+                let waiting =
+                    Waiting { ticket, wishes, format, instead, is_met, former, for_request, tokens };
                 self.load(now, &model_id, waiting);
             }
             Event::Plan { ticket, model_id, wishes, foreseen } => {
@@ -109,6 +110,7 @@ impl Fleet {
         self.overdue(now);
         self.retire_unused(now);
         self.fill(now);
+        self.give_back(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
     }
@@ -119,7 +121,9 @@ impl Fleet {
             let next_replica = life.lacks().map(|(_, from)| from).filter(|_| self.stopping.is_none());
             [life.deadline(), life.unused_from(), next_replica]
         });
-        of_models.flatten().chain(self.look_again).chain(self.ledger.settles_by()).min()
+        let back = self.workers().filter_map(|(_, worker)| worker.has_back_from());
+        let back = back.filter(|_| self.stopping.is_none());
+        of_models.flatten().chain(back).chain(self.look_again).chain(self.ledger.settles_by()).min()
     }
 
     /// Does something wait for what devices say next? Then it is to be told soon.

@@ -29,6 +29,8 @@ pub enum Event {
         instead: Option<Vec<MemoryUse>>,
         /// A request comes as soon as it is loaded.
         for_request: bool,
+        /// Of so many tokens at least, which the context was too short for; 0: nobody knows.
+        tokens: u32,
     },
     /// Somebody wants to know what a load would come to.
     Plan {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod back;
 mod deadlines;
 mod death;
 mod decide;

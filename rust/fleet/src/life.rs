@@ -11,7 +11,10 @@ use llm_node_core::{
 };
 use serde_json::json;
 
-use crate::{Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, reshape::Growing};
+use crate::{
+    Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, back::GaveUp,
+    reshape::Growing,
+};
 
 /// After the first crash; doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -60,6 +63,8 @@ pub(crate) struct Waiting {
     pub(crate) former: Option<ModelOptions>,
     /// They have a request for it.
     pub(crate) for_request: bool,
+    /// Which is of so many tokens at least; 0: nobody knows.
+    pub(crate) tokens: u32,
 }
 
 /// Somebody who wants a model to be gone.
@@ -115,6 +120,10 @@ pub(crate) struct Worker {
     pub(crate) rounds: u8,
     /// Another context could not be made.
     pub(crate) is_stiff: bool,
+    /// What it had before it gave up a part of its context for others.
+    pub(crate) gave_up: Option<GaveUp>,
+    /// How often it did, or could not have it back.
+    pub(crate) setbacks: u32,
     /// It is loaded, and what it takes is still to be measured.
     pub(crate) answers: Option<Box<ModelFacts>>,
     /// Once it is loaded.
@@ -183,6 +192,8 @@ impl Worker {
             shape: None,
             rounds: 0,
             is_stiff: false,
+            gave_up: None,
+            setbacks: 0,
             answers: None,
             loaded: None,
             since: begun,

@@ -55,11 +55,15 @@ impl Fleet {
         if grows {
             return self.grow(now, model_id, waiting);
         }
-        if is_growing && names_a_size(&waiting.wishes) {
+        if is_growing && (names_a_size(&waiting.wishes) || waiting.tokens > 0) {
             // What it will be is not known yet.
             life.waiting.push(waiting);
             return;
         }
+        if self.has_back_for(now, model_id, mem::take(&mut waiting.tokens)) {
+            return self.life(model_id).waiting.push(waiting);
+        }
+        let life = self.life(model_id);
         let loaded = life.lead().and_then(|worker| worker.loaded.clone());
         let mut pins = Vec::new();
         for worker in life.workers.iter_mut().filter(|worker| worker.is_wanted()) {

@@ -37,14 +37,25 @@ pub(crate) struct Growing {
     pub(crate) step: Step,
     /// When the step must have ended.
     pub(crate) by: Moment,
-    /// It gives up what it can do without.
-    pub(crate) is_smaller: bool,
+    pub(crate) why: Why,
 }
 
 impl Growing {
     pub(crate) fn sizing(&self) -> Sizing {
         Sizing { size: self.setup.wish().size, shape: self.shape }
     }
+}
+
+/// What for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Somebody wants more than it has.
+    Asked,
+    /// Another needs the room: it gives up what it can do without.
+    Smaller,
+    /// It has back what it gave up. Nobody makes room for that, and nothing that is being answered is read again for
+    /// it, unless it is for somebody who waits.
+    Back { is_awaited: bool },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +71,6 @@ pub(crate) enum Step {
 impl Fleet {
     /// Somebody waits for more than the model has, or will have.
     pub(crate) fn grow(&mut self, now: Moment, model_id: &str, waiting: Waiting) {
-        let by = now + self.deadlines.load;
         for id in self.life(model_id).ids() {
             let Some((_, it)) = self.worker(id) else { continue };
             if let (Stage::Serving, None) = (&it.stage, &it.growing)
@@ -74,16 +84,28 @@ impl Fleet {
                     Ok(chosen) => chosen.map(|chosen| chosen.shape),
                     Err(fault) => return self.refuse(waiting.ticket, fault),
                 };
-                let (estimate, step, is_smaller) = (Vec::new(), Step::Sizing, false);
-                let growing = Growing { setup, estimate, shape, step, by, is_smaller };
-                self.effects.push(Effect::Size { worker: id, sizing: growing.sizing() });
-                if let Some((_, it)) = self.worker(id) {
-                    it.growing = Some(growing);
-                }
+                self.ask_for(now, id, setup, shape, Why::Asked);
             }
         }
         // It is looked at again once the load, or the growth under way, has come to something.
         self.life(model_id).waiting.push(waiting);
+    }
+
+    /// A worker that answers is to say what it takes with another context.
+    pub(crate) fn ask_for(
+        &mut self,
+        now: Moment,
+        worker: WorkerId,
+        setup: Setup,
+        shape: Option<Shape>,
+        why: Why,
+    ) {
+        let (estimate, step, by) = (Vec::new(), Step::Sizing, now + self.deadlines.load);
+        let growing = Growing { setup, estimate, shape, step, by, why };
+        self.effects.push(Effect::Size { worker, sizing: growing.sizing() });
+        if let Some((_, it)) = self.worker(worker) {
+            it.growing = Some(growing);
+        }
     }
 
     /// It is loaded, or being loaded, as something else than somebody wants. `fault`: what is said where it stays.
@@ -129,6 +151,9 @@ impl Fleet {
                 // An engine that cannot say is believed to need no more than it has.
                 let uses = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(memory);
                 growing.estimate = [&uses[..], &unsaid].concat();
+                if let Why::Back { is_awaited } = growing.why {
+                    return self.take_back(now, worker, is_awaited);
+                }
                 (growing.step, growing.by) = (Step::Waiting, now + room);
             }
             Err(fault) => self.stays(now, worker, &fault),
@@ -152,7 +177,9 @@ impl Fleet {
         setup.stays_like(&it.setup);
         setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
         setup.has_cells(growing.shape.map(Shape::cells));
-        (it.setup, it.shape) = (setup, growing.shape);
+        it.setup = setup;
+        let had = mem::replace(&mut it.shape, growing.shape);
+        it.changed(now, growing.why, had);
         let message = format!(
             "'{model_id}' has a context of {} tokens now, and {} sequences",
             loaded.facts.context_length, loaded.facts.max_sequences
@@ -169,7 +196,8 @@ impl Fleet {
     pub(crate) fn stays(&mut self, now: Moment, worker: WorkerId, fault: &Fault) {
         let Some((model_id, it)) = self.worker(worker) else { return };
         let Some(growing) = it.growing.take() else { return };
-        it.is_stiff |= growing.is_smaller;
+        it.is_stiff |= growing.why == Why::Smaller;
+        it.keeps_less(now, growing.why);
         let loaded = it.loaded.clone();
         let waiting = mem::take(&mut self.life(&model_id).waiting);
         if let (Step::Making, Some(loaded)) = (growing.step, loaded) {
@@ -179,7 +207,7 @@ impl Fleet {
         self.tell(Severity::Warning, IncidentKind::Refused, &model_id, message, None);
         for waiting in waiting {
             match growing.setup.fits(&waiting.wishes, &model_id, "is loaded") {
-                Fit::Joins if !growing.is_smaller => self.refuse(waiting.ticket, fault.clone()),
+                Fit::Joins if growing.why == Why::Asked => self.refuse(waiting.ticket, fault.clone()),
                 Fit::Joins | Fit::Grows(_) | Fit::Differs(_) => self.load(now, &model_id, waiting),
             }
         }

@@ -46,9 +46,15 @@ impl Fleet {
         line
     }
 
-    /// Does anybody wait for room? Then what is free is to be told with every event.
+    /// Does anybody wait for room? Then who gets idle is to be told at once.
     pub fn is_anybody_waiting_for_room(&self) -> bool {
         self.look_again.is_some()
+    }
+
+    /// Does anybody look for room now? Then what is free is to be told before anything else.
+    pub fn is_room_looked_for(&self, now: Moment) -> bool {
+        let is_due = |worker: &Worker| worker.has_back_from().is_some_and(|from| from <= now);
+        self.is_anybody_waiting_for_room() || self.workers().any(|(_, worker)| is_due(worker))
     }
 
     /// Lets those load that there is room for, and makes room for the first that there is none for.

@@ -16,7 +16,7 @@ use crate::{
     history::is_same_device,
     ledger::Ledger,
     life::{BETWEEN_REQUESTS, Because, Stage, Worker},
-    reshape::{Growing, Step},
+    reshape::{Growing, Step, Why},
 };
 
 /// So often an engine is asked what a context takes before that is what has to have room.
@@ -230,15 +230,15 @@ impl Fleet {
             let Some((_, it)) = self.worker(worker) else { continue };
             let (setup, estimate) = (it.setup.clone(), it.memory());
             let sizing = Sizing { size: setup.wish().size, shape: Some(shape) };
-            let (step, shape) = (Step::Making, Some(shape));
-            it.growing = Some(Growing { setup, estimate, shape, step, by, is_smaller: true });
+            let (step, shape, why) = (Step::Making, Some(shape), Why::Smaller);
+            it.growing = Some(Growing { setup, estimate, shape, step, by, why });
             self.effects.push(Effect::Reshape { worker, sizing });
         }
     }
 
     /// Does somebody give up what it can do without just now?
     pub(crate) fn is_anybody_shrinking(&self) -> bool {
-        self.workers().any(|(_, it)| it.growing.as_ref().is_some_and(|growing| growing.is_smaller))
+        self.workers().any(|(_, it)| it.growing.as_ref().is_some_and(|growing| growing.why == Why::Smaller))
     }
 }
 

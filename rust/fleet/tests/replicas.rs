@@ -137,7 +137,15 @@ impl World {
         let wishes = ModelOptions { replicas: Some(replicas), ..ModelOptions::default() };
         let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
         let (model_id, instead) = (model.to_owned(), Some(vec![uses]));
-        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
+        self.tell(Event::Load {
+            ticket,
+            model_id,
+            wishes,
+            format: None,
+            instead,
+            for_request: false,
+            tokens: 0,
+        });
         self.pass(20.0);
         self.outcomes[&ticket].clone()
     }
@@ -225,7 +233,15 @@ fn a_longer_context_is_made_in_each_of_them_and_another_number_is_a_load_anew() 
     let before = world.serving("m");
     let wishes = ModelOptions { context_length: Some(300), ..ModelOptions::default() };
     let model_id = "m".to_owned();
-    world.tell(Event::Load { ticket: 2, model_id, wishes, format: None, instead: None, for_request: false });
+    world.tell(Event::Load {
+        ticket: 2,
+        model_id,
+        wishes,
+        format: None,
+        instead: None,
+        for_request: false,
+        tokens: 0,
+    });
     world.pass(20.0);
     assert_eq!((world.outcomes[&2].clone(), world.serving("m")), (Ok(()), before));
     for worker in &world.fleet.view().models["m"].workers {

@@ -182,8 +182,31 @@ impl World {
         self.ticket += 1;
         let (ticket, model_id) = (self.ticket, model.to_owned());
         let instead = Some(vec![takes(model)]);
-        self.tell(Event::Load { ticket, model_id, wishes, format: None, instead, for_request: false });
+        self.tell(Event::Load {
+            ticket,
+            model_id,
+            wishes,
+            format: None,
+            instead,
+            for_request: false,
+            tokens: 0,
+        });
         ticket
+    }
+
+    /// A request comes again that the model's context was too short for.
+    fn too_long(&mut self, model: &str, tokens: u32) -> Ticket {
+        self.ticket += 1;
+        let (ticket, model_id, wishes) = (self.ticket, model.to_owned(), ModelOptions::default());
+        let (format, instead, for_request) = (None, None, true);
+        self.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens });
+        ticket
+    }
+
+    fn unload(&mut self, model: &str) {
+        self.ticket += 1;
+        let (ticket, model_id, timeout) = (self.ticket, model.to_owned(), Duration::ZERO);
+        self.tell(Event::Unload { ticket, model_id, timeout });
     }
 
     fn worker(&self, model: &str) -> WorkerId {
@@ -648,6 +671,7 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
         format: None,
         instead,
         for_request: false,
+        tokens: 0,
     });
     assert_eq!(world.fault(ticket).message, "Insufficient VRAM: required 6GB, available 5GB");
     assert_eq!(world.worker("a4"), worker, "for what has no room it does not go");
@@ -660,6 +684,7 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
         format: None,
         instead: None,
         for_request: false,
+        tokens: 0,
     });
     assert_eq!(world.fault(ticket).code, ErrorCode::ModelLoadedDifferently, "nor for what nobody knows");
     world.broken = Some(ErrorCode::EngineFault);
@@ -690,7 +715,7 @@ fn nobody_takes_the_place_of_a_model_before_the_request_has_come_that_it_was_loa
         world.ticket += 1;
         let (ticket, model_id, wishes) = (world.ticket, "a5".to_owned(), ModelOptions::default());
         let (format, instead, for_request) = (None, None, true);
-        world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request });
+        world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens: 0 });
         assert_eq!(world.outcomes[&ticket], Ok(()), "loaded before: {is_loaded}");
     }
     let other = world.load("b5");
@@ -707,7 +732,7 @@ fn nobody_takes_the_place_of_a_model_before_the_request_has_come_that_it_was_loa
     world.ticket += 1;
     let (ticket, model_id, wishes) = (world.ticket, "a5".to_owned(), ModelOptions::default());
     let (format, instead, for_request) = (None, None, true);
-    world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request });
+    world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens: 0 });
     world.pass(1.0);
     let other = world.load("b5");
     world.pass(20.0);
@@ -771,6 +796,72 @@ fn a_model_gets_what_is_free_and_gives_up_what_it_can_do_without() {
     world.pass(6.0);
     assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec!["a1".to_owned()]));
     assert_eq!(world.size("d1").0, 32 << 10);
+}
+
+#[test]
+fn what_was_given_up_comes_back_once_nobody_needs_it_and_later_each_time() {
+    let mut world = world_with_figures(ROOM);
+    world.load("a1");
+    let (all, enough) = ((112 << 10, 28), (32 << 10, 8));
+    for rest in [60.0, 120.0, 240.0] {
+        world.pass(1.0);
+        world.load("b1");
+        assert_eq!(world.size("a1"), enough);
+        world.unload("b1");
+        world.pass(rest - 1.0);
+        assert_eq!(world.size("a1"), enough, "somebody may need it again");
+        world.pass(2.0);
+        assert_eq!((world.size("a1"), world.reserved()), (all, 8));
+    }
+    assert!(world.evicted.is_empty());
+}
+
+#[test]
+fn nothing_comes_back_while_the_model_answers_or_another_has_the_room() {
+    let mut world = world_with_figures(ROOM);
+    world.load("a1");
+    world.pass(1.0);
+    world.load("b1");
+    let enough = world.size("a1");
+    world.pass(600.0);
+    assert_eq!((world.size("a1"), world.size("b1").0), (enough, 64 << 10));
+    world.unload("b1");
+    world.ask("a1");
+    world.pass(600.0);
+    assert_eq!(world.size("a1"), enough, "it would have to read again what it answers");
+    world.answer("a1");
+    world.pass(29.0);
+    assert_eq!(world.size("a1"), enough, "its client may go on");
+    world.pass(2.0);
+    assert_eq!(world.size("a1").0, 112 << 10);
+    // A part of it is worth the while where it is twice what there is.
+    world.pass(1.0);
+    world.load("b1");
+    world.pass(1.0);
+    let ticket =
+        world.load_with("c1", ModelOptions { cache_tokens: Some(8192), ..ModelOptions::default() });
+    assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec![]));
+    world.unload("b1");
+    world.pass(600.0);
+    assert_eq!(world.size("a1").0, 88 << 10);
+}
+
+#[test]
+fn a_request_that_is_too_long_for_what_is_left_has_the_rest_back_at_once() {
+    let mut world = world_with_figures(ROOM);
+    world.load("a1");
+    world.pass(1.0);
+    world.load("b1");
+    world.ask("a1");
+    let enough = world.size("a1");
+    let ticket = world.too_long("a1", 50_000);
+    assert_eq!((world.size("a1"), &world.outcomes[&ticket]), (enough, &Ok(())), "another has the room");
+    world.unload("b1");
+    world.pass(6.0);
+    for (tokens, size) in [(200_000, enough.0), (50_000, 112 << 10)] {
+        let ticket = world.too_long("a1", tokens);
+        assert_eq!((world.size("a1").0, &world.outcomes[&ticket]), (size, &Ok(())));
+    }
 }
 
 #[test]

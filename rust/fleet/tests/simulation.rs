@@ -49,6 +49,8 @@ enum Order {
         pin: Option<bool>,
         keep_alive: Option<u8>,
         replicas: Option<u32>,
+        /// Of a request that was too long.
+        tokens: u32,
     },
     /// A request, and how long its answer takes.
     Use {
@@ -91,14 +93,16 @@ fn order() -> impl Strategy<Value = Order> {
             prop_oneof![10 => Just(None), 1 => any::<bool>().prop_map(Some)],
             prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
             prop_oneof![8 => Just(None), 1 => Just(Some(1)), 4 => Just(Some(2)), 1 => Just(Some(3))],
+            prop_oneof![8 => Just(0), 1 => 1u32..40_000],
         )
-            .prop_map(|(model, context_length, threads, pin, keep_alive, replicas)| Order::Load {
+            .prop_map(|(model, context_length, threads, pin, keep_alive, replicas, tokens)| Order::Load {
                 model,
                 context_length,
                 threads,
                 pin,
                 keep_alive,
                 replicas,
+                tokens,
             }),
         6 => (model.clone(), 0u64..60_000)
             .prop_map(|(model, milliseconds)| Order::Use { model, milliseconds }),
@@ -171,6 +175,8 @@ struct World {
     next: u64,
     workers: BTreeMap<WorkerId, Worker>,
     open: BTreeMap<Ticket, Moment>,
+    /// Those of them that are for another context, and of which model.
+    asked: BTreeMap<Ticket, String>,
     resolved: BTreeSet<Ticket>,
     is_stopping: bool,
     stops: usize,
@@ -198,6 +204,7 @@ impl World {
             next: 0,
             workers: BTreeMap::new(),
             open: BTreeMap::new(),
+            asked: BTreeMap::new(),
             resolved: BTreeSet::new(),
             is_stopping: false,
             stops: 0,
@@ -278,8 +285,11 @@ impl World {
                     self.handle(Event::Used { worker, idle_since: None });
                 }
             }
-            Order::Load { model, context_length, threads, pin, keep_alive, replicas } => {
+            Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens } => {
                 let ticket = self.ticket();
+                if context_length.is_some() || tokens > 0 {
+                    self.asked.insert(ticket, name(model));
+                }
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
                 let wishes = ModelOptions {
                     context_length,
@@ -298,6 +308,7 @@ impl World {
                     format: None,
                     instead,
                     for_request,
+                    tokens,
                 });
             }
             Order::Configure { model, pin, keep_alive } => {
@@ -532,6 +543,11 @@ impl World {
                 let it = self.living(worker);
                 let is_smaller =
                     matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
+                let (it_is, is_idle) = (it.model_id.clone(), it.busy_until.is_none());
+                if !is_smaller && !self.asked.values().any(|model_id| *model_id == it_is) {
+                    assert!(is_idle && self.fleet.view().line.is_empty(), "who needs it comes first");
+                }
+                let it = self.living(worker);
                 // Nothing is reserved for what takes less.
                 if !is_smaller {
                     it.granted = holder.bytes;
@@ -622,6 +638,7 @@ impl World {
             Effect::Record { key, figures, time } => self.remembered.learn(key, figures, time),
             Effect::Resolve { ticket, .. } => {
                 let asked = self.open.remove(&ticket).expect("an order that is open");
+                self.asked.remove(&ticket);
                 assert!(self.now.since(asked) < LONGEST_WAIT);
                 assert!(self.resolved.insert(ticket));
             }

@@ -221,7 +221,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         }
         if matches!(event, Event::Estimated { .. } | Event::Ready { .. } | Event::Plan { .. })
             || matches!(event, Event::Sized { .. } | Event::Reshaped { .. })
-            || fleet.is_anybody_waiting_for_room()
+            || fleet.is_room_looked_for(now)
         {
             // Whether there is room, and what a load came to, is decided on what there is now.
             let devices = vec![load::measure_host_and_workers(&inner)];

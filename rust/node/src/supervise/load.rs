@@ -59,20 +59,24 @@ pub struct LoadRequest {
     pub options: ModelOptions,
     /// A request comes as soon as it is loaded.
     pub for_request: bool,
+    /// Of so many tokens at least, which the context was too short for; 0: nobody knows.
+    pub tokens: u32,
 }
 
 impl LoadRequest {
-    /// Reads one JSON object: `model_id`, `format`, `for_request` and the fields of [`ModelOptions`].
+    /// Reads one JSON object: `model_id`, `format`, `for_request`, `tokens` and the fields of [`ModelOptions`].
     pub fn parse(text: &str) -> serde_json::Result<Self> {
         let mut fields: Map<String, Value> = serde_json::from_str(text)?;
         let model_id = fields.remove("model_id").unwrap_or_default();
         let format = fields.remove("format").unwrap_or_default();
         let for_request = fields.remove("for_request").is_some_and(|it| it == true);
+        let tokens = fields.remove("tokens").map(serde_json::from_value).transpose()?.unwrap_or(0);
         Ok(Self {
             model_id: serde_json::from_value(model_id)?,
             format: serde_json::from_value(format)?,
             options: serde_json::from_value(Value::Object(fields))?,
             for_request,
+            tokens,
         })
     }
 }
@@ -84,7 +88,7 @@ pub(super) fn load(inner: &Inner, request: LoadRequest, reply: Reply) {
         Ok((model_id, wishes, instead))
     }) {
         Ok((model_id, wishes, instead)) => {
-            let LoadRequest { format, for_request, .. } = request;
+            let LoadRequest { format, for_request, tokens, .. } = request;
             inner.fleet.order(reply, |ticket| Event::Load {
                 ticket,
                 model_id,
@@ -92,6 +96,7 @@ pub(super) fn load(inner: &Inner, request: LoadRequest, reply: Reply) {
                 format,
                 instead,
                 for_request,
+                tokens,
             });
         }
         Err(fault) => reply.send(Err(fault)),
