@@ -278,10 +278,12 @@ fn chosen(wish: Wish, model_length: u32, places: &[Place], most: u64) -> Shape {
     let on_device =
         places.iter().any(|place| !place.is_host && (place.per_token > 0 || place.per_sequence > 0));
     let usual = if on_device { ON_DEVICE } else { ON_HOST };
-    if wish.sequences().is_none() && fixed.is_none() && is_small(whole_length, places, &usual) {
+    let is_small = is_small(whole_length, places, &usual);
+    if wish.sequences().is_none() && fixed.is_none() && is_small {
         return Shape { context_length: full, max_sequences: SMALL_SEQUENCES, cache_tokens: 0 };
     }
-    let sequences = wish.sequences().unwrap_or_else(|| usual.sequences.min(at_once(places)));
+    let at_most = if is_small { SMALL_SEQUENCES } else { usual.sequences.min(at_once(places)) };
+    let sequences = wish.sequences().unwrap_or(at_most);
     let asked = u64::from(sequences);
 
     let wanted = whole_length.min(usual.longest).max(usual.each.saturating_mul(asked));
@@ -544,6 +546,32 @@ mod tests {
         assert_eq!(short, shape(128, 64, 0));
         let one = Shape::choose(asked(None, Some(1), None), 512, &host(2 << 30, 640)).unwrap();
         assert_eq!(one, shape(512, 1, 0));
+        // Who names the cache that it has anyway gets no fewer of them, and who names less as many as go into it.
+        for (cells, sequences) in [(512 * 64, 64), (512 * 100, 64), (512 * 8, 8), (1000, 1)] {
+            let named = Shape::choose(asked(None, None, Some(cells)), 512, &host(2 << 30, 640)).unwrap();
+            assert_eq!(named, shape(512, sequences, cells));
+        }
+    }
+
+    #[test]
+    fn who_names_the_cache_alone_gets_as_many_sequences_as_the_rule_has_for_it() {
+        let gpu = [Place { free: 60 << 30, per_token: 128 << 10, ..Place::default() }];
+        let host = host(60 << 30, 128 << 10);
+        for (places, cells, expected) in [
+            // A part of the cache for each, where it holds 8 full lengths, on the host 4.
+            (&gpu, 8 * 32_768, (32_768, 8)),
+            (&host, 4 * 32_768, (32_768, 4)),
+            // Else they share it: one for each 4096 tokens, on the host 4 at most.
+            (&gpu, 2 * 32_768, (32_768, 16)),
+            (&gpu, 8192, (8192, 2)),
+            (&host, 2 * 32_768, (32_768, 4)),
+            (&host, 8192, (8192, 2)),
+            (&host, 2000, (2000, 1)),
+        ] {
+            let chosen = Shape::choose(asked(None, None, Some(cells)), 32_768, places).unwrap();
+            assert_eq!((chosen.context_length, chosen.max_sequences), expected, "{cells}");
+            assert_eq!(chosen.cache_tokens, cells);
+        }
     }
 
     #[test]
