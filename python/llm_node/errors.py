@@ -216,7 +216,8 @@ TABLE: Mapping[str, Row] = {
         503,
         _PLUGIN,
         "The model's worker died or stands still; the message has the signal and the engine call. "
-        "With `crashes`: this request was under way each time, and is not run again for a while.",
+        "With `crashes`: this request was under way so often, alone or again. The node does not run it once "
+        "more by itself, and after the second time for a while not at all.",
         retry_after=2,
     ),
     "gpu_not_found": Row(503, _RESOURCE, "There is no usable GPU, and nobody chose the CPU."),

@@ -83,6 +83,10 @@ LIFE: Mapping[str, Schema] = {
     "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT, "silent_seconds_": COUNT, "call_seconds_": COUNT,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
     "goes_in_seconds_": maybe(COUNT), "last_crash_": {"type": "object"},
+    "workers_": some(fields(
+        status={"enum": ["waiting", "loading", "loaded"]}, draining=FLAG, progress=NUMBER, pid=maybe(COUNT),
+        requests=COUNT, devices=some(TEXT), memory=some(USE), silent_seconds=COUNT, occupancy=maybe(BUSY),
+    )),
 }  # fmt: skip
 """Of a model, as far as it is alive."""
 FILE: Mapping[str, Schema] = {
@@ -101,8 +105,8 @@ ENGINE = fields(
 DEVICE = fields(
     index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]},
     state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
-    free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT, settling_bytes=COUNT,
-    holders=some(fields(model_id=TEXT, bytes=COUNT)),
+    free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT,
+    unexplained_bytes=COUNT, settling_bytes=COUNT, holders=some(fields(model_id=TEXT, bytes=COUNT)),
 )  # fmt: skip
 HEADER = fields(
     architecture=TEXT, name=maybe(TEXT), license=maybe(TEXT), file_type=maybe(COUNT),

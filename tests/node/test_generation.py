@@ -33,7 +33,9 @@ def of_requests(count: int) -> tuple[Client, Generation]:
 
 
 def of(
-    receiver: Any, connection: Any = None, run_again: Callable[[int, NodeError], None] = lambda index, fault: None
+    receiver: Any,
+    connection: Any = None,
+    run_again: Callable[[int, NodeError], None] = lambda index, fault: None,
 ) -> Client:
     return Client(None, 7, receiver, connection, run_again)  # type: ignore[arg-type]  # nothing asks the core
 

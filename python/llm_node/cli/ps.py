@@ -57,9 +57,17 @@ def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         table.show_json(system)
         return
-    table.show([HEADING, *(_row(worker, system["line"]) for worker in system["workers"])])
+    table.show([HEADING, *_rows(system["workers"], system["line"])])
     for line in _devices(system["devices"]):
         click.echo(line)
+
+
+def _rows(models: list[Mapping[str, Any]], line: list[str]) -> Iterator[list[str]]:
+    """A row of each model, and of one with several workers a row of each of these below it."""
+    for model in models:
+        yield _row(model, line)
+        for number, worker in enumerate(model.get("workers", ()), start=1):
+            yield _row({"model_id": f"  worker {number}", **worker}, line)
 
 
 def _row(worker: Mapping[str, Any], line: list[str]) -> list[str]:

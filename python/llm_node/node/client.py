@@ -63,10 +63,18 @@ class Connection(Protocol):
 
 
 def tokens_lacking(fault: NodeError) -> int | None:
-    """How many tokens a request needs that was too long for its model's context. The model may have given up a
-    part of that for others. None: that is not what is wrong."""
+    """How many tokens a request needs that was too long for its model's context. The model may have given up
+    a part of that for others. None: that is not what is wrong."""
     prompt = (fault.details or {}).get("prompt_tokens")
     return prompt + 1 if fault.code == "context_length_exceeded" and isinstance(prompt, int) else None
+
+
+def may_pass(fault: NodeError) -> bool:
+    """May a request be served that has failed so, and of which nothing else has come, where it is run again?
+    Not where its engine has died of it alone."""
+    if fault.code == "engine_crashed":
+        return "crashes" not in (fault.details or {})
+    return tokens_lacking(fault) is not None
 
 
 class Client:
@@ -80,8 +88,8 @@ class Client:
         connection: Connection | None,
         run_again: Callable[[int, NodeError], None],
     ) -> None:
-        """`run_again`: takes the request of an index out of `returned` into `streams`, or ends the client; with
-        what it has failed with."""
+        """`run_again`: takes the request of an index, which has failed so, out of `returned` into `streams`,
+        or ends the client."""
         self._core = core
         self.number = number
         self.streams: dict[int, int] = {}
@@ -143,8 +151,7 @@ class Client:
             self._tried.add(index)
         if event.kind == "failed":
             fault = event.fault or NodeError("internal", "a request failed without a reason")
-            may_pass = fault.code == "engine_crashed" or tokens_lacking(fault) is not None
-            if not may_pass or index in self._tried:
+            if not may_pass(fault) or index in self._tried:
                 self.end(fault, event.number)
                 return
             self._tried.add(index)

@@ -33,6 +33,7 @@ from llm_node.node.client import (
     Generation,
     NodeError,
     Receiver,
+    may_pass,
     tokens_lacking,
 )
 from llm_node.settings import LATEST, Settings
@@ -399,7 +400,7 @@ class Node:
                 raise
             except NodeError as fault:
                 # Its worker died before it had answered: once more, with the next one.
-                if fault.code != "engine_crashed" or is_again:
+                if not may_pass(fault) or is_again:
                     raise
                 is_again = True
 

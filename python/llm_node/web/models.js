@@ -96,6 +96,7 @@ function Row({ row }) {
       <dt>${say("from")}</dt>
       <dd>${row.origin ?? "?"}</dd>
     </dl>
+    ${row.workers && html`<${Workers} workers=${row.workers} />`}
     ${row.error && html`<p class="problem">${row.error.message}</p>`}
     <p class="quiet" role="status">${isThere ? "" : verdict}</p>
     <div class="row">
@@ -125,6 +126,22 @@ function Row({ row }) {
         <button type="button" onClick=${() => setSure(false)}>${say("cancel")}</button>`}
     </div>
   </li>`;
+}
+
+/** Of a model with several. @param {{workers: any[]}} properties */
+function Workers({ workers }) {
+  const state = (/** @type {any} */ it) => {
+    if (it.draining) return say("draining");
+    return it.status === "loading" ? `${say("loading")} ${Math.round(it.progress * 100)} %` : say(it.status);
+  };
+  return html`<h4>${say("workers")}</h4>
+    <ol>
+      ${workers.map(
+        (it, index) => html`<li key=${it.pid ?? `none${index}`}>
+          ${[state(it), ...it.devices, `${say("requests")}: ${count(it.requests)}`].join(" · ")}
+        </li>`,
+      )}
+    </ol>`;
 }
 
 /** @param {any} planned */
@@ -285,6 +302,14 @@ function Memory() {
     ${devices.value.map((device) => html`<${Device} key=${`${device.kind}${device.index}`} device=${device} />`)}`;
 }
 
+/** Each model once, whatever number of its workers a device holds. @param {any} device */
+function holders(device) {
+  /** @type {Map<string, number>} */
+  const bytes = new Map();
+  for (const it of device.holders) bytes.set(it.model_id, (bytes.get(it.model_id) ?? 0) + it.bytes);
+  return [...bytes].map(([model_id, all]) => ({ model_id, bytes: all }));
+}
+
 /**
  * What a model takes on a device, by what it is for, as far as the engine says.
  * @param {any} device @param {{model_id: string, bytes: number}} holder
@@ -292,10 +317,10 @@ function Memory() {
 function shares(device, holder) {
   const row = rows.value?.find((each) => each.model_id === holder.model_id);
   const isThere = (/** @type {any} */ use) => (device.kind === "host" ? use.is_host : use.bus_id === device.bus_id);
-  const uses = (row?.facts?.memory ?? []).filter(isThere);
+  const uses = (row?.memory ?? []).filter(isThere);
   const sum = (/** @type {string} */ part) =>
     uses.reduce((/** @type {number} */ all, /** @type {any} */ use) => all + use[part], 0);
-  const [weights, cache] = [sum("weights"), sum("cache")];
+  const [weights, cache] = [sum("weights_bytes"), sum("cache_bytes")];
   const rest = Math.max(0, holder.bytes - weights - cache);
   return [
     { name: `${holder.model_id} · ${say("weights")}`, bytes: weights, kind: "weights" },
@@ -309,7 +334,7 @@ function Device({ device }) {
   const others = Math.max(0, device.total_bytes - device.free_bytes - device.reserved_bytes);
   /** @type {{name: string, bytes: number, kind: string}[]} */
   const parts = [
-    ...device.holders.flatMap((/** @type {any} */ it) => shares(device, it)),
+    ...holders(device).flatMap((it) => shares(device, it)),
     { name: say("others"), bytes: others, kind: "others" },
     { name: say("free"), bytes: device.free_bytes, kind: "free" },
   ];

@@ -25,6 +25,7 @@ fn load(ticket: u64, model: u64) -> Event {
         format: None,
         instead: None,
         for_request: false,
+        tokens: 0,
     }
 }
 

@@ -156,7 +156,8 @@ impl Worker {
         }
     }
 
-    fn is_serving(&self) -> bool {
+    /// Does it answer, and is not about to have another context?
+    pub(crate) fn is_serving(&self) -> bool {
         matches!((&self.stage, &self.growing), (Stage::Serving, None))
     }
 

@@ -66,12 +66,21 @@ impl Fleet {
     ) -> Fault {
         let crashed = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
         let Some((model_id, it)) = self.worker(worker) else { return crashed };
-        let engine = it.engine();
+        let (engine, is_outgoing) = (it.engine(), it.is_outgoing);
         let life = self.life(&model_id);
         let pause = life.crashed(now, engine, death.clone(), is_known);
         self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message(pause), Some(death));
         self.bury(now, &model_id, worker);
         let life = self.life(&model_id);
+        if life.replacement.is_some() && life.is_there() {
+            if is_outgoing {
+                self.load_waiting(now, &model_id);
+            } else {
+                self.not_replaced(now, &model_id, &crashed);
+            }
+            return retry_after(crashed, Duration::ZERO);
+        }
+        life.replacement = None;
         if life.is_wanted() {
             // Others answer, or will.
             life.next_replica = now + pause;

@@ -79,11 +79,11 @@ impl Fleet {
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Effect> {
         match event {
             Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens } => {
-                let (is_met, former) = (false, None);
-                let waiting =
-                    Waiting { ticket, wishes, format, instead, is_met, former, for_request, tokens };
+                let is_met = false;
+                let waiting = Waiting { ticket, wishes, format, instead, is_met, for_request, tokens };
                 self.load(now, &model_id, waiting);
             }
+            Event::Renew { model_id, instead } => self.renew(now, &model_id, instead),
             Event::Plan { ticket, model_id, wishes, foreseen } => {
                 let planned = self.plan(now, &model_id, &wishes, foreseen);
                 self.resolve(ticket, planned.map(|planned| Won::Planned(Box::new(planned))));
@@ -109,6 +109,7 @@ impl Fleet {
         self.seat(now);
         self.overdue(now);
         self.retire_unused(now);
+        self.go_on_replacing(now);
         self.fill(now);
         self.give_back(now);
         self.tell_stopped();
@@ -119,7 +120,8 @@ impl Fleet {
     pub fn next_deadline(&self) -> Option<Moment> {
         let of_models = self.models.values().flat_map(|life| {
             let next_replica = life.lacks().map(|(_, from)| from).filter(|_| self.stopping.is_none());
-            [life.deadline(), life.unused_from(), next_replica]
+            let again = life.replacement.as_ref().and_then(|it| it.not_before);
+            [life.deadline(), life.unused_from(), next_replica, again]
         });
         let back = self.workers().filter_map(|(_, worker)| worker.has_back_from());
         let back = back.filter(|_| self.stopping.is_none());

@@ -28,18 +28,23 @@ impl Fleet {
     pub(crate) fn retire(&mut self, now: Moment, model_id: &str, kind: IncidentKind, message: String) {
         self.tell(Severity::Info, kind, model_id, message, None);
         for worker in self.life(model_id).ids() {
-            let Some((_, it)) = self.worker(worker) else { continue };
-            match it.stage {
-                Stage::Serving => {
-                    let stage = Stage::Draining { by: None, is_retired: true };
-                    self.turn(worker, stage, Effect::Drain { worker });
-                }
-                Stage::Finding { .. } => self.gone(now, worker, Because::Retired),
-                Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
-                    self.kill(now, worker, Because::Retired);
-                }
-                Stage::Draining { .. } | Stage::Ending { .. } => {}
+            self.retire_worker(now, worker);
+        }
+    }
+
+    /// Lets one of them.
+    pub(crate) fn retire_worker(&mut self, now: Moment, worker: WorkerId) {
+        let Some((_, it)) = self.worker(worker) else { return };
+        match it.stage {
+            Stage::Serving => {
+                let stage = Stage::Draining { by: None, is_retired: true };
+                self.turn(worker, stage, Effect::Drain { worker });
             }
+            Stage::Finding { .. } => self.gone(now, worker, Because::Retired),
+            Stage::Starting { .. } | Stage::Loading { .. } | Stage::Waiting { .. } => {
+                self.kill(now, worker, Because::Retired);
+            }
+            Stage::Draining { .. } | Stage::Ending { .. } => {}
         }
     }
 
@@ -58,7 +63,7 @@ impl Fleet {
     /// On its way out, whatever it was to become.
     pub(crate) fn turn(&mut self, worker: WorkerId, stage: Stage, effect: Effect) {
         if let Some((_, it)) = self.worker(worker) {
-            it.growing = None;
+            (it.growing, it.is_outgoing) = (None, false);
             it.stage = stage;
             self.effects.push(effect);
         }
@@ -67,13 +72,16 @@ impl Fleet {
     /// A worker is no more, and what waited for that goes on.
     pub(crate) fn gone(&mut self, now: Moment, worker: WorkerId, because: Because) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        let (engine, former) = (it.engine(), it.former.take());
+        let engine = it.engine();
         match because {
             Because::Failed(fault) if self.stopping.is_none() => {
                 self.bury(now, &model_id, worker);
-                self.not_loaded(now, &model_id, engine, former, &fault);
+                self.not_loaded(now, &model_id, engine, &fault);
             }
-            _ if self.life(&model_id).workers.len() > 1 => self.bury(now, &model_id, worker),
+            // Others are there, or come.
+            _ if self.life(&model_id).workers.len() > 1 || self.life(&model_id).replacement.is_some() => {
+                self.bury(now, &model_id, worker);
+            }
             _ => {
                 let message = format!("'{model_id}' is unloaded");
                 self.tell(Severity::Info, IncidentKind::Unloaded, &model_id, message, None);

@@ -25,12 +25,19 @@ pub enum Event {
         wishes: ModelOptions,
         /// The format that the model is expected to have.
         format: Option<String>,
-        /// What it would take as these wishes have it, where it was loaded otherwise when somebody looked.
-        instead: Option<Vec<MemoryUse>>,
+        /// What it would come to as these wishes have it, where it was loaded otherwise when somebody looked.
+        instead: Option<Box<Foreseen>>,
         /// A request comes as soon as it is loaded.
         for_request: bool,
         /// Of so many tokens at least, which the context was too short for; 0: nobody knows.
         tokens: u32,
+    },
+    /// The engine of a model that answers is another build now: it is to be loaded anew with that.
+    Renew {
+        /// The model's own name.
+        model_id: String,
+        /// What it would come to.
+        instead: Box<Foreseen>,
     },
     /// Somebody wants to know what a load would come to.
     Plan {

@@ -33,6 +33,8 @@ const UNSAID: u64 = 64 << 20;
 /// A GPU counts a process's memory rightly where it is no further off than this factor: in containers the number
 /// of a process may be another's.
 const BELIEVED: u64 = 2;
+/// Where it counts none rightly, what a device has less after a load is the model's, up to that factor and so much.
+const BEYOND: u64 = 1 << 30;
 
 /// Is what was taken little more than what was to be, if it is more?
 pub(crate) fn goes_unsaid(granted: u64, taken: u64) -> bool {
@@ -91,6 +93,10 @@ struct Holding {
     seen: BTreeMap<String, u64>,
     /// What was free when it was reserved.
     free_before: BTreeMap<String, u64>,
+    /// What a GPU had less after its load, beyond what its engine says.
+    beyond: BTreeMap<String, u64>,
+    /// It holds something for the first time.
+    is_first: bool,
     /// Its load is under way: the device's figure does not show it yet.
     is_pending: bool,
     is_pinned: bool,
@@ -122,6 +128,8 @@ pub struct Account {
     pub foreign_bytes: u64,
     /// What they hold, in bytes.
     pub reserved_bytes: u64,
+    /// So much of that is beyond what their engines say, in bytes.
+    pub unexplained_bytes: u64,
     /// What models that have gone held, and what does not show as free yet, in bytes.
     pub settling_bytes: u64,
     /// Each of them.
@@ -133,6 +141,9 @@ pub struct Account {
 pub struct Holder {
     /// A model.
     pub model_id: String,
+    /// Which of its workers.
+    #[serde(skip)]
+    pub worker: WorkerId,
     /// How much.
     pub bytes: u64,
     /// It goes for nobody's sake.
@@ -299,6 +310,8 @@ impl Ledger {
             said: needs.clone(),
             // Until it is looked at again.
             seen: before.as_ref().map(|holding| holding.seen.clone()).unwrap_or_default(),
+            is_first: before.is_none(),
+            beyond: before.as_ref().map(|holding| holding.beyond.clone()).unwrap_or_default(),
             free_before: before.map_or(free_before, |holding| holding.free_before),
             needs,
             is_pending: true,
@@ -439,13 +452,19 @@ impl Ledger {
     /// holds that, or what is seen of it where that is more.
     pub(crate) fn commit(&mut self, worker: WorkerId, uses: &[MemoryUse]) -> Commitment {
         let said = self.needs(uses);
+        let beyond = self.beyond(worker, &said);
         let Some(holding) = self.holdings.get_mut(&worker) else { return Commitment::default() };
         holding.is_pending = false;
+        holding.beyond.extend(beyond);
         let granted = std::mem::take(&mut holding.needs);
         let mut needs = said.clone();
         for (name, &seen) in &holding.seen {
             let need = needs.entry(name.clone()).or_default();
             *need = seen.max(*need);
+        }
+        for (name, beyond) in holding.beyond.iter().filter(|(name, _)| !holding.seen.contains_key(*name)) {
+            let need = needs.entry(name.clone()).or_default();
+            *need = need.saturating_add(*beyond);
         }
         let is_disturbed = holding.is_disturbed;
         (holding.said, holding.needs) = (said.clone(), needs.clone());
@@ -480,6 +499,20 @@ impl Ledger {
             excess: excess.map(words),
             is_disturbed,
         }
+    }
+
+    /// What GPUs that its process is not seen on have less after an undisturbed load, beyond what its engine says.
+    fn beyond(&self, worker: WorkerId, said: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+        let holding = self.holdings.get(&worker).filter(|holding| holding.is_first && !holding.is_disturbed);
+        let of = |(name, said): (&String, &u64)| {
+            let (holding, entry) = (holding?, self.entries.get(name)?);
+            let is_of_use = entry.device.kind == DeviceKind::Gpu && !holding.seen.contains_key(name);
+            let fell = holding.free_before.get(name)?.checked_sub(entry.device.free_bytes)?;
+            let most = said.saturating_mul(BELIEVED).saturating_add(BEYOND);
+            let beyond = fell.checked_sub(*said).filter(|beyond| *beyond > 0)?;
+            (is_of_use && fell <= most).then(|| (name.clone(), beyond))
+        };
+        said.iter().filter_map(of).collect()
     }
 
     /// What was reserved for a worker that has not begun is free again.
@@ -613,6 +646,11 @@ impl Ledger {
         gpus.into_iter().map(|(_, entry)| entry.device.address()).collect()
     }
 
+    /// The GPU there.
+    pub(crate) fn gpu_at(&self, place: &GpuAddress) -> Option<&Device> {
+        self.gpus().map(|(_, entry)| &entry.device).find(|device| device.address() == *place)
+    }
+
     /// All accounts: GPUs by their number, the host last.
     pub(crate) fn accounts(&self) -> Vec<Account> {
         let mut accounts: Vec<Account> = self
@@ -623,6 +661,7 @@ impl Ledger {
                 limit_bytes: entry.limit,
                 foreign_bytes: self.foreign(name),
                 reserved_bytes: self.reserved(name),
+                unexplained_bytes: self.unexplained(name),
                 settling_bytes: self.settling_of(name),
                 holders: self.holders(name).collect(),
             })
@@ -672,6 +711,14 @@ impl Ledger {
         sum(self.holdings.values().filter_map(|holding| holding.needs.get(name)))
     }
 
+    fn unexplained(&self, name: &str) -> u64 {
+        let beyond = |holding: &Holding| {
+            let of = |all: &BTreeMap<String, u64>| all.get(name).copied().unwrap_or(0);
+            of(&holding.needs).saturating_sub(of(&holding.said))
+        };
+        self.holdings.values().filter(|holding| !holding.is_pending).map(beyond).fold(0, u64::saturating_add)
+    }
+
     fn settling_of(&self, name: &str) -> u64 {
         sum(self.settling.values().filter_map(|settling| Some(&settling.owed.get(name)?.0)))
     }
@@ -681,9 +728,9 @@ impl Ledger {
     }
 
     fn holders<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Holder> + 'a {
-        self.holdings.values().filter_map(move |holding| {
+        self.holdings.iter().filter_map(move |(&worker, holding)| {
             let bytes = *holding.needs.get(name).filter(|bytes| **bytes > 0)?;
-            Some(Holder { model_id: holding.model_id.clone(), bytes, pinned: holding.is_pinned })
+            Some(Holder { model_id: holding.model_id.clone(), worker, bytes, pinned: holding.is_pinned })
         })
     }
 

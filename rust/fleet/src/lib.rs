@@ -23,6 +23,7 @@ mod orders;
 mod overdue;
 mod plan;
 mod reading;
+mod replace;
 mod replicas;
 mod reshape;
 mod room;

@@ -12,8 +12,8 @@ use llm_node_core::{
 use serde_json::json;
 
 use crate::{
-    Basis, Deadlines, Death, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, back::GaveUp,
-    reshape::Growing,
+    Basis, Deadlines, Death, Foreseen, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, back::GaveUp,
+    replace::Replacement, reshape::Growing,
 };
 
 /// After the first crash; doubled by each further one.
@@ -42,6 +42,8 @@ pub(crate) struct ModelLife {
     /// Who wants it gone.
     pub(crate) leaving: Vec<Leaving>,
     pub(crate) trouble: Option<Trouble>,
+    /// It is being loaded anew, as somebody else wants it.
+    pub(crate) replacement: Option<Replacement>,
     /// No further worker is begun before, while another answers.
     pub(crate) next_replica: Moment,
     /// Crashes in a row.
@@ -55,12 +57,10 @@ pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
     pub(crate) wishes: ModelOptions,
     pub(crate) format: Option<String>,
-    /// What the model would take as these wishes have it, where it is to be loaded anew for them.
-    pub(crate) instead: Option<Vec<MemoryUse>>,
+    /// What the model would come to as these wishes have it, where it is to be loaded anew for them.
+    pub(crate) instead: Option<Box<Foreseen>>,
     /// The load under way is as these wishes have it.
     pub(crate) is_met: bool,
-    /// As what it comes back where it cannot be loaded so.
-    pub(crate) former: Option<ModelOptions>,
     /// They have a request for it.
     pub(crate) for_request: bool,
     /// Which is of so many tokens at least; 0: nobody knows.
@@ -140,8 +140,8 @@ pub(crate) struct Worker {
     pub(crate) waited: Duration,
     /// While it answers: the way to another context.
     pub(crate) growing: Option<Growing>,
-    /// While it loads: as what the model comes back where it cannot be loaded so.
-    pub(crate) former: Option<ModelOptions>,
+    /// It answers until one that is loaded as somebody else wants it does.
+    pub(crate) is_outgoing: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -202,7 +202,7 @@ impl Worker {
             is_expected: false,
             waited: Duration::ZERO,
             growing: None,
-            former: None,
+            is_outgoing: false,
         }
     }
 
@@ -268,10 +268,11 @@ impl Worker {
 
     /// Is it, or will it be, what somebody wants who asks now?
     pub(crate) fn is_wanted(&self) -> bool {
-        !matches!(
-            &self.stage,
-            Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed | Because::Retired, .. }
-        )
+        !self.is_outgoing
+            && !matches!(
+                &self.stage,
+                Stage::Draining { .. } | Stage::Ending { because: Because::Dismissed | Because::Retired, .. }
+            )
     }
 
     /// Is it on its way out by no order?
@@ -305,7 +306,17 @@ impl ModelLife {
         self.workers.iter().filter(|worker| worker.is_wanted())
     }
 
-    /// Is there one?
+    /// Does one answer until another takes its place?
+    pub(crate) fn has_outgoing(&self) -> bool {
+        self.workers.iter().any(|it| it.is_outgoing)
+    }
+
+    /// Does one answer, or will one that is wanted?
+    pub(crate) fn is_there(&self) -> bool {
+        self.is_wanted() || self.has_outgoing()
+    }
+
+    /// Is there one that is wanted?
     pub(crate) fn is_wanted(&self) -> bool {
         self.wanted().next().is_some()
     }
@@ -318,7 +329,7 @@ impl ModelLife {
 
     /// As what it gets one more worker, and from when on, while one answers; `None`: it lacks none, or none answers.
     pub(crate) fn lacks(&self) -> Option<(Setup, Moment)> {
-        let lead = self.lead().filter(|it| matches!((&it.stage, &it.growing), (Stage::Serving, None)))?;
+        let lead = self.lead().filter(|it| it.is_serving() && self.replacement.is_none())?;
         let setup = &lead.setup;
         (self.wanted().count() < setup.replicas())
             .then(|| (setup.grown(&ModelOptions::default()), self.next_replica))
@@ -337,12 +348,18 @@ impl ModelLife {
 
     /// When it goes because nobody asks it anything; `None`: never, as things are.
     pub(crate) fn unused_from(&self) -> Option<Moment> {
+        if self.replacement.is_some() {
+            return None;
+        }
         let all: Option<Vec<Moment>> = self.wanted().map(Worker::is_unused_from).collect();
         all?.into_iter().max()
     }
 
     /// When all of it may be asked to make room; `None`: never, as things are.
     pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
+        if self.replacement.is_some() {
+            return None;
+        }
         let all: Option<Vec<Moment>> = self.wanted().map(|worker| worker.may_go_from(longest_wait)).collect();
         all?.into_iter().max()
     }

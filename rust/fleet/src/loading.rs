@@ -6,13 +6,11 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::{Estimate, MemoryUse},
-    options::ModelOptions,
     shape::Shape,
 };
 
 use crate::{
-    Basis, Effect, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Setup, Severity, Time, Won,
-    WorkerId,
+    Basis, Effect, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Severity, Time, Won, WorkerId,
     ledger::Commitment,
     life::{Because, LONGEST_PAUSE, Stage, Trouble, Worker},
 };
@@ -145,7 +143,6 @@ impl Fleet {
         it.setup.has_cells(it.shape.map(Shape::cells));
         it.loaded = Some(Arc::clone(&loaded));
         it.stage = Stage::Serving;
-        it.former = None;
         it.since = now;
         it.idle_since = Some(now);
         self.effects.push(Effect::Open { worker, model_id: model_id.clone() });
@@ -192,15 +189,8 @@ impl Fleet {
         }
     }
 
-    /// A load has come to nothing. `former`: as what the model comes back.
-    pub(crate) fn not_loaded(
-        &mut self,
-        now: Moment,
-        model_id: &str,
-        engine: String,
-        former: Option<ModelOptions>,
-        fault: &Fault,
-    ) {
+    /// A load has come to nothing.
+    pub(crate) fn not_loaded(&mut self, now: Moment, model_id: &str, engine: String, fault: &Fault) {
         let kind = match fault.code {
             ErrorCode::OomVram | ErrorCode::OomRam | ErrorCode::ModelLoading => IncidentKind::Refused,
             _ => IncidentKind::LoadFailed,
@@ -214,6 +204,9 @@ impl Fleet {
             death: None,
             message: format!("'{model_id}' could not be loaded: {fault}"),
         }));
+        if self.life(model_id).replacement.is_some() {
+            return self.not_replaced(now, model_id, fault);
+        }
         let life = self.life(model_id);
         if life.is_wanted() {
             // Others answer, or will.
@@ -224,15 +217,7 @@ impl Fleet {
         let is_of_model = fault.code != ErrorCode::InvalidRequest;
         life.trouble = is_of_model.then(|| Trouble::Failed(fault.clone()));
         for waiting in mem::take(&mut life.waiting) {
-            if waiting.is_met || former.is_none() {
-                self.refuse(waiting.ticket, fault.clone());
-            } else {
-                self.life(model_id).waiting.push(waiting);
-            }
-        }
-        if let Some(former) = former {
-            let setup = Setup::new(model_id, former, &self.usual);
-            self.begin(now, model_id, setup, None, None);
+            self.refuse(waiting.ticket, fault.clone());
         }
         self.tidy(model_id);
     }

@@ -2,8 +2,6 @@
 
 use std::{mem, time::Duration};
 
-use llm_node_core::options::ModelOptions;
-
 use crate::{
     Effect, Fleet, Moment, Setup, Ticket, Usual, Won, WorkerId,
     decide::Stopping,
@@ -17,6 +15,9 @@ impl Fleet {
             return self.refuse(waiting.ticket, shutting_down());
         }
         let life = self.life(model_id);
+        if life.replacement.is_some() {
+            return self.load_meanwhile(now, model_id, waiting);
+        }
         if life.workers.is_empty() {
             if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
@@ -31,7 +32,7 @@ impl Fleet {
             }
             let life = self.life(model_id);
             life.next_replica = now;
-            self.begin(now, model_id, setup, waiting.format.clone(), waiting.former.take());
+            self.begin(now, model_id, setup, waiting.format.clone());
             waiting.is_met = true;
             self.life(model_id).waiting.push(waiting);
             return;
@@ -90,17 +91,12 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn begin(
-        &mut self,
-        now: Moment,
-        model_id: &str,
-        mut setup: Setup,
-        format: Option<String>,
-        former: Option<ModelOptions>,
-    ) {
+    pub(crate) fn begin(&mut self, now: Moment, model_id: &str, mut setup: Setup, format: Option<String>) {
+        if setup.replicas() > 1 && setup.place.is_none() {
+            setup.place = self.free_place(model_id);
+        }
         self.last_worker += 1;
-        setup.place = self.free_place(model_id).filter(|_| setup.replicas() > 1);
-        let worker = Worker { former, ..Worker::new(self.last_worker, setup, now, &self.deadlines) };
+        let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
         self.effects.push(Effect::Find {
             worker: worker.id,
             model_id: model_id.to_owned(),
@@ -126,7 +122,7 @@ impl Fleet {
             return self.gone_for(ticket, model_id);
         }
         life.leaving.push(leaving);
-        if life.is_wanted() {
+        if life.replacement.take().is_some() || life.is_wanted() {
             // They wait for what is dismissed. Who came while it was on its way out already waits for what comes then.
             self.dismiss_waiting(model_id);
         }
@@ -161,6 +157,7 @@ impl Fleet {
         self.stopping = Some(Stopping { farewell, is_told: false });
         for model_id in self.models.keys().cloned().collect::<Vec<_>>() {
             let life = self.life(&model_id);
+            life.replacement = None;
             for waiting in mem::take(&mut life.waiting) {
                 self.refuse(waiting.ticket, shutting_down());
             }
@@ -184,6 +181,9 @@ impl Fleet {
         self.usual = usual;
         for model_id in self.models.keys().cloned().collect::<Vec<_>>() {
             let usual = self.usual.of(&model_id);
+            if let Some(replacement) = &mut self.life(&model_id).replacement {
+                replacement.setup.usually(&usual);
+            }
             for worker in self.life(&model_id).ids() {
                 let Some((_, it)) = self.worker(worker) else { continue };
                 it.setup.usually(&usual);

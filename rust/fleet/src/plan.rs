@@ -14,25 +14,27 @@ use crate::{
     Fleet, History, Holder, Known, LoadKey, Moment, Setup, WorkerId,
     ledger::Ledger,
     life::{ModelLife, Worker, retry_after},
+    replace::NOBODY,
     room::Way,
-    shape::{self, Spare},
+    shape::{self, Chosen, MOST_ROUNDS, Spare},
     wishes::Fit,
 };
 
 /// Where it comes from what a load will take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
     /// Such a load was measured before.
     Measured,
     /// The engine says so.
+    #[default]
     Engine,
     /// The engine cannot say: it is the size of the files.
     FileSize,
 }
 
 /// What is known of a load that has not begun.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Foreseen {
     /// Id of the engine that would do it.
     pub engine: String,
@@ -50,6 +52,8 @@ pub struct Foreseen {
     pub setup: Option<Box<Setup>>,
     /// What such a load came to before.
     pub before: Option<Box<Known>>,
+    /// What its engine says of contexts that it was asked about.
+    pub sized: Vec<(Shape, Vec<MemoryUse>)>,
 }
 
 impl Foreseen {
@@ -64,6 +68,7 @@ impl Foreseen {
             key: LoadKey::default(),
             setup: None,
             before: None,
+            sized: Vec::new(),
         }
     }
 
@@ -178,8 +183,9 @@ impl Fleet {
         foreseen: Option<Foreseen>,
     ) -> Result<Planned, Fault> {
         let life = self.models.get(model_id);
-        let worker = life.and_then(ModelLife::lead).filter(|worker| worker.is_wanted());
-        let mut unload = Vec::new();
+        let setup = Setup::new(model_id, wishes.clone(), &self.usual);
+        let mut worker = life.and_then(ModelLife::lead).filter(|it| it.is_wanted() || it.is_outgoing);
+        let (mut unload, mut is_beside) = (Vec::new(), false);
         if let Some(worker) = worker {
             let verdict = match worker.setup.fits(wishes, model_id, "is loaded") {
                 Fit::Differs(fault) if worker.loaded.is_none() || foreseen.is_none() => {
@@ -189,19 +195,32 @@ impl Fleet {
                 Fit::Joins => Some(Verdict::AfterWaiting),
                 Fit::Grows(_) if worker.loaded.is_none() => Some(Verdict::AfterWaiting),
                 Fit::Grows(_) if worker.is_in_steps() => None,
+                Fit::Differs(_) | Fit::Grows(_)
+                    if life.zip(foreseen.as_ref()).is_some_and(|(life, foreseen)| {
+                        self.line().is_empty() && self.fits_beside(life, &setup, foreseen, None)
+                    }) =>
+                {
+                    is_beside = true;
+                    None
+                }
                 Fit::Differs(_) | Fit::Grows(_) => {
                     unload.push(Leaver::of(model_id, worker));
                     None
                 }
             };
             if let Some(verdict) = verdict {
-                let foreseen = Foreseen::of(worker);
+                let of_others = life.into_iter().flat_map(ModelLife::wanted).filter(|it| it.id != worker.id);
+                let mut foreseen = Foreseen::of(worker);
+                foreseen.memory.extend(of_others.flat_map(Worker::memory));
                 let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
                 let (shape, ready_seconds) = (worker.shape, answers.then_some(0.0));
                 return Ok(Planned { shape, ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
-        let worker = worker.map_or(0, |worker| worker.id);
+        if is_beside {
+            worker = None;
+        }
+        let worker = worker.map_or(NOBODY, |worker| worker.id);
         // What was wanted when somebody looked may be on its way out by now: it would take that once more.
         let leaving = || life.and_then(ModelLife::lead).map(Foreseen::of);
         let Some(foreseen) = foreseen.or_else(leaving) else {
@@ -209,7 +228,6 @@ impl Fleet {
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
         let least = foreseen.least(&self.history)?;
-        let setup = Setup::new(model_id, wishes.clone(), &self.usual);
         let why_not = self
             .has_places(model_id, &setup)
             .err()
@@ -217,7 +235,7 @@ impl Fleet {
             .or_else(|| self.cannot_tell(now, model_id, &least))
             .or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
-            let foreseen = Foreseen { memory: least, ..foreseen };
+            let foreseen = Foreseen { memory: self.of_all(&setup, least), ..foreseen };
             return Ok(self.planned(Verdict::Refused(fault), worker, foreseen));
         }
         // Those that wait already have their room first.
@@ -234,7 +252,7 @@ impl Fleet {
             None
         };
         let Some(mut way) = way else {
-            let foreseen = Foreseen { memory: least, ..foreseen };
+            let foreseen = Foreseen { memory: self.of_all(&setup, least), ..foreseen };
             return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen));
         };
         let mut then = self.ledger.after(&way.shrink);
@@ -258,6 +276,9 @@ impl Fleet {
                     (chosen, way.shrink) = (more, spares);
                 }
             }
+            if !chosen.is_known {
+                chosen = self.as_said(&then.after(&way.shrink), &foreseen, setup, chosen, worker);
+            }
             (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
             if !chosen.is_known {
                 (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
@@ -273,7 +294,33 @@ impl Fleet {
         let gained = |spare: &Spare| spare.gain.iter().map(MemoryUse::total).fold(0, u64::saturating_add);
         let shrink = way.shrink.iter().map(|spare| (spare.model_id.clone(), gained(spare))).collect();
         let ready_seconds = Some(foreseen.ready_seconds());
+        foreseen.memory = self.of_all(&setup, foreseen.memory);
         Ok(Planned { shape, shrink, unload, ready_seconds, ..self.planned(verdict, worker, foreseen) })
+    }
+
+    /// What was chosen by sums, as far as its engine has said what that takes: a load would go by that.
+    fn as_said(
+        &self,
+        ledger: &Ledger,
+        foreseen: &Foreseen,
+        setup: &Setup,
+        mut chosen: Chosen,
+        worker: WorkerId,
+    ) -> Chosen {
+        let has_room = |uses: &[MemoryUse]| ledger.room(uses, |other| other != worker).is_ok();
+        for _ in 0..MOST_ROUNDS {
+            let said = foreseen.sized.iter().find(|(shape, _)| *shape == chosen.shape);
+            let Some((_, said)) = said else { break };
+            chosen.uses = self.history.corrected(&foreseen.key, said.clone());
+            let again = shape::choose_again(ledger, setup, &foreseen.figures, &chosen.uses, worker);
+            match again.filter(|it| has_room(&it.uses)) {
+                Some(again) if !has_room(&chosen.uses) || again.shape.cells() / 2 >= chosen.shape.cells() => {
+                    chosen = again;
+                }
+                _ => break,
+            }
+        }
+        chosen
     }
 
     /// `worker`: who has some of it already.

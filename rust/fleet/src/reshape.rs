@@ -1,8 +1,3 @@
-//! A model that is loaded is asked for otherwise.
-//!
-//! With another engine or option: it goes, once it has ended what it has, and comes back as that. What comes for it
-//! meanwhile waits. So only where it is known that it can come back so, and has room.
-//!
 //! A model that answers is asked for with a longer context, more sequences or a larger cache than it has: its
 //! worker makes its context anew, and goes on.
 //!
@@ -106,27 +101,6 @@ impl Fleet {
         if let Some((_, it)) = self.worker(worker) {
             it.growing = Some(growing);
         }
-    }
-
-    /// It is loaded, or being loaded, as something else than somebody wants. `fault`: what is said where it stays.
-    pub(crate) fn replace(&mut self, now: Moment, model_id: &str, mut waiting: Waiting, fault: Fault) {
-        let uses = waiting.instead.take();
-        let found = self.life(model_id).lead().filter(|worker| matches!(worker.stage, Stage::Serving));
-        let (Some(uses), Some(worker)) = (uses, found) else {
-            return self.refuse(waiting.ticket, fault);
-        };
-        let (id, asked, former) =
-            (worker.id, worker.setup.replaced(&waiting.wishes), worker.setup.asked.clone());
-        let setup = Setup::new(model_id, asked.clone(), &self.usual);
-        let could_be = self.has_places(model_id, &setup).and_then(|()| self.could_fit(now, id, &uses));
-        if let Err(fault) = could_be {
-            return self.refuse(waiting.ticket, fault);
-        }
-        (waiting.wishes, waiting.former) = (asked, Some(former));
-        // It comes back as that, whoever else waits for it.
-        self.life(model_id).waiting.insert(0, waiting);
-        let message = format!("'{model_id}' goes to come back otherwise: {fault}");
-        self.retire(now, model_id, IncidentKind::Replaced, message);
     }
 
     pub(crate) fn sized(

@@ -90,7 +90,9 @@ impl Fleet {
             if is_next && !self.is_anybody_shrinking() && self.seated(now, &model_id, worker, &ahead) {
                 continue;
             }
-            if ahead.is_empty() && self.ledger.is_calm(now) && !self.is_anybody_shrinking() {
+            // What takes another's place makes that one go first.
+            let is_free_to_ask = !self.life(&model_id).has_outgoing() && !self.is_anybody_shrinking();
+            if ahead.is_empty() && self.ledger.is_calm(now) && is_free_to_ask {
                 self.make_room(now, &model_id, worker, &uses);
             }
             ahead = all;

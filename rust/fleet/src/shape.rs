@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// So often an engine is asked what a context takes before that is what has to have room.
-const MOST_ROUNDS: u8 = 3;
+pub(crate) const MOST_ROUNDS: u8 = 3;
 /// A remembered size is taken again while it is no smaller than so much of what would be chosen now.
 const AS_BEFORE: (u64, u64) = (3, 4);
 
@@ -69,6 +69,28 @@ pub(crate) fn choose(
         return Ok(Chosen { shape: known, uses: before.uses.clone(), is_known: true });
     }
     Ok(Chosen { shape, uses: corrected(shape.of_figures(figures)), is_known: false })
+}
+
+/// The same once more, with what its engine has said of the last choice: what is taken beside a cache depends on how
+/// large that is. `said`: with what loads take beyond that.
+pub(crate) fn choose_again(
+    ledger: &Ledger,
+    setup: &Setup,
+    figures: &Figures,
+    said: &[MemoryUse],
+    worker: WorkerId,
+) -> Option<Chosen> {
+    let known = |one: &MemoryUse| said.iter().find(|known| is_same_device(known, one));
+    let mut figures = figures.clone();
+    for one in &mut figures.one {
+        one.compute = known(one).map_or(one.compute, |known| known.compute);
+    }
+    figures.draft.iter_mut().for_each(|draft| draft.compute = 0);
+    let mut chosen = choose(ledger, setup, &figures, None, None, worker).ok()?;
+    for use_ in &mut chosen.uses {
+        use_.compute = known(use_).map_or(use_.compute, |known| known.compute);
+    }
+    Some(chosen)
 }
 
 /// The least that is of use, in the same way.
@@ -156,7 +178,9 @@ impl Fleet {
         let has = it.shape.map_or(0, Shape::cells);
         if rounds < MOST_ROUNDS
             && basis == Basis::Engine
-            && let Some(again) = self.chosen_again(worker)
+            && let Some(again) = self
+                .worker_at(worker)
+                .and_then(|it| choose_again(&self.ledger, &it.setup, &it.figures, &it.estimate, worker))
             && (!has_room || again.shape.cells() / 2 >= has)
             && self.ledger.room(&again.uses, |other| other != worker).is_ok()
         {
@@ -175,23 +199,6 @@ impl Fleet {
                 self.wait_for_the_least(now, worker);
             }
         }
-    }
-
-    /// The same once more, with what its engine has said of the last choice: what is taken beside a cache depends on how
-    /// large that is.
-    fn chosen_again(&self, worker: WorkerId) -> Option<Chosen> {
-        let it = self.worker_at(worker)?;
-        let known = |one: &MemoryUse| it.estimate.iter().find(|known| is_same_device(known, one));
-        let mut figures = it.figures.clone();
-        for one in &mut figures.one {
-            one.compute = known(one).map_or(one.compute, |known| known.compute);
-        }
-        figures.draft.iter_mut().for_each(|draft| draft.compute = 0);
-        let mut chosen = choose(&self.ledger, &it.setup, &figures, None, None, it.id).ok()?;
-        for use_ in &mut chosen.uses {
-            use_.compute = known(use_).map_or(use_.compute, |known| known.compute);
-        }
-        Some(chosen)
     }
 
     /// Those that have more than enough and nothing to answer, on the devices of what is wanted.

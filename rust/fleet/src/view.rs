@@ -37,9 +37,13 @@ pub struct ModelView {
     pub workers: Vec<WorkerView>,
     /// All of them are on their way out: who asks now has the model loaded anew.
     pub is_leaving: bool,
+    /// It is being loaded as somebody else wants it, and answers as it was until then, if there is room for both.
+    pub is_being_replaced: bool,
     /// What it is loaded with, or being loaded with.
     pub options: Option<ModelOptions>,
     setup: Option<Setup>,
+    /// Which build of its engine it has.
+    pub build: Option<String>,
     /// How many wait for its load.
     pub waiting: usize,
     /// Since when it has nothing to answer, where it is loaded and has nothing.
@@ -145,15 +149,23 @@ impl ModelView {
         Self {
             status,
             workers,
-            is_leaving: lead.is_some_and(|worker| !worker.is_wanted()),
+            is_leaving: !life.workers.is_empty() && !life.is_there(),
+            is_being_replaced: life.replacement.is_some(),
             options: lead.map(|worker| worker.setup.whole()),
             setup: lead.map(|worker| worker.setup.clone()),
+            build: lead.and_then(|worker| worker.found.as_ref()).map(|found| found.key.build.clone()),
             waiting: life.waiting.len(),
             idle_since: lead.and_then(|worker| worker.loaded.as_ref().and(life.idle_since())),
             is_pinned: lead.is_some_and(|worker| worker.setup.is_pinned()),
             unused_from: life.unused_from(),
             last_crash: life.last_crash.clone(),
         }
+    }
+
+    /// As what it would be loaded anew.
+    pub fn renewed(&self, model_id: &str, usual: &Usual) -> Option<Setup> {
+        let setup = self.setup.as_ref()?;
+        Some(Setup::new(model_id, setup.replaced(&setup.asked), usual))
     }
 
     /// Is it to have several workers?

@@ -19,10 +19,10 @@ use llm_node_core::{
     options::ModelOptions,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, FoundModel, LoadKey, Moment, Reading,
-    Status, Ticket, Usual, WorkerId,
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, LoadKey, Moment,
+    Reading, Setup, Status, Ticket, Usual, Verdict, Won, WorkerId,
 };
-use support::{Play, death, device};
+use support::{Play, death, device, foreseen};
 
 const GIB: u64 = 1 << 30;
 
@@ -35,6 +35,8 @@ struct World {
     /// Those that take memory.
     loaded: BTreeSet<WorkerId>,
     outcomes: BTreeMap<Ticket, Result<(), Fault>>,
+    /// So few of "m" have answered at some time.
+    least: Option<usize>,
     /// The next worker cannot load.
     is_broken: bool,
 }
@@ -58,6 +60,9 @@ impl Play for World {
     }
 
     fn before(&mut self, event: &Event) {
+        if let Some(least) = self.least {
+            self.least = Some(self.serving("m").len().min(least));
+        }
         if let Event::Died { worker, .. } = event {
             self.loaded.remove(worker);
         }
@@ -127,6 +132,7 @@ impl World {
             places: BTreeMap::new(),
             loaded: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            least: None,
             is_broken: false,
         };
         world.read();
@@ -134,9 +140,9 @@ impl World {
     }
 
     fn load(&mut self, ticket: Ticket, model: &str, replicas: u32) -> Result<(), Fault> {
-        let wishes = ModelOptions { replicas: Some(replicas), ..ModelOptions::default() };
+        let wishes = replicated(replicas);
         let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
-        let (model_id, instead) = (model.to_owned(), Some(vec![uses]));
+        let (model_id, instead) = (model.to_owned(), Some(foreseen(uses)));
         self.tell(Event::Load {
             ticket,
             model_id,
@@ -173,6 +179,10 @@ impl World {
         gpus.sort_unstable();
         gpus
     }
+}
+
+fn replicated(replicas: u32) -> ModelOptions {
+    ModelOptions { replicas: Some(replicas), ..ModelOptions::default() }
 }
 
 fn bus_id(gpu: u32) -> String {
@@ -278,4 +288,47 @@ fn a_model_makes_room_with_all_its_workers() {
     assert_eq!((world.serving("m").len(), world.gpus_of("n")), (0, vec![None]));
     assert_eq!(world.load(3, "m", 2), Ok(()));
     assert_eq!((world.serving("n").len(), world.gpus_of("m")), (0, vec![Some(0), Some(1)]));
+}
+
+/// The models' workers are 5 GiB: two of them have no room on one GPU.
+#[test]
+fn of_several_workers_one_is_replaced_after_the_other_and_one_always_answers() {
+    for gpus in [2, 3] {
+        let mut world = World::new(gpus);
+        assert_eq!(world.load(1, "m", 2), Ok(()));
+        let before = world.serving("m");
+        world.least = Some(usize::MAX);
+        let wishes = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
+        let (model_id, instead) = ("m".to_owned(), Some(foreseen(uses)));
+        let (format, for_request, tokens) = (None, false, 0);
+        world.tell(Event::Load { ticket: 2, model_id, wishes, format, instead, for_request, tokens });
+        world.pass(60.0);
+        let after = world.serving("m");
+        assert_eq!((world.outcomes[&2].clone(), after.len()), (Ok(()), 2));
+        assert!(after.keys().all(|worker| !before.contains_key(worker)));
+        // With a GPU to spare the new one comes first.
+        assert_eq!(world.least, Some(gpus as usize - 1));
+        let taken: u64 = world.fleet.view().accounts.iter().map(|account| account.reserved_bytes).sum();
+        assert_eq!(taken, 10 * GIB);
+    }
+}
+
+#[test]
+fn a_plan_of_several_workers_is_of_all_of_them() {
+    let mut world = World::new(2);
+    for is_loaded in [false, true] {
+        let setup = Setup::new("m", replicated(2), &Usual::default());
+        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
+        let foreseen = Foreseen { memory: vec![uses], setup: Some(Box::new(setup)), ..Foreseen::default() };
+        let (ticket, model_id, wishes, foreseen) = (9, "m".to_owned(), replicated(2), Some(foreseen));
+        let mut effects = world.fleet.handle(world.now, Event::Plan { ticket, model_id, wishes, foreseen });
+        let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
+            panic!()
+        };
+        let expected = if is_loaded { Verdict::Loaded } else { Verdict::Fits };
+        let needs: Vec<_> = planned.needs.iter().map(|need| (&*need.device, need.required_bytes)).collect();
+        assert_eq!((planned.verdict, needs), (expected, vec![("Gpu 0", 5 * GIB), ("Gpu 1", 5 * GIB)]));
+        assert_eq!(world.load(1, "m", 2), Ok(()));
+    }
 }

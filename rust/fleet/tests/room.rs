@@ -21,11 +21,11 @@ use llm_node_core::{
     shape::{Shape, Sizing},
 };
 use llm_node_fleet::{
-    Basis, ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, History,
+    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, History,
     IncidentKind, Leaver, LoadKey, Moment, Need, Planned, Reading, Setup, Status, Ticket, Usual, Verdict,
     Won, WorkerId,
 };
-use support::{Play, death, device};
+use support::{Play, death, device, foreseen};
 
 const GIB: u64 = 1 << 30;
 const ROOM: Duration = Duration::from_mins(2);
@@ -44,6 +44,9 @@ struct World {
     in_steps: bool,
     /// A context of another size cannot be made.
     is_stiff: bool,
+    /// Loads do not end before [`World::go_on`].
+    is_slow: bool,
+    held: Vec<Event>,
     /// The next worker does not start.
     broken: Option<ErrorCode>,
     /// All lies on a GPU, and its engine says what contexts take: 64 KiB a token, and models go to 128 Ki tokens.
@@ -66,6 +69,8 @@ fn world(room: Duration) -> World {
         ticket: 0,
         in_steps: false,
         is_stiff: false,
+        is_slow: false,
+        held: Vec::new(),
         broken: None,
         has_figures: false,
         history: History::default(),
@@ -129,6 +134,9 @@ impl Play for World {
             }
             Effect::Proceed { worker, shape } => {
                 let facts = shape.map_or_else(|| self.facts(worker, 100), |shape| self.shaped(worker, shape));
+                if self.is_slow {
+                    return self.held.push(Event::Ready { worker, facts });
+                }
                 ahead.push_back(Event::Ready { worker, facts });
                 ahead.push_back(self.reading());
             }
@@ -181,7 +189,7 @@ impl World {
     fn load_with(&mut self, model: &str, wishes: ModelOptions) -> Ticket {
         self.ticket += 1;
         let (ticket, model_id) = (self.ticket, model.to_owned());
-        let instead = Some(vec![takes(model)]);
+        let instead = Some(Box::new(self.foreseen(model, &wishes)));
         self.tell(Event::Load {
             ticket,
             model_id,
@@ -209,23 +217,37 @@ impl World {
         self.tell(Event::Unload { ticket, model_id, timeout });
     }
 
+    fn go_on(&mut self) {
+        self.is_slow = false;
+        for event in std::mem::take(&mut self.held) {
+            self.tell(event);
+            self.read();
+        }
+    }
+
+    /// Its workers that a new request may go to.
+    fn serving(&mut self, model: &str) -> Vec<WorkerId> {
+        self.fleet.view().models[model].ready(model, self.now).unwrap()
+    }
+
     fn worker(&self, model: &str) -> WorkerId {
         *self.workers.iter().find(|(_, name)| *name == model).expect("a model with a worker").0
+    }
+
+    fn foreseen(&self, model: &str, wishes: &ModelOptions) -> Foreseen {
+        Foreseen {
+            engine: "e".into(),
+            memory: vec![takes(model)],
+            figures: self.figures(model),
+            setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
+            ..Foreseen::default()
+        }
     }
 
     fn plan(&mut self, model: &str, wishes: ModelOptions) -> Planned {
         self.ticket += 1;
         let ticket = self.ticket;
-        let foreseen = Foreseen {
-            engine: "e".into(),
-            memory: vec![takes(model)],
-            basis: Basis::Engine,
-            seconds: None,
-            figures: self.figures(model),
-            key: LoadKey::default(),
-            setup: Some(Box::new(Setup::new(model, wishes.clone(), &Usual::default()))),
-            before: None,
-        };
+        let foreseen = self.foreseen(model, &wishes);
         let event = Event::Plan { ticket, model_id: model.to_owned(), wishes, foreseen: Some(foreseen) };
         let mut effects = self.fleet.handle(self.now, event);
         let Some(Effect::Resolve { outcome: Ok(Won::Planned(planned)), .. }) = effects.pop() else {
@@ -655,6 +677,72 @@ fn who_wants_another_option_has_the_model_loaded_anew_and_no_answer_is_cut() {
 }
 
 #[test]
+fn where_both_have_room_the_new_one_is_loaded_beside_the_old_which_answers_until_then() {
+    let mut world = world(ROOM);
+    let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+    world.load_with("a3", wishes(1));
+    world.load("b2");
+    let old = world.worker("a3");
+    world.ask("a3");
+    let planned = world.plan("a3", wishes(2));
+    assert_eq!((planned.verdict, planned.unload), (Verdict::Fits, vec![]));
+    world.is_slow = true;
+    let other = world.load_with("a3", wishes(2));
+    let (plain, third) = (world.load("a3"), world.load_with("a3", wishes(3)));
+    assert!(!world.outcomes.contains_key(&other));
+    assert_eq!(world.outcomes[&plain], Ok(()), "it answers as before");
+    assert_eq!(world.fault(third).code, ErrorCode::ModelLoadedDifferently);
+    assert_eq!(world.serving("a3"), [old]);
+    world.go_on();
+    let new = world.serving("a3");
+    assert_eq!((&world.outcomes[&other], new.len(), new.contains(&old)), (&Ok(()), 1, false));
+    assert_eq!((world.reserved(), world.draining.contains(&old)), (8, true), "no answer is cut");
+    world.draining.remove(&old);
+    world.busy.remove(&old);
+    world.tell(Event::Drained { worker: old });
+    let serving = world.serving("a3");
+    assert_eq!((world.reserved(), serving, world.evicted.len()), (5, new, 0));
+}
+
+#[test]
+fn what_cannot_be_loaded_beside_the_old_leaves_that_alone() {
+    let mut world = world(ROOM);
+    world.load("a3");
+    let old = world.worker("a3");
+    world.broken = Some(ErrorCode::EngineFault);
+    let other = world.load_with("a3", ModelOptions { threads: Some(2), ..ModelOptions::default() });
+    assert_eq!(world.fault(other).message, "broken");
+    assert_eq!(world.serving("a3"), [old]);
+    assert_eq!((world.reserved(), world.plan("a3", ModelOptions::default()).verdict), (3, Verdict::Loaded));
+    world.pass(60.0);
+    assert_eq!(world.serving("a3"), [old]);
+}
+
+#[test]
+fn a_context_that_is_short_beside_the_old_one_is_made_longer_once_that_has_gone() {
+    let mut world = world_with_figures(ROOM);
+    world.load_with("c4", ModelOptions { cache_tokens: Some(2048), ..ModelOptions::default() });
+    world.load("a1");
+    let (old, before) = (world.worker("a1"), world.size("a1").0);
+    world.unload("c4");
+    world.pass(6.0);
+    let wishes = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+    assert_eq!(world.plan("a1", wishes.clone()).verdict, Verdict::Fits);
+    let ticket = world.load_with("a1", wishes.clone());
+    world.pass(6.0);
+    assert_eq!(world.outcomes[&ticket], Ok(()));
+    assert!(!world.serving("a1").contains(&old));
+    let beside = world.size("a1").0;
+    assert!(before <= beside && beside < 64 << 10, "{before} {beside}");
+    world.pass(40.0);
+    assert_eq!(world.size("a1").0, 112 << 10);
+    // Now there is no room for both.
+    let planned = world.plan("a1", ModelOptions { threads: Some(3), ..wishes });
+    let gone: Vec<String> = planned.unload.into_iter().map(|leaver| leaver.model_id).collect();
+    assert_eq!((planned.verdict, gone), (Verdict::AfterUnloading, vec!["a1".to_owned()]));
+}
+
+#[test]
 fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
     let mut world = world(ROOM);
     let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };
@@ -663,7 +751,7 @@ fn what_cannot_be_loaded_anew_stays_or_comes_back_as_it_was() {
     let worker = world.worker("a4");
     world.ticket += 1;
     let (ticket, model_id) = (world.ticket, "a4".to_owned());
-    let instead = Some(vec![takes("a6")]);
+    let instead = Some(foreseen(takes("a6")));
     world.tell(Event::Load {
         ticket,
         model_id,
@@ -838,8 +926,7 @@ fn nothing_comes_back_while_the_model_answers_or_another_has_the_room() {
     world.pass(1.0);
     world.load("b1");
     world.pass(1.0);
-    let ticket =
-        world.load_with("c1", ModelOptions { cache_tokens: Some(8192), ..ModelOptions::default() });
+    let ticket = world.load_with("c1", ModelOptions { cache_tokens: Some(8192), ..ModelOptions::default() });
     assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec![]));
     world.unload("b1");
     world.pass(600.0);

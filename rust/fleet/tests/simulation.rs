@@ -22,7 +22,7 @@ use llm_node_core::{
     shape::Shape,
 };
 use llm_node_fleet::{
-    Account, ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet,
+    Account, ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen,
     FoundModel, History, Holder, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual,
     WorkerId, WorkerView,
 };
@@ -126,6 +126,8 @@ fn order() -> impl Strategy<Value = Order> {
 #[derive(Debug, Default)]
 struct Worker {
     model_id: String,
+    /// What tells it from those that it takes the place of.
+    asked: (Option<u32>, usize),
     /// Which one it lies on, where there are some.
     gpu: usize,
     /// The fleet has said so.
@@ -300,7 +302,8 @@ impl World {
                     ..ModelOptions::default()
                 };
                 let for_request = self.rng.u8(..100) < 50;
-                let instead = (self.rng.u8(..100) < 90).then(|| vec![self.uses(0)]);
+                let instead = (self.rng.u8(..100) < 90)
+                    .then(|| Box::new(Foreseen { memory: vec![self.uses(0)], ..Foreseen::default() }));
                 self.handle(Event::Load {
                     ticket,
                     model_id: name(model),
@@ -444,15 +447,22 @@ impl World {
                 // An engine that is not told takes the first.
                 let gpu = setup.place.as_ref().map_or(0, |place| place.index as usize);
                 assert_eq!(setup.place.is_some(), setup.replicas() > 1);
-                let is_there =
-                    |other: &&Worker| other.model_id == model_id && other.is_spawned && !other.is_gone;
+                let asked = (setup.asked.threads, setup.replicas());
+                let is_replaced = self.replaced.contains(&model_id);
+                let is_there = |other: &&Worker| {
+                    let is_it = other.model_id == model_id && other.asked == asked;
+                    let may_stay = is_replaced && other.is_draining;
+                    is_it && other.is_spawned && !other.is_gone && !may_stay
+                };
                 let others: Vec<&Worker> = self.workers.values().filter(is_there).collect();
-                assert!(others.len() < setup.replicas(), "as many workers as there are to be");
-                assert!(others.iter().all(|other| other.gpu != gpu), "each on a GPU of its own");
+                let most = setup.replicas() + usize::from(is_replaced);
+                assert!(others.len() < most, "as many workers as there are to be");
+                let is_apart = others.iter().all(|other| other.gpu != gpu);
+                assert!(is_apart || is_replaced, "each on a GPU of its own");
                 let answers = |other: &&Worker| other.is_open && !other.is_draining;
                 assert!(others.is_empty() || others.iter().any(answers), "the first comes first");
                 let is_placed = setup.place.is_some();
-                self.workers.insert(worker, Worker { model_id, gpu, is_placed, ..Worker::default() });
+                self.workers.insert(worker, Worker { model_id, asked, gpu, is_placed, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
                 match luck {
                     0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
@@ -630,10 +640,6 @@ impl World {
                 worker.is_open = false;
                 worker.is_gone = true;
                 worker.takes_until.get_or_insert(now);
-                let model_id = worker.model_id.clone();
-                if !self.workers.values().any(|other| other.model_id == model_id && other.is_open) {
-                    self.replaced.remove(&model_id);
-                }
             }
             Effect::Record { key, figures, time } => self.remembered.learn(key, figures, time),
             Effect::Resolve { ticket, .. } => {
@@ -644,7 +650,7 @@ impl World {
             }
             Effect::Stopped => self.stops += 1,
             Effect::Tell(incident) if incident.kind == IncidentKind::Replaced => {
-                assert!(self.replaced.insert(incident.model_id));
+                self.replaced.insert(incident.model_id);
             }
             Effect::Pardon { .. } | Effect::Tell(_) => {}
         }
@@ -705,8 +711,8 @@ impl World {
 
     /// What is reserved for it.
     fn holder(&mut self, worker: WorkerId) -> Holder {
-        let (here, model_id) = (self.account(worker), &self.workers[&worker].model_id);
-        here.holders.into_iter().find(|holder| holder.model_id == *model_id).expect("nothing without room")
+        let here = self.account(worker);
+        here.holders.into_iter().find(|holder| holder.worker == worker).expect("nothing without room")
     }
 
     fn found(&mut self, worker: WorkerId) -> FoundModel {
@@ -743,11 +749,18 @@ impl World {
                 );
             }
         }
+        self.replaced.retain(|model_id| {
+            let going = |worker: &WorkerView| matches!(worker.status, Status::Draining { .. });
+            let model = view.models.get(model_id);
+            model.is_some_and(|it| it.is_being_replaced || it.workers.iter().any(going))
+        });
         let mut is_waiting = false;
         for (model_id, model) in &view.models {
             let staying = |worker: &&WorkerView| !matches!(worker.status, Status::Draining { .. });
             let replicas = model.options.as_ref().and_then(|options| options.replicas).unwrap_or(1);
-            assert!(model.workers.iter().filter(staying).count() <= replicas as usize);
+            // One takes the place of another.
+            let most = replicas as usize + usize::from(model.is_being_replaced);
+            assert!(model.workers.iter().filter(staying).count() <= most);
             let with_deadline = Status::Draining { is_retired: false };
             is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
             for worker in model.ready(model_id, self.now).into_iter().flatten() {

@@ -150,6 +150,47 @@ fn the_number_of_another_s_process_is_not_believed() {
 }
 
 #[test]
+fn where_no_process_is_believed_what_a_gpu_has_less_counts_and_else_the_engine_s_word() {
+    let bus_id = Some("0000:00:00.0");
+    let said = [use_on(bus_id, 2 * GIB)];
+    let process = |pid, gib| vec![ProcessUse { pid, bytes: gib * GIB }];
+    for (fell, processes, is_disturbed, holds) in [
+        (3, vec![], false, 3),
+        // A container: the host's number for it, and ours for another.
+        (3, process(4711, 3), false, 3),
+        (3, process(77, 9), false, 3),
+        (4, process(77, 3), false, 3),
+        (1, vec![], false, 2),
+        // So much is somebody else's.
+        (6, vec![], false, 2),
+        (3, vec![], true, 2),
+    ] {
+        let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
+        ledger.reserve(1, &said, "one", false).unwrap();
+        ledger.runs_as(1, 77);
+        if is_disturbed {
+            ledger.reserve(2, &said, "two", false).unwrap();
+            ledger.withdraw(2);
+        }
+        ledger.read(reading(Device { processes, ..gpu(0, (20 - fell) * GIB) }));
+        let commitment = ledger.commit(1, &said);
+        let account = &ledger.accounts()[0];
+        let held = (account.reserved_bytes, account.unexplained_bytes);
+        assert_eq!(held, (holds * GIB, (holds - 2) * GIB), "{fell}");
+        assert_eq!(commitment.excess.is_some(), holds > 2);
+    }
+    // What was found once stays, whatever is loaded beside it and whichever context it gets.
+    let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
+    ledger.reserve(1, &said, "one", false).unwrap();
+    ledger.read(reading(gpu(0, 17 * GIB)));
+    ledger.commit(1, &said);
+    ledger.read(reading(gpu(0, 5 * GIB)));
+    ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+    ledger.commit(1, &[use_on(bus_id, 3 * GIB)]);
+    assert_eq!(ledger.accounts()[0].reserved_bytes, 4 * GIB);
+}
+
+#[test]
 fn loads_beside_each_other_are_known_as_such() {
     let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
     let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);

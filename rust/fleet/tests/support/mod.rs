@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use llm_node_fleet::{Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Moment};
+use llm_node_core::memory::MemoryUse;
+use llm_node_fleet::{Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen, Moment};
 
 /// What worlds have in common.
 pub(crate) trait Play {
@@ -66,4 +67,9 @@ pub(crate) fn device(kind: DeviceKind, index: u32, total_bytes: u64, free_bytes:
 pub(crate) fn death(message: &str) -> Death {
     let (ending, call) = Default::default();
     Death { ending, signal: None, call, message: message.to_owned() }
+}
+
+/// What a load comes to that takes so much.
+pub(crate) fn foreseen(uses: MemoryUse) -> Box<Foreseen> {
+    Box::new(Foreseen { memory: vec![uses], ..Foreseen::default() })
 }

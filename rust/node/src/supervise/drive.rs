@@ -12,8 +12,8 @@ use std::{
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_fleet::{
-    Device, Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Reading, Setup, Severity, Ticket,
-    Won, WorkerId,
+    Device, Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Planned, Reading, Setup, Severity,
+    Ticket, Won, WorkerId,
 };
 use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
@@ -23,7 +23,7 @@ use super::{
     inflight::Reply,
     load,
     minding::{Control, Death, GivenUp},
-    process::Launch,
+    process::{Launch, shutting_down},
     report::{self, Incidents},
 };
 use crate::platform::Ending;
@@ -35,9 +35,17 @@ const BETWEEN_READINGS: Duration = Duration::from_millis(50);
 enum Message {
     Event(Event),
     /// Somebody waits for the outcome.
-    Order(Ticket, Event, Reply),
+    Order(Ticket, Event, Waiter),
     /// A model and its engine were found, and how they are loaded.
     Found(WorkerId, Result<(FoundModel, Box<LoadPlan>), Fault>),
+}
+
+/// Somebody who waits for what comes of an order.
+enum Waiter {
+    /// Outside.
+    Client(Reply),
+    /// An errand, which goes on with what a load would come to.
+    Errand(mpsc::Sender<Result<Planned, Fault>>),
 }
 
 /// The way to the thread, and what it has published.
@@ -156,7 +164,14 @@ impl Drive {
     /// Somebody orders something and waits for the outcome.
     pub(super) fn order(&self, reply: Reply, event: impl FnOnce(Ticket) -> Event) {
         let Some(ticket) = reply.ticket() else { return };
-        let _ = self.messages.send(Message::Order(ticket, event(ticket), reply));
+        let _ = self.messages.send(Message::Order(ticket, event(ticket), Waiter::Client(reply)));
+    }
+
+    /// What a load would come to: what is told of an [`Event::Plan`] with that ticket. Waits for the thread alone.
+    pub(super) fn plan(&self, ticket: Ticket, event: Event) -> Result<Planned, Fault> {
+        let (waits, planned) = mpsc::channel();
+        let _ = self.messages.send(Message::Order(ticket, event, Waiter::Errand(waits)));
+        planned.recv().unwrap_or_else(|_| Err(shutting_down()))
     }
 
     /// For who notices whether a worker has something to answer: [`run`] looks at that before anything else.
@@ -181,7 +196,7 @@ impl Drive {
 /// The thread's body. Ends with the supervisor.
 pub(super) fn run(inner: &Weak<Inner>, start: Start) {
     let Start { mut fleet, messages } = start;
-    let mut replies: HashMap<Ticket, Reply> = HashMap::new();
+    let mut waiters: HashMap<Ticket, Waiter> = HashMap::new();
     loop {
         let waited = match (fleet.next_deadline(), inner.upgrade()) {
             (_, None) => return,
@@ -198,8 +213,8 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         let mut plan = None;
         let event = match waited {
             Ok(Message::Event(event)) => event,
-            Ok(Message::Order(ticket, event, reply)) => {
-                replies.insert(ticket, reply);
+            Ok(Message::Order(ticket, event, waiter)) => {
+                waiters.insert(ticket, waiter);
                 event
             }
             Ok(Message::Found(worker, found)) => {
@@ -238,7 +253,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         }
         *inner.fleet.view.lock() = Arc::new(fleet.view());
         for effect in effects {
-            carry_out(&inner, effect, &mut replies, &mut plan);
+            carry_out(&inner, effect, &mut waiters, &mut plan);
         }
     }
 }
@@ -246,7 +261,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
 fn carry_out(
     inner: &Arc<Inner>,
     effect: Effect,
-    replies: &mut HashMap<Ticket, Reply>,
+    waiters: &mut HashMap<Ticket, Waiter>,
     plan: &mut Option<Box<LoadPlan>>,
 ) {
     let process = |worker| inner.processes.get(worker);
@@ -296,15 +311,21 @@ fn carry_out(
         }
         Effect::EndRequests { worker, fault } => inner.traffic.end_of_worker(worker, &fault),
         Effect::Pardon { model_id } => inner.traffic.forget_suspects(&model_id),
-        Effect::Resolve { ticket, outcome } => {
-            if let Some(reply) = replies.remove(&ticket) {
-                reply.send(outcome.and_then(|won| match won {
-                    Won::Loaded(loaded) => report::loaded(&loaded),
-                    Won::Unloaded => Ok("null".to_owned()),
-                    Won::Planned(planned) => report::planned(inner.fleet.now(), &planned),
-                }));
+        Effect::Resolve { ticket, outcome } => match (waiters.remove(&ticket), outcome) {
+            (Some(Waiter::Client(reply)), outcome) => reply.send(outcome.and_then(|won| match won {
+                Won::Loaded(loaded) => report::loaded(&loaded),
+                Won::Unloaded => Ok("null".to_owned()),
+                Won::Planned(planned) => report::planned(inner.fleet.now(), &planned),
+            })),
+            (Some(Waiter::Errand(waits)), outcome) => {
+                let planned = outcome.and_then(|won| match won {
+                    Won::Planned(planned) => Ok(*planned),
+                    Won::Loaded(_) | Won::Unloaded => Err(shutting_down()),
+                });
+                let _ = waits.send(planned);
             }
-        }
+            (None, _) => {}
+        },
         Effect::Record { key, figures, time } => inner.remembered.add(key, figures, time),
         Effect::Tell(incident) => tell(inner, incident),
         Effect::Stopped => {
@@ -380,7 +401,7 @@ fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control
         Control::Message(FromWorker::Drained) => Event::Drained { worker },
         Control::Message(_) => return,
         Control::Died(death) => {
-            let is_known = !death.expected && inner.traffic.suspect(worker, model_id);
+            let is_known = !death.expected && inner.traffic.suspect(worker, model_id, death.is_by_fault());
             Event::Died { worker, death: told(&death), is_known }
         }
     });

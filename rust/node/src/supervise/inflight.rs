@@ -20,7 +20,7 @@ use llm_node_core::{
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
     QUESTION_SECONDS, Ticket,
@@ -92,6 +92,8 @@ struct Open {
     idle_since: Option<Instant>,
     /// It has been asked something, or has answered all, and that is not told yet.
     is_use_new: bool,
+    /// Its engine died of the one thing that it had under way.
+    is_of_one: bool,
     /// Of requests that another worker of its model could have had.
     recent: Recent,
 }
@@ -174,6 +176,7 @@ impl Traffic {
             is_closed: false,
             idle_since: None,
             is_use_new: false,
+            is_of_one: false,
             recent: Recent::default(),
         };
         self.under_way.lock().workers.insert(worker, open);
@@ -250,9 +253,14 @@ impl Traffic {
         Some(id)
     }
 
+    /// A number that nobody else has.
+    pub(super) fn number(&self) -> Ticket {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// A ticket for anything else, and what has to be sent to its holder.
     pub(super) fn ticket(self: &Arc<Self>) -> (Ticket, Reply) {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        let ticket = self.number();
         (ticket, Reply { traffic: Arc::clone(self), ticket: Some(ticket) })
     }
 
@@ -280,16 +288,23 @@ impl Traffic {
     }
 
     /// A worker has died: what it had under way is suspected, of that what had sent nothing, if there is
-    /// such. True: none of it is new to that.
-    pub(super) fn suspect(&self, worker: u64, model_id: &str) -> bool {
+    /// such. True: none of it is new to that. `by_fault`: its engine did something wrong. Where one request alone was
+    /// under way then, and had sent nothing, it would do the same again, and is not run again by the node.
+    pub(super) fn suspect(&self, worker: u64, model_id: &str, by_fault: bool) -> bool {
         let mut under_way = self.under_way.lock();
         let questions = under_way.questions.values().filter(|question| question.worker == worker);
         let streams = under_way.streams.values().filter(|stream| stream.link.worker == worker);
         let (answered, mut silent): (Vec<_>, Vec<_>) =
             streams.map(|stream| (stream.asked, stream.is_answered)).partition(|(_, answered)| *answered);
         silent.extend(questions.map(|question| (question.asked, false)));
+        let one =
+            silent.first().filter(|(asked, _)| answered.is_empty() && silent.iter().all(|it| it.0 == *asked));
+        let is_of_one = by_fault && one.is_some();
         let suspected: Vec<Fingerprint> =
             if silent.is_empty() { answered } else { silent }.into_iter().map(|(asked, _)| asked).collect();
+        if let Some(open) = under_way.workers.get_mut(&worker) {
+            open.is_of_one = is_of_one;
+        }
         under_way.suspects.died(Instant::now(), model_id, &suspected)
     }
 
@@ -372,7 +387,9 @@ impl Traffic {
     /// The worker is gone: all that it owed ends with this fault.
     pub(super) fn end_of_worker(&self, worker: u64, fault: &Fault) {
         self.change(|under_way| {
-            under_way.workers.remove(&worker);
+            let is_of_one = under_way.workers.remove(&worker).is_some_and(|open| open.is_of_one);
+            let of_one = Some(blaming(fault)).filter(|_| is_of_one && fault.code == ErrorCode::EngineCrashed);
+            let fault = of_one.as_ref().unwrap_or(fault);
             let of_worker =
                 |(id, stream): (&RequestId, &Stream)| (stream.link.worker == worker).then_some(*id);
             let ended: Vec<RequestId> = under_way.streams.iter().filter_map(of_worker).collect();
@@ -553,6 +570,15 @@ impl UnderWay {
         self.outlets.event(client, id, event, told);
         self.outlets.close(client);
     }
+}
+
+/// What the one request is told of which an engine has died.
+fn blaming(fault: &Fault) -> Fault {
+    let details: Option<Map<String, Value>> =
+        fault.details.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    let mut details = details.unwrap_or_default();
+    details.insert("crashes".to_owned(), 1.into());
+    fault.clone().details(Value::Object(details).to_string())
 }
 
 /// Too large for a frame.
@@ -831,7 +857,7 @@ mod tests {
         for times in 1..=2 {
             let ids = run(&["answered", "poison"]);
             traffic.step(1, vec![(ids[0], piece("a", vec![]))]);
-            assert_eq!(traffic.suspect(1, "m"), times == 2);
+            assert_eq!(traffic.suspect(1, "m", true), times == 2);
             traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         }
         assert!(refused("poison") && !refused("answered"));
@@ -840,7 +866,7 @@ mod tests {
             for id in run(&["answered"]) {
                 traffic.step(1, vec![(id, piece("a", vec![]))]);
             }
-            traffic.suspect(1, "m");
+            traffic.suspect(1, "m", true);
             traffic.end_of_worker(1, &Fault::new(ErrorCode::EngineCrashed, "gone"));
         }
         assert!(refused("answered"));
@@ -848,6 +874,42 @@ mod tests {
             traffic.step(1, vec![(id, finished())]);
         }
         assert!(!refused("answered"));
+    }
+
+    #[test]
+    fn the_one_request_that_an_engine_died_of_is_told_so() {
+        let traffic = Traffic::default();
+        let (link, _receiver) = link(1);
+        let fault = Fault::new(ErrorCode::EngineCrashed, "gone").details(r#"{"retry_after":1}"#.to_owned());
+        let told = |count: usize, has_begun: bool, by_fault: bool| {
+            traffic.open(1, "m");
+            for number in 0..count {
+                let asked = Fingerprint::of("m", &number);
+                let submitted = traffic.submit(
+                    slice::from_ref(&link),
+                    &Beginning::default(),
+                    0,
+                    Form::Events,
+                    asked,
+                    |_| ToWorker::Drain,
+                );
+                if has_begun {
+                    traffic.step(1, vec![(submitted.unwrap(), piece("a", vec![]))]);
+                }
+            }
+            traffic.suspect(1, "m", by_fault);
+            traffic.end_of_worker(1, &fault);
+            let told = traffic.drain().deliveries.into_iter().filter_map(|it| match it.what {
+                What::Event { event: Event::Failed(fault), .. } => Some(fault.details.unwrap()),
+                _ => None,
+            });
+            told.collect::<Vec<_>>()
+        };
+        let (plain, blamed) = (r#"{"retry_after":1}"#, r#"{"retry_after":1,"crashes":1}"#);
+        assert_eq!(told(1, false, true), [blamed]);
+        assert_eq!(told(2, false, true), [plain, plain], "nobody knows which");
+        assert_eq!(told(1, false, false), [plain], "it was killed");
+        assert_eq!(told(1, true, true), [plain], "the client knows that it had begun");
     }
 
     #[test]

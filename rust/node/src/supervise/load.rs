@@ -1,52 +1,32 @@
 //! What a load asks for and what it comes to before there is a process: model, engine, plan.
-//!
-//! And how an engine is looked at: in a process that is thrown away.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, mpsc},
-    time::{Duration, Instant, UNIX_EPOCH},
-};
+use std::{fs, path::Path, sync::Arc, time::UNIX_EPOCH};
 
 use llm_node_core::{
     chat::{builtin, model::SyntaxChoice},
     engine::Vocabulary,
     error::{ErrorCode, Fault},
-    memory::{Estimate, Figures, MemoryUse, length_of},
+    memory::{Estimate, MemoryUse, length_of},
     options::{self, ModelOptions},
     shape::{ContextSize, Shape, Sizing},
     text::template::ChatTemplate,
 };
 use llm_node_fleet::{
     Account, Basis, Changed, ChosenEngine, Device, DeviceKind, DeviceState, Event, Foreseen, FoundModel,
-    LoadKey, ProcessUse, Setup, Status, guessed,
+    LoadKey, Planned, ProcessUse, Setup, Status, guessed,
 };
-use llm_node_wire::message::{
-    EngineAddress, EngineFacts, FromWorker, LoadPlan, Scheduling, Speculation, ToWorker,
-};
+use llm_node_wire::message::{EngineAddress, LoadPlan, Scheduling, Speculation};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
     Inner,
+    asking::Asked,
     inflight::Reply,
-    minding::Control,
-    process::{Launch, Process, shutting_down},
+    process::{Process, shutting_down},
     report, written,
 };
-use crate::{
-    choose::choose,
-    host_memory,
-    models::Model,
-    registry::{
-        Probe,
-        verdict::{Candidate, Refusal},
-    },
-};
-
-/// How long a worker may take to end after it has said its last word.
-const END_DEADLINE: Duration = Duration::from_secs(3);
+use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
 /// What a client may say of a load.
 #[derive(Clone, Debug, Default)]
@@ -103,24 +83,45 @@ pub(super) fn load(inner: &Inner, request: LoadRequest, reply: Reply) {
     }
 }
 
-/// What a model that is loaded otherwise would take as it is wanted now. A model that answers goes for nothing that
+/// What a model that is loaded otherwise would come to as it is wanted now. A model that answers goes for nothing that
 /// cannot be.
 fn instead(
     inner: &Inner,
     model_id: &str,
     wishes: &ModelOptions,
     format: Option<&str>,
-) -> Result<Option<Vec<MemoryUse>>, Fault> {
+) -> Result<Option<Box<Foreseen>>, Fault> {
     let view = inner.fleet.view();
     let Some(model) = view.models.get(model_id).filter(|model| model.status == Status::Loaded) else {
         return Ok(None);
     };
     match model.changed(model_id, wishes, &inner.usual.lock().clone()) {
-        Some(Changed::Replaced(setup)) => {
-            let foreseen = foresee(inner, model_id, &setup, format)?;
-            foreseen.least(&inner.fleet.view().history).map(Some)
-        }
+        Some(Changed::Replaced(setup)) => Ok(Some(Box::new(foresee(inner, model_id, &setup, format)?.0))),
         Some(Changed::Grown(_)) | None => Ok(None),
+    }
+}
+
+/// Models that are loaded by an engine that has been built anew since are loaded anew with that.
+pub(super) fn renew(inner: &Inner) {
+    let view = inner.fleet.view();
+    let usual = inner.usual.lock().clone();
+    for (model_id, model) in view.models.iter().filter(|(_, model)| model.status == Status::Loaded) {
+        let Some(setup) = model.renewed(model_id, &usual) else { continue };
+        let engine = model.loaded().map(|(_, loaded)| &loaded.engine.id);
+        let is_other = |found: &FoundModel| {
+            Some(&found.engine.id) == engine && Some(&found.key.build) != model.build.as_ref()
+        };
+        let found = find(inner, model_id, &setup, None);
+        if !found.is_ok_and(|(found, _)| is_other(&found)) {
+            continue;
+        }
+        match foresee(inner, model_id, &setup, None) {
+            Ok((foreseen, _)) => {
+                let (model_id, instead) = (model_id.clone(), Box::new(foreseen));
+                inner.fleet.tell(Event::Renew { model_id, instead });
+            }
+            Err(fault) => log::warn!("'{model_id}' goes on with what its engine was: {fault}"),
+        }
     }
 }
 
@@ -328,11 +329,41 @@ pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
         Err(fault) => return reply.send(Err(fault)),
     };
     let setup = to_be(inner, &model_id, &wishes);
-    match setup.map(|setup| foresee(inner, &model_id, &setup, request.format.as_deref())).transpose() {
-        Ok(foreseen) => {
-            inner.fleet.order(reply, |ticket| Event::Plan { ticket, model_id, wishes, foreseen });
-        }
-        Err(fault) => reply.send(if is_refusal(&fault) { report::refused(&fault) } else { Err(fault) }),
+    let planned = setup
+        .map(|setup| foresee(inner, &model_id, &setup, request.format.as_deref()))
+        .transpose()
+        .and_then(|foreseen| as_said(inner, &model_id, &wishes, foreseen));
+    reply.send(match planned {
+        Ok(planned) => report::planned(inner.fleet.now(), &planned),
+        Err(fault) if is_refusal(&fault) => report::refused(&fault),
+        Err(fault) => Err(fault),
+    });
+}
+
+/// What a load would come to, its engine having been asked what it takes with the context that it would get.
+fn as_said(
+    inner: &Inner,
+    model_id: &str,
+    wishes: &ModelOptions,
+    foreseen: Option<(Foreseen, Option<Asked>)>,
+) -> Result<Planned, Fault> {
+    let (mut foreseen, mut asked) = foreseen.unzip();
+    loop {
+        let ticket = inner.traffic.number();
+        let (model_id, wishes) = (model_id.to_owned(), wishes.clone());
+        let event = Event::Plan { ticket, model_id, wishes, foreseen: foreseen.clone() };
+        let planned = inner.fleet.plan(ticket, event)?;
+        let (Some(foreseen), Some(Some(asked)), Some(shape)) = (&mut foreseen, &mut asked, planned.shape)
+        else {
+            return Ok(planned);
+        };
+        let is_said =
+            planned.foreseen.basis == Basis::Measured || foreseen.sized.iter().any(|it| it.0 == shape);
+        let Some(setup) = foreseen.setup.as_ref().filter(|_| !is_said) else { return Ok(planned) };
+        let Some(uses) = asked.size(Sizing { size: setup.wish().size, shape: Some(shape) })? else {
+            return Ok(planned);
+        };
+        foreseen.sized.push((shape, uses));
     }
 }
 
@@ -370,8 +401,13 @@ fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> 
     }
 }
 
-/// What its engine says that it would take.
-fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -> Result<Foreseen, Fault> {
+/// What its engine says that it would take; and a process that may be asked more, where nothing is known of such a load.
+fn foresee(
+    inner: &Inner,
+    model_id: &str,
+    setup: &Setup,
+    format: Option<&str>,
+) -> Result<(Foreseen, Option<Asked>), Fault> {
     let mut setup = setup.clone();
     if setup.replicas() > 1 {
         // What one of its workers takes.
@@ -381,31 +417,27 @@ fn foresee(inner: &Inner, model_id: &str, setup: &Setup, format: Option<&str>) -
     }
     let (found, plan) = find(inner, model_id, &setup, format)?;
     let setup = Some(Box::new(setup));
+    let (engine, key) = (found.engine.id, found.key);
     if let Some(before) = found.known {
-        return Ok(Foreseen {
-            engine: found.engine.id,
+        let foreseen = Foreseen {
+            engine,
             memory: before.uses.clone(),
             basis: Basis::Measured,
             seconds: Some(before.seconds),
             figures: before.figures.clone(),
-            key: found.key,
+            key,
             setup,
             before: Some(Box::new(before)),
-        });
+            sized: Vec::new(),
+        };
+        return Ok((foreseen, None));
     }
-    let Estimate { uses, figures } = estimate(inner, *plan, |_| None)?;
+    let (asked, Estimate { uses, figures }) = Asked::begin(inner, *plan)?;
     let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
-    let uses = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
-    Ok(Foreseen {
-        engine: found.engine.id,
-        memory: uses,
-        basis,
-        seconds: None,
-        figures,
-        key: found.key,
-        setup,
-        before: None,
-    })
+    let memory = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
+    let (seconds, before, sized) = (None, None, Vec::new());
+    let foreseen = Foreseen { engine, memory, basis, seconds, figures, key, setup, before, sized };
+    Ok((foreseen, Some(asked)))
 }
 
 /// Has the engine of a file's model estimate it, for one sequence.
@@ -424,53 +456,17 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
     };
     let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
     let size = plan.size;
-    let one = |figures: &Figures| {
-        let own = length_of(&figures.one);
+    let (mut asked, estimate) = Asked::begin(inner, plan)?;
+    let memory = if estimate.figures.are_of_contexts() {
+        let own = length_of(&estimate.figures.one);
         let context_length = size.context_length.unwrap_or(own);
-        Some(Sizing { size, shape: Some(Shape { context_length, max_sequences: 1, cache_tokens: 0 }) })
+        let shape = Shape { context_length, max_sequences: 1, cache_tokens: 0 };
+        asked.size(Sizing { size, shape: Some(shape) })?
+    } else {
+        estimate.uses
     };
-    let memory = estimate(inner, plan, one)?.uses.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
+    let memory = memory.unwrap_or_else(|| vec![guess(inner, model.size_bytes)]);
     Ok(Estimated { engine: candidate.id.clone(), memory })
-}
-
-/// What the engine of a plan says that it takes, in a process that is thrown away. `of`: of which context, where it
-/// gives figures; `None`: these are enough.
-fn estimate(
-    inner: &Inner,
-    plan: LoadPlan,
-    of: impl FnOnce(&Figures) -> Option<Sizing>,
-) -> Result<Estimate, Fault> {
-    let (process, controls) = thrown_away(inner, &plan.engine.id)?;
-    let deadline = Instant::now() + inner.config.load_timeout();
-    process.link.send(ToWorker::Load(plan));
-    let is_something = |uses: &Vec<MemoryUse>| uses.iter().any(|use_| use_.total() > 0);
-    let mut of = Some(of);
-    let mut all = Figures::default();
-    let memory = loop {
-        match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Control::Message(FromWorker::Estimated(Estimate { uses, figures }))) => {
-                let sizing = of.take().filter(|_| figures.are_of_contexts()).and_then(|of| of(&figures));
-                let Some(sizing) = sizing else {
-                    break Ok(Estimate { uses: uses.filter(is_something), figures });
-                };
-                all = figures;
-                process.link.send(ToWorker::Size(sizing));
-            }
-            Ok(Control::Message(FromWorker::Sized(sized))) => {
-                break sized.map(|uses| Estimate { uses: uses.filter(is_something), figures: all });
-            }
-            Ok(Control::Message(FromWorker::LoadFailed(fault))) => break Err(fault),
-            Ok(Control::Message(_)) => {}
-            Ok(Control::Died(death)) => {
-                break Err(Fault::new(ErrorCode::EngineCrashed, death.describe()));
-            }
-            Err(_) => {
-                break Err(Fault::new(ErrorCode::Timeout, "The engine's estimate did not come in time"));
-            }
-        }
-    };
-    end(&process);
-    memory
 }
 
 /// What stands for an estimate where the engine cannot say.
@@ -479,78 +475,4 @@ fn guess(inner: &Inner, bytes: u64) -> MemoryUse {
     let is_gpu = |account: &&Account| account.device.kind == DeviceKind::Gpu;
     let on_gpu = inner.config.gpu_backend.as_deref() != Some("cpu");
     guessed(bytes, view.accounts.iter().find(is_gpu).filter(|_| on_gpu).map(|it| &it.device))
-}
-
-/// A process for one question to an engine, and what is heard of it.
-fn thrown_away(inner: &Inner, engine: &str) -> Result<(Arc<Process>, mpsc::Receiver<Control>), Fault> {
-    let (hears, controls) = mpsc::channel();
-    let launch = Launch {
-        worker: inner.processes.number_of_probe(),
-        command: &inner.config.worker_command,
-        engine_env: &inner.config.engine_env,
-        start_timeout: inner.config.start_timeout(),
-        engine: engine.to_owned(),
-        model: None,
-        hear: Arc::new(move |control| drop(hears.send(control))),
-    };
-    Ok((inner.processes.start(launch, &inner.traffic)?, controls))
-}
-
-/// It ends by itself; one that hangs at its end does not get in the way.
-fn end(process: &Process) {
-    process.stop();
-    if !process.wait(Instant::now() + END_DEADLINE) {
-        process.kill();
-    }
-}
-
-/// Looks at engines in worker processes.
-pub(super) struct ProcessProbe<'a>(pub(super) &'a Inner);
-
-impl Probe for ProcessProbe<'_> {
-    fn probe(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
-        self.look(address).inspect_err(|refusal| {
-            if !self.0.processes.is_closed() {
-                log::warn!("engine '{}' is of no use: {refusal}", address.id);
-            }
-        })
-    }
-}
-
-impl ProcessProbe<'_> {
-    fn look(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
-        let inner = self.0;
-        let (process, controls) = thrown_away(inner, &address.id).map_err(Refusal::NotProbed)?;
-        let timeout = inner.config.probe_timeout();
-        let deadline = Instant::now() + timeout;
-        process.link.send(ToWorker::Probe(address.clone()));
-        loop {
-            match controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Control::Message(FromWorker::Verdict(verdict))) => {
-                    end(&process);
-                    return verdict.map_err(Refusal::Probed);
-                }
-                Ok(Control::Message(_)) => {}
-                Ok(Control::Died(_)) if inner.processes.is_closed() => {
-                    return Err(Refusal::NotProbed(shutting_down()));
-                }
-                Ok(Control::Died(death)) => {
-                    return Err(Refusal::Crashed {
-                        path: address.binary.clone(),
-                        signal: death.ending,
-                        during: if death.stage.is_empty() { "its start".to_owned() } else { death.stage },
-                    });
-                }
-                Err(_) => {
-                    process.kill();
-                    let stage = process.output.stage();
-                    return Err(Refusal::TimedOut {
-                        path: address.binary.clone(),
-                        during: if stage.is_empty() { "its start".to_owned() } else { stage },
-                        seconds: timeout.as_secs_f64(),
-                    });
-                }
-            }
-        }
-    }
 }

@@ -104,6 +104,18 @@ impl Death {
         format!("{who} died {when}: {}{complaint}", self.ending)
     }
 
+    /// Did the engine do something wrong, and was not ended by somebody else?
+    pub(super) fn is_by_fault(&self) -> bool {
+        let is_of_engine = match self.ending {
+            Ending::Signal { name, .. } => {
+                !matches!(name, Some("SIGKILL" | "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGQUIT"))
+            }
+            Ending::Code(_) => true,
+            Ending::Unknown => false,
+        };
+        is_of_engine && self.given_up.is_none()
+    }
+
     /// The call that is to blame.
     pub(super) fn call(&self) -> &str {
         match &*self.stage {

@@ -5,6 +5,7 @@
 //! events pass through as they are.
 
 mod affinity;
+mod asking;
 mod clock;
 mod drive;
 mod environment;
@@ -42,10 +43,11 @@ use serde::Serialize;
 
 use self::{
     affinity::Beginning,
+    asking::ProcessProbe,
     drive::Drive,
     errands::Errands,
     inflight::{Link, Traffic},
-    load::{ProcessProbe, measure_host, measure_host_and_workers},
+    load::{measure_host, measure_host_and_workers},
     process::{Processes, shutting_down},
     remembered::Remembered,
     report::{ModelRow, SystemRow},
@@ -176,10 +178,15 @@ impl Supervisor {
         self.inner.registry.search_in(surroundings);
     }
 
-    /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed.
+    /// Every candidate with its verdict: [`EngineRow`]s. Comes once all are probed. `refresh`: each is looked at anew, and
+    /// models whose engine has changed are loaded anew.
     pub fn engines(&self, refresh: bool) -> Ticket {
-        self.report("engines", move |inner| {
-            written(&inner.candidates(refresh).iter().map(EngineRow::from).collect::<Vec<_>>())
+        self.inner.reports.run(&self.inner, "engines", move |inner, reply| {
+            let candidates = inner.candidates(refresh);
+            reply.send(written(&candidates.iter().map(EngineRow::from).collect::<Vec<_>>()));
+            if refresh {
+                load::renew(inner);
+            }
         })
     }
 

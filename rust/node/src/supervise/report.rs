@@ -228,6 +228,10 @@ struct LifeRow<'a> {
 #[derive(Serialize)]
 struct ReplicaRow<'a> {
     status: &'static str,
+    /// It ends what it has, and goes.
+    draining: bool,
+    /// Of its load.
+    progress: f32,
     pid: Option<u32>,
     requests: usize,
     devices: Vec<&'a str>,
@@ -330,6 +334,8 @@ struct DeviceRow<'a> {
     /// What others than models take.
     foreign_bytes: u64,
     reserved_bytes: u64,
+    /// What of it is beyond what their engines say.
+    unexplained_bytes: u64,
     /// Of models that have gone, and not free yet.
     settling_bytes: u64,
     /// Of a GPU that tells.
@@ -489,6 +495,8 @@ impl<'a> ReplicaRow<'a> {
             let (devices, memory) = loaded.map(|row| (row.devices, row.memory)).unwrap_or_default();
             Self {
                 status: worker.status.word(),
+                draining: matches!(worker.status, Status::Draining { .. }),
+                progress: process.as_ref().map_or(0.0, |process| process.progress()),
                 pid: process.as_ref().map(|process| process.pid()),
                 requests: inner.traffic.streams_of(worker.id),
                 devices,
@@ -537,7 +545,7 @@ impl<'a> FileRow<'a> {
 impl<'a> DeviceRow<'a> {
     /// `host`: as it is now.
     fn of(account: &'a Account, host: &'a Device) -> Self {
-        let Account { device, limit_bytes, foreign_bytes, reserved_bytes, settling_bytes, holders } = account;
+        let Account { device, limit_bytes, foreign_bytes, reserved_bytes, .. } = account;
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
             index: device.index,
@@ -550,9 +558,10 @@ impl<'a> DeviceRow<'a> {
             limit_bytes: *limit_bytes,
             foreign_bytes: *foreign_bytes,
             reserved_bytes: *reserved_bytes,
-            settling_bytes: *settling_bytes,
+            unexplained_bytes: account.unexplained_bytes,
+            settling_bytes: account.settling_bytes,
             look: device.look,
-            holders,
+            holders: &account.holders,
         }
     }
 }
@@ -593,7 +602,11 @@ impl<'a> LifeRow<'a> {
         Self {
             loaded: LoadedRow::of_all(view),
             serving,
-            workers: if view.is_of_several() { ReplicaRow::of_all(inner, view) } else { Vec::new() },
+            workers: if view.is_of_several() || view.workers.len() > 1 {
+                ReplicaRow::of_all(inner, view)
+            } else {
+                Vec::new()
+            },
             options: view.options.as_ref().filter(|options| **options != ModelOptions::default()),
             last_crash: view.last_crash.as_ref().map(|crash| CrashRow::of(inner, crash)),
             ..row
