@@ -375,7 +375,31 @@ impl Conversation {
                 return Err(invalid("messages", message));
             }
         }
+        self.check_results()?;
         self.check_tools()
+    }
+
+    /// Of calls side by side each has a result, or none has: where one lacks, templates that tell results by their
+    /// order alone would give its place to the next.
+    fn check_results(&self) -> Result<(), Fault> {
+        let told: HashSet<&str> = self
+            .messages
+            .iter()
+            .filter_map(|it| if let Message::Result { call, .. } = it { Some(call.as_str()) } else { None })
+            .collect();
+        for message in &self.messages {
+            let Message::Assistant { calls, .. } = message else { continue };
+            let (with, without): (Vec<&Call>, Vec<&Call>) =
+                calls.iter().partition(|it| told.contains(it.id.as_str()));
+            if let (Some(answered), Some(open)) = (with.first(), without.first()) {
+                let message = format!(
+                    "the call {:?} of the tool '{}' has no result, but {:?} beside it has one",
+                    open.id, open.name, answered.id
+                );
+                return Err(invalid("messages", message));
+            }
+        }
+        Ok(())
     }
 
     /// The beginning of the answer, if the conversation gives one.
@@ -528,9 +552,25 @@ mod tests {
         };
         let among = |name: &str| Choice::Among { names: vec![name.into()], required: false };
         let array = Json::new("[]").unwrap();
+        let told = |ids: &[&str]| {
+            let calls = ["1", "2"].map(|id| Call { id: id.into(), ..call.clone() });
+            let result = |id: &&str| Message::Result {
+                call: (*id).into(),
+                name: "f".into(),
+                parts: vec![],
+                failed: false,
+            };
+            let after = Message::User { parts: vec![], name: None };
+            let messages =
+                [vec![begun(calls.to_vec())], ids.iter().map(result).collect(), vec![after]].concat();
+            Conversation { messages, ..Conversation::default() }
+        };
         for (conversation, param) in [
+            (told(&["2", "1"]), None),
+            (told(&[]), None),
+            (told(&["2"]), Some("messages")),
             (said(begun(vec![])), None),
-            (said(begun(vec![call])), Some("messages")),
+            (said(begun(vec![call.clone()])), Some("messages")),
             (Conversation { thinking: on, ..said(begun(vec![])) }, Some("messages")),
             (Conversation { variables: array, ..Conversation::default() }, Some("variables")),
             (with(&["f", "g"], Choice::Named("g".into())), None),

@@ -175,22 +175,30 @@ fn said(conversation: &Conversation, habits: &Habits) -> Vec<Said> {
                 } else {
                     text
                 };
+                let mut results: Vec<&Message> = Vec::new();
+                while let Some(Message::Result { .. }) = rest.peek() {
+                    results.extend(rest.next());
+                }
+                let is_of =
+                    |it: &Message, one: &Call| matches!(it, Message::Result { call, .. } if *call == one.id);
+                let place = |it: &Message| calls.iter().position(|one| is_of(it, one));
+                // In the order of their calls, since many templates tell them by that alone.
+                results.sort_by_key(|it| place(it).unwrap_or(usize::MAX));
+                let (own, late): (Vec<&Message>, Vec<&Message>) =
+                    results.into_iter().partition(|it| place(it).is_some());
                 if calls.len() < 2 || habits.several_calls {
                     all.push(assistant(reasoning, text, calls, habits));
+                    all.extend(own.iter().filter_map(|it| result(it, habits)));
                 } else {
                     // Call, result, call, result.
-                    let mut results = Vec::new();
-                    while let Some(Message::Result { .. }) = rest.peek() {
-                        results.extend(rest.next());
-                    }
                     for (at, one) in calls.iter().enumerate() {
                         let (reasoning, text) = if at == 0 { (reasoning.as_str(), text) } else { ("", "") };
                         all.push(assistant(reasoning, text, std::slice::from_ref(one), habits));
-                        let of_it =
-                            |it: &&&Message| matches!(it, Message::Result { call, .. } if *call == one.id);
-                        all.extend(results.iter().filter(of_it).filter_map(|it| result(it, habits)));
+                        let of_it = own.iter().filter(|it| is_of(it, one));
+                        all.extend(of_it.filter_map(|it| result(it, habits)));
                     }
                 }
+                all.extend(late.iter().filter_map(|it| result(it, habits)));
             }
             Message::Result { .. } => all.extend(result(message, habits)),
         }
@@ -343,6 +351,26 @@ mod tests {
             [2, 4].iter().map(|&it| said[it]["tool_call_id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids, ["1", "2"]);
         assert_eq!((said[1]["content"].as_str(), said[3]["content"].as_str()), (Some("t"), Some("")));
+    }
+
+    #[test]
+    fn results_stand_in_the_order_of_their_calls() {
+        let turn = |ids: &[&str]| Message::Assistant {
+            reasoning: String::new(),
+            text: String::new(),
+            calls: ids.iter().map(|id| call_of(id, "{}")).collect(),
+        };
+        let told = vec![turn(&["1", "2", "3"]), result_of("3"), result_of("1"), turn(&["4", "5"])];
+        let late = vec![result_of("2"), result_of("5"), result_of("4")];
+        let messages = [told, late].concat();
+        for several_calls in [true, false] {
+            let habits = Habits { several_calls, ..Habits::default() };
+            let said = rendered(messages.clone(), &habits);
+            let ids = said.as_array().unwrap().iter().filter_map(|it| it["tool_call_id"].as_str());
+            let mut ids: Vec<&str> = ids.collect();
+            assert_eq!(ids.pop(), Some("2"), "what came late stays");
+            assert_eq!(ids, ["1", "3", "4", "5"]);
+        }
     }
 
     #[test]

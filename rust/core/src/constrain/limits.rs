@@ -22,6 +22,8 @@ pub(super) const MAX_COMBINATIONS: usize = 2000;
 pub(super) const MAX_VALUES: usize = 10_000;
 /// Bytes of a regular expression.
 pub(super) const MAX_PATTERN: usize = 4 << 10;
+/// Steps of `multipleOf`, together where several hold: each is a state of the lexer.
+pub(super) const MAX_STEPS: u64 = 10_000;
 /// Up to here every whole number is a number of its own in double precision.
 pub(super) const MAX_EXACT: u64 = 1 << 53;
 

@@ -99,6 +99,17 @@ fn hostile() -> Vec<(&'static str, Format)> {
             "limits of no size in a grammar",
             Format::Lark("start: %json {\"type\":\"integer\",\"minimum\":-2e25,\"maximum\":-1e25}".into()),
         ),
+        (
+            "steps that have nothing in common",
+            value(
+                json!({ "allOf": [{ "type": "integer", "multipleOf": 65_537 }, { "multipleOf": 65_539 }] }),
+            ),
+        ),
+        (
+            "many steps",
+            value(json!({ "allOf": [{ "type": "integer", "multipleOf": 97 }, { "multipleOf": 101 }] })),
+        ),
+        ("steps in decimals", value(json!({ "type": "number", "multipleOf": 9.999 }))),
         ("numbers that exclude", value(json!({ "type": "integer", "minimum": 5, "maximum": 3 }))),
         ("rules that lead anywhere", Format::Lark(rules)),
         ("left recursion", Format::Lark("start: start start | \"a\" | \"\"".into())),

@@ -212,6 +212,52 @@ fn before_2019_nothing_counts_beside_a_reference() {
 }
 
 #[test]
+fn an_exclusive_limit_that_is_whole_is_excluded() {
+    for (key, limit, other, bound, inside) in [
+        ("exclusiveMinimum", 0.0, "maximum", 0.5, "0.25"),
+        ("exclusiveMinimum", 3.0, "exclusiveMaximum", 3.5, "3.25"),
+        ("exclusiveMinimum", 100.0, "maximum", 100.01, "100.005"),
+        ("exclusiveMaximum", 0.0, "minimum", -0.5, "-0.25"),
+        ("exclusiveMaximum", -10.0, "minimum", -10.5, "-10.25"),
+        ("exclusiveMinimum", 1024.0, "maximum", 4096.0, "1024.5"),
+    ] {
+        // Together and apart.
+        for it in [
+            json!({ "type": "number", key: limit, other: bound }),
+            json!({ "allOf": [{ "type": "number", key: limit }, { "type": "number", other: bound }] }),
+        ] {
+            let prototype = compile(schema(&it, true)).unwrap();
+            for spelled in [format!("{limit}"), format!("{limit}.0"), format!("{limit}.000"), "-0".to_owned()]
+            {
+                assert!(!accepts(&prototype.constraint(), &spelled), "{it}: {spelled}");
+            }
+            assert!(accepts(&prototype.constraint(), inside), "{it}: {inside}");
+        }
+        let it = json!({ "type": "integer", key: limit });
+        let next = limit + if key == "exclusiveMinimum" { 1.0 } else { -1.0 };
+        let prototype = compile(schema(&it, true)).unwrap();
+        assert!(!accepts(&prototype.constraint(), &limit.to_string()), "{it}");
+        assert!(accepts(&prototype.constraint(), &next.to_string()), "{it}");
+    }
+}
+
+#[test]
+fn steps_are_counted_where_they_are_few() {
+    let apart = json!({ "type": "object", "required": ["a", "b"], "properties": {
+        "a": { "type": "integer", "multipleOf": 7919 }, "b": { "type": "number", "multipleOf": 0.25 } } });
+    let prototype = compile(schema(&apart, true)).unwrap();
+    assert!(accepts(&prototype.constraint(), r#"{"a":15838,"b":0.75}"#));
+    assert!(!accepts(&prototype.constraint(), r#"{"a":15838,"b":0.7}"#));
+    let both = |one: f64, two: f64| json!({ "allOf": [{ "type": "number", "multipleOf": one }, { "multipleOf": two }] });
+    assert!(accepts(&compile(schema(&both(0.5, 0.75), true)).unwrap().constraint(), "4.5"));
+    for it in [json!({ "type": "integer", "multipleOf": 65_537 }), both(9973.0, 9967.0), both(0.001, 100.0)] {
+        let fault = compile(schema(&it, true)).unwrap_err();
+        assert!(fault.message.contains("\"multipleOf\" at #"), "{fault}");
+        assert_eq!(compile(schema(&it, false)).unwrap().relaxed().len(), 1, "{it}");
+    }
+}
+
+#[test]
 fn a_limit_that_no_double_holds_exactly_is_none() {
     for limit in [1e19, -1e19, 1e300, 9_007_199_254_740_994.0] {
         for key in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"] {
