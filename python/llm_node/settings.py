@@ -1121,9 +1121,7 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
                 raise SettingsError(f"{where}: expected true or false")
             warm = value
         elif key == ENGINE_OPTIONS:
-            if not isinstance(value, dict) or any(
-                not isinstance(it, str | int | float) for it in value.values()
-            ):
+            if not isinstance(value, dict) or not all(_is_plain(it) for it in value.values()):
                 raise SettingsError(f"{where}: expected a table of texts, numbers and truth values")
             options[key] = dict(value)
         elif (parse := OF_MODELS.get(key)) is not None:
@@ -1156,6 +1154,11 @@ def _as_json(setting: Setting, value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_json(item) for item in value]
     return _plain_json(value)
+
+
+def _is_plain(value: object) -> bool:
+    """TOML has numbers that JSON has not."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _plain_json(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 ALIASES = "aliases"
+_one_at_a_time = threading.Lock()
+"""What is written is made of what stood there."""
 
 
 def write(file: Path, name: str, value: Any) -> None:
@@ -45,19 +48,28 @@ def add_alias(file: Path, model: str, alias: str) -> None:
 
 
 def _change(file: Path, change: Callable[[TOMLDocument], None]) -> None:
+    with _one_at_a_time:
+        _write_changed(file, change)
+
+
+def _write_changed(file: Path, change: Callable[[TOMLDocument], None]) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
     try:
         document = tomlkit.parse(files.read_text(file) if file.exists() else "")
         change(document)
+        changed = tomlkit.dumps(document)
+        if tomlkit.parse(changed).unwrap() != document.unwrap():
+            # A table can come before settings of the whole file, which would be the table's then.
+            raise ValueError("its tables leave no room for another; write the change into it by hand")
     except (ValueError, AttributeError, TOMLKitError) as error:
         raise SettingsError(f"{file} cannot be changed: {error}") from None
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else 0o600
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.write_text(tomlkit.dumps(document), encoding="utf-8")
+        fresh.write_text(changed, encoding="utf-8")
         fresh.chmod(mode)
         Settings.load({"config": (str(fresh),)}, environment={})
         os.replace(fresh, file)

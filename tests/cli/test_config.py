@@ -8,16 +8,18 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from llm_node import settings_file
 from llm_node.cli import config
 from llm_node.cli.command import command
-from llm_node.settings import ALL, Setting, Settings
-from support.node import node_environment
+from llm_node.settings import ALL, Setting, Settings, SettingsError
+from support.node import RunningNode, node_environment
 
 FILE = """\
 # my node
@@ -71,6 +73,53 @@ def test_a_file_without_an_end_is_refused(arguments: list[str], engines: Path, t
     assert ended.returncode in (1, 2), ended.stderr
     assert "/dev/zero" in ended.stderr and "more than 4 MiB" in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_input_or_output_ends_no_command(closed: str, node: RunningNode, tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("llm-node"))
+    arguments = ["run", "--node", node.url, "--verbose", "llm-node-demo", "hi"]
+    ended = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", program, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=node_environment(tmp_path),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_setting_of_the_whole_file_stays_one(tmp_path: Path) -> None:
+    """A table that came before it would have it."""
+    file = tmp_path / "config.toml"
+    given = 'models.qwen.aliases = ["q"]\ncontext_length = 2048\n'
+    file.write_text(given)
+    with pytest.raises(SettingsError, match=r"config\.toml cannot be changed: .*by hand"):
+        settings_file.add_alias(file, "llm-node-demo", "demo")
+    assert file.read_text() == given
+    file.write_text('context_length = 2048\nmodels.qwen.aliases = ["q"]\n')
+    settings_file.add_alias(file, "qwen", "other")
+    settings = Settings.load({"config": (str(file),)}, environment={})
+    assert settings.context_length == 2048
+
+
+def test_changes_that_come_together_are_all_made(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    names = [f"name-{number}" for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: settings_file.add_alias(file, "qwen", name), names))
+    settings = Settings.load({"config": (str(file),)}, environment={})
+    assert sorted(settings.models["qwen"].aliases) == sorted(names)
+
+
+def test_an_option_that_json_cannot_tell_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[models."m"]\noptions = { x = nan }\n')
+    with pytest.raises(SettingsError, match=r"options in .*: expected a table of texts, numbers"):
+        Settings.load({"config": (str(file),)}, environment={})
 
 
 def test_a_pipe_that_ends_is_a_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -127,6 +128,19 @@ def test_who_does_not_read_an_answer_loses_it(hasty: RunningNode) -> None:
 
 
 # ---- a most ----------------------------------------------------------------------------------------
+
+
+def test_who_leaves_at_once_is_no_defect(node: RunningNode) -> None:
+    """Some leave just before their stream begins."""
+    chat = {"model": "llm-node-demo", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    body = json.dumps(chat).encode()
+    wanted = request("/v1/chat/completions", method="POST", body=body)
+    for number in range(200):
+        with connect(node) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(wanted)
+            time.sleep(number % 20 / 2000)
+    assert "defect" not in node.log_text()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ def main(tell: Callable[[str], object] | None = None) -> None:
     from llm_node.errors import Exit
 
     def run() -> None:
+        _open_what_is_closed()
         try:
             sys.exit(command.main(prog_name="llm-node", standalone_mode=False))
         except OSError as error:
@@ -40,3 +41,17 @@ def main(tell: Callable[[str], object] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)
+
+
+def _open_what_is_closed() -> None:
+    """A command runs on where its input or output was closed (`>&-`): no socket is to get that number."""
+    import os
+
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            if nowhere != number:
+                os.close(nowhere)
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))

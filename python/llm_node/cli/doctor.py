@@ -126,8 +126,10 @@ def _judged(engines: Rows, models: Rows, obstacles: Obstacles, backend: str | No
     if count:
         models_can = "model can" if count == 1 else "models can"
         yield Finding("ok", f"{count} {models_can} be loaded: see `llm-node list`")
-    else:
+    elif not models:
         yield Finding("warn", "no model can be loaded: `llm-node pull ORG/REPO` fetches one")
+    else:
+        yield Finding("warn", "no model can be loaded: what is wrong with each stands above")
 
 
 async def _of_running(

@@ -55,7 +55,7 @@ def models(context: click.Context, /, as_json: bool, with_unlisted: bool, **give
     ]
     rows = [_row(model, obstacles.get(model["model_id"])) for model in found]
     table.show([heading, *rows, *_stopped_pulls(settings)])
-    if with_unlisted:
+    if unlisted and with_unlisted:
         click.echo()
         table.show(
             [["NOT LISTED", "FROM", "WHY"], *([it["path"], it["origin"], it["why"]] for it in unlisted)]

@@ -91,7 +91,7 @@ def run(
 def _prompt(words: str) -> str | None:
     """Of the command line and of standard input together; None: a chat."""
     words = os.fsencode(words).decode(errors="replace")  # as what comes on standard input
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         if not words and not sys.stdout.isatty():
             raise click.UsageError("a chat needs a terminal; give a PROMPT, or one on standard input")
         return words or None

@@ -185,6 +185,8 @@ class Connection(web.RequestHandler):
             reply = errors.reply(fault)
             self._is_refused = True
             log.info("refused what %s sent: %s (%s)", request.remote, fault.message, request_id)
+        elif isinstance(exc, ConnectionResetError):
+            reply = errors.internal(request_id)  # the client left: nobody reads it
         else:
             reply = errors.internal(request_id)
             log.error("defect while answering request %s", request_id, exc_info=exc)
