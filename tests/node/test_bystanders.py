@@ -71,6 +71,34 @@ def test_name_and_file_name_are_one_model(engines: Path, folder: Path, demo_mode
         assert node.post("/api/models/load", {"model_id": "./a"}).status == 404
 
 
+def test_a_request_alone_of_which_an_engine_dies_costs_one_crash(folder: Path) -> None:
+    engines = toys(folder, FAKE_CRASH_ON_BYTE=ord("!"), FAKE_STEP_US=5000)
+    asked = {"model": "toy", "prompt": "bang!", "max_tokens": 5}
+
+    def crashes(node: RunningNode) -> int:
+        count: int = node.get("/api/system").json()["events"]["crashed"]
+        return count
+
+    with running_node(folder / "node", arguments(engines, folder)) as node:
+        refused = node.post("/v1/completions", asked)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "engine_crashed"), refused.body
+        assert (refused.json()["error"]["crashes"], crashes(node)) == (1, 1), "it is not run again"
+        assert node.post("/v1/completions", {**asked, "prompt": "well"}).status == 200
+        again = node.post("/v1/completions", asked)
+        assert (again.status, crashes(node)) == (503, 2), "its client may have it run again"
+        assert node.post("/v1/completions", asked).json()["error"]["crashes"] == 2
+        assert crashes(node) == 2, "and then it is not"
+        # What somebody ends is not the request's fault: it is run again.
+        assert node.post("/v1/completions", {**asked, "prompt": "well"}).status == 200
+        with ThreadPoolExecutor(1) as asking:
+            answer = asking.submit(node.post, "/v1/completions", {**asked, "prompt": "Well " * 200})
+            deadline = time.monotonic() + 30
+            while not (worker := node.get("/api/system").json()["workers"][0]).get("streams"):
+                assert time.monotonic() < deadline
+            os.kill(worker["pid"], signal.SIGKILL)
+            assert answer.result().status == 200
+
+
 def test_a_crash_names_engine_model_call_and_signal_and_is_known_later(folder: Path) -> None:
     engines = toys(folder, FAKE_CRASH_AFTER_STEPS=20)
     with running_node(folder / "node", arguments(engines, folder, "--log-level", "debug")) as node:

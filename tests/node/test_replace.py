@@ -1,4 +1,4 @@
-"""A model that is loaded is wanted otherwise, or its engine has changed: it is loaded anew, and no request fails."""
+"""A model that is loaded is wanted otherwise, or its engine has changed: no request fails of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask(node: RunningNode, tokens: int) -> int:
 
 @contextmanager
 def in_use(node: RunningNode) -> Iterator[None]:
-    """Clients ask all the time, and one has a long answer, which takes a second or two; none of them fails."""
+    """Clients ask all the time, and one has a long answer; none of them fails."""
     is_over = threading.Event()
 
     def client(_: int) -> int:
@@ -77,7 +77,7 @@ def in_use(node: RunningNode) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", ["300M", "150M"])
-def test_another_option_is_a_load_anew_beside_the_old_where_both_have_room(tmp_path: Path, limit: str) -> None:
+def test_another_option_is_loaded_beside_the_old_where_both_have_room(tmp_path: Path, limit: str) -> None:
     with node_of(tmp_path, "--vram-limit", limit) as node:
         assert node.post("/api/models/load", {"model_id": "a"}).status == 200
         (old,) = node.workers()

@@ -24,6 +24,7 @@ mod suspects;
 
 use std::{
     collections::HashMap,
+    mem,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -335,10 +336,10 @@ impl Supervisor {
         form: Form,
     ) -> Result<StreamId, Fault> {
         let (model_id, view) = self.known(model_id)?;
-        // Another seed does not make it another request.
-        let seed = request.sampling.seed.take();
+        // Neither another seed nor another client makes it another request.
+        let (seed, source) = (request.sampling.seed.take(), mem::take(&mut request.source));
         let asked = Fingerprint::of(&model_id, &request);
-        request.sampling.seed = seed;
+        (request.sampling.seed, request.source) = (seed, source);
         let traffic = &self.inner.traffic;
         traffic.acquit(asked, &model_id)?;
         let links = self.links(&view.ready(&model_id, self.inner.fleet.now())?);
