@@ -239,6 +239,27 @@ def test_what_a_gpu_sees_of_a_worker_counts(tmp_path: Path) -> None:
         assert 4 * GIB - (64 << 20) < said["devices"][0]["required_bytes"] <= 4 * GIB + 4 * GIB // 100
 
 
+def test_in_a_container_what_a_gpu_has_less_after_a_load_counts(tmp_path: Path) -> None:
+    gpu = Gpu(tmp_path)
+    models = {"liar": f"estimate_bytes={GIB}\nload_us=3000000"}
+    with node_of(tmp_path, models, backend="cuda", environment=gpu.environment) as node:
+        answers: list[Answer] = []
+        loading = threading.Thread(target=lambda: answers.append(load(node, "liar")))
+        loading.start()
+        deadline = time.monotonic() + 60
+        while not _pid_that_loads(node):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gpu.shows(2 * GIB, f"4711:{2 * GIB}")  # the host's number for it
+        loading.join()
+        assert answers[0].status == 200, answers[0].body
+        while (seen := device(node, "gpu"))["foreign_bytes"]:
+            assert time.monotonic() < deadline, seen
+        assert seen["reserved_bytes"] == 2 * GIB
+        assert GIB - MIB < seen["unexplained_bytes"] <= GIB
+        assert [kind for kind, _ in incidents(node)] == ["overrun"]
+
+
 def test_a_context_with_more_than_enough_shrinks_before_a_model_goes(tmp_path: Path) -> None:
     gpu = Gpu(tmp_path)
     models = dict.fromkeys("ab", f"estimate_bytes={MIB}")
@@ -260,6 +281,41 @@ def test_a_context_with_more_than_enough_shrinks_before_a_model_goes(tmp_path: P
         for model in "ab":
             asked = {"model": model, "prompt": "x", "max_tokens": 3}
             assert node.post("/v1/completions", asked).status == 200
+
+
+def test_a_request_too_long_for_what_is_left_has_back_what_its_model_gave_up(tmp_path: Path) -> None:
+    gpu = Gpu(tmp_path)
+    models = dict.fromkeys("ab", f"n_context=131072\nestimate_bytes={MIB}")
+    limit = ("--vram-limit", "9M")
+    with node_of(tmp_path, models, *limit, backend="cuda", environment=gpu.environment, sizes=()) as node:
+
+        def length(model: str) -> int:
+            rows = {row["model_id"]: row for row in node.get("/api/models").json()["models"]}
+            found: int = rows[model]["facts"]["context_length"]
+            return found
+
+        assert load(node, "a").status == 200
+        (worker,), before = node.workers(), length("a")
+        asked = {"model": "a", "prompt": "x" * 40_000, "max_tokens": 3, "ignore_eos": True}
+        assert before > 40_010 and node.post("/v1/completions", asked).status == 200
+        deadline = time.monotonic() + 60
+        while plan(node, "b")["verdict"] == "after_waiting":
+            assert time.monotonic() < deadline, "it is as if it had been asked for half a second"
+        assert load(node, "b").status == 200
+        assert length("a") == 32_768
+        refused = node.post("/v1/completions", asked)
+        error = refused.json()["error"]
+        assert (refused.status, error["code"], error["context_length"]) == (
+            400,
+            "context_length_exceeded",
+            32768,
+        )
+        unload(node, "b")
+        while device(node, "gpu")["settling_bytes"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert node.post("/v1/completions", asked).status == 200
+        assert (length("a"), node.workers()) == (before, [worker])
 
 
 def _pid_that_loads(node: RunningNode) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import aiohttp
 import pytest
 
 from support.engines import FAKES, compile_library, fake_engine
-from support.node import RunningNode, running_node
+from support.node import RunningNode, command, running_node
 from support.streams import session, stream
 
 GIB = 1 << 30
@@ -34,6 +35,7 @@ def two_gpus(folder: Path, *more: str, models: Mapping[str, str], **defines: Any
     places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
     more = (*more, "--gpu-backend", "cuda", "--speculation", "off")
     with running_node(folder / "node", [*places, *more], environment=environment) as node:
+        node.extra["home"] = folder / "node"
         yield node
 
 
@@ -97,6 +99,13 @@ def test_each_worker_has_a_gpu_of_its_own_and_an_unload_ends_all(node: RunningNo
         ["TOY0", "TOY1"],
         2,
     )
+    planned = node.post("/api/models/plan", {"model_id": "a", "replicas": 2}).json()
+    taken = [need["required_bytes"] // GIB for need in planned["devices"]]
+    assert (planned["verdict"], taken) == ("loaded", [6, 6]), planned
+    planned = node.post("/api/models/plan", {"model_id": "b", "replicas": 2}).json()
+    assert [need["required_bytes"] // GIB for need in planned["devices"]] == [6, 6], planned
+    shown = command(node, "ps").stdout
+    assert re.search(r"^a +loaded .*\n +worker 1 +loaded +TOY\d .*\n +worker 2 +loaded +TOY\d ", shown, re.M)
     # It is what it is: nothing is loaded anew.
     load(node, "a", replicas=2)
     load(node, "a")
