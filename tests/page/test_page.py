@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 import llm_node
 from llm_node.cli.chat.conversation import Conversation
@@ -185,6 +185,42 @@ def test_models_are_loaded_kept_and_unloaded(open_page: Open, node: RunningNode)
     expect(row.get_by_role("button", name="Keep loaded")).to_be_visible()
     row.get_by_role("button", name="Unload").click()
     expect(row).to_contain_text("available")
+
+
+def test_each_of_several_workers_is_shown(open_page: Open, node: RunningNode) -> None:
+    node.post("/api/models/load", {"model_id": "llm-node-demo"})
+    page = open_page("/")
+
+    def with_workers(route: Route) -> None:
+        """As of a model on two GPUs, one of which is still loading."""
+        answer = route.fetch()
+        rows = answer.json()
+        (row,) = (each for each in rows["models"] if each["model_id"] == "llm-node-demo")
+        one = {
+            "pid": 1,
+            "requests": 2,
+            "devices": ["CUDA0"],
+            "memory": [],
+            "draining": False,
+            "progress": 1.0,
+        }
+        other = {**one, "pid": None, "requests": 0, "devices": [], "progress": 0.25}
+        row["workers"] = [{"status": "loaded", **one}, {"status": "loading", **other}]
+        row["workers"].append({"status": "loaded", **one, "pid": 2, "draining": True})
+        route.fulfill(response=answer, json=rows)
+
+    page.route("**/api/models", with_workers)
+    page.get_by_role("link", name="Models").click()
+    row = page.locator(".cards > li").filter(has_text="llm-node-demo").first
+    workers = row.locator("ol > li")
+    expect(workers).to_have_text(
+        [
+            "loaded · CUDA0 · Requests: 2",
+            "loading 25 % · Requests: 0",
+            "ends what it has · CUDA0 · Requests: 2",
+        ]
+    )
+    page.unroute("**/api/models")
 
 
 def test_what_the_node_is_doing_is_drawn_and_said(open_page: Open, node: RunningNode) -> None:
