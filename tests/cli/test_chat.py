@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import stat
 import sys
@@ -119,8 +120,25 @@ def test_answers_wrap_at_the_width_that_the_terminal_has_by_then(talking: Termin
     assert max(widths) <= 30 and len(widths) > 3, widths
 
 
+def test_ctrl_c_ends_the_wait_for_a_silent_pipe(talking: Terminal, tmp_path: Path) -> None:
+    for command, words in [
+        ("/file", "does not go with what you say next"),
+        ("/load", "the chat stays as it is"),
+    ]:
+        # One for each: who read the first may not have let go of it.
+        pipe = tmp_path / f"pipe-of-{command[1:]}"
+        os.mkfifo(pipe)
+        talking.type(f"{command} {pipe.name}\r")
+        # Its other end opens once somebody reads it: before, Ctrl-C would end the line.
+        with pipe.open("wb"):
+            talking.type("\x03")
+            talking.expect(words)
+        talking.expect(ASK)
+
+
 def test_commands(talking: Terminal, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("a note")
+    os.mkfifo(tmp_path / "silent")
     for typed, answered in [
         ("/help", "/clear"),
         ("/nonsense", "no command /nonsense"),
@@ -132,6 +150,7 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
         ("/file note.txt", "note.txt goes with"),
         ("/file absent.txt", "absent.txt: No such file"),
         ("/file /dev/zero", "/dev/zero: there are more than 4 MiB in it, or no end at all"),
+        ("/file silent", "silent: nothing came for 5 s: this is no file"),
         ("/load /dev/zero", "/dev/zero: there are more than 64 MiB in it, or no end at all"),
         ("/load note.txt", "is no saved chat"),
         ("/set max_tokens 3", "max_tokens is 3"),

@@ -79,8 +79,22 @@ class Conversation:
         }
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def load(self, path: Path) -> None:
-        """What was saved, but for the model. Raises `OSError`, or `ConversationError` and changes nothing."""
+    def load(self, saved: Saved) -> None:
+        """Go on with what was saved, but for the model."""
+        self.system, self.messages, self.parameters = saved.system, saved.messages, saved.parameters
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A conversation out of a file."""
+
+    system: str | None
+    messages: list[Message]
+    parameters: dict[str, Any]
+
+    @staticmethod
+    def read(path: Path) -> Saved:
+        """Raises `OSError`, or `ConversationError`."""
         try:
             content = json.loads(files.read_text(path, LARGEST))
         except ValueError as error:
@@ -96,7 +110,7 @@ class Conversation:
         ):
             raise ConversationError(f"{path} is no saved chat: system, messages or parameters are wrong")
         _check(parameters)
-        self.system, self.messages, self.parameters = system, messages, parameters
+        return Saved(system, messages, parameters)
 
 
 def _is_message(found: object) -> bool:

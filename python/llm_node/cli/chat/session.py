@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +14,7 @@ import click
 
 from llm_node.cli.chat import attached
 from llm_node.cli.chat.answer import Answer, ask, ending, usage_in_words
-from llm_node.cli.chat.conversation import Conversation, ConversationError, Message
+from llm_node.cli.chat.conversation import Conversation, ConversationError, Message, Saved
 from llm_node.cli.chat.interrupt import Interrupted, interruptible
 from llm_node.cli.chat.layout import RESET
 from llm_node.cli.chat.loading import Loaded, load
@@ -191,8 +192,12 @@ class Session:
 
     async def _file(self, rest: str) -> None:
         path = _path(rest)
-        self._files.append(attached.read(path))
-        self._say(f"{path.name} goes with what you say next")
+        try:
+            self._files.append(await interruptible(asyncio.to_thread(attached.read, path)))
+        except Interrupted:
+            self._say(f"stopped reading; {path.name} does not go with what you say next")
+        else:
+            self._say(f"{path.name} goes with what you say next")
 
     async def _save(self, rest: str) -> None:
         path = _path(rest)
@@ -200,8 +205,13 @@ class Session:
         self._say(f"saved in {path}")
 
     async def _load(self, rest: str) -> None:
-        self._conversation.load(_path(rest))
-        self._say(f"{len(self._conversation.messages)} messages")
+        try:
+            saved = await interruptible(asyncio.to_thread(Saved.read, _path(rest)))
+        except Interrupted:
+            self._say("stopped reading; the chat stays as it is")
+        else:
+            self._conversation.load(saved)
+            self._say(f"{len(self._conversation.messages)} messages")
 
     async def _copy(self, rest: str) -> None:
         if self._last is None:
