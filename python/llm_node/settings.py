@@ -34,6 +34,8 @@ SPECULATION = ("off", "lookup")
 UNKNOWN_FIELDS = ("refuse", "ignore")
 TOOL_SYNTAXES = (
     "harmony",
+    "atem",
+    "kimi_k3",
     "llama3",
     "functionary",
     "lfm2",

@@ -402,7 +402,7 @@ fn model_chat(
 fn chat_facts(chat: &ModelChat) -> ChatFacts {
     ChatFacts {
         tools: chat.has_tools(),
-        thinking: chat.reasoning().is_some(),
+        thinking: chat.tells_thoughts(),
         syntax: chat.calls().ok().map(|it| it.family.as_str().to_owned()),
     }
 }

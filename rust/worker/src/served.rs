@@ -134,11 +134,13 @@ impl Served {
     fn wanted(&self, request: &Request) -> Wanted {
         let format = request.format.clone();
         match (&request.prompt, &self.chat) {
-            (Prompt::Chat(conversation), Some(Ok(chat))) => match chat.calls() {
-                Ok(syntax) => Wanted::of(format, conversation, syntax),
-                // Then tools are refused.
-                Err(_) => format.into(),
-            },
+            (Prompt::Chat(conversation), Some(Ok(chat))) => {
+                match chat.answers(!conversation.offered().is_empty()) {
+                    Some(syntax) => Wanted::of(format, conversation, syntax),
+                    // Tools are refused, where there are any.
+                    None => format.into(),
+                }
+            }
             _ => format.into(),
         }
     }

@@ -13,7 +13,7 @@ use super::{
     families::known,
     parse::{Found, Known, Parser, Watch},
     syntax::{
-        Body, Family, Hole, InputSyntax, Literal, Object, ReasoningSyntax, SaidSyntax, Shape, Tags,
+        Body, Family, Frame, Hole, InputSyntax, Literal, Object, ReasoningSyntax, SaidSyntax, Shape, Tags,
         ToolSyntax,
     },
 };
@@ -359,6 +359,7 @@ impl Draft {
             bare: false,
             family: Family::Derived,
             parallel: mid.is_some(),
+            frame: Frame::Plain,
         };
         // Small models forget the mark of an object, which is not mistaken for anything else.
         let is_object = matches!(&syntax.body, Body::Object(object) if !object.list);
@@ -731,5 +732,5 @@ pub fn said_syntax(
     {
         reasoning.close = tokens.literal(between);
     }
-    Some(SaidSyntax { open: tokens.literal(open), close: tokens.literal(close) })
+    Some(SaidSyntax { open: tokens.literal(open), close: tokens.literal(close), end: Literal::default() })
 }

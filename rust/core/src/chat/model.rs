@@ -12,7 +12,7 @@ use super::{
     habits::Habits,
     parse::{Known, Watch},
     render::{objects, with_variable},
-    syntax::{Body, Family, ReasoningSyntax, SaidSyntax, ToolSyntax},
+    syntax::{Family, Frame, Literal, Messages, ReasoningSyntax, SaidSyntax, ToolSyntax},
 };
 use crate::{
     engine::Vocabulary,
@@ -94,10 +94,18 @@ impl ModelChat {
         let by_habits = |conversation: &Conversation| render(conversation, &habits, false);
         let begins = |conversation: &Conversation| render(conversation, &habits, true);
         let source = template.source();
-        let mut reasoning = derive::reasoning_syntax(&by_habits, source, tokens);
-        let said = derive::said_syntax(&by_habits, &begins, source, tokens, reasoning.as_mut());
         let marked = families::marked(source, tokens);
-        let format = marked.clone().filter(|it| it.body == Body::Harmony).map(Arc::new);
+        let (reasoning, said) = match marked.as_ref().map(|it| &it.frame) {
+            Some(Frame::Elements(it)) => (Some(it.thoughts.clone()), Some(it.text.clone())),
+            // Their headers tell.
+            Some(Frame::Messages(_)) => (None, None),
+            _ => {
+                let mut reasoning = derive::reasoning_syntax(&by_habits, source, tokens);
+                let said = derive::said_syntax(&by_habits, &begins, source, tokens, reasoning.as_mut());
+                (reasoning, said)
+            }
+        };
+        let format = marked.clone().filter(|it| it.frame != Frame::Plain).map(Arc::new);
         let found = || marked.map_or_else(|| derive::tool_syntax(&by_habits, tokens, reasoning.as_ref()), Ok);
         let tools = match choice {
             SyntaxChoice::Off => Err(Underivable("the model is loaded without a tool syntax".to_owned())),
@@ -127,6 +135,18 @@ impl ModelChat {
     /// How it marks what it thinks.
     pub fn reasoning(&self) -> Option<&ReasoningSyntax> {
         self.reasoning.as_deref()
+    }
+
+    /// Is it known what of its answers is thought?
+    pub fn tells_thoughts(&self) -> bool {
+        let in_messages = |it: &Arc<ToolSyntax>| matches!(it.frame, Frame::Messages(_));
+        self.reasoning.is_some() || self.format.as_ref().is_some_and(in_messages)
+    }
+
+    /// How its answers are written where it may call tools, and where it may not. `None`: nothing is known of that, or
+    /// nothing but text and thoughts is marked.
+    pub fn answers(&self, calls: bool) -> Option<&Arc<ToolSyntax>> {
+        if calls { self.tools.as_ref().ok() } else { self.format.as_ref() }
     }
 
     /// Can it be offered tools: are they shown to it, are its calls understood, and does it see what came of
@@ -159,19 +179,21 @@ impl ModelChat {
         if begun.is_empty() {
             place -= self.mark_at_the_end(rendered.text());
         }
-        let tools = if offered.is_empty() { self.format.as_ref() } else { self.tools.as_ref().ok() };
         let mut watch = Watch {
-            tools: tools.cloned(),
+            tools: self.answers(!offered.is_empty()).cloned(),
             reasoning: self.reasoning.clone(),
             said: self.said.clone(),
             known: offered.iter().map(Known::of).collect(),
             thinks: false,
+            says: false,
             parallel: conversation.parallel,
         };
         if let Choice::Among { names, .. } = &conversation.choice {
             watch.known.retain(|it| names.contains(&it.name));
         }
-        watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_open(&rendered.text()[..place], it));
+        let before = &rendered.text()[..place];
+        watch.thinks = watch.reasoning.as_ref().is_some_and(|it| ends_with(before, &it.open));
+        watch.says = watch.said.as_ref().is_some_and(|it| ends_with(before, &it.open));
         let begun = rendered.text()[place..].to_owned();
         let mut unseen = Vec::new();
         if conversation.names_people() && !self.habits.names {
@@ -213,9 +235,9 @@ impl ModelChat {
     }
 }
 
-/// Does the prompt end inside reasoning that it has opened?
-fn ends_open(prompt: &str, reasoning: &ReasoningSyntax) -> bool {
-    let open = reasoning.open.text().trim();
+/// Does the prompt end inside what that mark has opened?
+fn ends_with(prompt: &str, mark: &Literal) -> bool {
+    let open = mark.text().trim();
     !open.is_empty() && prompt.trim_end().ends_with(open)
 }
 
@@ -237,6 +259,10 @@ impl fmt::Display for ModelChat {
             Err(Underivable(why)) => {
                 writeln!(f, "  no calls: {}", why.chars().take(160).collect::<String>())?;
             }
+        }
+        if let Some(Frame::Messages(messages)) = self.format.as_ref().map(|it| &it.frame) {
+            let Messages { thoughts, text, .. } = messages;
+            writeln!(f, "  messages: {thoughts:?} {text:?}")?;
         }
         if let Some(reasoning) = self.reasoning() {
             writeln!(f, "  reasoning: {:?} {:?}", reasoning.open.text(), reasoning.close.text())?;

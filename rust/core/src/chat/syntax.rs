@@ -113,6 +113,58 @@ pub struct ToolSyntax {
     pub family: Family,
     /// Can a message hold several calls?
     pub parallel: bool,
+    /// What the rest of an answer consists of.
+    pub frame: Frame,
+}
+
+/// What the format of an answer marks besides calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Frame {
+    /// Nothing, or what is found in the template apart from calls.
+    #[default]
+    Plain,
+    /// Elements in this order: thoughts, text, calls. That of the text is always there, be it empty.
+    Elements(Box<Elements>),
+    /// Messages, each behind a header that says for whom it is. Calls stand in messages, one in each.
+    Messages(&'static Messages),
+}
+
+/// What stands around the elements of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// Around thoughts.
+    pub thoughts: ReasoningSyntax,
+    /// Around text.
+    pub text: SaidSyntax,
+}
+
+/// How an answer is divided into messages. A header may have its parts in any order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// Behind a header.
+    pub(crate) message: &'static str,
+    /// Before the header of a further message.
+    pub(crate) next: &'static str,
+    /// What ends a message.
+    pub(crate) ends: &'static [&'static str],
+    /// What begins the next message and ends this one as well.
+    pub(crate) begins: &'static [&'static str],
+    /// With what else a header may begin.
+    pub(crate) headers: &'static [&'static str],
+    /// In the header of thoughts: what stands before a word, and the word.
+    pub(crate) thinks: (&'static str, &'static str),
+    /// In the header of text in which no calls are looked for.
+    pub(crate) says: Option<(&'static str, &'static str)>,
+    /// How the header of thoughts is written.
+    pub(crate) thoughts: &'static str,
+    /// How the header of text is written.
+    pub(crate) text: &'static str,
+    /// How the header of a call is written: before and behind the tool's name.
+    pub(crate) call: (&'static str, &'static str),
+    /// Before the names of a client's tools. It may be missing.
+    pub(crate) prefix: &'static str,
+    /// Does the header alone name the tool, and is the message its input?
+    pub(crate) names_tool: bool,
 }
 
 /// Where a syntax comes from.
@@ -148,8 +200,6 @@ pub enum Body {
     },
     /// Calls as Python writes them, in a list: `[name(key='value'), other()]`.
     Python,
-    /// Messages with a header that says for whom they are.
-    Harmony,
 }
 
 impl Body {
@@ -158,7 +208,7 @@ impl Body {
         match self {
             Body::Object(Object { shape: Shape::Within(_), .. }) => 2,
             Body::Object(_) => 1,
-            Body::Pattern { .. } | Body::Python | Body::Harmony => 0,
+            Body::Pattern { .. } | Body::Python => 0,
         }
     }
 }
@@ -233,6 +283,8 @@ pub struct SaidSyntax {
     pub open: Literal,
     /// Behind it; counts only after the other.
     pub close: Literal,
+    /// Behind all of an answer.
+    pub end: Literal,
 }
 
 /// How a model marks what it thinks.
@@ -280,7 +332,6 @@ impl fmt::Display for Body {
                 }
             }
             Body::Python => f.write_str("python"),
-            Body::Harmony => f.write_str("harmony"),
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         conversation::{Choice, Conversation, Format, Grammar, Tool, ToolInput},
         grammar::{self, Callable, Written},
         parse::Calling,
-        syntax::{Body, ToolSyntax},
+        syntax::{Frame, ToolSyntax},
     },
     engine::{Token, Vocabulary},
     error::{ErrorCode, Fault},
@@ -49,8 +49,8 @@ pub struct Wanted {
     pub format: Format,
     /// The form of its calls.
     pub calls: Option<Calls>,
-    /// Does it consist of Harmony's messages? Then its text is the last of them.
-    pub in_messages: bool,
+    /// What stands around its text.
+    pub frame: Frame,
 }
 
 /// Calls that may or must be made.
@@ -77,9 +77,9 @@ impl Wanted {
     /// What an answer to a conversation has to keep to. Calls that are left to the model are held to their form
     /// wherever that can be told, and to their schema where a tool is strict.
     pub fn of(format: Format, conversation: &Conversation, syntax: &Arc<ToolSyntax>) -> Self {
-        let in_messages = format != Format::Text && syntax.body == Body::Harmony;
+        let frame = if format == Format::Text { Frame::Plain } else { syntax.frame.clone() };
         if conversation.offered().is_empty() {
-            return Self { in_messages, ..format.into() };
+            return Self { frame, ..format.into() };
         }
         let only = |names: &[String]| -> Vec<Tool> {
             conversation.tools.iter().filter(|it| names.contains(&it.name)).cloned().collect()
@@ -98,7 +98,7 @@ impl Wanted {
             return Self::default();
         }
         let calls = Calls { syntax: Arc::clone(syntax), tools, several, must };
-        Self { format: if must { Format::Text } else { format }, calls: Some(calls), in_messages }
+        Self { format: if must { Format::Text } else { format }, calls: Some(calls), frame }
     }
 
     /// May the answer be anything?
@@ -245,14 +245,12 @@ impl Tables {
     fn attempt(&self, wanted: &Wanted, detail: Detail) -> Result<Prototype, Fault> {
         let mut relaxed = Vec::new();
         let mut format = self.format(&wanted.format, &mut relaxed).map_err(|fault| fault.param("format"))?;
-        if wanted.in_messages
-            && let Some(before) = grammar::before_text(&self.vocabulary)
-        {
-            format = format!("{before} {format}");
+        if let Some((before, behind)) = grammar::around_text(&wanted.frame, &self.vocabulary) {
+            format = format!("{before} {format} {behind}");
         }
         let (grammar, param) = match (&wanted.format, &wanted.calls) {
             // It has a start of its own.
-            (Format::Lark(lark), None) if !wanted.in_messages => (lark.clone(), "format"),
+            (Format::Lark(lark), None) if wanted.frame == Frame::Plain => (lark.clone(), "format"),
             (_, None) => (format!("start: {format}"), "format"),
             (Format::Text, Some(calls)) => {
                 let start = if calls.must { "calls" } else { "rests" };

@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use llm_node_core::{
     chat::{
         conversation::{Choice, Conversation, Format, Grammar, Json, Tool, ToolInput},
+        derive::Tokens,
+        families,
         parse::{Calling, Found, Known, Parser, Watch},
-        syntax::{Body, Family, Hole, InputSyntax, Literal, Object, Shape, Tags, ToolSyntax},
+        syntax::{Body, Family, Frame, Hole, InputSyntax, Literal, Object, Shape, Tags, ToolSyntax},
     },
     constrain::{Constraint, Prototype, Wanted},
     engine::{Token, attribute},
@@ -32,6 +34,7 @@ fn syntax(call: (&str, &str), between: &str, body: Body) -> ToolSyntax {
         bare: false,
         family: Family::Derived,
         parallel: true,
+        frame: Frame::Plain,
     }
 }
 
@@ -40,7 +43,7 @@ fn object(shape: Shape, list: bool) -> Body {
 }
 
 /// Hermes and Qwen, Mistral, Llama 3.1's kind, Qwen3-Coder, DeepSeek's kinds, LFM2, Llama 4, Gemma 4,
-/// MiniMax M3 with marks of both kinds, gpt-oss.
+/// MiniMax M3 with marks of both kinds, Muse Glimmer, Kimi K3, gpt-oss.
 fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
     let tags = Tags {
         before_key: literal("<parameter="),
@@ -68,6 +71,7 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
     let input = InputSyntax::Quoted(literal("<|\"|>"));
     let spelled = Body::Pattern { pieces: vec![Hole::Name, Hole::Input], input };
     let plain = syntax(("", ""), "", Body::Python);
+    let family = |name| families::named(name, Tokens::of(&VOCABULARY)).unwrap();
     let nested = |mark| Body::Pattern {
         pieces: vec![Hole::Name, Hole::Lit(literal("\">")), Hole::Input],
         input: InputSyntax::Nested(literal(mark)),
@@ -96,7 +100,9 @@ fn syntaxes() -> Vec<(&'static str, ToolSyntax)> {
         ("quoted", syntax(("<|tool|>call:", "<call>"), "", spelled)),
         ("nested", syntax(("<|\"|><invoke name=\"", "<|\"|></invoke>"), "\n", nested("<|\"|>"))),
         ("spelled", syntax(("</<invoke name=\"", "</</invoke>"), "\n", nested("</"))),
-        ("harmony", ToolSyntax { parallel: false, ..syntax(("", ""), "", Body::Harmony) }),
+        ("atem", family("atem")),
+        ("kimi_k3", family("kimi_k3")),
+        ("harmony", family("harmony")),
     ]
 }
 
@@ -134,8 +140,14 @@ fn tools() -> Vec<Tool> {
 }
 
 fn watch(syntax: &ToolSyntax) -> Watch {
+    let (reasoning, said) = match syntax.frame.clone() {
+        Frame::Elements(it) => (Some(Arc::new(it.thoughts)), Some(Arc::new(it.text))),
+        _ => (None, None),
+    };
     Watch {
         tools: Some(Arc::new(syntax.clone())),
+        reasoning,
+        said,
         known: tools().iter().map(Known::of).collect(),
         parallel: true,
         ..Watch::default()
@@ -144,7 +156,7 @@ fn watch(syntax: &ToolSyntax) -> Watch {
 
 /// Does it write text as it is?
 fn is_loose(name: &str) -> bool {
-    ["tagged", "marked", "quoted", "nested", "spelled"].contains(&name)
+    ["tagged", "marked", "quoted", "nested", "spelled", "atem", "kimi_k3"].contains(&name)
 }
 
 /// The calls that an answer holds, and whatever else is in it.
@@ -274,6 +286,34 @@ fn a_format_of_messages_is_that_of_the_last() {
     }
 }
 
+/// In elements it stands in one, which the prompt may have opened.
+#[test]
+fn a_format_of_elements_is_that_of_their_text() {
+    let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == "kimi_k3").unwrap();
+    let conversation = Conversation { tools: tools(), ..Conversation::default() };
+    let wanted = Wanted::of(Format::Regex("[ab]{3}".into()), &conversation, &Arc::new(syntax));
+    let prototype = compile(wanted).unwrap();
+    let element = |mark: &str, name: &str| {
+        [vec![control(mark)], name.bytes().map(Token::from).collect(), vec![control("<|sep|>")]].concat()
+    };
+    let text: Vec<Token> = b"aba".map(Token::from).to_vec();
+    let (open, close) = (element("<|open|>", "response"), element("<|close|>", "response"));
+    let end = element("<|close|>", "message");
+    for tokens in [
+        [open.clone(), text.clone(), close.clone(), end].concat(),
+        [open, text.clone(), close.clone()].concat(),
+        [text.clone(), close].concat(),
+        text,
+    ] {
+        let mut constraint = prototype.constraint();
+        for token in tokens {
+            assert!(constraint.mask().unwrap().admits(token));
+            constraint.consume(token).unwrap();
+        }
+        assert!(constraint.is_accepting().unwrap());
+    }
+}
+
 fn control(name: &str) -> Token {
     (0..VOCABULARY.len() as Token).find(|&it| VOCABULARY.token_bytes(it) == name.as_bytes()).unwrap()
 }
@@ -384,8 +424,8 @@ fn calls_that_begin_by_themselves_go_on_as_they_must() {
             let mut written = Written::new(&prototype, &syntax);
             // Somewhere in the call the model takes another way.
             let turn = tokens.len() * (seed as usize % 4) / 3;
-            // Without a mark it has to begin the answer.
-            let said = if syntax.bare { "" } else { "so:\n" };
+            // Without a mark it has to begin the answer, and so has its header.
+            let said = if syntax.bare || name == "atem" { "" } else { "so:\n" };
             for (at, token) in said.bytes().map(Token::from).chain(tokens).enumerate() {
                 if let Some(constraint) = &mut written.holds {
                     assert!(constraint.mask().unwrap().admits(token), "{name}: {:?}", written.told);
@@ -477,6 +517,7 @@ fn any_object_is_any_arguments() {
         ("python", "x=[1, \"a\"], y="),
         ("quoted", "{x:[1,{y:true}],z:"),
         ("spelled", "</<x>a b</</x></<y>"),
+        ("atem", "<atem:parameter name=\"x\">a b</atem:parameter>\n<atem:parameter name=\"y\">"),
         ("harmony", r#"{"x": [1], "y": "#),
     ] {
         let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == name).unwrap();
@@ -519,6 +560,46 @@ fn what_stands_in_elements_keeps_to_its_schema() {
         }
     }
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["at", "kind", "mode", "note", "rows", "tags", "x"]);
+}
+
+/// Tags tell text from other values, or the schema does: what is written is read as it was meant.
+#[test]
+fn what_stands_between_tags_keeps_to_its_types() {
+    // Texts are short, lest a random one go on for ever; one that is written as it is keeps to no length.
+    let of = |text: Value| {
+        json!({ "type": "object", "properties": {
+            "unit": { "type": "string", "enum": ["C", "7", "true"] },
+            "note": { "anyOf": [text, { "type": "null" }] },
+            "mixed": { "enum": ["C", 7, null] },
+            "either": { "type": ["integer", "boolean"] },
+            "list": { "type": "array", "items": { "type": "integer" } },
+            "nothing": { "type": "object", "properties": {}, "additionalProperties": false },
+        }, "required": ["unit", "note", "mixed", "either", "list", "nothing"], "additionalProperties": false })
+    };
+    let (schema, valid) = (of(json!({ "type": "string", "maxLength": 2 })), of(json!({ "type": "string" })));
+    let input = ToolInput::Object(Json::new(schema.to_string()).unwrap());
+    let tools = vec![Tool { name: "put".into(), description: None, input, strict: false }];
+    for name in ["tagged", "marked", "atem", "kimi_k3"] {
+        let (_, syntax) = syntaxes().into_iter().find(|it| it.0 == name).unwrap();
+        let choice = Choice::Named("put".into());
+        let conversation = Conversation { tools: tools.clone(), choice, ..Conversation::default() };
+        let prototype = compile(Wanted::of(Format::Text, &conversation, &Arc::new(syntax.clone()))).unwrap();
+        let (mut units, mut kinds) = (BTreeSet::new(), BTreeSet::new());
+        for seed in 0..60 {
+            let Some(tokens) = walk_tokens(&prototype.constraint(), seed) else { continue };
+            let mut watch = watch(&syntax);
+            watch.known = tools.iter().map(Known::of).collect();
+            let (calls, text) = read_as(watch, &tokens);
+            assert!(text.trim().is_empty() && calls.len() == 1, "{name}: {calls:?} {text:?}");
+            let input: Value = serde_json::from_str(&calls[0].1).unwrap();
+            assert!(jsonschema::is_valid(&valid, &input), "{name}: {input}");
+            units.insert(input["unit"].to_string());
+            kinds.insert((input["note"].is_null(), input["mixed"].is_string()));
+        }
+        assert!(units.len() > 1, "{name}: {units:?}");
+        // Elsewhere a quotation mark is what a walk takes as soon as it may.
+        assert!(name != "kimi_k3" || kinds.len() > 1, "{kinds:?}");
+    }
 }
 
 /// Plain text travels in an object.

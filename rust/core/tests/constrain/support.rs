@@ -12,7 +12,7 @@ use llm_node_core::{
 use serde_json::Value;
 
 /// Tokens of more than one byte, as a model for JSON would have them.
-const PIECES: [&str; 26] = [
+const PIECES: [&str; 27] = [
     "{\"",
     "\":",
     "\": ",
@@ -39,13 +39,26 @@ const PIECES: [&str; 26] = [
     "語",
     "\n</parameter>\n",
     "</",
+    "</atem:parameter>\n",
 ];
 
 /// Tokens of marks.
-const CONTROL: [&str; 7] =
-    ["<|tool|>", "<|\"|>", "<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "｜DSML｜"];
+const CONTROL: [&str; 11] = [
+    "<|tool|>",
+    "<|\"|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|constrain|>",
+    "<|eom|>",
+    "<|open|>",
+    "<|close|>",
+    "<|sep|>",
+    "｜DSML｜",
+];
 /// Those that end a text.
 const MARK: &[u8] = "｜DSML｜".as_bytes();
+const CLOSE: &[u8] = b"<|close|>";
 const QUOTE: &[u8] = b"<|\"|>";
 
 pub(crate) const END: Token = 256 + PIECES.len() as Token;
@@ -124,14 +137,23 @@ pub(crate) fn draw(mask: &Mask, seed: u64, position: u64) -> Token {
         **it == END
             || matches!(
                 VOCABULARY.token_bytes(**it),
-                b"\"" | b"}" | b"]" | b"\"}" | b"\n</parameter>\n" | b"</" | MARK | QUOTE
+                b"\""
+                    | b"}"
+                    | b"]"
+                    | b"\"}"
+                    | b"\n</parameter>\n"
+                    | b"</atem:parameter>\n"
+                    | b"</"
+                    | MARK
+                    | CLOSE
+                    | QUOTE
             )
     };
     let draw = rng::uniform(seed, 2 * position);
-    match admitted.iter().filter(ends).max() {
-        Some(&end) if draw < 0.1 + position as f32 / 100.0 => end,
-        _ => admitted[(rng::uniform(seed, 2 * position + 1) * admitted.len() as f32) as usize],
-    }
+    let ending: Vec<Token> = admitted.iter().filter(ends).copied().collect();
+    let to_end = !ending.is_empty() && draw < 0.1 + position as f32 / 100.0;
+    let all = if to_end { ending } else { admitted };
+    all[(rng::uniform(seed, 2 * position + 1) * all.len() as f32) as usize]
 }
 
 /// The schema of a tool's input.

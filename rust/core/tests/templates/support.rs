@@ -12,7 +12,7 @@ use llm_node_core::{
 };
 
 /// Tokens that end the answers of these models. The first is the one that templates are told.
-pub(super) const ENDS: [&str; 8] = [
+pub(super) const ENDS: [&str; 10] = [
     "<EOS>",
     "<｜end▁of▁sentence｜>",
     "<|im_end|>",
@@ -21,6 +21,8 @@ pub(super) const ENDS: [&str; 8] = [
     "<|calls|>",
     "<SPECIAL_12>",
     "<｜hy_eos:opensource｜>",
+    "<|end_of_msg|>",
+    "<|eot|>",
 ];
 
 /// The templates by name; none where they cannot be had.

@@ -70,8 +70,18 @@ fn read(model: &Model, thinking: Thinking, answer: &str) -> Vec<Found> {
 type Transcript = (&'static str, bool, &'static str, Vec<Found>);
 
 fn transcripts() -> Vec<Transcript> {
-    [deepseek(), qwen(), mistral(), meta(), cohere(), openai_and_google(), glm_kimi_and_minimax(), others()]
-        .concat()
+    [
+        deepseek(),
+        qwen(),
+        mistral(),
+        meta(),
+        cohere(),
+        openai_and_google(),
+        glm_kimi_and_minimax(),
+        muse_and_kimi_k3(),
+        others(),
+    ]
+    .concat()
 }
 
 fn deepseek() -> Vec<Transcript> {
@@ -434,6 +444,58 @@ fn glm_kimi_and_minimax() -> Vec<Transcript> {
             false,
             "<tool_calls:opensource>\n<tool_call:opensource>get_weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>Köln</arg_value:opensource>\n<arg_key:opensource>days</arg_key:opensource>\n<arg_value:opensource>3</arg_value:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
             weather(),
+        ),
+    ]
+}
+
+/// Messages and elements, as the cards' templates have them.
+fn muse_and_kimi_k3() -> Vec<Transcript> {
+    let (muse, kimi) = ("muse-glimmer", "Kimi-K3");
+    vec![
+        (muse, false, " to=user<|message|>It is fine.<|eot|>", vec![text("It is fine.")]),
+        (
+            muse,
+            false,
+            " to=self<|message|>Hm.<|eom|><|start|>assistant to=user<|message|>It is fine.<|eot|>",
+            vec![thought("Hm."), text("It is fine.")],
+        ),
+        (
+            muse,
+            false,
+            " to=self<|message|>Hm.<|eom|><|start|>assistant to=get_weather<|message|><atem:function_calls>\n<atem:invoke name=\"get_weather\">\n<atem:parameter name=\"city\">Köln</atem:parameter>\n<atem:parameter name=\"days\">3</atem:parameter>\n</atem:invoke>\n</atem:function_calls><|eom|><|start|>assistant to=now<|message|><atem:function_calls>\n<atem:invoke name=\"now\">\n</atem:invoke>\n</atem:function_calls><|eot|>",
+            after(thought("Hm."), both()),
+        ),
+        // It answers and calls in one turn.
+        (
+            muse,
+            false,
+            " to=user<|message|>I look.<|eom|><|start|>assistant to=now<|message|><atem:function_calls>\n<atem:invoke name=\"now\">\n</atem:invoke>\n</atem:function_calls><|eot|>",
+            after(text("I look."), call("now", "{}")),
+        ),
+        (
+            kimi,
+            true,
+            "Hm.<|close|>think<|sep|><|open|>response<|sep|>It is fine.<|close|>response<|sep|><|close|>message<|sep|>",
+            vec![thought("Hm."), text("It is fine.")],
+        ),
+        // The prompt opens the text.
+        (
+            kimi,
+            false,
+            "It is fine.<|close|>response<|sep|><|close|>message<|sep|>",
+            vec![text("It is fine.")],
+        ),
+        (
+            kimi,
+            true,
+            "Hm.<|close|>think<|sep|><|open|>response<|sep|>I look.<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool=\"get_weather\" index=\"1\"<|sep|><|open|>argument key=\"city\" type=\"string\"<|sep|>Köln<|close|>argument<|sep|><|open|>argument key=\"days\" type=\"number\"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool=\"now\" index=\"2\"<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+            [vec![thought("Hm."), text("I look.")], both()].concat(),
+        ),
+        (
+            kimi,
+            false,
+            "<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool=\"now\" index=\"1\"<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+            call("now", "{}"),
         ),
     ]
 }

@@ -4,12 +4,15 @@
 //! Chosen by a mark in the template or by the operator, never by a model's name. A line in [`FAMILIES`], and a
 //! file where reading needs more than literals.
 
-pub(crate) mod harmony;
 pub(crate) mod known;
+pub(crate) mod messages;
 
 use super::{
     derive::Tokens,
-    syntax::{Body, Family, Hole, InputSyntax, Literal, Object, Shape, ToolSyntax},
+    syntax::{
+        Body, Elements, Family, Frame, Hole, InputSyntax, Literal, Object, ReasoningSyntax, SaidSyntax,
+        Shape, Tags, ToolSyntax,
+    },
 };
 
 /// A syntax that has a name.
@@ -21,7 +24,7 @@ struct Named {
 }
 
 /// The first whose marks fit counts.
-const FAMILIES: [Named; 8] = [
+const FAMILIES: [Named; 10] = [
     Named {
         name: "harmony",
         marks: &[
@@ -30,6 +33,8 @@ const FAMILIES: [Named; 8] = [
         ],
         syntax: harmony,
     },
+    Named { name: "atem", marks: &[&["<atem:function_calls>", "<|start|>assistant to="]], syntax: atem },
+    Named { name: "kimi_k3", marks: &[&["'<|open|>' + tag", "<|end_of_msg|>"]], syntax: kimi_k3 },
     Named { name: "llama3", marks: &[&["<|python_tag|>", "ipython", "\"parameters\": "]], syntax: llama3 },
     Named { name: "functionary", marks: &[&[">>>all\\n", ">>>${recipient}"]], syntax: functionary },
     Named {
@@ -69,6 +74,7 @@ fn plain(name: &'static str, body: Body) -> ToolSyntax {
         bare: false,
         family: Family::Named(name),
         parallel: true,
+        frame: Frame::Plain,
     }
 }
 
@@ -79,7 +85,53 @@ fn object(name_key: &str, input_key: &str, list: bool) -> Body {
 
 /// gpt-oss. One call ends its answer.
 fn harmony(_: Tokens<'_>) -> ToolSyntax {
-    ToolSyntax { parallel: false, ..plain("harmony", Body::Harmony) }
+    let body = Body::Pattern { pieces: vec![Hole::Input], input: InputSyntax::Json };
+    ToolSyntax { parallel: false, frame: Frame::Messages(&messages::HARMONY), ..plain("harmony", body) }
+}
+
+/// Muse Glimmer: messages again, and in those for tools calls in tags.
+fn atem(tokens: Tokens<'_>) -> ToolSyntax {
+    let tags = Tags {
+        before_key: tokens.literal("<atem:parameter name=\""),
+        after_key: tokens.literal("\">"),
+        kind: None,
+        after_value: tokens.literal("</atem:parameter>\n"),
+    };
+    let pieces = vec![Hole::Name, Hole::Lit(tokens.literal("\">\n")), Hole::Input];
+    ToolSyntax {
+        section: Some((
+            tokens.literal("<atem:function_calls>\n"),
+            tokens.literal("\n</atem:function_calls>"),
+        )),
+        call: (tokens.literal("<atem:invoke name=\""), tokens.literal("</atem:invoke>")),
+        between: tokens.literal("\n"),
+        frame: Frame::Messages(&messages::ATEM),
+        ..plain("atem", Body::Pattern { pieces, input: InputSyntax::Tagged(tags) })
+    }
+}
+
+/// Kimi K3: elements of four control tokens, whose tags say of a value which type of JSON it has.
+fn kimi_k3(tokens: Tokens<'_>) -> ToolSyntax {
+    let open = |tag: &str| tokens.literal(format!("<|open|>{tag}<|sep|>"));
+    let close = |tag: &str| tokens.literal(format!("<|close|>{tag}<|sep|>"));
+    let tags = Tags {
+        before_key: tokens.literal("<|open|>argument key=\""),
+        after_key: tokens.literal("\" type=\""),
+        kind: Some(("string".to_owned(), tokens.literal("\"<|sep|>"))),
+        after_value: close("argument"),
+    };
+    let lit = |text: &str| Hole::Lit(tokens.literal(text));
+    let pieces = vec![Hole::Name, lit("\" index=\""), Hole::Id, lit("\"<|sep|>"), Hole::Input];
+    ToolSyntax {
+        section: Some((open("tools"), close("tools"))),
+        call: (tokens.literal("<|open|>call tool=\""), close("call")),
+        anywhere: true,
+        frame: Frame::Elements(Box::new(Elements {
+            thoughts: ReasoningSyntax { open: open("think"), close: close("think") },
+            text: SaidSyntax { open: open("response"), close: close("response"), end: close("message") },
+        })),
+        ..plain("kimi_k3", Body::Pattern { pieces, input: InputSyntax::Tagged(tags) })
+    }
 }
 
 /// Llama 3.1 to 3.3: an object without a mark, or behind `<|python_tag|>`; several with a semicolon between

@@ -284,7 +284,7 @@ fn is_required(schema: &Value, key: &str) -> bool {
 }
 
 /// The values that it must be one of.
-fn choices(schema: &Value) -> Option<Vec<&Value>> {
+pub(super) fn choices(schema: &Value) -> Option<Vec<&Value>> {
     match (schema.get("const"), schema.get("enum").and_then(Value::as_array)) {
         (Some(only), _) => Some(vec![only]),
         (None, Some(all)) => Some(all.iter().collect()),

@@ -4,14 +4,14 @@
 //! what the chat template would render, so that the model sees what it was trained on.
 
 mod arguments;
+mod tags;
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::{
-    families::harmony::{FINAL, THOUGHTS, before_input},
-    syntax::{Body, CLOSE, Hole, InputSyntax, Literal, OPEN, Object, Shape, Tags, ToolSyntax, control_token},
+use super::syntax::{
+    Body, CLOSE, Frame, Hole, InputSyntax, Literal, Messages, OPEN, Object, Shape, ToolSyntax, control_token,
 };
 use crate::engine::Vocabulary;
 
@@ -33,16 +33,12 @@ pub(crate) struct Written<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
-/// What a tag says of values that are text, where it says that; and of others.
-const TEXT: &str = "true";
-const NO_TEXT: &str = "false";
-
 /// Can calls of that syntax be put into a grammar?
 pub(crate) fn is_writable(syntax: &ToolSyntax) -> bool {
     let Body::Pattern { input, .. } = &syntax.body else { return true };
     match input {
         InputSyntax::Json | InputSyntax::Quoted(_) | InputSyntax::Nested(_) => true,
-        InputSyntax::Tagged(tags) => tags.kind.as_ref().is_none_or(|it| it.0 == TEXT),
+        InputSyntax::Tagged(tags) => tags::is_writable(tags),
     }
 }
 
@@ -58,19 +54,16 @@ pub(crate) fn selector(tool: usize, marked: bool) -> String {
 pub(crate) fn calls(written: Written<'_>, loose: &mut Vec<(String, String)>) -> Option<String> {
     let syntax = written.syntax;
     let mut rules = Rules::of(written, loose)?;
-    let all = format!("one {}", rules.more()?);
-    let all = if is_list(syntax) {
-        let (before, behind) = (rules.literal(&syntax.call.0)?, rules.literal(&syntax.call.1)?);
-        format!("{before} \"[\" {all} \"]\" {behind}")
-    } else {
-        all
+    let all = match &syntax.frame {
+        Frame::Messages(messages) => rules.messages(messages)?,
+        Frame::Elements(elements) => {
+            let text = &elements.text;
+            let (open, close) = (rules.literal(&text.open)?, rules.literal(&text.close)?);
+            // The prompt may have opened it.
+            format!("({open})? {close} {} ({})?", rules.section()?, rules.literal(&text.end)?)
+        }
+        Frame::Plain => rules.section()?,
     };
-    let all = match &syntax.section {
-        Some((open, close)) => format!("{} {all} {}", rules.literal(open)?, rules.literal(close)?),
-        None => all,
-    };
-    let all =
-        if syntax.body == Body::Harmony { format!("{} {all}", thoughts(written.vocabulary)?) } else { all };
     let _ = writeln!(rules.text, "calls: {all}");
     Some(rules.text)
 }
@@ -88,7 +81,11 @@ pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> 
     };
     // Without its marks a call is an object with one or two braces behind it.
     let braces = if syntax.body.depth() == 0 { "" } else { "(\"}\" \"}\"?)?" };
-    let (end, unmarked_end) = if is_list(syntax) {
+    let in_messages = matches!(syntax.frame, Frame::Messages(_));
+    let (end, unmarked_end) = if in_messages {
+        // One in each.
+        (format!("{behind} {close}"), String::new())
+    } else if is_list(syntax) {
         let more = rules.more()?;
         (format!("{more} \"]\" {behind} {close}"), format!("{braces} {more} \"]\""))
     } else if syntax.section.is_some() {
@@ -103,8 +100,8 @@ pub(crate) fn rests(written: Written<'_>, loose: &mut Vec<(String, String)>) -> 
     };
     let object = quoted(&"}".repeat(syntax.body.depth()));
     let (marked, unmarked) = (of_each(true), of_each(false));
-    // The last token may hold what follows it; a message of Harmony holds nothing else.
-    let more = if syntax.body == Body::Harmony { "" } else { "BEHIND?" };
+    // The last token may hold what follows it; a message holds nothing else.
+    let more = if in_messages { "" } else { "BEHIND?" };
     let _ = writeln!(rules.text, "rests: (({marked}) {object} {end} | ({unmarked}) {unmarked_end}) {more}");
     // A mark has white space behind it that nobody has read yet.
     rules.text.push_str("SPACE: /[ \\t\\r\\n]{1,4}/\nBEHIND: /(?s:.+)/\n");
@@ -119,6 +116,8 @@ fn is_list(syntax: &ToolSyntax) -> bool {
 struct Rules<'a> {
     written: Written<'a>,
     text: String,
+    /// A call of each tool without its marks.
+    bodies: Vec<String>,
     loose: &'a mut Vec<(String, String)>,
 }
 
@@ -127,7 +126,7 @@ impl<'a> Rules<'a> {
         if !is_writable(written.syntax) {
             return None;
         }
-        let mut rules = Self { written, text: String::new(), loose };
+        let mut rules = Self { written, text: String::new(), bodies: Vec::new(), loose };
         let mut bodies = Vec::new();
         for (index, tool) in written.tools.iter().enumerate() {
             let input = match &written.syntax.body {
@@ -145,11 +144,48 @@ impl<'a> Rules<'a> {
             // The marks stand around all of it.
             format!("({body})")
         } else {
-            let (before, behind) = &written.syntax.call;
-            format!("{} ({body}) {}", rules.literal(before)?, rules.literal(behind)?)
+            rules.marked(&format!("({body})"))?
         };
         let _ = writeln!(rules.text, "one: {one}");
+        rules.bodies = bodies;
         Some(rules)
+    }
+
+    /// Between the marks of a call.
+    fn marked(&self, body: &str) -> Option<String> {
+        let (before, behind) = &self.written.syntax.call;
+        Some(format!("{} {body} {}", self.literal(before)?, self.literal(behind)?))
+    }
+
+    /// Between the marks around all calls.
+    fn within_section(&self, calls: &str) -> Option<String> {
+        match &self.written.syntax.section {
+            Some((open, close)) => Some(format!("{} {calls} {}", self.literal(open)?, self.literal(close)?)),
+            None => Some(calls.to_owned()),
+        }
+    }
+
+    /// All calls, with what stands around them.
+    fn section(&mut self) -> Option<String> {
+        let all = format!("one {}", self.more()?);
+        let all =
+            if is_list(self.written.syntax) { self.marked(&format!("\"[\" {all} \"]\""))? } else { all };
+        self.within_section(&all)
+    }
+
+    /// Messages with a call in each.
+    fn messages(&mut self, messages: &Messages) -> Option<String> {
+        let Written { syntax, tools, several, vocabulary } = self.written;
+        let mut all = Vec::new();
+        for (tool, body) in tools.iter().zip(&self.bodies) {
+            let (before, behind) = messages.call;
+            let header = marks(&format!("{before}{}{behind}{}", tool.name, messages.message), vocabulary)?;
+            all.push(format!("{header} {}", self.within_section(&self.marked(body)?)?));
+        }
+        let _ = writeln!(self.text, "message: {}", all.join(" | "));
+        let next = marks(&format!("{}{}", messages.ends[0], messages.next), vocabulary)?;
+        let more = if several && syntax.parallel { format!("({next} message)*") } else { String::new() };
+        Some(format!("{} message {more}", thoughts(messages, vocabulary)?))
     }
 
     /// A call without its marks.
@@ -172,7 +208,6 @@ impl<'a> Rules<'a> {
                 Some(all.join(" "))
             }
             Body::Python => Some(format!("{} input{index}", quoted(&format!("{}(", tool.name)))),
-            Body::Harmony => Some(format!("{} input{index}", self.marks(&before_input(&tool.name))?)),
         }
     }
 
@@ -186,76 +221,34 @@ impl<'a> Rules<'a> {
         Some(format!("({between} one)*"))
     }
 
-    /// Arguments in the order of the schema; any, where it names none.
-    fn tagged(&mut self, tags: &Tags, index: usize, tool: &Callable) -> Option<String> {
-        let schema = &tool.schema;
-        if is_any_object(schema) {
-            let any = self.tagged_argument(tags, &format!("value{index}"), NAME, None)?;
-            return Some(format!("({any})*"));
-        }
-        let properties = schema.get("properties").and_then(Value::as_object);
-        let required: Vec<&str> = schema.as_object().into_iter().flat_map(required).collect();
-        let mut all = Vec::new();
-        for (number, (key, of)) in properties.into_iter().flatten().enumerate() {
-            if is_text(of) && of.as_object().is_some_and(|it| it.len() > 1) {
-                self.loose.push((tool.name.clone(), format!("#/properties/{key}")));
-            }
-            let value = (!is_text(of)).then(|| json(&within(of, schema)));
-            let rule = format!("value{index}_{number}");
-            let argument = self.tagged_argument(tags, &rule, &quoted(key), value)?;
-            all.push(if required.contains(&key.as_str()) { argument } else { format!("({argument})?") });
-        }
-        Some(if all.is_empty() { quoted("") } else { all.join(" ") })
-    }
-
-    /// One of them, its name and its value as terms. `None`: text, which is what stands before the next closing tag. It
-    /// needs a rule of its own.
-    fn tagged_argument(
-        &mut self,
-        tags: &Tags,
-        rule: &str,
-        key: &str,
-        value: Option<String>,
-    ) -> Option<String> {
-        let (before, mut behind) = (self.literal(&tags.before_key)?, self.literal(&tags.after_key)?);
-        if let Some((_, end)) = &tags.kind {
-            let kind = quoted(if value.is_none() { TEXT } else { NO_TEXT });
-            behind = format!("{behind} {kind} {}", self.literal(end)?);
-        }
-        if let Some(value) = value {
-            let closing = self.literal(&tags.after_value)?;
-            return Some(format!("{before} {key} {behind} {value} {closing}"));
-        }
-        // White space before the mark is for whoever reads: the first mark ends the text. A control token is no text, so
-        // that what stands before it in the mark is the last of that.
-        let core = tags.after_value.core();
-        let plain = core.iter().position(|&it| it == OPEN).unwrap_or(core.len());
-        let closing = regex_escaped(std::str::from_utf8(&core[..plain]).ok()?);
-        let lazy = if plain == core.len() { "[lazy]" } else { "" };
-        let _ = writeln!(self.text, "{rule}{lazy}: /(?s:.*){closing}/");
-        let mark = core_terms(&core[plain..], self.written.vocabulary)?.join(" ");
-        Some(format!("{before} {key} {behind} {rule} {mark} {}", quoted(tags.after_value.trail())))
-    }
-
     fn literal(&self, literal: &Literal) -> Option<String> {
         terms(literal, self.written.vocabulary)
     }
-
-    fn marks(&self, text: &str) -> Option<String> {
-        marks(text, self.written.vocabulary)
-    }
 }
 
-/// Harmony's messages that say what the model thinks, up to where the next one begins. Their text is seen by no grammar,
-/// nor is the mark that ends it; the mark before it is, where it is chosen.
-fn thoughts(vocabulary: &Vocabulary) -> Option<String> {
-    let [open, message, next] = THOUGHTS.map(|it| marks(it, vocabulary));
+/// Messages that say what the model thinks, up to where the next one begins. Their text is seen by no grammar, nor is the
+/// mark that ends it; the mark before it is, where it is chosen.
+fn thoughts(messages: &Messages, vocabulary: &Vocabulary) -> Option<String> {
+    let [open, message, next] =
+        [messages.thoughts, messages.message, messages.next].map(|it| marks(it, vocabulary));
     Some(format!("({} ({})? {})*", open?, message?, next?))
 }
 
-/// What stands before the text of an answer in Harmony.
-pub(crate) fn before_text(vocabulary: &Vocabulary) -> Option<String> {
-    Some(format!("{} {}", thoughts(vocabulary)?, marks(FINAL, vocabulary)?))
+/// What stands before and behind the text of an answer.
+pub(crate) fn around_text(frame: &Frame, vocabulary: &Vocabulary) -> Option<(String, String)> {
+    match frame {
+        Frame::Plain => None,
+        Frame::Elements(elements) => {
+            let text = &elements.text;
+            let [open, close, end] = [&text.open, &text.close, &text.end].map(|it| terms(it, vocabulary));
+            // The prompt may have opened it.
+            Some((format!("({})?", open?), format!("({} ({})?)?", close?, end?)))
+        }
+        Frame::Messages(messages) => {
+            let header = marks(&format!("{}{}", messages.text, messages.message), vocabulary)?;
+            Some((format!("{} {header}", thoughts(messages, vocabulary)?), String::new()))
+        }
+    }
 }
 
 /// A text in which control tokens are spelled, as terms.
@@ -328,10 +321,6 @@ fn within(part: &Value, whole: &Value) -> Value {
         }
     }
     part
-}
-
-fn is_text(schema: &Value) -> bool {
-    schema.get("type").is_some_and(|it| it == "string") && schema.get("enum").is_none()
 }
 
 /// A term for JSON by a schema.

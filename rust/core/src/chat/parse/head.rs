@@ -42,11 +42,13 @@ pub(super) fn openers(tools: &ToolSyntax) -> impl Iterator<Item = (&[u8], bool)>
 }
 
 /// What a call may begin with: its mark, and less of it, as some models have it: the last line of the mark, or the
-/// token that it begins with.
+/// token that it begins with, if nothing else begins with that.
 fn call_openers(tools: &ToolSyntax) -> impl Iterator<Item = &[u8]> {
     let whole = tools.call.0.core();
     let line = whole.iter().rposition(|&it| it == b'\n').map(|at| &whole[at + 1..]);
     let token = control_length(whole).filter(|&it| it < whole.len() && !whole[it..].contains(&OPEN));
+    let section = tools.section.as_ref().map_or(&[][..], |it| it.0.core());
+    let token = token.filter(|&it| !section.starts_with(&whole[..it]));
     let all = [Some(whole), line, token.map(|it| &whole[..it])];
     all.into_iter().flatten().filter(|it| !it.is_empty())
 }
@@ -197,7 +199,6 @@ fn body(watch: &Watch, tools: &ToolSyntax, mut cursor: Cursor<'_>) -> Read<Head>
             };
             Ok(Head::marked(cursor.at, found.ok_or(Stop::Other)?, input, 0))
         }
-        Body::Harmony => Err(Stop::Other),
     }
 }
 

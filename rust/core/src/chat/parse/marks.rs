@@ -39,6 +39,8 @@ enum Mark {
     Thought(usize),
     /// What stands around text.
     Says(usize),
+    /// What stands behind all of the answer.
+    End(usize),
 }
 
 /// Reads an answer by its marks.
@@ -76,8 +78,8 @@ impl Marks {
             fresh: true,
             line: true,
             thought: false,
-            skips: thinks,
-            marked: false,
+            skips: thinks || watch.says,
+            marked: watch.says,
             depth: 0,
             fenced: false,
             call: None,
@@ -85,11 +87,15 @@ impl Marks {
         }
     }
 
+    /// Before the byte of that number.
+    pub(crate) fn at(base: u64) -> Self {
+        Self { source: Source::at(base), ..Self::new(&Watch::default()) }
+    }
+
     /// Inside a call whose input begins with the byte of that number.
     pub(crate) fn in_call(tool: usize, base: u64) -> Self {
         let call = Some(Calling { tool, marked: true, begin: base });
-        let state = State::Input(tool, Input::Json);
-        Self { source: Source::at(base), state, call, ..Self::new(&Watch::default()) }
+        Self { state: State::Input(tool, Input::Json), call, ..Self::at(base) }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -112,7 +118,7 @@ impl Marks {
         goes_on.then_some(call)
     }
 
-    pub(super) fn deny(&mut self, out: &mut Vec<Parsed>) {
+    pub(crate) fn deny(&mut self, out: &mut Vec<Parsed>) {
         self.source.tell_text(self.source.held.len(), out);
         (self.state, self.line, self.fresh) = (State::Free, false, false);
     }
@@ -258,6 +264,10 @@ impl Marks {
                 (self.marked, self.skips) = (!self.marked, true);
                 self.line |= !self.marked;
             }
+            Mark::End(length) => {
+                self.source.skip(length);
+                (self.marked, self.line, self.skips) = (false, true, true);
+            }
         }
         true
     }
@@ -300,7 +310,19 @@ impl Marks {
             let anywhere = self.marked || core.first() == Some(&OPEN) || line;
             // A call may begin in the same way.
             if anywhere && !core.is_empty() && stop == Stop::Other {
-                return length_of(core).map(Mark::Says);
+                match length_of(core) {
+                    Err(Stop::Other) => {}
+                    read => return read.map(Mark::Says),
+                }
+            }
+            // A model may leave the first mark of its text out.
+            let ends = [said.end.core(), said.close.core()].into_iter().filter(|_| !said.end.is_blank());
+            for core in ends.filter(|it| it.first() == Some(&OPEN) || line) {
+                match length_of(core) {
+                    Ok(length) => return Ok(Mark::End(length)),
+                    Err(Stop::Short) => stop = Stop::Short,
+                    Err(Stop::Other) => {}
+                }
             }
         }
         Err(stop)
@@ -341,7 +363,8 @@ impl Marks {
         let ends = memchr::memmem::find(held, close).map(|it| (it, close.len()));
         // Nobody writes these tokens by chance: some models forget to close what they think.
         let tools = || watch.tools.iter().flat_map(|it| openers(it)).map(|it| it.0);
-        let calls = || tools().filter(|it| it.first() == Some(&OPEN));
+        let says = watch.said.iter().map(|it| it.open.core()).filter(|it| *it != close);
+        let calls = || tools().chain(says.clone()).filter(|it| it.first() == Some(&OPEN));
         let begin = calls().filter_map(|it| Some((memchr::memmem::find(held, it)?, 0))).min();
         let Some((at, length)) = ends.into_iter().chain(begin).min() else {
             let waits = match short {

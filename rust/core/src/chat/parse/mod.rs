@@ -25,8 +25,8 @@ pub(crate) use self::{
 };
 use super::{
     conversation::{Tool, ToolInput},
-    families::harmony::Harmony,
-    syntax::{Body, CLOSE, OPEN, ReasoningSyntax, SaidSyntax, ToolSyntax},
+    families::messages::Reader,
+    syntax::{CLOSE, Frame, OPEN, ReasoningSyntax, SaidSyntax, ToolSyntax},
     values::{ITEM, inside},
 };
 
@@ -43,6 +43,8 @@ pub struct Watch {
     pub known: Vec<Known>,
     /// Does the answer begin inside reasoning?
     pub thinks: bool,
+    /// Does it begin inside marked text?
+    pub says: bool,
     /// May one answer hold several calls?
     pub parallel: bool,
 }
@@ -178,17 +180,15 @@ pub struct Parser {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Marks(Box<Marks>),
-    Harmony(Box<Harmony>),
+    Messages(Box<Reader>),
 }
 
 impl Parser {
     /// An answer of which nothing is there yet.
     pub fn new(watch: Arc<Watch>) -> Self {
-        let is_harmony = watch.tools.as_ref().is_some_and(|it| it.body == Body::Harmony);
-        let kind = if is_harmony {
-            Kind::Harmony(Box::default())
-        } else {
-            Kind::Marks(Box::new(Marks::new(&watch)))
+        let kind = match watch.tools.as_ref().map(|it| &it.frame) {
+            Some(Frame::Messages(messages)) => Kind::Messages(Box::new(Reader::new(messages))),
+            _ => Kind::Marks(Box::new(Marks::new(&watch))),
         };
         Self { watch, kind }
     }
@@ -200,7 +200,7 @@ impl Parser {
         }
         match &mut self.kind {
             Kind::Marks(marks) => marks.push(text.as_bytes(), &self.watch, out),
-            Kind::Harmony(harmony) => harmony.push(text.as_bytes(), &self.watch, out),
+            Kind::Messages(messages) => messages.push(text.as_bytes(), &self.watch, out),
         }
     }
 
@@ -209,7 +209,7 @@ impl Parser {
         match &mut self.kind {
             _ if text.is_empty() => None,
             Kind::Marks(marks) => marks.pass(text, &self.watch),
-            Kind::Harmony(harmony) => harmony.pass(text),
+            Kind::Messages(messages) => messages.pass(text),
         }
     }
 
@@ -221,7 +221,7 @@ impl Parser {
         bytes.push(CLOSE);
         match &mut self.kind {
             Kind::Marks(marks) => marks.push(&bytes, &self.watch, out),
-            Kind::Harmony(harmony) => harmony.push(&bytes, &self.watch, out),
+            Kind::Messages(messages) => messages.push(&bytes, &self.watch, out),
         }
     }
 
@@ -230,7 +230,7 @@ impl Parser {
     pub fn finish(&mut self, by_itself: bool, out: &mut Vec<Parsed>) {
         match &mut self.kind {
             Kind::Marks(marks) => marks.finish(by_itself, &self.watch, out),
-            Kind::Harmony(harmony) => harmony.finish(by_itself, &self.watch, out),
+            Kind::Messages(messages) => messages.finish(by_itself, &self.watch, out),
         }
     }
 
@@ -238,7 +238,7 @@ impl Parser {
     pub fn is_done(&self) -> bool {
         match &self.kind {
             Kind::Marks(marks) => marks.is_done(),
-            Kind::Harmony(harmony) => harmony.is_done(),
+            Kind::Messages(messages) => messages.is_done(),
         }
     }
 
@@ -246,7 +246,7 @@ impl Parser {
     pub fn thinks(&self) -> bool {
         match &self.kind {
             Kind::Marks(marks) => matches!(marks.state, State::Reasoning),
-            Kind::Harmony(harmony) => harmony.thinks(),
+            Kind::Messages(messages) => messages.thinks(),
         }
     }
 
@@ -255,14 +255,15 @@ impl Parser {
     pub fn calling(&self) -> Option<Calling> {
         match &self.kind {
             Kind::Marks(marks) => marks.calling(&self.watch),
-            Kind::Harmony(harmony) => harmony.calling(&self.watch),
+            Kind::Messages(messages) => messages.calling(&self.watch),
         }
     }
 
     /// What waits, since it may become a mark, is none.
     pub fn deny(&mut self, out: &mut Vec<Parsed>) {
-        if let Kind::Marks(marks) = &mut self.kind {
-            marks.deny(out);
+        match &mut self.kind {
+            Kind::Marks(marks) => marks.deny(out),
+            Kind::Messages(messages) => messages.deny(out),
         }
     }
 
@@ -270,7 +271,7 @@ impl Parser {
     pub fn held(&self) -> usize {
         match &self.kind {
             Kind::Marks(marks) => marks.held(),
-            Kind::Harmony(harmony) => harmony.held(),
+            Kind::Messages(messages) => messages.held(),
         }
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct Passing {
 impl Passing {
     pub(super) fn of(watch: &Watch) -> Self {
         let calls = watch.tools.iter().flat_map(|it| openers(it)).map(|it| it.0);
-        let said = watch.said.iter().flat_map(|it| [it.open.core(), it.close.core()]);
+        let said = watch.said.iter().flat_map(|it| [it.open.core(), it.close.core(), it.end.core()]);
         let said = said.filter(|it| !it.is_empty());
         let thought =
             watch.reasoning.as_ref().map_or(Beginnings::ALL, |it| Beginnings::of([it.close.core()]));

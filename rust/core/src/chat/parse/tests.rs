@@ -10,7 +10,7 @@ use crate::{
         conversation::Json,
         derive::Tokens,
         families::named,
-        syntax::{Family, Hole, InputSyntax, Literal, Object, Shape, Tags},
+        syntax::{Body, Family, Frame, Hole, InputSyntax, Literal, Object, Shape, Tags},
         values::quoted,
     },
     engine::{Vocabulary, attribute},
@@ -26,7 +26,7 @@ pub(crate) fn vocabulary(control: &[&str]) -> Vocabulary {
     vocabulary
 }
 
-const CONTROL: [&str; 12] = [
+const CONTROL: [&str; 16] = [
     "<|python_tag|>",
     "<|channel|>",
     "<|message|>",
@@ -39,13 +39,21 @@ const CONTROL: [&str; 12] = [
     "<|tool_call_start|>",
     "<|tool_call_end|>",
     "<|other|>",
+    "<|eom|>",
+    "<|open|>",
+    "<|close|>",
+    "<|sep|>",
 ];
 
 /// Made once: finding control tokens takes an automaton.
 static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| vocabulary(&CONTROL));
 static ALL: LazyLock<Vec<ToolSyntax>> = LazyLock::new(|| {
-    let harmony = named("harmony", Tokens::of(&VOCABULARY)).unwrap();
-    vec![hermes(), mistral(), coder(), nemo(), lfm2(), llama3(), pythonic(), harmony]
+    let named = |name| named(name, Tokens::of(&VOCABULARY)).unwrap();
+    let framed = ["atem", "kimi_k3", "harmony"].map(named);
+    vec![hermes(), mistral(), coder(), nemo(), lfm2(), llama3(), pythonic()]
+        .into_iter()
+        .chain(framed)
+        .collect()
 });
 
 fn literal(text: &str) -> Literal {
@@ -62,6 +70,7 @@ fn syntax(call: (&str, &str), body: Body) -> ToolSyntax {
         bare: false,
         family: Family::Derived,
         parallel: true,
+        frame: Frame::Plain,
     }
 }
 
@@ -129,13 +138,17 @@ fn known() -> Vec<Known> {
 }
 
 fn watch(tools: Option<ToolSyntax>, thinks: bool) -> Arc<Watch> {
-    let reasoning = ReasoningSyntax { open: literal("<think>\n"), close: literal("\n</think>\n\n") };
+    let (reasoning, said) = match tools.as_ref().map(|it| it.frame.clone()) {
+        Some(Frame::Elements(it)) => (it.thoughts, Some(Arc::new(it.text))),
+        _ => (ReasoningSyntax { open: literal("<think>\n"), close: literal("\n</think>\n\n") }, None),
+    };
     Arc::new(Watch {
         tools: tools.map(Arc::new),
         reasoning: Some(Arc::new(reasoning)),
-        said: None,
+        said,
         known: known(),
         thinks,
+        says: false,
         parallel: true,
     })
 }
@@ -333,7 +346,7 @@ fn calls_whose_marks_are_not_all_there() {
 #[test]
 fn marks_of_text_are_no_part_of_it() {
     let watch = |open: &str, close: &str, tools| {
-        let said = SaidSyntax { open: literal(open), close: literal(close) };
+        let said = SaidSyntax { open: literal(open), close: literal(close), end: Literal::default() };
         Arc::new(Watch { said: Some(Arc::new(said)), ..(*watch(tools, false)).clone() })
     };
     let think = |it: &str| Found::Reasoning(it.into());
@@ -433,6 +446,112 @@ fn harmony_transcripts() {
 }
 
 #[test]
+fn atem_transcripts() {
+    let watch = watch(ALL.iter().find(|it| it.family.as_str() == "atem").cloned(), false);
+    let think = |it: &str| Found::Reasoning(it.into());
+    let block = |name: &str, inner: &str| {
+        format!(
+            "<atem:function_calls>\n<atem:invoke name=\"{name}\">\n{inner}</atem:invoke>\n</atem:function_calls>"
+        )
+    };
+    let city = "<atem:parameter name=\"city\"> a <b>\n</atem:parameter>\n";
+    let weather = block("get_weather", &format!("{city}<atem:parameter name=\"days\">3</atem:parameter>\n"));
+    let is_weather = || call("get_weather", "{\"city\": \" a <b>\\n\", \"days\": 3}");
+    let now = block("now", "");
+    let next = "<|eom|><|start|>assistant";
+    for (answer, expected) in [
+        (" to=user<|message|>Hi!".to_owned(), vec![text("Hi!")]),
+        (format!(" to=self<|message|>Hm.{next} to=user<|message|>Hi!"), vec![think("Hm."), text("Hi!")]),
+        (
+            format!(" to=self<|message|>Hm.{next} to=get_weather<|message|>{weather}{next} to=now<|message|>{now}"),
+            [vec![think("Hm.")], is_weather(), call("now", "{}")].concat(),
+        ),
+        // Behind a word to the user, and without a space.
+        (
+            format!("to=user<|message|>I look.{next}to=now<|message|>{now}"),
+            [vec![text("I look.")], call("now", "{}")].concat(),
+        ),
+        // Without the tool in the header, and without a header.
+        (format!("<|message|>{now}"), call("now", "{}")),
+        (now.clone(), call("now", "{}")),
+        // Two in one block.
+        (
+            " to=now<|message|><atem:function_calls>\n<atem:invoke name=\"now\">\n</atem:invoke>\n<atem:invoke name=\"now\">\n</atem:invoke>\n</atem:function_calls>".to_owned(),
+            [call("now", "{}"), call("now", "{}")].concat(),
+        ),
+        // What the user is shown is no call.
+        (format!(" to=user<|message|>{now}"), vec![text(&now)]),
+        (format!(" to=unknown<|message|>{}", block("unknown", "")), vec![text(&block("unknown", ""))]),
+        // Cut in a call, in a header, and before a mark.
+        (
+            format!(" to=get_weather<|message|>{}", weather.split_once("</atem:parameter>").unwrap().0),
+            vec![Found::CallBegan("get_weather".into()), Found::Input("{\"city\": \" a <b>\\n".into())],
+        ),
+        (" to=us".to_owned(), vec![]),
+        ("Hi without a header".to_owned(), vec![text("Hi without a header")]),
+    ] {
+        assert_eq!(read(&watch, &answer), expected, "{answer}");
+    }
+}
+
+#[test]
+fn elements_hold_thoughts_text_and_calls() {
+    let kimi = ALL.iter().find(|it| it.family.as_str() == "kimi_k3").cloned();
+    let think = |it: &str| Found::Reasoning(it.into());
+    let argument = |key: &str, kind: &str, value: &str| {
+        format!("<|open|>argument key=\"{key}\" type=\"{kind}\"<|sep|>{value}<|close|>argument<|sep|>")
+    };
+    let called = |name: &str, index: usize, inner: &str| {
+        format!("<|open|>call tool=\"{name}\" index=\"{index}\"<|sep|>{inner}<|close|>call<|sep|>")
+    };
+    let inner =
+        argument("city", "string", "3") + &argument("days", "number", "3") + &argument("x", "string", "true");
+    let weather = called("get_weather", 1, &inner);
+    let is_weather = || call("get_weather", "{\"city\": \"3\", \"days\": 3, \"x\": \"true\"}");
+    let tools =
+        |inner: &str| format!("<|open|>tools<|sep|>{inner}<|close|>tools<|sep|><|close|>message<|sep|>");
+    let said = |it: &str| format!("<|open|>response<|sep|>{it}<|close|>response<|sep|>");
+    for (answer, expected) in [
+        (
+            format!("Hm.<|close|>think<|sep|>{}<|close|>message<|sep|>", said("Hi!")),
+            vec![think("Hm."), text("Hi!")],
+        ),
+        (
+            format!(
+                "Hm.<|close|>think<|sep|>{}{}",
+                said(""),
+                tools(&(weather.clone() + &called("now", 2, "")))
+            ),
+            [vec![think("Hm.")], is_weather(), call("now", "{}")].concat(),
+        ),
+        (
+            format!("<|close|>think<|sep|>{}{}", said("I look."), tools(&weather)),
+            [vec![text("I look.")], is_weather()].concat(),
+        ),
+        // Without the mark behind its thoughts, around its text, around all calls, without a number.
+        (format!("Hm.{}", said("Hi!")), vec![think("Hm."), text("Hi!")]),
+        ("Hm.<|close|>think<|sep|>Hi!<|close|>message<|sep|>".to_owned(), vec![think("Hm."), text("Hi!")]),
+        (format!("Hm.{}", tools(&weather)), [vec![think("Hm.")], is_weather()].concat()),
+        (weather.clone(), is_weather()),
+        (weather.replace(" index=\"1\"", ""), is_weather()),
+        // No such tool.
+        (
+            format!("<|close|>think<|sep|>{}", called("other", 1, "")),
+            vec![text("call tool=\"other\" index=\"1\"call")],
+        ),
+        ("<|close|>think<|sep|><|open|>response<|sep|>Hi".to_owned(), vec![text("Hi")]),
+    ] {
+        assert_eq!(read(&watch(kimi.clone(), true), &answer), expected, "{answer}");
+    }
+    // The prompt has begun the text, whether there are tools or not.
+    for known in [known(), Vec::new()] {
+        let says = Arc::new(Watch { says: true, known, ..(*watch(kimi.clone(), false)).clone() });
+        let answer = "Hi!<|close|>response<|sep|><|close|>message<|sep|>";
+        assert_eq!(read(&says, answer), [text("Hi!")]);
+    }
+}
+
+#[test]
 fn tools_that_take_text() {
     let expected = call("patch", "a \"b\"\n<c>");
     for (syntax, answer) in [
@@ -518,7 +637,8 @@ fn noise() -> impl Strategy<Value = String> {
             "<parameter=", "</parameter>", ">", "\n", " ", "<think>", "</think>", "\"name\": \"now\"",
             "\"name\": \"get_weather\"", "\"arguments\": {", "\"parameters\": ", "\"city\": \"x\"", ", ", ": ",
             "now", "get_weather", "patch", "city", "input", "(", ")", "='x'", "=3", "to=functions.now", "commentary",
-            "analysis", "\\", "\"", "\\u00", "é", "<", "; ", "null",
+            "analysis", "to=self", "to=user", "assistant", "<atem:function_calls>", "<atem:invoke name=\"", "\">", "response",
+            "think", "tools", "message", "\\", "\"", "\\u00", "é", "<", "; ", "null",
         ]).prop_map(str::to_owned),
         2 => prop::sample::select(CONTROL.to_vec()).prop_map(str::to_owned),
         1 => "[a-z<>/ \n]{1,4}",
@@ -537,6 +657,8 @@ fn answers() -> impl Strategy<Value = String> {
         "{\"name\": \"now\", \"parameters\": {}}; ",
         "<|channel|>commentary to=functions.now<|message|>{\"a\": \"b\"}<|call|>",
         "[now(), get_weather(city='x')]",
+        " to=now<|message|><atem:function_calls>\n<atem:invoke name=\"get_weather\">\n<atem:parameter name=\"city\">x</atem:parameter>\n</atem:invoke>\n</atem:function_calls><|eom|><|start|>assistant to=user<|message|>x",
+        "<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool=\"get_weather\" index=\"1\"<|sep|><|open|>argument key=\"city\" type=\"string\"<|sep|>x<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
         "<think>x</think>",
         "",
     ]);
@@ -559,7 +681,7 @@ proptest! {
     fn events_do_not_depend_on_how_bytes_are_cut(
         answer in answers(),
         cuts in prop::collection::vec(1usize..8, 1..12),
-        which in 0usize..9,
+        which in 0usize..11,
         thinks: bool,
         by_itself: bool,
     ) {
