@@ -212,13 +212,15 @@ def running(node: RunningNode) -> int:
 
 
 def slow_client(node: RunningNode, request: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
-    """Has sent its request, and reads nothing by itself."""
+    """Has sent its request, the answer to which has begun, and reads nothing by itself."""
     client = socket.socket()
     client.settimeout(60)
     client.connect(node.address)
     data = json.dumps({**request, "stream": True}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     client.sendall(head.encode() + data)
+    # Before that nothing is under way, as when all is done. What is looked at stays there.
+    assert client.recv(1, socket.MSG_PEEK) == b"H"
     return client
 
 
