@@ -467,6 +467,7 @@ def write_manifest(
         "architectures": architectures,
         "formats": ["gguf"],
         "binary": binary.name,
+        "options": options(),
         "os": {"Darwin": "macos"}.get(SYSTEM, SYSTEM.lower()),
         "arch": {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine()),
         "license": "Apache-2.0 AND MIT",
@@ -477,6 +478,15 @@ def write_manifest(
         manifest["libraries"] = libraries
         manifest["requires"] = {"cuda_driver": CUDA_DRIVERS[toolkit.version[0]]}
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def options() -> list[str]:
+    """The keys of the settings that the engine knows, as it says them itself."""
+    source = (SOURCE / "src" / "options.rs").read_text()
+    known = re.search(r"const KNOWN: &\[&str\] = &\[(.*?)\];", source, re.DOTALL)
+    if known is None:
+        raise BuildError(f"{SOURCE}/src/options.rs has no list KNOWN")
+    return re.findall(r'"([^"]+)"', known.group(1))
 
 
 def is_current(backend: str, kind: str) -> bool:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from llm_node import engine_packages
-from llm_node.node import NativeEngine, NativeModel, NodeError
+from llm_node.node import NativeEngine, NativeModel, NodeError, arguments
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
@@ -26,7 +26,8 @@ class Engine:
         """`path`: folder of a manifest.json. `options`: settings for the engine. Libraries that its manifest
         names come of the packages that are installed. Raises `NodeError`."""
         packaged = json.dumps([asdict(each) for each in engine_packages.libraries()])
-        self._native = NativeEngine(os.fspath(path), json.dumps(dict(options or {})), packaged)
+        settings = arguments.as_json(arguments.mapping("options", options))
+        self._native = NativeEngine(arguments.path("path", path), settings, packaged)
 
     @property
     def id(self) -> str:
@@ -77,11 +78,13 @@ class Engine:
             "gpu_layers": gpu_layers,
             "threads": threads,
             "speculation": speculation,
-            "draft_model": None if draft_model is None else os.path.abspath(draft_model),
-            "options": dict(options or {}),
+            "draft_model": (
+                None if draft_model is None else os.path.abspath(arguments.path("draft_model", draft_model))
+            ),
+            "options": arguments.mapping("options", options),
         }
         chosen = {key: value for key, value in wanted.items() if value is not None}
-        return Model(self._native.load(os.fspath(path), json.dumps(chosen)))
+        return Model(self._native.load(arguments.path("path", path), arguments.as_json(chosen)))
 
     def close(self) -> None:
         """Shut the engine down. Close its models first."""
@@ -131,22 +134,24 @@ class Model:
         answers. The answer ends before the first `stop`. Raises `NodeError`. Leaving the iterator
         early cancels the rest.
         """
+        sampling = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repeat_penalty": repeat_penalty,
+            "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty,
+            "seed": seed,
+        }
         request = {
             "prompt": neutral_prompt(prompt),
             "max_tokens": max_tokens,
-            "sampling": {
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "repeat_penalty": repeat_penalty,
-                "frequency_penalty": frequency_penalty,
-                "presence_penalty": presence_penalty,
-                "seed": seed,
-            },
-            "stop": [stop] if isinstance(stop, str) else list(stop),
+            "stop": [stop] if isinstance(stop, str) else arguments.items("stop", stop),
         }
-        return self._pieces(json.dumps(request))
+        # Each by its own name, should JSON be unable to say it.
+        arguments.as_json({**request, **sampling})
+        return self._pieces(json.dumps({**request, "sampling": sampling}))
 
     def _pieces(self, request: str) -> Iterator[str]:
         stream = self._native.generate(request)
@@ -167,10 +172,12 @@ class Model:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Tokens to text."""
-        text: str = self._ask({"Detokenize": {"tokens": list(tokens)}})
+        text: str = self._ask({"Detokenize": {"tokens": arguments.items("tokens", tokens)}})
         return text
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
+        for given in question.values():
+            arguments.as_json(given)
         (value,) = json.loads(self._native.ask(json.dumps(question))).values()
         return value
 
@@ -191,14 +198,14 @@ def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
     """`Prompt` of `rust/core/src/request.rs`."""
     if isinstance(prompt, str):
         return {"text": prompt}
-    items = list(prompt)
+    items = arguments.items("prompt", prompt)
     if items and all(isinstance(item, int) for item in items):
         return {"tokens": items}
-    return {"chat": {"messages": [_message(item) for item in items]}}
+    return {"chat": {"messages": [_message(at, item) for at, item in enumerate(items)]}}
 
 
-def _message(item: Any) -> dict[str, Any]:
-    """A message with "role" and "content", in neutral words."""
+def _message(at: int, item: Any) -> dict[str, Any]:
+    """A message with "role" and "content", in neutral words. `at`: its place in the prompt."""
     if isinstance(item, Mapping) and isinstance(text := item.get("content"), str):
         match item.get("role"):
             case "system":
@@ -207,8 +214,5 @@ def _message(item: Any) -> dict[str, Any]:
                 return {"user": {"parts": [{"text": text}]}}
             case "assistant":
                 return {"assistant": {"text": text}}
-    raise NodeError(
-        "invalid_request",
-        "a message has a 'role' (system, user or assistant) and a text as its 'content'",
-        "prompt",
-    )
+    needed = "a message has a 'role' (system, user or assistant) and a text as its 'content'"
+    raise arguments.wrong(f"prompt[{at}]", item, needed)

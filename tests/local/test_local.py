@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,70 @@ def test_errors_are_typed(engine: llm_node.Engine, model: llm_node.Model, tmp_pa
     with pytest.raises(llm_node.NodeError) as caught:
         list(model.generate("engine " * 50_000))
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "words"),
+    [
+        ({"context_length": "long"}, "context_length", 'context_length is "long": '),
+        ({"max_sequences": -1}, "max_sequences", "max_sequences is -1: "),
+        ({"speculation": "sometimes"}, "speculation", "`off` or `lookup`"),
+        ({"draft_model": 3}, "draft_model", "draft_model is 3: it has to be a path"),
+        ({"options": 5}, "options", "options is 5: it has to be a mapping"),
+        ({"options": {"threads": [1]}}, "options.threads", "options.threads is [1]: "),
+        ({"options": {"threads": {1}}}, "options.threads", "options.threads is {1}: "),
+        ({"path": None}, "path", "path is None: it has to be a path"),
+    ],
+)
+def test_a_wrong_argument_of_a_load_is_named(
+    engine: llm_node.Engine, demo_model: Path, arguments: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(llm_node.NodeError) as caught:
+        engine.load(**{"path": demo_model, **arguments})
+    assert (caught.value.code, caught.value.param) == ("invalid_request", param)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "words"),
+    [
+        ({"prompt": 5}, "prompt", "prompt is 5: "),
+        ({"prompt": [{"role": "user"}]}, "prompt", "prompt[0] is {'role': 'user'}: "),
+        ({"max_tokens": "few"}, "max_tokens", 'max_tokens is "few": '),
+        ({"temperature": "hot"}, "temperature", 'temperature is "hot": '),
+        ({"temperature": float("nan")}, "temperature", "temperature is nan: "),
+        ({"seed": -1}, "seed", "seed is -1: "),
+        ({"stop": 5}, "stop", "stop is 5: "),
+        ({"stop": [5]}, "stop", "stop is [5]: "),
+    ],
+)
+def test_a_wrong_argument_of_a_request_is_named(
+    model: llm_node.Model, arguments: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(llm_node.NodeError) as caught:
+        list(model.generate(**{"prompt": "a", **arguments}))
+    assert (caught.value.code, caught.value.param) == ("invalid_request", param)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "param", "wrong"),
+    [("tokenize", "text", 5), ("detokenize", "tokens", 5), ("detokenize", "tokens", ["a"])],
+)
+def test_a_wrong_argument_of_a_tokenizer_is_named(
+    model: llm_node.Model, method: str, param: str, wrong: Any
+) -> None:
+    with pytest.raises(llm_node.NodeError, match=f"{param} is ") as caught:
+        getattr(model, method)(wrong)
+    assert caught.value.param == param
+
+
+def test_a_setting_that_the_engine_does_not_know_is_refused(
+    engine: llm_node.Engine, demo_model: Path
+) -> None:
+    with pytest.raises(llm_node.NodeError, match=r"knows no option 'treads'; it knows .*threads") as caught:
+        engine.load(demo_model, options={"treads": "1"})
+    assert caught.value.param == "options.treads"
 
 
 def test_the_snippet_of_the_documentation(llama_cpp: Path, demo_model: Path) -> None:

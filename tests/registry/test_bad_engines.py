@@ -272,6 +272,29 @@ def test_an_engine_that_prints_harms_nobody(tmp_path: Path) -> None:
     assert "loud" in node.log_text()
 
 
+def test_a_setting_that_an_engine_says_it_does_not_know_is_refused(tmp_path: Path) -> None:
+    """One that says nothing is asked, and may ignore it."""
+    engines, models = tmp_path / "engines", tmp_path / "models"
+    models.mkdir()
+    (models / "told.told").write_bytes(b"TOY1")
+    (models / "mute.mute").write_bytes(b"TOY1")
+    fake_engine(engines, "tells", manifest={"formats": ["told"], "options": ["step_us", "row_us"]})
+    fake_engine(engines, "silent", manifest={"formats": ["mute"]})
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+
+        def load(model: str, **options: str) -> Any:
+            return node.post("/api/models/load", {"model_id": model, "options": options})
+
+        refused = load("told", stp_us="1")
+        assert refused.status == 400, refused.body
+        error = refused.json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_request", "options.stp_us")
+        assert error["message"] == "the engine 'tells' knows no option 'stp_us'; it knows step_us, row_us"
+        assert load("told", step_us="1").status == 200
+        assert load("mute", stp_us="1").status == 200
+
+
 def test_compile_is_what_the_specification_says(tmp_path: Path, repository: Path) -> None:
     """cc -shared -fPIC -o libmy_engine.so my_engine.c, with only the header's folder on the path."""
     compile_library(repository / "engines/sample_c/my_engine.c", tmp_path / "libmy_engine.so")

@@ -219,7 +219,7 @@ fn inspect(path: &Path) -> Result<(), Failure> {
         )));
     }
     let ranks = header.number(&format!("{architecture}.pooling_type")) == Some(RANKS);
-    if ranks && !header.is_split() && !header.has_tensor(LAST_OF_HEAD) {
+    if ranks && !has_tensor(&header, path, LAST_OF_HEAD) {
         // llama.cpp would hand out numbers of the layer before it as scores.
         return Err(Failure::unsupported(format!(
             "{}: by its file the model ranks, and it lacks the layer that gives a score ({})",
@@ -228,6 +228,22 @@ fn inspect(path: &Path) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// Is a tensor of this name in the model, or in a part of it that cannot be read? llama.cpp says what is wrong with that.
+fn has_tensor(header: &Header, path: &Path, name: &CStr) -> bool {
+    let lacks = |part: &PathBuf| Header::open(part).is_ok_and(|it| !it.has_tensor(name));
+    header.has_tensor(name)
+        || header.is_split() && !other_parts(path).is_some_and(|parts| parts.iter().all(lacks))
+}
+
+/// The other files of a model that lies in several, by the name of the first: `NAME-00001-of-00003.gguf`.
+fn other_parts(path: &Path) -> Option<Vec<PathBuf>> {
+    let (front, count) = path.file_stem()?.to_str()?.rsplit_once("-of-")?;
+    let name = front.strip_suffix("-00001")?;
+    let parts: u32 = count.parse().ok().filter(|_| count.len() == 5)?;
+    let part = |number| path.with_file_name(format!("{name}-{number:05}-of-{count}.gguf"));
+    Some((2..=parts).map(part).collect())
 }
 
 impl Models for LlamaEngine {
@@ -389,6 +405,17 @@ impl Tokenizer for LlamaEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_other_parts_are_told_by_the_name_of_the_first() {
+        let of = |name: &str| other_parts(Path::new(name));
+        let parts = ["/m/a-b-00002-of-00003.gguf", "/m/a-b-00003-of-00003.gguf"].map(PathBuf::from);
+        assert_eq!(of("/m/a-b-00001-of-00003.gguf"), Some(parts.to_vec()));
+        assert_eq!(of("/m/a-00001-of-00001.gguf"), Some(Vec::new()));
+        for name in ["/m/a.gguf", "/m/a-00002-of-00003.gguf", "/m/a-00001-of-3.gguf", "/m/-of-.gguf"] {
+            assert_eq!(of(name), None, "{name}");
+        }
+    }
 
     #[test]
     fn quantizations_are_named_as_files_are() {

@@ -6,7 +6,7 @@ use llm_node_sdk::{Failure, Options, Severity, log};
 
 use crate::llama::{CacheType, LoadMode};
 
-/// All keys, for the warning.
+/// All keys, for the warning and for the manifest.
 const KNOWN: &[&str] = &[
     "cache_mode",
     "cache_type_k",

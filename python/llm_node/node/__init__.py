@@ -14,6 +14,7 @@ from llm_node._core import (
 )
 from llm_node._core import Engine as NativeEngine
 from llm_node._core import Model as NativeModel
+from llm_node.node import arguments
 from llm_node.node.client import (
     Client,
     Connection,
@@ -42,6 +43,7 @@ __all__ = [
     "Receiver",
     "Request",
     "Template",
+    "arguments",
     "end_with_parent",
     "engines_folder_meant",
     "gguf_header",

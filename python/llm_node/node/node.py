@@ -26,6 +26,7 @@ from pydantic_core import to_json
 
 from llm_node import _core, demo, devices, engine_packages, worker
 from llm_node._core import Event, Supervisor
+from llm_node.node import arguments
 from llm_node.node.client import (
     Client,
     Connection,
@@ -298,7 +299,7 @@ class Node:
 
     async def plan_load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """What `load` would come to: `verdict`, and what it takes beside what there is. Nothing is loaded."""
-        request = json.dumps({"model_id": model_id, **options})
+        request = arguments.as_json({"model_id": model_id, **options})
         planned: dict[str, Any] = await self._outcome(self._running().plan_load(request))
         return {"model_id": model_id, **planned}
 
@@ -312,7 +313,7 @@ class Node:
         another engine or option is loaded anew, and refused while it is being loaded
         (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
-        request = json.dumps({"model_id": model_id, **options})
+        request = arguments.as_json({"model_id": model_id, **options})
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))
         return loaded
 
@@ -387,7 +388,7 @@ class Node:
         """Something that is not generation: `Question` of `rust/wire/src/message.rs` in, the value of
         its `Answer` out. Loads the model where it is not loaded."""
         core = self._running()
-        text = json.dumps(question)
+        text = arguments.as_json(question)
 
         is_again = False
         while True:

@@ -128,7 +128,7 @@ pub enum Guesser<'a> {
 
 /// A value in an object of engine options. Engines get text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text, a number or a truth value")]
 pub enum OptionValue {
     /// `"text"`
     Text(String),

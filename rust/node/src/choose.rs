@@ -159,6 +159,7 @@ mod tests {
             manifest: Some(EngineManifest {
                 libraries: Vec::new(),
                 cuda_driver: None,
+                options: None,
                 conformance: None,
                 id: id.into(),
                 version: "1".into(),

@@ -20,7 +20,11 @@ use llm_node_core::{
 };
 use llm_node_node::{
     host_memory,
-    registry::{manifest, surroundings::Surroundings, verdict::Refusal},
+    registry::{
+        manifest::{self, EngineManifest},
+        surroundings::Surroundings,
+        verdict::Refusal,
+    },
     supervise::Told,
 };
 use llm_node_wire::message::{EngineAddress, LoadPlan, RequestId, Scheduling, Speculation};
@@ -29,7 +33,7 @@ use pyo3::prelude::*;
 
 use crate::{
     event::PyEvent,
-    fault::{malformed, raised},
+    fault::{arguments, malformed, raised},
     logging,
     supervisor::json,
 };
@@ -44,6 +48,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(crate) struct PyEngine {
     engine: Mutex<Option<Arc<Engine>>>,
     address: EngineAddress,
+    manifest: EngineManifest,
     settings: EngineSettings,
     #[pyo3(get)]
     extensions: Vec<String>,
@@ -86,7 +91,7 @@ impl PyEngine {
 impl PyEngine {
     fn open(path: &Path, options: &str, packaged: &str) -> Result<Self, Fault> {
         let options: BTreeMap<String, OptionValue> =
-            serde_json::from_str(options).map_err(|error| malformed("the engine's options", &error))?;
+            arguments("the engine's options", options, |text| serde_json::from_str(text))?;
         let packaged =
             serde_json::from_str(packaged).map_err(|error| malformed("the libraries of packages", &error))?;
         let directory = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
@@ -95,7 +100,9 @@ impl PyEngine {
         if let Some(refusal) = refusal {
             return Err(refused(refusal));
         }
+        manifest.knows(options.keys())?;
         let libraries = Surroundings { packaged, ..Surroundings::default() }.libraries_of(&manifest);
+        let named = manifest.clone();
         let address = EngineAddress {
             binary: directory.join(&manifest.binary),
             libraries: libraries.found,
@@ -113,16 +120,23 @@ impl PyEngine {
                 }
             })?;
         let extensions = engine.facts().extensions;
-        Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), address, settings, extensions })
+        Ok(Self {
+            engine: Mutex::new(Some(Arc::new(engine))),
+            address,
+            manifest: named,
+            settings,
+            extensions,
+        })
     }
 
     fn load_model(&self, path: &Path, options: &str) -> Result<PyModel, Fault> {
         let engine = lock(&self.engine).clone().ok_or_else(|| closed("engine"))?;
         let options: ModelOptions =
-            serde_json::from_str(options).map_err(|error| malformed("the options of the load", &error))?;
+            arguments("the options of the load", options, |text| serde_json::from_str(text))?;
         if options.engine.is_some() {
             return Err(Fault::new(ErrorCode::InvalidRequest, "the engine is this one").param("engine"));
         }
+        self.manifest.knows(options.options.iter().flat_map(|all| all.keys()))?;
         let mut settings = self.settings.options.clone();
         settings.extend(options.options_as_text());
         let plan = LoadPlan {
@@ -173,7 +187,7 @@ impl PyModel {
 
     fn generate(&self, py: Python<'_>, request: &str) -> PyResult<PyStream> {
         py.detach(|| {
-            let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
+            let request = arguments("the request", request, |text| serde_json::from_str(text))?;
             let running = self.running()?;
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let events = self.streams.open(id);
@@ -186,8 +200,7 @@ impl PyModel {
 
     fn ask(&self, py: Python<'_>, question: &str) -> PyResult<String> {
         py.detach(|| {
-            let question =
-                serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
+            let question = arguments("the question", question, |text| serde_json::from_str(text))?;
             let (sender, answers) = mpsc::channel();
             self.running()?.ask(question, move |answer| {
                 let _ = sender.send(answer);

@@ -11,6 +11,7 @@ use pyo3::{
     sync::PyOnceLock,
     types::{PyDict, PyType},
 };
+use serde_json::Value;
 
 static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
@@ -41,6 +42,66 @@ pub(crate) fn raised(py: Python<'_>, fault: &Fault) -> PyErr {
 /// What Python handed over is not what it should be.
 pub(crate) fn malformed(what: &str, error: &impl Display) -> Fault {
     Fault::new(ErrorCode::InvalidRequest, format!("{what}: {error}"))
+}
+
+/// Reads what Python made of a caller's arguments. Where that fails, the argument is named, with what it is: the
+/// innermost without which the rest could be read.
+pub(crate) fn arguments<T>(
+    what: &str,
+    text: &str,
+    read: impl Fn(&str) -> serde_json::Result<T>,
+) -> Result<T, Fault> {
+    read(text).map_err(|error| {
+        let whole = serde_json::from_str(text).unwrap_or_default();
+        let blamed = places(&whole).into_iter().rev().find(|place| {
+            let mut rest = whole.clone();
+            let Some(name) = place.last() else { return false };
+            remove(&mut rest, place);
+            // Where all else is right, what cannot be left out is what is missing.
+            let lacks =
+                |error: serde_json::Error| error.to_string().starts_with(&format!("missing field `{name}`"));
+            read(&rest.to_string()).map_or_else(lacks, |_| true)
+        });
+        let Some(place) = blamed else { return malformed(what, &error) };
+        let value = place.iter().try_fold(&whole, |inner, name| inner.get(name)).unwrap_or_default();
+        // Words of the core that no caller says.
+        let said = place.iter().filter(|it| *it != "sampling" && !it.starts_with(char::is_uppercase));
+        let name = said.map(String::as_str).collect::<Vec<_>>().join(".");
+        let why = error.to_string();
+        let why = why.split(" at line ").next().unwrap_or_default();
+        let why = TYPES.iter().fold(why.to_owned(), |why, (from, to)| why.replace(from, to));
+        Fault::new(ErrorCode::InvalidRequest, format!("{name} is {value}: {why}")).param(name)
+    })
+}
+
+/// Rust's types in words.
+const TYPES: [(&str, &str); 4] = [
+    ("expected u32", "expected a whole number that is not negative"),
+    ("expected u64", "expected a whole number that is not negative"),
+    ("expected i32", "expected a whole number"),
+    ("expected f32", "expected a number"),
+];
+
+/// The places of all members, outer ones first.
+fn places(value: &Value) -> Vec<Vec<String>> {
+    let mut found: Vec<Vec<String>> = vec![Vec::new()];
+    let mut at = 0;
+    while let Some(place) = found.get(at).cloned() {
+        let inner = place.iter().try_fold(value, |inner, name| inner.get(name));
+        for name in inner.and_then(Value::as_object).into_iter().flat_map(|it| it.keys()) {
+            found.push([&place[..], std::slice::from_ref(name)].concat());
+        }
+        at += 1;
+    }
+    found
+}
+
+fn remove(value: &mut Value, place: &[String]) {
+    let Some((name, outer)) = place.split_last() else { return };
+    let inner = outer.iter().try_fold(value, |inner, name| inner.get_mut(name));
+    if let Some(Value::Object(fields)) = inner {
+        fields.remove(name);
+    }
 }
 
 /// JSON text to a dict; text that is no JSON object to one with the text in it.

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::{
     event::PyEvent,
-    fault::{instance, malformed, raised},
+    fault::{arguments, instance, malformed, raised},
     frames::{PyFrames, frames},
     logging,
 };
@@ -91,14 +91,14 @@ impl PySupervisor {
     }
 
     fn plan_load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
-        let request = LoadRequest::parse(request)
-            .map_err(|error| raised(py, &malformed("the request to plan", &error)))?;
+        let request = arguments("the request to plan", request, LoadRequest::parse)
+            .map_err(|fault| raised(py, &fault))?;
         Ok(py.detach(|| self.inner.plan_load(request)))
     }
 
     fn load(&self, py: Python<'_>, request: &str) -> PyResult<u64> {
-        let request = LoadRequest::parse(request)
-            .map_err(|error| raised(py, &malformed("the request to load", &error)))?;
+        let request = arguments("the request to load", request, LoadRequest::parse)
+            .map_err(|fault| raised(py, &fault))?;
         Ok(py.detach(|| self.inner.load(request)))
     }
 
@@ -154,7 +154,7 @@ impl PySupervisor {
             None => Form::Events,
         };
         py.detach(|| {
-            let request = serde_json::from_str(request).map_err(|error| malformed("the request", &error))?;
+            let request = arguments("the request", request, |text| serde_json::from_str(text))?;
             self.inner.submit(model_id, request, client, form)
         })
         .map_err(|fault| raised(py, &fault))
@@ -166,8 +166,7 @@ impl PySupervisor {
 
     fn ask(&self, py: Python<'_>, model_id: &str, question: &str) -> PyResult<u64> {
         py.detach(|| {
-            let question =
-                serde_json::from_str(question).map_err(|error| malformed("the question", &error))?;
+            let question = arguments("the question", question, |text| serde_json::from_str(text))?;
             self.inner.ask(model_id, question)
         })
         .map_err(|fault| raised(py, &fault))

@@ -506,6 +506,44 @@ mod tests {
         assert_eq!(seen, [&root.path().join("linked/near.weights")]);
     }
 
+    /// A link is what it leads to, at each level where models are looked for, and counts as that level.
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_followed_at_each_level_as_a_folder_is() {
+        use std::os::unix::fs::symlink;
+        let (root, catalog) = catalog();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let there = |name: &str| elsewhere.path().join(name);
+        for name in [
+            "file.gguf",
+            "folder/file.gguf",
+            "repo/parts/file.gguf",
+            "org/repo/file.gguf",
+            "a/b/c/d/file.gguf",
+        ] {
+            fs::create_dir_all(there(name).parent().unwrap()).unwrap();
+            fs::write(there(name), gguf("llama")).unwrap();
+        }
+        fs::create_dir_all(root.path().join("mine")).unwrap();
+        for (from, to) in [
+            ("file.gguf", "one.gguf"),
+            ("folder", "two"),
+            ("org", "three"),
+            ("repo", "mine/four"),
+            ("a", "deep"),
+        ] {
+            symlink(there(from), root.path().join(to)).unwrap();
+        }
+        // A link that leads to itself is none.
+        symlink(root.path().join("round"), root.path().join("round")).unwrap();
+        let models = catalog.models(&reads(&[]));
+        let found: Vec<_> = models.iter().map(|it| it.id.split(':').next().unwrap()).collect();
+        for id in ["one", "two", "three/repo", "mine/four"] {
+            assert!(found.contains(&id), "{id}: {found:?}");
+        }
+        assert!(!found.iter().any(|it| it.starts_with("deep") || it.starts_with("round")), "{found:?}");
+    }
+
     #[test]
     fn no_name_leads_out_of_the_folder() {
         let (root, catalog) = catalog();

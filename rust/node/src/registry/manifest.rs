@@ -9,6 +9,7 @@ use std::{
 };
 
 use llm_node_abi::ENGINE_ABI_VERSION;
+use llm_node_core::error::{ErrorCode, Fault};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -42,8 +43,21 @@ pub struct EngineManifest {
     pub libraries: Vec<Library>,
     /// The oldest driver of NVIDIA's that it works with.
     pub cuda_driver: Option<String>,
+    /// The keys of all settings that it knows, of its own, of a model and of a context; `None`: it does not say.
+    pub options: Option<Vec<String>>,
     /// What `llm-node engine check --write` said there. It is shown, and never believed.
     pub conformance: Option<Claim>,
+}
+
+impl EngineManifest {
+    /// Refuses a setting that the engine does not know, where it says which it knows: it would ignore it.
+    pub fn knows<'k>(&self, keys: impl IntoIterator<Item = &'k String>) -> Result<(), Fault> {
+        let Some(known) = &self.options else { return Ok(()) };
+        let Some(unknown) = keys.into_iter().find(|key| !known.contains(key)) else { return Ok(()) };
+        let all = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let message = format!("the engine '{}' knows no option '{unknown}'; it knows {all}", self.id);
+        Err(Fault::new(ErrorCode::InvalidRequest, message).param(format!("options.{unknown}")))
+    }
 }
 
 /// A shared library that an engine needs.
@@ -160,6 +174,7 @@ fn parse(text: &[u8]) -> Result<EngineManifest, Problem> {
         binary: text_field(&fields, "binary")?,
         libraries: libraries_field(&fields)?,
         cuda_driver: driver_field(&fields)?,
+        options: options_field(&fields)?,
         // Nothing depends on it, so a wrong one is none.
         conformance: fields.get(CLAIM).and_then(|claim| Claim::deserialize(claim).ok()),
     };
@@ -233,6 +248,14 @@ fn driver_field(fields: &Map<String, Value>) -> Result<Option<String>, Problem> 
         Some(version) => Ok(Some(version.to_owned())),
         None => Err(invalid("requires", "must name the driver as in {\"cuda_driver\": \">=580.65.06\"}")),
     }
+}
+
+/// `["threads", ...]`, empty, or nothing.
+fn options_field(fields: &Map<String, Value>) -> Result<Option<Vec<String>>, Problem> {
+    let Some(value) = fields.get("options") else { return Ok(None) };
+    let keys: Vec<String> = Deserialize::deserialize(value)
+        .map_err(|_| invalid("options", "must be a list of texts, the keys of the settings that it knows"))?;
+    Ok(Some(keys))
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -345,6 +368,22 @@ mod tests {
         assert_eq!(driver(r#"{"python": 3}"#).unwrap(), None);
         for wrong in [r#"{"cuda_driver": 580}"#, r#"{"cuda_driver": "580"}"#, r#"{"cuda_driver": ">=new"}"#] {
             assert!(matches!(driver(wrong), Err(Problem { field, .. }) if field == "requires"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_that_an_engine_does_not_know_are_refused() {
+        let asked = ["threads".to_owned(), "treads".to_owned()];
+        let manifest = with("options", r#"["threads", "load_mode"]"#).unwrap();
+        assert_eq!(manifest.knows(&asked[..1]), Ok(()));
+        let fault = manifest.knows(&asked).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("options.treads")));
+        assert!(fault.message.contains("no option 'treads'; it knows threads, load_mode"), "{fault}");
+        assert!(with("options", "[]").unwrap().knows(&asked).unwrap_err().message.ends_with("it knows none"));
+        // One that says nothing may know any.
+        assert_eq!(parse(GOOD.as_bytes()).unwrap().knows(&asked), Ok(()));
+        for wrong in ["1", "null", "[1]", "{}"] {
+            assert!(matches!(with("options", wrong), Err(Problem { field, .. }) if field == "options"));
         }
     }
 

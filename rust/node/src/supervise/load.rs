@@ -248,6 +248,9 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         return Err(Fault::new(ErrorCode::InvalidRequest, message).param("context_length"));
     }
     let options = setup.whole();
+    if let Some(manifest) = &candidate.manifest {
+        manifest.knows(options.options.iter().flat_map(|all| all.keys()))?;
+    }
     Ok(LoadPlan {
         engine: address(candidate)?,
         model: model.path.clone(),
