@@ -150,8 +150,8 @@ enum Next {
 impl Constraint {
     /// Text that most likely comes next: what has to, and white space as the answer so far was laid out.
     pub fn foreseen(&self, layout: &Layout) -> Vec<u8> {
-        // What it finds out about itself on the way would be in the way of a step back.
-        let mut ahead = self.matcher.deep_clone();
+        // What it is forced to would be in the way of a step back. What its lexer finds out is of use to both.
+        let mut ahead = Matcher::clone(&self.matcher);
         guarded(|| foresee(&mut ahead, layout.clone())).unwrap_or_default()
     }
 }

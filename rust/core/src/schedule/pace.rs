@@ -10,6 +10,9 @@ use std::time::Duration;
 const CLASSES: [u32; 18] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, u32::MAX];
 /// Weight of the newest figure.
 const NEWEST: f64 = 0.15;
+/// Steps after which what was measured of another size counts no more by itself: the machine may have changed its
+/// speed, and what seems dear would never be tried again.
+const LASTING: u64 = 256;
 /// What the tokens cost in a step of answers, as a share of the step, where steps of other sizes do not tell.
 const PRESUMED_SHARE: f64 = 0.4;
 /// How much that presumption counts beside a class of steps: the square of by how much each may be off, a tenth
@@ -78,13 +81,24 @@ pub enum Hole {
     Fill,
 }
 
+/// Steps of about one size.
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    tokens: Mean,
+    seconds: Mean,
+    /// How many steps there have been when one of these was the last.
+    seen_at: u64,
+}
+
 /// What a session has learned of its engine's speed. Seconds throughout.
 #[derive(Clone, Debug)]
 pub struct Pace {
     target: f64,
     first_prefill: u32,
-    /// Of steps without prompts: tokens and seconds, by class.
-    decodes: [(Mean, Mean); CLASSES.len()],
+    /// Of steps without prompts.
+    decodes: [Class; CLASSES.len()],
+    /// How many of these there were.
+    steps: u64,
     /// Of one prompt token.
     prefill: Mean,
     /// Of copying one sequence to another.
@@ -101,7 +115,8 @@ impl Pace {
         Self {
             target: target.as_secs_f64(),
             first_prefill: first_prefill.max(1),
-            decodes: <[(Mean, Mean); CLASSES.len()]>::default(),
+            decodes: <[Class; CLASSES.len()]>::default(),
+            steps: 0,
             prefill: Mean::default(),
             copy: Mean::default(),
             save: Mean::default(),
@@ -117,10 +132,11 @@ impl Pace {
             return;
         }
         if prompt == 0 {
-            let class = CLASSES.iter().position(|&most| decodes <= most).unwrap_or(0);
-            let (tokens, seconds) = &mut self.decodes[class];
-            tokens.learn(f64::from(decodes));
-            seconds.learn(took);
+            self.steps += 1;
+            let class = &mut self.decodes[class_of(decodes)];
+            class.tokens.learn(f64::from(decodes));
+            class.seconds.learn(took);
+            class.seen_at = self.steps;
         } else if prompt >= TELLING.min(self.first_prefill) {
             let rest = (took - self.step(decodes).unwrap_or(0.0)).max(took / 10.0);
             self.prefill.learn(rest / f64::from(prompt));
@@ -190,13 +206,15 @@ impl Pace {
         self.prefill.0.is_some() && since.as_secs_f64() < f64::from(steps) * self.target
     }
 
-    /// What one more token costs in a step of `decodes` tokens, as a share of what it yields per token.
-    pub fn marginal_cost(&self, decodes: u32) -> f32 {
-        let share = self.line().map_or(PRESUMED_SHARE, |(base, each)| {
-            let n = f64::from(decodes.max(1));
-            each * n / (base + each * n)
-        });
-        share.clamp(0.0, 1.0) as f32
+    /// How many times as long a step of `decodes` tokens takes with `more` of them. Kernels take rows in blocks, so that
+    /// two tokens may take longer than twice one, and four hardly longer than two: what was measured counts first.
+    pub fn stretch(&self, decodes: u32, more: u32) -> f32 {
+        let decodes = decodes.max(1);
+        let stretch = match (self.answers(decodes), self.answers(decodes + more)) {
+            (Some(now), Some(then)) if now > 0.0 => then / now,
+            _ => 1.0 + PRESUMED_SHARE * f64::from(more) / f64::from(decodes),
+        };
+        stretch.max(1.0) as f32
     }
 
     /// Least tokens for which copying them beats computing them.
@@ -252,11 +270,22 @@ impl Pace {
         self.line().map(|(base, each)| base + each * f64::from(decodes))
     }
 
+    /// The same, by steps of about this size where there were some lately.
+    fn answers(&self, tokens: u32) -> Option<f64> {
+        let (base, each) = self.line()?;
+        let class = &self.decodes[class_of(tokens)];
+        let lately = self.steps - class.seen_at < LASTING;
+        match (class.tokens.0, class.seconds.0) {
+            (Some(seen), Some(seconds)) if lately => Some(seconds + each * (f64::from(tokens) - seen)),
+            _ => Some(base + each * f64::from(tokens)),
+        }
+    }
+
     /// Seconds of a step, and of each token in it: the least squares over the classes that were seen, and over
     /// what is presumed of the step. Between classes that lie side by side the presumption counts for most, since
     /// the machine is never equally fast for both; with few tokens and with many seen, it hardly counts.
     fn line(&self) -> Option<(f64, f64)> {
-        let seen = self.decodes.iter().filter_map(|(tokens, seconds)| Some((tokens.0?, seconds.0?)));
+        let seen = self.decodes.iter().filter_map(|it| Some((it.tokens.0?, it.seconds.0?)));
         let (mut n, mut sum_x, mut sum_y, mut sum_xx, mut sum_xy) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (x, y) in seen {
             // Relative errors count, so that the long steps do not drown the short ones.
@@ -279,6 +308,10 @@ impl Pace {
         let each = ((n * sum_xy - sum_x * sum_y) / spread).max(0.0);
         Some((((sum_y - each * sum_x) / n).max(0.0), each))
     }
+}
+
+fn class_of(tokens: u32) -> usize {
+    CLASSES.iter().position(|&most| tokens <= most).unwrap_or(0)
 }
 
 /// Whole tiles, about so many tokens; fewer than half of one stay what they are.
@@ -383,8 +416,21 @@ mod tests {
     #[test]
     fn a_further_token_is_dear_where_the_step_is_all_tokens() {
         let pace = taught(ms(120));
-        assert!((pace.marginal_cost(1) - 2.0 / 6.0).abs() < 0.02);
-        assert!(pace.marginal_cost(32) > 0.9);
+        assert!((pace.stretch(1, 3) - 2.0).abs() < 0.05, "{}", pace.stretch(1, 3));
+        assert!((pace.stretch(32, 16) - 100.0 / 68.0).abs() < 0.05);
+        assert!((Pace::new(ms(120), 64).stretch(1, 2) - 1.8).abs() < 1e-6, "presumed");
+    }
+
+    #[test]
+    fn what_was_measured_counts_before_the_line() {
+        let mut pace = taught(ms(120));
+        pace.stepped(2, 0, ms(15));
+        pace.stepped(4, 0, ms(12));
+        assert!((pace.stretch(1, 1) - 2.5).abs() < 0.05 && (pace.stretch(1, 3) - 2.0).abs() < 0.05);
+        for _ in 0..LASTING {
+            pace.stepped(1, 0, ms(6));
+        }
+        assert!(pace.stretch(1, 1) < 2.0, "by the line again: {}", pace.stretch(1, 1));
     }
 
     #[test]
@@ -394,9 +440,9 @@ mod tests {
         for _ in 0..1000 {
             pace.stepped(1, 0, ms(2));
         }
-        assert!(pace.marginal_cost(1) > 0.95, "as if each token took a seventh of the long step");
+        assert!(pace.stretch(1, 1) > 1.9, "as if each token took a seventh of the long step");
         pace.stepped(2, 0, Duration::from_micros(2200));
-        assert!(pace.marginal_cost(1) < 0.8, "{}", pace.marginal_cost(1));
+        assert!(pace.stretch(1, 1) < 1.2, "{}", pace.stretch(1, 1));
     }
 
     #[test]
@@ -448,7 +494,7 @@ mod tests {
             }
             let tokens = pace.prefill_tokens(decodes, apart, most);
             prop_assert!(tokens >= 1 && tokens <= most);
-            prop_assert!((0.0..=1.0).contains(&pace.marginal_cost(decodes)));
+            prop_assert!(pace.stretch(decodes, most) >= 1.0);
             pace.holes(&Holes { gaps: 1, width: decodes, moves: 1, steps: most });
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     event::{Event, Finish},
     sample::PickFault,
     schedule::batch::Share,
-    speculate::Want,
+    speculate::{Pays, Want},
 };
 
 /// Most tokens drafted for one request in one step.
@@ -34,7 +34,8 @@ impl<E: StepEngine> Session<E> {
         }
         let limits = self.sequences.limits();
         let decodes = shares.len() as u32;
-        let cost = self.pace.marginal_cost(decodes);
+        let pace = &self.pace;
+        let worth = |pays: &Pays, most: u32| pays.tokens(decodes, most, |more| pace.stretch(decodes, more));
         let most = MOST_DRAFTED.min(limits.max_rollback);
         let mut room = u64::from(limits.max_rows.min(limits.max_batch_tokens - pads).saturating_sub(decodes))
             .min(self.sequences.room().saturating_sub(u64::from(decodes) * u64::from(limits.cache_page)));
@@ -52,10 +53,9 @@ impl<E: StepEngine> Session<E> {
             if !shares.iter().any(|share| share.sequence == sequence) {
                 continue;
             }
-            let worth = it.foreseen_pays.tokens(cost, most);
-            if it.is_constrained() && worth > 0 {
+            if it.is_constrained() && worth(&it.foreseen_pays, most) > 0 {
                 let mut foreseen = it.foreseen(self.speller.as_ref(), &self.vocabulary);
-                foreseen.truncate(worth as usize);
+                foreseen.truncate(worth(&it.foreseen_pays, most.min(foreseen.len() as u32)) as usize);
                 if let (false, Some(&due)) = (foreseen.is_empty(), it.tokens().last()) {
                     room -= foreseen.len() as u64;
                     it.is_foreseen = true;
@@ -64,7 +64,7 @@ impl<E: StepEngine> Session<E> {
                     continue;
                 }
             }
-            let most = it.pays.tokens(cost, most);
+            let most = worth(&it.pays, most);
             if self.drafter.is_some() && most > 0 {
                 room -= u64::from(most);
                 asked.push(sequence);
@@ -82,7 +82,10 @@ impl<E: StepEngine> Session<E> {
         }));
         drafts.retain(|sequence, tokens| {
             if let Some(generation) = self.running.get_mut(sequence) {
-                tokens.truncate(1 + generation.admits(&tokens[1..], &self.vocabulary));
+                let admitted = generation.admits(&tokens[1..], &self.vocabulary) as u32;
+                let pays = if generation.is_foreseen { &generation.foreseen_pays } else { &generation.pays };
+                // Fewer than were wanted may be of a size that does not pay.
+                tokens.truncate(1 + worth(pays, admitted) as usize);
             }
             tokens.len() > 1
         });

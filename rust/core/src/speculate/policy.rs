@@ -53,21 +53,29 @@ impl Pays {
         self.since = self.since.saturating_add(1);
     }
 
-    /// How many draft tokens are worth verifying now, at most `most`.
+    /// How many draft tokens are worth verifying now, at most `most`: so many that the step yields most in its time.
     ///
-    /// `cost` is what one more token in the step costs as a share of what the step yields per token
-    /// now: Δ·N/T, with Δ seconds per further token, and T seconds for a step of N decoding sequences.
-    /// A further token pays while the probability that it and all before it are right exceeds that.
-    pub fn tokens(&self, cost: f32, most: u32) -> u32 {
+    /// `decodes` is how many sequences the step decodes; `stretch` how many times as long it takes with so many further
+    /// tokens.
+    pub fn tokens(&self, decodes: u32, most: u32, stretch: impl Fn(u32) -> f32) -> u32 {
+        let (mut tokens, mut best) = (0, decodes.max(1) as f32);
+        let mut yielded = best;
         let mut probability = self.first.value();
-        let mut tokens = 0;
-        while tokens < most && probability > cost {
-            tokens += 1;
+        for more in 1..=most {
+            yielded += probability;
             probability *= self.next.value();
+            let rate = yielded / stretch(more);
+            if rate > best {
+                (tokens, best) = (more, rate);
+            }
         }
-        // Texts change: a request whose drafts failed may come to a passage that it copies. And costs do: what
-        // a token beside a single one takes is only known where that was tried.
-        if tokens == 0 && self.since >= self.pause { most.min(1) } else { tokens }
+        if tokens > 0 || self.since < self.pause {
+            return tokens;
+        }
+        // Texts change: a request whose drafts failed may come to a passage that it copies. The fewest tokens tell that
+        // pay where all of them are right.
+        let decodes = decodes.max(1) as f32;
+        (1..=most).find(|&more| (decodes + more as f32) / stretch(more) > decodes).unwrap_or(0)
     }
 
     /// Of `drafted` tokens the first `accepted` were right.
@@ -119,13 +127,18 @@ mod tests {
 
     use super::*;
 
+    /// Each further token takes that part of a step's time.
+    fn dearer(cost: f32) -> impl Fn(u32) -> f32 {
+        move |more| 1.0 + cost * more as f32
+    }
+
     /// Runs so many decoding steps; of each draft the first `right(step)` tokens are right. Gives what was
     /// drafted at each step.
     fn run(pays: &mut Pays, steps: u32, cost: f32, most: u32, right: impl Fn(u32) -> u32) -> Vec<u32> {
         (0..steps)
             .map(|step| {
                 pays.step();
-                let drafted = pays.tokens(cost, most);
+                let drafted = pays.tokens(1, most, dearer(cost));
                 pays.learn(drafted, right(step).min(drafted));
                 drafted
             })
@@ -134,8 +147,8 @@ mod tests {
 
     #[test]
     fn a_new_request_drafts() {
-        assert!(Pays::default().tokens(0.1, 16) >= 3);
-        assert!(Pays::default().tokens(0.7, 16) >= 1);
+        assert!(Pays::default().tokens(1, 16, dearer(0.1)) >= 2);
+        assert!(Pays::default().tokens(1, 16, dearer(0.7)) >= 1);
     }
 
     #[test]
@@ -188,14 +201,33 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_a_whole_token_is_only_tried() {
+    fn what_costs_a_whole_token_is_not_tried() {
         for cost in [1.0, 2.0, f32::INFINITY, f32::NAN] {
-            let failed = run(&mut Pays::default(), 600, cost, 16, |_| 0);
-            assert!((1..=6).contains(&failed.iter().sum::<u32>()), "{cost}");
             let mut pays = Pays::default();
             run(&mut pays, 100, 0.0, 16, |_| u32::MAX);
-            assert!(run(&mut pays, 100, cost, 16, |_| u32::MAX).iter().all(|&it| it <= 1), "{cost}");
+            assert!(run(&mut pays, 600, cost, 16, |_| 0).iter().all(|&it| it == 0), "{cost}");
         }
+    }
+
+    #[test]
+    fn a_size_that_takes_long_is_passed_over() {
+        let blocks = |more: u32| [1.0, 2.3, 2.6, 2.9, 4.6, 4.7][more as usize];
+        let likely = Pays::of_what_is_likely();
+        assert_eq!([1, 2, 3, 4, 5].map(|most| likely.tokens(1, most, blocks)), [0, 2, 3, 3, 3]);
+        // Nor is it tried when drafts have failed, or were right at once.
+        let mut failed = Pays::default();
+        let drafted: Vec<_> = (0..200)
+            .map(|_| {
+                failed.step();
+                let drafted = failed.tokens(1, 5, blocks);
+                failed.learn(drafted, 0);
+                drafted
+            })
+            .collect();
+        assert!(drafted.contains(&2) && !drafted.contains(&1), "{drafted:?}");
+        // Beside many others one more is one more.
+        assert_eq!(likely.tokens(16, 5, |more| 1.0 + 0.05 * more as f32), 4);
+        assert_eq!(likely.tokens(16, 5, |more| 1.0 + 0.07 * more as f32), 0);
     }
 
     proptest! {
@@ -208,9 +240,9 @@ mod tests {
             for (drafted, accepted) in results {
                 pays.step();
                 pays.learn(drafted, accepted.min(drafted));
-                let tokens = pays.tokens(cost, most);
+                let tokens = pays.tokens(1, most, dearer(cost));
                 prop_assert!(tokens <= most);
-                prop_assert!(pays.tokens(cost + more, most) <= tokens.max(1));
+                prop_assert!(pays.tokens(1, most, dearer(cost + more)) <= tokens.max(1));
             }
         }
     }

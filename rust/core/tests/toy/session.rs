@@ -1186,7 +1186,8 @@ fn a_request_whose_guesses_are_wrong_stops_guessing() {
     assert_eq!(answers[&0].content(), alone(&wanted).content());
     let load = session.occupancy();
     assert_eq!((load.accepted, session.engine().steps.len()), (0, 600));
-    assert!((1..20).contains(&load.drafted), "{load:?}");
+    // A token costs a twentieth of a step: one in twenty that is right would be enough.
+    assert!((1..40).contains(&load.drafted), "{load:?}");
 }
 
 #[test]
