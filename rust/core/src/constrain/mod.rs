@@ -39,8 +39,9 @@ use crate::{
     sample::Mask,
 };
 
-/// White space between the parts of JSON. Without a bound small models never leave it.
-const WHITE_SPACE: &str = r"[ \n\t]{1,20}";
+/// White space between the parts of JSON: a space, or a new line and its indent. Without a bound small models never leave
+/// it, and where twenty spaces may stand they write twenty.
+const WHITE_SPACE: &str = r" |\n{1,2}[ \t]{0,20}";
 
 /// What an answer has to keep to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

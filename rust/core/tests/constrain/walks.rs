@@ -204,14 +204,18 @@ fn what_a_layout_and_a_schema_tell_is_foreseen() {
 #[test]
 fn white_space_has_an_end() {
     let prototype = compile(Format::Object).unwrap();
-    let mut constraint = prototype.constraint();
-    constraint.consume(Token::from(b'{')).unwrap();
-    let mut spaces = 0;
-    while constraint.mask().unwrap().admits(Token::from(b' ')) {
-        constraint.consume(Token::from(b' ')).unwrap();
-        spaces += 1;
-    }
-    assert_eq!(spaces, 20);
+    let follow = |begun: &str, byte: u8| {
+        let mut constraint = prototype.constraint();
+        begun.bytes().for_each(|it| constraint.consume(Token::from(it)).unwrap());
+        (0..)
+            .take_while(|_| {
+                let admits = constraint.mask().unwrap().admits(Token::from(byte));
+                admits && constraint.consume(Token::from(byte)).is_ok()
+            })
+            .count()
+    };
+    assert_eq!([follow("{", b' '), follow("{", b'\t'), follow("{", b'\n')], [1, 0, 2]);
+    assert_eq!([follow("{\n", b' '), follow("{\n", b'\t'), follow("{ ", b'\n')], [20, 20, 0]);
 }
 
 #[test]
