@@ -40,15 +40,19 @@ def main() -> int:
     options = arguments()
     setup = Setup(Model(options.model.stem, options.model, 0, 0, 0), options.threads, 16, 4096)
     missed: list[str] = []
+    table: list[str] = []
     node = start_node(setup, options.engines_dir, speculation=options.speculation)
     try:
         for name in options.parts.split(","):
             print(f"{name}: {PARTS[name].__doc__ or ''}".rstrip(": "), flush=True)
             rows = tuple(int(it) for it in options.rows.split(","))
             result = PARTS[name](Asker(node, options.sampling, setup, options.rounds, rows))
+            table += result.rows
             missed += [f"{result.title}: {bar}" for bar in result.missed]
     finally:
         node.stop()
+    if table:
+        print("\n".join(["", "| | goal | seen |", "|---|---|---|", *table, ""]))
     for bar in missed:
         print(f"missed: {bar}")
     return int(bool(missed))

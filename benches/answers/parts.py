@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from math import inf
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +29,8 @@ from benches.stats import abba, bootstrap, median
 TASKS = json.loads(Path(__file__).with_name("tasks.json").read_text())
 SCHEMAS = json.loads((ROOT / "rust/core/tests/constrain/schemas.json").read_text())
 MOST_TURNS = 5
+MOST_TOKENS = 160
+"""Of an answer whose pace is measured: what is longer repeats itself."""
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Result:
     title: str
     lines: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    """For the table in docs/benchmarks.md: what, goal, seen."""
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -46,6 +51,17 @@ class Result:
         self.say(f"{name}: {value:g}, at least {least:g}")
         if value < least:
             self.missed.append(name)
+
+    def ratio(self, name: str, value: float, interval: tuple[float, float], least: float, seen: str) -> None:
+        """A bar for how many times as fast something is, with the 95 % interval, and its row of the table."""
+        self.bar(f"{name}, ratio", round(value, 3), least)
+        low, high = interval
+        missed = "missed: " if value < least else ""
+        times = "\u00d7"
+        self.rows.append(
+            f"| {name} | at least {least:g} {times} "
+            f"| {missed}{value:.2f} {times} [{low:.2f}, {high:.2f}], {seen} |"
+        )
 
 
 @dataclass(frozen=True)
@@ -324,14 +340,15 @@ def in_pairs(rounds: int, a: Callable[[], Pace], b: Callable[[], Pace]) -> list[
 def compared(result: Result, what: str, pairs: list[tuple[Pace, Pace]], least: float) -> None:
     """The median of the ratios within pairs, held to a bar."""
     ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
-    low, high = bootstrap(ratios)
+    interval = bootstrap(ratios)
     speeds = [median([pair[side].tokens_per_second for pair in pairs]) for side in (0, 1)]
     cpu = [median([pair[side].cpu_per_token for pair in pairs]) for side in (0, 1)]
+    seen = f"{speeds[0]:.1f} against {speeds[1]:.1f} tokens/s"
     result.say(
-        f"{what}: {speeds[0]:.1f} to {speeds[1]:.1f} tokens/s, 95 % of the ratio in {low:.3f} to {high:.3f}; "
-        f"{cpu[0]:.1f} to {cpu[1]:.1f} ms of processor time per token"
+        f"{what}: {seen}, 95 % of the ratio in {interval[0]:.3f} to {interval[1]:.3f}; "
+        f"{cpu[0]:.1f} against {cpu[1]:.1f} ms of processor time per token"
     )
-    result.bar(f"{what}, ratio", round(median(ratios), 3), least)
+    result.ratio(what, median(ratios), interval, least, seen)
 
 
 LIST_SCHEMA: Any = {
@@ -386,7 +403,7 @@ def costs(asker: Asker) -> Result:
 
 
 def mixed(asker: Asker) -> Result:
-    """All schemas at the node and at llama-server, some by turns, and the total of all of them."""
+    """Each schema once at the node and at llama-server, some by turns, and the total of all of them."""
     result = Result(f"{len(SCHEMAS)} schemas, against llama-server")
     tools = build(asker.setup.backend)
     for rows in asker.rows:
@@ -394,28 +411,36 @@ def mixed(asker: Asker) -> Result:
         try:
             guest = asker.beside(other)
             taken = [number for number in range(len(SCHEMAS)) if takes(guest, number)]
-            for one in (asker, guest):
-                pace(one, rows, lambda row: listed(row, kept=True, tokens=8))
-            size = max(5, 3 * rows)
-            parts = [taken[begin : begin + size] for begin in range(0, len(taken), size)] * asker.rounds
+            # No more than there are slots, so that the prompts are still known.
+            size = max(5, rows)
+            parts = [taken[begin : begin + size] for begin in range(0, len(taken), size)]
             pairs = []
             for part, order in zip(parts, abba(), strict=False):
-                sides = {"A": asker, "B": guest}
-                found = {side: pace(sides[side], rows, by_schema, part) for side in order}
+                found = {}
+                for side in order:
+                    one = {"A": asker, "B": guest}[side]
+                    pace(one, rows, partial(by_schema, tokens=1), part)
+                    found[side] = pace(one, rows, partial(by_schema, tokens=MOST_TOKENS), part)
                 pairs.append((found["A"], found["B"]))
         finally:
             other.stop()
         ours, theirs = (total([pair[side] for pair in pairs]) for side in (0, 1))
-        low, high = bootstrap([a.tokens_per_second / b.tokens_per_second for a, b in pairs])
-        ratio = round(ours.tokens_per_second / theirs.tokens_per_second, 3)
         for name, it in (("llm-node", ours), ("llama-server", theirs)):
             result.say(
                 f"{rows} rows, {len(taken)} schemas that both take, {name}: {it.tokens} tokens in "
-                f"{it.seconds:.1f} s, {it.tokens_per_second:.1f} tokens/s, {it.cpu_per_token:.1f} ms of "
-                "processor time per token"
+                f"{it.seconds:.1f} s, {it.tokens_per_second:.1f} tokens/s, "
+                f"{it.seconds / len(taken):.2f} s for an answer, {it.cpu_per_token:.1f} ms of processor time "
+                "per token"
             )
-        result.say(f"parts of {size} by turns, 95 % of their median ratio in {low:.3f} to {high:.3f}")
-        result.bar(f"{rows} rows, ratio of the totals", ratio, 1.2)
+        result.ratio(
+            f"{len(taken)} schemas, {rows} rows",
+            ours.tokens_per_second / theirs.tokens_per_second,
+            bootstrap([a.tokens_per_second / b.tokens_per_second for a, b in pairs]),
+            1.2,
+            f"{ours.tokens_per_second:.1f} against {theirs.tokens_per_second:.1f} tokens/s, "
+            f"{ours.cpu_per_token:.1f} against {theirs.cpu_per_token:.1f} ms of processor time per token, "
+            f"{ours.seconds / len(taken):.2f} against {theirs.seconds / len(taken):.2f} s for an answer",
+        )
     return result
 
 
