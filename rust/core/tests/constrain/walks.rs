@@ -207,7 +207,7 @@ fn white_space_has_an_end() {
     let follow = |begun: &str, byte: u8| {
         let mut constraint = prototype.constraint();
         begun.bytes().for_each(|it| constraint.consume(Token::from(it)).unwrap());
-        (0..)
+        (0..99)
             .take_while(|_| {
                 let admits = constraint.mask().unwrap().admits(Token::from(byte));
                 admits && constraint.consume(Token::from(byte)).is_ok()
