@@ -62,7 +62,7 @@ def test_from_nothing_to_an_answer_and_the_second_time_nothing_is_fetched(
     first = command("run", "org/Tiny-GGUF", QUESTION, *arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(ANSWER)
-    assert "org/Tiny-GGUF: Q4_0, 3.9 MiB." in first.stderr
+    assert "org/Tiny-GGUF: Q4_0, 2.6 MiB." in first.stderr
     assert "It needs " in first.stderr and "There is no larger version." in first.stderr
     hub.behaviour.asked.clear()
     second = command("run", "org/Tiny-GGUF", QUESTION, *arguments)
@@ -99,7 +99,7 @@ def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path:
     with on_a_terminal([program, "run", "org/Tiny-GGUF", *arguments], environment, cwd=tmp_path) as terminal:
         terminal.expect("org/Tiny-GGUF is not here. Fetch it? [Y/n]")
         terminal.type("\r")
-        terminal.expect("org/Tiny-GGUF: Q4_0, 3.9 MiB.")
+        terminal.expect("org/Tiny-GGUF: Q4_0, 2.6 MiB.")
         terminal.expect(">>>")
         terminal.type("\x04")
         assert terminal.wait() == 0

@@ -56,6 +56,25 @@ def test_a_question_and_its_answer(open_page: Open) -> None:
     expect(page.locator(".chats li")).to_have_count(1)
 
 
+def test_below_a_path_of_a_proxy(open_page: Open, node: RunningNode) -> None:
+    """`/llm/` is no path of the node: whatever the page asks for must come through there."""
+    page, outside = open_page(), []
+
+    def pass_on(route: Route) -> None:
+        if "/llm/" not in route.request.url:
+            outside.append(route.request.url)
+        route.fulfill(response=route.fetch(url=route.request.url.replace("/llm/", "/", 1)))
+
+    page.route("**/*", pass_on)
+    page.goto(f"{node.url}/llm/")
+    ask(page, QUESTION)
+    expect(page.get_by_role("status").last).to_have_text("Answer complete.")
+    page.get_by_role("link", name="Models").click()
+    expect(page.get_by_text("llm-node-demo").first).to_be_visible()
+    page.unroute_all(behavior="ignoreErrors")
+    assert outside == []
+
+
 def test_an_answer_is_stopped_and_gone_on_with(open_page: Open) -> None:
     page = open_page()
     ask(page, "Go on", "endless")
@@ -277,9 +296,9 @@ def test_a_pull_is_seen_through_a_reload(open_page: Open, hub: StandInHub) -> No
     page = open_page("/#/models")
     page.get_by_label("Repository of the hub").fill("org/Tiny-GGUF")
     page.get_by_role("button", name="What would be fetched?").click()
-    expect(page.get_by_text("org/Tiny-GGUF: Q4_0, 3.9 MiB.")).to_be_visible()
+    expect(page.get_by_text("org/Tiny-GGUF: Q4_0, 2.6 MiB.")).to_be_visible()
     page.get_by_role("button", name="Fetch Q4_0").click()
-    pull = page.locator(".cards > li").filter(has_text="org/Tiny-GGUF: Q4_0, 3.9 MiB.")
+    pull = page.locator(".cards > li").filter(has_text="org/Tiny-GGUF: Q4_0, 2.6 MiB.")
     expect(pull).to_contain_text("fetching")
     page.reload()
     expect(pull).to_contain_text("fetching")
@@ -441,20 +460,20 @@ def test_browsers_get_the_page_and_others_what_ollama_says(node: RunningNode) ->
 
 def test_the_first_view_is_small(node: RunningNode) -> None:
     page = get(node.url, "text/html")[2].decode()
-    (folder,) = set(re.findall(r"/web/[0-9a-f]+", page))
+    (folder,) = set(re.findall(r"web/[0-9a-f]+", page))
     lazy = {"vendor/highlight.js", "vendor/math.js", "vendor/chart.js", "vendor/chart.css"}
     names = [
         path.relative_to(WEB).as_posix() for path in WEB.rglob("*") if path.suffix in (".js", ".css", ".svg")
     ]
     first = [name for name in names if name not in lazy]
-    sizes = {name: len(gzip.compress(get(f"{node.url}{folder}/{name}", "*/*")[2])) for name in names}
+    sizes = {name: len(gzip.compress(get(f"{node.url}/{folder}/{name}", "*/*")[2])) for name in names}
     assert len(first) <= 25
     assert sum(sizes[name] for name in first) <= 90_000
     assert sum(sizes.values()) <= 250_000
     own = sum((WEB / name).stat().st_size for name in names if not name.startswith("vendor/"))
     assert own <= 150_000
     with pytest.raises(urllib.error.HTTPError) as caught:
-        get(f"{node.url}{folder}/../../settings.py", "*/*")
+        get(f"{node.url}/{folder}/../../settings.py", "*/*")
     with caught.value as error:
         assert error.code == 404
 

@@ -110,4 +110,6 @@ def _page() -> _Page | None:
     for name, (content, _) in files.items():
         digest.update(name.encode() + content)
     version = digest.hexdigest()[:16]
-    return _Page(index.replace("{assets}", f"{ASSETS}/{version}").encode(), version, files)
+    # Relative, for proxies that serve the node below a path of theirs.
+    index = index.replace("{assets}", f"{ASSETS.removeprefix('/')}/{version}")
+    return _Page(index.encode(), version, files)

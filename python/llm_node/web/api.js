@@ -75,7 +75,8 @@ async function ask(method, path, body, signal) {
   const key = sessionStorage.getItem(KEY);
   let response;
   try {
-    response = await fetch(path, {
+    // A proxy may serve the node below a path of its own.
+    response = await fetch(new URL(`.${path}`, document.baseURI), {
       method,
       signal: signal ?? null,
       headers: {
