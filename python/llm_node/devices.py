@@ -55,7 +55,7 @@ class Device:
     """Memory that models can take."""
 
     index: int
-    """Its number among those of its kind."""
+    """Its number among those of its kind. An instance of a GPU that is divided (MIG) has one of its own."""
     name: str
     """ "NVIDIA H200", or "host" for plain RAM."""
     bus_id: str | None
@@ -67,7 +67,9 @@ class Device:
     driver: str | None = None
     """Version of the driver."""
     uuid: str | None = None
-    """"GPU-" and what NVML calls it for good."""
+    """"GPU-", or of an instance "MIG-", and what NVML calls it for good."""
+    gpu: int = 0
+    """The number of the GPU that it is, or is an instance of, by PCI address."""
     processes: tuple[tuple[int, int], ...] = ()
     """Those that compute on it, by number, with their bytes."""
     state: State = "ok"
@@ -138,8 +140,8 @@ class Reader:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._known: dict[int, Device] = {}
-        self._states: dict[int, State] = {}
+        self._known: dict[str, Device] = {}
+        self._states: dict[str, State] = {}
         self._looks: dict[int, tuple[float, Look]] = {}
         self._is_open = False
 
@@ -155,24 +157,25 @@ class Reader:
             return read(self._backend)
         try:
             self._keep_open()
-            found = {gpu.index: gpu for gpu in _gpus()}
+            found = list(_gpus())
         except (pynvml.NVMLError, OSError) as error:
             # The driver may be another one the next time.
             self._close()
             log.debug("NVML does not answer: %s", error)
-            found = {}
-        for index, gpu in list(found.items()):
-            if gpu.state == "ok":
-                found[index] = self._known[index] = replace(gpu, look=self._look(gpu))
-        for index, known in self._known.items():
-            now = found.get(index)
-            state: State = "unreadable" if now is None else now.state
-            if state != self._states.get(index, "ok"):
-                log.warning("GPU %d (%s) is %s", index, known.name, state)
-            self._states[index] = state
+            found = []
+        ill = {gpu.gpu: gpu.state for gpu in found if gpu.state != "ok"}
+        well = {_key(gpu): replace(gpu, look=self._look(gpu)) for gpu in found if gpu.state == "ok"}
+        self._known |= well
+        gpus = []
+        for key, known in self._known.items():
+            state: State = "ok" if key in well else ill.get(known.gpu, "unreadable")
+            if state != self._states.get(key, "ok"):
+                log.warning("GPU %d (%s) is %s", known.index, known.name, state)
+            self._states[key] = state
             if state != "ok":
-                found[index] = replace(known, state=state, free_bytes=0, processes=(), look=None)
-        gpus = [found[index] for index in sorted(self._known)]
+                known = replace(known, state=state, free_bytes=0, processes=(), look=None)
+            gpus.append(known)
+        gpus.sort(key=lambda gpu: gpu.index)
         return _visible(gpus) if self._backend == "cuda" else gpus
 
     def _keep_open(self) -> None:
@@ -187,12 +190,16 @@ class Reader:
             _close()
 
     def _look(self, gpu: Device) -> Look | None:
-        read_at, look = self._looks.get(gpu.index, (float("-inf"), None))
+        read_at, look = self._looks.get(gpu.gpu, (float("-inf"), None))
         now = time.monotonic()
         if look is None or now - read_at >= LOOK_SECONDS:
-            look = _look(gpu.index)
-            self._looks[gpu.index] = now, look
+            look = _look(gpu.gpu)
+            self._looks[gpu.gpu] = now, look
         return look
+
+
+def _key(gpu: Device) -> str:
+    return gpu.uuid or str(gpu.gpu)
 
 
 def cuda_gpus() -> list[Device]:
@@ -203,23 +210,23 @@ def cuda_gpus() -> list[Device]:
 def _visible(gpus: list[Device]) -> list[Device]:
     """Schedulers name the GPUs of a process by `CUDA_VISIBLE_DEVICES`."""
     named = cuda_visible_devices()
-    if named is None or any(name.startswith("MIG-") for name in named):
-        return gpus  # parts of GPUs are not told apart here
+    if named is None:
+        return gpus
     left: list[Device] = []
     for name in named:
         found = [gpu for gpu in gpus if _is_meant(name, gpu)]
-        if len(found) != 1:
+        if len({gpu.gpu for gpu in found}) != 1:
             break  # as CUDA reads it: what stands behind a wrong name is hidden as well
         left += found
     return [gpu for gpu in gpus if gpu in left]
 
 
 def _is_meant(name: str, gpu: Device) -> bool:
-    """A number is that of the order by PCI address, which workers get (`environment.rs`); a name may be the
-    beginning of the whole one."""
+    """A number is that of the order by PCI address, which workers get (`environment.rs`); of a divided GPU it
+    means all instances. A name may be the beginning of the whole one."""
     if name.isdecimal():
-        return int(name) == gpu.index
-    return gpu.uuid is not None and name.startswith("GPU-") and gpu.uuid.startswith(name)
+        return int(name) == gpu.gpu
+    return gpu.uuid is not None and name.startswith(("GPU-", "MIG-")) and gpu.uuid.startswith(name)
 
 
 def nvidia_gpus() -> list[Device]:
@@ -247,22 +254,44 @@ def _close() -> None:
 
 
 def _gpus() -> Iterator[Device]:
-    """NVML is open. Of one that is not `ok`, its number and its state count."""
+    """NVML is open. Of one that is not `ok`, the number of its GPU and its state count."""
     driver = _text(pynvml.nvmlSystemGetDriverVersion())
+    number = 0
     for index in range(pynvml.nvmlDeviceGetCount()):
         try:
-            yield _nvidia_gpu(index, driver)
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for part in _instances(handle) if _is_divided(handle) else [handle]:
+                yield replace(_nvidia_gpu(part, handle), index=number, gpu=index, driver=driver)
+                number += 1
+            continue
         except pynvml.NVMLError_GpuIsLost:
-            yield Device(index, f"GPU {index}", None, 0, 0, state="lost")
+            state: State = "lost"
         except pynvml.NVMLError as error:
             log.debug("GPU %d: %s", index, error)
-            yield Device(index, f"GPU {index}", None, 0, 0, state="unreadable")
+            state = "unreadable"
+        yield Device(number, f"GPU {index}", None, 0, 0, gpu=index, state=state)
+        number += 1
 
 
-def _nvidia_gpu(index: int, driver: str) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _is_divided(handle: Any) -> bool:
+    """Is its memory that of its instances? As a whole it computes nothing then."""
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False  # few GPUs can be divided
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _instances(handle: Any) -> Iterator[Any]:
+    for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with contextlib.suppress(pynvml.NVMLError_NotFound):
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+
+
+def _nvidia_gpu(handle: Any, whole: Any) -> Device:
+    """`whole`: the GPU itself, where `handle` is an instance of it."""
     name = _text(pynvml.nvmlDeviceGetName(handle))
-    bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+    bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(whole).busId))
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
@@ -271,9 +300,7 @@ def _nvidia_gpu(index: int, driver: str) -> Device:
         # A GPU that shares the host's memory has none of its own to report.
         unified = host()
         total, free = unified.total_bytes, unified.free_bytes
-    return Device(
-        index, name, bus_id, total, free, driver=driver, uuid=uuid, processes=tuple(_processes(handle))
-    )
+    return Device(0, name, bus_id, total, free, uuid=uuid, processes=tuple(_processes(handle)))
 
 
 def _look(index: int) -> Look:

@@ -179,6 +179,22 @@ def _replicas(text: str) -> int:
     return int(text)
 
 
+def _devices(value: object) -> int | list[int | str]:
+    """How many GPUs, or which: by number, or by what NVML calls them."""
+
+    def is_number(it: object) -> bool:
+        return isinstance(it, int) and not isinstance(it, bool) and 0 <= it <= MOST_DEVICES
+
+    def is_name(it: object) -> bool:
+        return is_number(it) or (isinstance(it, str) and bool(it.strip()))
+
+    if isinstance(value, int) and is_number(value) and value > 0:
+        return value
+    if isinstance(value, list) and value and all(map(is_name, value)):
+        return value
+    raise ValueError('expected how many GPUs, or a list of which, such as ["GPU-7f3a"] or [0]')
+
+
 def printable(name: str) -> str:
     """The name of a model; refuses one that cannot be shown as it is."""
     if not name.isprintable():
@@ -276,6 +292,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 LONGEST_KEEP_ALIVE = 1e9
 MOST_REPLICAS = 64
+MOST_DEVICES = 1024
 """Seconds: some thirty years."""
 
 
@@ -1128,7 +1145,7 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
             options[key] = dict(value)
         elif (parse := OF_MODELS.get(key)) is not None:
             try:
-                options[key] = _plain_json(parse(str(value)))
+                options[key] = _plain_json(parse(value if key == DEVICES else str(value)))
             except ValueError as error:
                 raise SettingsError(f"{where}: {error}, got {value!r}") from None
         else:
@@ -1203,7 +1220,8 @@ ENGINE_OPTIONS = "options"
 WARM = "warm"
 CHAT_TEMPLATE = "chat_template"
 TOOL_SYNTAX = "tool_syntax"
-OF_MODELS: Mapping[str, Callable[[str], Any]] = {
+DEVICES = "devices"
+OF_MODELS: Mapping[str, Callable[[Any], Any]] = {
     **{row.key: row.parse for row in ALL if row.scope == "model" and row.key != ENGINE_OPTIONS},
     "engine": _model_name,
     "gpu_layers": _layers,
@@ -1211,6 +1229,7 @@ OF_MODELS: Mapping[str, Callable[[str], Any]] = {
     CHAT_TEMPLATE: _model_name,
     "pin": _yes_or_no,
     "replicas": _replicas,
+    DEVICES: _devices,
 }
 """What can be said of one model, and how it is read."""
 OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases", WARM)

@@ -63,12 +63,12 @@ FACTS = fields(
     max_sequences=COUNT, n_embedding=COUNT, ranks=FLAG, fills_gaps=FLAG, generates=FLAG,
     has_chat_template=FLAG, chat=maybe(CHAT), source=TEXT,
     memory=some(fields(
-        device=TEXT, bus_id=maybe(TEXT), is_host=FLAG, weights=COUNT, cache=COUNT, compute=COUNT,
-        cache_per_token=COUNT, cache_per_sequence=COUNT,
+        device=TEXT, id=maybe(TEXT), bus_id=maybe(TEXT), is_host=FLAG, weights=COUNT, cache=COUNT,
+        compute=COUNT, cache_per_token=COUNT, cache_per_sequence=COUNT,
     )),
 )  # fmt: skip
 USE = fields(
-    device=TEXT, bus_id=maybe(TEXT), is_host=FLAG, weights_bytes=COUNT, cache_bytes=COUNT,
+    device=TEXT, id=maybe(TEXT), bus_id=maybe(TEXT), is_host=FLAG, weights_bytes=COUNT, cache_bytes=COUNT,
     compute_bytes=COUNT, total_bytes=COUNT,
 )  # fmt: skip
 BUSY = fields(
@@ -103,7 +103,7 @@ ENGINE = fields(
     modalities=some(TEXT), conformance_={"type": "object"}, error_=ERROR,
 )  # fmt: skip
 DEVICE = fields(
-    index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]},
+    id=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]},
     state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
     free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT,
     unexplained_bytes=COUNT, settling_bytes=COUNT, holders=some(fields(model_id=TEXT, bytes=COUNT)),

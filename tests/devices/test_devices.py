@@ -138,6 +138,47 @@ def test_gpus_of_a_fake_nvml(tmp_path: Path, repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("visible", "numbers"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("1", [1, 2, 3]),  # all parts of the one that is divided
+        ("MIG-00000000-0000-0000-0001-000000000001", [2]),
+        ("0,MIG-00000000-0000-0000-0002-000000000001", [0, 3]),
+        ("MIG-00000000-0000-0000-0007-000000000001,0", []),
+    ],
+)
+def test_parts_of_a_gpu_are_devices_and_the_whole_is_none(
+    tmp_path: Path, repository: Path, visible: str | None, numbers: list[int]
+) -> None:
+    library = compile_library(repository / "tests/fakes/fake_nvml.c", tmp_path / "libnvidia-ml.so.1")
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(library.parent),
+        "FAKE_NVML_DEVICES": "2",
+        "FAKE_NVML_TOTAL": str(24 << 30),
+        "FAKE_NVML_USED_1": str(1 << 30),
+        "FAKE_NVML_MIG_1": "3",
+    }
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    output = subprocess.run(
+        [sys.executable, "-c", READ], env=environment, capture_output=True, text=True, check=False
+    )
+    found = json.loads(output.stdout)[1] if numbers else []
+    assert [device["index"] for device in found] == numbers
+    for device in found:
+        number = device["index"]
+        begins = "GPU-" if number == 0 else f"MIG-00000000-0000-0000-{number - 1:04}-"
+        assert device["uuid"].startswith(begins)
+        gpu = min(number, 1)
+        assert (device["gpu"], device["bus_id"]) == (gpu, f"0000:0{gpu + 1}:00.0")
+        assert device["total_bytes"] == (24 << 30 if number == 0 else 8 << 30)
+        assert device["free_bytes"] == device["total_bytes"] - (1 << 30 if number == 1 else 0)
+    if not numbers:
+        assert "names none of the 4 here" in output.stderr
+
+
+@pytest.mark.parametrize(
     ("named", "seen"),
     [
         ("1", [1]),
@@ -149,7 +190,7 @@ def test_gpus_of_a_fake_nvml(tmp_path: Path, repository: Path) -> None:
         ("GPU-0000,0", []),  # the beginning of several
         ("-1", []),
         ("", []),
-        ("MIG-GPU-00000000-0000-0000-0000-000000000002/1/0", [0, 1, 2]),
+        ("MIG-00000000-0000-0000-0001-000000000002", []),  # no GPU is divided here
     ],
 )
 def test_gpus_that_a_scheduler_gave(tmp_path: Path, repository: Path, named: str, seen: list[int]) -> None:

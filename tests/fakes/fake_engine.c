@@ -30,7 +30,9 @@
 //    TOKENIZE_NS=0                nanoseconds that the tokenizer takes for a byte
 //    EOG_EVERY=64                 default of the key
 //    ESTIMATE_BYTES=N             what estimate and usage say for every model, all in all
-//    DEVICES=1                    how many there are, where it runs on GPUs; 9 at most
+//    DEVICES=1                    how many there are, where it runs on GPUs; 9 at most. Of those of fake_nvml.c it has
+//                                 the ones that CUDA_VISIBLE_DEVICES names, in that order. A model for which none is
+//                                 named lies on all of them
 //    DEVICE_BYTES=8589934592ULL   memory of each
 //    INIT_CODE=N                  engine_init returns N, saying "the toy would not start"
 //    LOAD_CODE=N                  loading a model returns N, saying "the toy would not load"
@@ -56,6 +58,7 @@
 //
 // -DFAKE_..., more of them
 //    TELL_OPENINGS   its log says whenever it opens a model's file
+//    TELL_DEVICES    it says which GPUs its environment names, when it is looked at and when it starts
 //    TOP=N           rows are cut down to N candidates, for picks that use nothing
 //    PICKS           rows go as far as is wished, whatever picks use; with late masks, and in chains
 //

@@ -11,13 +11,16 @@
 //    FAKE_NVML_TOTAL     bytes of memory of each                  (default 8 GiB)
 //    FAKE_NVML_USED      bytes in use on each                     (default 0)
 //    FAKE_NVML_USED_N    bytes in use on device N alone, N from 0 (default FAKE_NVML_USED)
+//    FAKE_NVML_MIG_N     number of instances into which device N is divided (default 0: it is whole)
 //    FAKE_NVML_PIDS      "123:4096,456:8192": compute processes of device 0 and their bytes
 //    FAKE_NVML_DRIVER    version of the driver                    (default 999.0.fake)
 //    FAKE_NVML_LOST      number of a device that is lost           (default: none)
 //    FAKE_NVML_SILENT    1: what memory is free is not answered until it is something else
 //    FAKE_NVML_INIT      what nvmlInit returns                    (default 0; 9: the driver is not loaded)
 //
-// Device N has the PCI address 0000:(N + 1):00.0 and the UUID "GPU-00000000-0000-0000-0000-00000000000N".
+// Device N has the PCI address 0000:(N + 1):00.0 and the UUID "GPU-00000000-0000-0000-0000-00000000000N". Instance I of
+// it has "MIG-00000000-0000-0000-000I-00000000000N", and an equal part of the memory; what is used of the device counts
+// in its first instance. The memory of a device that is divided may not be asked for.
 //
 #include <stdint.h>
 #include <stdio.h>
@@ -29,15 +32,19 @@ enum {
    NVML_SUCCESS                 = 0,
    NVML_ERROR_UNINITIALIZED     = 1,
    NVML_ERROR_INVALID_ARGUMENT  = 2,
+   NVML_ERROR_NO_PERMISSION     = 4,
+   NVML_ERROR_NOT_FOUND         = 6,
    NVML_ERROR_INSUFFICIENT_SIZE = 7,
    NVML_ERROR_DRIVER_NOT_LOADED = 9,
    NVML_ERROR_GPU_IS_LOST       = 15
 };
 
-#define MOST_DEVICES 16
+#define MOST_DEVICES   16
+#define MOST_INSTANCES 7
 
 typedef struct Device {
    unsigned index;
+   int      instance; // below 0: all of it
 } Device;
 
 typedef struct Memory {
@@ -62,7 +69,7 @@ typedef struct ProcessInfo {
 } ProcessInfo;
 
 static int    initialised;
-static Device devices[MOST_DEVICES];
+static Device devices[MOST_DEVICES], instances[MOST_DEVICES][MOST_INSTANCES];
 
 // Good until the next call.
 static const char *told_of(const char *name) {
@@ -93,8 +100,18 @@ static unsigned device_count(void) {
    return count < MOST_DEVICES ? (unsigned)count : MOST_DEVICES;
 }
 
+static unsigned instance_count(const Device *device) {
+   char name[32];
+   snprintf(name, sizeof name, "FAKE_NVML_MIG_%u", device->index);
+   unsigned long long count = number(name, 0);
+   return count < MOST_INSTANCES ? (unsigned)count : MOST_INSTANCES;
+}
+
 static unsigned long long used_bytes(const Device *device) {
    char name[32];
+   if (device->instance > 0) {
+      return 0;
+   }
    snprintf(name, sizeof name, "FAKE_NVML_USED_%u", device->index);
    return number(name, number("FAKE_NVML_USED", 0));
 }
@@ -116,7 +133,12 @@ int nvmlInitWithFlags(unsigned flags) {
    (void)flags;
    int result = (int)number("FAKE_NVML_INIT", NVML_SUCCESS);
    for (unsigned i = 0; i < MOST_DEVICES; i++) {
-      devices[i].index = i;
+      devices[i].index    = i;
+      devices[i].instance = -1;
+      for (int j = 0; j < MOST_INSTANCES; j++) {
+         instances[i][j].index    = i;
+         instances[i][j].instance = j;
+      }
    }
    initialised += result == NVML_SUCCESS;
    return result;
@@ -205,15 +227,40 @@ int nvmlDeviceGetIndex(const Device *device, unsigned *index) {
 
 int nvmlDeviceGetName(const Device *device, char *name, unsigned length);
 int nvmlDeviceGetName(const Device *device, char *name, unsigned length) {
-   (void)device;
-   return copied("NVIDIA Fake", name, length);
+   return copied(device->instance < 0 ? "NVIDIA Fake" : "NVIDIA Fake MIG 1g.1gb", name, length);
 }
 
 int nvmlDeviceGetUUID(const Device *device, char *uuid, unsigned length);
 int nvmlDeviceGetUUID(const Device *device, char *uuid, unsigned length) {
-   char text[48];
-   snprintf(text, sizeof text, "GPU-00000000-0000-0000-0000-%012u", device->index);
+   char text[64];
+   if (device->instance < 0) {
+      snprintf(text, sizeof text, "GPU-00000000-0000-0000-0000-%012u", device->index);
+   } else {
+      snprintf(text, sizeof text, "MIG-00000000-0000-0000-%04d-%012u", device->instance, device->index);
+   }
    return copied(text, uuid, length);
+}
+
+int nvmlDeviceGetMigMode(const Device *device, unsigned *current, unsigned *pending);
+int nvmlDeviceGetMigMode(const Device *device, unsigned *current, unsigned *pending) {
+   *current = *pending = instance_count(device) > 0;
+   return NVML_SUCCESS;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(const Device *device, unsigned *count);
+int nvmlDeviceGetMaxMigDeviceCount(const Device *device, unsigned *count) {
+   (void)device;
+   *count = MOST_INSTANCES;
+   return NVML_SUCCESS;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(const Device *device, unsigned index, Device **instance);
+int nvmlDeviceGetMigDeviceHandleByIndex(const Device *device, unsigned index, Device **instance) {
+   if (index >= instance_count(device)) {
+      return NVML_ERROR_NOT_FOUND;
+   }
+   *instance = &instances[device->index][index];
+   return NVML_SUCCESS;
 }
 
 int nvmlDeviceGetPciInfo_v3(const Device *device, PciInfo *info);
@@ -231,7 +278,11 @@ int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
    while (number("FAKE_NVML_SILENT", 0) == 1) {
       sleep(1);
    }
-   memory->total = total_bytes();
+   unsigned parts = instance_count(device);
+   if (parts > 0 && device->instance < 0) {
+      return NVML_ERROR_NO_PERMISSION;
+   }
+   memory->total = total_bytes() / (parts > 0 ? parts : 1);
    memory->used  = used_bytes(device);
    memory->free  = memory->total > memory->used ? memory->total - memory->used : 0;
    return NVML_SUCCESS;
@@ -243,7 +294,10 @@ int nvmlDeviceGetMemoryInfo_v2(const Device *device, MemoryV2 *memory) {
       return NVML_ERROR_INVALID_ARGUMENT;
    }
    Memory old;
-   nvmlDeviceGetMemoryInfo(device, &old);
+   int    result = nvmlDeviceGetMemoryInfo(device, &old);
+   if (result != NVML_SUCCESS) {
+      return result;
+   }
    memory->total    = old.total;
    memory->reserved = 0;
    memory->free     = old.free;
@@ -280,7 +334,7 @@ int nvmlDeviceGetPowerUsage(const Device *device, unsigned *milliwatts) {
 
 int nvmlDeviceGetComputeRunningProcesses_v3(const Device *device, unsigned *count, ProcessInfo *processes);
 int nvmlDeviceGetComputeRunningProcesses_v3(const Device *device, unsigned *count, ProcessInfo *processes) {
-   const char *text = device->index == 0 ? told_of("FAKE_NVML_PIDS") : NULL;
+   const char *text = device->index == 0 && device->instance <= 0 ? told_of("FAKE_NVML_PIDS") : NULL;
    unsigned    room = *count, found = 0;
    while (text != NULL && *text != 0) {
       char              *end;

@@ -21,6 +21,7 @@ from support.streams import session, stream
 
 GIB = 1 << 30
 SIZE = f"TOY1\nestimate_bytes={6 * GIB}\n"
+GPUS = [f"GPU-00000000-0000-0000-0000-{gpu:012}" for gpu in range(2)]
 SECONDS = 60
 
 
@@ -90,13 +91,13 @@ def body(number: int, tokens: int) -> dict[str, Any]:
 def test_each_worker_has_a_gpu_of_its_own_and_an_unload_ends_all(node: RunningNode) -> None:
     assert load(node, "a", replicas=2)["status"] == "loaded"
     found = wait_for(node, "a", both_answer)
-    assert sorted(worker["devices"] for worker in found) == [["TOY0"], ["TOY1"]]
+    assert sorted(worker["devices"] for worker in found) == [[gpu] for gpu in GPUS]
     assert sorted(node.workers()) == sorted(worker["pid"] for worker in found)
     assert reserved(node) == [6, 6]
     row = state(node, "a")
     assert (row["status"], sorted(row["devices"]), row["options"]["replicas"]) == (
         "loaded",
-        ["TOY0", "TOY1"],
+        GPUS,
         2,
     )
     planned = node.post("/api/models/plan", {"model_id": "a", "replicas": 2}).json()
@@ -203,7 +204,7 @@ async def test_a_worker_that_is_killed_costs_its_own_answers_alone(node: Running
         assert alone == [texts[number] for number in again]
     after = await asyncio.to_thread(wait_for, node, "a", both_answer)
     assert killed not in {worker["pid"] for worker in after}, "another took its place"
-    assert sorted(worker["devices"] for worker in after) == [["TOY0"], ["TOY1"]]
+    assert sorted(worker["devices"] for worker in after) == [[gpu] for gpu in GPUS]
     assert reserved(node) == [6, 6]
 
 

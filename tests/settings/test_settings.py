@@ -335,6 +335,7 @@ tool_syntax = "hermes"
 speculation = "off"
 keep_alive = "1h30m"
 replicas = 2
+devices = ["GPU-7f3a", 0]
 warm = true
 options = { cache_type_k = "q8_0", flash_attn = true }
 """
@@ -353,6 +354,7 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
             "speculation": "off",
             "keep_alive": 5400.0,
             "replicas": 2,
+            "devices": ["GPU-7f3a", 0],
             "options": {"cache_type_k": "q8_0", "flash_attn": True},
         }
     }
@@ -377,6 +379,10 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),
         ('[models."m"]\nkeep_alive = "soon"', ["keep_alive", "30m"]),
         ('[models."m"]\nreplicas = 0', ["replicas", "1 to"]),
+        ('[models."m"]\ndevices = 0', ["devices", "how many GPUs"]),
+        ('[models."m"]\ndevices = []', ["devices", "or a list of which"]),
+        ('[models."m"]\ndevices = "GPU-7f3a"', ["devices", '["GPU-7f3a"]']),
+        ('[models."m"]\ndevices = [true]', ["devices", "or [0]"]),
         ('[models."m"]\nwarm = 1', ["warm", "true or false"]),
     ],
 )

@@ -57,26 +57,28 @@ def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         table.show_json(system)
         return
-    table.show([HEADING, *_rows(system["workers"], system["line"])])
+    gpus = {device["id"]: f"GPU {device['index']}" for device in system["devices"] if device["kind"] == "gpu"}
+    table.show([HEADING, *_rows(system["workers"], system["line"], gpus)])
     for line in _devices(system["devices"]):
         click.echo(line)
 
 
-def _rows(models: list[Mapping[str, Any]], line: list[str]) -> Iterator[list[str]]:
-    """A row of each model, and of one with several workers a row of each of these below it."""
+def _rows(models: list[Mapping[str, Any]], line: list[str], gpus: Mapping[str, str]) -> Iterator[list[str]]:
+    """A row of each model, and of one with several workers a row of each of these below it. `gpus`: their names
+    for people, by id."""
     for model in models:
-        yield _row(model, line)
+        yield _row(model, line, gpus)
         for number, worker in enumerate(model.get("workers", ()), start=1):
-            yield _row({"model_id": f"  worker {number}", **worker}, line)
+            yield _row({"model_id": f"  worker {number}", **worker}, line, gpus)
 
 
-def _row(worker: Mapping[str, Any], line: list[str]) -> list[str]:
+def _row(worker: Mapping[str, Any], line: list[str], gpus: Mapping[str, str]) -> list[str]:
     facts, busy = worker.get("facts"), worker.get("occupancy")
     memory = sum(use["total_bytes"] for use in worker.get("memory", ()))
     return [
         str(worker["model_id"]),
         _state(worker, line),
-        ", ".join(worker.get("devices", ())) or "-",
+        ", ".join(gpus.get(device, device) for device in worker.get("devices", ())) or "-",
         size(memory) if memory else "-",
         _cache(busy) if busy else "-",
         str(facts["context_length"]) if facts else "-",

@@ -308,7 +308,8 @@ class Node:
 
         `options`: `format`, `engine`, `context_length`, `max_sequences`, `cache_tokens`, `gpu_layers`,
         `threads`, `speculation`, `draft_model` (a name), `tool_syntax`, `chat_template`, `pin`, `keep_alive`
-        (seconds), `replicas` (workers, each on a GPU of its own), `options` (text to text, for the engine).
+        (seconds), `replicas` (workers, each on GPUs of its own), `devices` (how many GPUs, or a list of their
+        numbers or ids), `options` (text to text, for the engine).
         A model that is loaded with a shorter context, or fewer sequences, has them made anew; one with
         another engine or option is loaded anew, and refused while it is being loaded
         (`model_loaded_differently`). The load goes on when the caller is cancelled.
@@ -544,6 +545,7 @@ def _device(device: devices.Device) -> dict[str, Any]:
         "index": device.index,
         "name": device.name,
         "bus_id": device.bus_id,
+        "uuid": device.uuid,
         "total_bytes": device.total_bytes,
         "free_bytes": device.free_bytes,
         "kind": "host" if device.is_host else "gpu",

@@ -7,7 +7,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llm_node.schema.wire import Wire
-from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_REPLICAS, printable
+from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_DEVICES, MOST_REPLICAS, printable
+
+_Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
+_Name = Annotated[int, Field(ge=0, le=MOST_DEVICES)] | Annotated[str, Field(min_length=1, max_length=256)]
+_Named = Annotated[list[_Name], Field(min_length=1, max_length=MOST_DEVICES)]
 
 
 class LoadRequest(Wire):
@@ -36,7 +40,9 @@ class LoadRequest(Wire):
     keep_alive: float | None = Field(default=None, ge=-1, le=LONGEST_KEEP_ALIVE)
     """Seconds that it stays without being asked anything; negative: for ever."""
     replicas: int | None = Field(default=None, ge=1, le=MOST_REPLICAS)
-    """Workers, each on a GPU of its own."""
+    """Workers, each on GPUs of its own."""
+    devices: _Count | _Named | None = None
+    """How many GPUs it lies on, or which: by number, or by their ids in `/api/system`."""
     options: dict[str, bool | int | float | str] | None = None
     """Settings for the engine."""
 

@@ -299,7 +299,7 @@ function Pull({ it }) {
 
 function Memory() {
   return html`<h3>${say("memory")}</h3>
-    ${devices.value.map((device) => html`<${Device} key=${`${device.kind}${device.index}`} device=${device} />`)}`;
+    ${devices.value.map((device) => html`<${Device} key=${device.id} device=${device} />`)}`;
 }
 
 /** Each model once, whatever number of its workers a device holds. @param {any} device */
@@ -316,7 +316,7 @@ function holders(device) {
  */
 function shares(device, holder) {
   const row = rows.value?.find((each) => each.model_id === holder.model_id);
-  const isThere = (/** @type {any} */ use) => (device.kind === "host" ? use.is_host : use.bus_id === device.bus_id);
+  const isThere = (/** @type {any} */ use) => (device.kind === "host" ? use.is_host : use.id === device.id);
   const uses = (row?.memory ?? []).filter(isThere);
   const sum = (/** @type {string} */ part) =>
     uses.reduce((/** @type {number} */ all, /** @type {any} */ use) => all + use[part], 0);

@@ -198,6 +198,7 @@ const OTHERS: &[&str] = &[
     "MOST_SEQUENCES",
     "NAN_AFTER",
     "STEP_US",
+    "TELL_DEVICES",
     "TELL_OPENINGS",
     "TOKENIZE_NS",
     "TOKEN_US",

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 pub struct MemoryUse {
     /// The engine's name of the device ("CUDA0"); "host" for plain memory.
     pub device: String,
+    /// The node's id of it, once that is known: [`GpuAddress::id`].
+    #[serde(default)]
+    pub id: Option<String>,
     /// PCI bus id, where the device has one.
     pub bus_id: Option<String>,
     /// Is it memory of the host?
@@ -26,6 +29,8 @@ pub struct MemoryUse {
 /// A GPU of the node, as an engine finds it among its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuAddress {
+    /// What the node calls it: "GPU-" or "MIG-" and what NVML calls it for good; where there is no NVML, something else.
+    pub id: String,
     /// Its number among GPUs.
     pub index: u32,
     /// PCI bus id, where it has one.
@@ -33,14 +38,30 @@ pub struct GpuAddress {
 }
 
 impl GpuAddress {
-    /// Where it stands among the GPUs of an engine, of which these are the bus ids; `None`: the engine has none such.
-    pub fn among(&self, bus_ids: &[Option<&str>]) -> Option<usize> {
-        let own = self.bus_id.as_deref().map(normal_bus_id);
-        if own.is_none() || bus_ids.iter().all(Option::is_none) {
-            return Some(self.index as usize).filter(|index| *index < bus_ids.len());
+    /// Is it a part of a GPU? CUDA opens one of these for a process.
+    pub fn is_part(&self) -> bool {
+        self.id.starts_with("MIG-")
+    }
+
+    /// Is that what NVML calls it? Then drivers know it by that.
+    pub fn is_known_to_drivers(&self) -> bool {
+        self.is_part() || self.id.starts_with("GPU-")
+    }
+}
+
+/// Where these GPUs stand among those of an engine, whose bus ids are these; `None`: the engine lacks one. Without bus
+/// ids they are told apart by their order where it has as many, and by their numbers where it has more.
+pub fn among(place: &[GpuAddress], bus_ids: &[Option<&str>]) -> Option<Vec<usize>> {
+    let has_no_buses = bus_ids.iter().all(Option::is_none);
+    let at = |(order, gpu): (usize, &GpuAddress)| {
+        let own = gpu.bus_id.as_deref().map(normal_bus_id);
+        if own.is_none() || has_no_buses {
+            let index = if bus_ids.len() == place.len() { order } else { gpu.index as usize };
+            return Some(index).filter(|index| *index < bus_ids.len());
         }
         bus_ids.iter().position(|bus_id| bus_id.map(normal_bus_id) == own)
-    }
+    };
+    place.iter().enumerate().map(at).collect()
 }
 
 /// NVML writes the domain with eight digits, CUDA with four, and either in any case.
@@ -121,13 +142,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gpu_is_found_by_its_bus_or_else_by_its_number() {
-        let place = GpuAddress { index: 1, bus_id: Some("0000:C1:00.0".into()) };
+    fn gpus_are_found_by_their_bus_or_else_by_order_or_number() {
+        let gpu = |index, bus_id: Option<&str>| GpuAddress {
+            id: format!("GPU-{index}"),
+            index,
+            bus_id: bus_id.map(str::to_owned),
+        };
+        let place = [gpu(1, Some("0000:C1:00.0"))];
         let buses = [Some("00000000:c1:00.0"), Some("0000:01:00.0")];
-        assert_eq!(place.among(&buses), Some(0));
-        assert_eq!(place.among(&buses[1..]), None);
-        assert_eq!((place.among(&[None, None]), place.among(&[None])), (Some(1), None));
-        assert_eq!(GpuAddress { bus_id: None, ..place }.among(&buses), Some(1));
+        assert_eq!(among(&place, &buses), Some(vec![0]));
+        assert_eq!(among(&place, &buses[1..]), None);
+        assert_eq!((among(&place, &[None, None]), among(&place, &[None])), (Some(vec![1]), Some(vec![0])));
+        assert_eq!(among(&[gpu(1, None)], &buses), Some(vec![1]));
+        assert_eq!(among(&[gpu(2, None), gpu(5, None)], &[None, None]), Some(vec![0, 1]));
+        assert_eq!(among(&[gpu(2, None)], &[None, None]), None);
     }
 
     #[test]

@@ -3,11 +3,14 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::memory::GpuAddress;
 
 /// How a model is to be loaded; `None`: nothing is said.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,8 +40,10 @@ pub struct ModelOptions {
     pub pin: Option<bool>,
     /// How long it stays without being asked anything; `None`: until another model needs the room.
     pub keep_alive: Option<KeepAlive>,
-    /// Workers, each on a GPU of its own; `None`: one, on the devices that its engine chooses.
+    /// Workers, each on GPUs of its own; `None`: one.
     pub replicas: Option<u32>,
+    /// The GPUs that it lies on, which its workers share out evenly; `None`: one for each of them, or as few as hold it.
+    pub devices: Option<Devices>,
     /// Settings for the engine: values are text, numbers or truth values.
     pub options: Option<BTreeMap<String, OptionValue>>,
 }
@@ -73,6 +78,7 @@ impl ModelOptions {
             pin: self.pin.or(below.pin),
             keep_alive: self.keep_alive.or(below.keep_alive),
             replicas: self.replicas.or(below.replicas),
+            devices: self.devices.or_else(|| below.devices.clone()),
             options,
         }
     }
@@ -90,6 +96,57 @@ impl ModelOptions {
     pub fn options_as_text(&self) -> BTreeMap<String, String> {
         let options = self.options.iter().flatten();
         options.map(|(name, value)| (name.clone(), value.to_text())).collect()
+    }
+}
+
+/// The GPUs that a model lies on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Devices {
+    /// So many, chosen by the node.
+    Count(u32),
+    /// These.
+    Named(Vec<DeviceName>),
+}
+
+/// How a GPU is named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DeviceName {
+    /// By its number.
+    Number(u32),
+    /// By its id, or by the beginning of it.
+    Id(String),
+}
+
+impl DeviceName {
+    /// May this one be meant?
+    pub fn is_of(&self, gpu: &GpuAddress) -> bool {
+        match self {
+            DeviceName::Number(number) => gpu.index == *number,
+            DeviceName::Id(id) => !id.is_empty() && gpu.id.starts_with(id),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceName::Number(number) => write!(f, "{number}"),
+            DeviceName::Id(id) => f.write_str(id),
+        }
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Devices::Count(count) => write!(f, "{count}"),
+            Devices::Named(names) => {
+                let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                write!(f, "[{}]", names.join(", "))
+            }
+        }
     }
 }
 
@@ -177,6 +234,19 @@ mod tests {
         );
         assert_eq!(ModelOptions::default().over(&below), below);
         assert_eq!(own.clone().over(&ModelOptions::default()), own);
+    }
+
+    #[test]
+    fn gpus_are_so_many_or_these() {
+        let devices = |json: &str| options(&format!(r#"{{"devices": {json}}}"#)).devices.unwrap();
+        assert_eq!(devices("2"), Devices::Count(2));
+        let named = devices(r#"["GPU-7f", 1]"#);
+        assert_eq!(named.to_string(), "[GPU-7f, 1]");
+        let gpu = |id: &str, index| GpuAddress { id: id.to_owned(), index, bus_id: None };
+        let Devices::Named(names) = named else { panic!("they are named") };
+        assert!(names[0].is_of(&gpu("GPU-7f3a", 0)) && !names[0].is_of(&gpu("GPU-8", 0)));
+        assert!(names[1].is_of(&gpu("GPU-8", 1)) && !names[1].is_of(&gpu("GPU-8", 0)));
+        assert!(!DeviceName::Id(String::new()).is_of(&gpu("GPU-8", 0)));
     }
 
     #[test]

@@ -65,6 +65,7 @@ fn reading() -> Event {
         index: 0,
         name: "host".into(),
         bus_id: None,
+        uuid: None,
         total_bytes: 1 << 40,
         free_bytes: 1 << 39,
         kind: DeviceKind::Host,

@@ -143,7 +143,8 @@ impl Fleet {
         let line = self.line().into_iter().map(|(model_id, _)| model_id).collect();
         let history = Arc::clone(&self.history);
         let reading = self.reading_since.map(|since| (since, since + self.deadlines.read));
-        FleetView { models: self.views.clone(), accounts: self.ledger.accounts(), line, history, reading }
+        let (accounts, gpus) = (self.ledger.accounts(), self.ledger.gpus_by_room());
+        FleetView { models: self.views.clone(), accounts, gpus, line, history, reading }
     }
 
     fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {

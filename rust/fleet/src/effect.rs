@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::Figures,
+    memory::{Figures, GpuAddress},
     shape::{Shape, Sizing},
 };
 
@@ -29,6 +29,10 @@ pub enum Effect {
     Spawn {
         /// Which worker it is to be.
         worker: WorkerId,
+        /// The GPUs that it is to see, and to load on; none: where there are none, or its engine's choice.
+        place: Vec<GpuAddress>,
+        /// What its engine said of the same load before, on as many: then it is not asked.
+        figures: Option<Figures>,
     },
     /// There is room for what it takes: it may load.
     Proceed {

@@ -74,6 +74,7 @@ impl Fleet {
         let Some((model_id, it)) = self.worker(worker) else { return };
         let engine = it.engine();
         match because {
+            Because::Moved if self.stopping.is_none() => self.begin_again(now, &model_id, worker),
             Because::Failed(fault) if self.stopping.is_none() => {
                 self.bury(now, &model_id, worker);
                 self.not_loaded(now, &model_id, engine, &fault);

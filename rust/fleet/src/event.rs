@@ -5,7 +5,7 @@ use std::time::Duration;
 use llm_node_core::{
     error::Fault,
     facts::ModelFacts,
-    memory::{Estimate, GpuAddress, MemoryUse},
+    memory::{Estimate, GpuAddress, MemoryUse, normal_bus_id},
     options::ModelOptions,
 };
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,9 @@ pub struct Device {
     /// PCI bus id, where it has one.
     #[serde(default)]
     pub bus_id: Option<String>,
+    /// What NVML calls it for good: "GPU-", or of a part of one "MIG-", and the rest.
+    #[serde(default)]
+    pub uuid: Option<String>,
     /// All its memory, in bytes.
     pub total_bytes: u64,
     /// What was free, in bytes.
@@ -250,11 +253,24 @@ pub struct Look {
 }
 
 impl Device {
+    /// What the node calls it: what NVML does, or else where it is.
+    pub fn id(&self) -> String {
+        match (self.kind, &self.uuid, &self.bus_id) {
+            (DeviceKind::Host, ..) => HOST.to_owned(),
+            (DeviceKind::Gpu, Some(uuid), _) => uuid.clone(),
+            (DeviceKind::Gpu, None, Some(bus_id)) => normal_bus_id(bus_id),
+            (DeviceKind::Gpu, None, None) => format!("gpu{}", self.index),
+        }
+    }
+
     /// As engines find it among theirs.
     pub fn address(&self) -> GpuAddress {
-        GpuAddress { index: self.index, bus_id: self.bus_id.clone() }
+        GpuAddress { id: self.id(), index: self.index, bus_id: self.bus_id.clone() }
     }
 }
+
+/// What the host's memory is called.
+pub(crate) const HOST: &str = "host";
 
 /// What a process takes of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

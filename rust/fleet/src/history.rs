@@ -12,7 +12,7 @@ use llm_node_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::goes_unsaid;
+use crate::{event::HOST, ledger::goes_unsaid};
 
 /// Most loads that are remembered: whichever was not loaded for longest is forgotten.
 const MOST_RECORDS: usize = 512;
@@ -104,10 +104,11 @@ impl History {
     /// same device beyond theirs.
     pub fn corrected(&self, key: &LoadKey, mut uses: Vec<MemoryUse>) -> Vec<MemoryUse> {
         let of_build = || self.records.iter().filter(|(other, _)| other.build == key.build);
-        for use_ in &mut uses {
+        let anywhere = anywhere(uses.clone());
+        for (use_, anywhere) in uses.iter_mut().zip(&anywhere) {
             let beyond = |time: &Time| {
                 let total = |uses: &[MemoryUse]| {
-                    uses.iter().find(|it| is_same_device(it, use_)).map(MemoryUse::total)
+                    uses.iter().find(|it| is_same_device(it, anywhere)).map(MemoryUse::total)
                 };
                 Some((
                     total(&time.estimated)?,
@@ -133,8 +134,9 @@ impl History {
     /// Remembers one more load.
     pub fn learn(&mut self, key: LoadKey, figures: Figures, time: Time) {
         let record = self.records.entry(key).or_default();
-        record.figures = figures;
-        record.add(time);
+        record.figures = Figures { one: anywhere(figures.one), draft: anywhere(figures.draft) };
+        let (estimated, measured) = (anywhere(time.estimated), anywhere(time.measured));
+        record.add(Time { estimated, measured, ..time });
         self.forget();
     }
 
@@ -227,7 +229,30 @@ fn most(all: impl Iterator<Item = Vec<MemoryUse>>) -> Option<Vec<MemoryUse>> {
 }
 
 pub(crate) fn is_same_device(one: &MemoryUse, other: &MemoryUse) -> bool {
-    (one.is_host, &one.device, &one.bus_id) == (other.is_host, &other.device, &other.bus_id)
+    let is_same = match (&one.id, &other.id) {
+        (Some(one), Some(other)) => one == other,
+        _ => (&one.device, &one.bus_id) == (&other.device, &other.bus_id),
+    };
+    one.is_host == other.is_host && is_same
+}
+
+/// The same on whichever GPUs: the first is `gpu0`, the second `gpu1`.
+fn anywhere(mut uses: Vec<MemoryUse>) -> Vec<MemoryUse> {
+    let mut gpus: Vec<MemoryUse> = Vec::new();
+    for use_ in &mut uses {
+        let device = if use_.is_host {
+            HOST.to_owned()
+        } else {
+            let known = gpus.iter().position(|gpu| is_same_device(gpu, use_));
+            let number = known.unwrap_or(gpus.len());
+            if known.is_none() {
+                gpus.push(use_.clone());
+            }
+            format!("gpu{number}")
+        };
+        (use_.device, use_.id, use_.bus_id) = (device, None, None);
+    }
+    uses
 }
 
 #[cfg(test)]
@@ -301,8 +326,11 @@ mod tests {
         assert_eq!(again[0].total(), 1400 * MIB, "the same with another context");
         assert_eq!(beyond.corrected(&key("e", "b"), use_of(1000))[0].total(), 1000 * MIB, "without a word");
         let mut elsewhere = use_of(10);
-        elsewhere[0].device = "CUDA1".into();
+        elsewhere[0].is_host = true;
         assert_eq!(beyond.corrected(&key("e", "new"), elsewhere.clone()), elsewhere);
+        let mut other = use_of(10);
+        other[0].device = "CUDA1".into();
+        assert_eq!(beyond.corrected(&key("e", "new"), other)[0].total(), 60 * MIB, "whichever GPU it is");
     }
 
     #[test]

@@ -20,12 +20,11 @@ use serde_json::json;
 
 use crate::{
     Device, DeviceKind, DeviceState, Moment, Need, Reading, WorkerId,
+    event::HOST,
     shape::Spare,
     size::{format_down, format_up},
 };
 
-/// The account of the host's memory.
-const HOST: &str = "host";
 /// After a process has ended, its memory of the host may take so long until it shows as free.
 const SETTLE: Duration = Duration::from_secs(1);
 /// A load may take so much more than was reserved for it without a word.
@@ -120,6 +119,8 @@ pub(crate) struct Commitment {
 /// A device, what models hold of it, and what they may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
+    /// What the node calls it: [`Device::id`].
+    pub id: String,
     /// As it was measured last.
     pub device: Device,
     /// Most that models may hold, in bytes.
@@ -155,6 +156,7 @@ pub struct Holder {
 pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
     MemoryUse {
         device: gpu.map_or(HOST.to_owned(), |gpu| gpu.name.clone()),
+        id: gpu.map(Device::id),
         bus_id: gpu.and_then(|gpu| gpu.bus_id.clone()),
         is_host: gpu.is_none(),
         weights: bytes,
@@ -203,14 +205,14 @@ impl Ledger {
     pub(crate) fn read(&mut self, reading: Reading) -> Vec<(WorkerId, String)> {
         let lost_before = self.lost();
         if reading.is_whole {
-            let seen: Vec<String> = reading.devices.iter().map(key).collect();
+            let seen: Vec<String> = reading.devices.iter().map(Device::id).collect();
             let unseen = |(name, _): &(&String, &mut Entry)| *name != HOST && !seen.contains(name);
             for (_, entry) in self.entries.iter_mut().filter(unseen) {
                 entry.device.state = DeviceState::Unreadable;
             }
         }
         for device in reading.devices {
-            let key = key(&device);
+            let key = device.id();
             let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
             let is_host = device.kind == DeviceKind::Host;
             let usual = usual_reserve(is_host, device.total_bytes);
@@ -326,14 +328,8 @@ impl Ledger {
     pub(crate) fn room(&self, uses: &[MemoryUse], stays: impl Fn(WorkerId) -> bool) -> Result<(), Fault> {
         let needs = self.needs(uses);
         self.room_by_limits(&needs, &stays)?;
-        for (name, &required) in &needs {
-            let available = self.available(name, &stays);
-            if required > available {
-                let shortage = self.shortage(name, available, required, available);
-                return Err(self.refusal(&needs, shortage, &stays));
-            }
-        }
-        Ok(())
+        let there = |name: &str| self.available(name, &stays);
+        self.is_there(&needs, &stays, there, |_, available| available)
     }
 
     /// Could there be room for a worker, in place of what it has, if all others went that are not pinned? What is free is only looked at where its figures can
@@ -433,14 +429,33 @@ impl Ledger {
         needs: &BTreeMap<String, u64>,
         stays: &impl Fn(WorkerId) -> bool,
     ) -> Result<(), Fault> {
-        for (name, &required) in needs {
-            let available = self.limit_of(name).saturating_sub(self.held(name, stays));
-            if required > available {
-                let shortage = self.shortage(name, self.limit_of(name), required, available);
-                return Err(self.refusal(needs, shortage, stays));
-            }
-        }
-        Ok(())
+        let there = |name: &str| self.limit_of(name).saturating_sub(self.held(name, stays));
+        self.is_there(needs, stays, there, |name, _| self.limit_of(name))
+    }
+
+    /// Is there so much of each account? A refusal has the figures of the one that lacks most, or of all GPUs together
+    /// where they lack it together. `limit`: what stood in the way of an account, and what there is of it.
+    fn is_there(
+        &self,
+        needs: &BTreeMap<String, u64>,
+        stays: &impl Fn(WorkerId) -> bool,
+        there: impl Fn(&str) -> u64,
+        limit: impl Fn(&str, u64) -> u64,
+    ) -> Result<(), Fault> {
+        let lack = |(name, required): (&String, &u64)| {
+            let lack = required.saturating_sub(there(name));
+            (lack > 0).then_some((lack, name.clone(), *required))
+        };
+        let Some((_, name, required)) = needs.iter().filter_map(lack).max_by_key(|(lack, ..)| *lack) else {
+            return Ok(());
+        };
+        let available = there(&name);
+        let gpus = || needs.iter().filter(|(name, required)| *name != HOST && **required > 0);
+        let in_all = (sum(gpus().map(|(_, required)| required)), sum(gpus().map(|(name, _)| there(name))));
+        let is_short_in_all = name != HOST && gpus().count() > 1 && in_all.0 > in_all.1;
+        let limit = limit(&name, available);
+        let (required, available) = if is_short_in_all { in_all } else { (required, available) };
+        Err(self.refusal(needs, self.shortage(&name, limit, required, available), stays))
     }
 
     /// Does it hold anything?
@@ -537,9 +552,17 @@ impl Ledger {
 
     /// What there is of an account beside all that others than this worker hold.
     pub(crate) fn free_for(&self, name: &str, worker: WorkerId) -> u64 {
-        let stays = |other| other != worker;
-        let of_limit = self.limit_of(name).saturating_sub(self.held(name, &stays));
-        of_limit.min(self.available(name, &stays))
+        self.left(name, &|other| other != worker)
+    }
+
+    /// What there is of an account beside those that stay.
+    pub(crate) fn left(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
+        self.left_by_limits(name, stays).min(self.available(name, stays))
+    }
+
+    /// The same, whatever the device itself says.
+    pub(crate) fn left_by_limits(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
+        self.limit_of(name).saturating_sub(self.held(name, stays))
     }
 
     /// The accounts that uses concern.
@@ -607,11 +630,16 @@ impl Ledger {
         }
     }
 
-    /// The use that stands for a model whose engine cannot say: its files, on its GPU, or else the first device.
-    pub(crate) fn guess(&self, bytes: u64, place: Option<&GpuAddress>) -> MemoryUse {
-        let is_it = |device: &Device| place.is_none_or(|place| *place == device.address());
-        let mut gpus = self.gpus().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device);
-        guessed(bytes, gpus.find(|device| is_it(device)))
+    /// What stands for a model whose engine cannot say: its files, on its GPUs, or else the first device.
+    pub(crate) fn guess(&self, bytes: u64, place: &[GpuAddress]) -> Vec<MemoryUse> {
+        let mut gpus: Vec<&Device> =
+            self.gpus().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device).collect();
+        if place.is_empty() {
+            return vec![guessed(bytes, gpus.first().copied())];
+        }
+        gpus.retain(|gpu| place.contains(&gpu.address()));
+        let each = bytes.div_ceil(gpus.len().max(1) as u64);
+        gpus.into_iter().map(|gpu| guessed(each, Some(gpu))).collect()
     }
 
     /// What a load would take of each device, and what there is beside all that others than this worker hold.
@@ -634,21 +662,30 @@ impl Ledger {
         needs.keys().flat_map(|name| self.holders(name)).collect()
     }
 
-    /// The GPUs that models are placed on, those with most room first.
-    pub(crate) fn gpus_by_room(&self) -> Vec<GpuAddress> {
-        let is_there = |entry: &Entry| !self.on_cpu && entry.device.state == DeviceState::Ok;
-        let mut gpus: Vec<_> = self.gpus().filter(|(_, entry)| is_there(entry)).collect();
-        let room = |name: &str| {
-            let of_limit = self.limit_of(name).saturating_sub(self.held(name, &|_| true));
-            of_limit.min(self.available(name, &|_| true))
-        };
-        gpus.sort_by_key(|(name, entry)| (Reverse(room(name)), entry.device.index));
-        gpus.into_iter().map(|(_, entry)| entry.device.address()).collect()
+    /// The GPUs whose state is such, by their number, each with the name that people know it by.
+    pub(crate) fn gpus_that_are(&self, is_such: impl Fn(DeviceState) -> bool) -> Vec<(GpuAddress, String)> {
+        let gpus = self.gpus().filter(|(_, entry)| is_such(entry.device.state));
+        let mut gpus: Vec<(GpuAddress, String)> =
+            gpus.map(|(_, entry)| (entry.device.address(), entry.device.name.clone())).collect();
+        gpus.sort_by_key(|(gpu, _)| gpu.index);
+        gpus
     }
 
-    /// The GPU there.
-    pub(crate) fn gpu_at(&self, place: &GpuAddress) -> Option<&Device> {
-        self.gpus().map(|(_, entry)| &entry.device).find(|device| device.address() == *place)
+    /// Those that models are placed on: all that can be used, or all, where none can.
+    pub(crate) fn gpus_for_models(&self) -> Vec<GpuAddress> {
+        let all = |is_such: &dyn Fn(DeviceState) -> bool| {
+            let gpus = self.gpus_that_are(|state| !self.on_cpu && is_such(state));
+            gpus.into_iter().map(|(gpu, _)| gpu).collect::<Vec<_>>()
+        };
+        let usable = all(&|state| state == DeviceState::Ok);
+        if usable.is_empty() { all(&|_| true) } else { usable }
+    }
+
+    /// The same, those with most room first.
+    pub(crate) fn gpus_by_room(&self) -> Vec<GpuAddress> {
+        let mut gpus = self.gpus_for_models();
+        gpus.sort_by_key(|gpu| Reverse(self.left(&gpu.id, &|_| true)));
+        gpus
     }
 
     /// All accounts: GPUs by their number, the host last.
@@ -657,6 +694,7 @@ impl Ledger {
             .entries
             .iter()
             .map(|(name, entry)| Account {
+                id: name.clone(),
                 device: entry.device.clone(),
                 limit_bytes: entry.limit,
                 foreign_bytes: self.foreign(name),
@@ -769,6 +807,7 @@ impl Ledger {
                     "id": name,
                     "device": self.entries.get(name).map_or(name.as_str(), |entry| &entry.device.name),
                     "required_bytes": required,
+                    "available_bytes": self.left(name, stays),
                     "free_bytes": self.available(name, stays),
                     "limit_bytes": self.limit_of(name),
                     "foreign_bytes": self.foreign(name),
@@ -787,12 +826,14 @@ impl Ledger {
         if use_.is_host || self.gpus().next().is_none() {
             return HOST.to_owned();
         }
-        let by_bus = use_.bus_id.as_deref().map(normal_bus_id).filter(|key| self.entries.contains_key(key));
+        let by_id = use_.id.clone().filter(|id| self.entries.contains_key(id));
         let number: Option<u32> = use_.device.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().ok();
         let of = |is_it: &dyn Fn(&Device) -> bool| {
             self.gpus().find(|(_, entry)| is_it(&entry.device)).map(|(key, _)| key.clone())
         };
-        by_bus
+        let bus = |bus_id: &Option<String>| bus_id.as_deref().map(normal_bus_id);
+        by_id
+            .or_else(|| of(&|device| use_.bus_id.is_some() && bus(&device.bus_id) == bus(&use_.bus_id)))
             .or_else(|| of(&|device| device.name == use_.device))
             .or_else(|| of(&|device| Some(device.index) == number))
             .or_else(|| of(&|_| true))
@@ -800,16 +841,8 @@ impl Ledger {
     }
 }
 
-fn sum<'a>(all: impl Iterator<Item = &'a u64>) -> u64 {
-    all.fold(0, |sum, bytes| sum.saturating_add(*bytes))
-}
-
-fn key(device: &Device) -> String {
-    match (device.kind, &device.bus_id) {
-        (DeviceKind::Host, _) => HOST.to_owned(),
-        (DeviceKind::Gpu, Some(bus_id)) => normal_bus_id(bus_id),
-        (DeviceKind::Gpu, None) => format!("gpu{}", device.index),
-    }
+fn sum(all: impl Iterator<Item = impl std::borrow::Borrow<u64>>) -> u64 {
+    all.fold(0, |sum, bytes| sum.saturating_add(*bytes.borrow()))
 }
 
 #[cfg(test)]

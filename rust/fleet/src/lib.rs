@@ -21,6 +21,8 @@ mod loading;
 mod moment;
 mod orders;
 mod overdue;
+mod placement;
+mod placing;
 mod plan;
 mod reading;
 mod replace;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     Basis, Deadlines, Death, Foreseen, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, back::GaveUp,
-    replace::Replacement, reshape::Growing,
+    placing::Search, replace::Replacement, reshape::Growing,
 };
 
 /// After the first crash; doubled by each further one.
@@ -138,6 +138,8 @@ pub(crate) struct Worker {
     pub(crate) is_expected: bool,
     /// How long it waited for room.
     pub(crate) waited: Duration,
+    /// How far it has come with finding its GPUs.
+    pub(crate) search: Search,
     /// While it answers: the way to another context.
     pub(crate) growing: Option<Growing>,
     /// It answers until one that is loaded as somebody else wants it does.
@@ -173,6 +175,8 @@ pub(crate) enum Because {
     Dismissed,
     /// By no order: another needs the room, or nobody has asked it anything for long.
     Retired,
+    /// Its load begins again, on other GPUs.
+    Moved,
 }
 
 impl Worker {
@@ -201,6 +205,7 @@ impl Worker {
             is_awaited: true,
             is_expected: false,
             waited: Duration::ZERO,
+            search: Search::default(),
             growing: None,
             is_outgoing: false,
         }

@@ -13,6 +13,7 @@ use crate::{
     Basis, Effect, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Severity, Time, Won, WorkerId,
     ledger::Commitment,
     life::{Because, LONGEST_PAUSE, Stage, Trouble, Worker},
+    placing::{figures_located, located},
 };
 
 impl Fleet {
@@ -21,11 +22,15 @@ impl Fleet {
         let Some((_, it)) = self.worker(worker) else { return };
         let Stage::Finding { .. } = it.stage else { return };
         match found {
-            Ok(found) => {
+            Ok(mut found) => {
                 it.setup.chosen(&found.engine.id);
+                self.place_found(now, worker, &mut found);
+                let figures = found.known.as_ref().map(|known| known.figures.clone());
+                let Some((_, it)) = self.worker(worker) else { return };
+                let place = it.setup.place.clone();
                 it.found = Some(found);
                 it.stage = Stage::Starting { by: now + start, died: None };
-                self.effects.push(Effect::Spawn { worker });
+                self.effects.push(Effect::Spawn { worker, place, figures });
             }
             Err(fault) => self.gone(now, worker, Because::Failed(fault)),
         }
@@ -61,19 +66,20 @@ impl Fleet {
         let Stage::Loading { .. } = it.stage else { return };
         // `seat` finds room for it, now or later.
         it.stage = Stage::Waiting { by };
-        it.figures = estimate.figures;
+        let place = it.setup.place.clone();
+        it.figures = figures_located(estimate.figures, &place);
         if it.is_open() {
             return self.wait_for_the_least(now, worker);
         }
         let Some(found) = &it.found else { return };
         let (key, known, bytes) = (found.key.clone(), found.known.clone(), found.size_bytes);
-        let place = it.setup.place.clone();
         let uses = estimate.uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0));
+        let uses = uses.map(|uses| located(uses, &place));
         let (said, estimate, basis) = match (known, uses) {
             (Some(known), _) => (known.estimated, known.uses, Basis::Measured),
             (None, Some(uses)) => (uses.clone(), self.history.corrected(&key, uses), Basis::Engine),
             (None, None) => {
-                let guess = vec![self.ledger.guess(bytes, place.as_ref())];
+                let guess = self.ledger.guess(bytes, &place);
                 (guess.clone(), self.history.corrected(&key, guess), Basis::FileSize)
             }
         };
@@ -82,7 +88,7 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn ready(&mut self, now: Moment, worker: WorkerId, facts: ModelFacts) {
+    pub(crate) fn ready(&mut self, now: Moment, worker: WorkerId, mut facts: ModelFacts) {
         let holds = self.ledger.holds(worker);
         let is_on_gpu = self.ledger.is_on_gpu(worker);
         let measure = self.deadlines.measure;
@@ -93,6 +99,7 @@ impl Fleet {
                 Fault::new(ErrorCode::Internal, "The worker loaded the model before there was room for it");
             return self.end(now, worker, Because::Failed(fault));
         }
+        facts.memory = located(facts.memory, &it.setup.place);
         if it.answers.is_none() && is_on_gpu {
             it.answers = Some(Box::new(facts));
             it.since = now;
@@ -186,6 +193,18 @@ impl Fleet {
         let Some((_, it)) = self.worker(worker) else { return };
         if let Stage::Loading { .. } | Stage::Waiting { .. } = it.stage {
             self.end(now, worker, Because::Failed(fault));
+        }
+    }
+
+    /// The same load once more, on other GPUs.
+    pub(crate) fn begin_again(&mut self, now: Moment, model_id: &str, worker: WorkerId) {
+        let Some((_, it)) = self.worker(worker) else { return };
+        let (mut setup, begun, waited, search) = (it.setup.clone(), it.begun, it.waited, it.search);
+        setup.place = Vec::new();
+        self.bury(now, model_id, worker);
+        self.begin(now, model_id, setup, None);
+        if let Some((_, it)) = self.worker(self.last_worker) {
+            (it.begun, it.waited, it.search) = (begun, waited, search);
         }
     }
 

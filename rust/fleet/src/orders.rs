@@ -91,10 +91,7 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn begin(&mut self, now: Moment, model_id: &str, mut setup: Setup, format: Option<String>) {
-        if setup.replicas() > 1 && setup.place.is_none() {
-            setup.place = self.free_place(model_id);
-        }
+    pub(crate) fn begin(&mut self, now: Moment, model_id: &str, setup: Setup, format: Option<String>) {
         self.last_worker += 1;
         let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
         self.effects.push(Effect::Find {

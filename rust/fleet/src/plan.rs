@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::{Figures, MemoryUse, length_of},
+    memory::{Figures, GpuAddress, MemoryUse, length_of},
     options::ModelOptions,
     shape::Shape,
 };
@@ -14,6 +14,7 @@ use crate::{
     Fleet, History, Holder, Known, LoadKey, Moment, Setup, WorkerId,
     ledger::Ledger,
     life::{ModelLife, Worker, retry_after},
+    placing::{figures_on, on},
     replace::NOBODY,
     room::Way,
     shape::{self, Chosen, MOST_ROUNDS, Spare},
@@ -81,6 +82,19 @@ impl Foreseen {
             _ if self.before.is_some() => Ok(self.memory.clone()),
             _ => Ok(history.corrected(&self.key, self.memory.clone())),
         }
+    }
+
+    /// On these GPUs. What was measured before is good for as many alone.
+    fn on(self, place: &[GpuAddress]) -> Self {
+        let (memory, figures) = (on(&self.memory, place), figures_on(&self.figures, place));
+        let was_measured = self.before.is_some();
+        let before = self.before.and_then(|before| before.on(place)).map(Box::new);
+        let (basis, seconds) = match before {
+            None if was_measured => (Basis::Engine, None),
+            _ => (self.basis, self.seconds),
+        };
+        let sized = self.sized.into_iter().map(|(shape, uses)| (shape, on(&uses, place))).collect();
+        Self { memory, basis, seconds, figures, before, sized, ..self }
     }
 
     fn longest(&self) -> Option<u32> {
@@ -197,7 +211,8 @@ impl Fleet {
                 Fit::Grows(_) if worker.is_in_steps() => None,
                 Fit::Differs(_) | Fit::Grows(_)
                     if life.zip(foreseen.as_ref()).is_some_and(|(life, foreseen)| {
-                        self.line().is_empty() && self.fits_beside(life, &setup, foreseen, None)
+                        self.line().is_empty()
+                            && self.place_beside_of(now, model_id, life, &setup, foreseen).is_some()
                     }) =>
                 {
                     is_beside = true;
@@ -217,6 +232,8 @@ impl Fleet {
                 return Ok(Planned { shape, ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
             }
         }
+        // Its context is made anew where it lies.
+        let stays = worker.filter(|_| unload.is_empty() && !is_beside).map(|it| it.setup.place.clone());
         if is_beside {
             worker = None;
         }
@@ -228,11 +245,17 @@ impl Fleet {
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
         let least = foreseen.least(&self.history)?;
+        let (place, no_place) = match stays {
+            Some(place) => (place, None),
+            None => self.sought_place(now, worker, model_id, &setup, &least),
+        };
+        let (foreseen, least) = (foreseen.on(&place), on(&least, &place));
         let why_not = self
             .has_places(model_id, &setup)
             .err()
             .or_else(|| life.and_then(|life| life.cooling(now)))
             .or_else(|| self.cannot_tell(now, model_id, &least))
+            .or(no_place)
             .or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
             let foreseen = Foreseen { memory: self.of_all(&setup, least), ..foreseen };

@@ -9,7 +9,7 @@ use std::mem;
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    memory::{Figures, GpuAddress, MemoryUse, length_of},
+    memory::{GpuAddress, MemoryUse, length_of},
     options::ModelOptions,
     shape::Shape,
 };
@@ -18,6 +18,7 @@ use crate::{
     Fleet, Foreseen, IncidentKind, Moment, Setup, Severity, Won, WorkerId,
     back::GaveUp,
     life::{Because, LONGEST_PAUSE, ModelLife, Stage, Waiting, Worker},
+    placing::{figures_on, on},
     shape,
     wishes::Fit,
 };
@@ -38,9 +39,6 @@ pub(crate) struct Replacement {
     /// The next one is not tried before.
     pub(crate) not_before: Option<Moment>,
 }
-
-/// Where a worker has room beside others: on that GPU, or wherever its engine puts it.
-struct Beside(Option<GpuAddress>);
 
 impl Fleet {
     /// It is loaded, or being loaded, as something else than somebody wants. `fault`: what is said where it stays.
@@ -88,7 +86,9 @@ impl Fleet {
         let (id, former) = (lead.id, lead.setup.asked.clone());
         let setup = Setup::new(model_id, asked, &self.usual);
         self.has_places(model_id, &setup)?;
-        self.could_fit(now, id, &foreseen.least(&self.history)?)?;
+        let least = foreseen.least(&self.history)?;
+        let (place, no_place) = self.sought_place(now, id, model_id, &setup, &least);
+        no_place.map_or_else(|| self.could_fit(now, id, &on(&least, &place)), Err)?;
         let mut before = 0;
         for id in self.life(model_id).ids() {
             let Some((_, it)) = self.worker(id) else { continue };
@@ -174,16 +174,16 @@ impl Fleet {
         // What they leave comes back in a moment.
         let is_anybody_leaving =
             life.workers.len() > new + old.len() || self.ledger.settling().next().is_some();
-        let place = self.place_beside(model_id);
+        let place = self.place_beside(now, model_id);
         match (place, old.first()) {
-            (Some(Beside(place)), _) => self.begin_replacing(now, model_id, place),
+            (Some(place), _) => self.begin_replacing(now, model_id, place),
             (None, _) if is_anybody_leaving => {}
             (None, Some(first)) if old.len() + new >= before.min(wanted) => self.retire_worker(now, *first),
-            (None, _) => self.begin_replacing(now, model_id, None),
+            (None, _) => self.begin_replacing(now, model_id, Vec::new()),
         }
     }
 
-    fn begin_replacing(&mut self, now: Moment, model_id: &str, place: Option<GpuAddress>) {
+    fn begin_replacing(&mut self, now: Moment, model_id: &str, place: Vec<GpuAddress>) {
         let Some(it) = &self.life(model_id).replacement else { return };
         let (mut setup, format) = (it.setup.clone(), it.format.clone());
         setup.place = place;
@@ -193,40 +193,37 @@ impl Fleet {
         }
     }
 
-    /// Is there room for the next one beside those that answer?
-    fn place_beside(&self, model_id: &str) -> Option<Beside> {
+    /// Where there is room for the next one beside those that answer; none: wherever its engine puts it.
+    fn place_beside(&self, now: Moment, model_id: &str) -> Option<Vec<GpuAddress>> {
         let life = self.models.get(model_id)?;
-        let replacement = life.replacement.as_ref()?;
-        if !self.line().is_empty() {
-            return None;
-        }
-        if replacement.setup.replicas() == 1 {
-            return self
-                .fits_beside(life, &replacement.setup, &replacement.foreseen, None)
-                .then_some(Beside(None));
-        }
-        let is_taken = |place: &GpuAddress| {
-            life.workers.iter().any(|it| !it.is_outgoing && it.setup.place.as_ref() == Some(place))
-        };
-        let mut places = self.ledger.gpus_by_room().into_iter().filter(|place| !is_taken(place));
-        let Replacement { setup, foreseen, .. } = replacement;
-        places
-            .find(|place| self.fits_beside(life, setup, foreseen, Some(place)))
-            .map(|place| Beside(Some(place)))
+        let Replacement { setup, foreseen, .. } = life.replacement.as_ref()?;
+        let is_anybody_waiting = !self.line().is_empty();
+        self.place_beside_of(now, model_id, life, setup, foreseen).filter(|_| !is_anybody_waiting)
+    }
+
+    /// The same of what would take a model's place.
+    pub(crate) fn place_beside_of(
+        &self,
+        now: Moment,
+        model_id: &str,
+        life: &ModelLife,
+        setup: &Setup,
+        foreseen: &Foreseen,
+    ) -> Option<Vec<GpuAddress>> {
+        let least = foreseen.least(&self.history).ok()?;
+        let place = self.place_without_loss(now, model_id, setup, &least)?;
+        self.fits_beside(life, setup, foreseen, &place).then_some(place)
     }
 
     /// Is there room for it beside all others, for a context that is long enough, or as long as there is?
-    pub(crate) fn fits_beside(
+    fn fits_beside(
         &self,
         life: &ModelLife,
         setup: &Setup,
         foreseen: &Foreseen,
-        place: Option<&GpuAddress>,
+        place: &[GpuAddress],
     ) -> bool {
-        let placed = |uses: Vec<MemoryUse>| match place {
-            Some(place) => self.placed(uses, place),
-            None => uses,
-        };
+        let placed = |uses: Vec<MemoryUse>| on(&uses, place);
         let Foreseen { figures, key, before, .. } = foreseen;
         let least = foreseen.least(&self.history).map(placed);
         if !least.is_ok_and(|least| self.ledger.room(&least, |_| true).is_ok()) {
@@ -235,10 +232,10 @@ impl Fleet {
         if !figures.are_of_contexts() {
             return true;
         }
-        let figures = Figures { one: placed(figures.one.clone()), draft: placed(figures.draft.clone()) };
-        let before = before.as_deref().filter(|_| place.is_none());
+        let figures = figures_on(figures, place);
+        let before = before.as_deref().cloned().and_then(|before| before.on(place));
         let beyond = Some((&*self.history, key));
-        let chosen = shape::choose(&self.ledger, setup, &figures, before, beyond, NOBODY);
+        let chosen = shape::choose(&self.ledger, setup, &figures, before.as_ref(), beyond, NOBODY);
         let has = life.lead().and_then(|worker| worker.shape).map_or(u32::MAX, |shape| shape.context_length);
         let is_long_enough = |shape: Shape| {
             shape.context_length >= has || shape.is_enough(setup.wish(), length_of(&figures.one))
@@ -269,7 +266,8 @@ impl Fleet {
 
     /// Is there a GPU for one more worker, where it has to have one of its own? One may have been lost.
     fn has_a_place(&self, model_id: &str, setup: &Setup) -> Result<(), Fault> {
-        let is_there = setup.replicas() == 1 || setup.place.is_some() || self.free_place(model_id).is_some();
+        let is_there =
+            setup.replicas() == 1 || !setup.place.is_empty() || self.has_place_left(model_id, setup);
         if is_there {
             return Ok(());
         }

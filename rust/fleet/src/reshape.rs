@@ -16,6 +16,7 @@ use llm_node_core::{
 use crate::{
     Effect, Fleet, IncidentKind, Loaded, Moment, Setup, Severity, WorkerId,
     life::{Because, Stage, Waiting, Worker},
+    placing::located,
     shape,
     wishes::Fit,
 };
@@ -120,7 +121,8 @@ impl Fleet {
         let Some(growing) = it.growing.as_mut().filter(|growing| growing.step == Step::Sizing) else {
             return;
         };
-        match uses {
+        let place = it.setup.place.clone();
+        match uses.map(|uses| uses.map(|uses| located(uses, &place))) {
             Ok(uses) => {
                 // An engine that cannot say is believed to need no more than it has.
                 let uses = uses.filter(|uses| uses.iter().any(|use_| use_.total() > 0)).unwrap_or(memory);
@@ -138,7 +140,7 @@ impl Fleet {
         let Some((model_id, it)) = self.worker(worker) else { return };
         let Some(growing) = it.growing.take_if(|growing| growing.step == Step::Making) else { return };
         let facts = match facts {
-            Ok(facts) => facts,
+            Ok(facts) => ModelFacts { memory: located(facts.memory, &it.setup.place), ..facts },
             Err(fault) => {
                 it.growing = Some(growing);
                 return self.stays(now, worker, &fault);

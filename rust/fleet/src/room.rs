@@ -65,13 +65,19 @@ impl Fleet {
             let Some((_, it)) = self.worker(worker) else { continue };
             let Some(uses) = it.needs().map(<[_]>::to_vec) else { continue };
             let grows = it.growing.is_some();
+            let setup = it.setup.clone();
             let (basis, longest) = (if grows { Basis::Engine } else { it.basis }, it.longest());
+            if self.moves_on(now, worker) {
+                continue;
+            }
             if self.obstacle(now, &uses).is_some() {
                 has_obstacle = true;
                 continue;
             }
             if let Err(fault) = self.could_fit(now, worker, &uses) {
                 let largest_context = self.ledger.largest_context(&uses, worker, longest);
+                let nowhere = || self.sought_place(now, worker, &model_id, &setup, &uses).1;
+                let fault = if grows { fault } else { nowhere().unwrap_or(fault) };
                 let fault =
                     with_details(fault, json!({ "basis": basis, "largest_context": largest_context }));
                 if grows {

@@ -16,6 +16,7 @@ use crate::{
     history::is_same_device,
     ledger::Ledger,
     life::{BETWEEN_REQUESTS, Because, Stage, Worker},
+    placing::located,
     reshape::{Growing, Step, Why},
 };
 
@@ -164,8 +165,8 @@ impl Fleet {
         let (is_pinned, rounds, place) = (it.setup.is_pinned(), it.rounds, it.setup.place.clone());
         let Some(found) = it.found.clone() else { return };
         let (said, basis) = match uses {
-            Ok(Some(uses)) if uses.iter().any(|it| it.total() > 0) => (uses, Basis::Engine),
-            Ok(_) => (vec![self.ledger.guess(found.size_bytes, place.as_ref())], Basis::FileSize),
+            Ok(Some(uses)) if uses.iter().any(|it| it.total() > 0) => (located(uses, &place), Basis::Engine),
+            Ok(_) => (self.ledger.guess(found.size_bytes, &place), Basis::FileSize),
             Err(fault) => return self.end(now, worker, Because::Failed(fault)),
         };
         let estimate = self.history.corrected(&found.key, said.clone());

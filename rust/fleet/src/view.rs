@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
+    memory::GpuAddress,
     options::ModelOptions,
 };
 
@@ -20,6 +21,8 @@ pub struct FleetView {
     pub models: BTreeMap<String, Arc<ModelView>>,
     /// GPUs by their number, the host last.
     pub accounts: Vec<Account>,
+    /// The GPUs that models are placed on, those with most room first.
+    pub gpus: Vec<GpuAddress>,
     /// The models that wait until others have made room, in their order.
     pub line: Vec<String>,
     /// What loads came to before.

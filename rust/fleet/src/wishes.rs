@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     memory::GpuAddress,
-    options::{Guesser, ModelOptions},
+    options::{Devices, Guesser, ModelOptions},
     shape::{ContextSize, Wish},
 };
 use serde_json::json;
@@ -37,8 +37,8 @@ pub struct Setup {
     pub asked: ModelOptions,
     /// By the configuration: taken where `asked` says nothing, as far as the model and its engine go.
     pub usual: ModelOptions,
-    /// On which GPU; `None`: where its engine puts it.
-    pub place: Option<GpuAddress>,
+    /// On which GPUs, once that is decided; none: where its engine puts it.
+    pub(crate) place: Vec<GpuAddress>,
     engine: Option<String>,
     /// Once it is loaded: context length and sequences.
     came_to: Option<(u32, u32)>,
@@ -81,7 +81,7 @@ impl Setup {
     pub fn new(model_id: &str, asked: ModelOptions, usual: &Usual) -> Self {
         let usual = usual.of(model_id);
         let engine = asked.engine.clone().or_else(|| usual.engine.clone());
-        Self { asked, usual, place: None, engine, came_to: None, cells: None, joined: Sizes::default() }
+        Self { asked, usual, place: Vec::new(), engine, came_to: None, cells: None, joined: Sizes::default() }
     }
 
     /// Both in one.
@@ -102,6 +102,11 @@ impl Setup {
     /// By how many workers it is served, each on a GPU of its own where it is more than one.
     pub fn replicas(&self) -> usize {
         self.asked.replicas.or(self.usual.replicas).map_or(1, |replicas| replicas.max(1) as usize)
+    }
+
+    /// On which GPUs it is to lie, or on how many, all its workers together; `None`: nobody says.
+    pub fn devices(&self) -> Option<&Devices> {
+        self.asked.devices.as_ref().or(self.usual.devices.as_ref())
     }
 
     /// Does it go for nobody's sake?
@@ -169,6 +174,7 @@ impl Setup {
             pin: wishes.pin.or(self.asked.pin),
             keep_alive: wishes.keep_alive.or(self.asked.keep_alive),
             replicas: wishes.replicas.or(self.asked.replicas),
+            devices: wishes.devices.clone().or_else(|| self.asked.devices.clone()),
             ..wishes.clone()
         }
     }
@@ -230,6 +236,7 @@ impl Setup {
                 )
             })
             .or_else(|| differs("replicas", wishes.replicas, [Some(has.replicas.unwrap_or(1))]))
+            .or_else(|| self.lies_elsewhere(wishes, has))
             .or_else(|| differs("threads", wishes.threads, [Some(has.threads.unwrap_or(0))]))
             .or_else(|| differs(param, guesses.then(|| named(wishes)), [Some(named(has))]))
             .or_else(|| differs("tool_syntax", wishes.tool_syntax.clone(), [has.tool_syntax.clone()]))
@@ -241,6 +248,31 @@ impl Setup {
                 let asked = wishes.options.is_some().then(|| shown(&wishes.clone().over(&self.usual)));
                 differs("options", asked, [Some(shown(has))])
             })
+    }
+}
+
+impl Setup {
+    /// Where it lies counts, however that came about; of several workers, what was said.
+    fn lies_elsewhere(&self, wishes: &ModelOptions, has: &ModelOptions) -> Option<Difference> {
+        let asked = wishes.devices.as_ref().filter(|_| wishes.devices != has.devices)?;
+        let (here, workers) = (&self.place, self.replicas());
+        let is_there = match asked {
+            Devices::Count(count) => here.len() * workers == *count as usize,
+            Devices::Named(names) => {
+                let is_named = |gpu: &GpuAddress| names.iter().any(|name| name.is_of(gpu));
+                workers == 1 && here.len() == names.len() && here.iter().all(is_named)
+            }
+        };
+        if is_there && !here.is_empty() {
+            return None;
+        }
+        let ids = || here.iter().map(|gpu| gpu.id.as_str()).collect::<Vec<_>>().join(", ");
+        let has = match &has.devices {
+            Some(devices) => devices.to_string(),
+            None if workers > 1 || here.is_empty() => of_its_own(),
+            None => format!("[{}]", ids()),
+        };
+        Some(Difference { param: "devices", asked: asked.to_string(), has })
     }
 }
 
@@ -403,6 +435,8 @@ mod tests {
             ("gpu_layers", json!(0)),
             ("threads", json!(1)),
             ("replicas", json!(2)),
+            ("devices", json!(2)),
+            ("devices", json!(["GPU-a"])),
             ("speculation", json!("off")),
             ("draft_model", json!("/d")),
             ("tool_syntax", json!("hermes")),

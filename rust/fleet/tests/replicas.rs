@@ -1,4 +1,4 @@
-//! A model with several workers, each on a GPU of its own, in a world in which all goes well.
+//! On which GPUs models lie, those with several workers too, in a world in which all goes well.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::{Estimate, Figures, GpuAddress, MemoryUse},
-    options::ModelOptions,
+    options::{DeviceName, Devices, ModelOptions},
 };
 use llm_node_fleet::{
     ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, LoadKey, Moment,
@@ -26,12 +26,14 @@ use support::{Play, death, device, foreseen};
 
 const GIB: u64 = 1 << 30;
 
-/// A fleet with some GPUs of 8 GiB, of which every model takes 5.
+/// A fleet with some GPUs of 8 GiB. The figure in a model's name is what it takes, else that is 5; of several GPUs each
+/// an equal part.
 struct World {
     fleet: Fleet,
     gpus: u32,
     now: Moment,
-    places: BTreeMap<WorkerId, Option<GpuAddress>>,
+    places: BTreeMap<WorkerId, Vec<GpuAddress>>,
+    models: BTreeMap<WorkerId, String>,
     /// Those that take memory.
     loaded: BTreeSet<WorkerId>,
     outcomes: BTreeMap<Ticket, Result<(), Fault>>,
@@ -47,9 +49,10 @@ impl Play for World {
     }
 
     fn reading(&self) -> Event {
-        let is_on =
-            |worker: &&WorkerId, gpu| self.places[*worker].as_ref().map_or(0, |place| place.index) == gpu;
-        let taken = |gpu| self.loaded.iter().filter(|worker| is_on(worker, gpu)).count() as u64 * 5 * GIB;
+        let taken = |gpu| {
+            let uses = self.loaded.iter().flat_map(|worker| self.takes(*worker));
+            uses.filter(|use_| use_.bus_id == Some(bus_id(gpu))).map(|use_| use_.weights).sum()
+        };
         let gpu = |index: u32| Device {
             bus_id: Some(bus_id(index)),
             ..device(DeviceKind::Gpu, index, 8 * GIB, (8 * GIB).saturating_sub(taken(index)))
@@ -70,24 +73,25 @@ impl Play for World {
 
     fn carry_out(&mut self, effect: Effect, ahead: &mut VecDeque<Event>) {
         match effect {
-            Effect::Find { worker, model_id, setup, .. } => {
-                self.places.insert(worker, setup.place.clone());
+            Effect::Find { worker, model_id, .. } => {
+                self.models.insert(worker, model_id.clone());
                 let found = FoundModel {
                     engine: ChosenEngine::default(),
                     size_bytes: GIB,
                     format: String::new(),
                     architecture: None,
                     quantization: None,
-                    key: LoadKey { build: String::new(), model: format!("{model_id} {:?}", setup.place) },
+                    key: LoadKey { build: String::new(), model: model_id },
                     known: None,
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
-            Effect::Spawn { worker } if self.is_broken => {
+            Effect::Spawn { worker, .. } if self.is_broken => {
                 let fault = Fault::new(ErrorCode::Internal, "broken");
                 ahead.push_back(Event::NotStarted { worker, fault });
             }
-            Effect::Spawn { worker } => {
+            Effect::Spawn { worker, place, .. } => {
+                self.places.insert(worker, place);
                 ahead.push_back(Event::Started { worker, pid: worker as u32 });
                 let estimate = Estimate { uses: Some(self.takes(worker)), figures: Figures::default() };
                 ahead.push_back(Event::Estimated { worker, estimate });
@@ -130,6 +134,7 @@ impl World {
             gpus,
             now: Moment::default(),
             places: BTreeMap::new(),
+            models: BTreeMap::new(),
             loaded: BTreeSet::new(),
             outcomes: BTreeMap::new(),
             least: None,
@@ -140,18 +145,15 @@ impl World {
     }
 
     fn load(&mut self, ticket: Ticket, model: &str, replicas: u32) -> Result<(), Fault> {
-        let wishes = replicated(replicas);
-        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: 5 * GIB, ..MemoryUse::default() };
+        self.load_with(ticket, model, replicated(replicas))
+    }
+
+    fn load_with(&mut self, ticket: Ticket, model: &str, wishes: ModelOptions) -> Result<(), Fault> {
+        let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: size(model), ..MemoryUse::default() };
         let (model_id, instead) = (model.to_owned(), Some(foreseen(uses)));
-        self.tell(Event::Load {
-            ticket,
-            model_id,
-            wishes,
-            format: None,
-            instead,
-            for_request: false,
-            tokens: 0,
-        });
+        let (format, for_request, tokens) = (None, false, 0);
+        self.read();
+        self.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens });
         self.pass(20.0);
         self.outcomes[&ticket].clone()
     }
@@ -160,18 +162,29 @@ impl World {
         self.tell(Event::Died { worker, death: death(""), is_known: false });
     }
 
-    /// On its GPU, or on the first.
+    /// On its GPUs, or on the host.
     fn takes(&self, worker: WorkerId) -> Vec<MemoryUse> {
-        let place = self.places[&worker].clone().unwrap_or_default();
-        let bus_id = Some(place.bus_id.unwrap_or_else(|| bus_id(0)));
-        vec![MemoryUse { bus_id, is_host: self.gpus == 0, weights: 5 * GIB, ..MemoryUse::default() }]
+        let (place, all) = (&self.places[&worker], size(&self.models[&worker]));
+        let weights = all / place.len().max(1) as u64;
+        let on = |bus_id| MemoryUse { is_host: self.gpus == 0, bus_id, weights, ..MemoryUse::default() };
+        if place.is_empty() {
+            return vec![on(None)];
+        }
+        place.iter().map(|gpu| on(gpu.bus_id.clone())).collect()
     }
 
     /// The workers that answer, with the number of the GPU of each.
     fn serving(&mut self, model: &str) -> BTreeMap<WorkerId, Option<u32>> {
         let workers = self.fleet.view().models.get(model).map(|it| it.workers.clone()).unwrap_or_default();
         let serving = workers.into_iter().filter(|worker| worker.status == Status::Loaded);
-        serving.map(|it| (it.id, self.places[&it.id].as_ref().map(|place| place.index))).collect()
+        serving.map(|it| (it.id, self.places[&it.id].first().map(|place| place.index))).collect()
+    }
+
+    /// Those of its only worker.
+    fn lies_on(&mut self, model: &str) -> Vec<u32> {
+        let workers: Vec<WorkerId> = self.serving(model).into_keys().collect();
+        let [worker] = workers[..] else { return Vec::new() };
+        self.places[&worker].iter().map(|gpu| gpu.index).collect()
     }
 
     fn gpus_of(&mut self, model: &str) -> Vec<Option<u32>> {
@@ -183,6 +196,11 @@ impl World {
 
 fn replicated(replicas: u32) -> ModelOptions {
     ModelOptions { replicas: Some(replicas), ..ModelOptions::default() }
+}
+
+/// In bytes.
+fn size(model: &str) -> u64 {
+    model.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(5) * GIB
 }
 
 fn bus_id(gpu: u32) -> String {
@@ -232,7 +250,7 @@ fn what_is_asked_for_must_be_there() {
         assert!(fault.message.contains(words), "{}", fault.message);
         assert_eq!(world.load(2, "m", 1), Ok(()));
         assert!(world.load(3, "m", replicas).is_err(), "it goes for nothing that cannot be");
-        assert_eq!((world.serving("m").len(), world.gpus_of("m")), (1, vec![None]));
+        assert_eq!((world.serving("m").len(), world.gpus_of("m")), (1, vec![(gpus > 0).then_some(0)]));
     }
 }
 
@@ -258,7 +276,7 @@ fn a_longer_context_is_made_in_each_of_them_and_another_number_is_a_load_anew() 
         assert_eq!(worker.loaded.as_ref().unwrap().1.facts.context_length, 300);
     }
     assert_eq!(world.load(3, "m", 1), Ok(()));
-    assert_eq!(world.gpus_of("m"), [None]);
+    assert_eq!(world.gpus_of("m"), [Some(0)]);
     assert_eq!(world.load(4, "m", 2), Ok(()));
     assert_eq!(world.gpus_of("m"), [Some(0), Some(1)]);
     world.tell(Event::Unload { ticket: 5, model_id: "m".into(), timeout: Duration::from_secs(1) });
@@ -285,7 +303,7 @@ fn a_model_makes_room_with_all_its_workers() {
     let mut world = World::new(2);
     assert_eq!(world.load(1, "m", 2), Ok(()));
     assert_eq!(world.load(2, "n", 1), Ok(()));
-    assert_eq!((world.serving("m").len(), world.gpus_of("n")), (0, vec![None]));
+    assert_eq!((world.serving("m").len(), world.gpus_of("n")), (0, vec![Some(0)]));
     assert_eq!(world.load(3, "m", 2), Ok(()));
     assert_eq!((world.serving("n").len(), world.gpus_of("m")), (0, vec![Some(0), Some(1)]));
 }
@@ -331,4 +349,48 @@ fn a_plan_of_several_workers_is_of_all_of_them() {
         assert_eq!((planned.verdict, needs), (expected, vec![("Gpu 0", 5 * GIB), ("Gpu 1", 5 * GIB)]));
         assert_eq!(world.load(1, "m", 2), Ok(()));
     }
+}
+
+#[test]
+fn each_model_has_a_gpu_and_what_fits_on_none_lies_on_as_few_as_hold_it() {
+    let mut world = World::new(4);
+    for (ticket, model) in ["a5", "b5", "c3", "d2"].into_iter().enumerate() {
+        assert_eq!(world.load(ticket as Ticket, model, 1), Ok(()));
+    }
+    assert_eq!(["a5", "b5", "c3", "d2"].map(|model| world.lies_on(model)), [[0], [1], [2], [3]]);
+    // Nobody goes where there is room, and nobody is divided who need not be.
+    assert_eq!((world.load(4, "e4", 1), world.lies_on("e4")), (Ok(()), vec![3]));
+    assert_eq!((world.load(5, "f7", 1), world.lies_on("f7").len()), (Ok(()), 1));
+    // By its files it fits on one; its engine says otherwise.
+    assert_eq!((world.load(6, "g13", 1), world.lies_on("g13").len()), (Ok(()), 2));
+    assert_eq!((world.load(7, "h18", 1), world.lies_on("h18").len()), (Ok(()), 3));
+    let fault = world.load(8, "i40", 1).unwrap_err();
+    assert_eq!(fault.message, "Insufficient VRAM: required 42GB, available 31GB");
+    assert_eq!(world.lies_on("h18").len(), 3, "nobody goes for nothing");
+}
+
+#[test]
+fn gpus_are_named_or_counted_and_another_place_is_a_load_anew() {
+    let mut world = World::new(3);
+    let wishes = |devices| ModelOptions { devices: Some(devices), ..ModelOptions::default() };
+    let named = |numbers: &[u32]| Devices::Named(numbers.iter().map(|it| DeviceName::Number(*it)).collect());
+    assert_eq!(world.load_with(1, "m", wishes(named(&[2]))), Ok(()));
+    assert_eq!(world.lies_on("m"), [2]);
+    let before = world.serving("m");
+    for (ticket, devices) in [(2, Devices::Count(1)), (3, named(&[2]))] {
+        assert_eq!(world.load_with(ticket, "m", wishes(devices)), Ok(()));
+    }
+    assert_eq!(world.serving("m"), before, "it lies there");
+    assert_eq!(world.load_with(4, "m", wishes(Devices::Count(2))), Ok(()));
+    assert_eq!(world.lies_on("m").len(), 2);
+    assert_eq!(world.load_with(5, "m", wishes(named(&[1, 2]))), Ok(()));
+    assert_eq!(world.lies_on("m"), [1, 2]);
+    for (ticket, devices) in [Devices::Count(4), named(&[7]), named(&[1, 1])].into_iter().enumerate() {
+        let fault = world.load_with(6 + ticket as Ticket, "m", wishes(devices)).unwrap_err();
+        assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("devices")));
+    }
+    assert_eq!(world.lies_on("m"), [1, 2]);
+    // Two workers share them out.
+    let wishes = ModelOptions { replicas: Some(2), ..wishes(named(&[0, 2])) };
+    assert_eq!((world.load_with(9, "n2", wishes), world.gpus_of("n2")), (Ok(()), vec![Some(0), Some(2)]));
 }

@@ -119,11 +119,11 @@ impl Play for World {
                 };
                 ahead.push_back(Event::Found { worker, found: Ok(found) });
             }
-            Effect::Spawn { worker } if self.broken.is_some() => {
+            Effect::Spawn { worker, .. } if self.broken.is_some() => {
                 let fault = Fault::new(self.broken.take().unwrap(), "broken");
                 ahead.push_back(Event::NotStarted { worker, fault });
             }
-            Effect::Spawn { worker } => {
+            Effect::Spawn { worker, .. } => {
                 let model = &self.workers[&worker];
                 let figures = self.figures(model);
                 let uses = (!self.has_figures).then(|| vec![takes(model)]);

@@ -1,6 +1,6 @@
 //! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die, and that take
-//! more or less than was estimated; in half of all worlds on GPUs, which give memory back late, and which not
-//! every process is seen on; a clock that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
+//! more or less than was estimated; in half of all worlds on 1, 2 or 8 GPUs, which give memory back late, and which
+//! not every process is seen on; a clock that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
 //! each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
 #![allow(
     clippy::unwrap_used,
@@ -17,19 +17,20 @@ use fastrand::Rng;
 use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
-    memory::{Estimate, Figures, MemoryUse},
-    options::{KeepAlive, ModelOptions},
+    memory::{Estimate, Figures, GpuAddress, MemoryUse},
+    options::{DeviceName, Devices, KeepAlive, ModelOptions},
     shape::Shape,
 };
 use llm_node_fleet::{
     Account, ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen,
-    FoundModel, History, Holder, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Status, Ticket, Usual,
+    FoundModel, History, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Setup, Status, Ticket, Usual,
     WorkerId, WorkerView,
 };
 use proptest::prelude::*;
 
 const MODELS: usize = 4;
-const GPUS: usize = 2;
+/// One that fits on no GPU alone, where there are some.
+const LARGE: &str = "m3";
 const GIB: u64 = 1 << 30;
 const LIMIT: u64 = 8 * GIB;
 const LOAD: Duration = Duration::from_mins(1);
@@ -51,6 +52,7 @@ enum Order {
         replicas: Option<u32>,
         /// Of a request that was too long.
         tokens: u32,
+        devices: Option<Devices>,
     },
     /// A request, and how long its answer takes.
     Use {
@@ -94,8 +96,13 @@ fn order() -> impl Strategy<Value = Order> {
             prop_oneof![6 => Just(None), 1 => (0u8..90).prop_map(Some)],
             prop_oneof![8 => Just(None), 1 => Just(Some(1)), 4 => Just(Some(2)), 1 => Just(Some(3))],
             prop_oneof![8 => Just(0), 1 => 1u32..40_000],
+            prop_oneof![
+                8 => Just(None),
+                1 => (1u32..4).prop_map(|count| Some(Devices::Count(count))),
+                1 => (0u32..3).prop_map(|number| Some(Devices::Named(vec![DeviceName::Number(number)]))),
+            ],
         )
-            .prop_map(|(model, context_length, threads, pin, keep_alive, replicas, tokens)| Order::Load {
+            .prop_map(|(model, context_length, threads, pin, keep_alive, replicas, tokens, devices)| Order::Load {
                 model,
                 context_length,
                 threads,
@@ -103,6 +110,7 @@ fn order() -> impl Strategy<Value = Order> {
                 keep_alive,
                 replicas,
                 tokens,
+                devices,
             }),
         6 => (model.clone(), 0u64..60_000)
             .prop_map(|(model, milliseconds)| Order::Use { model, milliseconds }),
@@ -128,10 +136,10 @@ struct Worker {
     model_id: String,
     /// What tells it from those that it takes the place of.
     asked: (Option<u32>, usize),
-    /// Which one it lies on, where there are some.
-    gpu: usize,
-    /// The fleet has said so.
-    is_placed: bool,
+    /// Those that it lies on, where there are some.
+    gpus: Vec<usize>,
+    /// As it is to be loaded.
+    setup: Option<Box<Setup>>,
     is_spawned: bool,
     has_process: bool,
     has_died: bool,
@@ -155,9 +163,16 @@ struct Worker {
     takes_until: Option<Moment>,
 }
 
+impl Worker {
+    fn takes_of_each(&self) -> u64 {
+        self.takes / self.gpus.len().max(1) as u64
+    }
+}
+
 struct World {
     fleet: Fleet,
     is_on_gpu: bool,
+    gpus: usize,
     /// The engine says what contexts take.
     has_figures: bool,
     /// What the fleet has said that it remembers.
@@ -194,6 +209,7 @@ impl World {
         let mut world = Self {
             fleet: Fleet::new(deadlines, Usual::default(), !is_on_gpu, Some(LIMIT)),
             is_on_gpu,
+            gpus: [1, 2, 8][(seed / 4 % 3) as usize],
             has_figures: seed % 4 < 2,
             remembered: History::default(),
             gpu: Some(DeviceState::Ok),
@@ -227,12 +243,13 @@ impl World {
         let taken = |worker: &Worker| worker.takes_until.is_none_or(|until| self.now < until);
         let seen = |(&pid, worker): (&WorkerId, &Worker)| {
             let is_seen = worker.takes > 0 && !worker.has_died && !pid.is_multiple_of(4);
-            is_seen.then_some(ProcessUse { pid: pid as u32, bytes: worker.takes })
+            is_seen.then_some(ProcessUse { pid: pid as u32, bytes: worker.takes_of_each() })
         };
         let host = Device {
             index: 0,
             name: "host".into(),
             bus_id: None,
+            uuid: None,
             total_bytes: 64 * GIB,
             free_bytes: 32 * GIB,
             kind: DeviceKind::Host,
@@ -246,9 +263,9 @@ impl World {
         };
         // The state is that of the first.
         let gpu = |gpu: usize| {
-            let here = |worker: &Worker| worker.gpu == gpu;
+            let here = |worker: &Worker| worker.gpus.contains(&gpu);
             let taken = self.workers.values().filter(|worker| here(worker) && taken(worker));
-            let taken: u64 = taken.map(|worker| worker.takes).sum();
+            let taken: u64 = taken.map(Worker::takes_of_each).sum();
             let state = if gpu == 0 { state } else { DeviceState::Ok };
             Device {
                 index: gpu as u32,
@@ -261,7 +278,7 @@ impl World {
                 ..host.clone()
             }
         };
-        let gpus = (0..GPUS).filter(|_| self.is_on_gpu).map(gpu);
+        let gpus = (0..self.gpus).filter(|_| self.is_on_gpu).map(gpu);
         let devices = gpus.chain([host.clone()]).collect();
         self.handle(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
     }
@@ -273,7 +290,7 @@ impl World {
 
     fn carry_out(&mut self, order: &Order) {
         let name = |model: usize| format!("m{model}");
-        match *order {
+        match order.clone() {
             Order::Use { model, milliseconds } => {
                 let until = self.now + Duration::from_millis(milliseconds);
                 let is_it = |worker: &Worker| {
@@ -287,7 +304,7 @@ impl World {
                     self.handle(Event::Used { worker, idle_since: None });
                 }
             }
-            Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens } => {
+            Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens, devices } => {
                 let ticket = self.ticket();
                 if context_length.is_some() || tokens > 0 {
                     self.asked.insert(ticket, name(model));
@@ -299,6 +316,7 @@ impl World {
                     pin,
                     keep_alive,
                     replicas,
+                    devices,
                     ..ModelOptions::default()
                 };
                 let for_request = self.rng.u8(..100) < 50;
@@ -444,9 +462,6 @@ impl World {
         let luck = self.rng.u8(..100);
         match effect {
             Effect::Find { worker, model_id, setup, .. } => {
-                // An engine that is not told takes the first.
-                let gpu = setup.place.as_ref().map_or(0, |place| place.index as usize);
-                assert_eq!(setup.place.is_some(), setup.replicas() > 1);
                 let asked = (setup.asked.threads, setup.replicas());
                 let is_replaced = self.replaced.contains(&model_id);
                 let is_there = |other: &&Worker| {
@@ -457,12 +472,10 @@ impl World {
                 let others: Vec<&Worker> = self.workers.values().filter(is_there).collect();
                 let most = setup.replicas() + usize::from(is_replaced);
                 assert!(others.len() < most, "as many workers as there are to be");
-                let is_apart = others.iter().all(|other| other.gpu != gpu);
-                assert!(is_apart || is_replaced, "each on a GPU of its own");
                 let answers = |other: &&Worker| other.is_open && !other.is_draining;
                 assert!(others.is_empty() || others.iter().any(answers), "the first comes first");
-                let is_placed = setup.place.is_some();
-                self.workers.insert(worker, Worker { model_id, asked, gpu, is_placed, ..Worker::default() });
+                let setup = Some(setup);
+                self.workers.insert(worker, Worker { model_id, asked, setup, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
                 match luck {
                     0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
@@ -473,8 +486,15 @@ impl World {
                     }
                 }
             }
-            Effect::Spawn { worker } => {
-                self.living(worker).is_spawned = true;
+            Effect::Spawn { worker, place, figures } => {
+                self.is_well_placed(worker, &place);
+                let it = self.living(worker);
+                it.is_spawned = true;
+                it.gpus = place.iter().map(|gpu| gpu.index as usize).collect();
+                if figures.is_none() {
+                    // What such a load took on another number of GPUs says nothing.
+                    it.granted = 0;
+                }
                 let fault = Fault::new(ErrorCode::Internal, "no process");
                 match luck {
                     0..4 => self.later(delay, Event::NotStarted { worker, fault }),
@@ -490,7 +510,7 @@ impl World {
                         let estimate = if self.has_figures {
                             Estimate { uses: None, figures: self.figures(worker) }
                         } else {
-                            let uses = (is_asked && luck < 90).then(|| vec![self.uses_of(worker)]);
+                            let uses = (is_asked && luck < 90).then(|| self.uses_of(worker));
                             Estimate { uses, figures: Figures::default() }
                         };
                         self.later(delay + 1, Event::Estimated { worker, estimate });
@@ -499,21 +519,22 @@ impl World {
             }
             Effect::Proceed { worker, shape } => {
                 // Where its size was asked for, it had its room before.
-                let gpu = self.worker(worker).gpu;
-                assert!(self.is_gpu_heard(gpu) || self.has_figures);
+                let gpus = self.worker(worker).gpus.clone();
+                assert!(gpus.iter().all(|gpu| self.is_gpu_heard(*gpu)) || self.has_figures);
                 self.living(worker).shape = shape;
-                let account = self.account(worker);
-                let held = account.reserved_bytes + account.settling_bytes;
-                assert!(held <= account.limit_bytes, "a load begins within the limits");
-                let holder = self.holder(worker);
+                for account in self.accounts(worker) {
+                    let held = account.reserved_bytes + account.settling_bytes;
+                    assert!(held <= account.limit_bytes, "a load begins within the limits");
+                }
+                let held = self.held(worker);
                 let it = self.living(worker);
                 let is_as_before = shape.is_none();
                 assert!(
-                    it.granted <= holder.bytes || !is_as_before,
+                    it.granted <= held || !is_as_before,
                     "what such a load took before is reserved for it"
                 );
-                (it.granted, it.takes) = (holder.bytes, holder.bytes);
-                self.worker(worker).takes = holder.bytes / 4 * self.rng.u64(2..9);
+                (it.granted, it.takes) = (held, held);
+                self.worker(worker).takes = held / 4 * self.rng.u64(2..9);
                 let fault = Fault::new(ErrorCode::LoadFailed, "broken");
                 match luck {
                     0..10 => {
@@ -523,8 +544,8 @@ impl World {
                     10..15 => self.later(delay, died(worker)),
                     15..20 => {}
                     _ => {
-                        let memory = vec![self.takes(worker, shape)];
-                        self.worker(worker).says = memory[0].total();
+                        let memory = self.takes(worker, shape);
+                        self.worker(worker).says = memory.iter().map(MemoryUse::total).sum();
                         let source = if luck < 30 { "stream" } else { "batch" };
                         let facts = facts(memory, shape.map_or(1, |shape| shape.context_length), source);
                         self.later(delay, Event::Ready { worker, facts });
@@ -541,7 +562,7 @@ impl World {
                     15..20 => {}
                     20..30 => self.later(delay, Event::Sized { worker, uses: Ok(None) }),
                     _ => {
-                        let uses = Ok(Some(vec![self.takes(worker, sizing.shape)]));
+                        let uses = Ok(Some(self.takes(worker, sizing.shape)));
                         self.later(delay, Event::Sized { worker, uses });
                     }
                 }
@@ -549,7 +570,7 @@ impl World {
             Effect::Reshape { worker, sizing } => {
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining, "who goes is not changed");
-                let holder = self.holder(worker);
+                let held = self.held(worker);
                 let it = self.living(worker);
                 let is_smaller =
                     matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
@@ -560,7 +581,7 @@ impl World {
                 let it = self.living(worker);
                 // Nothing is reserved for what takes less.
                 if !is_smaller {
-                    it.granted = holder.bytes;
+                    it.granted = held;
                 }
                 it.shape = sizing.shape;
                 let fault = Fault::new(ErrorCode::OomRam, "no memory");
@@ -571,10 +592,14 @@ impl World {
                     _ => {
                         let chosen = sizing.shape.map(|shape| shape.context_length);
                         let length = chosen.or(sizing.size.context_length).expect("a length that stays");
-                        let memory = vec![self.takes(worker, sizing.shape)];
+                        let memory = self.takes(worker, sizing.shape);
                         let it = self.worker(worker);
                         // Until it is smaller, it is what it was.
-                        it.says = memory[0].total().max(if is_smaller { it.says } else { 0 });
+                        it.says = memory.iter().map(MemoryUse::total).sum::<u64>().max(if is_smaller {
+                            it.says
+                        } else {
+                            0
+                        });
                         let facts = Ok(facts(memory, length, "batch"));
                         self.later(delay, Event::Reshaped { worker, facts });
                     }
@@ -664,61 +689,98 @@ impl World {
         is_heard || !self.is_on_gpu
     }
 
+    /// As many as were asked for, those that were named, and none that another worker of the model has.
+    fn is_well_placed(&self, worker: WorkerId, place: &[GpuAddress]) {
+        let it = &self.workers[&worker];
+        assert_eq!(!place.is_empty(), self.is_on_gpu);
+        let gpus: BTreeSet<usize> = place.iter().map(|gpu| gpu.index as usize).collect();
+        assert!(gpus.len() == place.len() && gpus.iter().all(|gpu| *gpu < self.gpus));
+        let others = self.workers.values().filter(|other| other.model_id == it.model_id && !other.is_gone);
+        let setup = it.setup.as_ref().unwrap();
+        let (devices, replicas) = (setup.devices(), setup.replicas());
+        let is_apart = others.flat_map(|other| &other.gpus).all(|gpu| !gpus.contains(gpu));
+        assert!(replicas == 1 || is_apart || self.replaced.contains(&it.model_id));
+        match devices.filter(|_| self.is_on_gpu) {
+            Some(Devices::Count(count)) => assert_eq!(place.len() * replicas, *count as usize),
+            Some(Devices::Named(names)) => {
+                assert_eq!(place.len() * replicas, names.len());
+                assert!(place.iter().all(|gpu| names.iter().any(|name| name.is_of(gpu))));
+            }
+            None => assert!(place.len() <= 1 || replicas == 1),
+        }
+    }
+
     fn uses(&mut self, gpu: usize) -> MemoryUse {
         let bus_id = self.is_on_gpu.then(|| bus_id(gpu));
         let weights = self.rng.u64(1..5) * GIB;
         MemoryUse { is_host: !self.is_on_gpu, bus_id, weights, ..MemoryUse::default() }
     }
 
-    fn uses_of(&mut self, worker: WorkerId) -> MemoryUse {
-        let gpu = self.worker(worker).gpu;
-        self.uses(gpu)
+    fn uses_of(&mut self, worker: WorkerId) -> Vec<MemoryUse> {
+        let large = if self.is_large(worker) { 7 * GIB } else { 0 };
+        let gpus = self.worker(worker).gpus.clone();
+        let Some(first) = gpus.first() else { return vec![self.uses(0)] };
+        let all = self.uses(*first);
+        let weights = (all.weights + large) / gpus.len() as u64;
+        gpus.iter().map(|gpu| MemoryUse { bus_id: Some(bus_id(*gpu)), weights, ..all.clone() }).collect()
     }
 
-    /// Of a model that takes 64 KiB for each of 32,768 tokens.
+    fn is_large(&self, worker: WorkerId) -> bool {
+        self.is_on_gpu && self.workers[&worker].model_id == LARGE
+    }
+
+    /// Of a model that takes 64 KiB for each of 32,768 tokens, on each of its GPUs an equal part.
     fn figures(&self, worker: WorkerId) -> Figures {
-        let one = MemoryUse {
-            is_host: !self.is_on_gpu,
-            bus_id: self.is_on_gpu.then(|| bus_id(self.workers[&worker].gpu)),
-            weights: GIB,
+        let gpus = &self.workers[&worker].gpus;
+        let parts = gpus.len().max(1) as u64;
+        let weights = if self.is_large(worker) { 8 * GIB } else { GIB };
+        let one = |bus_id: Option<String>| MemoryUse {
+            is_host: bus_id.is_none(),
+            bus_id,
+            weights: weights / parts,
             compute: GIB / 4,
-            cache: 2 * GIB,
-            cache_per_token: 64 << 10,
+            cache: 2 * GIB / parts,
+            cache_per_token: (64 << 10) / parts,
             ..MemoryUse::default()
         };
-        Figures { one: vec![one], draft: Vec::new() }
+        let on_gpus = gpus.iter().map(|gpu| one(Some(bus_id(*gpu))));
+        let one = if gpus.is_empty() { vec![one(None)] } else { on_gpus.collect() };
+        Figures { one, draft: Vec::new() }
     }
 
     /// With a context of that size: now and then another thing than the figures say.
-    fn takes(&mut self, worker: WorkerId, shape: Option<Shape>) -> MemoryUse {
+    fn takes(&mut self, worker: WorkerId, shape: Option<Shape>) -> Vec<MemoryUse> {
         let Some(shape) = shape else { return self.uses_of(worker) };
-        let mut takes = shape.by_sums(&self.figures(worker).one).remove(0);
+        let mut takes = shape.by_sums(&self.figures(worker).one);
         if self.rng.u8(..100) < 30 {
-            takes.compute = self.rng.u64(0..GIB);
+            takes[0].compute = self.rng.u64(0..GIB);
         }
         takes
     }
 
-    /// The account of the device that it lies on.
-    fn account(&mut self, worker: WorkerId) -> Account {
+    /// The accounts of the devices that it lies on.
+    fn accounts(&mut self, worker: WorkerId) -> Vec<Account> {
         let (accounts, it) = (self.fleet.view().accounts, &self.workers[&worker]);
         let is_here = |device: &Device| match device.kind {
-            DeviceKind::Gpu => self.is_on_gpu && device.index as usize == it.gpu,
+            DeviceKind::Gpu => it.gpus.contains(&(device.index as usize)),
             DeviceKind::Host => !self.is_on_gpu,
         };
-        accounts.into_iter().find(|account| is_here(&account.device)).unwrap()
+        accounts.into_iter().filter(|account| is_here(&account.device)).collect()
     }
 
     /// What is reserved for it.
-    fn holder(&mut self, worker: WorkerId) -> Holder {
-        let here = self.account(worker);
-        here.holders.into_iter().find(|holder| holder.worker == worker).expect("nothing without room")
+    fn held(&mut self, worker: WorkerId) -> u64 {
+        let of = |account: Account| {
+            let holder = account.holders.into_iter().find(|holder| holder.worker == worker);
+            holder.expect("nothing without room").bytes
+        };
+        self.accounts(worker).into_iter().map(of).sum()
     }
 
     fn found(&mut self, worker: WorkerId) -> FoundModel {
+        let is_large = self.is_large(worker);
         let it = self.worker(worker);
-        let place = it.is_placed.then_some(it.gpu);
-        let key = LoadKey { build: "e".into(), model: format!("{} on {place:?}", it.model_id) };
+        let key = LoadKey { build: "e".into(), model: it.model_id.clone() };
         let known = self.fleet.view().history.known(&key);
         if let Some(known) = &known {
             let it = self.worker(worker);
@@ -726,7 +788,7 @@ impl World {
         }
         FoundModel {
             engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
-            size_bytes: GIB,
+            size_bytes: if is_large { 8 * GIB } else { GIB },
             format: "gguf".into(),
             architecture: None,
             quantization: None,

@@ -146,7 +146,7 @@ impl PyEngine {
             size: ContextSize::from(&options),
             usual_size: ContextSize::default(),
             gpu_layers: options.gpu_layers.unwrap_or(-1),
-            place: None,
+            place: Vec::new(),
             threads: options.threads.unwrap_or(0),
             vram_limit_bytes: 0,
             scheduling: SCHEDULING,

@@ -16,7 +16,7 @@ use llm_node_core::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 9;
+pub const PROTOCOL_VERSION: u32 = 10;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -68,8 +68,8 @@ pub struct LoadPlan {
     pub usual_size: ContextSize,
     /// Layers on the devices; negative: all.
     pub gpu_layers: i32,
-    /// The GPU that it is to lie on; `None`: the engine's choice.
-    pub place: Option<GpuAddress>,
+    /// The GPUs that it is to lie on, in the order in which the worker sees them; none: the engine's choice.
+    pub place: Vec<GpuAddress>,
     /// CPU threads; 0: the engine's own choice.
     pub threads: u32,
     /// Device memory the engine may take, in bytes; 0: no limit.

@@ -224,7 +224,7 @@ prop_compose! {
         ],
         options in vec((text(), text()), 0..4),
         figures in option::of(figures()),
-        place in option::of((any::<u32>(), option::of(text())).prop_map(|(index, bus_id)| GpuAddress { index, bus_id })),
+        place in vec((text(), any::<u32>(), option::of(text())).prop_map(|(id, index, bus_id)| GpuAddress { id, index, bus_id }), 0..3),
     ) -> LoadPlan {
         LoadPlan {
             engine, model: model.into(), model_id, size, usual_size, gpu_layers, place, threads,
@@ -285,10 +285,10 @@ prop_compose! {
 
 prop_compose! {
     fn memory_use()(
-        device in text(), bus_id in option::of(text()), is_host in any::<bool>(),
+        device in text(), id in option::of(text()), bus_id in option::of(text()), is_host in any::<bool>(),
         (weights, cache, compute, cache_per_token, cache_per_sequence) in any::<(u64, u64, u64, u64, u64)>(),
     ) -> MemoryUse {
-        MemoryUse { device, bus_id, is_host, weights, cache, compute, cache_per_token, cache_per_sequence }
+        MemoryUse { device, id, bus_id, is_host, weights, cache, compute, cache_per_token, cache_per_sequence }
     }
 }
 

@@ -15,7 +15,7 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, GpuAddress, MemoryUse, add, length_of, usual_reserve},
+    memory::{Estimate, Figures, MemoryUse, add, among, length_of, usual_reserve},
     session::MOST_DRAFTED,
     shape::{ContextSize, Place, Shape, Wish},
     text::template::ChatTemplate,
@@ -331,10 +331,6 @@ fn load_tier0(engine: &Arc<Mutex<LoadedEngine>>, plan: &LoadPlan) -> Result<Load
     if let Speculation::Model(path) = &plan.speculation {
         return Err(draft::unusable(path, "is of no use: the engine does not run models in steps"));
     }
-    if plan.place.is_some() {
-        let message = "the engine cannot place a model on one GPU, so that it has no more than one worker";
-        return Err(Fault::new(ErrorCode::InvalidRequest, message).param("replicas"));
-    }
     // Each tier-0 model holds the engine, which can hold but one model.
     if Arc::strong_count(engine) > 1 {
         let message = "the engine holds one model at a time; close the one before first";
@@ -481,21 +477,28 @@ fn model_params(engine: &LoadedEngine, plan: &LoadPlan) -> Result<ModelParams, F
     Ok(ModelParams {
         path: plan.model.clone(),
         gpu_layers: plan.gpu_layers,
-        devices: plan.place.iter().map(|place| device_at(engine, place)).collect::<Result<_, _>>()?,
+        devices: devices_at(engine, plan)?,
         options: plan.options.clone(),
     })
 }
 
-/// The engine's index of the GPU that a model is to lie on.
-fn device_at(engine: &LoadedEngine, place: &GpuAddress) -> Result<u32, Fault> {
+/// The engine's indices of the GPUs that a model is to lie on. Of an engine that names no devices, what it sees is its
+/// choice.
+fn devices_at(engine: &LoadedEngine, plan: &LoadPlan) -> Result<Vec<u32>, Fault> {
     let mut gpus = engine.devices().unwrap_or_default();
     gpus.retain(|device| device.kind != DeviceKind::Cpu);
+    if gpus.is_empty() {
+        return Ok(Vec::new());
+    }
     let bus_ids: Vec<Option<&str>> = gpus.iter().map(|device| device.bus_id.as_deref()).collect();
-    place.among(&bus_ids).map(|found| gpus[found].index).ok_or_else(|| {
-        let bus = place.bus_id.as_ref().map(|bus| format!(" ({bus})")).unwrap_or_default();
-        let message = format!("the engine has no GPU {}{bus} to place the model on", place.index);
-        Fault::new(ErrorCode::LoadFailed, message).param("replicas")
-    })
+    let found = among(&plan.place, &bus_ids).ok_or_else(|| {
+        let wanted: Vec<String> =
+            plan.place.iter().map(|gpu| format!("{} ({})", gpu.index, gpu.id)).collect();
+        let message =
+            format!("the engine does not find the model's place among its GPUs: {}", wanted.join(", "));
+        Fault::new(ErrorCode::LoadFailed, message).param("devices")
+    })?;
+    Ok(found.into_iter().map(|at| gpus[at].index).collect())
 }
 
 pub(crate) fn context_params(plan: &LoadPlan, shape: Shape) -> ContextParams {
@@ -558,6 +561,7 @@ fn named(engine: &LoadedEngine, uses: Vec<llm_node_host::MemoryUse>) -> Vec<Memo
                 (Some(_), Some(device)) => device.name.clone(),
                 (Some(index), None) => format!("device {index}"),
             },
+            id: None,
             bus_id: device.and_then(|device| device.bus_id.clone()),
             is_host: one.device.is_none() || device.is_some_and(|device| device.kind == DeviceKind::Cpu),
             weights: one.weights,

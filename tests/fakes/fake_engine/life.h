@@ -4,7 +4,37 @@ static const EngineHost *host;
 static uint64_t default_step_us, default_token_us;
 static uint32_t tier0_max_tokens;
 static char device_names[FAKE_DEVICES][16], device_buses[FAKE_DEVICES][16];
+static uint32_t device_count;
 static int device_is_cpu;
+
+static void add_device(int at) {
+   if (device_count < FAKE_DEVICES) {
+      strcpy(device_names[device_count], device_is_cpu ? "CPU" : "TOY0");
+      strcpy(device_buses[device_count], "0000:01:00.0");
+      device_names[device_count][3] += (char)(device_is_cpu ? 0 : device_count);
+      device_buses[device_count++][6] += (char)at;
+   }
+}
+
+// Those that the environment names, by the number behind the last '-' of each, or all.
+static void find_devices(void) {
+   const char *named = getenv("CUDA_VISIBLE_DEVICES");
+   device_count = 0;
+   if (device_is_cpu || named == NULL) {
+      for (int i = 0; i < FAKE_DEVICES; i++) {
+         add_device(i);
+      }
+      return;
+   }
+   while (*named != 0 && *named != '-') {
+      size_t length = strcspn(named, ","), begin = length;
+      while (begin > 0 && named[begin - 1] != '-') {
+         begin--;
+      }
+      add_device(atoi(named + begin));
+      named += length + (named[length] == ',');
+   }
+}
 
 static int fail(int code, const char *why) {
    if (ENGINE_CAN(host, set_error)) {
@@ -32,12 +62,21 @@ __attribute__((constructor)) static void constructor(void) {
 }
 #endif
 
+static void tell_devices(const char *when) {
+#ifdef FAKE_TELL_DEVICES
+   const char *named = getenv("CUDA_VISIBLE_DEVICES");
+   fprintf(stderr, "the toy %s, and sees %s\n", when, named != NULL ? named : "all");
+#endif
+   (void)when;
+}
+
 #ifdef FAKE_UNTERMINATED_ID
 static char long_id[1 << 20];
 #endif
 
 EngineInfo *engine_get_info(void) {
    static EngineInfo info = {FAKE_ABI_VERSION, FAKE_ENGINE_ID, FAKE_ENGINE_VERSION};
+   tell_devices("is looked at");
 #if defined(FAKE_NULL_INFO)
    return NULL;
 #elif defined(FAKE_GARBAGE_INFO)
@@ -70,6 +109,7 @@ static void on_signal(int number) {
 
 int engine_init(EngineConfig *config) {
    host = ENGINE_HAS(config, host) ? config->host : NULL;
+   tell_devices("starts");
    default_step_us = FAKE_STEP_US;
    default_token_us = FAKE_TOKEN_US;
    if (ENGINE_HAS(config, n_options)) {
@@ -79,12 +119,7 @@ int engine_init(EngineConfig *config) {
    tier0_max_tokens = ENGINE_HAS(config, max_tokens) ? config->max_tokens : 0;
    device_is_cpu = !ENGINE_HAS(config, gpu_backend) || config->gpu_backend == NULL ||
                    strcmp(config->gpu_backend, "cpu") == 0;
-   for (int i = 0; i < FAKE_DEVICES; i++) {
-      strcpy(device_names[i], device_is_cpu ? "CPU" : "TOY0");
-      strcpy(device_buses[i], "0000:01:00.0");
-      device_names[i][3] += (char)(device_is_cpu ? 0 : i);
-      device_buses[i][6] += (char)i;
-   }
+   find_devices();
    if (ENGINE_CAN(host, log)) {
       host->log(host, ENGINE_LOG_DEBUG, "the toy is up");
    }

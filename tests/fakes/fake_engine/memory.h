@@ -1,7 +1,7 @@
 // engine.memory/1: devices, and what models and contexts say they take. A part of fake_engine.c, which includes it.
 
 static MAYBE_UNUSED uint32_t memory_device_count(void) {
-   return device_is_cpu ? 1 : FAKE_DEVICES;
+   return device_is_cpu ? 1 : device_count;
 }
 
 static MAYBE_UNUSED int memory_device_get(uint32_t index, EngineDevice *device) {
@@ -20,23 +20,29 @@ static MAYBE_UNUSED int memory_device_get(uint32_t index, EngineDevice *device) 
    return ERR_OK;
 }
 
-static void use_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryUse *use) {
-   memset(use, 0, sizeof *use);
-   use->device          = device_is_cpu ? ENGINE_DEVICE_HOST : model->device;
-   use->weights         = model->estimate_bytes;
-   use->cache           = cache_bytes;
-   use->compute         = 4096;
+// Of each device the same.
+static size_t uses_of(const EngineModel *model, uint64_t cache_bytes, EngineMemoryUse *uses, size_t capacity) {
+   uint32_t parts = device_is_cpu ? 1 : model->n_devices;
+   for (uint32_t i = 0; i < parts && i < capacity; i++) {
+      EngineMemoryUse *use = &uses[i];
+      memset(use, 0, sizeof *use);
+      use->device          = device_is_cpu ? ENGINE_DEVICE_HOST : model->devices[i];
+      use->weights         = model->estimate_bytes / parts;
+      use->cache           = cache_bytes / parts;
+      use->compute         = 4096;
 #ifdef FAKE_ESTIMATE_BYTES
-   uint64_t beside = use->cache + use->compute;
-  use->weights = FAKE_ESTIMATE_BYTES > beside ? FAKE_ESTIMATE_BYTES - beside : 1;
+      uint64_t beside = use->cache + use->compute;
+      use->weights = FAKE_ESTIMATE_BYTES > beside ? FAKE_ESTIMATE_BYTES - beside : 1;
 #endif
-   use->cache_per_token = CACHE_BYTES_PER_TOKEN;
+      use->cache_per_token = CACHE_BYTES_PER_TOKEN / parts;
 #ifdef FAKE_NO_SUCH_DEVICE
-   use->device = 7;
+      use->device = 7;
 #endif
 #ifdef FAKE_ESTIMATE_NOTHING
-   use->weights = use->cache = use->compute = use->cache_per_token = 0;
+      use->weights = use->cache = use->compute = use->cache_per_token = 0;
 #endif
+   }
+   return parts;
 }
 
 static uint64_t cache_capacity(const EngineContextParams *params, uint32_t context_length) {
@@ -54,25 +60,19 @@ static MAYBE_UNUSED int memory_estimate(const EngineModelParams   *params,
    if (code != ERR_OK) {
       return code;
    }
-   model->device  = device_of(params);
+   model_place(model, params);
    uint64_t cache = 0;
    if (context != NULL) {
       uint32_t length = context->context_length != 0 ? context->context_length : model->n_context;
       cache = cache_capacity(context, length) * CACHE_BYTES_PER_TOKEN;
    }
-   if (capacity > 0) {
-      use_of(model, cache, uses);
-   }
-   *count = 1;
+   *count = uses_of(model, cache, uses, capacity);
    model_free(model);
    return ERR_OK;
 }
 
 static MAYBE_UNUSED int memory_usage(const EngineModel *model, EngineMemoryUse *uses,
                                      size_t capacity, size_t *count) {
-   if (capacity > 0) {
-      use_of(model, model->cache_bytes, uses);
-   }
-   *count = 1;
+   *count = uses_of(model, model->cache_bytes, uses, capacity);
    return ERR_OK;
 }

@@ -3,7 +3,7 @@
 struct EngineModel {
    uint64_t file_bytes, eog_every, estimate_bytes;
    char    *taken; // beyond its word
-   uint32_t n_context, device;
+   uint32_t n_context, devices[FAKE_DEVICES], n_devices;
    size_t   n_metadata;
    char    *text; // the file, cut into the strings below
    char    *keys[MOST_METADATA], *values[MOST_METADATA];
@@ -68,9 +68,13 @@ static int model_open(const char *path, EngineModel **result) {
    return ERR_OK;
 }
 
-// The one that is named first, else the first.
-static MAYBE_UNUSED uint32_t device_of(const EngineModelParams *params) {
-   return ENGINE_HAS(params, n_devices) && params->n_devices > 0 ? params->devices[0] : 0;
+// Those that are named, else all.
+static MAYBE_UNUSED void model_place(EngineModel *model, const EngineModelParams *params) {
+   size_t named = ENGINE_HAS(params, n_devices) ? params->n_devices : 0;
+   model->n_devices = 0;
+   for (uint32_t i = 0; i < (named > 0 ? named : device_count) && i < FAKE_DEVICES; i++) {
+      model->devices[model->n_devices++] = named > 0 ? params->devices[i] : i;
+   }
 }
 
 // What a load takes beyond what is said of it, and how long it lasts.
@@ -106,7 +110,7 @@ static MAYBE_UNUSED int models_load(const EngineModelParams *params, EngineModel
    EngineModel *loaded = NULL;
    int          code   = model_open(params->path, &loaded);
    if (code == ERR_OK) {
-      loaded->device = device_of(params);
+      model_place(loaded, params);
       code           = model_take(loaded);
    }
    if (code != ERR_OK) {

@@ -147,9 +147,8 @@ def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     memory = _gauge("llm_node_device_bytes", "Memory of a device.", "device", "what")
     for device in system["devices"]:
-        name = device["bus_id"] or f"{device['kind']}{device['index']}"
         for what in ("total", "free", "limit", "reserved"):
-            memory.add_metric([name, what], device[f"{what}_bytes"])
+            memory.add_metric([device["id"], what], device[f"{what}_bytes"])
     requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")
     requests.add_metric([], system["load"]["requests"])
     capacity = _gauge(

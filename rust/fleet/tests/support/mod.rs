@@ -55,6 +55,7 @@ pub(crate) fn device(kind: DeviceKind, index: u32, total_bytes: u64, free_bytes:
         index,
         name: format!("{kind:?} {index}"),
         bus_id: None,
+        uuid: None,
         total_bytes,
         free_bytes,
         kind,

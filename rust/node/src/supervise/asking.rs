@@ -14,6 +14,7 @@ use llm_node_wire::message::{EngineAddress, EngineFacts, FromWorker, LoadPlan, T
 
 use super::{
     Inner,
+    environment::Sight,
     minding::Control,
     process::{Launch, Process, shutting_down},
 };
@@ -32,7 +33,8 @@ pub(super) struct Asked {
 impl Asked {
     /// With what the engine of a plan says that it takes.
     pub(super) fn begin(inner: &Inner, plan: LoadPlan) -> Result<(Self, Estimate), Fault> {
-        let (process, controls) = thrown_away(inner, &plan.engine.id)?;
+        let (process, controls) =
+            thrown_away(inner, &plan.engine.id, Sight::of(&plan.engine.gpu_backend, &plan.place))?;
         let asked = Self { process, controls, deadline: Instant::now() + inner.config.load_timeout() };
         asked.process.link.send(ToWorker::Load(plan));
         let Estimate { uses, figures } = asked.hear(|message| match message {
@@ -83,12 +85,17 @@ fn is_something(uses: &[MemoryUse]) -> bool {
 }
 
 /// A process for one question to an engine, and what is heard of it.
-fn thrown_away(inner: &Inner, engine: &str) -> Result<(Arc<Process>, mpsc::Receiver<Control>), Fault> {
+fn thrown_away(
+    inner: &Inner,
+    engine: &str,
+    sight: Sight,
+) -> Result<(Arc<Process>, mpsc::Receiver<Control>), Fault> {
     let (hears, controls) = mpsc::channel();
     let launch = Launch {
         worker: inner.processes.number_of_probe(),
         command: &inner.config.worker_command,
         engine_env: &inner.config.engine_env,
+        sight,
         start_timeout: inner.config.start_timeout(),
         engine: engine.to_owned(),
         model: None,
@@ -121,7 +128,8 @@ impl Probe for ProcessProbe<'_> {
 impl ProcessProbe<'_> {
     fn look(&self, address: &EngineAddress) -> Result<EngineFacts, Refusal> {
         let inner = self.0;
-        let (process, controls) = thrown_away(inner, &address.id).map_err(Refusal::NotProbed)?;
+        let (process, controls) =
+            thrown_away(inner, &address.id, Sight::Nothing).map_err(Refusal::NotProbed)?;
         let timeout = inner.config.probe_timeout();
         let deadline = Instant::now() + timeout;
         process.link.send(ToWorker::Probe(address.clone()));

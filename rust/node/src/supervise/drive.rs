@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     Inner,
+    environment::Sight,
     inflight::Reply,
     load,
     minding::{Control, Death, GivenUp},
@@ -267,11 +268,11 @@ fn carry_out(
     let process = |worker| inner.processes.get(worker);
     match effect {
         Effect::Find { worker, model_id, setup, format } => find(inner, worker, model_id, setup, format),
-        Effect::Spawn { worker } => {
+        Effect::Spawn { worker, place, figures } => {
             // It stands behind the `Found` that came with its plan.
             if let Some(plan) = plan.take() {
                 inner.processes.expect(worker);
-                spawn(inner, worker, plan);
+                spawn(inner, worker, Box::new(LoadPlan { place, figures, ..*plan }));
             }
         }
         Effect::Proceed { worker, shape } => {
@@ -368,6 +369,7 @@ fn spawn(inner: &Arc<Inner>, worker: WorkerId, plan: Box<LoadPlan>) {
             worker,
             command: &inner.config.worker_command,
             engine_env: &inner.config.engine_env,
+            sight: Sight::of(&plan.engine.gpu_backend, &plan.place),
             start_timeout: inner.config.start_timeout(),
             engine: plan.engine.id.clone(),
             model: Some(plan.model_id.clone()),

@@ -4,8 +4,12 @@
 //! libraries and temporary files lie, which language is spoken. All else stays with the node, so that a key
 //! for some service, which a shell or a container holds beside them, is never within an engine's reach.
 //! A list of what to leave out would have to know every secret's name.
+//!
+//! And which GPUs it sees: a process takes hundreds of MiB of each that is merely looked at.
 
 use std::{env, process::Command};
+
+use llm_node_core::memory::GpuAddress;
 
 /// Whole names.
 const NAMES: &[&str] = &[
@@ -146,9 +150,56 @@ const SECRETS: &[&str] = &[
 /// Settings of the node.
 const OURS: &str = "LLM_NODE_";
 
+/// By backend, the variable that names the GPUs of a process, in an order that is that of their numbers there.
+const VISIBLE: &[(&str, &str)] = &[("cuda", "CUDA_VISIBLE_DEVICES"), ("rocm", "HIP_VISIBLE_DEVICES")];
+/// The number of no GPU.
+const NONE: &str = "-1";
+
+/// The GPUs that a worker sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// None: it only looks at an engine.
+    #[default]
+    Nothing,
+    /// Those that the node sees.
+    All,
+    /// Some of these, by a variable and its value.
+    Some(&'static str, String),
+}
+
+impl Sight {
+    /// Of one that loads a model there. Without GPUs that drivers know by name it sees all.
+    pub(super) fn of(gpu_backend: &str, place: &[GpuAddress]) -> Self {
+        match variable_of(gpu_backend) {
+            Some(name) if !place.is_empty() && place.iter().all(GpuAddress::is_known_to_drivers) => {
+                let ids: Vec<&str> = place.iter().map(|gpu| gpu.id.as_str()).collect();
+                Sight::Some(name, ids.join(","))
+            }
+            _ => Sight::All,
+        }
+    }
+
+    /// Do engines of such a backend see what they are told to?
+    pub(super) fn can_be_narrowed(gpu_backend: &str) -> bool {
+        variable_of(gpu_backend).is_some()
+    }
+
+    fn narrow(&self, command: &mut Command) {
+        match self {
+            Sight::All => {}
+            Sight::Nothing => drop(command.envs(VISIBLE.iter().map(|(_, name)| (name, NONE)))),
+            Sight::Some(name, ids) => drop(command.env(name, ids)),
+        }
+    }
+}
+
+fn variable_of(gpu_backend: &str) -> Option<&'static str> {
+    VISIBLE.iter().find(|(backend, _)| *backend == gpu_backend).map(|(_, name)| *name)
+}
+
 /// Leaves to the process what is on the list and what `more` names, and adds what makes engines run well
 /// where nobody chose otherwise.
-pub(super) fn prepare(command: &mut Command, more: &[String]) {
+pub(super) fn prepare(command: &mut Command, more: &[String], sight: &Sight) {
     command.env_clear();
     command.envs(env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| passes(name, more))));
     // ggml would fork a debugger from its terminate handler; see the ABI's notes.
@@ -168,6 +219,7 @@ pub(super) fn prepare(command: &mut Command, more: &[String]) {
     if env::var_os("GLIBC_TUNABLES").is_none() {
         command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     }
+    sight.narrow(command);
 }
 
 fn passes(name: &str, more: &[String]) -> bool {
@@ -207,6 +259,32 @@ mod tests {
             "PYTHONHOME",
         ] {
             assert!(passes(name, &[]), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_worker_sees_the_gpus_that_it_loads_on() {
+        let gpu = |id: &str| GpuAddress { id: id.to_owned(), ..GpuAddress::default() };
+        let ids = |names: &[&str]| names.iter().map(|id| gpu(id)).collect::<Vec<_>>();
+        let seen = |variable, ids: &str| Sight::Some(variable, ids.to_owned());
+        for (backend, place, sight) in [
+            ("cuda", ids(&["GPU-a"]), seen("CUDA_VISIBLE_DEVICES", "GPU-a")),
+            ("cuda", ids(&["GPU-a", "GPU-b"]), seen("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")),
+            ("cuda", ids(&["MIG-a"]), seen("CUDA_VISIBLE_DEVICES", "MIG-a")),
+            ("rocm", ids(&["GPU-a"]), seen("HIP_VISIBLE_DEVICES", "GPU-a")),
+            // NVML does not say what they are called.
+            ("cuda", ids(&["0000:01:00.0"]), Sight::All),
+            ("cuda", Vec::new(), Sight::All),
+            ("vulkan", ids(&["GPU-a"]), Sight::All),
+            ("cpu", Vec::new(), Sight::All),
+        ] {
+            assert_eq!(Sight::of(backend, &place), sight, "{backend} {place:?}");
+        }
+        let mut command = Command::new("engine");
+        prepare(&mut command, &[], &Sight::Nothing);
+        for variable in ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"] {
+            let value = command.get_envs().find(|(name, _)| *name == variable).and_then(|(_, value)| value);
+            assert_eq!(value, Some(NONE.as_ref()));
         }
     }
 

@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 use super::{
     Inner,
     asking::Asked,
+    environment::Sight,
     inflight::Reply,
     process::{Process, shutting_down},
     report, written,
@@ -185,6 +186,7 @@ pub(super) fn find(
     }
     let candidates = inner.candidates(false);
     let candidate = choose(inner.wish(&model, setup.engine(), format), &candidates)?;
+    can_be_placed(candidate, setup)?;
     let plan = plan(inner, &model, candidate, setup)?;
     let draft = match &plan.speculation {
         Speculation::Model(path) => fs::metadata(path).map_or(0, |file| file.len()),
@@ -193,7 +195,6 @@ pub(super) fn find(
     let EngineAddress { id, version, gpu_backend, .. } = plan.engine.clone();
     let key = key(inner, &model, &plan)?;
     let known = inner.fleet.view().history.known(&key);
-    let plan = LoadPlan { figures: known.as_ref().map(|known| known.figures.clone()), ..plan };
     let found = FoundModel {
         engine: ChosenEngine { id, version, gpu_backend },
         size_bytes: model.size_bytes.saturating_add(draft),
@@ -206,6 +207,25 @@ pub(super) fn find(
     Ok((found, Box::new(plan)))
 }
 
+/// Refuses what says where a model lies, of an engine that neither sees what the node chooses nor is told.
+fn can_be_placed(candidate: &Candidate, setup: &Setup) -> Result<(), Fault> {
+    let param = match (setup.devices(), setup.replicas()) {
+        (Some(_), _) => "devices",
+        (None, 2..) => "replicas",
+        (None, _) => return Ok(()),
+    };
+    let extensions = candidate.verdict.as_ref().map(|facts| &facts.extensions[..]).unwrap_or_default();
+    let is_told =
+        ["engine.models/1", "engine.memory/1"].iter().all(|id| extensions.iter().any(|it| it == id));
+    let backend = candidate.manifest.as_ref().map_or("", |manifest| &manifest.gpu_backend);
+    // That there is none on the CPU, the fleet says.
+    if is_told || backend == "cpu" || Sight::can_be_narrowed(backend) {
+        return Ok(());
+    }
+    let message = format!("engine '{}' for {backend} puts a model on whichever GPUs it likes", candidate.id);
+    Err(Fault::new(ErrorCode::InvalidRequest, message).param(param))
+}
+
 /// What tells this load from others: whatever decides what it takes.
 fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> {
     let device = |device: &Device| (device.name.clone(), device.total_bytes);
@@ -216,12 +236,13 @@ fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> 
         Speculation::Off | Speculation::Lookup => None,
     };
     let parts: Vec<_> = model.parts.iter().map(|path| file(path)).collect();
-    let LoadPlan { size, usual_size, gpu_layers, place, threads, vram_limit_bytes, options, .. } = plan;
+    // Wherever it lies.
+    let LoadPlan { size, usual_size, gpu_layers, threads, vram_limit_bytes, options, .. } = plan;
     Ok(LoadKey {
         build: written(&(id, version, gpu_backend, file(binary), devices, &inner.config.cuda_driver))?,
         model: written(&(
             (file(&model.path), parts, &plan.speculation, draft),
-            (size, usual_size, gpu_layers, place, threads, vram_limit_bytes, options),
+            (size, usual_size, gpu_layers, threads, vram_limit_bytes, options),
         ))?,
     })
 }
@@ -258,7 +279,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         size: ContextSize::from(&setup.asked),
         usual_size: ContextSize::from(&setup.usual),
         gpu_layers: options.gpu_layers.unwrap_or(-1),
-        place: setup.place.clone(),
+        place: Vec::new(),
         threads: options.threads.unwrap_or(0),
         vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
         scheduling: Scheduling {
@@ -282,6 +303,7 @@ pub(super) fn measure_host() -> Device {
         index: 0,
         name: "host".to_owned(),
         bus_id: None,
+        uuid: None,
         total_bytes: memory.total,
         free_bytes: memory.available,
         kind: DeviceKind::Host,
@@ -411,15 +433,10 @@ fn foresee(
     setup: &Setup,
     format: Option<&str>,
 ) -> Result<(Foreseen, Option<Asked>), Fault> {
-    let mut setup = setup.clone();
-    if setup.replicas() > 1 {
-        // What one of its workers takes.
-        let view = inner.fleet.view();
-        let gpu = view.accounts.iter().find(|account| account.device.kind == DeviceKind::Gpu);
-        setup.place = gpu.map(|gpu| gpu.device.address());
-    }
-    let (found, plan) = find(inner, model_id, &setup, format)?;
-    let setup = Some(Box::new(setup));
+    let (found, plan) = find(inner, model_id, setup, format)?;
+    // What it takes does not depend on where that is.
+    let place = setup.to_look_at(&inner.fleet.view().gpus);
+    let setup = Some(Box::new(setup.clone()));
     let (engine, key) = (found.engine.id, found.key);
     if let Some(before) = found.known {
         let foreseen = Foreseen {
@@ -435,7 +452,7 @@ fn foresee(
         };
         return Ok((foreseen, None));
     }
-    let (asked, Estimate { uses, figures }) = Asked::begin(inner, *plan)?;
+    let (asked, Estimate { uses, figures }) = Asked::begin(inner, LoadPlan { place, ..*plan })?;
     let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
     let memory = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
     let (seconds, before, sized) = (None, None, Vec::new());
@@ -457,7 +474,9 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
         speculation: Some(options::Speculation::Off),
         ..ModelOptions::default()
     };
-    let plan = plan(inner, &model, candidate, &Setup::new(&model.id, wishes, &inner.usual.lock()))?;
+    let setup = Setup::new(&model.id, wishes, &inner.usual.lock());
+    let place = setup.to_look_at(&inner.fleet.view().gpus);
+    let plan = LoadPlan { place, ..plan(inner, &model, candidate, &setup)? };
     let size = plan.size;
     let (mut asked, estimate) = Asked::begin(inner, plan)?;
     let memory = if estimate.figures.are_of_contexts() {

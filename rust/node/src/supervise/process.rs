@@ -25,7 +25,7 @@ use llm_node_wire::{endpoint, message::ToWorker};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    environment,
+    environment::{self, Sight},
     inflight::{Link, Outgoing, Traffic},
     minding::{DYING_DEADLINE, Death, Fate, GivenUp, Hear, LAST_WORDS_DEADLINE, Minding, Reading, write},
     output::{Output, pump},
@@ -48,6 +48,8 @@ pub(super) struct Launch<'a> {
     pub(super) start_timeout: Duration,
     /// Variables that engines get beside the usual ones.
     pub(super) engine_env: &'a [String],
+    /// The GPUs that it sees.
+    pub(super) sight: Sight,
     /// Id of the engine that it is to open.
     pub(super) engine: String,
     /// The model that it is to load.
@@ -236,7 +238,7 @@ impl Processes {
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program is named"))?;
         let mut command = Command::new(program);
-        environment::prepare(&mut command, launch.engine_env);
+        environment::prepare(&mut command, launch.engine_env, &launch.sight);
         command
             .args(arguments)
             .arg(&meeting.endpoint)

@@ -269,6 +269,8 @@ struct LoadedRow<'a> {
 #[derive(Serialize)]
 struct MemoryRow<'a> {
     device: &'a str,
+    /// Of the device among the node's; `None`: it does not know that one.
+    id: Option<&'a str>,
     bus_id: Option<&'a str>,
     is_host: bool,
     weights_bytes: u64,
@@ -323,6 +325,7 @@ pub(super) struct SystemRow<'a> {
 
 #[derive(Serialize)]
 struct DeviceRow<'a> {
+    id: &'a str,
     index: u32,
     name: &'a str,
     bus_id: Option<&'a str>,
@@ -465,7 +468,7 @@ impl<'a> LoadedRow<'a> {
             engine: &loaded.engine.id,
             engine_version: &loaded.engine.version,
             gpu_backend: &loaded.engine.gpu_backend,
-            devices: loaded.facts.memory.iter().map(|use_| &*use_.device).collect(),
+            devices: loaded.facts.memory.iter().map(|use_| id_of(use_).unwrap_or(&use_.device)).collect(),
             memory: loaded.facts.memory.iter().map(MemoryRow::of).collect(),
             load_ms: loaded.took.as_millis() as u64,
             facts: &loaded.facts,
@@ -509,10 +512,16 @@ impl<'a> ReplicaRow<'a> {
     }
 }
 
+/// Of the device among the node's.
+fn id_of(use_: &MemoryUse) -> Option<&str> {
+    if use_.is_host { Some("host") } else { use_.id.as_deref() }
+}
+
 impl<'a> MemoryRow<'a> {
     fn of(use_: &'a MemoryUse) -> Self {
         Self {
             device: &use_.device,
+            id: id_of(use_),
             bus_id: use_.bus_id.as_deref(),
             is_host: use_.is_host,
             weights_bytes: use_.weights,
@@ -545,9 +554,10 @@ impl<'a> FileRow<'a> {
 impl<'a> DeviceRow<'a> {
     /// `host`: as it is now.
     fn of(account: &'a Account, host: &'a Device) -> Self {
-        let Account { device, limit_bytes, foreign_bytes, reserved_bytes, .. } = account;
+        let Account { id, device, limit_bytes, foreign_bytes, reserved_bytes, .. } = account;
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
+            id,
             index: device.index,
             name: &device.name,
             bus_id: device.bus_id.as_deref(),

@@ -72,7 +72,7 @@ pub fn plan(engine: EngineAddress, model: PathBuf) -> LoadPlan {
         size: ContextSize::default(),
         usual_size: ContextSize::default(),
         gpu_layers: -1,
-        place: None,
+        place: Vec::new(),
         threads: 1,
         vram_limit_bytes: 0,
         scheduling: SCHEDULING,
