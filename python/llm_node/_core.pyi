@@ -253,8 +253,8 @@ class Supervisor:
         "cache_tokens"?, "gpu_layers"?, "threads"?, "speculation"?, "draft_model"?, "tool_syntax"?,
         "chat_template"?, "pin"?, "keep_alive"?, "replicas"?, "devices"?, "options"?, "for_request"?,
         "tokens"?}. What comes is JSON: what the load came to. `for_request`: a request comes as soon as it is
-        loaded; nobody takes its place before. `tokens`: it needs so many, and the context was too short. Raises
-        `Fault` at once where the request is no such JSON.
+        loaded; nobody takes its place before. `tokens`: it needs so many, and the context was too short.
+        Raises `Fault` at once where the request is no such JSON.
         """
 
     def unload(self, model_id: str, timeout_seconds: float) -> int:

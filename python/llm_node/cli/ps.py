@@ -64,8 +64,9 @@ def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _rows(models: list[Mapping[str, Any]], line: list[str], gpus: Mapping[str, str]) -> Iterator[list[str]]:
-    """A row of each model, and of one with several workers a row of each of these below it. `gpus`: their names
-    for people, by id."""
+    """A row of each model, and of one with several workers a row of each of these below it.
+
+    `gpus`: their names for people, by id."""
     for model in models:
         yield _row(model, line, gpus)
         for number, worker in enumerate(model.get("workers", ()), start=1):
