@@ -30,7 +30,12 @@ $(STAMPS)/tools: pyproject.toml tools/check_toolchain.py
 	@$(PYTHON) tools/check_toolchain.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group build --group test
+	$(BIN)/python -m pip install --quiet --group build
+	@mkdir -p $(@D) && touch $@
+
+# Several hundred megabytes, which whoever only runs the node does not wait for.
+$(STAMPS)/tests: $(STAMPS)/tools
+	$(BIN)/python -m pip install --quiet --group test
 	@mkdir -p $(@D) && touch $@
 
 # The libraries of the web page, and what its tests need. WEB=no builds without it.
@@ -53,7 +58,7 @@ samples: $(STAMPS)/tools
 	@$(MAKE) --no-print-directory -C engines/sample_c OUT=$(CURDIR)/engines
 
 # The package and the engine side by side: each ends with what one core does.
-setup: $(STAMPS)/tools
+setup: $(STAMPS)/tests
 	@$(MAKE) --no-print-directory --jobs=2 $(STAMPS)/wheel engine BACKEND=cpu
 
 # Two: the node, and the CPU engine as a package of its own. PORTABLE=--portable makes them for other machines too.
@@ -95,7 +100,7 @@ test-python:
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 # Types of everything in seconds; or one crate with its tests and lints; or some tests of the installed wheel.
-check: $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)
+check: $(STAMPS)/tests $(if $(wildcard $(STAMPS)/wheel),,$(STAMPS)/wheel)
 ifeq ($(CRATE)$(TEST),)
 	cargo check --workspace --all-targets --locked --quiet
 	$(BIN)/ruff check --quiet .
@@ -110,7 +115,7 @@ ifneq ($(TEST),)
 	$(BIN)/python -m pytest -q -x $(TEST)
 endif
 
-lint: $(STAMPS)/wheel
+lint: $(STAMPS)/tests $(STAMPS)/wheel
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/ruff check .
@@ -129,7 +134,7 @@ clients: setup
 	$(BIN)/python -m pytest -q tests/clients
 
 # 200,000 orders, 40 in a case, in a world that is made up; and models that make room for each other for ten minutes.
-soak: $(STAMPS)/wheel
+soak: $(STAMPS)/tests $(STAMPS)/wheel
 	PROPTEST_CASES=5000 cargo test --package llm-node-fleet --locked --quiet --test simulation
 	SOAK_SECONDS=600 $(BIN)/python -m pytest --quiet --timeout 1200 tests/node/test_room.py -k in_turn
 
@@ -137,7 +142,7 @@ soak: $(STAMPS)/wheel
 sanitize:
 	@$(PYTHON) tools/sanitize.py $(SANITIZE)
 
-gen: $(STAMPS)/wheel
+gen: $(STAMPS)/tests $(STAMPS)/wheel
 	$(BIN)/python tools/generate_docs.py
 
 # What the pages show of browser and terminal, drawn anew. A test draws them too, and leaves these alone.
@@ -146,7 +151,7 @@ pictures: setup
 	$(BIN)/python tools/terminal_picture.py
 
 # The documentation as a site, in .cache/site/docs/index.html. A link that leads nowhere is an error.
-docs: $(STAMPS)/tools
+docs: $(STAMPS)/tests
 	$(BIN)/python -m sphinx -q -W -n --keep-going -c docs -b html . .cache/site
 
 # Against llama-server, which it builds first; see docs/benchmarks.md. ROWS=decode-8,burst-32 for some only.
