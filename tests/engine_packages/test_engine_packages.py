@@ -12,7 +12,7 @@ from support.environment import Environment, node_wheel, packed
 from support.node import node_environment, running_node
 
 MODULE = "llm_node_engine_sample_markov_cpu"
-MOST_BYTES = 9_600_000
+MOST_BYTES = 8_000_000
 
 
 def test_an_engine_is_found_where_its_package_is_and_no_code_of_it_runs(
