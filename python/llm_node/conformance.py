@@ -30,7 +30,7 @@ class Outcome:
     """ "passed", "failed" or "skipped"."""
     seconds: float
     contract: str
-    """The passage of engine_api.h that the check rests on, and `line`, where it stands."""
+    """The sentences of engine_api.h that the check rests on, and `line`, where they begin."""
     line: int
     seen: str
     """What was seen of an engine that failed; else why it was skipped, or nothing."""

@@ -161,7 +161,7 @@ def test_three_sentences_and_the_calls_say_what_is_wrong(run: Run, tmp_path: Pat
     words = " ".join(checked.stdout.split())
     assert re.search(r'contract engine_api\.h, line \d+: "Makes positions \[0, end\) of `from`', words)
     assert "seen batch.seq_copy: the engine misbehaved: sequence" in words
-    assert "change Count who holds each cell" in words
+    assert "change Let seq_copy end `to` at `end`" in words
     assert re.search(
         r"calls batch\.step: sequence \d from 0, tokens \[\d+\], 0 rows batch\.seq_copy: from", words
     )

@@ -36,9 +36,9 @@ pub struct Check {
 }
 
 impl Check {
-    /// The line of `engine_api.h` where the passage begins.
-    pub fn line(&self) -> usize {
-        header::line_of(self.contract).unwrap_or_default()
+    /// The whole sentences of `engine_api.h` in which the passage stands, and the line on which they begin.
+    pub fn quotation(&self) -> (String, usize) {
+        header::quoted(self.contract).unwrap_or_default()
     }
 
     /// The check called `name`.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use llm_node_host::{EngineError, LoadedEngine};
 
 use crate::bench::Bench;
-use crate::check::{Check, Level, Stop, Verdict, ensure};
+use crate::check::{Check, Finding, Level, Stop, Verdict, ensure};
 use crate::raw::{calls, process};
 
 pub(crate) const CHECKS: &[Check] = &[
@@ -44,7 +44,7 @@ pub(crate) const CHECKS: &[Check] = &[
         level: Level::Must,
         what: "Results stay as they are until the next call, and the prompt's memory is not used after its call.",
         contract: "The array and all it points to belong to the engine, and are valid until the next call",
-        mend: "Copy what you need of the prompt, and keep the results in memory of the engine's own.",
+        mend: "Copy what you need of the prompt: its memory is the host's, and gone when engine_generate returns.",
         after: &["tier0.generate"],
         ask: results,
     },
@@ -163,17 +163,64 @@ fn generate(bench: &Bench<'_>) -> Verdict {
     Ok(())
 }
 
+/// Where results must lie.
+const KEEP: &str = "Keep the array of results, and the texts that it points to, in memory that is the engine's until the \
+                    next call: not on the stack, and not freed before.";
+
 fn results(bench: &Bench<'_>) -> Verdict {
     let mut engine = loaded(bench)?;
-    let first = calls::tier0_generate(&mut engine, b"Hello, world")?;
-    let before = first.read()?;
-    // The allocator hands out again what was freed.
+    let gone = |seen: String, mend: &str| {
+        Stop::Finding(Finding { seen, mend: Some(mend.to_owned()), script: Vec::new() })
+    };
+    // While the prompt is there, what cannot be read lies where nothing stays.
+    let unreadable = |stop: Stop| match stop {
+        Stop::Finding(Finding { seen, .. }) => gone(seen, KEEP),
+        other @ Stop::Skip(_) => other,
+    };
+    bench.trail.call("engine_generate: with a prompt that stays");
+    let mut prompt = calls::Prompt::new(b"Hello, world");
+    let first = prompt.generate(&mut engine)?;
+    let before = first.read().map_err(unreadable)?;
+    // The allocator hands out again what was freed, and the stack is written to.
     let noise: Vec<Vec<u8>> = (0..64).map(|index| vec![0x5a; 16 << (index % 10)]).collect();
     std::hint::black_box(&noise);
-    ensure!(first.read()? == before, "The results of engine_generate changed before the next call.");
-    let again = calls::tier0_generate(&mut engine, b"Hello, world")?.read();
-    again?;
+    let kept = first.read().map_err(unreadable)?;
+    if kept != before {
+        return Err(gone(
+            format!(
+                "The results of engine_generate changed before the next call, while the prompt was still there: {}",
+                differing(&before, &kept)
+            ),
+            KEEP,
+        ));
+    }
+    prompt.overwrite();
+    let kept = first.read()?;
+    if kept != before {
+        return Err(gone(
+            format!(
+                "The results of engine_generate changed when the prompt's memory was overwritten after the call: {}",
+                differing(&before, &kept)
+            ),
+            "Copy what you need of the prompt into memory of the engine's own: the texts of the results must not point into \
+             the prompt.",
+        ));
+    }
+    drop(prompt);
+    bench.trail.call(
+        "engine_generate: again. The memory of the prompt before is gone: who has kept its address dies of reading it",
+    );
+    calls::tier0_generate(&mut engine, b"Hello, world")?.read()?;
     Ok(())
+}
+
+/// In which token two readings of the same results differ first.
+fn differing(before: &[Vec<u8>], now: &[Vec<u8>]) -> String {
+    let same = before.iter().zip(now).take_while(|(a, b)| a == b).count();
+    let text = |all: &[Vec<u8>]| {
+        all.get(same).map_or("nothing".to_owned(), |it| format!("{:?}", String::from_utf8_lossy(it)))
+    };
+    format!("the text of element {same} was {}, and is {} now.", text(before), text(now))
 }
 
 fn prompts(bench: &Bench<'_>) -> Verdict {

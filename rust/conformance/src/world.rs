@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use llm_node_core::engine::{EngineFault, EngineFaultKind, Limits, Slice, StepEngine, Token};
+use llm_node_core::engine::{EngineFault, EngineFaultKind, Limits, SequenceId, Slice, StepEngine, Token};
 use llm_node_host::{Context, Model};
 
 use crate::bench::{Bench, context, plain_tokens};
@@ -34,17 +34,25 @@ pub(crate) struct World {
 pub(crate) struct Shows {
     seen: String,
     mend: Option<String>,
+    /// The sequence whose row is another one's.
+    wrong: Option<SequenceId>,
 }
 
 impl From<EngineFault> for Shows {
     fn from(fault: EngineFault) -> Self {
-        Self { seen: fault.to_string(), mend: None }
+        fault.to_string().into()
     }
 }
 
 impl From<String> for Shows {
     fn from(seen: String) -> Self {
-        Self { seen, mend: None }
+        Self { seen, mend: None, wrong: None }
+    }
+}
+
+impl Shows {
+    fn mended(self, mend: impl Into<String>) -> Self {
+        Self { mend: Some(mend.into()), ..self }
     }
 }
 
@@ -116,10 +124,12 @@ impl World {
             let fails = |script: &[Call]| once(self, script).is_ok_and(|(_, shows)| shows.is_some());
             let small = smallest(script, PATIENCE, fails);
             let (script, shows) = once(self, &small)?;
-            let Shows { seen, mend } = shows.unwrap_or(Shows {
-                seen: "What the same calls bring differs from one time to the next.".to_owned(),
-                mend: None,
+            let Shows { seen, mend, wrong } = shows.unwrap_or_else(|| {
+                Shows::from("What the same calls bring differs from one time to the next.".to_owned()).mended(
+                    "Look for what the engine reads and has not written: memory that is new or was freed.",
+                )
             });
+            let mend = wrong.and_then(|sequence| spoilt(&small, sequence)).or(mend);
             return Err(Stop::Finding(Finding { seen, mend, script }));
         };
         Ok(())
@@ -142,11 +152,16 @@ impl World {
             lines.push(line);
             let done = match &call {
                 Call::Step(feeds) => self.step(context, feeds, &held)?,
-                Call::Copy { from, to, end } => declined(
-                    context.copy_prefix(*from, *to, *end),
+                Call::Copy { from, to, end } => {
                     // "if only the whole of `from` can be copied"
-                    *end as usize != held[*from as usize].len(),
-                )?,
+                    let may_be = *end as usize != held[*from as usize].len();
+                    declined(context.copy_prefix(*from, *to, *end), may_be).map_err(|fault| {
+                        // The host has looked where the copy ends.
+                        let is_of_range = fault.kind == EngineFaultKind::Misbehaved;
+                        let shows = Shows::from(fault);
+                        if is_of_range { shows.mended(ends_after(&call)) } else { shows }
+                    })?
+                }
                 Call::Remove { sequence, begin } => {
                     context.truncate(*sequence, *begin)?;
                     true
@@ -159,7 +174,7 @@ impl World {
             if done {
                 call.apply(&mut held);
             }
-            keeps_account(context, &held, &limits)?;
+            keeps_account(context, &held, &limits, &call)?;
         }
         Ok(())
     }
@@ -214,7 +229,7 @@ impl World {
                         feed.sequence,
                         text.len() - 1
                     );
-                    return Err(self.differs(&place, &rows[index], distance, feeds, held));
+                    return Err(self.differs(feed.sequence, &place, &rows[index], distance, feeds, held));
                 }
                 index += 1;
             }
@@ -223,7 +238,15 @@ impl World {
     }
 
     /// Says of which text the row is, if it is one that can be guessed.
-    fn differs(&mut self, place: &str, row: &[f32], distance: f32, feeds: &[Feed], held: &Held) -> Shows {
+    fn differs(
+        &mut self,
+        sequence: SequenceId,
+        place: &str,
+        row: &[f32],
+        distance: f32,
+        feeds: &[Feed],
+        held: &Held,
+    ) -> Shows {
         let mut texts: Vec<(String, Vec<Token>)> = Vec::new();
         for (sequence, before) in held.iter().enumerate() {
             let fed = feeds.iter().find(|feed| feed.sequence as usize == sequence);
@@ -253,7 +276,74 @@ impl World {
         Shows {
             seen: format!("In the last call, {place}, is not what the same tokens alone give: {of}."),
             mend: found.map(|name| format!("Look at how the row comes to be that of {name}.")),
+            wrong: Some(sequence),
         }
+    }
+}
+
+/// What may have spoilt a sequence that is another than it must be at the end of a script, of which nothing can be left
+/// out: the last call but steps of its own that it depends on. `None`: there is none.
+fn spoilt(script: &[Call], sequence: SequenceId) -> Option<String> {
+    let touches = |call: &Call, other: SequenceId| match call {
+        Call::Step(feeds) => feeds.iter().any(|feed| feed.sequence == other),
+        Call::Copy { to, .. } | Call::Move { to, .. } => *to == other,
+        Call::Remove { sequence, .. } => *sequence == other,
+    };
+    let (at, call) = script.iter().enumerate().rev().find(|(_, call)| match call {
+        Call::Step(_) => false,
+        Call::Copy { from, to, .. } => [*from, *to].contains(&sequence),
+        Call::Move { to, .. } => *to == sequence,
+        Call::Remove { sequence: of, begin } => *of == sequence && *begin > 0,
+    })?;
+    let since = |other| script[at + 1..].iter().any(|call| touches(call, other));
+    let shared = "Count who holds each cell, and copy before you write to one, or free it, that several hold";
+    Some(match *call {
+        Call::Copy { from, to, .. } if sequence == to && !since(from) => format!(
+            "Let seq_copy give sequence {to} all that sequence {from} holds of positions 0 to end - 1: the last one too, \
+             and in every layer."
+        ),
+        Call::Copy { from, to, .. } if sequence == from && !since(to) => {
+            format!("Let seq_copy leave sequence {from}, which is copied, as it is.")
+        }
+        Call::Copy { from, to, .. } => {
+            let other = if sequence == to { from } else { to };
+            format!("{shared}: what was done to sequence {other} after the copy changed sequence {sequence}.")
+        }
+        Call::Move { from, to } => format!(
+            "Let seq_save write all that sequence {from} holds, and seq_restore give all of it to sequence {to}."
+        ),
+        Call::Remove { begin, .. } => format!(
+            "Let seq_remove keep what stands before position {begin}, and let what comes next be written from there on."
+        ),
+        Call::Step(_) => return None,
+    })
+}
+
+/// Where sequences must end after a call.
+fn ends_after(call: &Call) -> &'static str {
+    match call {
+        Call::Step(_) => {
+            "Let a step end each sequence behind the last token of its slice, and leave the others."
+        }
+        Call::Copy { .. } => "Let seq_copy end `to` at `end`, wherever `from` ends, and leave the others.",
+        Call::Remove { .. } => "Let seq_remove end the sequence at `begin`, and leave the others.",
+        Call::Move { .. } => "Let seq_restore end the sequence where the one ended that was saved.",
+    }
+}
+
+/// What must become of the room in the cache.
+fn room_after(call: &Call) -> &'static str {
+    match call {
+        Call::Step(_) => {
+            "Take what a step puts into the cache from cache_free: tokens, or the pages that they begin."
+        }
+        Call::Copy { .. } => {
+            "Take what a copy puts into the cache from cache_free, where it does not share its cells."
+        }
+        Call::Remove { .. } => {
+            "Give what seq_remove takes out of the cache back to cache_free, once nobody holds it."
+        }
+        Call::Move { .. } => "Take what seq_restore puts into the cache from cache_free.",
     }
 }
 
@@ -290,30 +380,30 @@ pub(crate) fn apart(one: &[f32], other: &[f32]) -> f32 {
     if one.len() == other.len() { apart / spread.max(1e-6) } else { f32::NAN }
 }
 
-fn declined(result: Result<(), EngineFault>, may_be: bool) -> Result<bool, Shows> {
+fn declined(result: Result<(), EngineFault>, may_be: bool) -> Result<bool, EngineFault> {
     match result {
         Err(fault) if may_be && fault.kind == EngineFaultKind::Unsupported => Ok(false),
         other => declined_when_full(other),
     }
 }
 
-fn declined_when_full(result: Result<(), EngineFault>) -> Result<bool, Shows> {
+fn declined_when_full(result: Result<(), EngineFault>) -> Result<bool, EngineFault> {
     match result {
         Err(fault) if fault.kind == EngineFaultKind::CacheFull => Ok(false),
-        other => Ok(other.map(|()| true)?),
+        other => other.map(|()| true),
     }
 }
 
 /// Do all sequences end where they must, and is there as much room as there can be?
-fn keeps_account(context: &Context, held: &Held, limits: &Limits) -> Result<(), Shows> {
+fn keeps_account(context: &Context, held: &Held, limits: &Limits, call: &Call) -> Result<(), Shows> {
     for (sequence, tokens) in held.iter().enumerate() {
         let (begin, end) = context.range(sequence as u32)?;
         if end as usize != tokens.len() {
-            return Err(format!(
+            let seen = format!(
                 "After the last call sequence {sequence} ends at position {end}, and must end at {}.",
                 tokens.len()
-            )
-            .into());
+            );
+            return Err(Shows::from(seen).mended(ends_after(call)));
         }
         if end == 0 && begin != 0 {
             return Err(
@@ -326,10 +416,10 @@ fn keeps_account(context: &Context, held: &Held, limits: &Limits) -> Result<(), 
     let longest = held.iter().map(|tokens| tokens.len() as u64).max().unwrap_or_default();
     let paged: u64 = held.iter().map(|tokens| (tokens.len() as u64).div_ceil(page) * page).sum();
     if free < all.saturating_sub(paged) {
-        return Err(format!(
+        let seen = format!(
             "After the last call the sequences hold {paged} tokens of a cache of {all}, but cache_free says {free}."
-        )
-        .into());
+        );
+        return Err(Shows::from(seen).mended(room_after(call)));
     }
     // A window forgets what slid out of it, so that less may be held.
     let slides =
@@ -337,10 +427,10 @@ fn keeps_account(context: &Context, held: &Held, limits: &Limits) -> Result<(), 
     let least =
         if limits.shares_prefixes { longest } else { held.iter().map(|tokens| tokens.len() as u64).sum() };
     if !slides && free > all - least.min(all) {
-        return Err(format!(
+        let seen = format!(
             "After the last call the cache holds at least {least} tokens of {all}, but cache_free says {free}."
-        )
-        .into());
+        );
+        return Err(Shows::from(seen).mended(room_after(call)));
     }
     Ok(())
 }

@@ -512,21 +512,155 @@ fn built(name: &str, source: &str) -> Subject {
     subject(library, ("tiny", "0.1.0"), template_model())
 }
 
+/// The source with these changes, or which of them is of something that does not stand there once.
+fn changed(source: &str, changes: &[(&str, &str)]) -> Result<String, String> {
+    changes.iter().try_fold(source.to_owned(), |wrong, (from, to)| match wrong.matches(from).count() {
+        1 => Ok(wrong.replace(from, to)),
+        times => Err(format!("{from:?} stands {times} times in the template")),
+    })
+}
+
+/// A template, what is changed in it, the check that finds it, and the words by which its author finds the place.
+type Told = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static [&'static str]);
+
+const TOLD: &[Told] = &[
+    (
+        "c-batch",
+        &[(
+            "   memcpy(context->sequences[to].cells, context->sequences[from].cells, end * sizeof(EngineToken));\n",
+            "",
+        )],
+        "batch.copy",
+        &["Let seq_copy give sequence", "the last one too"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "context->sequences[from].cells, end * sizeof(EngineToken)",
+            "context->sequences[from].cells, (end - 1) * sizeof(EngineToken)",
+        )],
+        "batch.copy",
+        &["Let seq_copy give sequence", "the last one too"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "   context->sequences[to].length = end;\n",
+            "   context->sequences[to].length = context->sequences[from].length;\n",
+        )],
+        "batch.copy",
+        &["Let seq_copy end `to` at `end`"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "   memcpy(context->sequences[to].cells, context->sequences[from].cells, end * sizeof(EngineToken));\n",
+            "   context->sequences[to].cells = context->sequences[from].cells;\n",
+        )],
+        "batch.copy",
+        &["Count who holds each cell", "after the copy"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "   context->sequences[to].length = end;\n",
+            "   context->sequences[to].length = end;\n   context->sequences[from].cells[0] = 1;\n",
+        )],
+        "batch.copy",
+        &["Let seq_copy leave sequence"],
+    ),
+    (
+        "c-batch",
+        &[("   context->n_free -= end;\n", "")],
+        "batch.account",
+        &["Take what a copy puts into the cache from cache_free"],
+    ),
+    (
+        "c-batch",
+        &[("      context->n_free += one->length - begin;\n", "      context->n_free += one->length;\n")],
+        "batch.account",
+        &["Give what seq_remove takes out of the cache"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "for (size_t i = 0; i < text_len; n++) {",
+            "for (size_t i = 0; i < text_len && text[i] != 0; n++) {",
+        )],
+        "tokenizer.round-trip",
+        &["part at byte 4", "Look at tokenize"],
+    ),
+    (
+        "c-batch",
+        &[(
+            "char        byte  = (char)tokens[i];",
+            "char        byte  = tokens[i] == '\\t' ? ' ' : (char)tokens[i];",
+        )],
+        "tokenizer.round-trip",
+        &["Let detokenize write of each token what vocab has for it"],
+    ),
+    (
+        "c-tier0",
+        &[("text + at++;", "at++ < text_len ? prompt : text;")],
+        "tier0.results",
+        &["when the prompt's memory was overwritten", "must not point into the prompt"],
+    ),
+    (
+        "c-tier0",
+        &[
+            (
+                "      results[n].text     = text + at++;",
+                "      static char letters[MOST_TOKENS];\n      letters[n] = text[at++];\n      results[n].text = letters + n;",
+            ),
+            (
+                "   *out              = results;\n",
+                "   *out = malloc(sizeof results);\n   memcpy(*out, results, sizeof results);\n   free(*out);\n",
+            ),
+        ],
+        "tier0.results",
+        &["Keep the array of results", "not freed before"],
+    ),
+    (
+        "c-tier0",
+        &[(
+            "   size_t   at = place_after(prompt, strlen(prompt));\n",
+            "   static const char *before;\n   size_t at = place_after(prompt, strlen(before != NULL ? before : prompt));\n   before = prompt;\n",
+        )],
+        "tier0.results",
+        &["signal", "who has kept its address dies of reading it"],
+    ),
+];
+
+/// What is said of each is of the mistake that was made, and not of another that the same check finds.
+#[test]
+fn what_is_said_leads_to_the_place() {
+    let numbered: Vec<_> = TOLD.iter().enumerate().collect();
+    let complaints = each(&numbered, |(index, (name, changes, check, words))| {
+        let wrong = match changed(&template(name), changes) {
+            Ok(wrong) => wrong,
+            Err(why) => return Some(why),
+        };
+        let outcomes = checked(&built(&format!("told-{index}"), &wrong), &[check], PATIENCE);
+        let Status::Failed(finding) = &outcomes[0].status else {
+            return Some(format!("{:?}: {check} says {:?}", changes[0].1, outcomes[0].status));
+        };
+        let mend = finding.mend.as_deref().unwrap_or(outcomes[0].check.mend);
+        let said = format!("{}\n{mend}\n{}", finding.seen, finding.script.join("\n"));
+        let lacks: Vec<_> = words.iter().filter(|it| !said.contains(**it)).collect();
+        (!lacks.is_empty()).then(|| format!("{:?}: {lacks:?} is not in\n{said}", changes[0].1))
+    });
+    assert!(complaints.is_empty(), "{} of {}:\n{}", complaints.len(), TOLD.len(), complaints.join("\n"));
+}
+
 #[test]
 fn every_mistake_is_found_by_the_check_that_it_violates() {
     let source = template("c-batch");
     let numbered: Vec<_> = MISTAKES.iter().enumerate().collect();
     let complaints = each(&numbered, |(index, (changes, check))| {
-        let mut wrong = source.clone();
-        for (from, to) in *changes {
-            if wrong.matches(from).count() != 1 {
-                return Some(format!(
-                    "{from:?} stands {} times in the template",
-                    wrong.matches(from).count()
-                ));
-            }
-            wrong = wrong.replace(from, to);
-        }
+        let wrong = match changed(&source, changes) {
+            Ok(wrong) => wrong,
+            Err(why) => return Some(why),
+        };
         let outcomes = checked(&built(&format!("mistake-{index}"), &wrong), &[check], PATIENCE);
         match &outcomes[0].status {
             Status::Failed(_) => None,

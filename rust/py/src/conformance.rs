@@ -54,7 +54,7 @@ struct Entry<'m> {
     name: &'static str,
     level: llm_node_conformance::Level,
     what: &'static str,
-    contract: &'static str,
+    contract: String,
     line: usize,
     mend: &'m str,
 }
@@ -85,8 +85,9 @@ impl<'o> Told<'o> {
 }
 
 fn entry(check: &'static Check) -> Entry<'static> {
-    let Check { name, level, what, contract, mend, .. } = *check;
-    Entry { name, level, what, contract, line: check.line(), mend }
+    let Check { name, level, what, mend, .. } = *check;
+    let (contract, line) = check.quotation();
+    Entry { name, level, what, contract, line, mend }
 }
 
 /// See `_core.pyi`.

@@ -11,6 +11,7 @@ use llm_node_abi::{
 use llm_node_host::raw::{Extensions, HostServices, Symbols, checked, value, values};
 use llm_node_host::{EngineError, InitConfig, LoadedEngine, Model};
 
+use super::process::Pages;
 use super::{CANARY, MARGIN};
 use crate::check::{Stop, ensure};
 
@@ -389,15 +390,32 @@ pub(crate) fn generate(
 /// `engine_generate` of bytes that end with a zero: where the results lie, or the code. The prompt is
 /// overwritten after the call.
 pub(crate) fn tier0_generate(engine: &mut LoadedEngine, prompt: &[u8]) -> Result<Results, EngineError> {
-    let mut text = prompt.to_vec();
-    text.push(0);
-    let mut results: *mut TokenResult = ptr::null_mut();
-    let generate = engine.symbols().generate;
-    // SAFETY: [main]: `&mut LoadedEngine`. The prompt outlives the call.
-    checked("engine_generate", || unsafe { generate(text.as_ptr().cast(), &raw mut results) })?;
-    text.fill(CANARY);
-    std::hint::black_box(&text);
-    Ok(Results(results))
+    Prompt::new(prompt).generate(engine)
+}
+
+/// A prompt of tier 0, in memory that can be taken away.
+pub(crate) struct Prompt(Pages);
+
+impl Prompt {
+    pub(crate) fn new(text: &[u8]) -> Self {
+        let mut pages = Pages::of(text.len() + 1);
+        pages.bytes()[..text.len()].copy_from_slice(text);
+        Self(pages)
+    }
+
+    /// Generates from it.
+    pub(crate) fn generate(&self, engine: &mut LoadedEngine) -> Result<Results, EngineError> {
+        let mut results: *mut TokenResult = ptr::null_mut();
+        let generate = engine.symbols().generate;
+        // SAFETY: [main]: `&mut LoadedEngine`. The prompt outlives the call.
+        checked("engine_generate", || unsafe { generate(self.0.begin.cast(), &raw mut results) })?;
+        Ok(Results(results))
+    }
+
+    /// Overwrites it. It can still be read, so that it shows who looks at it.
+    pub(crate) fn overwrite(&mut self) {
+        self.0.bytes().fill(CANARY);
+    }
 }
 
 /// Results of tier 0, where the engine has them.

@@ -313,6 +313,51 @@ pub(crate) fn growth<E>(
     }
 }
 
+/// Memory of its own pages. Once it is dropped whoever touches it dies of it.
+pub(crate) struct Pages {
+    pub(crate) begin: *mut u8,
+    length: usize,
+}
+
+impl Pages {
+    /// So many bytes, all zero.
+    pub(crate) fn of(length: usize) -> Self {
+        let begin = Self::mapped(length);
+        Self { begin, length }
+    }
+
+    #[cfg(unix)]
+    fn mapped(length: usize) -> *mut u8 {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: memory that nobody has.
+        let begin = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, -1, 0) };
+        assert_ne!(begin, libc::MAP_FAILED, "no memory");
+        begin.cast()
+    }
+
+    #[cfg(not(unix))]
+    fn mapped(length: usize) -> *mut u8 {
+        Box::leak(vec![0_u8; length].into_boxed_slice()).as_mut_ptr()
+    }
+
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: it was mapped so long, and is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.begin, self.length) }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // The addresses stay taken, so that nothing else comes there; their memory does not.
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: it was mapped so, and nobody borrows it.
+        unsafe {
+            libc::mmap(self.begin.cast(), self.length, libc::PROT_NONE, kind, -1, 0);
+        }
+    }
+}
+
 /// Asks the allocator to give back what is free, so that [`resident`] says what is in use.
 pub(crate) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
