@@ -97,7 +97,8 @@ impl Fleet {
                 continue;
             }
             // What takes another's place makes that one go first.
-            let is_free_to_ask = !self.life(&model_id).has_outgoing() && !self.is_anybody_shrinking();
+            let is_free_to_ask = !self.models.get(&model_id).is_some_and(ModelLife::has_outgoing)
+                && !self.is_anybody_shrinking();
             if ahead.is_empty() && self.ledger.is_calm(now) && is_free_to_ask {
                 self.make_room(now, &model_id, worker, &uses);
             }

@@ -272,7 +272,8 @@ impl Worker {
         let (Stage::Serving, None, false) = (&self.stage, &self.growing, self.is_stiff) else { return None };
         let has = self.shape.filter(|_| self.is_in_steps())?;
         let length = length_of(&self.figures.one);
-        let enough = Shape::enough(self.setup.wish(), length, &ledger.places(&self.figures, self.id)).ok()?;
+        let enough =
+            Shape::enough(self.setup.wish_of_all(), length, &ledger.places(&self.figures, self.id)).ok()?;
         if enough.cells() >= has.cells() {
             return None;
         }

@@ -94,6 +94,13 @@ impl Setup {
         Wish { size: ContextSize::from(&self.asked), usual: ContextSize::from(&self.usual) }
     }
 
+    /// The same of all who asked.
+    pub(crate) fn wish_of_all(&self) -> Wish {
+        let Sizes { length, sequences, cells } = Sizes::of(&self.asked).max(self.joined);
+        let size = ContextSize { context_length: length, max_sequences: sequences, cache_tokens: cells };
+        Wish { size, ..self.wish() }
+    }
+
     /// The engine's id, where somebody named one or it is chosen.
     pub fn engine(&self) -> Option<&str> {
         self.engine.as_deref()

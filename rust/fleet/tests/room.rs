@@ -975,6 +975,18 @@ fn who_answers_keeps_its_context_and_who_is_pinned_shrinks_like_the_others() {
 }
 
 #[test]
+fn whoever_joins_by_name_loses_nothing_of_what_they_named() {
+    let mut world = world_with_figures(ROOM);
+    world.load("a1");
+    let joined = world.longer("a1", 64 << 10);
+    assert_eq!(world.outcomes[&joined], Ok(()));
+    assert_eq!(world.size("a1").0, 112 << 10);
+    world.pass(1.0);
+    world.load("b1");
+    assert_eq!((world.size("a1").0, world.size("b1").0), (64 << 10, 32 << 10));
+}
+
+#[test]
 fn a_context_that_does_not_become_smaller_is_not_asked_again() {
     let mut world = world_with_figures(ROOM);
     world.is_stiff = true;
