@@ -281,7 +281,8 @@ def test_a_setting_that_an_engine_says_it_does_not_know_is_refused(tmp_path: Pat
     fake_engine(engines, "tells", manifest={"formats": ["told"], "options": ["step_us", "row_us"]})
     fake_engine(engines, "silent", manifest={"formats": ["mute"]})
     arguments = ["--engines-dir", str(engines), "--models-dir", str(models), "--gpu-backend", "cpu"]
-    with running_node(tmp_path / "node", arguments) as node:
+    # What stands in the settings is for all engines.
+    with running_node(tmp_path / "node", [*arguments, "--engine-option", "of_another=1"]) as node:
 
         def load(model: str, **options: str) -> Any:
             return node.post("/api/models/load", {"model_id": model, "options": options})

@@ -270,7 +270,8 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
     }
     let options = setup.whole();
     if let Some(manifest) = &candidate.manifest {
-        manifest.knows(options.options.iter().flat_map(|all| all.keys()))?;
+        // Those of the settings are for all engines.
+        manifest.knows(setup.asked.options.iter().flat_map(|all| all.keys()))?;
     }
     Ok(LoadPlan {
         engine: address(candidate)?,
