@@ -106,7 +106,9 @@ def test_each_worker_has_a_gpu_of_its_own_and_an_unload_ends_all(node: RunningNo
     planned = node.post("/api/models/plan", {"model_id": "b", "replicas": 2}).json()
     assert [need["required_bytes"] // GIB for need in planned["devices"]] == [6, 6], planned
     shown = command(node, "ps").stdout
-    assert re.search(r"^a +loaded .*\n +worker 1 +loaded +TOY\d .*\n +worker 2 +loaded +TOY\d ", shown, re.M)
+    assert re.search(
+        r"^a +loaded .*\n +worker 1 +loaded +GPU \d .*\n +worker 2 +loaded +GPU \d ", shown, re.M
+    )
     # It is what it is: nothing is loaded anew.
     load(node, "a", replicas=2)
     load(node, "a")
