@@ -199,6 +199,8 @@ struct World {
     stops: usize,
     /// Models that go to come back otherwise.
     replaced: BTreeSet<String>,
+    /// Models that go because nobody has asked them anything for long.
+    unused: BTreeSet<String>,
     script: Vec<String>,
 }
 
@@ -227,6 +229,7 @@ impl World {
             is_stopping: false,
             stops: 0,
             replaced: BTreeSet::new(),
+            unused: BTreeSet::new(),
             script: Vec::new(),
         };
         world.read();
@@ -605,7 +608,8 @@ impl World {
                     }
                 }
             }
-            Effect::Open { worker, .. } => {
+            Effect::Open { worker, model_id } => {
+                self.unused.remove(&model_id);
                 let now = self.now;
                 let worker = self.living(worker);
                 assert!(!worker.is_open);
@@ -616,6 +620,7 @@ impl World {
                 let (now, view) = (self.now, self.fleet.view());
                 let model_id = self.living(worker).model_id.clone();
                 let is_replaced = self.replaced.contains(&model_id);
+                let is_unused = self.unused.contains(&model_id);
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining);
                 it.is_draining = true;
@@ -629,6 +634,8 @@ impl World {
                     let keep_alive = model.options.as_ref().and_then(|options| options.keep_alive);
                     let idle = now.since(model.idle_since.unwrap_or(now));
                     let is_over = keep_alive.is_some_and(|it| it.duration().is_some_and(|it| it <= idle));
+                    // While it is loaded anew, those that it is to be say how long it stays.
+                    let is_over = is_over || is_unused;
                     assert!(!view.line.is_empty() || (it.busy_until.is_none() && is_over));
                     assert!(it.busy_until.is_none() || now.since(it.ready_at) >= SHORTEST_TURN);
                     // It answers what it has, or is ended by itself where it hangs.
@@ -676,6 +683,9 @@ impl World {
             Effect::Stopped => self.stops += 1,
             Effect::Tell(incident) if incident.kind == IncidentKind::Replaced => {
                 self.replaced.insert(incident.model_id);
+            }
+            Effect::Tell(incident) if incident.kind == IncidentKind::Unused => {
+                self.unused.insert(incident.model_id);
             }
             Effect::Pardon { .. } | Effect::Tell(_) => {}
         }
