@@ -26,8 +26,16 @@ impl Fleet {
                 it.setup.chosen(&found.engine.id);
                 self.place_found(now, worker, &mut found);
                 let figures = found.known.as_ref().map(|known| known.figures.clone());
-                let Some((_, it)) = self.worker(worker) else { return };
+                let has_gpus = !self.ledger.gpus_for_models().is_empty();
+                let Some((model_id, it)) = self.worker(worker) else { return };
                 let place = it.setup.place.clone();
+                if place.is_empty() && has_gpus {
+                    // Others have taken what there was, or it was lost.
+                    let message =
+                        format!("Model '{model_id}': there is no GPU for another of its workers now");
+                    let fault = Fault::new(ErrorCode::ModelLoading, message);
+                    return self.gone(now, worker, Because::Failed(fault));
+                }
                 it.found = Some(found);
                 it.stage = Stage::Starting { by: now + start, died: None };
                 self.effects.push(Effect::Spawn { worker, place, figures });
