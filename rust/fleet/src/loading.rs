@@ -24,15 +24,13 @@ impl Fleet {
         match found {
             Ok(mut found) => {
                 it.setup.chosen(&found.engine.id);
-                self.place_found(now, worker, &mut found);
+                let has_all = self.place_found(now, worker, &mut found);
                 let figures = found.known.as_ref().map(|known| known.figures.clone());
-                let has_gpus = !self.ledger.gpus_for_models().is_empty();
                 let Some((model_id, it)) = self.worker(worker) else { return };
                 let place = it.setup.place.clone();
-                if place.is_empty() && has_gpus {
+                if !has_all {
                     // Others have taken what there was, or it was lost.
-                    let message =
-                        format!("Model '{model_id}': there is no GPU for another of its workers now");
+                    let message = format!("Model '{model_id}': there are not as many GPUs now as it needs");
                     let fault = Fault::new(ErrorCode::ModelLoading, message);
                     return self.gone(now, worker, Because::Failed(fault));
                 }

@@ -156,13 +156,14 @@ impl Fleet {
     }
 
     /// The GPUs for a worker whose model is found. What is known of such loads is good for as many as these alone.
-    pub(crate) fn place_found(&mut self, now: Moment, worker: WorkerId, found: &mut FoundModel) {
-        let Some(it) = self.worker_at(worker) else { return };
+    /// False: there are not as many as it needs.
+    pub(crate) fn place_found(&mut self, now: Moment, worker: WorkerId, found: &mut FoundModel) -> bool {
+        let Some(it) = self.worker_at(worker) else { return false };
         let known = found.known.as_ref().filter(|known| !gpus_of(&known.uses).is_empty());
         let load = it.search.load.or_else(|| known.map(|known| load_of(&known.uses)));
         // Of an engine that is not asked yet, the files.
         let load = load.unwrap_or(Load { shared: found.size_bytes, each: 0 });
-        let Some((model_id, _)) = self.workers().find(|(_, it)| it.id == worker) else { return };
+        let Some((model_id, _)) = self.workers().find(|(_, it)| it.id == worker) else { return false };
         let (setup, at_least, is_one_more) = (&it.setup, it.search.at_least, true);
         let sought = Sought { worker, model_id, setup, load, at_least, is_one_more };
         let place = match self.place(now, &sought) {
@@ -171,12 +172,14 @@ impl Fleet {
             // Its engine says whether that is so.
             None => self.largest(now, &sought, sought.count(1).0),
         };
+        let has_all = place.len() >= sought.count(1).0 || self.ledger.gpus_for_models().is_empty();
         let claim = load.on(place.len()).div_ceil(place.len().max(1) as u64);
         found.known = found.known.take().and_then(|known| known.on(&place));
         if let Some((_, it)) = self.worker(worker) {
             it.search.claim = claim;
             it.setup.place = place;
         }
+        has_all
     }
 
     /// A load that waits for room goes to other GPUs where these are better for it. True: it is on its way.
