@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 import llm_node
-from llm_node.cli.chat.conversation import Conversation
+from llm_node.cli.chat.conversation import Conversation, Saved
 from support.hub import StandInHub
 from support.node import RunningNode, running_node
 
@@ -164,7 +164,7 @@ def test_a_chat_leaves_as_a_file_with_all_branches_and_comes_back(open_page: Ope
     download.value.save_as(file)
     assert len(json.loads(file.read_text())["branches"]["messages"]) == 3
     loaded = Conversation("x")
-    loaded.load(file)  # as `/load` of `llm-node run` does
+    loaded.load(Saved.read(file))  # as `/load` of `llm-node run` does
     assert [message["role"] for message in loaded.messages] == ["user", "assistant"]
     with page.expect_download() as download:
         page.get_by_role("button", name="Export as Markdown").click()
