@@ -88,6 +88,17 @@ def test_a_request_alone_of_which_an_engine_dies_costs_one_crash(folder: Path) -
         assert (again.status, crashes(node)) == (503, 2), "its client may have it run again"
         assert node.post("/v1/completions", asked).json()["error"]["crashes"] == 2
         assert crashes(node) == 2, "and then it is not"
+        # What somebody ends is not the request's fault: it is run again.
+        assert node.post("/v1/completions", {**asked, "prompt": "well"}).status == 200
+        with ThreadPoolExecutor(1) as asking:
+            pid = node.get("/api/system").json()["workers"][0]["pid"]
+            os.kill(pid, signal.SIGSTOP)  # so that nothing of the answer has come
+            answer = asking.submit(node.post, "/v1/completions", {**asked, "prompt": "Well " * 200})
+            deadline = time.monotonic() + 30
+            while not node.get("/api/system").json()["workers"][0].get("streams"):
+                assert time.monotonic() < deadline
+            os.kill(pid, signal.SIGKILL)
+            assert answer.result().status == 200
 
 
 def test_a_crash_names_engine_model_call_and_signal_and_is_known_later(folder: Path) -> None:
