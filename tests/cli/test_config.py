@@ -43,6 +43,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     return lambda *arguments: CliRunner().invoke(command, arguments, prog_name="llm-node")
 
 
+def in_shell(words: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command `"$@"` as these words have it run."""
+    program = str(Path(sys.executable).with_name("llm-node"))
+    return subprocess.run(
+        ["bash", "-c", words, "bash", program, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=node_environment(home),
+    )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -60,16 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 def test_a_file_without_an_end_is_refused(arguments: list[str], engines: Path, tmp_path: Path) -> None:
     """In little memory: a device must not fill that of the machine."""
     named = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
-    program = str(Path(sys.executable).with_name("llm-node"))
-    ended = subprocess.run(
-        ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", program, *named, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=node_environment(tmp_path),
-    )
+    ended = in_shell('ulimit -v 4000000; exec "$@"', tmp_path, *named, *arguments)
     assert ended.returncode in (1, 2), ended.stderr
     assert "/dev/zero" in ended.stderr and "more than 4 MiB" in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -77,17 +82,8 @@ def test_a_file_without_an_end_is_refused(arguments: list[str], engines: Path, t
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_input_or_output_ends_no_command(closed: str, node: RunningNode, tmp_path: Path) -> None:
-    program = str(Path(sys.executable).with_name("llm-node"))
     arguments = ["run", "--node", node.url, "--verbose", "llm-node-demo", "hi"]
-    ended = subprocess.run(
-        ["bash", "-c", f'"$@" {closed}', "bash", program, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=node_environment(tmp_path),
-    )
+    ended = in_shell(f'"$@" {closed}', tmp_path, *arguments)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
 

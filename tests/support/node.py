@@ -132,10 +132,7 @@ class RunningNode:
     def reload(self, model: str, **options: Any) -> dict[str, Any]:
         """Load a model anew, with these options."""
         self.post("/api/models/unload", {"model_id": model})
-        answer = self.post("/api/models/load", {"model_id": model, **options})
-        assert answer.status == 200, answer.body
-        loaded: dict[str, Any] = answer.json()
-        return loaded
+        return load(self, model, **options)
 
     def workers(self) -> list[int]:
         return descendants_of(self.process.pid)
@@ -158,6 +155,14 @@ def node_environment(home: Path, **changes: str) -> dict[str, str]:
     """The environment of a test node: no setting of the person who runs the tests leaks in."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LLM_NODE_")}
     return {**kept, "HOME": str(home), **changes}
+
+
+def load(node: RunningNode, model: str, **options: Any) -> dict[str, Any]:
+    """What it is loaded as."""
+    answer = node.post("/api/models/load", {"model_id": model, **options})
+    assert answer.status == 200, answer.body
+    loaded: dict[str, Any] = answer.json()
+    return loaded
 
 
 def after(command: str) -> list[str]:
