@@ -291,9 +291,9 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 LONGEST_KEEP_ALIVE = 1e9
+"""Seconds: some thirty years."""
 MOST_REPLICAS = 64
 MOST_DEVICES = 1024
-"""Seconds: some thirty years."""
 
 
 def _keep_alive(text: str) -> float:
