@@ -19,12 +19,31 @@ from llm_node.node import NativeEngine, NativeModel, NodeError, arguments
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
-class Engine:
+class _OfProcess:
+    """Belongs to the process that made it: its threads do not come along when that is forked."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def _is_here(self) -> bool:
+        return os.getpid() == self._process
+
+    def _check(self) -> None:
+        if not self._is_here():
+            raise NodeError(
+                "invalid_request",
+                f"what process {self._process} opened cannot be used in a process forked from it; open it "
+                "there, or start processes by 'spawn'",
+            )
+
+
+class Engine(_OfProcess):
     """An engine, opened from the folder of its manifest. A context manager that closes it."""
 
     def __init__(self, path: str | os.PathLike[str], *, options: Mapping[str, str] | None = None) -> None:
         """`path`: folder of a manifest.json. `options`: settings for the engine. Libraries that its manifest
         names come of the packages that are installed. Raises `NodeError`."""
+        super().__init__()
         packaged = json.dumps([asdict(each) for each in engine_packages.libraries()])
         settings = arguments.as_json(arguments.mapping("options", options))
         self._native = NativeEngine(arguments.path("path", path), settings, packaged)
@@ -71,6 +90,7 @@ class Engine:
         the same vocabulary that guesses instead. options: further settings for the engine. Raises
         `NodeError`.
         """
+        self._check()
         wanted = {
             "context_length": context_length,
             "max_sequences": max_sequences,
@@ -88,7 +108,8 @@ class Engine:
 
     def close(self) -> None:
         """Shut the engine down. Close its models first."""
-        self._native.close()
+        if self._is_here():
+            self._native.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -99,10 +120,11 @@ class Engine:
         self.close()
 
 
-class Model:
+class Model(_OfProcess):
     """A loaded model; made by `Engine.load`. A context manager that unloads it."""
 
     def __init__(self, native: NativeModel) -> None:
+        super().__init__()
         self._native = native
 
     @property
@@ -134,6 +156,7 @@ class Model:
         answers. The answer ends before the first `stop`. Raises `NodeError`. Leaving the iterator
         early cancels the rest.
         """
+        self._check()
         sampling = {
             "temperature": temperature,
             "top_k": top_k,
@@ -176,14 +199,16 @@ class Model:
         return text
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
+        self._check()
         for given in question.values():
             arguments.as_json(given)
         (value,) = json.loads(self._native.ask(json.dumps(question))).values()
         return value
 
     def close(self) -> None:
-        """Unload the model. Iterators that are under way end."""
-        self._native.close()
+        """Unload the model. Iterators that are under way raise `NodeError`."""
+        if self._is_here():
+            self._native.close()
 
     def __enter__(self) -> Model:
         return self
@@ -199,6 +224,8 @@ def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"text": prompt}
     items = arguments.items("prompt", prompt)
+    if not items:
+        raise arguments.wrong("prompt", prompt, "a text, tokens or messages are needed")
     if items and all(isinstance(item, int) for item in items):
         return {"tokens": items}
     return {"chat": {"messages": [_message(at, item) for at, item in enumerate(items)]}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,32 @@ def test_the_model_says_what_it_is(model: llm_node.Model) -> None:
     assert facts["architecture"] == "llama"
     assert facts["format"] == "gguf"
     assert facts["context_length"] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+def test_a_forked_process_is_told_to_open_its_own(engine: llm_node.Engine, model: llm_node.Model) -> None:
+    """It hung for ever: the threads that compute are not there."""
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for call in (
+            lambda: list(model.generate("x")),
+            lambda: model.tokenize("x"),
+            lambda: engine.load("x"),
+        ):
+            try:
+                call()
+            except llm_node.NodeError as error:
+                told += "forked" in str(error)
+        model.close()
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert model.tokenize("x")
+
+
+def test_a_prompt_of_nothing_is_refused(model: llm_node.Model) -> None:
+    with pytest.raises(llm_node.NodeError, match="prompt"):
+        model.generate([])
 
 
 def test_the_story(engine: llm_node.Engine, stories: Path) -> None:
