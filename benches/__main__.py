@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from benches import ROOT, build, client, machine, report
 from benches.client import LoadError
 from benches.outcome import Outcome, Row, Unavailable
 from benches.ratio import Arena, Options
-from benches.servers import ServerError
+from benches.servers import ServerError, end_with_program
 from benches.table import ROWS
 
 RESULTS = ROOT / "benches" / "results"
@@ -114,8 +113,7 @@ def main() -> int:
             print(f"{row.key:20} {row.title}")
         return 0
     rows = selected(chosen.rows)
-    # However the program is told to end, its servers end with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_with_program()
     options = Options(
         pairs=chosen.pairs or (2 if chosen.quick else 8),
         block_seconds=chosen.block or (1.0 if chosen.quick else 5.0),

@@ -28,7 +28,7 @@ from benches.build import build
 from benches.client import Client, Load, default_command
 from benches.machine import cpu_seconds, memory_bytes
 from benches.models import Model
-from benches.servers import Server, Setup, Started, free_port, start, start_node
+from benches.servers import Server, Setup, Started, end_with_program, free_port, start, start_node
 from benches.stats import abba, bootstrap, median
 
 PROMPT = "What is an engine?"
@@ -155,6 +155,7 @@ def main() -> None:
     vocab = len(gguf.GGUFReader(str(options.model)).fields["tokenizer.ggml.tokens"].data)
     model = Model(options.model.stem, options.model, vocab, 0, 0)
     setup = Setup(model, options.threads, 0, 0)
+    end_with_program()
     print(json.dumps(machine.describe()))
     for part in options.parts.split(","):
         print(part)

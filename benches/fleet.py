@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benches.machine import Reading, client_pin, describe  # noqa: E402
+from benches.servers import end_with_program  # noqa: E402
 from benches.stats import bootstrap, median  # noqa: E402
 from benches.token_path import cpu  # noqa: E402
 from support.fleet import Fleet, command_line, fleet  # noqa: E402
@@ -212,6 +213,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ.pop("OPENAI_API_KEY", None)
+    end_with_program()
     with (
         tempfile.TemporaryDirectory() as name,
         three_ways(Path(name), options) as (found, ways),

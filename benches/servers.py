@@ -130,6 +130,11 @@ class Started(Server):
         return self.log.read_text(errors="replace")[-3000:]
 
 
+def end_with_program() -> None:
+    """However this program is told to end, its servers end with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 class ServerError(RuntimeError):
     """A server did not start, is not there, or refused what the benchmark asked."""
 
@@ -159,15 +164,18 @@ def start(
     url = f"http://127.0.0.1:{port}"
     server = Started(name, process.pid, url, model, model.path.stem, process, log, folder)
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = server.log_tail()
-            server.stop()
-            raise ServerError(f"{name} did not start: {' '.join(command)}\n{tail}")
-        with contextlib.suppress(OSError, ServerError):
-            server.request(ready, timeout=5)
-            return server
-        time.sleep(0.05)
+    try:
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = server.log_tail()
+                raise ServerError(f"{name} did not start: {' '.join(command)}\n{tail}")
+            with contextlib.suppress(OSError, ServerError):
+                server.request(ready, timeout=5)
+                return server
+            time.sleep(0.05)
+    except BaseException:
+        server.stop()
+        raise
 
 
 def guest(name: str, url: str, model: Model) -> Server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support.node import running_node
+from support.node import descendants_of, running_node, wait_for_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -329,3 +330,27 @@ def test_what_is_measured_against_other_code_stands_in_no_table(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "    RSS: " in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_whoever_ends_a_comparison_ends_its_servers(engines: Path, demo_model: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benches.defaults", demo_model, "--parts", "bursts", "--engines-dir", engines],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        try:
+            said = process.stderr.readline()  # both nodes run by then, and a model is loaded
+            assert "tokens for" in said, said + process.stderr.read()
+            below = descendants_of(process.pid)
+            assert len(below) >= 2
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+            wait_for_ends(below)
+        finally:
+            process.kill()
+            process.wait()
