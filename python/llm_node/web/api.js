@@ -54,15 +54,37 @@ export async function* events(path, body, signal) {
 
 const KEY = "llm-node-key";
 
+takeKeyOfAddress();
+
+/** A link may bring a key behind `#`, where no server and no log sees it. It leaves the address at once. */
+function takeKeyOfAddress() {
+  const brought = new URLSearchParams(location.hash.slice(1)).get("key")?.trim();
+  if (!brought) return;
+  sessionStorage.setItem(KEY, brought);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+/** The key of this tab, else the one that this browser keeps. */
+function ownKey() {
+  return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+}
+
+/** @param {string} key none: it is forgotten @param {boolean} isKept in this browser, and not in this tab alone */
+export function useKey(key, isKept) {
+  sessionStorage.removeItem(KEY);
+  localStorage.removeItem(KEY);
+  if (key !== "") (isKept ? localStorage : sessionStorage).setItem(KEY, key);
+}
+
 /** As `ask`. A node that wants a key is asked again with one that is typed, and kept as long as the tab. */
 async function send(/** @type {Parameters<typeof ask>} */ ...request) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = ownKey();
     try {
       return await ask(...request);
     } catch (error) {
       if (!(error instanceof ApiError) || error.code !== "invalid_api_key") throw error;
-      if (sessionStorage.getItem(KEY) !== key) continue; // another request has asked meanwhile
+      if (ownKey() !== key) continue; // another request has asked meanwhile
       const typed = prompt(say("key"))?.trim();
       if (!typed) throw error;
       sessionStorage.setItem(KEY, typed);
@@ -72,7 +94,7 @@ async function send(/** @type {Parameters<typeof ask>} */ ...request) {
 
 /** @param {string} method @param {string} path @param {object} [body] @param {AbortSignal} [signal] */
 async function ask(method, path, body, signal) {
-  const key = sessionStorage.getItem(KEY);
+  const key = ownKey();
   let response;
   try {
     // A proxy may serve the node below a path of its own.

@@ -1,6 +1,7 @@
 // @ts-check
 /** What the reader chooses. */
-import { html, useId } from "./vendor/preact.js";
+import { useKey } from "./api.js";
+import { html, useId, useState } from "./vendor/preact.js";
 import { language, say, theme } from "./preferences.js";
 
 /** @param {{label: string, choice: {value: string}, options: Record<string, string>}} properties */
@@ -14,10 +15,44 @@ function Choice({ label, choice, options }) {
   </p>`;
 }
 
+/** Without one that is typed, the one that was used is forgotten. */
+function Key() {
+  const id = useId();
+  const [typed, setTyped] = useState("");
+  const [isKept, setKept] = useState(false);
+  const [said, setSaid] = useState("");
+  return html`<form
+    onSubmit=${(/** @type {Event} */ event) => {
+      event.preventDefault();
+      useKey(typed.trim(), isKept);
+      setSaid(say(typed.trim() === "" ? "keyForgotten" : "keyUsed"));
+      setTyped("");
+    }}
+  >
+    <label for=${id}>${say("apiKey")}</label>
+    <input
+      id=${id}
+      type="password"
+      autocomplete="off"
+      value=${typed}
+      onInput=${(/** @type {any} */ event) => setTyped(event.target.value)}
+    />
+    <p>
+      <label>
+        <input type="checkbox" checked=${isKept} onChange=${(/** @type {any} */ event) => setKept(event.target.checked)} />
+        ${say("keepKey")}
+      </label>
+    </p>
+    <div class="row"><button type="submit">${say(typed.trim() === "" ? "forgetKey" : "useKey")}</button></div>
+    <p role="status">${said}</p>
+  </form>`;
+}
+
 export function SettingsView() {
   const themes = { auto: say("themeAuto"), light: say("themeLight"), dark: say("themeDark") };
   return html`<h2>${say("settings")}</h2>
     <${Choice} label=${say("theme")} choice=${theme} options=${themes} />
     <${Choice} label=${say("language")} choice=${language} options=${{ en: "English", ja: "日本語" }} />
-    <p>${say("privacy")}</p>`;
+    <p>${say("privacy")}</p>
+    <${Key} />`;
 }
