@@ -124,7 +124,11 @@ class Node:
         return None if self._core is None else self._core.blind_seconds()
 
     async def start(self) -> None:
-        """Find the devices and start the supervisor. Raises `NodeError` (`gpu_not_found`)."""
+        """Find the devices and start the supervisor, once. Raises `NodeError`: `gpu_not_found`, or
+        `shutting_down` once it is closed."""
+        self._check_open()
+        if self._core is not None:
+            raise NodeError("internal", "the node was started before")
         try:
             self._backend = await asyncio.to_thread(devices.resolve_backend, self._settings.gpu_backend)
             await asyncio.to_thread(devices.make_device_files, self._backend)
@@ -133,7 +137,11 @@ class Node:
             if self._needs_device:
                 raise NodeError("gpu_not_found", str(error)) from None
         configuration = json.dumps(self._configuration())
-        self._core = await asyncio.to_thread(Supervisor, configuration)
+        core = await asyncio.to_thread(Supervisor, configuration)
+        if self._closing is not None:
+            await asyncio.to_thread(core.shutdown, 0)
+        self._check_open()
+        self._core = core
         self._wakening, _ = await asyncio.get_running_loop().create_connection(
             lambda: _Wakening(self._spread), sock=socket.socket(fileno=self._core.wake_socket())
         )
@@ -194,6 +202,10 @@ class Node:
     def _demo_model(self) -> str | None:
         path = demo.path()
         return str(path) if self._settings.demo_model and path.is_file() else None
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise NodeError("shutting_down", "The node is closed for good: make another `Node`")
 
     def _running(self) -> Supervisor:
         if self._core is None:

@@ -65,10 +65,10 @@ pub struct Model {
     pub(crate) files: Vec<String>,
 }
 
-/// A file that somebody may take for a model, and that is not listed as one.
+/// Something that may be taken for a model, and that is not listed as one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unlisted {
-    /// The file, or the folder of one that consists of several.
+    /// The file, the folder, or the link that leads nowhere.
     pub path: PathBuf,
     /// Who brought it there.
     pub origin: Origin,
@@ -129,12 +129,14 @@ impl Catalog {
     pub fn unlisted(&self, readable: &Readable) -> Vec<Unlisted> {
         let (models, mut unlisted) = self.listed_and_not(readable);
         let own = models.iter().filter(|model| model.origin == Origin::Own);
-        let known: HashSet<&PathBuf> = own.flat_map(|model| &model.parts).collect();
+        // And the folders that they lie in.
+        let known: HashSet<&Path> =
+            own.flat_map(|model| &model.parts).flat_map(|part| part.ancestors()).collect();
         let others =
-            scan::files_below(&self.models_dir).into_iter().filter(|file| !known.contains(&file.path));
-        unlisted.extend(others.filter_map(|file| {
-            let why = scan::why_unlisted(&file, &readable.formats())?;
-            Some(Unlisted { path: file.path, origin: Origin::Own, why })
+            scan::all_below(&self.models_dir).into_iter().filter(|it| !known.contains(it.path.as_path()));
+        unlisted.extend(others.filter_map(|it| {
+            let why = scan::why_unlisted(&it, &readable.formats())?;
+            Some(Unlisted { path: it.path, origin: Origin::Own, why })
         }));
         unlisted.sort_by(|a, b| a.path.cmp(&b.path));
         unlisted

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -55,11 +55,22 @@ struct Group {
     parts: Vec<PathBuf>,
 }
 
-/// A file in the models folder.
+/// Something in the models folder.
 pub(super) struct Below {
     pub(super) path: PathBuf,
     /// Folders between it and the models folder.
     depth: usize,
+    kind: Kind,
+}
+
+/// What an entry of a folder is.
+enum Kind {
+    File,
+    Folder,
+    /// A pipe, a socket or a device.
+    Special,
+    /// It cannot be looked at, and this is why.
+    Unseen(String),
 }
 
 /// Files that stand beside models and are none.
@@ -69,19 +80,22 @@ const DEEPEST: usize = 3;
 /// How far below it one looks for what is misplaced.
 const DEEPEST_LOOK: usize = 6;
 
-/// All files in and below the models folder. What a link leads to is looked at, and nothing below it: that may be all
-/// of the machine's files.
-pub(super) fn files_below(models_dir: &Path) -> Vec<Below> {
+/// All that lies in and below the models folder. What a link leads to is looked at, and nothing below it: that may be
+/// all of the machine's files.
+pub(super) fn all_below(models_dir: &Path) -> Vec<Below> {
     let mut found = Vec::new();
     let mut open = vec![(models_dir.to_path_buf(), 0, false)];
     while let Some((folder, depth, is_link)) = open.pop() {
-        let (files, folders) = entries(&folder);
-        found.extend(files.into_iter().map(|path| Below { path, depth }));
-        if depth < DEEPEST_LOOK && !is_link {
-            open.extend(folders.into_iter().map(|folder| {
-                let is_link = folder.is_symlink();
-                (folder, depth + 1, is_link)
-            }));
+        for (path, kind) in of_any_kind(&folder) {
+            let is_folder = matches!(kind, Kind::Folder);
+            if is_folder && let Err(error) = fs::read_dir(&path) {
+                found.push(Below { path, depth, kind: Kind::Unseen(format!("it cannot be read: {error}")) });
+                continue;
+            }
+            if is_folder && depth < DEEPEST_LOOK && !is_link {
+                open.push((path.clone(), depth + 1, path.is_symlink()));
+            }
+            found.push(Below { path, depth, kind });
         }
     }
     found
@@ -94,20 +108,31 @@ pub(super) fn is_name(name: &str) -> bool {
     !name.chars().any(|it| it.is_control() || turns(it))
 }
 
-/// Why a file is not listed whose name is none.
+/// Why something is not listed whose name is none.
 pub(super) const NO_NAME: &str = "its name holds control characters, which a model's name cannot";
 
-/// Why a file that belongs to no model does not. `None`: nobody would take it for one.
-pub(super) fn why_unlisted(file: &Below, formats: &[String]) -> Option<String> {
-    let format = extension(&file.path)?;
-    if BESIDE.contains(&format.as_str()) {
-        return None;
+/// Why something that belongs to no model does not. `None`: nobody would take it for one.
+pub(super) fn why_unlisted(it: &Below, formats: &[String]) -> Option<String> {
+    if let Kind::Unseen(why) = &it.kind {
+        return Some(why.clone()); // whatever it is called: a link may have led to many models
+    }
+    let (file, format) = (it, extension(&it.path)?);
+    let is_of_models = is_known(&file.path) || formats.contains(&format);
+    match it.kind {
+        Kind::Folder => {
+            return is_of_models.then(|| "it is a folder, and no model is found in it".to_owned());
+        }
+        Kind::Special => {
+            return is_of_models.then(|| "it is a pipe, a socket or a device, and no file".to_owned());
+        }
+        _ if BESIDE.contains(&format.as_str()) => return None,
+        _ => {}
     }
     // The models folder's own name is nobody's.
     let named = file.path.iter().rev().take(file.depth + 1);
     Some(if !named.into_iter().all(|part| is_name(&part.to_string_lossy())) {
         NO_NAME.to_owned()
-    } else if !is_known(&file.path) && !formats.contains(&format) {
+    } else if !is_of_models {
         format!("no engine here reads .{format} files")
     } else if NO_MODELS.iter().any(|start| file_name(&file.path).starts_with(start)) {
         "by its name it is a part of another model".to_owned()
@@ -361,21 +386,40 @@ fn split_name(stem: &str) -> Option<(&str, u32, u32)> {
 /// download caches consist of them.
 pub(super) fn entries(directory: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let (mut files, mut folders) = (Vec::new(), Vec::new());
+    for (path, kind) in of_any_kind(directory) {
+        match kind {
+            Kind::File => files.push(path),
+            Kind::Folder => folders.push(path),
+            Kind::Special | Kind::Unseen(_) => {}
+        }
+    }
+    (files, folders)
+}
+
+/// All that is in a folder and not hidden, sorted by name.
+fn of_any_kind(directory: &Path) -> Vec<(PathBuf, Kind)> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
         let path = entry.path();
         let path = std::path::absolute(&path).unwrap_or(path);
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => folders.push(path),
-            Ok(metadata) if metadata.is_file() => files.push(path),
-            _ => {}
-        }
+        let kind = match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Kind::Folder,
+            Ok(metadata) if metadata.is_file() => Kind::File,
+            Ok(_) => Kind::Special,
+            Err(error) => Kind::Unseen(match fs::read_link(&path) {
+                Ok(target) if error.kind() == io::ErrorKind::NotFound => {
+                    format!("it is a link to {}, and nothing is there", target.display())
+                }
+                _ => format!("it cannot be looked at: {error}"),
+            }),
+        };
+        found.push((path, kind));
     }
-    files.sort();
-    folders.sort();
-    (files, folders)
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
 }
 
 /// Is it of a format that is read here, whatever engines there are?
