@@ -201,7 +201,7 @@ class Pulls:
         """Stop it. What is whole stays for the next time, unless it is to be discarded."""
         if isinstance(pull, Partial):
             if discard:
-                self._store.discard(pull.folder)
+                self._store.forget(pull)
             return
         if pull.task is not None and not pull.is_over:
             pull.task.cancel()
@@ -211,10 +211,11 @@ class Pulls:
             self.discard(pull.wish.model)
 
     def discard(self, model: str) -> bool:
-        """Forget what is there of a pull that was stopped. Was there any?"""
+        """Forget what is there of a pull that was stopped. Was there any? Raises `NodeError` where another
+        process goes on with it just then."""
         found = [partial for partial in self._store.partials() if partial.model == model]
         for partial in found:
-            self._store.discard(partial.folder)
+            self._store.forget(partial)
         return bool(found)
 
     async def table(self, wish: Wish) -> Event:

@@ -137,8 +137,23 @@ class Store:
         fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
         os.replace(fresh, path)
 
+    def forget(self, partial: Partial) -> None:
+        """Delete what is there of a pull that was stopped. Raises `NodeError` where another process goes on
+        with it just then."""
+        lock = self.lock(partial.folder.relative_to(self._under_way).as_posix())
+        if lock is None:
+            raise NodeError(
+                "invalid_request",
+                f"another process pulls '{partial.model}' just now: stop that one before, with Ctrl-C",
+                "model",
+            )
+        try:
+            self.discard(partial.folder)
+        finally:
+            lock.release()
+
     def discard(self, folder: Path) -> None:
-        """Forget a pull that was stopped."""
+        """Clear a staging folder, of which this process holds the lock."""
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
