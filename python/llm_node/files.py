@@ -40,8 +40,9 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
-    """As `read_bytes`, of a text in UTF-8. Raises `UnicodeDecodeError` too. All ends of lines are `\\n`."""
-    return read_bytes(path, largest).decode().replace("\r\n", "\n").replace("\r", "\n")
+    """As `read_bytes`, of a text in UTF-8. Raises `UnicodeDecodeError` too. Ends of lines are `\\n`. A byte
+    order mark, which editors of Windows put first, is left out."""
+    return read_bytes(path, largest).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _open(path: str, flags: int) -> int:

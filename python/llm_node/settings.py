@@ -61,6 +61,10 @@ class SettingsError(ValueError):
     """A setting is unknown, or its value is of no use. The message names where it came from."""
 
 
+class SettingsFileError(SettingsError):
+    """The same of the settings file. Without it, what was said elsewhere is right."""
+
+
 Scope = Literal["server", "node", "model"]
 """Whom a setting is for: HTTP and the command line, the node, or how each model is loaded."""
 
@@ -864,16 +868,25 @@ class Settings:
         cls,
         command_line: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
+        *,
+        reads_file: bool = True,
     ) -> Settings:
         """Ask the command line, then the environment, the file and the defaults.
 
         `command_line`: setting name -> the texts given for it. `environment`: that of the process
-        where it is None. Raises `SettingsError`.
+        where it is None. `reads_file`: False leaves the file out. Raises `SettingsError`; for what is wrong
+        in the file, `SettingsFileError`.
         """
         variables = os.environ if environment is None else environment
         found = {**_from_environment(variables), **_from_command_line(command_line or {})}
-        for name, value in _from_file(found.get("home"), found.get("config")).items():
-            found.setdefault(name, value)
+        path = _file(found.get("home"), found.get("config"))
+        if reads_file and ("config" in found or _is_there(path)):
+            try:
+                in_file = _from_file(path)
+            except SettingsError as error:
+                raise SettingsFileError(str(error)) from None
+            for name, value in in_file.items():
+                found.setdefault(name, value)
         return cls(**found)
 
     def node_config(self) -> dict[str, Any]:
@@ -901,7 +914,7 @@ class Settings:
             models.setdefault(name, {})[CHAT_TEMPLATE] = _template(template, source)
         config["models"] = models
         own = {alias: name for name, model in self.models.items() for alias in model.aliases}
-        config["aliases"] = {**config["aliases"], **own}
+        config["aliases"] = {**own, **config["aliases"]}  # which the command line may have
         return config
 
     def own_file(self) -> Path:
@@ -1076,10 +1089,7 @@ def _file(home: Path | None, named: Path | None) -> Path:
     return named or (home or _home()) / CONFIG_FILE
 
 
-def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
-    path = _file(home, named)
-    if named is None and not _is_there(path):
-        return {}
+def _from_file(path: Path) -> dict[str, Any]:
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         content: dict[str, Any] = toml.loads(files.read_text(path))
@@ -1103,7 +1113,20 @@ def _from_file(home: Path | None, named: Path | None) -> dict[str, Any]:
             raise SettingsError(f"{key} in {path}: expected {setting.metavar}")
         texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
         found[key] = _value(setting, texts, f"{key} in {path}")
+    _check_names(found.get("alias", ()), found.get(MODELS, {}), path)
     return found
+
+
+def _check_names(aliases: Iterable[tuple[str, str]], models: Mapping[str, ModelSettings], path: Path) -> None:
+    """No name may mean one model by `alias`, and another by a table."""
+    meant = {alias.removesuffix(LATEST): name for name, model in models.items() for alias in model.aliases}
+    meant.update((name.removesuffix(LATEST), name) for name in models)
+    for alias, name in aliases:
+        other = meant.get(alias.removesuffix(LATEST), name)
+        if other != name:
+            raise SettingsError(
+                f"the alias {alias!r} of '{name}' in {path} is a name of '{other}' already, by a table there"
+            )
 
 
 def _models_in(tables: object, path: Path) -> dict[str, ModelSettings]:

@@ -15,7 +15,8 @@ from llm_node.settings import MODELS, Settings, SettingsError
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
-ALIASES = "aliases"
+ALIASES, ALIAS = "aliases", "alias"
+"""In a model's table, and of the whole file."""
 _one_at_a_time = threading.Lock()
 """What is written is made of what stood there."""
 
@@ -40,6 +41,10 @@ def add_alias(file: Path, model: str, alias: str) -> None:
         for name, table in models.items():
             if name != model and alias in table.get(ALIASES, ()):
                 table[ALIASES].remove(alias)
+        others: Any = document.get(ALIAS)
+        if isinstance(others, list):
+            for pair in [it for it in others if str(it).partition("=")[0].strip() == alias]:
+                others.remove(pair)
         own = models.setdefault(model, tomlkit.table())
         if alias not in own.get(ALIASES, ()):
             own[ALIASES] = [*own.get(ALIASES, ()), alias]

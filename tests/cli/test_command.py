@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from llm_node.version import ABI_VERSION, __version__
 from support.engines import compile_library
 from support.gguf import write_gguf
 from support.node import RunningNode, node_environment, running_node
+from support.node import command as command_at
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -148,6 +149,44 @@ def test_beside_a_kubernetes_service_of_its_name_it_starts(tmp_path: Path) -> No
     service = {"LLM_NODE_PORT": "tcp://10.96.3.7:3000", "LLM_NODE_SERVICE_HOST": "10.96.3.7"}
     with running_node(tmp_path, ["--gpu-backend", "cpu"], environment=service) as started:
         assert "Kubernetes Service is: LLM_NODE_PORT, LLM_NODE_SERVICE_HOST" in started.log_text()
+
+
+@pytest.fixture(scope="module")
+def mistaken(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node whose settings file was broken after it had started."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    with running_node(folder, ["--engines-dir", str(engines), "--gpu-backend", "cpu"]) as running:
+        running.extra["home"] = folder
+        (folder / ".llm-node/config.toml").write_text("port = \n")
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["ps"], "MODEL"),
+        (["list"], "llm-node-demo"),
+        (["engines"], "llama_cpp"),
+        (["logs"], "GET /readyz"),
+        (["stop", "--all"], ""),
+    ],
+)
+def test_a_broken_settings_file_stops_nobody_who_asks_the_node(
+    mistaken: RunningNode, arguments: list[str], shown: str
+) -> None:
+    done = command_at(mistaken, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    file = mistaken.extra["home"] / ".llm-node/config.toml"
+    assert done.stderr.startswith(f"Warning: {file} is not TOML: ")
+    assert "The settings file is left out.\n" in done.stderr
+
+
+def test_what_the_file_decides_waits_for_a_right_one(mistaken: RunningNode) -> None:
+    for arguments in (["serve"], ["config", "check"], ["pull", "org/repo"], ["rm", "-y", "x"]):
+        done = command_at(mistaken, *arguments)
+        assert done.returncode == 2, arguments
+        assert "config.toml is not TOML: " in done.stderr and "Warning" not in done.stderr
 
 
 # ---- what is wrong with a path is said before anything starts ------------------------------------------

@@ -102,6 +102,15 @@ def test_a_setting_of_the_whole_file_stays_one(tmp_path: Path) -> None:
     assert settings.context_length == 2048
 
 
+def test_an_alias_that_moves_leaves_the_list_of_the_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('alias = ["a=one", "b=two"]\n')
+    settings_file.add_alias(file, "three", "a")
+    settings = Settings.load({"config": (str(file),)}, environment={})
+    assert settings.alias == (("b", "two"),)
+    assert settings.models["three"].aliases == ("a",)
+
+
 def test_changes_that_come_together_are_all_made(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     names = [f"name-{number}" for number in range(16)]

@@ -67,6 +67,62 @@ def test_a_wrong_path_is_a_finding_too(tmp_path: Path) -> None:
     )
 
 
+def test_a_wrong_settings_file_is_a_finding_and_all_else_is_looked_at(tmp_path: Path, engines: Path) -> None:
+    file = tmp_path / ".llm-node/config.toml"
+    file.parent.mkdir()
+    file.write_text("prot = 3001\n")
+    done = run(tmp_path, "--gpu-backend", "cpu", "--engines-dir", str(engines))
+    assert done.returncode == 1
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("fail  the settings file is left out here: unknown setting 'prot' in ")
+    assert first.endswith("; did you mean port?")
+    assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in others)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('host = "0.0.0.0"', "0.0.0.0 is reached by other machines"),
+        ('[models."x"]\nchat_template = "/no/such"', "/no/such: No such file"),
+        ('api_key_file = "/no/such"', "the file of keys /no/such cannot be read"),
+    ],
+)
+def test_what_no_node_starts_with_is_a_finding(
+    tmp_path: Path, engines: Path, content: str, words: str
+) -> None:
+    (tmp_path / "c.toml").write_text(content)
+    named = ["--config", str(tmp_path / "c.toml"), "--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    done = run(tmp_path, *named)
+    assert done.returncode == 1, done.stdout
+    (failure,) = [line for line in done.stdout.splitlines() if line.startswith("fail")]
+    assert words in failure
+
+
+def test_a_node_that_does_not_answer_is_a_finding(tmp_path: Path, engines: Path) -> None:
+    named = ["--node", "http://127.0.0.1:1", "--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    done = run(tmp_path, *named)
+    assert done.returncode == 1
+    assert "fail  the node at http://127.0.0.1:1 cannot be reached" in done.stdout
+    assert "ok    1 model can be loaded" in done.stdout
+
+
+@pytest.mark.parametrize(("flag", "words"), [("-v", "addresses"), ("-d", "memory for its data")])
+def test_a_limit_of_a_process_is_named(tmp_path: Path, engines: Path, flag: str, words: str) -> None:
+    prefix = ["sh", "-c", f'ulimit {flag} 4194304; exec "$@"', "sh"]
+    done = run(tmp_path, "--gpu-backend", "cpu", "--engines-dir", str(engines), prefix=prefix)
+    assert f"warn  a process may have 4.0 GiB of {words}" in done.stdout, done.stdout
+    assert f"raise it (ulimit {flag} unlimited)" in done.stdout
+
+
+def test_a_cache_that_cannot_be_read_is_named(tmp_path: Path, engines: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    found = run(
+        tmp_path, "--gpu-backend", "cpu", "--engines-dir", str(engines), OLLAMA_MODELS=str(tmp_path / "loop")
+    )
+    assert f"warn  models of ollama in {tmp_path}/loop are not seen: Too many levels of" in found.stdout
+    assert "--caches without ollama" in found.stdout
+
+
 def test_a_containers_limit_is_named(tmp_path: Path, engines: Path) -> None:
     if sys.platform != "linux" or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
         pytest.skip("needs root, for a mount namespace")

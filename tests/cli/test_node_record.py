@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -97,12 +98,40 @@ def test_a_second_node_in_a_home_leaves_the_first_to_be_found(
             time.sleep(0.05)
         found = record.read(home)
         assert found is not None and found.url == second.url
+        words = f"The one at {second.url} is asked, with --node URL another: {first.url}\n"
+        assert listed(home.parent).stderr == f"Several nodes run in this home. {words}"
+        assert listed(home.parent, "--node", first.url).stderr == "", "who says which is told nothing"
     found = record.read(home)
     assert found is not None and found.url == first.url
+    assert listed(home.parent).stderr == ""
+
+
+def test_where_the_last_one_was_killed_the_first_is_found(
+    serving: tuple[RunningNode, Path], tmp_path: Path
+) -> None:
+    first, home = serving
+    with running_node(tmp_path, ["serve", "--home", str(home), "--gpu-backend", "cpu"]) as second:
+        second.stop(signal.SIGKILL)
+    found = record.read(home)
+    assert found is not None and found.url == second.url, "it could not say that it goes"
+    first.reload("llm-node-demo")
+    (row,) = json.loads(listed(home.parent).stdout)["models"]
+    assert row["status"] == "loaded"
+    assert found.before is not None
+    found.before.write(home)  # as for the tests that follow
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"node_id": 1}', "\x00", '{"url": "x", "pid": "y", "node_id": "z"}']
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"node_id": 1}',
+        "\x00",
+        '{"url": "x", "pid": "y", "node_id": "z"}',
+        '{"url": "x", "pid": 1, "node_id": "z", "key": "k", "before": 1}',
+    ],
 )
 def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "node.json").write_text(text)

@@ -135,6 +135,40 @@ def test_rm_knows_what_is_there_of_a_stopped_pull(engines: Path, hub: StandInHub
         assert not staged.exists()
 
 
+@pytest.mark.parametrize("typed", [["rm", "-y"], ["pull", "--discard"]])
+def test_what_another_process_pulls_just_now_is_not_deleted(
+    engines: Path, hub: StandInHub, parts: dict[str, bytes], tmp_path: Path, typed: list[str]
+) -> None:
+    """Two commands without a node that runs: each is one of its own."""
+    hub.behaviour.pause = threading.Event()
+    named = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    environment = node_environment(tmp_path, **hub.environment())
+    pull = [PROGRAM, "pull", REPOSITORY, *named]
+    with subprocess.Popen(pull, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as pulling:
+        try:
+            assert hub.behaviour.begun.wait(60)
+            staged = tmp_path / ".llm-node/models/.pulling" / REPOSITORY
+            eventually(lambda: list(staged.rglob("*.incomplete")))
+            refused = subprocess.run(
+                [PROGRAM, *typed, REPOSITORY, *named],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+            )
+            assert refused.returncode == 2, refused.stderr
+            assert f"another process pulls '{REPOSITORY}' just now" in refused.stderr
+            hub.behaviour.pause.set()
+            _, said = pulling.communicate(timeout=60)
+            assert pulling.returncode == 0, said.decode()
+        finally:
+            hub.behaviour.pause.set()
+            pulling.kill()
+    for name, content in parts.items():
+        assert (tmp_path / ".llm-node/models" / REPOSITORY / name).read_bytes() == content
+
+
 def test_the_disk_is_looked_at_before_anything_is_fetched(
     engines: Path, hub: StandInHub, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +251,11 @@ def test_a_file_in_the_models_folder_is_never_silently_unseen(engines: Path, tmp
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         (models / name).write_bytes(b"GGUF")
     (models / "README.md").write_text("no model")
+    (models / "empty.gguf").mkdir()
+    os.mkfifo(models / "pipe.gguf")
+    os.mkfifo(models / "other")
+    (models / "unplugged").symlink_to(tmp_path / "no such disk")
+    (models / "round.gguf").symlink_to("round.gguf")
     folders = ["--models-dir", str(models), "--engines-dir", str(engines), "--demo-model", "no"]
     command = [PROGRAM, "list", *folders, "--gpu-backend", "cpu"]
     environment = node_environment(tmp_path)
@@ -226,6 +265,10 @@ def test_a_file_in_the_models_folder_is_never_silently_unseen(engines: Path, tmp
     assert "a part of another model" in why[str(models / "ORG/REPO/mmproj-F16.gguf")]
     assert "too deep" in why[str(models / "a/b/c/d/deep-Q4_0.gguf")]
     assert "config.json" in why[str(models / "snap/model.safetensors")]
-    assert "README" not in listed.stdout
+    assert "README" not in listed.stdout and str(models / "other") not in why
+    assert "a folder, and no model is found in it" in why[str(models / "empty.gguf")]
+    assert "a pipe, a socket or a device" in why[str(models / "pipe.gguf")]
+    assert f"a link to {tmp_path / 'no such disk'}, and nothing is there" in why[str(models / "unplugged")]
+    assert "it cannot be looked at: Too many levels" in why[str(models / "round.gguf")]
     usual = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "4 more files are not listed: `llm-node list --all` says why" in usual.stderr
+    assert "8 more files are not listed: `llm-node list --all` says why" in usual.stderr

@@ -72,14 +72,15 @@ def reloading(tmp_path: Path) -> Iterator[Reloading]:
 
 
 def test_what_is_said_of_nobody_is_named(reloading: Reloading) -> None:
-    tables = '[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n'
+    tables = '[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n[models."B"]\n'
     reloading.config.write_text(f'default_model = "nope"\nalias = ["x=none", "y=a"]\n{tables}')
     reloading.read_again()
     words = (
-        '[models."nobody"] in the settings: there is no such model',
+        "[models.\"nobody\"] in the settings counts for nobody: Model 'nobody' not found",
+        "[models.\"B\"] in the settings counts for nobody: Model 'B' not found; did you mean 'b'?",
         'for nobody: the name is "b"',
-        "default_model in the settings: there is no model 'nope'",
-        "alias x in the settings: there is no model 'none'",
+        "default_model in the settings: Model 'nope' not found",
+        "alias x in the settings: Model 'none' not found",
     )
     deadline = time.monotonic() + 30
     while not all(said in reloading.node.log_text() for said in words):

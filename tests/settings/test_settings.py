@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from llm_node import _core, settings
+from llm_node import _core, settings, settings_file
 from llm_node.cli.command import command
 from llm_node.schema.admin import LoadRequest
-from llm_node.settings import Settings, SettingsError, parse_size
+from llm_node.settings import Settings, SettingsError, SettingsFileError, parse_size
 
 unhurried = hypothesis_settings(deadline=None)
 
@@ -361,6 +361,32 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
     assert config["aliases"] == {"claude": "other", "gpt-4o-mini": "llama-8b:Q4_K_M"}
 
 
+def test_an_alias_of_the_command_line_comes_before_that_of_a_table(tmp_path: Path) -> None:
+    file = write(tmp_path / "models.toml", '[models."m"]\naliases = ["a", "b"]\n')
+    config = Settings.load({"config": [str(file)], "alias": ["a=x"]}, {}).node_config()
+    assert config["aliases"] == {"a": "x", "b": "m"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    """As Notepad and PowerShell write it."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xef\xbb\xbfqueue_limit = 9\r\n")
+    assert Settings.load({"config": [str(file)]}, {}).queue_limit == 9
+    settings_file.write(file, "max_wait", 7)
+    assert file.read_text(encoding="utf-8") == "queue_limit = 9\nmax_wait = 7\n"
+
+
+def test_what_is_right_without_the_file_is_told_from_what_is_not(tmp_path: Path) -> None:
+    file = write(tmp_path / "config.toml", "queue_limit = many\n")
+    given = {"config": [str(file)], "port": ["3001"]}
+    with pytest.raises(SettingsFileError, match="is not TOML"):
+        Settings.load(given, {})
+    assert Settings.load(given, {}, reads_file=False).port == 3001
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({**given, "port": ["x"]}, {})
+    assert not isinstance(caught.value, SettingsFileError), "the command line is wrong"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -374,6 +400,9 @@ def test_what_is_said_of_one_model_goes_to_the_node_beside_what_is_said_of_all(t
         ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a"]', ["alias 'a'", "'m'"]),
         ('[models."m"]\naliases = ["n:latest"]\n[models."n"]', ["alias 'n:latest'", "a model"]),
         ('[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["a:latest"]', ["'a:latest'", "'m'"]),
+        ('alias = ["a=x"]\n[models."m"]\naliases = ["a"]', ["alias 'a'", "'x'", "'m'"]),
+        ('alias = ["a:latest=x"]\n[models."m"]\naliases = ["a"]', ["alias 'a:latest'", "'m'"]),
+        ('alias = ["m=x"]\n[models."m"]', ["alias 'm'", "'x'", "'m'"]),
         ('[models."m"]\noptions = 1', ["options", "a table"]),
         ('[models."m"]\ntool_syntax = "martian"', ["tool_syntax", "pythonic, off"]),
         ('[models."m"]\ngpu_layers = -2', ["gpu_layers", "-1 for all"]),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from llm_node.cli import greeting, options, table
+from llm_node.cli.failure import Failed
 
 if TYPE_CHECKING:
     from llm_node.node import Node
@@ -21,6 +22,11 @@ Obstacles = dict[str, tuple[str, str]]
 """Code and message, by the model that cannot be loaded."""
 MANY_FILES = 1024
 """Each connection and each worker needs some."""
+LIMITS = (
+    ("RLIMIT_AS", "-v", "addresses, which the files of models take too"),
+    ("RLIMIT_DATA", "-d", "memory for its data"),
+)
+"""Of a process: the limit, its flag of `ulimit`, and what it bounds."""
 SMALL_DISK = 2 << 30
 """Bytes, below which hardly a model can be fetched."""
 
@@ -38,29 +44,46 @@ class Finding(NamedTuple):
 @options.settings_options
 @click.pass_context
 def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
-    """Look for what stands in the way of a node here: devices, memory, engines, models, disk.
+    """Look for what stands in the way of a node here: settings, devices, memory, engines, models, disk.
 
     Of a node that runs, its engines and its models are looked at; without one those of the folders are, and
     none is started. Ends with 1 where something has to be done.
     """
     import asyncio
 
-    settings = options.settings(context.obj, given)
-    running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
+    settings, wrong_file = options.with_or_without_file(context.obj, given)
+    seen = []
+    if wrong_file is not None:
+        seen.append(Finding("fail", f"the settings file is left out here: {wrong_file}"))
+    try:
+        running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
+    except Failed as error:
+        running = None
+        seen.append(Finding("fail", f"{error.message}; this machine is looked at in its place"))
     if running is None:
-        seen = [*_devices(settings), *_memory(), *_engines_and_models(settings)]
+        seen += [*_settings(settings), *_devices(settings), *_memory(), *_engines_and_models(settings)]
     else:
         url, engines, models, obstacles, backend = running
         of_node = dataclasses.replace(settings, gpu_backend=backend or settings.gpu_backend)
-        seen = [Finding("ok", f"a node runs at {url}: its engines and models are looked at")]
+        seen.append(Finding("ok", f"a node runs at {url}: its engines and models are looked at"))
         seen += [*_devices(of_node), *_memory(), *_judged(engines, models, obstacles, backend)]
-    findings = [*seen, *_disk(settings), *_files()]
+    findings = list(dict.fromkeys([*seen, *_caches(settings), *_disk(settings), *_files()]))
     if as_json:
         table.show_json({"findings": [finding._asdict() for finding in findings]})
     else:
         for level, message in findings:
             click.echo(f"{level:<5} {message}")
     context.exit(int(any(finding.level == "fail" for finding in findings)))
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    """What a node would not start with."""
+    from llm_node.cli import serving
+
+    try:
+        serving.check(settings)
+    except click.ClickException as error:
+        yield Finding("fail", error.message)
 
 
 def _devices(settings: Settings) -> Iterator[Finding]:
@@ -95,6 +118,20 @@ def _memory() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"memory: {ours}, {free} free")
+    for name, flag, what in LIMITS:
+        if (limit := _limit(name)) is not None and limit < host.total_bytes:
+            words = f"a process may have {table.size(limit)} of {what}"
+            yield Finding("warn", f"{words}: raise it (ulimit {flag} unlimited)")
+
+
+def _limit(name: str) -> int | None:
+    """Of the processes that are started here, in bytes; None: there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _engines_and_models(settings: Settings) -> Iterator[Finding]:
@@ -102,7 +139,7 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
 
     try:
         engines, models, obstacles, backend = own_node.look_up(settings, _all)
-    except click.UsageError as error:
+    except click.ClickException as error:
         yield Finding("fail", error.message)
         return
     yield from _judged(engines, models, obstacles, backend)
@@ -154,6 +191,19 @@ async def _of_running(
 
 async def _all(node: Node) -> tuple[Rows, Rows, Obstacles, str | None]:
     return await node.engines(), await node.models(), await node.obstacles(), node.gpu_backend
+
+
+def _caches(settings: Settings) -> Iterator[Finding]:
+    """The folders of other programs: those that are there and cannot be read are passed over otherwise."""
+    for program, folder in settings.cache_folders():
+        try:
+            with os.scandir(folder):
+                pass
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            words = f"models of {program} in {folder} are not seen: {error.strerror}"
+            yield Finding("warn", f"{words}; --caches without {program} leaves it alone")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

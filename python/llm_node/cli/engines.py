@@ -30,7 +30,7 @@ def engines(context: click.Context, /, as_json: bool, **given: options.Given) ->
 
     from llm_node.cli import own_node
 
-    settings = options.settings(context.obj, given)
+    settings = options.of_who_asks(context.obj, given)
     listed = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
     found, gpu_backend = listed or own_node.look_up(settings, _engines_and_backend)
     if as_json:

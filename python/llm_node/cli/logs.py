@@ -37,7 +37,7 @@ def logs(
 
     query = {"lines": str(lines), **({} if model is None else {"model": model})}
     show = table.show_json_line if as_json else _print
-    asyncio.run(_show(options.settings(context.obj, given), query, follow, show))
+    asyncio.run(_show(options.of_who_asks(context.obj, given), query, follow, show))
 
 
 async def _show(

@@ -28,7 +28,7 @@ def models(context: click.Context, /, as_json: bool, with_unlisted: bool, **give
 
     from llm_node.cli import own_node
 
-    settings = options.settings(context.obj, given)
+    settings = options.of_who_asks(context.obj, given)
     listed = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
     if listed is not None:
         found, unlisted = listed["models"], listed["unlisted"]

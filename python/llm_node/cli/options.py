@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
 
-from llm_node.settings import ALL, RENAMED, Settings, SettingsError, flag_of, renamed
+from llm_node.settings import (
+    ALL,
+    RENAMED,
+    Settings,
+    SettingsError,
+    SettingsFileError,
+    flag_of,
+    renamed,
+)
 
 Given = str | tuple[str, ...] | None
 """What click hands over for one setting."""
@@ -47,12 +55,35 @@ def settings(*given: dict[str, Given]) -> Settings:
 
 def read(*given: dict[str, Given]) -> Settings:
     """The same for who goes on where they are wrong: raises `SettingsError`."""
+    return Settings.load(_texts(given))
+
+
+def with_or_without_file(*given: dict[str, Given]) -> tuple[Settings, str | None]:
+    """The settings for a command that can do without the file. Where that is wrong it is left out, and the
+    fault is given as well. All else that is wrong ends the command."""
+    try:
+        return read(*given), None
+    except SettingsFileError as error:
+        return Settings.load(_texts(given), reads_file=False), str(error)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def of_who_asks(*given: dict[str, Given]) -> Settings:
+    """The same for who asks the node that runs, whose settings are its own. A fault of the file is said."""
+    settings, fault = with_or_without_file(*given)
+    if fault is not None:
+        click.echo(f"Warning: {fault}. The settings file is left out.", err=True)
+    return settings
+
+
+def _texts(given: Iterable[dict[str, Given]]) -> dict[str, tuple[str, ...]]:
     texts: dict[str, tuple[str, ...]] = {}
     for each in given:
         for name, value in each.items():
             if value:
                 texts[name] = (value,) if isinstance(value, str) else value
-    return Settings.load(texts)
+    return texts
 
 
 OF_COMMANDS = frozenset({"home", "config", "node", "log_level"})

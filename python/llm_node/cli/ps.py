@@ -26,7 +26,7 @@ def ps(context: click.Context, /, as_json: bool, watch: bool, **given: options.G
     """Show what is loaded on the node that runs, how busy it is, and what memory is left."""
     import asyncio
 
-    shown = _show(options.settings(context.obj, given), as_json=as_json, watch=watch)
+    shown = _show(options.of_who_asks(context.obj, given), as_json=as_json, watch=watch)
     if not watch:
         asyncio.run(shown)
         return

@@ -101,11 +101,12 @@ class Remote:
 
 def at(url: str, settings: Settings) -> Remote:
     """The node at a URL, with the key that is named for it, or with this user's where the node runs here."""
-    known = record.read(settings.home)
-    if known is None or known.url != url:
-        return Remote(url, settings.api_key)
-    named = None if settings.node is None else settings.api_key
-    return Remote(url, named or known.key, known.fingerprint)
+    last = record.read(settings.home)
+    for known in [] if last is None else last.all():
+        if known.url == url:
+            named = None if settings.node is None else settings.api_key
+            return Remote(url, named or known.key, known.fingerprint)
+    return Remote(url, settings.api_key)
 
 
 def _trust(fingerprint: str | None) -> aiohttp.Fingerprint | bool:
@@ -126,8 +127,25 @@ async def running(settings: Settings, unheeded: Sequence[str] = ()) -> str | Non
 
 
 async def _recorded(settings: Settings) -> str | None:
-    known = record.read(settings.home)
-    return known.url if known is not None and await answers(known) else None
+    """That of the node which started last in this home. Where more run there, that is said."""
+    last = await last_that_runs(settings)
+    if last is None:
+        return None
+    url, *others = [known.url for known in last.all() if known is last or await answers(known)]
+    if others:
+        also = " and ".join(others)
+        words = f"The one at {url} is asked, with --node URL another: {also}"
+        click.echo(f"Several nodes run in this home. {words}", err=True)
+    return url
+
+
+async def last_that_runs(settings: Settings) -> NodeRecord | None:
+    """Of the nodes that run in this home."""
+    last = record.read(settings.home)
+    for known in [] if last is None else last.all():
+        if await answers(known):
+            return known
+    return None
 
 
 async def answers(known: NodeRecord) -> bool:

@@ -118,9 +118,9 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
 
         def record() -> NodeRecord:
             fingerprint = None if tls is None else tls.fingerprint
-            return NodeRecord(node.id, reached, os.getpid(), own_key, fingerprint)
+            return NodeRecord(node.id, reached, os.getpid(), own_key, fingerprint, before)
 
-        before = read_record(settings.home)
+        before = await remote.last_that_runs(settings)
         with record().kept_in(settings.home):
             reload = Reload(app, settings, own_key, read, tls)
             reloading = asyncio.create_task(
@@ -314,10 +314,10 @@ def _from_any_thread(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -
 async def _greet(node: Node, settings: Settings, url: str, before: NodeRecord | None) -> None:
     """Say where the node listens, what it has, and what to type next. Raises where it can serve nothing.
 
-    `before`: the node that commands found until now.
+    `before`: the node that runs here, and that commands found until now.
     """
     _say(f"llm-node {__version__} listens on {url} (GPU backend: {node.gpu_backend})")
-    if before is not None and await remote.answers(before):
+    if before is not None:
         log.warning(
             "another node runs in this home, at %s: until this one ends, commands talk to it, and with "
             "--node %s to the other. A --home of its own keeps nodes apart",

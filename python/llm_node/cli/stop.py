@@ -40,7 +40,7 @@ def stop(
         raise click.UsageError("name models, or --all")
     import asyncio
 
-    asyncio.run(_stop(options.settings(context.obj, given), models, wait))
+    asyncio.run(_stop(options.of_who_asks(context.obj, given), models, wait))
 
 
 async def _stop(settings: Settings, models: tuple[str, ...], wait: float) -> None:

@@ -1,7 +1,7 @@
 """`node.json` in the home folder: where the node is that runs here.
 
-A node that serves writes it, and the commands that look for one read it. It tells of the last that started.
-Once that one has ended, it tells of the one before, if that still runs.
+A node that serves writes it, and the commands that look for one read it. It tells of the last that started,
+and of those that ran by then. Once the last has ended, it tells of the one before, if that still runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,15 @@ class NodeRecord:
     """For its user's commands, where it asks for keys."""
     fingerprint: str | None = None
     """SHA-256 of its certificate, where it does TLS: commands know it by that, whatever name it is for."""
+    before: NodeRecord | None = None
+    """The node that ran in this home when this one started."""
+
+    def all(self) -> Iterator[NodeRecord]:
+        """This one, and those before it."""
+        known: NodeRecord | None = self
+        while known is not None:
+            yield known
+            known = known.before
 
     @contextlib.contextmanager
     def kept_in(self, home: Path) -> Iterator[None]:
@@ -67,14 +77,18 @@ class NodeRecord:
 def read(home: Path) -> NodeRecord | None:
     """What stands there, if it is a record."""
     try:
-        found = json.loads((home / NAME).read_text(encoding="utf-8"))
-        fingerprint = found.get("fingerprint")
-        return NodeRecord(
-            str(found["node_id"]),
-            str(found["url"]),
-            int(found["pid"]),
-            str(found["key"]),
-            None if fingerprint is None else str(fingerprint),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _of(json.loads((home / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _of(found: dict[str, Any]) -> NodeRecord:
+    fingerprint, before = found.get("fingerprint"), found.get("before")
+    return NodeRecord(
+        str(found["node_id"]),
+        str(found["url"]),
+        int(found["pid"]),
+        str(found["key"]),
+        None if fingerprint is None else str(fingerprint),
+        None if before is None else _of(before),
+    )

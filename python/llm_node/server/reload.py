@@ -27,7 +27,7 @@ async def name_strangers(node: Node, settings: Settings) -> None:
         except NodeError as fault:
             if fault.code != "model_not_found":
                 raise
-            log.warning('[models."%s"] in the settings: there is no such model', name)
+            log.warning('[models."%s"] in the settings counts for nobody: %s', name, fault.message)
             continue
         if own != name:
             log.warning('[models."%s"] in the settings counts for nobody: the name is "%s"', name, own)
@@ -40,7 +40,7 @@ async def name_strangers(node: Node, settings: Settings) -> None:
         except NodeError as fault:
             if fault.code != "model_not_found":
                 raise
-            log.warning("%s in the settings: there is no model '%s'", said, name)
+            log.warning("%s in the settings: %s", said, fault.message)
 
 
 class Reload:
