@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from support import models
@@ -89,6 +90,18 @@ def test_an_encoder_embeds(encoders: RunningNode) -> None:
     assert answer.status == 200, answer.body
     one, other = (it["embedding"] for it in answer.json()["data"])
     assert len(one) == len(other) == 32 and one != other
+
+
+def test_the_official_client_embeds(encoders: RunningNode) -> None:
+    """It asks for base64 by itself."""
+    with openai.OpenAI(base_url=f"{encoders.url}/v1", api_key="none", max_retries=0) as client:
+        made = client.embeddings.create(model="embeds", input=["a cat", "a cat", "dog"])
+        plain = client.embeddings.create(model="embeds", input="a cat", encoding_format="float")
+    one, two, three = (it.embedding for it in made.data)
+    assert one == pytest.approx(two, abs=1e-5) and one != pytest.approx(three, abs=1e-3)
+    assert math.hypot(*one) == pytest.approx(1, abs=1e-4)
+    assert plain.data[0].embedding == pytest.approx(one, abs=1e-5)
+    assert plain.usage.prompt_tokens > 0
 
 
 def test_a_reranker_gives_scores_and_no_embeddings(encoders: RunningNode) -> None:

@@ -89,7 +89,12 @@ impl From<EngineFault> for Fault {
             // What the host makes up by itself is for the host to get right.
             EngineFaultKind::InvalidArgument => ErrorCode::Internal,
         };
-        Fault::new(code, fault.to_string())
+        // What a client sent or asked for is in its hands, and a function of the engine says nothing to it.
+        let message = match fault.kind {
+            EngineFaultKind::InvalidInput | EngineFaultKind::Unsupported => fault.message,
+            _ => fault.to_string(),
+        };
+        Fault::new(code, message)
     }
 }
 
