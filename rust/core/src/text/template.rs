@@ -321,6 +321,13 @@ fn failed(error: &Error) -> Fault {
         }
         source = cause.source();
     }
+    if error.kind() == ErrorKind::OutOfFuel {
+        let message = format!(
+            "The model's chat template takes more than {FUEL} steps to render this conversation, and no more are \
+             allowed. Send fewer messages or tools, or give the model another template (--chat-template)."
+        );
+        return invalid(message, "messages");
+    }
     invalid(
         format!("The model's chat template cannot render this conversation: {}", describe(error)),
         "messages",
@@ -696,7 +703,15 @@ mod tests {
             assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("messages")));
         }
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
-        assert_eq!(render(endless, "[]").unwrap_err().code, ErrorCode::InvalidRequest);
+        let in_macro = format!("{{% macro m() %}}{endless}{{% endmacro %}}{{{{ m() }}}}");
+        for source in [endless, &in_macro] {
+            let fault = render(source, "[]").unwrap_err();
+            assert_eq!((fault.code, fault.param.as_deref()), (ErrorCode::InvalidRequest, Some("messages")));
+            assert!(
+                fault.message.contains("more than 3000000 steps") && fault.message.contains("Send fewer"),
+                "{fault}"
+            );
+        }
         let deep = "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}";
         assert_eq!(render(deep, "[]").unwrap_err().code, ErrorCode::InvalidRequest);
     }
