@@ -24,6 +24,8 @@ pub(super) const MAX_VALUES: usize = 10_000;
 pub(super) const MAX_PATTERN: usize = 4 << 10;
 /// Steps of `multipleOf`, together where several hold: each is a state of the lexer.
 pub(super) const MAX_STEPS: u64 = 10_000;
+/// Parts of a schema that are compiled to find out which of them cannot be.
+pub(super) const MAX_TRIES: usize = 64;
 /// Up to here every whole number is a number of its own in double precision.
 pub(super) const MAX_EXACT: u64 = 1 << 53;
 

@@ -7,11 +7,13 @@
 //! thread for it.
 
 mod cache;
+mod enforce;
 mod foresee;
 mod formats;
 mod limits;
 mod schema;
 mod tokens;
+mod words;
 
 use std::{
     fmt,
@@ -263,12 +265,12 @@ impl Tables {
             }
         };
         let matcher = self.matcher(TopLevelGrammar::from_lark(grammar)).map_err(|message| {
-            let what = match &wanted.format {
-                Format::Regex(_) => "regular expression",
-                Format::Lark(_) => "grammar",
-                _ => param,
+            let (what, why) = match &wanted.format {
+                Format::Regex(_) => ("regular expression", words::of_grammar(&message)),
+                Format::Lark(_) => ("grammar", words::of_grammar(&message)),
+                _ => (param, words::of_schema(&message)),
             };
-            refused(ErrorCode::InvalidRequest, format!("the {what} cannot be used: {message}")).param(param)
+            refused(ErrorCode::InvalidRequest, format!("the {what} cannot be used: {why}")).param(param)
         })?;
         Ok(Prototype {
             constraint: Constraint { matcher: Box::new(matcher) },
@@ -286,7 +288,7 @@ impl Tables {
             Format::Schema { schema, strict } => {
                 short("the schema", schema.as_str())?;
                 let schema: Value = serde_json::from_str(schema.as_str()).map_err(internal)?;
-                let (schema, left_out) = schema::enforced(&schema, *strict, |it| self.json(it))?;
+                let (schema, left_out) = enforce::enforced(&schema, *strict, |it| self.json(it))?;
                 relaxed.extend(left_out);
                 json_term(schema)
             }
@@ -312,7 +314,7 @@ impl Tables {
             // Where no JSON follows it is a part of a text, or llguidance says what is wrong.
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
             if let Some(Ok(schema)) = values.next() {
-                schema::enforced(&schema, true, |it| self.json(it))?;
+                enforce::enforced(&schema, true, |it| self.json(it))?;
             }
         }
         Ok(())
@@ -386,7 +388,7 @@ impl Tables {
             "required": ["input"],
             "additionalProperties": false,
         });
-        let (schema, mut left_out) = schema::enforced(&schema, false, |it| self.json(it))?;
+        let (schema, mut left_out) = enforce::enforced(&schema, false, |it| self.json(it))?;
         if let Some(Grammar::Lark(_)) = form {
             left_out.push("#/properties/input".to_owned());
         }
@@ -397,7 +399,7 @@ impl Tables {
     fn input(&self, tool: &Tool, schema: &str) -> Result<(Value, Vec<String>), Fault> {
         short("its schema", schema)?;
         let schema = object_schema(serde_json::from_str(schema).map_err(internal)?);
-        schema::enforced(&schema, tool.strict, |it| self.json(it))
+        enforce::enforced(&schema, tool.strict, |it| self.json(it))
     }
 
     /// Does this compile? `schema` is one that `schema.rs` made, and comes back.
@@ -419,7 +421,6 @@ impl Tables {
             begins.map(|()| matcher)
         })
         .unwrap_or_else(Err)
-        .map_err(|message| words(&message))
     }
 }
 
@@ -492,11 +493,9 @@ impl Constraint {
         match guarded(|| work(matcher)) {
             Ok(Ok(it)) => Ok(it),
             Ok(Err(error)) => {
-                let message = words(&error.to_string());
-                Err(refused(
-                    ErrorCode::UnsupportedParameter,
-                    format!("the format cannot be enforced any further: {message}; make it simpler"),
-                ))
+                let why = words::of_grammar(&error.to_string());
+                let message = format!("the format cannot be enforced any further: {why}");
+                Err(refused(ErrorCode::UnsupportedParameter, message))
             }
             Err(panic) => Err(internal(panic)),
         }
@@ -548,15 +547,6 @@ fn short(what: &str, text: &str) -> Result<(), Fault> {
 
 /// What a schema in a grammar begins with.
 const JSON_IN_LARK: &str = "%json";
-
-/// The words of an error without the state that follows; where it is but a name, what that means.
-fn words(message: &str) -> String {
-    match message.lines().next().unwrap_or_default() {
-        "NoExtension" | "NoExtensionBias" => "nothing is admitted to come next".to_owned(),
-        "LexerTooComplex" | "ParserTooComplex" => "it takes too much work".to_owned(),
-        line => line.chars().take(300).collect(),
-    }
-}
 
 /// A regular expression as it stands in Lark. `ascii`: the classes that have letters of ASCII alone. `None`: it ends
 /// in a backslash, which would be dropped.

@@ -48,71 +48,6 @@ const TYPED: [&str; 17] = [
     "maximum",
     "multipleOf",
 ];
-/// Keywords that can be dropped from what is compiled, where llguidance turns out not to compile them, in
-/// the order in which that is tried.
-const DOUBTFUL: [&[&str]; 3] = [
-    &["oneOf"],
-    &["oneOf", "patternProperties", "pattern", "format", "multipleOf", "minProperties", "maxProperties"],
-    &[
-        "oneOf",
-        "patternProperties",
-        "pattern",
-        "format",
-        "multipleOf",
-        "minProperties",
-        "maxProperties",
-        "allOf",
-        "enum",
-        "const",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-    ],
-];
-
-/// What of `schema` can be enforced, as `compiles` says: it is asked whether llguidance takes a schema, and
-/// gives its words where not.
-pub(super) fn enforced<T>(
-    schema: &Value,
-    strict: bool,
-    compiles: impl Fn(&Value) -> Result<T, String>,
-) -> Result<(T, Vec<String>), Fault> {
-    let walk = |strict, doubtful| Walk::new(schema, strict, doubtful).run();
-    let because = |fault: Fault, why: &str| Fault { message: format!("{fault}: {why}"), ..fault };
-    let mut why = String::new();
-    let first = match walk(strict, &[]) {
-        Ok(Enforced { schema, relaxed }) => match compiles(&schema) {
-            Ok(it) => return Ok((it, relaxed)),
-            Err(message) => {
-                why.clone_from(&message);
-                because(
-                    Fault::new(ErrorCode::UnsupportedParameter, "at #: the schema cannot be enforced"),
-                    &message,
-                )
-            }
-        },
-        Err(fault) if strict => return Err(fault),
-        Err(fault) => fault,
-    };
-    for doubtful in DOUBTFUL {
-        let Ok(Enforced { schema, relaxed }) = walk(false, doubtful) else { continue };
-        let Ok(it) = compiles(&schema) else { continue };
-        if strict {
-            // The first of those keywords is to blame, or as good as any.
-            return Err(walk(true, doubtful).err().map_or(first, |fault| because(fault, &why)));
-        }
-        return Ok((it, relaxed));
-    }
-    if strict {
-        return Err(first);
-    }
-    match compiles(&json!({ "type": "object" })) {
-        Ok(it) => Ok((it, vec!["#".to_owned()])),
-        Err(_) => Err(first),
-    }
-}
-
 /// A compiled part of a schema.
 struct Node {
     schema: Value,
@@ -190,7 +125,7 @@ type Kept = Result<usize, Fault>;
 /// It is not taken apart.
 const ONE: usize = 1;
 
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     root: &'a Value,
     strict: bool,
     /// Keywords that count as not enforceable.
@@ -208,7 +143,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(root: &'a Value, strict: bool, doubtful: &'a [&'a str]) -> Self {
+    pub(super) fn new(root: &'a Value, strict: bool, doubtful: &'a [&'a str]) -> Self {
         let draft = root.get("$schema").and_then(Value::as_str).unwrap_or_default();
         Self {
             root,
@@ -226,9 +161,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn run(mut self) -> Result<Enforced, Fault> {
-        let place = Place { pointer: "", base: "", depth: 0, chain: 0, shared: false };
-        let root = self.schema(self.root, place)?;
+    /// The schema at that place.
+    pub(super) fn run(mut self, pointer: &str) -> Result<Enforced, Fault> {
+        let place = Place { pointer, base: "", depth: 0, chain: 0, shared: false };
+        let root = self.schema(self.root.pointer(pointer).unwrap_or(self.root), place)?;
         self.no_circles(&root.schema)?;
         let definitions: Map<String, Value> = self
             .definitions
@@ -604,7 +540,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What a reference means within the document, with its place and what `#` means there.
-    fn resolve(&self, reference: &str, base: &str) -> Option<(&'a Value, String, String)> {
+    pub(super) fn resolve(&self, reference: &str, base: &str) -> Option<(&'a Value, String, String)> {
         let root: &'a Value = self.root;
         let own = root.get("$id").and_then(Value::as_str).unwrap_or_default().trim_end_matches('#');
         let (document, fragment) = reference.split_once('#').unwrap_or((reference, ""));
@@ -762,7 +698,7 @@ fn find(value: &Value, key: &str, wanted: &str, embedded: bool) -> Option<String
     }
 }
 
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
