@@ -42,6 +42,8 @@ pub struct Habits {
     pub reasoning: Option<&'static str>,
     /// The variable that switches thinking on and off.
     pub switch: Option<Switch>,
+    /// The variable that says how hard to think.
+    pub efforts: Option<Efforts>,
 }
 
 /// Where a template looks for tools.
@@ -80,33 +82,46 @@ pub struct Switch {
     pub off: &'static str,
 }
 
-/// The variable that says how hard to think.
-const EFFORT: &str = "reasoning_effort";
+/// A variable that says how hard to think, and the JSON values that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Efforts {
+    /// Its name.
+    pub variable: &'static str,
+    /// From low to max; `None`: the template makes nothing of such a word.
+    pub words: [Option<&'static str>; 4],
+}
 
-impl Switch {
-    /// Its value where the model is to think, so hard if that is said.
-    pub fn value(&self, effort: Option<Effort>) -> &'static str {
-        match effort {
-            Some(effort) if self.variable == EFFORT => match effort {
-                Effort::Minimal | Effort::Low => "\"low\"",
-                Effort::Medium => "\"medium\"",
-                Effort::High | Effort::Max => "\"high\"",
-            },
-            _ => self.on,
-        }
+impl Efforts {
+    /// The word for it.
+    pub fn word(&self, effort: Effort) -> Option<&'static str> {
+        self.words[match effort {
+            Effort::Minimal | Effort::Low => 0,
+            Effort::Medium => 1,
+            Effort::High => 2,
+            Effort::Max => 3,
+        }]
     }
 }
+
+const EFFORTS: [&str; 3] = ["reasoning_effort", "thinking_effort", "reasoning_strength"];
+const LOW: &str = "\"low\"";
+const MEDIUM: &str = "\"medium\"";
+const HIGH: &str = "\"high\"";
+const MAX: &str = "\"max\"";
+/// A word that no template knows.
+const ODD: &str = "ODDALPHA";
 
 /// Where templates look for tools, the usual place first.
 const PLACES: [ToolsIn; 3] = [ToolsIn::Variable("tools"), ToolsIn::Variable("xml_tools"), ToolsIn::System];
 /// A schema as many clients write it: without a description, an argument that may be left out.
 const USUAL: &str = r#"{"type": "object", "properties": {"keyalpha": {"type": ["string", "null"]}}}"#;
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
-const SWITCHES: [Switch; 4] = [
+const SWITCHES: [Switch; 5] = [
     Switch { variable: "enable_thinking", on: "true", off: "false" },
     Switch { variable: "thinking", on: "true", off: "false" },
     Switch { variable: "thinking_mode", on: "\"thinking\"", off: "\"chat\"" },
-    Switch { variable: EFFORT, on: "\"high\"", off: "\"none\"" },
+    Switch { variable: EFFORTS[0], on: HIGH, off: "\"none\"" },
+    Switch { variable: EFFORTS[0], on: HIGH, off: "\"no_think\"" },
 ];
 
 impl Default for Habits {
@@ -128,6 +143,7 @@ impl Default for Habits {
             any_schema: true,
             reasoning: None,
             switch: None,
+            efforts: None,
         }
     }
 }
@@ -262,6 +278,29 @@ impl Habits {
             let (on, off) = (end(switch.variable, switch.on), end(switch.variable, switch.off));
             on.is_some() && off.is_some() && on != off
         });
+        habits.efforts = EFFORTS.into_iter().find_map(|variable| habits.efforts_in(variable, render));
         habits
+    }
+
+    /// The words for efforts that this variable takes. `None`: it takes none.
+    fn efforts_in(&self, variable: &'static str, render: RenderBy<'_>) -> Option<Efforts> {
+        let with = |word: &str| {
+            let switch = self.switch.filter(|it| it.variable != variable);
+            let switch = switch.map_or(String::new(), |it| format!(", \"{}\": {}", it.variable, it.on));
+            let variables = Json::new(format!("{{\"{variable}\": {word}{switch}}}")).unwrap_or_default();
+            render(&Conversation { variables, ..of(vec![user("FIRSTALPHA")]) }, self, true)
+        };
+        let odd = with(&format!("\"{ODD}\""));
+        // Where any word is shown, models know the usual ones.
+        let shows_any = odd.as_ref().is_some_and(|it| it.contains(ODD));
+        let takes = |word: &&'static str| {
+            let shown = with(word);
+            shown.is_some() && if shows_any { *word != MAX } else { shown != odd }
+        };
+        let high = Some(HIGH).filter(takes);
+        // A template that refuses a word is told the next one.
+        let medium = Some(MEDIUM).filter(takes).or(high.filter(|_| odd.is_none()));
+        let words = [Some(LOW).filter(takes), medium, high, Some(MAX).filter(takes).or(high)];
+        words.iter().any(Option::is_some).then_some(Efforts { variable, words })
     }
 }

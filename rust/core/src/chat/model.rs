@@ -199,8 +199,9 @@ impl ModelChat {
         if conversation.names_people() && !self.habits.names {
             unseen.push("messages.name".to_owned());
         }
-        if matches!(conversation.thinking, Thinking::On { effort: Some(_), .. })
+        if let Thinking::On { effort: Some(effort), .. } = conversation.thinking
             && self.habits.switch.is_none()
+            && self.habits.efforts.and_then(|it| it.word(effort)).is_none()
         {
             unseen.push("thinking".to_owned());
         }
@@ -383,6 +384,44 @@ mod tests {
         assert_eq!(asked(&plain, Some(Effort::Low)), ["thinking"]);
         assert!(asked(&plain, None).is_empty());
         assert!(asked(&model(TEMPLATE, &SyntaxChoice::Found), Some(Effort::Low)).is_empty());
+    }
+
+    #[test]
+    fn an_effort_is_said_in_the_template_s_own_words() {
+        let end = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let prompt = |source: &str, thinking| {
+            let model = model(&format!("{source}{end}"), &SyntaxChoice::Found);
+            let asked = model.render(&Conversation { thinking, ..of(vec![user("q")]) }, 0).unwrap();
+            assert!(asked.unseen.is_empty(), "{source}");
+            asked.prompt.into_text()
+        };
+        // As Kimi K3, Muse Glimmer, DeepSeek V4 and Hy3 have it.
+        let refuses = "{% if thinking is undefined %}{% set thinking = true %}{% endif %}{% if thinking %}\
+            {% set it = thinking_effort or 'max' %}{% if it not in ['low', 'high', 'max'] %}\
+            {{ raise_exception(it) }}{% endif %}{{ it }} {% endif %}";
+        let shows = "{{ reasoning_strength or 'high' }} ";
+        let compares = "{% if enable_thinking %}{% if reasoning_effort == 'max' %}hard {% else %}on {% endif %}{% endif %}";
+        let one = "{% if (reasoning_effort or 'no_think') not in ['low', 'high', 'no_think'] %}\
+            {{ raise_exception('no') }}{% endif %}{{ reasoning_effort or 'no_think' }} ";
+        let with = |effort| Thinking::On { effort: Some(effort), budget: None };
+        for (source, thinking, expected) in [
+            (refuses, Thinking::Model, "max q"),
+            (refuses, Thinking::Off, "q"),
+            (refuses, with(Effort::Minimal), "low q"),
+            (refuses, with(Effort::Medium), "high q"),
+            (refuses, with(Effort::Max), "max q"),
+            (shows, with(Effort::Low), "low q"),
+            (shows, with(Effort::Medium), "medium q"),
+            (shows, with(Effort::Max), "high q"),
+            (compares, with(Effort::Medium), "on q"),
+            (compares, with(Effort::Max), "hard q"),
+            (one, Thinking::Model, "no_think q"),
+            (one, Thinking::Off, "no_think q"),
+            (one, with(Effort::Low), "low q"),
+            (one, Thinking::On { effort: None, budget: None }, "high q"),
+        ] {
+            assert_eq!(prompt(source, thinking), expected, "{source} {thinking:?}");
+        }
     }
 
     #[test]

@@ -89,21 +89,22 @@ fn plain(schema: &str) -> Cow<'_, str> {
     value.to_string().into()
 }
 
-/// The client's variables, which win over the one that switches thinking.
+/// The client's variables, which win over those that switch thinking and say how hard it is to be.
 fn variables(conversation: &Conversation, habits: &Habits) -> String {
-    let value = habits.switch.and_then(|switch| {
-        let value = match conversation.thinking {
-            Thinking::Model => return None,
-            Thinking::Off => switch.off,
-            Thinking::On { effort, .. } => switch.value(effort),
-        };
-        Some((switch.variable, value))
-    });
-    let given = conversation.variables.as_str();
-    match value {
-        Some((name, value)) => with_variable(name, value, given),
-        None => given.to_owned(),
-    }
+    let (switch, effort) = match conversation.thinking {
+        Thinking::Model => (None, None),
+        Thinking::Off => (habits.switch.map(|it| (it.variable, it.off)), None),
+        Thinking::On { effort, .. } => {
+            let word = habits.efforts.zip(effort);
+            let word = word.and_then(|(all, effort)| Some((all.variable, all.word(effort)?)));
+            // Some templates have one variable for both.
+            let switch = habits.switch.filter(|it| word.is_none_or(|word| word.0 != it.variable));
+            (switch.map(|it| (it.variable, it.on)), word)
+        }
+    };
+    let given = conversation.variables.as_str().to_owned();
+    let all = [effort, switch].into_iter().flatten();
+    all.fold(given, |object, (name, value)| with_variable(name, value, &object))
 }
 
 /// An object with one more field. Of two with one name the last counts, which is that of the object.
@@ -296,7 +297,7 @@ mod tests {
     use super::*;
     use crate::chat::{
         conversation::{Effort, Json, Part},
-        habits::Switch,
+        habits::{Efforts, Switch},
     };
 
     fn user(text: &str) -> Message {
@@ -436,20 +437,28 @@ mod tests {
 
     #[test]
     fn an_effort_is_said_where_there_is_a_word_for_it() {
-        let of = |variable| Switch { variable, on: "\"high\"", off: "\"none\"" };
+        let switch = |variable| Switch { variable, on: "\"high\"", off: "\"none\"" };
+        let words = [Some("\"low\""), Some("\"medium\""), Some("\"high\""), None];
+        let efforts = |variable| Efforts { variable, words };
+        let one = |variable| Habits {
+            switch: Some(switch(variable)),
+            efforts: Some(efforts("reasoning_effort")),
+            ..Habits::default()
+        };
         for (variable, effort, expected) in [
-            ("reasoning_effort", Some(Effort::Minimal), "low"),
-            ("reasoning_effort", Some(Effort::Medium), "medium"),
-            ("reasoning_effort", Some(Effort::Max), "high"),
-            ("reasoning_effort", None, "high"),
-            ("thinking", Some(Effort::Low), "high"),
+            ("reasoning_effort", Some(Effort::Minimal), r#"{"reasoning_effort": "low"}"#),
+            ("reasoning_effort", Some(Effort::Medium), r#"{"reasoning_effort": "medium"}"#),
+            ("reasoning_effort", Some(Effort::Max), r#"{"reasoning_effort": "high"}"#),
+            ("reasoning_effort", None, r#"{"reasoning_effort": "high"}"#),
+            ("thinking", Some(Effort::Low), r#"{"thinking": "high", "reasoning_effort": "low"}"#),
+            ("thinking", None, r#"{"thinking": "high"}"#),
         ] {
-            let habits = Habits { switch: Some(of(variable)), ..Habits::default() };
             let thinking = Thinking::On { effort, budget: None };
             let conversation = Conversation { thinking, ..Conversation::default() };
-            let said = format!("{{\"{variable}\": \"{expected}\"}}");
-            assert_eq!(objects(&conversation, &habits).variables, Some(said));
+            assert_eq!(objects(&conversation, &one(variable)).variables.as_deref(), Some(expected));
         }
+        let off = Conversation { thinking: Thinking::Off, ..Conversation::default() };
+        assert_eq!(objects(&off, &one("thinking")).variables.as_deref(), Some(r#"{"thinking": "none"}"#));
     }
 
     #[test]
