@@ -247,10 +247,19 @@ def test_embeddings(embedder: ollama.Client) -> None:
     assert list(embedder.embeddings("toy", "a dog").embedding) == one
     (short,) = embedder.embed("toy", "a dog", dimensions=2).embeddings
     assert len(short) == 2 and math.isclose(short[0] / short[1], one[0] / one[1], rel_tol=1e-6)
-    assert embedder.embed("toy", []).embeddings == []
-    with pytest.raises(ollama.ResponseError) as caught:
-        embedder.embed("toy", "a dog", dimensions=10_000)
-    assert caught.value.status_code == 400
+    for nothing in ([], ""):
+        assert embedder.embed("toy", nothing).embeddings == []
+    for wrong in ({"input": "a dog", "dimensions": 10_000}, {"input": ["a dog", ""]}):
+        with pytest.raises(ollama.ResponseError) as caught:
+            embedder.embed("toy", **wrong)
+        assert caught.value.status_code == 400
+
+
+def test_embeddings_of_nothing_load_the_model(node: RunningNode, client: ollama.Client) -> None:
+    client.generate(MODEL, keep_alive=0)
+    answer = node.post("/api/embed", {"model": MODEL})
+    assert (answer.status, answer.json()["embeddings"]) == (200, [])
+    assert f"{MODEL}:latest" in loaded(client)
 
 
 # ---- thinking and calls ----------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from llm_node.schema.wire import ForModel, Lenient
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value] if value else []
+    return value
 
 
 class EmbedRequest(ForModel, Lenient):
@@ -22,8 +24,8 @@ class EmbedRequest(ForModel, Lenient):
     input: Annotated[
         list[Annotated[str, Field(min_length=1)]],
         BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-    ]
-    """Text, or a list of texts."""
+    ] = Field(default_factory=list)
+    """Text, or a list of texts. Without any the model is loaded and there are no vectors, as in Ollama."""
     dimensions: int | None = Field(default=None, ge=1, lt=2**31)
     """So many numbers of each vector, from its beginning."""
     options: Options = Options()
