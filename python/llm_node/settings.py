@@ -216,7 +216,7 @@ def _alias(text: str) -> tuple[str, str]:
 def _check_aliases(aliases: Iterable[tuple[str, str]]) -> None:
     models: dict[str, str] = {}
     for name, model in aliases:
-        if models.setdefault(name, model) != model:
+        if models.setdefault(name.removesuffix(LATEST), model) != model:
             raise ValueError(f"expected one model for {name!r}")
 
 
@@ -889,6 +889,13 @@ class Settings:
                 found.setdefault(name, value)
         return cls(**found)
 
+    def all_aliases(self) -> dict[str, str]:
+        """Further names, and the model that each means. `alias` comes over what models' tables say, since the
+        command line may have it."""
+        first = {alias.removesuffix(LATEST) for alias, _ in self.alias}
+        own = ((alias, name) for name, model in self.models.items() for alias in model.aliases)
+        return {**{it: name for it, name in own if it.removesuffix(LATEST) not in first}, **dict(self.alias)}
+
     def node_config(self) -> dict[str, Any]:
         """The part of `NodeConfig` (`rust/node/src/config.rs`) that is settings. Raises `SettingsError` for a
         chat template whose file cannot be read."""
@@ -913,8 +920,7 @@ class Settings:
         for name, (source, template) in templates.items():
             models.setdefault(name, {})[CHAT_TEMPLATE] = _template(template, source)
         config["models"] = models
-        own = {alias: name for name, model in self.models.items() for alias in model.aliases}
-        config["aliases"] = {**own, **config["aliases"]}  # which the command line may have
+        config["aliases"] = self.all_aliases()
         return config
 
     def own_file(self) -> Path:

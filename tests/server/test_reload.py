@@ -73,7 +73,7 @@ def reloading(tmp_path: Path) -> Iterator[Reloading]:
 
 def test_what_is_said_of_nobody_is_named(reloading: Reloading) -> None:
     tables = '[models."nobody"]\npin = true\n[models."b.toy"]\npin = true\n[models."B"]\n'
-    reloading.config.write_text(f'default_model = "nope"\nalias = ["x=none", "y=a"]\n{tables}')
+    reloading.config.write_text(f'default_model = "nope"\nalias = ["x=none", "y=a", "b:latest=a"]\n{tables}')
     reloading.read_again()
     words = (
         "[models.\"nobody\"] in the settings counts for nobody: Model 'nobody' not found",
@@ -81,12 +81,13 @@ def test_what_is_said_of_nobody_is_named(reloading: Reloading) -> None:
         'for nobody: the name is "b"',
         "default_model in the settings: Model 'nope' not found",
         "alias x in the settings: Model 'none' not found",
+        "alias b:latest of 'a' in the settings counts for nobody: it is a name of 'b' itself",
     )
     deadline = time.monotonic() + 30
     while not all(said in reloading.node.log_text() for said in words):
         assert time.monotonic() < deadline, reloading.node.log_text()
         time.sleep(0.02)
-    assert "alias y in the settings" not in reloading.node.log_text()
+    assert "alias y " not in reloading.node.log_text()
 
 
 def test_what_is_another_is_taken_over_and_said(reloading: Reloading) -> None:

@@ -423,6 +423,17 @@ def test_what_is_wrong_with_one_model_is_named(tmp_path: Path, text: str, words:
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("alias", ["a", "a:latest", "b", "b:latest"])
+def test_an_alias_has_one_meaning_and_the_command_line_comes_first(tmp_path: Path, alias: str) -> None:
+    file = write(tmp_path / "m.toml", '[models."m"]\naliases = ["a"]\n[models."n"]\naliases = ["b:latest"]')
+    said = {"config": [str(file)], "alias": [f"{alias}=other"]}
+    aliases = Settings.load(said, {}).node_config()["aliases"]
+    kept = {"b:latest": "n"} if alias.startswith("a") else {"a": "m"}
+    assert aliases == {alias: "other", **kept}
+    with pytest.raises(SettingsError, match="expected one model for 'x:latest'"):
+        Settings.load({"alias": ["x=m", "x:latest=n"]}, {})
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("30m", 1800), ("1h30m", 5400), ("90", 90), ("0.5", 0.5), ("2d", 172_800), ("-1", -1)],

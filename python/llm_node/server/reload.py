@@ -19,28 +19,36 @@ log = logging.getLogger(__name__)
 
 
 async def name_strangers(node: Node, settings: Settings) -> None:
-    """Warn of what is said of models that are not there, or by another name than their own: it counts for
-    nobody. Raises `NodeError` where the node goes down."""
+    """Warn of what counts for nobody: what is said of models that are not there, or by another name than
+    their own, and aliases that a model has as its own name. Raises `NodeError` where the node goes down."""
     for name in settings.models:
-        try:
-            own = str((await node.model(name))["model_id"])
-        except NodeError as fault:
-            if fault.code != "model_not_found":
-                raise
-            log.warning('[models."%s"] in the settings counts for nobody: %s', name, fault.message)
-            continue
-        if own != name:
+        own = await _meant(node, name)
+        if isinstance(own, NodeError):
+            log.warning('[models."%s"] in the settings counts for nobody: %s', name, own.message)
+        elif own != name:
             log.warning('[models."%s"] in the settings counts for nobody: the name is "%s"', name, own)
-    named = [(f"alias {alias}", model) for alias, model in settings.alias]
-    if settings.default_model is not None:
-        named.append(("default_model", settings.default_model))
-    for said, name in named:
-        try:
-            await node.model(name)
-        except NodeError as fault:
-            if fault.code != "model_not_found":
-                raise
-            log.warning("%s in the settings: %s", said, fault.message)
+    for alias, name in settings.all_aliases().items():
+        meant = await _meant(node, name)
+        own = await _meant(node, alias)
+        if not isinstance(meant, NodeError):
+            if own != meant:
+                words = "alias %s of '%s' in the settings counts for nobody: it is a name of '%s' itself"
+                log.warning(words, alias, meant, own)
+        elif name not in settings.models:
+            log.warning("alias %s in the settings: %s", alias, meant.message)
+    default = settings.default_model
+    if default is not None and isinstance(meant := await _meant(node, default), NodeError):
+        log.warning("default_model in the settings: %s", meant.message)
+
+
+async def _meant(node: Node, name: str) -> str | NodeError:
+    """The model that is meant by a name, or that there is none."""
+    try:
+        return str((await node.model(name))["model_id"])
+    except NodeError as fault:
+        if fault.code != "model_not_found":
+            raise
+        return fault
 
 
 class Reload:
