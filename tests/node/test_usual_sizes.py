@@ -45,3 +45,15 @@ def test_a_small_cache_shortens_what_nobody_named(engines: Path, tmp_path: Path)
             error = refused.json()["error"]
             assert (refused.status, error["code"]) == (400, "invalid_request"), (load, refused.body)
             assert words in error["message"], error
+
+
+def test_a_pool_longer_than_the_model_s_own_context_is_no_cause_for_a_warning(
+    engines: Path, tmp_path: Path
+) -> None:
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        facts = node.reload("llm-node-demo", max_sequences=2, options={"cache_mode": "unified"})["facts"]
+        assert facts["context_length"] == 1024
+        question = {"model": "llm-node-demo", "prompt": "Hello", "max_tokens": 2}
+        assert node.post("/v1/completions", question).status == 200
+        assert "n_ctx_train" not in node.log_text()

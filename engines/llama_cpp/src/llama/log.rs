@@ -29,6 +29,12 @@ thread_local! {
     pub(super) static IS_TRIAL: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Does llama.cpp warn of what is as it is meant to be? It takes a pool for the context of one sequence. How long
+/// that may be the host knows, and a pool of several is longer.
+fn is_usual(warning: &str) -> bool {
+    warning.contains("possible training context overflow")
+}
+
 extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     // A panic must not reach C; there is nobody to tell.
     let _ = catch_unwind(|| {
@@ -53,6 +59,7 @@ extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_
             if line.ends_with('\n') {
                 let done = std::mem::take(line);
                 let done = done.trim_end();
+                let level = if is_usual(done) { Level::Info } else { level };
                 if level == Level::Error {
                     ERRORS.with_borrow_mut(|errors| {
                         if let Some(errors) = errors {
