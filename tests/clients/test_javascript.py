@@ -52,7 +52,7 @@ def test_the_lock_file_names_no_registry(repository: Path) -> None:
     assert all("integrity" in package for name, package in lock["packages"].items() if name)
 
 
-@pytest.mark.parametrize("client", ["openai", "anthropic", "ai"])
+@pytest.mark.parametrize("client", ["openai", "anthropic", "ollama", "ai"])
 def test_a_stream_and_a_loop_with_tools(scripted: RunningNode, program: Path, client: str) -> None:
     got = subprocess.run(
         ["node", program.name, scripted.url, client], cwd=program.parent, capture_output=True, text=True

@@ -64,6 +64,28 @@ const clients = {
     return { streamed, whole, answer: text(message) };
   },
 
+  async ollama() {
+    const { Ollama } = await import("ollama");
+    const client = new Ollama({ host: url });
+    const asked = { model, options: { temperature: 0 } };
+    let streamed = "";
+    const stream = await client.chat({ ...asked, messages: question("thinks"), stream: true });
+    for await (const part of stream) streamed += part.message.content;
+    const { content: whole } = (await client.chat({ ...asked, messages: question("thinks") })).message;
+    const described = (name, parameters) => ({ type: "function", function: { name, description: name, parameters } });
+    const tools = [described("get_weather", weather), described("now", nothing)];
+    const messages = question("several");
+    let calls;
+    do {
+      const { message } = await client.chat({ ...asked, messages, tools });
+      messages.push(message);
+      calls = message.tool_calls ?? [];
+      for (const { function: call } of calls)
+        messages.push({ role: "tool", tool_name: call.name, content: run(call.name, call.arguments) });
+    } while (calls.length > 0);
+    return { streamed, whole, answer: messages.at(-1).content };
+  },
+
   async ai() {
     const { createOpenAICompatible } = await import("@ai-sdk/openai-compatible");
     const { generateText, jsonSchema, stepCountIs, streamText, tool } = await import("ai");

@@ -16,6 +16,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
+import ollama
+import openai
 import pytest
 
 from llm_node.node import Event, Frames, Node
@@ -24,6 +27,7 @@ from support.node import RunningNode, running_node
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 STEP_US = 2000
+TEMPLATE = "{{ messages[-1].content }}"
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +189,7 @@ def served(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     arguments += ["--demo-model", "no", "--ping-interval", "0.5", "--speculation", "off"]
     with running_node(tmp_path_factory.mktemp("served"), arguments) as node:
         for model, step_us in (("null", 20_000), ("slow", 1_100_000)):
-            load = {"model_id": model, "options": {"step_us": str(step_us)}}
+            load = {"model_id": model, "options": {"step_us": str(step_us)}, "chat_template": TEMPLATE}
             assert node.post("/api/models/load", load).status == 200
         yield node
 
@@ -201,3 +205,29 @@ def test_only_silence_is_broken(served: RunningNode, model: str, tokens: int, is
     events = [json.loads(block.removeprefix(b"data: ")) for block in blocks if block != b": keep-alive"]
     assert "".join(event["choices"][0]["text"] for event in events) == (ALPHABET * 3)[:tokens]
     assert bool(comments) == is_silent
+
+
+def test_official_clients_bear_a_silence(served: RunningNode) -> None:
+    """What breaks it is another thing in each API, and nothing where a reader of lines would choke on it."""
+    question: Any = [{"role": "user", "content": " "}]
+    asked: Any = {"model": "slow", "temperature": 0, "stream": True}
+    for path, body, silence in (
+        ("/v1/messages", {"messages": question, "max_tokens": 2}, b'event: ping\ndata: {"type":"ping"}\n\n'),
+        ("/v1/responses", {"input": " ", "max_output_tokens": 2}, b": keep-alive\n\n"),
+        ("/api/chat", {"messages": question, "options": {"num_predict": 2}}, None),
+    ):
+        answer = served.post(path, {**asked, **body})
+        assert answer.status == 200, answer.body
+        broken = b"\n\n" in answer.body if silence is None else silence in answer.body
+        assert broken == (silence is not None), answer.body
+    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as client:
+        cold = {"temperature": 0}
+        with client.messages.stream(model="slow", messages=question, max_tokens=2, extra_body=cold) as stream:
+            said = [stream.get_final_text()]
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        events = client.responses.create(**asked, input=" ", max_output_tokens=2)
+        said.append("".join(it.delta for it in events if it.type == "response.output_text.delta"))
+    with ollama.Client(served.url) as reader:
+        lines = reader.chat("slow", question, stream=True, options={"num_predict": 2})
+        said.append("".join(line.message.content or "" for line in lines))
+    assert said == [ALPHABET[:2]] * 3
