@@ -11,6 +11,8 @@ STAMPS  := .cache/stamps
 BACKEND ?= $(shell $(BIN)/python tools/detect_backend.py 2>/dev/null || echo cpu)
 PORT    ?= 3000
 RESULTS ?= benches/results
+# Who sits before a terminal sees what is compiled; a log is spared it.
+QUIET   := $(if $(MAKE_TERMOUT),,--quiet)
 
 RUST_SOURCES   := $(shell find rust -name '*.rs' -o -name '*.toml' -o -name '*.h' | grep -v /target/) Cargo.toml Cargo.lock
 PYTHON_SOURCES := $(shell find python -type f -not -name '*.pyc' -not -path '*/include/*' -not -path '*/vendor/*' -not -name '*.so') \
@@ -44,34 +46,38 @@ $(STAMPS)/web: $(STAMPS)/tools $(WEB_SOURCES)
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/wheel: $(STAMPS)/tools $(if $(filter no,$(WEB)),,$(STAMPS)/web) $(RUST_SOURCES) $(PYTHON_SOURCES)
-	rm -rf .cache/wheels
-	$(BIN)/maturin build --release --locked --quiet --out .cache/wheels
+	@rm -rf .cache/wheels
+	@echo "building the node; the first time takes some ten minutes on two cores"
+	$(BIN)/maturin build --release --locked $(QUIET) --out .cache/wheels
 	$(BIN)/python -m pip install --quiet .cache/wheels/llm_node-*.whl
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps .cache/wheels/llm_node-*.whl
 	@touch $@
 
 # The build script decides whether there is anything to do.
 engine: $(STAMPS)/tools
-	$(BIN)/python tools/build_engine.py $(BACKEND)
+	$(BIN)/python tools/build_engine.py $(BACKEND) $(PORTABLE)
 
 samples: $(STAMPS)/tools
 	@$(MAKE) --no-print-directory -C engines/sample_c OUT=$(CURDIR)/engines
 
 # The package and the engine side by side: each ends with what one core does.
+BOTH = +@$(MAKE) --no-print-directory --jobs=2 $(STAMPS)/wheel engine
+
 setup: $(STAMPS)/tests
-	@$(MAKE) --no-print-directory --jobs=2 $(STAMPS)/wheel engine BACKEND=cpu
+	$(BOTH) BACKEND=cpu
 
 # Two: the node, and the CPU engine as a package of its own. PORTABLE=--portable makes them for other machines too.
-wheel: $(STAMPS)/wheel
-	$(BIN)/python tools/build_engine.py cpu $(PORTABLE)
+wheel: $(STAMPS)/tools
+	$(BOTH) BACKEND=cpu PORTABLE=$(PORTABLE)
 	$(BIN)/python tools/build_engine_wheel.py engines/llama_cpp/cpu
 
 ## use ##############################################################################################
 
 # The Makefile chooses the backend and says which; the program itself never falls back to the CPU.
-run: $(STAMPS)/wheel
-	@$(MAKE) --no-print-directory engine BACKEND=$(BACKEND)
+run: $(STAMPS)/tools
+	$(BOTH) BACKEND=$(BACKEND)
 	@echo "GPU backend: $(BACKEND) (make run BACKEND=... chooses another)"
+	@echo "llm-node lies in $(CURDIR)/$(BIN): in another terminal, type that before its name, or add it to PATH"
 	$(BIN)/llm-node --engines-dir engines --gpu-backend $(BACKEND) --port $(PORT)
 
 ## checks ###########################################################################################

@@ -266,6 +266,8 @@ def greeting(tmp_path: Path, *arguments: str) -> tuple[str, str]:
 def test_the_command_that_it_names_works(tmp_path: Path, engines: Path) -> None:
     said, answer = greeting(tmp_path, "--engines-dir", str(engines))
     assert "or in the terminal:\n  llm-node run llm-node-demo\n" in said
+    (address,) = re.findall(r"^or in a browser:\n  (http://127\.0\.0\.1:\d+/)$", said, re.MULTILINE)
+    assert f"listens on {address.removesuffix('/')} " in said
     assert "Ask it something:" in said
     assert answer.rstrip().endswith("data: [DONE]")
     assert '"content"' in answer
@@ -284,10 +286,10 @@ def test_a_model_is_not_asked_for_what_it_is_not_for(
     """The file is a header alone: what it answers is not the point here."""
     write_gguf(tmp_path / "it's.gguf", "llama", **numbers)
     folders = ["--engines-dir", str(engines), "--models-dir", str(tmp_path)]
-    said, answer = greeting(tmp_path, *folders, "--demo-model", "no")
+    said, answer = greeting(tmp_path, *folders, "--demo-model", "no", "--web", "no")
     for word in words:
         assert word in said
-    assert "chat/completions" not in said
+    assert "chat/completions" not in said and "browser" not in said
     assert "it's" in answer, "the shell broke the command"
 
 

@@ -57,6 +57,11 @@ class _Page:
     """Of each name, content and type."""
 
 
+def is_built() -> bool:
+    """Are the libraries there that it needs?"""
+    return (FOLDER / NEEDED).is_file()
+
+
 def routes(otherwise: Handler, *, has_page: bool) -> list[web.RouteDef]:
     """All routes of the page. `otherwise` answers who asks for no HTML; without a page, everybody."""
     if not has_page:
@@ -98,7 +103,7 @@ async def asset(request: web.Request) -> web.Response:
 @cache
 def _page() -> _Page | None:
     """All of it, from the package; None: it was built without."""
-    if not (FOLDER / NEEDED).is_file():
+    if not is_built():
         return None
     files = {
         path.relative_to(FOLDER).as_posix(): (path.read_bytes(), TYPES[path.suffix])

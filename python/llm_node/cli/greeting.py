@@ -41,6 +41,7 @@ class Way:
     home: Path | None = None
     """Where it is not the usual one."""
     has_keys: bool = False
+    has_page: bool = True
     certificate: Path | None = None
 
     def typed(self, words: str) -> str:
@@ -166,12 +167,14 @@ def _example(way: Way, model: str, task: str | None) -> list[str]:
             "print(answer.choices[0].text)",
         ]
     chat = ["or in the terminal:", f"  {way.typed(f'run {shlex.quote(model)}')}"] if task == "chat" else []
+    page = ["or in a browser:", f"  {way.url}/"] if way.has_page else []
     return [
         what,
         f"  {way.of_curl()}/v1/{path} \\",
         f"    -d {shlex.quote(json.dumps(body, ensure_ascii=False))}",
         *(_in_python(way, python) if python else []),
         *chat,
+        *page,
     ]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 import click
 
 from llm_node import advice, keys
+from llm_node.api import page
 from llm_node.cli import failure, greeting, options, own_node, remote, startup
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors
@@ -338,6 +339,7 @@ async def _greet(node: Node, settings: Settings, url: str, before: NodeRecord | 
         url,
         home=None if settings.has_default("home") else settings.home.absolute(),
         has_keys=settings.api_key_file is not None,
+        has_page=settings.web and page.is_built(),
         certificate=None if certificate is None else certificate.absolute(),
     )
     for line in greeting.lines(way, node.gpu_backend, engines, models, obstacles, *folders):
