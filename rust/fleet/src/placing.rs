@@ -5,16 +5,21 @@
 //! says. Where another is better then, or becomes so while the load waits for room, the worker ends, and another one
 //! begins there. A guess refuses nothing.
 
+mod asked;
+mod uses;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use llm_node_core::{
-    error::{ErrorCode, Fault},
-    memory::{Figures, GpuAddress, MemoryUse, normal_bus_id},
+    error::Fault,
+    memory::{GpuAddress, MemoryUse},
     options::Devices,
 };
 
+pub(crate) use self::uses::{figures_located, figures_on, located, on};
+use self::uses::{gpus_of, load_of};
 use crate::{
-    Fleet, FoundModel, Known, Moment, Setup, WorkerId,
+    Fleet, FoundModel, Moment, Setup, WorkerId,
     life::{Because, ModelLife, Stage, Worker},
     placement::{Choice, Load, Loss, Space, choose},
     replace::NOBODY,
@@ -63,91 +68,6 @@ impl Sought<'_> {
 }
 
 impl Fleet {
-    /// Can a model be had so? It needs as many GPUs as it is to lie on, and those that are named.
-    pub(crate) fn has_places(&self, model_id: &str, setup: &Setup) -> Result<(), Fault> {
-        let places = self.ledger.gpus_for_models();
-        let refused = |param, message: String| {
-            let message = format!("Model '{model_id}': {message}");
-            Err(Fault::new(ErrorCode::InvalidRequest, message).param(param))
-        };
-        let workers = setup.replicas();
-        if workers > 1.max(places.len()) {
-            let there = match (self.ledger.is_on_cpu(), places.len()) {
-                (true, _) => {
-                    "this node computes on the CPU, all of which one worker uses: max_sequences is how many \
-                     answers it gives at once"
-                        .to_owned()
-                }
-                (_, 0) => "this node has none whose memory it can see".to_owned(),
-                (_, places) => format!("this node has {places}"),
-            };
-            return refused("replicas", format!("replicas = {workers} needs as many GPUs, and {there}"));
-        }
-        let Some(devices) = setup.devices() else { return Ok(()) };
-        let there = self.gpus_in_words();
-        let (count, has_parts) = match devices {
-            Devices::Count(count) => {
-                let whole = places.iter().filter(|gpu| !gpu.is_part()).count();
-                let count = *count as usize;
-                if count == 0 || count > places.len() {
-                    return refused("devices", format!("devices = {count} was asked for, and {there}"));
-                }
-                (count, count / workers > 1 && whole < count)
-            }
-            Devices::Named(names) => {
-                let mut named: Vec<GpuAddress> = Vec::new();
-                for name in names {
-                    let mut found = self.known_gpus().into_iter().filter(|gpu| name.is_of(gpu));
-                    match (found.next(), found.next()) {
-                        (None, _) => {
-                            return refused("devices", format!("devices names '{name}', and {there}"));
-                        }
-                        (Some(_), Some(_)) => {
-                            let words = format!("'{name}' in devices is the beginning of several; {there}");
-                            return refused("devices", words);
-                        }
-                        (Some(gpu), None) if named.contains(&gpu) => {
-                            return refused("devices", format!("devices names {} twice", gpu.id));
-                        }
-                        (Some(gpu), None) => named.push(gpu),
-                    }
-                }
-                if named.is_empty() {
-                    return refused("devices", format!("devices names none, and {there}"));
-                }
-                (named.len(), named.len() / workers > 1 && named.iter().any(GpuAddress::is_part))
-            }
-        };
-        if count % workers != 0 {
-            let words = format!("{count} devices cannot be shared out evenly among replicas = {workers}");
-            return refused("devices", words);
-        }
-        if has_parts {
-            let words = format!("a worker uses one part (MIG) of a GPU, and no more of them; {there}");
-            return refused("devices", words);
-        }
-        Ok(())
-    }
-
-    fn known_gpus(&self) -> Vec<GpuAddress> {
-        let on_cpu = self.ledger.is_on_cpu();
-        self.ledger.gpus_that_are(|_| !on_cpu).into_iter().map(|(gpu, _)| gpu).collect()
-    }
-
-    /// "this node has 0 (GPU-7f3a…, NVIDIA H200), 1 (…)"
-    fn gpus_in_words(&self) -> String {
-        if self.ledger.is_on_cpu() {
-            return "this node computes on the CPU".to_owned();
-        }
-        let gpus = self.ledger.gpus_that_are(|_| true);
-        let words: Vec<String> =
-            gpus.iter().map(|(gpu, name)| format!("{} ({}, {name})", gpu.index, gpu.id)).collect();
-        if words.is_empty() {
-            return "this node has none whose memory it can see".to_owned();
-        }
-        format!("this node has {}", words.join(", "))
-    }
-
     /// Is there a GPU for one more worker of a model?
     pub(crate) fn has_place_left(&self, model_id: &str, setup: &Setup) -> bool {
         let (load, worker, at_least, is_one_more) = (Load::default(), NOBODY, 0, true);
@@ -400,126 +320,5 @@ impl Fleet {
             }
         }
         claims
-    }
-}
-
-impl Setup {
-    /// The GPUs on which one worker of it can be asked what it takes: those that are named, or as many as it is to
-    /// have, of these.
-    pub fn to_look_at(&self, gpus: &[GpuAddress]) -> Vec<GpuAddress> {
-        let workers = self.replicas();
-        let (among, count): (Vec<GpuAddress>, usize) = match self.devices() {
-            Some(Devices::Named(names)) => {
-                let is_named = |gpu: &&GpuAddress| names.iter().any(|name| name.is_of(gpu));
-                (gpus.iter().filter(is_named).cloned().collect(), names.len())
-            }
-            Some(Devices::Count(count)) => (gpus.to_vec(), *count as usize),
-            None => (gpus.to_vec(), 1),
-        };
-        among.into_iter().take((count / workers).max(1)).collect()
-    }
-}
-
-impl Known {
-    /// The same on these GPUs; `None`: it was on another number of them.
-    pub(crate) fn on(self, place: &[GpuAddress]) -> Option<Self> {
-        let count = gpus_of(&self.uses).len();
-        if place.is_empty() || count == 0 {
-            return Some(self);
-        }
-        (count == place.len()).then(|| Self {
-            uses: on(&self.uses, place),
-            estimated: on(&self.estimated, place),
-            figures: figures_on(&self.figures, place),
-            ..self
-        })
-    }
-}
-
-/// What an engine says, with the node's ids of the GPUs that its worker sees.
-pub(crate) fn located(mut uses: Vec<MemoryUse>, place: &[GpuAddress]) -> Vec<MemoryUse> {
-    let has_no_buses = place.iter().all(|gpu| gpu.bus_id.is_none());
-    for use_ in uses.iter_mut().filter(|use_| !use_.is_host) {
-        if place.iter().any(|gpu| use_.id.as_ref() == Some(&gpu.id)) {
-            continue;
-        }
-        let bus_id = use_.bus_id.as_deref().map(normal_bus_id);
-        let digits = use_.device.trim_start_matches(|c: char| !c.is_ascii_digit());
-        let found = if bus_id.is_none() || has_no_buses {
-            digits.parse().ok().and_then(|order: usize| place.get(order)).or(place.first())
-        } else {
-            place.iter().find(|gpu| gpu.bus_id.as_deref().map(normal_bus_id) == bus_id)
-        };
-        use_.id = found.map(|gpu| gpu.id.clone());
-    }
-    uses
-}
-
-pub(crate) fn figures_located(figures: Figures, place: &[GpuAddress]) -> Figures {
-    Figures { one: located(figures.one, place), draft: located(figures.draft, place) }
-}
-
-/// What is taken of some GPUs, on these instead: in their order where they are as many, else divided evenly.
-pub(crate) fn on(uses: &[MemoryUse], place: &[GpuAddress]) -> Vec<MemoryUse> {
-    let gpus = gpus_of(uses);
-    if place.is_empty() || gpus.is_empty() {
-        return uses.to_vec();
-    }
-    let there = |use_: &MemoryUse, gpu: &GpuAddress| MemoryUse {
-        device: format!("GPU {}", gpu.index),
-        id: Some(gpu.id.clone()),
-        bus_id: gpu.bus_id.clone(),
-        ..use_.clone()
-    };
-    if gpus.len() == place.len() {
-        let at = |use_: &MemoryUse| {
-            let at = gpus.iter().position(|gpu| *gpu == name_of(use_));
-            at.filter(|_| !use_.is_host).map_or_else(|| use_.clone(), |at| there(use_, &place[at]))
-        };
-        return uses.iter().map(at).collect();
-    }
-    let of_gpus = || uses.iter().filter(|use_| !use_.is_host);
-    let sum = |of: fn(&MemoryUse) -> u64| of_gpus().map(of).fold(0, u64::saturating_add);
-    let count = place.len();
-    let share = |bytes: u64| Load { shared: bytes, each: 0 }.on(count).div_ceil(count as u64);
-    let part = MemoryUse {
-        weights: share(sum(|it| it.weights)),
-        cache: share(sum(|it| it.cache)),
-        compute: Load { shared: 0, each: load_of(uses).each }.on(count).div_ceil(count as u64),
-        cache_per_token: share(sum(|it| it.cache_per_token)),
-        cache_per_sequence: share(sum(|it| it.cache_per_sequence)),
-        ..MemoryUse::default()
-    };
-    let host = uses.iter().filter(|use_| use_.is_host).cloned();
-    host.chain(place.iter().map(|gpu| there(&part, gpu))).collect()
-}
-
-pub(crate) fn figures_on(figures: &Figures, place: &[GpuAddress]) -> Figures {
-    Figures { one: on(&figures.one, place), draft: on(&figures.draft, place) }
-}
-
-/// What is taken of GPUs.
-fn load_of(uses: &[MemoryUse]) -> Load {
-    let gpus = || uses.iter().filter(|use_| !use_.is_host);
-    let shared = gpus().map(|use_| use_.weights.saturating_add(use_.cache)).fold(0, u64::saturating_add);
-    Load { shared, each: gpus().map(|use_| use_.compute).max().unwrap_or(0) }
-}
-
-/// The GPUs that something is taken of, in their order.
-fn gpus_of(uses: &[MemoryUse]) -> Vec<(Option<&str>, &str, Option<&str>)> {
-    let mut gpus = Vec::new();
-    for use_ in uses.iter().filter(|use_| !use_.is_host) {
-        if !gpus.contains(&name_of(use_)) {
-            gpus.push(name_of(use_));
-        }
-    }
-    gpus
-}
-
-/// What tells a GPU from others.
-fn name_of(use_: &MemoryUse) -> (Option<&str>, &str, Option<&str>) {
-    match &use_.id {
-        Some(id) => (Some(id), "", None),
-        None => (None, &use_.device, use_.bus_id.as_deref()),
     }
 }

@@ -1,6 +1,8 @@
+use llm_node_core::error::ErrorCode;
 use proptest::prelude::*;
+use serde_json::json;
 
-use super::*;
+use super::{commitment::UNSAID, *};
 use crate::ProcessUse;
 
 const GIB: u64 = 1 << 30;

@@ -1,0 +1,124 @@
+//! Which device of the node an engine means, and which devices there are for models.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use llm_node_core::memory::{GpuAddress, MemoryUse, normal_bus_id};
+
+use super::{Entry, Ledger};
+use crate::{Device, DeviceKind, DeviceState, event::HOST};
+
+/// The use that stands for files of so many bytes: on a GPU, or on the host.
+pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
+    MemoryUse {
+        device: gpu.map_or(HOST.to_owned(), |gpu| gpu.name.clone()),
+        id: gpu.map(Device::id),
+        bus_id: gpu.and_then(|gpu| gpu.bus_id.clone()),
+        is_host: gpu.is_none(),
+        weights: bytes,
+        ..MemoryUse::default()
+    }
+}
+
+impl Ledger {
+    pub(super) fn needs(&self, uses: &[MemoryUse]) -> BTreeMap<String, u64> {
+        let mut needs: BTreeMap<String, u64> = BTreeMap::new();
+        for use_ in uses {
+            let need = needs.entry(self.account_of(use_)).or_default();
+            *need = need.saturating_add(use_.total());
+        }
+        needs
+    }
+
+    /// The accounts that uses concern.
+    pub(crate) fn by_account(&self, uses: &[MemoryUse]) -> BTreeMap<String, Vec<MemoryUse>> {
+        let mut accounts: BTreeMap<String, Vec<MemoryUse>> = BTreeMap::new();
+        for use_ in uses {
+            accounts.entry(self.account_of(use_)).or_default().push(use_.clone());
+        }
+        accounts
+    }
+
+    pub(super) fn account_of(&self, use_: &MemoryUse) -> String {
+        if use_.is_host || self.gpus().next().is_none() {
+            return HOST.to_owned();
+        }
+        let by_id = use_.id.clone().filter(|id| self.entries.contains_key(id));
+        let number: Option<u32> = use_.device.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().ok();
+        let of = |is_it: &dyn Fn(&Device) -> bool| {
+            self.gpus().find(|(_, entry)| is_it(&entry.device)).map(|(key, _)| key.clone())
+        };
+        let bus = |bus_id: &Option<String>| bus_id.as_deref().map(normal_bus_id);
+        by_id
+            .or_else(|| of(&|device| use_.bus_id.is_some() && bus(&device.bus_id) == bus(&use_.bus_id)))
+            .or_else(|| of(&|device| device.name == use_.device))
+            .or_else(|| of(&|device| Some(device.index) == number))
+            .or_else(|| of(&|_| true))
+            .unwrap_or_else(|| HOST.to_owned())
+    }
+
+    pub(super) fn gpus(&self) -> impl Iterator<Item = (&String, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| entry.device.kind == DeviceKind::Gpu)
+    }
+
+    /// The GPUs that these take memory of, by name, whose state is such.
+    pub(crate) fn gpus_of(
+        &self,
+        uses: &[MemoryUse],
+        is_such: impl Fn(DeviceState) -> bool,
+    ) -> impl Iterator<Item = (&str, DeviceState)> {
+        let needs = self.needs(uses);
+        let gpus =
+            self.gpus().filter(move |(name, entry)| needs.contains_key(*name) && is_such(entry.device.state));
+        gpus.map(|(_, entry)| (&*entry.device.name, entry.device.state))
+    }
+
+    /// The GPUs whose state is such, by their number, each with the name that people know it by.
+    pub(crate) fn gpus_that_are(&self, is_such: impl Fn(DeviceState) -> bool) -> Vec<(GpuAddress, String)> {
+        let gpus = self.gpus().filter(|(_, entry)| is_such(entry.device.state));
+        let mut gpus: Vec<(GpuAddress, String)> =
+            gpus.map(|(_, entry)| (entry.device.address(), entry.device.name.clone())).collect();
+        gpus.sort_by_key(|(gpu, _)| gpu.index);
+        gpus
+    }
+
+    /// Those that models are placed on: all that can be used, or all, where none can.
+    pub(crate) fn gpus_for_models(&self) -> Vec<GpuAddress> {
+        let all = |is_such: &dyn Fn(DeviceState) -> bool| {
+            let gpus = self.gpus_that_are(|state| !self.on_cpu && is_such(state));
+            gpus.into_iter().map(|(gpu, _)| gpu).collect::<Vec<_>>()
+        };
+        let usable = all(&|state| state == DeviceState::Ok);
+        if usable.is_empty() { all(&|_| true) } else { usable }
+    }
+
+    /// The same, those with most room first.
+    pub(crate) fn gpus_by_room(&self) -> Vec<GpuAddress> {
+        let mut gpus = self.gpus_for_models();
+        gpus.sort_by_key(|gpu| Reverse(self.left(&gpu.id, &|_| true)));
+        gpus
+    }
+
+    pub(super) fn lost(&self) -> BTreeSet<String> {
+        let lost = self.gpus().filter(|(_, entry)| entry.device.state == DeviceState::Lost);
+        lost.map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn name_of(&self, account: &str) -> String {
+        self.entries.get(account).map_or_else(|| account.to_owned(), |entry| entry.device.name.clone())
+    }
+
+    /// What stands for a model whose engine cannot say: its files, on its GPUs, or else the first device.
+    pub(crate) fn guess(&self, bytes: u64, place: &[GpuAddress]) -> Vec<MemoryUse> {
+        let mut gpus: Vec<&Device> =
+            self.gpus().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device).collect();
+        if place.is_empty() {
+            return vec![guessed(bytes, gpus.first().copied())];
+        }
+        gpus.retain(|gpu| place.contains(&gpu.address()));
+        let each = bytes.div_ceil(gpus.len().max(1) as u64);
+        gpus.into_iter().map(|gpu| guessed(each, Some(gpu))).collect()
+    }
+}
