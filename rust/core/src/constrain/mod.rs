@@ -266,7 +266,7 @@ impl Tables {
         };
         let matcher = self.matcher(TopLevelGrammar::from_lark(grammar)).map_err(|message| {
             let (what, why) = match &wanted.format {
-                Format::Regex(_) => ("regular expression", words::of_grammar(&message)),
+                Format::Regex(_) => ("regular expression", words::of_expression(&message)),
                 Format::Lark(_) => ("grammar", words::of_grammar(&message)),
                 _ => (param, words::of_schema(&message)),
             };

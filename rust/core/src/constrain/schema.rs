@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
 
-use super::{expression, formats, guarded, limits};
+use super::{expression, formats, guarded, limits, words};
 use crate::{
     chat::grammar,
     error::{ErrorCode, Fault},
@@ -248,8 +248,8 @@ impl<'a> Walk<'a> {
                     self.number(it, map, &mut out)?
                 }
                 "pattern" => {
-                    let usable = value.as_str().is_some_and(is_usable_pattern);
-                    self.keep_if(usable, it, &mut out)?
+                    let problem = value.as_str().map_or(Some("it is no text".to_owned()), unusable);
+                    self.keep_if(problem.is_none(), it, &mut out).map_err(|fault| because(fault, problem))?
                 }
                 // It says something about strings alone.
                 "format" if !may_be(map, "string") => ONE,
@@ -404,8 +404,9 @@ impl<'a> Walk<'a> {
     fn properties(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
         let Keyword { key, value, place } = it;
         let Some(all) = value.as_object() else { return self.leave_out(it) };
-        if key == "patternProperties" && !all.keys().all(|it| is_usable_pattern(it)) {
-            return self.leave_out(it);
+        let mut patterns = all.keys().filter(|_| key == "patternProperties");
+        if let Some(problem) = patterns.find_map(|it| unusable(it)) {
+            return self.leave_out(it).map_err(|fault| because(fault, Some(problem)));
         }
         let mut schemas = Map::new();
         for (name, value) in all {
@@ -657,12 +658,24 @@ fn admits_all(value: &Value) -> bool {
     value == &Value::Bool(true) || value.as_object().is_some_and(Map::is_empty)
 }
 
-/// Does llguidance take the expression? It is asked, since only it knows.
-fn is_usable_pattern(pattern: &str) -> bool {
-    let Some(pattern) = expression(pattern, "dw").filter(|_| pattern.len() <= limits::MAX_PATTERN) else {
-        return false;
-    };
-    guarded(|| RegexBuilder::new().mk_regex_for_serach(&pattern).is_ok()).unwrap_or(false)
+/// Why llguidance does not take the expression. It is asked, since only it knows.
+fn unusable(pattern: &str) -> Option<String> {
+    if pattern.len() > limits::MAX_PATTERN {
+        return Some(format!(
+            "it has {} bytes, and at most {} are allowed",
+            pattern.len(),
+            limits::MAX_PATTERN
+        ));
+    }
+    let Some(pattern) = expression(pattern, "dw") else { return Some("it ends in a backslash".to_owned()) };
+    guarded(|| RegexBuilder::new().mk_regex_for_serach(&pattern).err().map(|it| it.to_string()))
+        .unwrap_or_else(Some)
+        .map(|message| words::of_expression(&message))
+}
+
+fn because(fault: Fault, why: Option<String>) -> Fault {
+    let why = why.map_or(String::new(), |it| format!(": {it}"));
+    Fault { message: format!("{}{why}", fault.message), ..fault }
 }
 
 /// Is every number in it the same in double precision?

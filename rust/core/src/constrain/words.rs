@@ -3,24 +3,40 @@
 /// The first words of what it says of a schema that nothing meets.
 const UNMET: &str = "Unsatisfiable schema: ";
 /// What it says where something takes more than it may.
-const TOO_MUCH: [&str; 7] = [
+const TOO_MUCH: [&str; 8] = [
     "LexerTooComplex",
     "ParserTooComplex",
-    "Current row has",
-    "fuel",
-    "too large",
-    "too big",
+    "Current row has ",
+    "fuel exhausted",
+    "check fuel",
+    "schema too large",
+    " too big (limit for this grammar",
     "level exceeded",
 ];
 const MUCH: &str = "it takes too much work; make it simpler";
+/// What stands before the reason, a line of its own behind a picture, where an expression cannot be read.
+const UNREADABLE: &str = "regex parse error:";
 
-/// Of a grammar or an expression: its words without the state that follows, or what they mean where they are but a name.
+/// Of a grammar: its words without the state that follows, or what they mean where they are but a name.
 pub(super) fn of_grammar(message: &str) -> String {
     match message.lines().next().unwrap_or_default() {
         "NoExtension" | "NoExtensionBias" => "nothing is admitted to come next".to_owned(),
         line if is_too_much(line) => MUCH.to_owned(),
-        line => line.chars().take(300).collect(),
+        line => {
+            let (line, reason) = line.strip_suffix(UNREADABLE).map_or((line, ""), |it| (it, unread(message)));
+            line.chars().take(300).chain(reason.chars()).collect()
+        }
     }
+}
+
+/// Of an expression: what cannot be read of it, without the place in a grammar that nobody sees.
+pub(super) fn of_expression(message: &str) -> String {
+    let reason = unread(message);
+    if reason.is_empty() { of_grammar(message) } else { reason.to_owned() }
+}
+
+fn unread(message: &str) -> &str {
+    message.lines().find_map(|it| it.trim().strip_prefix("error: ")).unwrap_or_default()
 }
 
 /// Why a schema cannot be enforced. It never was a client's own: names of parts that it has would say nothing.

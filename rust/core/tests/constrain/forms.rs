@@ -93,7 +93,10 @@ fn grammars_are_taken_as_they_are() {
 #[test]
 fn what_cannot_be_read_is_refused_in_words() {
     for (form, code, part) in [
-        (Format::Regex("(".into()), ErrorCode::InvalidRequest, "regular expression"),
+        (Format::Regex("(".into()), ErrorCode::InvalidRequest, "expression cannot be used: unclosed group"),
+        (Format::Regex("(?=a)b".into()), ErrorCode::InvalidRequest, "expression cannot be used: look-around"),
+        (Format::Lark("start: A\nA: /(/".into()), ErrorCode::InvalidRequest, "unclosed group"),
+        (Format::Lark("start: fuel".into()), ErrorCode::InvalidRequest, "unknown name: \"fuel\""),
         (Format::Regex("ab\\".into()), ErrorCode::InvalidRequest, "ends in a backslash"),
         (Format::Regex("[^\\s\\S]".into()), ErrorCode::InvalidRequest, "nothing is admitted"),
         (Format::Lark("start: missing".into()), ErrorCode::InvalidRequest, "missing"),
