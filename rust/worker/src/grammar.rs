@@ -14,7 +14,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use llm_node_core::{
@@ -43,6 +43,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     tables: Mutex<Option<Arc<Tables>>>,
+    /// See [`KEPT`].
+    kept: Duration,
 }
 
 #[derive(Default)]
@@ -52,6 +54,8 @@ struct State {
     /// Jobs that threads have taken and not answered.
     busy: usize,
     prototypes: Prototypes,
+    /// When a request asked for something last, be it there already.
+    asked: Option<Instant>,
     stopping: bool,
 }
 
@@ -68,25 +72,36 @@ enum Told {
 
 impl Grammars {
     pub(crate) fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        Self::keeping(vocabulary, KEPT)
+    }
+
+    fn keeping(vocabulary: Arc<Vocabulary>, kept: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
                 vocabulary,
                 state: Mutex::default(),
                 changed: Condvar::new(),
                 tables: Mutex::default(),
+                kept,
             }),
         }
     }
 
     /// What is compiled already.
     pub(crate) fn find(&self, wanted: &Wanted) -> Option<Arc<Prototype>> {
-        self.shared.lock().prototypes.get(wanted)
+        let mut state = self.shared.lock();
+        let found = state.prototypes.get(wanted);
+        if found.is_some() {
+            state.asked = Some(Instant::now());
+        }
+        found
     }
 
     /// Compiles a format, or finds it compiled. Waits for that, and not for ever.
     pub(crate) fn compile(&self, wanted: &Wanted) -> Result<Arc<Prototype>, Fault> {
         let (tell, told) = mpsc::channel();
         let mut state = self.shared.lock();
+        state.asked = Some(Instant::now());
         if let Some(prototype) = state.prototypes.get(wanted) {
             return Ok(prototype);
         }
@@ -168,11 +183,11 @@ impl Shared {
             if state.stopping {
                 break None;
             }
-            let waited = self.changed.wait_timeout(state, KEPT).unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
-            if waited.1.timed_out() && state.waiting.is_empty() {
+            let rest = state.asked.map_or(Duration::ZERO, |it| self.kept.saturating_sub(it.elapsed()));
+            if rest.is_zero() {
                 break None;
             }
+            state = self.changed.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0;
         };
         if job.is_none() {
             state.threads -= 1;
@@ -269,6 +284,39 @@ mod tests {
         drop(grammars);
         while shared.strong_count() > 0 {
             thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_nobody_asks_for_goes_after_a_while() {
+        let grammars = Grammars::keeping(vocabulary(), Duration::from_millis(20));
+        grammars.compile(&Format::Object.into()).unwrap();
+        while grammars.shared.lock().threads > 0 {
+            thread::yield_now();
+        }
+        assert!(grammars.find(&Format::Object.into()).is_none());
+        while grammars.shared.tables.lock().unwrap().is_some() {
+            thread::yield_now();
+        }
+        assert!(grammars.compile(&Format::Object.into()).is_ok(), "it comes again");
+    }
+
+    /// Coding clients send the same tools for hours, and nothing is compiled anew meanwhile.
+    #[test]
+    fn what_is_asked_for_stays_though_nothing_is_compiled() {
+        let kept = Duration::from_secs(1);
+        let grammars = Grammars::keeping(vocabulary(), kept);
+        let began = Instant::now();
+        let first = grammars.compile(&Format::Object.into()).unwrap();
+        let mut before = Instant::now();
+        while began.elapsed() < 3 * kept / 2 {
+            thread::sleep(Duration::from_millis(5));
+            let found = grammars.find(&Format::Object.into());
+            if before.elapsed() >= kept {
+                return; // The machine stood still for so long.
+            }
+            before = Instant::now();
+            assert!(found.is_some_and(|it| Arc::ptr_eq(&it, &first)));
         }
     }
 }
