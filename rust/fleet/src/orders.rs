@@ -2,6 +2,8 @@
 
 use std::{mem, time::Duration};
 
+use llm_node_core::options::ModelOptions;
+
 use crate::{
     Effect, Fleet, Moment, Setup, Ticket, Usual, Won, WorkerId,
     decide::Stopping,
@@ -66,21 +68,32 @@ impl Fleet {
         }
         let life = self.life(model_id);
         let loaded = life.lead().and_then(|worker| worker.loaded.clone());
-        let mut pins = Vec::new();
         for worker in life.workers.iter_mut().filter(|worker| worker.is_wanted()) {
-            worker.setup.also(&waiting.wishes);
             // Whoever wants it loaded is about to ask.
             worker.idle_since = worker.idle_since.map(|_| now);
             worker.is_awaited = worker.idle_since.is_some();
             worker.is_expected |= loaded.is_some() && waiting.for_request;
+        }
+        self.also(model_id, &waiting.wishes);
+        match loaded {
+            Some(loaded) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
+            None => self.life(model_id).waiting.push(waiting),
+        }
+    }
+
+    /// What may be said of a model that is there holds for its workers, and for those that take their place.
+    pub(crate) fn also(&mut self, model_id: &str, wishes: &ModelOptions) {
+        let life = self.life(model_id);
+        if let Some(replacement) = &mut life.replacement {
+            replacement.setup.also(wishes);
+        }
+        let mut pins = Vec::new();
+        for worker in life.workers.iter_mut().filter(|it| it.is_wanted() || it.is_outgoing) {
+            worker.setup.also(wishes);
             pins.push((worker.id, worker.setup.is_pinned()));
         }
         for (worker, is_pinned) in pins {
             self.ledger.pin(worker, is_pinned);
-        }
-        match loaded {
-            Some(loaded) => self.resolve(waiting.ticket, Ok(Won::Loaded(loaded))),
-            None => self.life(model_id).waiting.push(waiting),
         }
     }
 
@@ -110,7 +123,9 @@ impl Fleet {
         let life = self.life(model_id);
         if life.workers.is_empty() {
             life.crashes = 0;
-            if life.trouble.take().is_none() {
+            // Between an old worker and the next there may be none.
+            let is_between = life.replacement.take().is_some();
+            if life.trouble.take().is_none() && !is_between {
                 self.tidy(model_id);
                 return self.refuse(ticket, not_loaded(model_id));
             }

@@ -122,9 +122,7 @@ impl Fleet {
             it.idle_since = it.idle_since.map(|_| now);
             it.is_awaited = it.idle_since.is_some();
             it.is_expected |= waiting.for_request;
-            for setup in [&mut it.setup, &mut replacement.setup] {
-                setup.also(&waiting.wishes);
-            }
+            self.also(model_id, &waiting.wishes);
             return self.resolve(waiting.ticket, Ok(Won::Loaded(loaded)));
         }
         match replacement.setup.fits(&waiting.wishes, model_id, "is being loaded") {

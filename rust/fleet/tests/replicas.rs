@@ -333,6 +333,24 @@ fn of_several_workers_one_is_replaced_after_the_other_and_one_always_answers() {
 }
 
 #[test]
+fn a_model_can_be_unloaded_between_its_old_worker_and_the_next() {
+    let mut world = World::new(1);
+    world.load(1, "m5", 1).unwrap();
+    let uses = MemoryUse { bus_id: Some(bus_id(0)), weights: size("m5"), ..MemoryUse::default() };
+    let wishes = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+    let (model_id, format, instead) = ("m5".to_owned(), None, Some(foreseen(uses)));
+    // What the old one had does not show as free before the next reading.
+    let (ticket, for_request, tokens) = (2, false, 0);
+    world.tell(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens });
+    assert!(world.serving("m5").is_empty() && !world.outcomes.contains_key(&2));
+    world.tell(Event::Unload { ticket: 3, model_id: "m5".to_owned(), timeout: Duration::ZERO });
+    assert_eq!(world.outcomes[&2].as_ref().unwrap_err().code, ErrorCode::ShuttingDown);
+    assert_eq!(world.outcomes[&3], Ok(()));
+    world.pass(20.0);
+    assert!(world.serving("m5").is_empty());
+}
+
+#[test]
 fn a_plan_of_several_workers_is_of_all_of_them() {
     let mut world = World::new(2);
     for is_loaded in [false, true] {

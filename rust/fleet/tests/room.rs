@@ -719,6 +719,23 @@ fn what_cannot_be_loaded_beside_the_old_leaves_that_alone() {
 }
 
 #[test]
+fn what_is_said_of_a_model_that_is_being_loaded_anew_holds_for_old_and_new() {
+    let mut world = world(ROOM);
+    let wishes = |threads: u32| ModelOptions { threads: Some(threads), ..ModelOptions::default() };
+    let held = |world: &mut World| -> Vec<bool> {
+        world.fleet.view().accounts[0].holders.iter().map(|holder| holder.pinned).collect()
+    };
+    world.load_with("a3", wishes(1));
+    world.is_slow = true;
+    world.load_with("a3", wishes(2));
+    let joins = world.load_with("a3", ModelOptions { pin: Some(true), ..ModelOptions::default() });
+    assert_eq!((held(&mut world), &world.outcomes[&joins]), (vec![true, true], &Ok(())));
+    world.go_on();
+    let options = world.fleet.view().models["a3"].options.clone().unwrap();
+    assert_eq!((options.threads, options.pin, held(&mut world)), (Some(2), Some(true), vec![true]));
+}
+
+#[test]
 fn a_context_that_is_short_beside_the_old_one_is_made_longer_once_that_has_gone() {
     let mut world = world_with_figures(ROOM);
     world.load_with("c4", ModelOptions { cache_tokens: Some(2048), ..ModelOptions::default() });
