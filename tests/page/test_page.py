@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 import llm_node
 from llm_node.cli.chat.conversation import Conversation, Saved
@@ -385,15 +385,43 @@ def test_by_keyboard_alone(open_page: Open, node: RunningNode) -> None:
     page.keyboard.press("n")
     expect(page.get_by_role("heading", name="Chat", level=2, exact=True)).to_be_visible()
     area = page.get_by_label("Message", exact=True).last
-    for _ in range(30):
-        if area.evaluate("element => element === document.activeElement"):
-            break
-        page.keyboard.press("Tab")
-    expect(area).to_be_focused()
+    tab_to(page, area)
     page.keyboard.type(QUESTION + " 12n?")
     page.keyboard.press("Enter")
     expect(page.locator(".entry.user .pre")).to_have_text(QUESTION + " 12n?")
     expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
+
+
+def test_models_by_keyboard_alone(open_page: Open, node: RunningNode) -> None:
+    """Loaded, unloaded, and one fetched by its name."""
+    node.post("/api/models/unload", {"model_id": "llm-node-demo"})
+    page = open_page()
+    page.keyboard.press("2")
+
+    def press(name: str) -> None:
+        button = page.get_by_role("button", name=name, exact=True)
+        expect(button).to_be_visible()
+        tab_to(page, button)
+        page.keyboard.press("Enter")
+
+    press("Load llm-node-demo")
+    press("Unload llm-node-demo")
+    expect(page.get_by_role("button", name="Load llm-node-demo", exact=True)).to_be_visible()
+    tab_to(page, page.get_by_label("Repository of the hub"))
+    page.keyboard.type("org/Tiny-GGUF:Q4_0")
+    page.keyboard.press("Enter")
+    press("Delete org/Tiny-GGUF:Q4_0")
+    press("Delete")
+    expect(page.get_by_role("button", name="Delete org/Tiny-GGUF:Q4_0", exact=True)).to_have_count(0)
+
+
+def tab_to(page: Page, element: Locator) -> None:
+    """By as many presses as it takes to come around once."""
+    for _ in range(60):
+        if element.evaluate("it => it === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    expect(element).to_be_focused()
 
 
 def test_without_an_engine_the_page_says_what_to_type(

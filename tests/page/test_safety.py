@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from support.hub import StandInHub
 from support.node import RunningNode
 
 Open = Callable[..., Page]
@@ -234,6 +236,33 @@ def test_no_barrier_in_any_view(open_page: Open, crashed: RunningNode, theme: st
         assert found == [], f"{view}, {theme}, {width} px"
         overflow = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, f"{view} is {overflow} px wider than {width}"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_barrier_while_a_model_is_looked_for_and_fetched(
+    open_page: Open, hub: StandInHub, theme: str
+) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not there: `python tools/vendor_web.py` brings it")
+    hub.behaviour.pause = threading.Event()
+    page = open_page("/#/models", theme=theme, width=320)
+    page.get_by_label("Repository of the hub").fill("org/Tiny-GGUF")
+    page.get_by_role("button", name="Search the hub").click()
+    expect(page.get_by_role("heading", name="org/Tiny-GGUF", exact=True)).to_be_visible()
+    page.get_by_role("button", name="What would be fetched?", exact=True).click()
+    page.get_by_role("button", name="Fetch Q4_0").click()
+    pull = page.locator(".cards > li").filter(has_text="fetching")
+    expect(pull.get_by_role("progressbar")).to_be_visible()
+    assert barriers(page) == []
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert barriers(page) == []
+    page.keyboard.press("Escape")
+    pull.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Delete what is there").click()
+    expect(page.get_by_role("button", name="Delete what is there")).to_have_count(0)
+    hub.behaviour.pause.set()
 
 
 def barriers(page: Page) -> list[str]:

@@ -253,6 +253,7 @@ def test_a_pull_that_was_stopped_is_deleted_on_wish(node: RunningNode, hub: Stan
     node.request("DELETE", f"/api/models/pulls/{begun['pull_id']}?discard=true")
     hub.behaviour.pause.set()
     assert not (node.extra["models"] / ".pulling/org/Tiny-GGUF").exists()
+    assert "org/Tiny-GGUF:F16" not in pulls(node), "nothing is left to go on with"
 
 
 def test_a_pull_that_was_stopped_before_the_node_began_has_a_number_too(

@@ -209,6 +209,12 @@ class Pulls:
                 await pull.task
         if discard:
             self.discard(pull.wish.model)
+            # Nothing is left that one could go on with.
+            of_name = [
+                job for job in self._jobs.values() if job.wish.model == pull.wish.model and job.is_over
+            ]
+            for job in of_name:
+                del self._jobs[job.id]
 
     def discard(self, model: str) -> bool:
         """Forget what is there of a pull that was stopped. Was there any? Raises `NodeError` where another

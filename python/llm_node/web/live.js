@@ -2,7 +2,7 @@
 /** What the node is doing: figures of its metrics, every two seconds, for as long as a quarter of an hour. */
 import { html, signal, useEffect, useRef } from "./vendor/preact.js";
 import { text } from "./api.js";
-import { size } from "./figures.js";
+import { count, size } from "./figures.js";
 import { parse, point } from "./metrics.js";
 import { Problem, failed, problem } from "./problems.js";
 import { say, theme } from "./preferences.js";
@@ -14,7 +14,7 @@ const LOOK_MS = 2000;
 const KEPT = (15 * 60 * 1000) / LOOK_MS;
 const HEIGHT = 140;
 
-const perSecond = (/** @type {number} */ value) => `${value.toFixed(1)}/s`;
+const perSecond = (/** @type {number} */ value) => `${value < 100 ? value.toFixed(1) : count(Math.round(value))}/s`;
 const plainly = (/** @type {number} */ value) => (Number.isInteger(value) ? String(value) : "");
 const percent = (/** @type {number} */ value) => `${Math.round(value)} %`;
 const time = (/** @type {number} */ seconds) => (seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : `${seconds.toFixed(2)} s`);

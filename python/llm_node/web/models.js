@@ -194,7 +194,7 @@ function Fetch() {
         }}
       />
       <div class="row">
-        <button type="submit" class="main">${say("pull")}</button>
+        <button type="submit" class="main" disabled=${typed.value.trim() === ""}>${say("pull")}</button>
         <button type="button" disabled=${typed.value.trim() === ""} onClick=${plan}>${say("which")}</button>
         <button type="button" onClick=${search}>${say("search")}</button>
       </div>
@@ -244,7 +244,7 @@ function Planned({ planned: plan }) {
             (/** @type {any} */ it) => html`<tr key=${it.version} class=${it.version === plan.chosen ? "chosen" : ""}>
               <th scope="row">${it.version}</th>
               <td>${size(it.size_bytes)}</td>
-              <td>${it.bits}</td>
+              <td>${it.bits.toFixed(1)}</td>
               <td>${size(it.needs_bytes)}</td>
               <td>${it.fits ? say("yes") : say("no")}</td>
               <td>
