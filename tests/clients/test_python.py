@@ -14,6 +14,8 @@ import pytest
 from support.node import RunningNode, node_environment
 from support.scripted import scripted_node
 
+APIS = ("openai", "anthropic", "ollama")
+
 
 @pytest.fixture(scope="module")
 def python(repository: Path) -> Path:
@@ -29,13 +31,23 @@ def scripted(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield node
 
 
-@pytest.mark.parametrize("client", ["litellm_", "langchain_openai_", "llama_index_"])
+@pytest.mark.parametrize(
+    ("client", "api"),
+    [
+        *(
+            (client, api)
+            for client in ("litellm_", "langchain_")
+            for api in ("openai", "anthropic", "ollama")
+        ),
+        ("llama_index_", "openai"),
+    ],
+)
 def test_a_stream_and_a_loop_with_tools(
-    python: Path, scripted: RunningNode, repository: Path, tmp_path: Path, client: str
+    python: Path, scripted: RunningNode, repository: Path, tmp_path: Path, client: str, api: str
 ) -> None:
     program = repository / f"tests/clients/programs/{client}.py"
     got = subprocess.run(
-        [python, program, scripted.url],
+        [python, program, scripted.url, api],
         capture_output=True,
         text=True,
         cwd=tmp_path,

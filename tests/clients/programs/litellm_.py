@@ -1,4 +1,7 @@
-"""One task for LiteLLM: a stream, and a loop with tools. usage: litellm_.py URL"""
+"""One task for LiteLLM: a stream, and a loop with tools. usage: litellm_.py URL API
+
+API: openai, anthropic or ollama.
+"""
 
 import json
 import sys
@@ -15,7 +18,11 @@ TOOLS = [
     },
     {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
 ]
-asked = {"model": "openai/says", "api_base": f"{sys.argv[1]}/v1", "api_key": "none", "temperature": 0}
+url, api = sys.argv[1:]
+# The word before the model's name, and the address.
+of_api = {"openai": ("openai", f"{url}/v1"), "anthropic": ("anthropic", url), "ollama": ("ollama_chat", url)}
+word, base = of_api[api]
+asked = {"model": f"{word}/says", "api_base": base, "api_key": "none", "temperature": 0}
 
 
 def question(text):

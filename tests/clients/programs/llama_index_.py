@@ -1,4 +1,4 @@
-"""One task for LlamaIndex: a stream, and a loop with tools. usage: llama_index_.py URL"""
+"""One task for LlamaIndex: a stream, and a loop with tools. usage: llama_index_.py URL openai"""
 
 import json
 import sys
