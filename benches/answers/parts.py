@@ -236,18 +236,19 @@ def schemas(asker: Asker) -> Result:
     return result
 
 
-def answers(asker: Asker) -> Iterator[Any]:
-    """What drafts must not change: one at a time, with a format, with tools, and free."""
+def questions() -> Iterator[dict[str, Any]]:
+    """Whose answers drafts must not change: with a format, with tools, and free."""
     for task in SCHEMAS[::3]:
         form = {"name": "answer", "schema": task["schema"], "strict": True}
-        asked: Any = [{"role": "user", "content": task["ask"]}]
-        yield asker.ask(asked, response_format={"type": "json_schema", "json_schema": form}, max_tokens=120)
+        kept = {"type": "json_schema", "json_schema": form}
+        asked = [{"role": "user", "content": task["ask"]}]
+        yield {"messages": asked, "response_format": kept, "max_tokens": 120}
     for question in TASKS["questions"][::2]:
         for choice in ("auto", "required"):
-            yield asker.ask(
-                opening(question), tools=offered(question["tools"]), tool_choice=choice, max_tokens=96
-            )
-    yield asker.ask([{"role": "user", "content": "Count from one to twenty, twice."}], max_tokens=120)
+            tools = {"tools": offered(question["tools"]), "tool_choice": choice}
+            yield {"messages": opening(question), **tools, "max_tokens": 96}
+    counting = [{"role": "user", "content": "Count from one to twenty, twice."}]
+    yield {"messages": counting, "max_tokens": 120}
 
 
 def said(answer: Any) -> Any:
@@ -255,16 +256,46 @@ def said(answer: Any) -> Any:
     return {**choice, "logprobs": None, "usage": answer["usage"]["completion_tokens"]}
 
 
-def gap(one: Any, other: Any) -> float:
-    """How much likelier the first token was that the other has not, as a difference of log-probabilities.
-
-    Infinite where that is not told, as in calls.
-    """
+def gap(asker: Asker, question: dict[str, Any], one: Any, other: Any) -> float:
+    """How much likelier the first token was that the other has not, as a difference of log-probabilities."""
     tokens = [(it["choices"][0].get("logprobs") or {}).get("content") or [] for it in (one, other)]
     for mine, its in zip(*tokens, strict=False):
         if mine["token"] != its["token"]:
             best = {it["token"]: it["logprob"] for it in mine["top_logprobs"]}
             return float(mine["logprob"] - best.get(its["token"], -inf))
+    return gap_of_calls(asker, question, [it["choices"][0]["message"] for it in (one, other)])
+
+
+LETTERS = 12
+"""Most that a token may have before the letter at which two texts part."""
+
+
+def gap_of_calls(asker: Asker, question: dict[str, Any], messages: Sequence[Any]) -> float:
+    """The same of answers that part in a call, whose log-probabilities are not told: of what the model would
+    write next behind what both have in common, may it or not. Infinite where one of them is not likely."""
+    server = asker.server
+
+    def written(message: Any) -> str:
+        calls = message.get("tool_calls") or []
+        results = [{"role": "tool", "tool_call_id": it["id"], "content": "-"} for it in calls]
+        asked = [*question["messages"], message, *results]
+        body = {"model": server.model_id, "messages": asked, "tools": question.get("tools")}
+        return str(server.request("/apply-template", body)["prompt"])
+
+    one, other = map(written, messages)
+    alike = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    # Nobody knows where the token begins that is another.
+    for begin in range(alike, max(0, alike - LETTERS), -1):
+        body = {"prompt": one[:begin], "max_tokens": 1, "temperature": 0, "logprobs": 20}
+        (choice,) = server.request("/v1/completions", {"model": server.model_id, **body})["choices"]
+        (top,) = choice["logprobs"]["top_logprobs"]
+        reach = {token: it for token, it in top.items() if len(token) > alike - begin}
+        best = [
+            max((it for token, it in reach.items() if text.startswith(token, begin)), default=-inf)
+            for text in (one, other)
+        ]
+        if -inf not in best:
+            return float(abs(best[0] - best[1]))
     return inf
 
 
@@ -280,16 +311,17 @@ def drafts(asker: Asker) -> Result:
         asker.server.request("/api/models/unload", {"model_id": asker.server.model_id})
         load = {"model_id": asker.server.model_id, "speculation": speculation}
         asker.server.request("/api/models/load", load)
-        seen.append(list(answers(greedy)))
+        seen.append([greedy.ask(**question) for question in questions()])
     plain, drafted = seen
     guessed = sum(one["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] for one in drafted)
     equal = near = 0
-    for one, other in zip(plain, drafted, strict=True):
+    for question, one, other in zip(questions(), plain, drafted, strict=True):
         if said(one) == said(other):
             equal += 1
             continue
-        near += gap(one, other) < NEAR
-        result.say(f"{gap(one, other):.3f}: {said(one)}\n  {said(other)}")
+        apart = gap(greedy, question, one, other)
+        near += apart < NEAR
+        result.say(f"{apart:.3f}: {said(one)}\n  {said(other)}")
     result.bar("tokens that were guessed", guessed, 1)
     result.say(f"equal answers of {len(plain)}: {equal}; others part at a near tie: {near}")
     result.bar(f"of {len(plain)} equal, or parted at a near tie", equal + near, 0.95 * len(plain))
