@@ -28,7 +28,9 @@ mod waiting;
 mod words;
 
 use std::ffi::CStr;
+use std::sync::Mutex;
 
+use crate::model::LastRead;
 use llm_node_sdk::{Config, Engine, Failure, Options, Severity, abi, export_engine, log};
 
 /// The architectures that this llama.cpp knows, sorted; generated from its own table.
@@ -42,6 +44,7 @@ pub(crate) struct LlamaEngine {
     cpu_only: bool,
     /// Settings for all models and contexts.
     options: Options,
+    last_read: Mutex<LastRead>,
 }
 
 impl Engine for LlamaEngine {
@@ -77,6 +80,7 @@ impl Engine for LlamaEngine {
             threads: if config.n_threads == 0 { physical_cores() } else { config.n_threads },
             cpu_only: config.gpu_backend == "cpu",
             options: config.options.clone(),
+            last_read: Mutex::default(),
         })
     }
 }

@@ -48,9 +48,9 @@ impl Memory for LlamaEngine {
         context: Option<&ContextParams>,
     ) -> Result<Vec<MemoryUse>, Failure> {
         let source = self.source(model)?;
-        let model = Arc::new(source.load_dry().map_err(|fault| {
+        let model = self.dry(&source).map_err(|fault| {
             Failure::new(abi::ERR_MODEL_CORRUPT, format!("{}: {}", source.path.display(), fault.message))
-        })?);
+        })?;
         check_kind(&model)?;
         let Some(params) = context else {
             let mut uses = weights(&model)?;

@@ -2,8 +2,9 @@
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+use std::time::SystemTime;
 
 use llm_node_sdk::{
     Failure, MemoryUse, ModelInfo, ModelParams, Models, Pooling, Tokenizer, Vocabulary, abi, attribute,
@@ -17,7 +18,7 @@ use crate::words::{Needs, Words};
 use crate::{ARCHITECTURES, LlamaEngine, internal, options};
 
 /// Where a model came from and where it went: enough to load it again without memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) path: PathBuf,
     pub(crate) gpu_layers: i32,
@@ -47,6 +48,23 @@ impl Source {
             progress,
         )
     }
+}
+
+/// What is known of the file that was asked about last. A host asks for an estimate or two before it loads, and reading
+/// a large vocabulary takes most of the time of each.
+#[derive(Default)]
+pub(crate) struct LastRead {
+    /// A file whose header is in order.
+    inspected: Option<(PathBuf, Stamp)>,
+    dry: Option<(Source, Arc<llama::Model>)>,
+}
+
+/// What changes with a file: its size in bytes, and when it was written.
+type Stamp = (u64, SystemTime);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let facts = std::fs::metadata(path).ok()?;
+    Some((facts.len(), facts.modified().ok()?))
 }
 
 /// A loaded model.
@@ -151,8 +169,27 @@ impl LlamaEngine {
                 "layers are to go to a GPU, and llama.cpp finds none: is its driver installed?",
             ));
         }
-        inspect(&path)?;
+        let found = stamp(&path).map(|stamp| (path.clone(), stamp));
+        if found.is_none() || self.last_read().inspected != found {
+            inspect(&path)?;
+            *self.last_read() = LastRead { inspected: found, dry: None };
+        }
         Ok(Source { path, gpu_layers, devices, load_mode })
+    }
+
+    /// The model without its weights, as it was read for the last estimate where that was of the same source.
+    pub(crate) fn dry(&self, source: &Source) -> Result<Arc<llama::Model>, llama::Fault> {
+        let known = self.last_read().dry.clone().filter(|(of, _)| of == source);
+        if let Some((_, model)) = known {
+            return Ok(model);
+        }
+        let model = Arc::new(source.load_dry()?);
+        self.last_read().dry = Some((source.clone(), Arc::clone(&model)));
+        Ok(model)
+    }
+
+    fn last_read(&self) -> MutexGuard<'_, LastRead> {
+        self.last_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -255,6 +292,8 @@ impl Models for LlamaEngine {
         progress: &mut dyn FnMut(f32) -> bool,
     ) -> Result<LlamaModel, Failure> {
         let source = self.source(params)?;
+        // No estimate follows for now, and its vocabulary takes memory.
+        self.last_read().dry = None;
         let mut cancelled = false;
         let loaded = source.load(false, &mut |fraction| {
             cancelled = !progress(fraction);

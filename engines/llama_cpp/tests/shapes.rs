@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use llm_node_abi as abi;
@@ -106,6 +106,23 @@ fn sliding(folder: &tempfile::TempDir) -> PathBuf {
         ),
     );
     path
+}
+
+#[test]
+fn an_estimate_is_of_the_file_as_it_is_now() {
+    let folder = folder();
+    let (engine, _turn) = engine();
+    let weights = |path: &Path| engine.estimate(path, None)[0].weights;
+    let first = recurrent(&folder);
+    let before = weights(&first);
+    assert_eq!(weights(&first), before, "what was read once says the same again");
+    let other = sliding(&folder);
+    let after = weights(&other);
+    assert_ne!(before, after);
+    std::fs::rename(&other, &first).unwrap();
+    assert_eq!(weights(&first), after, "the file was replaced");
+    std::fs::write(&first, "no model").unwrap();
+    assert_eq!(engine.try_load(&first).err(), Some(abi::ERR_MODEL_CORRUPT));
 }
 
 fn encoder(folder: &tempfile::TempDir, pooling: u32) -> PathBuf {
