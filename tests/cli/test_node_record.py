@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_a_second_node_in_a_home_leaves_the_first_to_be_found(
     serving: tuple[RunningNode, Path], tmp_path: Path
 ) -> None:
     first, home = serving
+    known, gone = record.read(home), NodeRecord("gone", "http://127.0.0.1:1", 1, "k")
+    assert known is not None
+    replace(gone, before=replace(known, before=gone)).write(home)  # both were killed
     with running_node(tmp_path, ["serve", "--home", str(home), "--gpu-backend", "cpu"]) as second:
         deadline = time.monotonic() + 30
         while f"another node runs in this home, at {first.url}" not in second.log_text():
@@ -98,6 +102,7 @@ def test_a_second_node_in_a_home_leaves_the_first_to_be_found(
             time.sleep(0.05)
         found = record.read(home)
         assert found is not None and found.url == second.url
+        assert list(found.all())[1:] == [known], "what has ended is told of no more"
         words = f"The one at {second.url} is asked, with --node URL another: {first.url}\n"
         assert listed(home.parent).stderr == f"Several nodes run in this home. {words}"
         assert listed(home.parent, "--node", first.url).stderr == "", "who says which is told nothing"
@@ -111,9 +116,12 @@ def test_where_the_last_one_was_killed_the_first_is_found(
 ) -> None:
     first, home = serving
     with running_node(tmp_path, ["serve", "--home", str(home), "--gpu-backend", "cpu"]) as second:
+        deadline = time.monotonic() + 30
+        while (found := record.read(home)) is None or found.url != second.url:
+            assert time.monotonic() < deadline, second.log_text()
+            time.sleep(0.05)
         second.stop(signal.SIGKILL)
-    found = record.read(home)
-    assert found is not None and found.url == second.url, "it could not say that it goes"
+    assert record.read(home) == found, "it could not say that it goes"
     first.reload("llm-node-demo")
     (row,) = json.loads(listed(home.parent).stdout)["models"]
     assert row["status"] == "loaded"

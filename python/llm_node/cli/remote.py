@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -131,7 +131,7 @@ async def _recorded(settings: Settings) -> str | None:
     last = await last_that_runs(settings)
     if last is None:
         return None
-    url, *others = [known.url for known in last.all() if known is last or await answers(known)]
+    url, *others = [known.url for known in last.all()]
     if others:
         also = " and ".join(others)
         words = f"The one at {url} is asked, with --node URL another: {also}"
@@ -140,12 +140,13 @@ async def _recorded(settings: Settings) -> str | None:
 
 
 async def last_that_runs(settings: Settings) -> NodeRecord | None:
-    """Of the nodes that run in this home."""
+    """Of the nodes that run in this home. Those that have ended are left out of its `before`, too."""
     last = record.read(settings.home)
-    for known in [] if last is None else last.all():
+    found: NodeRecord | None = None
+    for known in reversed([] if last is None else list(last.all())):
         if await answers(known):
-            return known
-    return None
+            found = replace(known, before=found)
+    return found
 
 
 async def answers(known: NodeRecord) -> bool:
