@@ -142,6 +142,8 @@ def test_errors_are_typed(engine: llm_node.Engine, model: llm_node.Model, tmp_pa
         ({"options": 5}, "options", "options is 5: it has to be a mapping"),
         ({"options": {"threads": [1]}}, "options.threads", "options.threads is [1]: "),
         ({"options": {"threads": {1}}}, "options.threads", "options.threads is {1}: "),
+        # Of very many the outer ones are looked at.
+        ({"options": {**dict.fromkeys(map(str, range(999)), ""), "threads": [1]}}, "options", "options is {"),
         ({"path": None}, "path", "path is None: it has to be a path"),
     ],
 )
@@ -178,7 +180,12 @@ def test_a_wrong_argument_of_a_request_is_named(
 
 @pytest.mark.parametrize(
     ("method", "param", "wrong"),
-    [("tokenize", "text", 5), ("detokenize", "tokens", 5), ("detokenize", "tokens", ["a"])],
+    [
+        ("tokenize", "text", 5),
+        ("detokenize", "tokens", 5),
+        ("detokenize", "tokens", ["a"]),
+        ("detokenize", "tokens", [*range(10_000), "a"]),
+    ],
 )
 def test_a_wrong_argument_of_a_tokenizer_is_named(
     model: llm_node.Model, method: str, param: str, wrong: Any
@@ -186,6 +193,7 @@ def test_a_wrong_argument_of_a_tokenizer_is_named(
     with pytest.raises(llm_node.NodeError, match=f"{param} is ") as caught:
         getattr(model, method)(wrong)
     assert caught.value.param == param
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_setting_that_the_engine_does_not_know_is_refused(

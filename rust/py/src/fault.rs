@@ -45,7 +45,8 @@ pub(crate) fn malformed(what: &str, error: &impl Display) -> Fault {
 }
 
 /// Reads what Python made of a caller's arguments. Where that fails, the argument is named, with what it is: the
-/// innermost without which the rest could be read.
+/// innermost without which the rest could be read. All is read once more for each that may be it: of very many, the
+/// outer ones alone may be.
 pub(crate) fn arguments<T>(
     what: &str,
     text: &str,
@@ -70,9 +71,19 @@ pub(crate) fn arguments<T>(
         let why = error.to_string();
         let why = why.split(" at line ").next().unwrap_or_default();
         let why = TYPES.iter().fold(why.to_owned(), |why, (from, to)| why.replace(from, to));
-        Fault::new(ErrorCode::InvalidRequest, format!("{name} is {value}: {why}")).param(name)
+        let mut shown = value.to_string();
+        if let Some((end, _)) = shown.char_indices().nth(MOST_SHOWN) {
+            shown.truncate(end);
+            shown.push('…');
+        }
+        Fault::new(ErrorCode::InvalidRequest, format!("{name} is {shown}: {why}")).param(name)
     })
 }
+
+/// Members that are looked at, at most.
+const MOST_PLACES: usize = 256;
+/// Characters of a wrong value that are shown, at most.
+const MOST_SHOWN: usize = 200;
 
 /// Rust's types in words.
 const TYPES: [(&str, &str); 4] = [
@@ -82,17 +93,18 @@ const TYPES: [(&str, &str); 4] = [
     ("expected f32", "expected a number"),
 ];
 
-/// The places of all members, outer ones first.
+/// The places of members, outer ones first.
 fn places(value: &Value) -> Vec<Vec<String>> {
     let mut found: Vec<Vec<String>> = vec![Vec::new()];
     let mut at = 0;
-    while let Some(place) = found.get(at).cloned() {
+    while let Some(place) = found.get(at).filter(|_| found.len() < MOST_PLACES).cloned() {
         let inner = place.iter().try_fold(value, |inner, name| inner.get(name));
         for name in inner.and_then(Value::as_object).into_iter().flat_map(|it| it.keys()) {
             found.push([&place[..], std::slice::from_ref(name)].concat());
         }
         at += 1;
     }
+    found.truncate(MOST_PLACES);
     found
 }
 
