@@ -63,12 +63,15 @@ impl Fleet {
             life.waiting.push(waiting);
             return;
         }
-        if self.has_back_for(now, model_id, mem::take(&mut waiting.tokens)) {
+        let tokens = mem::take(&mut waiting.tokens);
+        if self.has_back_for(now, model_id, tokens) {
             return self.life(model_id).waiting.push(waiting);
         }
         let life = self.life(model_id);
         let loaded = life.lead().and_then(|worker| worker.loaded.clone());
-        for worker in life.workers.iter_mut().filter(|worker| worker.is_wanted()) {
+        // A request for which it is too short does not come.
+        let is_too_short = loaded.as_ref().is_some_and(|it| it.facts.context_length < tokens);
+        for worker in life.workers.iter_mut().filter(|worker| worker.is_wanted() && !is_too_short) {
             // Whoever wants it loaded is about to ask.
             worker.idle_since = worker.idle_since.map(|_| now);
             worker.is_awaited = worker.idle_since.is_some();

@@ -845,6 +845,20 @@ fn nobody_takes_the_place_of_a_model_before_the_request_has_come_that_it_was_loa
 }
 
 #[test]
+fn a_request_that_is_too_long_for_the_model_is_not_waited_for() {
+    let mut world = world(ROOM);
+    world.in_steps = true;
+    world.load("a5");
+    world.ask("a5");
+    world.answer("a5");
+    let too_long = world.too_long("a5", 1000);
+    assert_eq!(world.outcomes[&too_long], Ok(()), "it is what it was");
+    world.load("b5");
+    world.pass(1.0);
+    assert_eq!(world.evicted, ["a5"]);
+}
+
+#[test]
 fn whoever_comes_in_a_short_pause_after_a_crash_waits_for_its_end() {
     let mut world = world(ROOM);
     world.load("a3");
