@@ -59,7 +59,8 @@ def test_help_names_every_setting(run: Run) -> None:
         (("--vram-limit", "8X"), {}, "--vram-limit: expected a size"),
         (("--vram-limt", "8G"), {}, "--vram-limit"),
         ((), {"LLM_NODE_VRAM_LIMT": "8G"}, "did you mean LLM_NODE_VRAM_LIMIT"),
-        (("engnies",), {}, "engnies"),
+        (("engnies",), {}, "there is no command 'engnies'; did you mean engines"),
+        (("stop", "--all", "x"), {}, "name models, or --all and none"),
         (("engines", "--port", "x"), {}, "--port: expected"),
     ],
 )

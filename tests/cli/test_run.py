@@ -101,6 +101,7 @@ def test_all_figures(run: Here, greedy: list[str]) -> None:
     ("arguments", "code", "words"),
     [
         (["no-such-model", "hi"], 3, "model_not_found: Model 'no-such-model' not found"),
+        (["no-such-model", "hi"], 3, "`llm-node list` shows the models that are here"),
         (["llm-node-demo", "--temperature", "9", "hi"], 2, "temperature"),
         (["llm-node-demo", "--format", "/no/such/file", "hi"], 2, "--format /no/such/file: No such file"),
         (["llm-node-demo"], 2, "give a PROMPT"),
@@ -118,7 +119,7 @@ def test_how_it_ends_where_it_cannot(
 def test_no_node_where_one_is_named(run: Here) -> None:
     result = run("--node", "http://127.0.0.1:1", "llm-node-demo", "hi")
     assert result.exit_code == 6
-    assert "cannot be reached" in result.stderr
+    assert result.stderr == "Error: the node at http://127.0.0.1:1 cannot be reached: Connection refused\n"
 
 
 def test_a_node_that_ends_in_the_midst_of_an_answer(run: Here) -> None:

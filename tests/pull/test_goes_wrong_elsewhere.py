@@ -195,6 +195,35 @@ def test_the_disk_is_looked_at_before_anything_is_fetched(
     assert not list(small_disk.rglob("*.gguf"))
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    engines: Path, hub: StandInHub, demo_model: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "mine.gguf").write_bytes(demo_model.read_bytes())
+    is_root = os.geteuid() == 0
+    if is_root:  # whom no right stops
+        bind = f"mount --bind {models} {models} && mount -o remount,ro,bind {models}"
+        if subprocess.run(["sh", "-c", bind], capture_output=True, check=False).returncode != 0:
+            pytest.skip("nothing can be mounted here")
+    else:
+        models.chmod(0o555)
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--models-dir", str(models)]
+    try:
+        with running_node(tmp_path / "node", arguments, environment=hub.environment()) as node:
+            pulled = node.post("/api/models/pull", {"model": REPOSITORY}).body.decode()
+            removed = node.post("/api/models/remove", {"model": "mine"}).body.decode()
+    finally:
+        if is_root:
+            subprocess.run(["umount", "-l", str(models)], check=True)
+        else:
+            models.chmod(0o755)
+    for said in (pulled, removed):
+        assert '"invalid_request"' in said and "cannot be written: " in said, said
+        assert str(models) in said and "or name another --models-dir" in said, said
+    assert (models / "mine.gguf").is_file()
+
+
 async def test_a_disk_that_is_full_in_the_midst_is_not_tried_again(
     hub_here: StandInHub, small_disk: Path, tmp_path: Path
 ) -> None:

@@ -84,6 +84,8 @@ async def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch, hub: Sta
         with pytest.raises(NodeError) as caught:
             await client.repository("org/repo", None)
     assert caught.value.code == "source_unreachable"
+    assert caught.value.message.startswith("http://127.0.0.1:9 cannot be reached: Connection refused. ")
+    assert "HTTPS_PROXY" in caught.value.message and "HF_ENDPOINT" in caught.value.message
 
 
 async def test_what_is_fetched_is_of_harmless_kinds(hub: StandInHub) -> None:

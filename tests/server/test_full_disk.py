@@ -34,6 +34,23 @@ def test_nothing_half_written_is_left(engines: Path, full: Path, tmp_path: Path)
         answer = node.post("/api/models/alias", {"model": "llm-node-demo", "alias": "other"})
         assert (answer.status, answer.json()["error"]["code"]) == (507, "disk_full")
         assert "'other' is 'llm-node-demo' until this node ends" in answer.json()["error"]["message"]
+        assert "No space left on device" in answer.json()["error"]["message"]
+        assert "Errno" not in answer.json()["error"]["message"]
+        for typed, file in (
+            (["config", "set", "port", "1"], full / "config.toml"),
+            (["engine", "new", "mine"], "mine/"),
+        ):
+            written = subprocess.run(
+                [str(PROGRAM), "--home", str(full), *typed],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=full,
+                env=node_environment(tmp_path),
+            )
+            assert written.returncode == 4, written.stderr
+            assert written.stderr.startswith(f"Error: {file}"), written.stderr
+            assert "cannot be written: No space left on device" in written.stderr
         made = subprocess.run(
             [str(PROGRAM), "key", "new", "mine", "--api-key-file", str(full / "keys")],
             capture_output=True,

@@ -11,13 +11,12 @@ def main(tell: Callable[[str], object] | None = None) -> None:
 
     `tell` is given the sentence as well in which a command says why it failed.
     """
-    import errno
     import os
 
     import click
 
     from llm_node.cli.command import command
-    from llm_node.cli.failure import Failed
+    from llm_node.cli.failure import FULL, Failed
     from llm_node.errors import Exit
 
     def run() -> None:
@@ -25,7 +24,7 @@ def main(tell: Callable[[str], object] | None = None) -> None:
         try:
             sys.exit(command.main(prog_name="llm-node", standalone_mode=False))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in FULL:
                 raise
             # What standard output still holds would fail once more when Python ends.
             with open(os.devnull, "wb") as nowhere:

@@ -13,6 +13,7 @@ from typing import cast
 import click
 
 from llm_node.cli import options
+from llm_node.settings import near
 
 VERBS: Mapping[str, str] = {
     "run": "run:run",
@@ -48,6 +49,14 @@ class Verbs(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         """Their names, as the help shows them."""
         return list(VERBS)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant, and what is left for it. One that is not there names those like it."""
+        if not context.resilient_parsing and self.get_command(context, args[0]) is None:
+            raise click.UsageError(f"there is no command {args[0]!r}{near(args[0], VERBS)}", context)
+        return super().resolve_command(context, args)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of that name."""

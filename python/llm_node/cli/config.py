@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from llm_node.cli import options, table
-from llm_node.cli.failure import Failed
+from llm_node.cli import failure, options, table
 from llm_node.settings import BY_NAME, MODELS, RENAMED, Setting, Settings, SettingsError, near, renamed, said
 
 
@@ -90,7 +89,7 @@ def write(file: Path, key: str, values: tuple[str, ...]) -> None:
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        raise Failed(f"{file} cannot be written: {error.strerror}") from None
+        raise failure.of_file(file, error) from None
 
 
 def _given(context: click.Context) -> dict[str, options.Given]:

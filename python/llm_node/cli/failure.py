@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -19,7 +21,20 @@ class Failed(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # which click has for the class
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Why a file is not written: there is no room for it."""
+NOT_HERE = "`llm-node list` shows the models that are here, and `llm-node search WORDS` finds others"
+
+
+def of_file(file: Path, error: OSError) -> Failed:
+    """The failure to write a file."""
+    code = Exit.NO_ROOM if error.errno in FULL else Exit.FAILED
+    return Failed(f"{file} cannot be written: {error.strerror}", code)
+
+
 def of(fault: errors.Failure, advice: Sequence[str] = ()) -> Failed:
     """The failure for an error of the table. `advice`: lines behind its message."""
     row = errors.TABLE.get(fault.code, errors.TABLE["internal"])
+    if fault.code == "model_not_found" and fault.message.endswith("not found"):  # and nothing like it is here
+        advice = [*advice, NOT_HERE]
     return Failed("\n".join([f"{fault.code}: {fault.message}", *advice]), row.exit)

@@ -16,7 +16,7 @@ import click
 
 import llm_node
 from llm_node import conformance
-from llm_node.cli import check, options, renewal
+from llm_node.cli import check, failure, options, renewal
 
 if TYPE_CHECKING:
     from llm_node.settings import Settings
@@ -61,8 +61,12 @@ def new(name: str, lang: str, level: str) -> None:
     for part in ("every", lang, f"{lang}-{level}"):
         for source in sorted(path for path in (TEMPLATES / part).rglob("*") if path.is_file()):
             file = target / _filled(source.relative_to(TEMPLATES / part).as_posix(), words)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_filled(source.read_text(encoding="utf-8"), words), encoding="utf-8")
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(_filled(source.read_text(encoding="utf-8"), words), encoding="utf-8")
+            except OSError as error:
+                shutil.rmtree(target, ignore_errors=True)
+                raise failure.of_file(file, error) from None
     click.echo(f"{target}/ holds the engine {name}. Next: llm-node engine build {target}", err=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,8 +96,17 @@ class Remote:
                 f"the node at {self.url} ended before it had answered in full", Exit.UNREACHABLE
             ) from None
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise Failed(f"the node at {self.url} cannot be reached: {reason}", Exit.UNREACHABLE) from None
+            words = f"the node at {self.url} cannot be reached: {_why(error)}"
+            raise Failed(words, Exit.UNREACHABLE) from None
+
+
+def _why(error: Exception) -> str:
+    """Without the words of the libraries, where the system has some."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        # What the resolver says has a negative number, and words of its own.
+        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error)
+    return str(error) or type(error).__name__
 
 
 def at(url: str, settings: Settings) -> Remote:

@@ -37,7 +37,7 @@ def stop(
 ) -> None:
     """Unload models of the node that runs, and give their memory back. The node goes on."""
     if bool(models) == all_models:
-        raise click.UsageError("name models, or --all")
+        raise click.UsageError("name models, or --all and none" if models else "name models, or --all")
     import asyncio
 
     asyncio.run(_stop(options.of_who_asks(context.obj, given), models, wait))

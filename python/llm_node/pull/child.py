@@ -11,6 +11,7 @@ import base64
 import errno
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -162,13 +163,25 @@ def _refusal(error: BaseException) -> _Refused:
                 return _Refused("invalid_request", text)
             case errors.HfHubHTTPError() if each.response.status_code == 429:
                 return _Refused("source_busy", text)
-            case errors.HfHubHTTPError() | TransportError() | HTTPError() | InvalidURL():
+            case TransportError():
+                return _Refused("source_unreachable", _unreachable(text))
+            case errors.HfHubHTTPError() | HTTPError() | InvalidURL():
                 return _Refused("source_unreachable", text)
             case OSError() if each.errno in (errno.ENOSPC, errno.EDQUOT):
                 return _Refused("disk_full", text)
             case OSError() if "Consistency check failed" in str(each):
                 return _Refused("source_unreachable", text)
     return _Refused("source_unreachable", f"{type(error).__name__}: {_plain(error)}")
+
+
+def _unreachable(reason: str) -> str:
+    from huggingface_hub import constants
+
+    words = re.sub(r"^\[Errno -?\d+\] ", "", reason)
+    return (
+        f"{constants.ENDPOINT} cannot be reached: {words}. Look at the network and its proxy (HTTPS_PROXY), "
+        "or name another hub by HF_ENDPOINT"
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import errno
 import logging
 import time
 import uuid
@@ -37,6 +38,7 @@ KEPT = 32
 """Pulls that have ended and are remembered."""
 OVER = frozenset({"ready", "error"})
 CANCELLED = "cancelled"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Event = dict[str, Any]
 
@@ -309,7 +311,10 @@ class Pulls:
             )
         if row["status"] in ("loaded", "loading", "waiting"):
             await self._node.unload(model_id)
-        await asyncio.to_thread(self._store.remove, goes)
+        try:
+            await asyncio.to_thread(self._store.remove, goes)
+        except OSError as error:
+            raise _not_written(error, self._store.models_dir) from None
         return Removed(model_id, left_in)
 
     async def close(self) -> None:
@@ -334,7 +339,7 @@ class Pulls:
 
     async def _run(self, job: Job, source: HubName | Link) -> None:
         try:
-            pulled = await (self._link(job, source) if isinstance(source, Link) else self._hub(job, source))
+            pulled = await self._pulled(job, source)
             log.info("'%s' is here", pulled["model_id"])
             job.tell("ready", row=pulled)
         except asyncio.CancelledError:
@@ -348,6 +353,14 @@ class Pulls:
             job.tell(
                 "error", error={"code": "internal", "message": "Internal error; the log has the details"}
             )
+
+    async def _pulled(self, job: Job, source: HubName | Link) -> dict[str, Any]:
+        try:
+            return await (self._link(job, source) if isinstance(source, Link) else self._hub(job, source))
+        except OSError as error:
+            if error.filename is None and error.errno not in FULL:
+                raise  # it is of no file
+            raise _not_written(error, self._store.models_dir) from None
 
     # ---- the hub ---------------------------------------------------------------------------------
 
@@ -663,6 +676,18 @@ def _room(machine: choose.Machine) -> str:
 
 def _in_files(version: Version) -> str:
     return "" if len(version.files) == 1 else f" in {len(version.files)} files"
+
+
+def _not_written(error: OSError, folder: Path) -> NodeError:
+    """Of a file in the models folder."""
+    what_to_do = (
+        "give the user who runs the node room and the right to write there, or name another --models-dir"
+    )
+    return NodeError(
+        "disk_full" if error.errno in FULL else "invalid_request",
+        f"{error.filename or folder} cannot be written: {error.strerror or error}; {what_to_do}",
+        "model",
+    )
 
 
 def _is_staged(path: Path, size: int) -> bool:

@@ -118,6 +118,6 @@ def _wrong(message: str, param: str) -> NodeError:
 def _no_source(typed: str) -> NodeError:
     return _wrong(
         f"{typed[:200]!r} is neither a repository of the hub (ORG/REPO, ORG/REPO:Q4_K_M, ORG/REPO:FILE.gguf, "
-        "each with @REVISION) nor a link that ends in .gguf",
+        "each with @REVISION) nor a link that ends in .gguf; `llm-node search WORDS` looks for repositories",
         "model",
     )

@@ -59,7 +59,7 @@ async def alias(request: web.Request) -> web.Response:
         raise NodeError(
             "disk_full" if is_full else "invalid_request",
             f"'{wanted.alias}' is '{row['model_id']}' until this node ends, but it could not be written into "
-            f"{file}: {error}",
+            f"{file}: {error.strerror if isinstance(error, OSError) else error}",
             "alias",
         ) from None
     return web.json_response({"model_id": row["model_id"], "alias": wanted.alias})
