@@ -96,7 +96,49 @@ def test_every_crate_is_named() -> None:
 @pytest.mark.parametrize("crate", sorted(ARROWS))
 def test_arrows(crate: str) -> None:
     ours = {name for name in packages()[crate]["normal"] if name.startswith("llm-node-")}
-    assert ours <= ARROWS[crate]
+    assert ours == ARROWS[crate]
+
+
+@cache
+def arrows_of_the_page() -> dict[str, set[str]]:
+    """Who may know whom, as docs/architecture.md has it."""
+    page = (ROOT / "docs/architecture.md").read_text().split("## Who may import what")[1]
+    block = page.split("```")[1]
+    found = {}
+    for arrow in re.split(r"\n|\s{2,}", block):
+        if " -> " in arrow:
+            who, whom = arrow.split(" -> ")
+            known = set() if whom == "nothing" else set(whom.split(", "))
+            found.update(dict.fromkeys(who.split(", "), known))
+    return found
+
+
+def test_the_page_has_the_arrows_of_all_crates() -> None:
+    arrows = {crate: {it.removeprefix("llm-node-") for it in known} for crate, known in ARROWS.items()}
+    page = arrows_of_the_page()
+    assert {crate: page.get(crate.removeprefix("llm-node-")) for crate in ARROWS} == arrows
+
+
+@pytest.mark.parametrize("who", ["schema/", "settings", "files", "errors", "ray/"])
+def test_arrows_of_the_package(who: str) -> None:
+    """Those of the layers are import-linter's."""
+    home = PACKAGE / who if who.endswith("/") else PACKAGE / f"{who}.py"
+    known = set()
+    for path in sorted(home.rglob("*.py")) if home.is_dir() else [home]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "llm_node":
+                known |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("llm_node."):
+                known.add(str(node.module).split(".")[1])
+    inside = who.rstrip("/")
+    assert known - {inside} == {it.rstrip("/") for it in arrows_of_the_page()[who]}
+
+
+def test_engines_know_the_kit_alone() -> None:
+    for manifest in sorted(ROOT.glob("engines/*/Cargo.toml")):
+        dependencies = manifest.read_text().split("[dependencies]")[1].split("\n[")[0]
+        ours = re.findall(r"^(llm-node-[\w-]+)", dependencies, re.MULTILINE)
+        assert set(ours) <= {"llm-node-sdk"}, manifest
 
 
 def test_what_is_for_tests_is_in_tests_alone() -> None:
