@@ -366,6 +366,16 @@ def test_list_says_why_one_cannot_be_loaded(run: Run, tmp_path: Path, engines: P
     assert "architecture_mismatch  Architecture 'brand-new' not supported by plugin 'llama_cpp'" in new
 
 
+def test_a_defect_is_told_as_well_to_who_started_the_command() -> None:
+    """As a replica of Ray Serve does, which shows it where people look."""
+    code = "from llm_node.cli import command, main\ncommand.command.main = lambda **_: 1 / 0\nmain(print)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "ZeroDivisionError: division by zero\n")
+    assert "Traceback" in done.stderr
+
+
 def test_where_ray_is_missing_it_is_said_what_brings_it() -> None:
     code = (
         "import sys; sys.modules['ray'] = None; sys.argv = ['llm-node', 'ray', 'targets']\n"

@@ -141,6 +141,15 @@ def test_a_node_that_ends_in_the_midst_of_an_answer(run: Here) -> None:
     assert result.stderr == f"Error: the node at {url} ended before it had answered in full\n"
 
 
+def test_an_answer_in_json(run: Here, greedy: list[str]) -> None:
+    """Of a model that was never taught any: whatever object it writes, it is one, unless it is cut."""
+    result = run(*greedy, "--format", "json", "--max-tokens", "200", QUESTION)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.lstrip().startswith("{")
+    if "cut by its length" not in result.stderr:
+        assert isinstance(json.loads(result.stdout), dict)
+
+
 def test_an_answer_in_json_by_a_schema(run: Here, greedy: list[str], tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps({"type": "boolean"}))

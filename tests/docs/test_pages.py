@@ -32,7 +32,11 @@ PRINTED = ("docs/errors.md", "docs/settings.md", "docs/conformance.md")
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-MOST_WORDS = 40
+MOST_WORDS = 35
+HISTORY = re.compile(
+    r"\b(used to be|previously|formerly|recently|until now|so far|in the past|nowadays|since version)\b"
+)
+"""What a page says holds for the version that it is of: what was before stands in the changelog."""
 
 
 def text_of(page: Path) -> str:
@@ -176,3 +180,15 @@ def test_sentences_are_short(page: Path) -> None:
         if len(sentence.split()) > MOST_WORDS
     ]
     assert long == []
+
+
+def test_pages_tell_no_history() -> None:
+    pages = [page for page in PAGES if page.name not in ("CHANGELOG.md", "SECURITY.md", "benchmarks.md")]
+    found = [
+        f"{page.relative_to(ROOT)}: {paragraph}"
+        for page in pages
+        for paragraph in paragraphs(text_of(page))
+        if HISTORY.search(paragraph)
+    ]
+    assert found == []
+    assert HISTORY.search("It was previously called so"), "it would see some"

@@ -40,6 +40,10 @@ def main(tell: Callable[[str], object] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(Exit.INTERRUPTED)
+    except Exception as error:
+        if tell is not None:
+            tell(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _open_what_is_closed() -> None:

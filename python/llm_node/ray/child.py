@@ -67,7 +67,7 @@ class Child:
                 said = reason.read().decode(errors="replace").strip()
                 raise NodeEndedError(
                     f"llm-node with {self._config} does not start: "
-                    + (said or f"it ended with {code}; its words are in this replica's stderr")
+                    + (said or f"{_end_in_words(code)}; its words are in this replica's stderr")
                 ) from None
             except asyncio.CancelledError:
                 process.kill()
@@ -124,6 +124,10 @@ class Child:
         if self._is_ready and not self._is_stopping:
             self._died(code)
         self._ended.set_result(code)
+
+
+def _end_in_words(code: int) -> str:
+    return f"it ended with {code}" if code >= 0 else f"signal {-code} ended it"
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
