@@ -46,6 +46,8 @@ def test_the_last_lines_all_or_of_one_model(own: RunningNode) -> None:
     assert own.get("/api/logs?lines=0").json()["lines"] == []
     shown = command(own, "logs", "-n", "1", NAME).stdout
     assert shown.count("\n") == 1 and about[-1]["message"] in shown
+    unknown = command(own, "logs", "no-such")
+    assert (unknown.stdout, unknown.stderr) == ("", "no line of the log names no-such\n")
 
 
 @pytest.mark.parametrize("query", ["lines=-1", "lines=x", "lines=2001", "lines=1e3", "follow=perhaps"])

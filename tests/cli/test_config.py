@@ -153,6 +153,15 @@ def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Pa
     assert found["vram_limit"] == 8 << 30
 
 
+def test_where_the_file_is_may_stand_behind_the_command(run: Callable[..., Result], tmp_path: Path) -> None:
+    home = tmp_path / "other"
+    assert run("config", "set", "port", "3001", "--home", str(home)).exit_code == 0
+    assert (home / "config.toml").read_text() == "port = 3001\n"
+    assert run("config", "get", "port", "--config", str(home / "config.toml")).stdout == "3001\n"
+    assert run("config", "path", "--home", str(home)).stdout == f"{home / 'config.toml'}\n"
+    assert run("--home", str(home), "config", "check").exit_code == 0
+
+
 def test_a_key_is_shown_where_it_is_asked_for_alone(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_commands_of_whom_the_node_belongs_to_need_no_key(guarded: Guarded, tmp_
     own = run(guarded, "logs", home=guarded.home)
     assert own.returncode == 0, own.stderr
     other = run(guarded, "logs", "--node", guarded.node.url, home=tmp_path)
+    assert "of --api-key, or of the variable LLM_NODE_API_KEY" in other.stderr
     assert other.returncode == 5 and "needs a key" in other.stderr
     named = run(guarded, "logs", "--node", guarded.node.url, "--api-key", guarded.admin, home=tmp_path)
     assert named.returncode == 0, named.stderr

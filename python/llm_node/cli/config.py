@@ -17,6 +17,7 @@ def config() -> None:
 
 
 @config.command()
+@options.file_options
 @click.pass_context
 def path(context: click.Context, /) -> None:
     """Print the path of the settings file, whether there is one or not."""
@@ -26,6 +27,7 @@ def path(context: click.Context, /) -> None:
 @config.command()
 @click.argument("key", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.file_options
 @click.pass_context
 def get(context: click.Context, /, key: str | None, as_json: bool) -> None:
     """Print what KEY comes to, or all settings: command line, environment, file and defaults together."""
@@ -52,6 +54,7 @@ def get(context: click.Context, /, key: str | None, as_json: bool) -> None:
 @config.command("set")
 @click.argument("key")
 @click.argument("values", nargs=-1, required=True, metavar="VALUE...")
+@options.file_options
 @click.pass_context
 def set_(context: click.Context, /, key: str, values: tuple[str, ...]) -> None:
     """Write a setting into the file. All else in it stays as it is, comments too."""
@@ -62,6 +65,7 @@ def set_(context: click.Context, /, key: str, values: tuple[str, ...]) -> None:
 
 @config.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
+@options.file_options
 @click.pass_context
 def check(context: click.Context, /, file: Path | None) -> None:
     """Read the settings as a node would, without starting one; of FILE instead of the usual one."""

@@ -59,7 +59,8 @@ def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> 
         running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
     except Failed as error:
         running = None
-        seen.append(Finding("fail", f"{error.message}; this machine is looked at in its place"))
+        reason = _in_one_line(error.message)
+        seen.append(Finding("fail", f"{reason}; this machine is looked at in its place"))
     if running is None:
         seen += [*_settings(settings), *_devices(settings), *_memory(), *_engines_and_models(settings)]
     else:

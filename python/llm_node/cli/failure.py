@@ -25,6 +25,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Why a file is not written: there is no room for it."""
 NOT_HERE = "`llm-node list` shows the models that are here, and `llm-node search WORDS` finds others"
 
+KEY = "a command sends the key of --api-key, or of the variable LLM_NODE_API_KEY"
+
 
 def of_file(file: Path, error: OSError) -> Failed:
     """The failure to write a file."""
@@ -37,4 +39,6 @@ def of(fault: errors.Failure, advice: Sequence[str] = ()) -> Failed:
     row = errors.TABLE.get(fault.code, errors.TABLE["internal"])
     if fault.code == "model_not_found" and fault.message.endswith("not found"):  # and nothing like it is here
         advice = [*advice, NOT_HERE]
+    elif fault.code == "invalid_api_key":
+        advice = [*advice, KEY]
     return Failed("\n".join([f"{fault.code}: {fault.message}", *advice]), row.exit)

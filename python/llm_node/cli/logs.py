@@ -51,8 +51,11 @@ async def _show(
                 async for line in node.events("GET", "/api/logs", params={**query, "follow": "true"}):
                     show({key: line[key] for key in line if key != "event"})
             else:
-                for line in (await node.get("/api/logs", **query))["lines"]:
+                found = (await node.get("/api/logs", **query))["lines"]
+                for line in found:
                     show(line)
+                if not found and "model" in query and query["lines"] != "0":
+                    click.echo(f"no line of the log names {query['model']}", err=True)
         except remote.RemoteError as error:
             raise failure.of(error) from None
 

@@ -9,6 +9,7 @@ import click
 
 from llm_node.settings import (
     ALL,
+    BY_NAME,
     RENAMED,
     Settings,
     SettingsError,
@@ -38,6 +39,22 @@ def settings_options(function: Command) -> Command:
             help=f"{setting.help} [{setting.environment}; default: {setting.shown_default}]",
         )(function)
     return function
+
+
+def file_options(function: Command) -> Command:
+    """Add those that say where the settings file is, for what is done to it alone."""
+    for name in ("config", "home"):
+        setting = BY_NAME[name]
+        function = click.option(
+            setting.flag, name, metavar=setting.metavar, help=setting.help, expose_value=False, callback=_heed
+        )(function)
+    return function
+
+
+def _heed(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """As if it stood before the command."""
+    if value is not None and not context.resilient_parsing:
+        context.find_root().obj[parameter.name] = value
 
 
 def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
