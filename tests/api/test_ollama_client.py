@@ -401,3 +401,16 @@ def test_hints_and_unknown_fields_are_named(node: RunningNode) -> None:
     for stream in (False, True):  # what the model has is no wish in vain
         body = {**GREEDY, "stream": stream, "options": {"num_ctx": 1024, "num_predict": 2}}
         assert "X-LLM-Node-Ignored" not in node.post("/api/chat", body).headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_that_clients_made_up_are_plain_in_the_header_and_not_endless(
+    node: RunningNode, stream: bool
+) -> None:
+    odd = {"a\r\nX-Evil: 1": 1, "ü \u2028": 1, **{f"some_new_field_{number}": 1 for number in range(300)}}
+    body = {**GREEDY, "stream": stream, "options": {"num_predict": 2}, **odd}
+    answer = node.post("/api/chat", body)
+    assert answer.status == 200, answer.body
+    named = answer.headers["X-LLM-Node-Ignored"]
+    assert named.startswith("a??X-Evil??1, ") and "some_new_field_9, " in named
+    assert len(named) == 1024 and named.endswith("...") and "X-Evil" not in answer.headers
