@@ -36,6 +36,8 @@ pub struct Habits {
     pub short_ids: bool,
     /// May a message with calls have both reasoning and text?
     pub text_beside_thoughts: bool,
+    /// Does it bear tools without a description?
+    pub undescribed: bool,
     /// Does it bear tools' schemas as clients write them?
     pub any_schema: bool,
     /// The key under which the reasoning of an answer shows up.
@@ -140,6 +142,7 @@ impl Default for Habits {
             several_calls: true,
             short_ids: false,
             text_beside_thoughts: true,
+            undescribed: true,
             any_schema: true,
             reasoning: None,
             switch: None,
@@ -219,6 +222,9 @@ impl Habits {
         habits.tools = place.unwrap_or_default();
 
         if habits.shows_tools {
+            let mut undescribed = tools.clone();
+            undescribed.tools[0].description = None;
+            habits.undescribed = render(&undescribed, &habits, true).is_some();
             let mut usual = tools.clone();
             usual.tools[0].input = ToolInput::Object(Json::new(USUAL).unwrap_or_default());
             habits.any_schema = render(&usual, &habits, true).is_some();

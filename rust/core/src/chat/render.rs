@@ -47,24 +47,37 @@ fn tool(tool: &Tool, habits: &Habits) -> String {
 
 fn function(tool: &Tool, habits: &Habits) -> String {
     let schema = match &tool.input {
-        ToolInput::Object(schema) if habits.any_schema => schema.as_str().into(),
-        ToolInput::Object(schema) => plain(schema.as_str()),
+        ToolInput::Object(schema) => {
+            let schema = with_properties(schema.as_str());
+            if habits.any_schema { schema } else { plain(&schema).into_owned().into() }
+        }
         ToolInput::Text(_) => {
             "{\"type\": \"object\", \"properties\": {\"input\": {\"type\": \"string\"}}, \"required\": [\"input\"]}".into()
         }
     };
-    let description =
-        tool.description.as_ref().map_or(String::new(), |it| format!("\"description\": {}, ", quoted(it)));
+    let description = tool.description.as_deref().or_else(|| (!habits.undescribed).then_some(""));
+    let description = description.map_or(String::new(), |it| format!("\"description\": {}, ", quoted(it)));
     format!("{{\"name\": {}, {description}\"parameters\": {schema}}}", quoted(&tool.name))
 }
 
+/// A schema that says which properties there are, be it none: some templates go through them without a look.
+fn with_properties(schema: &str) -> Cow<'_, str> {
+    let inner = schema.trim().strip_prefix('{').and_then(|it| it.strip_suffix('}'));
+    let Some(inner) = inner.filter(|_| !schema.contains("\"properties\"")) else { return schema.into() };
+    let kind = if inner.contains("\"type\"") { "" } else { "\"type\": \"object\"" };
+    let all = [kind, inner.trim(), "\"properties\": {}"];
+    let all: Vec<&str> = all.into_iter().filter(|it| !it.is_empty()).collect();
+    format!("{{{}}}", all.join(", ")).into()
+}
+
 /// A schema as templates read it that turn it into a signature: no `type` is a list, but alternatives stand in `anyOf`,
-/// and `null` beside one type is left out; each property has a description. The answer is held to the schema as it was.
+/// and `null` beside one type is left out; each property has a description, and what objects and arrays hold is said. The
+/// answer is held to the schema as it was.
 fn plain(schema: &str) -> Cow<'_, str> {
-    fn walk(value: &mut Value) {
+    fn walk(value: &mut Value, is_root: bool) {
         let object = match value {
             Value::Object(object) => object,
-            Value::Array(all) => return all.iter_mut().for_each(walk),
+            Value::Array(all) => return all.iter_mut().for_each(|it| walk(it, false)),
             _ => return,
         };
         if let Some(Value::Array(types)) = object.get("type") {
@@ -77,15 +90,21 @@ fn plain(schema: &str) -> Cow<'_, str> {
                 object.entry("anyOf").or_insert(Value::Array(all));
             }
         }
+        // What is left out admits anything.
+        for (kind, inside) in [("object", "additionalProperties"), ("array", "items")] {
+            if !is_root && object.get("type").is_some_and(|it| it == kind) {
+                object.entry(inside).or_insert_with(|| json!({}));
+            }
+        }
         let properties = object.get_mut("properties").and_then(Value::as_object_mut);
         for property in properties.into_iter().flat_map(|it| it.values_mut()).filter_map(Value::as_object_mut)
         {
             property.entry("description").or_insert("".into());
         }
-        object.values_mut().for_each(walk);
+        object.values_mut().for_each(|it| walk(it, false));
     }
     let Ok(mut value) = serde_json::from_str(schema) else { return schema.into() };
-    walk(&mut value);
+    walk(&mut value, true);
     value.to_string().into()
 }
 
@@ -427,9 +446,12 @@ mod tests {
     #[test]
     fn schemas_are_written_plainly_where_a_template_bears_no_others() {
         let schema = r#"{"type": "object", "properties": {"z": {"type": ["string", "null"]},
-            "a": {"type": ["string", "array"], "items": {"type": ["integer", "null"]}, "description": "d"}}}"#;
+            "a": {"type": ["string", "array"], "items": {"type": ["integer", "null"]}, "description": "d"},
+            "o": {"type": "object", "description": "d"}, "l": {"type": "array", "description": "d"}}}"#;
         let plainly = r#"{"type":"object","properties":{"z":{"type":"string","description":""},
-            "a":{"items":{"type":"integer"},"description":"d","anyOf":[{"type":"string"},{"type":"array"}]}}}"#;
+            "a":{"items":{"type":"integer"},"description":"d","anyOf":[{"type":"string"},{"type":"array","items":{}}]},
+            "o":{"type":"object","description":"d","additionalProperties":{}},
+            "l":{"type":"array","description":"d","items":{}}}}"#;
         let without_blanks = |it: &str| it.split_whitespace().collect::<String>();
         assert_eq!(plain(schema), without_blanks(plainly));
         assert_eq!(plain("true"), "true");
@@ -471,13 +493,29 @@ mod tests {
         };
         let asked = Conversation { messages: vec![user("u")], tools: vec![tool], ..Conversation::default() };
         let by = |tools| objects(&asked, &Habits { tools, ..Habits::default() });
-        let wrapped = r#"[{"type": "function", "function": {"name": "f", "parameters": {}}}]"#;
+        let wrapped = r#"[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]"#;
         assert_eq!(by(ToolsIn::Variable("tools")).tools.as_deref(), Some(wrapped));
         let named = by(ToolsIn::Variable("xml_tools")).variables;
         assert_eq!(named, Some(format!("{{\"xml_tools\": {wrapped}}}")));
         let messages: Value = serde_json::from_str(&by(ToolsIn::System).messages).unwrap();
         assert_eq!(roles(&messages), ["system", "user"]);
-        assert_eq!(messages[0]["tools"], r#"[{"name": "f", "parameters": {}}]"#);
+        assert_eq!(
+            messages[0]["tools"],
+            r#"[{"name": "f", "parameters": {"type": "object", "properties": {}}}]"#
+        );
+    }
+
+    #[test]
+    fn a_schema_says_which_properties_there_are_be_it_none() {
+        for (schema, shown) in [
+            ("{}", r#"{"type": "object", "properties": {}}"#),
+            (r#" {"type": "object" }"#, r#"{"type": "object", "properties": {}}"#),
+            (r#"{"title": "T"}"#, r#"{"type": "object", "title": "T", "properties": {}}"#),
+            (r#"{"properties": {"a": {}}}"#, r#"{"properties": {"a": {}}}"#),
+            ("true", "true"),
+        ] {
+            assert_eq!(with_properties(schema), shown);
+        }
     }
 
     #[test]

@@ -225,6 +225,46 @@ fn no_conversation_is_refused() {
     assert!(TEMPLATES.is_empty() || known.len() == REFUSING.len(), "{known:?} refuse still");
 }
 
+/// Schemas of tools, as servers of tools have them: with nothing said where anything may be, with alternatives,
+/// references, and without a type.
+const SCHEMAS: [&str; 11] = [
+    "{}",
+    r#"{"type": "object"}"#,
+    r#"{"type": "object", "properties": {}, "additionalProperties": false}"#,
+    r#"{"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "string"}}}}}"#,
+    r#"{"type": "object", "properties": {"a": {"type": "object"}, "b": {"type": "array"}}}"#,
+    r#"{"type": "object", "properties": {"a": {"type": ["string", "null"], "default": null}}}"#,
+    r#"{"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}"#,
+    r#"{"type": "object", "properties": {"a": {"enum": ["x", 1, null]}, "b": {"const": 1}}, "required": []}"#,
+    r##"{"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "integer"}}}"##,
+    r#"{"type": "object", "properties": {"a": {}, "b": {"description": "d", "type": "number"}}}"#,
+    r#"{"type": "object", "properties": {"a": {"type": "array", "items": {"type": "object", "properties":
+        {"b": {"type": "array", "items": {"type": ["integer", "string"]}}}}}}}"#,
+];
+
+/// Whoever has a tool of that kind among others would be refused with all of them.
+#[test]
+fn tools_as_clients_have_them_are_shown() {
+    let vocabulary = vocabulary(&[]);
+    let mut refused = Vec::new();
+    for (name, source) in &*TEMPLATES {
+        let template = ChatTemplate::compile(source, &vocabulary).unwrap();
+        let model = ModelChat::of(template, &vocabulary, &SyntaxChoice::Found);
+        for schema in SCHEMAS.iter().filter(|_| model.has_tools()) {
+            let mut tools = vec![tool("look_up", "It does.", schema), tool("write_down", "", schema)];
+            tools[1].description = None;
+            let conversation =
+                Conversation { messages: vec![user("Hello.")], tools, ..Conversation::default() };
+            match model.render(&conversation, NOW) {
+                Ok(asked) if ["look_up", "write_down"].iter().all(|it| asked.prompt.text().contains(it)) => {}
+                Ok(_) => refused.push(format!("{name}, {schema}: is not shown")),
+                Err(fault) => refused.push(format!("{name}, {schema}: {}", fault.message)),
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{} are refused\n{}", refused.len(), refused.join("\n"));
+}
+
 /// Where two renderings part.
 fn first_difference(ours: &Result<String, llm_node_core::error::Fault>, theirs: Option<&str>) -> String {
     let (ours, theirs) = match (ours, theirs) {
