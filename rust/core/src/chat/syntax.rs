@@ -69,11 +69,6 @@ impl Literal {
         control_token(vocabulary, name)
     }
 
-    /// Does it begin with a control token? Nobody writes that by chance.
-    pub fn is_special(&self) -> bool {
-        self.core.first() == Some(&OPEN)
-    }
-
     /// The marks that it consists of: its lines, and in these its control tokens and what stands between them.
     pub(crate) fn marks(&self) -> impl Iterator<Item = &[u8]> {
         let lines = self.core.split(|&it| it == b'\n');

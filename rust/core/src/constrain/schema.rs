@@ -8,11 +8,16 @@
 //! What cannot be enforced is refused with keyword and place where a client was promised enforcement
 //! (`strict`). Elsewhere it is left out, so that the grammar admits more and never less, and is told.
 
+mod numbers;
+mod references;
+
 use std::collections::{HashMap, HashSet};
 
 use llguidance::derivre::RegexBuilder;
 use serde_json::{Map, Value, json};
 
+use self::numbers::{Steps, is_exact};
+pub(super) use self::references::escaped;
 use super::{expression, formats, guarded, limits, words};
 use crate::{
     chat::grammar,
@@ -77,48 +82,6 @@ struct Keyword<'a> {
     place: Place<'a>,
 }
 
-/// So many of the last of so many decimals: 0.25 is 25 of 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Steps {
-    count: u64,
-    decimals: usize,
-}
-
-impl Steps {
-    fn of(step: f64) -> Option<Self> {
-        let text = step.to_string();
-        let decimals = text.split_once('.').map_or(0, |(_, decimals)| decimals.len());
-        Some(Self { count: text.replace('.', "").parse().ok()?, decimals })
-    }
-
-    /// The least that is a whole number of both; `None`: it is beyond counting.
-    fn and(self, other: Self) -> Option<Self> {
-        let decimals = self.decimals.max(other.decimals);
-        let [one, two] = [self, other].map(|it| {
-            let scale = u32::try_from(decimals - it.decimals).ok()?;
-            it.count.checked_mul(10_u64.checked_pow(scale)?)
-        });
-        let (one, two) = (one?, two?);
-        let (mut common, mut rest) = (one, two);
-        while rest > 0 {
-            (common, rest) = (rest, common % rest);
-        }
-        Some(Self { count: (one / common).checked_mul(two)?, decimals })
-    }
-}
-
-/// The next number beyond an exclusive limit that is whole, as a limit: a number with decimals, which llguidance
-/// leaves out where it should. Of whole numbers it means the same. `None`: there is none so near.
-fn just_beyond(limit: f64, next: fn(f64) -> f64) -> Option<f64> {
-    // The numbers next to zero have hundreds of decimals.
-    const NEXT_TO_ZERO: f64 = 1e-15;
-    if limit.fract() != 0.0 {
-        return None;
-    }
-    let beyond = if limit == 0.0 { NEXT_TO_ZERO.copysign(next(0.0)) } else { next(limit) };
-    (beyond.fract() != 0.0).then_some(beyond)
-}
-
 /// Into how many alternatives a keyword's schema is taken apart, where it is kept.
 type Kept = Result<usize, Fault>;
 
@@ -155,7 +118,7 @@ impl<'a> Walk<'a> {
             relaxed: Vec::new(),
             nodes: 0,
             values: 0,
-            steps: Steps { count: 1, decimals: 0 },
+            steps: Steps::ONES,
             known: HashMap::new(),
             definitions: Vec::new(),
         }
@@ -466,42 +429,6 @@ impl<'a> Walk<'a> {
         Ok(ONE)
     }
 
-    fn number(&mut self, it: Keyword<'_>, map: &Map<String, Value>, out: &mut Map<String, Value>) -> Kept {
-        let Keyword { key, value, place } = it;
-        // Draft 4 had a boolean beside the limit.
-        let limit = match (key, value) {
-            ("exclusiveMinimum", Value::Bool(is)) => (*is).then(|| map.get("minimum")),
-            ("exclusiveMaximum", Value::Bool(is)) => (*is).then(|| map.get("maximum")),
-            _ => Some(Some(value)),
-        };
-        let Some(Some(limit)) = limit else { return Ok(ONE) };
-        // Of whole numbers, llguidance counts in 64 bits, whatever a limit is.
-        let is_near = |it: f64| it.abs() <= limits::MAX_EXACT as f64 && (key != "multipleOf" || it > 0.0);
-        let Some(number) = limit.as_f64().filter(|it| is_near(*it)) else { return self.leave_out(it) };
-        if key == "multipleOf" && !self.counts_in(number, place.shared) {
-            return self.leave_out(it);
-        }
-        let limit = match key {
-            "exclusiveMinimum" => just_beyond(number, f64::next_up).map_or(limit.clone(), Value::from),
-            "exclusiveMaximum" => just_beyond(number, f64::next_down).map_or(limit.clone(), Value::from),
-            _ => limit.clone(),
-        };
-        out.insert(key.to_owned(), limit);
-        Ok(ONE)
-    }
-
-    /// May numbers be counted in such steps? Whether there is one is found by counting, up to what they have in
-    /// common with the steps of other schemas that hold at once.
-    fn counts_in(&mut self, step: f64, shared: bool) -> bool {
-        let Some(step) = Steps::of(step) else { return false };
-        let all = if shared { self.steps.and(step) } else { Some(step) };
-        let Some(all) = all.filter(|it| it.count <= limits::MAX_STEPS) else { return false };
-        if shared {
-            self.steps = all;
-        }
-        true
-    }
-
     fn keep_if(&mut self, can: bool, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
         if !can {
             return self.leave_out(it);
@@ -517,86 +444,6 @@ impl<'a> Walk<'a> {
         }
         self.relaxed.push(format!("#{}/{key}", place.pointer));
         Ok(ONE)
-    }
-
-    fn reference(&mut self, it: Keyword<'_>, out: &mut Map<String, Value>) -> Kept {
-        let Keyword { value, place, .. } = it;
-        let Some((target, pointer, base)) = value.as_str().and_then(|it| self.resolve(it, place.base)) else {
-            return self.leave_out(it);
-        };
-        let key = (pointer, place.shared);
-        let index = if let Some(&index) = self.known.get(&key) {
-            index
-        } else {
-            let index = self.definitions.len();
-            self.definitions.push(None);
-            self.known.insert(key.clone(), index);
-            let inside = Place { pointer: &key.0, base: &base, depth: 0, chain: place.chain + 1, ..place };
-            let node = self.schema(target, inside)?;
-            self.definitions[index] = Some(node);
-            index
-        };
-        out.insert("$ref".to_owned(), Value::String(format!("#/$defs/{index}")));
-        Ok(self.definitions[index].as_ref().map_or(1, |it| it.alternatives))
-    }
-
-    /// What a reference means within the document, with its place and what `#` means there.
-    pub(super) fn resolve(&self, reference: &str, base: &str) -> Option<(&'a Value, String, String)> {
-        let root: &'a Value = self.root;
-        let own = root.get("$id").and_then(Value::as_str).unwrap_or_default().trim_end_matches('#');
-        let (document, fragment) = reference.split_once('#').unwrap_or((reference, ""));
-        let start = if document.is_empty() {
-            base.to_owned()
-        } else if document == own {
-            String::new()
-        } else {
-            let found = find(root, "$id", document, true)?;
-            // What is relative means another place in an embedded document than in the whole one.
-            let is_embedded =
-                |end: usize| root.pointer(&found[..end]).is_some_and(|it| it["$id"].is_string());
-            let within = found.match_indices('/').any(|(end, _)| end > 0 && is_embedded(end));
-            if !document.contains(':') && (within || !base.is_empty()) {
-                return None;
-            }
-            found
-        };
-        let fragment = percent_decoded(fragment)?;
-        if !fragment.is_empty() && !fragment.starts_with('/') {
-            let at = find(root.pointer(&start)?, "$anchor", &fragment, false)?;
-            let pointer = start.clone() + &at;
-            return Some((root.pointer(&pointer)?, pointer, start));
-        }
-        let pointer = start.clone() + &fragment;
-        // An embedded document on the way is what `#` means from there on.
-        let mut inner = start;
-        for (end, _) in pointer.match_indices('/').chain([(pointer.len(), "")]) {
-            if end > inner.len() && root.pointer(&pointer[..end])?.get("$id").is_some_and(Value::is_string) {
-                pointer[..end].clone_into(&mut inner);
-            }
-        }
-        Some((root.pointer(&pointer)?, pointer, inner))
-    }
-
-    /// Refuses references that lead to themselves and say nothing on the way.
-    fn no_circles(&self, root: &Value) -> Result<(), Fault> {
-        let next = |schema: &Value| {
-            let map = schema.as_object().filter(|it| it.len() == 1)?;
-            map.get("$ref")?.as_str()?.rsplit('/').next()?.parse::<usize>().ok()
-        };
-        let definitions = self.definitions.iter().flatten().map(|it| &it.schema);
-        for schema in definitions.chain([root]) {
-            let mut at = next(schema);
-            for _ in 0..=self.definitions.len() {
-                let Some(index) = at else { break };
-                at = self.definitions.get(index).and_then(Option::as_ref).and_then(|it| next(&it.schema));
-            }
-            if let Some(index) = at {
-                let pointer = self.known.iter().find(|it| *it.1 == index).map_or("", |it| it.0.0.as_str());
-                let message = format!("\"$ref\" at #{pointer} leads back to itself");
-                return Err(Fault::new(ErrorCode::UnsupportedParameter, message));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -676,60 +523,6 @@ fn unusable(pattern: &str) -> Option<String> {
 fn because(fault: Fault, why: Option<String>) -> Fault {
     let why = why.map_or(String::new(), |it| format!(": {it}"));
     Fault { message: format!("{}{why}", fault.message), ..fault }
-}
-
-/// Is every number in it the same in double precision?
-fn is_exact(value: &Value) -> bool {
-    match value {
-        Value::Number(it) => {
-            it.as_i64().map(i64::unsigned_abs).or(it.as_u64()).is_none_or(|it| it <= limits::MAX_EXACT)
-        }
-        Value::Array(all) => all.iter().all(is_exact),
-        Value::Object(all) => all.values().all(is_exact),
-        _ => true,
-    }
-}
-
-/// Where the schema is whose `key` is `wanted`; in embedded documents as well, if `embedded`. What is no schema
-/// is not looked into.
-fn find(value: &Value, key: &str, wanted: &str, embedded: bool) -> Option<String> {
-    let inside = |name: &str, value: &Value| {
-        let skipped = !embedded && value.get("$id").is_some_and(Value::is_string);
-        let found = if skipped { None } else { find(value, key, wanted, embedded) };
-        Some(format!("/{}{}", escaped(name), found?))
-    };
-    match value {
-        Value::Object(map) if map.get(key).and_then(Value::as_str) == Some(wanted) => Some(String::new()),
-        Value::Object(map) => map
-            .iter()
-            .filter(|it| !["enum", "const", "default", "examples"].contains(&it.0.as_str()))
-            .find_map(|(name, value)| inside(name, value)),
-        Value::Array(all) => {
-            all.iter().enumerate().find_map(|(index, value)| inside(&index.to_string(), value))
-        }
-        _ => None,
-    }
-}
-
-pub(super) fn escaped(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
-}
-
-/// The fragment of an address, as it was meant.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        if first == b'%' {
-            let (digits, after) = rest.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = after;
-        } else {
-            bytes.push(first);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn beyond(place: Place<'_>, what: &str) -> Fault {
