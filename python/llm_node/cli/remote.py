@@ -102,7 +102,8 @@ class Remote:
 
 def _why(error: Exception) -> str:
     """Without the words of the libraries, where the system has some."""
-    if isinstance(error, aiohttp.ClientConnectorError):
+    # What is wrong with a certificate the system has no words for.
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         number = error.os_error.errno or 0
         # What the resolver says has a negative number, and words of its own.
         return os.strerror(number) if number > 0 else error.os_error.strerror or str(error)
