@@ -139,10 +139,12 @@ clients: setup
 	.cache/clients/bin/python -m pip install --quiet --group clients
 	$(BIN)/python -m pytest -q tests/clients
 
-# 200,000 orders, 40 in a case, in a world that is made up; and models that make room for each other for ten minutes.
+# 200,000 orders, 40 in a case, in a world that is made up; models that make room for each other for ten minutes; a
+# thousand loads; and a context that comes back.
 soak: $(STAMPS)/tests $(STAMPS)/wheel
 	PROPTEST_CASES=5000 cargo test --package llm-node-fleet --locked --quiet --test simulation
-	SOAK_SECONDS=600 $(BIN)/python -m pytest --quiet --timeout 1200 tests/node/test_room.py -k in_turn
+	SOAK_SECONDS=600 $(BIN)/python -m pytest --quiet --timeout 1200 \
+	  tests/node/test_room.py tests/node/test_memory.py -k "in_turn or leave_nothing_behind or comes_back_by_itself"
 
 # What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
 sanitize:

@@ -5,8 +5,9 @@
     load      from a request to its first token, where the model is not loaded: the first time in a home, and
               again; and llama-server from its start to its first token. By the clock, and in processor time.
               Then what is resident, when the one token has been told
-    bursts    32 prompts of 50 tokens at once, and 32 with 2,048 tokens in common, against the same node with
-              `--sizes` set, which were the defaults once; time to the first token, and processor time
+    bursts    32 prompts of 50 tokens at once, 32 with 2,048 tokens in common, and 8 streams, against the same
+              node with `--sizes` set, which were the defaults once; time to the first token, tokens a second,
+              and processor time
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ PROMPT = "What is an engine?"
 BURSTS = {
     "burst-32": Load(32, 32, prompt=50, output=8, burst=True),
     "shared-prefix": Load(32, 32, prompt=64, output=8, prefix=2048, burst=True),
+    "streams-8": Load(8, 16, prompt=32, output=48),
 }
 Figures = defaultdict[str, list[float]]
 
@@ -125,8 +127,9 @@ def bursts(setup: Setup, engines: Path, turns: int, sizes: Mapping[str, int]) ->
                     figures[f"{name}, {kind}, first token p50, ms"].append(report.milliseconds("ttft", "p50"))
                     figures[f"{name}, {kind}, the latest, ms"].append(report.milliseconds("ttft", "max"))
                     figures[f"{name}, {kind}, processor s"].append(sum(node.cpu()) - before)
+                    figures[f"{name}, {kind}, tokens/s"].append(report.tokens_per_second)
                 print(".", end="", flush=True, file=sys.stderr)
-            for what in ("first token p50, ms", "the latest, ms", "processor s"):
+            for what in ("first token p50, ms", "the latest, ms", "tokens/s", "processor s"):
                 ours, theirs = (figures[f"{name}, {kind}, {what}"] for kind in ("unset", "told"))
                 figures[f"{name}, unset / told, {what}"] = [a / b for a, b in zip(ours, theirs, strict=True)]
         print(file=sys.stderr)

@@ -217,8 +217,9 @@ def start_node(
     load: bool = True,
     program: Path | None = None,
     speculation: str = "off",
+    more: Sequence[str] = (),
 ) -> Started:
-    """`program`: another llm-node than the one that is measured.
+    """`program`: another llm-node than the one that is measured. `more`: of its own options.
 
     `speculation`: off, since llama-server guesses nothing either; and models of random weights repeat
     themselves, so that their next tokens are guessed far too easily.
@@ -227,7 +228,7 @@ def start_node(
     own = Path(sys.executable).with_name("llm-node")
     command = [str(program or own), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--engines-dir", str(engines), "--models-dir", str(setup.model.path.parent)]
-    command += ["--gpu-backend", setup.backend, "--log-level", "warning", "--demo-model", "no"]
+    command += ["--gpu-backend", setup.backend, "--log-level", "warning", "--demo-model", "no", *more]
     name = f"llm-node at {program}" if program else "llm-node"
     node = start(name, command, port, "/readyz", setup.model, cores=cores)
     if load:

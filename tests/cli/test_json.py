@@ -79,13 +79,15 @@ LIFE: Mapping[str, Schema] = {
     "status": {"enum": ["available", "waiting", "loading", "loaded", "failed"]},
     "error_": ERROR, "retry_after_": COUNT, "progress_": NUMBER, "stage_": maybe(TEXT), "pid_": maybe(COUNT),
     "engine_": TEXT, "engine_version_": TEXT, "gpu_backend_": TEXT, "devices_": some(TEXT),
-    "memory_": some(USE), "load_ms_": COUNT, "facts_": FACTS, "draining_": FLAG, "pinned_": FLAG,
-    "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT, "silent_seconds_": COUNT, "call_seconds_": COUNT,
+    "memory_": some(USE), "held_bytes_": COUNT, "load_ms_": COUNT, "facts_": FACTS,
+    "draining_": FLAG, "pinned_": FLAG, "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT,
+    "silent_seconds_": COUNT, "call_seconds_": COUNT,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
     "goes_in_seconds_": maybe(COUNT), "last_crash_": {"type": "object"},
     "workers_": some(fields(
         status={"enum": ["waiting", "loading", "loaded"]}, draining=FLAG, progress=NUMBER, pid=maybe(COUNT),
-        requests=COUNT, devices=some(TEXT), memory=some(USE), silent_seconds=COUNT, occupancy=maybe(BUSY),
+        requests=COUNT, devices=some(TEXT), memory=some(USE), held_bytes=COUNT,
+        silent_seconds=COUNT, occupancy=maybe(BUSY),
     )),
 }  # fmt: skip
 """Of a model, as far as it is alive."""
@@ -95,18 +97,19 @@ FILE: Mapping[str, Schema] = {
     "context_length": maybe(COUNT), "path": TEXT, "files": some(TEXT), "also": some(TEXT),
     "origin": {"enum": ["own", "demo", "hub", "llama-cpp", "lm-studio", "ollama"]},
 }  # fmt: skip
-MODEL = fields(**FILE, name=maybe(TEXT), modified=COUNT, requests=COUNT, **LIFE)
+MODEL = fields(**FILE, name=maybe(TEXT), modified=COUNT, changed=FLAG, requests=COUNT, **LIFE)
 UNLISTED = fields(path=TEXT, origin=FILE["origin"], why=TEXT)
 ENGINE = fields(
     id=TEXT, version=TEXT, gpu_backend=TEXT, architectures=some(TEXT), formats=some(TEXT),
     status={"enum": ["loaded", "rejected"]}, abi_version=maybe(TEXT), path=TEXT, extensions=some(TEXT),
     modalities=some(TEXT), conformance_={"type": "object"}, error_=ERROR,
 )  # fmt: skip
+HOLDERS = some(fields(model_id=TEXT, device=TEXT, bytes=COUNT))
 DEVICE = fields(
-    id=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "host"]},
+    id=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "mig", "host"]},
     state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
     free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT,
-    unexplained_bytes=COUNT, settling_bytes=COUNT, holders=some(fields(model_id=TEXT, bytes=COUNT)),
+    unexplained_bytes=COUNT, settling_bytes=COUNT, holders=HOLDERS,
 )  # fmt: skip
 HEADER = fields(
     architecture=TEXT, name=maybe(TEXT), license=maybe(TEXT), file_type=maybe(COUNT),
@@ -183,7 +186,7 @@ SCHEMAS: Mapping[str, Schema] = {
         shrink=some(fields(model_id=TEXT, bytes=COUNT)),
         unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),
         ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
-        holders=some(fields(model_id=TEXT, bytes=COUNT)), error_=maybe(ERROR),
+        holders=HOLDERS, error_=maybe(ERROR),
     ),
     "logs": LINE,
     "doctor": fields(findings=some(fields(level={"enum": ["ok", "warn", "fail"]}, message=TEXT))),

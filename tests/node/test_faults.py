@@ -317,12 +317,13 @@ def test_a_worker_that_dies_while_it_makes_its_context_is_a_crash(tmp_path: Path
 def test_whatever_is_ordered_at_once_each_order_ends_and_nothing_is_left(tmp_path: Path) -> None:
     """Loads in several ways, longer contexts, unloads, kills, requests, of three models of which two fit."""
     rng = random.Random(7)
+    others = set(children_of(os.getpid()))
     with house_in(tmp_path, vram_limit_bytes=100 << 20, max_wait_seconds=30) as house:
         defines: dict[str, Any] = {"FAKE_STEP_US": 1000, "FAKE_ESTIMATE_BYTES": 40 << 20}
         models = [house.add(name, **defines) for name in ("first", "second", "third")]
         tickets: list[int] = []
         streams: set[int] = set()
-        for _ in range(150):
+        for _ in range(200):
             model = rng.choice(models)
             match rng.choice(("load", "longer", "otherwise", "unload", "kill", "ask", "ask", "ask")):
                 case "load":
@@ -357,6 +358,8 @@ def test_whatever_is_ordered_at_once_each_order_ends_and_nothing_is_left(tmp_pat
             with suppress(Fault):
                 house.unload(model, 10)
         assert house.reserved() == 0
+        assert house.outcome(house.core.system())["workers"] == []
+        wait_for_ends(set(children_of(os.getpid())) - others)
 
 
 def test_a_file_is_one_model_by_whichever_name(house: House) -> None:

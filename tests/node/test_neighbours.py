@@ -107,7 +107,7 @@ Hostile = Callable[[aiohttp.ClientSession, RunningNode], contextlib.AbstractAsyn
 
 def slow_questions(client: aiohttp.ClientSession, node: RunningNode) -> Any:
     body = {"model": "slow-questions", "input": "x"}
-    return under_way(*(post(client, node, "/v1/embeddings", body) for _ in range(16)))
+    return under_way(*(post(client, node, "/v1/embeddings", body) for _ in range(20)))
 
 
 def hung_loads(client: aiohttp.ClientSession, node: RunningNode) -> Any:

@@ -57,7 +57,7 @@ def refused(node: RunningNode, **options: Any) -> dict[str, Any]:
 def held(node: RunningNode) -> list[int]:
     """GiB of each GPU."""
     devices: list[Mapping[str, Any]] = node.get("/api/system").json()["devices"]
-    return [round(device["reserved_bytes"] / GIB) for device in devices if device["kind"] == "gpu"]
+    return [round(device["reserved_bytes"] / GIB) for device in devices if device["kind"] != "host"]
 
 
 def seen(node: RunningNode) -> list[str]:
@@ -143,8 +143,9 @@ def test_several_workers_share_the_gpus_that_are_named(tmp_path: Path) -> None:
 
 def test_a_worker_has_one_part_of_a_gpu(tmp_path: Path) -> None:
     with node_with(tmp_path, DEVICES=2, TOTAL=32 * GIB, MIG_1=2) as node:
-        devices = [device for device in node.get("/api/system").json()["devices"] if device["kind"] == "gpu"]
+        devices = [device for device in node.get("/api/system").json()["devices"] if device["kind"] != "host"]
         assert [device["id"] for device in devices] == [uuid(0), part(1, 0), part(1, 1)]
+        assert [device["kind"] for device in devices] == ["gpu", "mig", "mig"]
         assert [device["total_bytes"] // GIB for device in devices] == [32, 16, 16]
         assert load(node, "a")["devices"] == [uuid(0)], "the one with most room"
         assert load(node, "b", devices=[2])["devices"] == [part(1, 1)]
@@ -153,6 +154,17 @@ def test_a_worker_has_one_part_of_a_gpu(tmp_path: Path) -> None:
         assert answer.json()["error"]["message"] == "Insufficient VRAM: required 40.1GB, available 31.3GB"
         for devices in ([1, 2], 2):
             assert "a worker uses one part (MIG) of a GPU" in refused(node, devices=devices)["message"]
+
+
+def test_eight_gpus_are_used_one_after_the_other(tmp_path: Path) -> None:
+    with node_with(tmp_path, DEVICES=8) as node:
+        for number in range(8):
+            (tmp_path / f"models/m{number}.toy").write_text(f"TOY1\nestimate_bytes={6 * GIB}\n")
+        lie_on = [load(node, f"m{number}")["devices"] for number in range(8)]
+        assert sorted(lie_on) == [[uuid(gpu)] for gpu in range(8)]
+        assert (held(node), len(set(seen(node)))) == ([6] * 8, 8)
+        assert len(load(node, "large")["devices"]) == 2
+        assert len(node.workers()) == 7, "two went for it"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         error = refused.json()["error"]
         assert error["message"].startswith("Insufficient VRAM: required ")
         assert [holder["pinned"] for holder in error["holders"]] == [True, True, True]
+        assert {holder["device"] for holder in error["holders"]} == {"host"}
         assert "loaded, pinned" in command(node, "ps").stdout
         planned = node.post("/api/models/plan", {"model_id": "d"})
         assert planned.status == 200, "also of what would be refused"

@@ -57,3 +57,22 @@ def test_a_pool_longer_than_the_model_s_own_context_is_no_cause_for_a_warning(
         question = {"model": "llm-node-demo", "prompt": "Hello", "max_tokens": 2}
         assert node.post("/v1/completions", question).status == 200
         assert "n_ctx_train" not in node.log_text()
+
+
+def test_a_tiny_context_is_planned_as_it_is_loaded(engines: Path, tmp_path: Path) -> None:
+    """llama.cpp gives each sequence 256 tokens at least."""
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    tiny = {"model_id": "llm-node-demo", "context_length": 4, "max_sequences": 64}
+    with running_node(tmp_path / "node", arguments) as node:
+        planned = node.post("/api/models/plan", tiny).json()
+        assert planned["verdict"] == "fits"
+        (use,) = planned["memory"]
+        loaded = node.post("/api/models/load", tiny).json()
+        assert use["total_bytes"] == sum(each["total_bytes"] for each in loaded["memory"])
+        assert use["cache_bytes"] > 8 << 20
+    limit = ["--vram-limit", str(use["total_bytes"] - (4 << 20))]
+    with running_node(tmp_path / "other", [*arguments, *limit]) as node:
+        planned = node.post("/api/models/plan", tiny).json()
+        refused = node.post("/api/models/load", tiny)
+        assert (refused.status, planned["verdict"]) == (507, "refused"), (use, planned, refused.body)
+        assert planned["error"]["message"] == refused.json()["error"]["message"]

@@ -57,7 +57,9 @@ def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         table.show_json(system)
         return
-    gpus = {device["id"]: f"GPU {device['index']}" for device in system["devices"] if device["kind"] == "gpu"}
+    gpus = {
+        device["id"]: f"GPU {device['index']}" for device in system["devices"] if device["kind"] != "host"
+    }
     table.show([HEADING, *_rows(system["workers"], system["line"], gpus)])
     for line in _devices(system["devices"]):
         click.echo(line)
@@ -75,7 +77,7 @@ def _rows(models: list[Mapping[str, Any]], line: list[str], gpus: Mapping[str, s
 
 def _row(worker: Mapping[str, Any], line: list[str], gpus: Mapping[str, str]) -> list[str]:
     facts, busy = worker.get("facts"), worker.get("occupancy")
-    memory = sum(use["total_bytes"] for use in worker.get("memory", ()))
+    memory = worker.get("held_bytes")
     return [
         str(worker["model_id"]),
         _state(worker, line),
@@ -116,8 +118,8 @@ def _cache(busy: Mapping[str, Any]) -> str:
 
 def _devices(devices: list[Mapping[str, Any]]) -> Iterator[str]:
     for device in devices:
-        gpu = device["kind"] == "gpu"
-        name = f"GPU {device['index']} {device['name']}" if gpu else "Host"
+        is_host = device["kind"] == "host"
+        name = "Host" if is_host else f"GPU {device['index']} {device['name']}"
         ours, limit = size(device["reserved_bytes"]), size(device["limit_bytes"])
         yield f"{name}: models hold {ours} of {limit}; {size(device['free_bytes'])} free"
 

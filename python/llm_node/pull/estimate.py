@@ -56,7 +56,7 @@ async def machine(node: Node) -> Machine:
     gpu = host = 0
     for device in (await node.system())["devices"]:
         room = min(device["limit_bytes"], device["free_bytes"] + device["reserved_bytes"])
-        if device["kind"] == "gpu":
+        if device["kind"] != "host":
             gpu += room
         else:
             host += room

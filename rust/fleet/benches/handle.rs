@@ -9,12 +9,14 @@ use llm_node_core::{
     options::ModelOptions,
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, FoundModel, LoadKey,
-    Moment, ProcessUse, Reading, Usual,
+    ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen, FoundModel,
+    LoadKey, Moment, ProcessUse, Reading, Setup, Usual,
 };
 
 const MODELS: u64 = 20;
 const MIB: u64 = 1 << 20;
+/// Of all models together.
+const LIMIT: u64 = 64 * MIB;
 
 fn load(ticket: u64, model: u64) -> Event {
     let wishes = ModelOptions { context_length: Some(4096), ..ModelOptions::default() };
@@ -32,7 +34,7 @@ fn load(ticket: u64, model: u64) -> Event {
 /// All models are loaded.
 fn fleet() -> Fleet {
     let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10), Duration::from_mins(2));
-    let mut fleet = Fleet::new(deadlines, Usual::default(), true, None);
+    let mut fleet = Fleet::new(deadlines, Usual::default(), true, Some(LIMIT));
     let now = Moment::default();
     fleet.handle(now, reading());
     for model in 0..MODELS {
@@ -48,7 +50,7 @@ fn fleet() -> Fleet {
             key: LoadKey { build: "e".into(), model: model.to_string() },
             known: None,
         };
-        fleet.handle(now, Event::Found { worker, found: Ok(found) });
+        fleet.handle(now, Event::Found { worker, found: Ok(found), files: Vec::new() });
         fleet.handle(now, Event::Started { worker, pid: worker as u32 });
         let use_ = MemoryUse { is_host: true, weights: MIB, ..MemoryUse::default() };
         let estimate = Estimate { uses: Some(vec![use_]), figures: Figures::default() };
@@ -90,6 +92,18 @@ fn handle(criterion: &mut Criterion) {
     });
     criterion.bench_function("a reading, 20 models", |bencher| {
         bencher.iter(|| black_box(fleet.handle(now, reading())));
+    });
+    criterion.bench_function("a plan that needs the room of others, 20 models", |bencher| {
+        let later = now + Duration::from_secs(60);
+        let setup = Box::new(Setup::new("model-20", ModelOptions::default(), &Usual::default()));
+        // The least that does not fit beside those that are loaded.
+        let memory = vec![MemoryUse { is_host: true, weights: LIMIT - 5 * MIB, ..MemoryUse::default() }];
+        let foreseen = Foreseen { memory, setup: Some(setup), ..Foreseen::default() };
+        bencher.iter(|| {
+            let (ticket, model_id, wishes) = (2, "model-20".to_owned(), ModelOptions::default());
+            let plan = Event::Plan { ticket, model_id, wishes, foreseen: Some(foreseen.clone()) };
+            black_box(fleet.handle(later, plan))
+        });
     });
     criterion.bench_function("the view, 20 models", |bencher| bencher.iter(|| black_box(fleet.view())));
 }

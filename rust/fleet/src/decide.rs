@@ -9,6 +9,7 @@ use crate::{
     Ticket, Usual, Won, WorkerId,
     ledger::Ledger,
     life::{ModelLife, Waiting, Worker},
+    use_rate::UseRates,
 };
 
 /// All models of a node, their workers, and the memory that these hold.
@@ -20,6 +21,7 @@ pub struct Fleet {
     /// The view of each, until something happens to it.
     views: BTreeMap<String, Arc<ModelView>>,
     pub(crate) ledger: Ledger,
+    pub(crate) use_rates: UseRates,
     /// What loads came to before. Shared with views.
     pub(crate) history: Arc<History>,
     /// Seconds since 1970 at the first moment.
@@ -53,6 +55,7 @@ impl Fleet {
             views: BTreeMap::new(),
             // Where nobody makes room, others have what is left.
             ledger: Ledger::new(on_cpu, memory_limit).in_parts(if deadlines.room.is_zero() { 2 } else { 1 }),
+            use_rates: UseRates::default(),
             history: Arc::default(),
             epoch: 0,
             last_worker: 0,
@@ -90,13 +93,13 @@ impl Fleet {
             }
             Event::Unload { ticket, model_id, timeout } => self.unload(now, ticket, &model_id, timeout),
             Event::Stopping { by } => self.stop(now, by),
-            Event::Found { worker, found } => self.found(now, worker, found),
+            Event::Found { worker, found, files } => self.found(now, worker, found, files),
             Event::Started { worker, pid } => self.started(now, worker, pid),
             Event::NotStarted { worker, fault } => self.not_started(now, worker, fault),
             Event::Estimated { worker, estimate } => self.estimated(now, worker, estimate),
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
-            Event::Used { worker, idle_since } => self.used(worker, idle_since),
+            Event::Used { worker, idle_since } => self.used(now, worker, idle_since),
             Event::Sized { worker, uses } => self.sized(now, worker, uses),
             Event::Reshaped { worker, facts } => self.reshaped(now, worker, facts),
             Event::Drained { worker } => self.drained(now, worker),
@@ -147,10 +150,19 @@ impl Fleet {
         FleetView { models: self.views.clone(), accounts, gpus, line, history, reading }
     }
 
-    fn used(&mut self, worker: WorkerId, idle_since: Option<Moment>) {
-        if let Some((_, it)) = self.worker(worker) {
-            it.idle_since = idle_since;
-            (it.is_awaited, it.is_expected) = (false, false);
+    fn used(&mut self, now: Moment, worker: WorkerId, idle_since: Option<Moment>) {
+        let Some((model_id, it)) = self.worker(worker) else { return };
+        // Who begins to answer is told of once more when it has.
+        let has_answered = idle_since.is_some() || it.idle_since.is_none();
+        it.idle_since = idle_since;
+        (it.is_awaited, it.is_expected) = (false, false);
+        if has_answered {
+            self.use_rates.used(now, &model_id);
+        }
+        let idle_since = self.models.get(&model_id).and_then(ModelLife::idle_since);
+        let pause = self.use_rates.asked(now, &model_id, idle_since);
+        for worker in &mut self.life(&model_id).workers {
+            worker.pause = pause;
         }
     }
 

@@ -72,12 +72,12 @@ impl Fleet {
     /// A worker is no more, and what waited for that goes on.
     pub(crate) fn gone(&mut self, now: Moment, worker: WorkerId, because: Because) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        let engine = it.engine();
+        let (engine, files) = (it.engine(), it.files.clone());
         match because {
             Because::Moved if self.stopping.is_none() => self.begin_again(now, &model_id, worker),
             Because::Failed(fault) if self.stopping.is_none() => {
                 self.bury(now, &model_id, worker);
-                self.not_loaded(now, &model_id, engine, &fault);
+                self.not_loaded(now, &model_id, engine, files, &fault);
             }
             // Others are there, or come.
             _ if self.life(&model_id).workers.len() > 1 || self.life(&model_id).replacement.is_some() => {

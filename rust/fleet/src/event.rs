@@ -70,6 +70,8 @@ pub enum Event {
         worker: WorkerId,
         /// What was found.
         found: Result<FoundModel, Fault>,
+        /// The model's files as they were then.
+        files: Files,
     },
     /// A worker's process has introduced itself, and is told to load.
     Started {
@@ -150,6 +152,10 @@ pub enum Event {
     /// Nothing but that time has passed.
     Time,
 }
+
+/// The files of a model: of each its path, how large it is, in bytes, and when it was written, in nanoseconds since
+/// 1970.
+pub type Files = Vec<(String, u64, u64)>;
 
 /// How a worker ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,6 +266,15 @@ impl Device {
             (DeviceKind::Gpu, Some(uuid), _) => uuid.clone(),
             (DeviceKind::Gpu, None, Some(bus_id)) => normal_bus_id(bus_id),
             (DeviceKind::Gpu, None, None) => format!("gpu{}", self.index),
+        }
+    }
+
+    /// What it is, for people: a part of a GPU (MIG) is told apart.
+    pub fn kind_word(&self) -> &'static str {
+        match self.kind {
+            DeviceKind::Host => "host",
+            DeviceKind::Gpu if self.address().is_part() => "mig",
+            DeviceKind::Gpu => "gpu",
         }
     }
 

@@ -120,6 +120,8 @@ pub struct Holder {
     /// Which of its workers.
     #[serde(skip)]
     pub worker: WorkerId,
+    /// Of which device: what the node calls it.
+    pub device: String,
     /// How much.
     pub bytes: u64,
     /// It goes for nobody's sake.
@@ -331,7 +333,14 @@ impl Ledger {
         for (name, &bytes) in holding.needs.iter().filter(|(name, bytes)| **bytes > 0 && *name != HOST) {
             let Some(entry) = self.entries.get(name) else { continue };
             let bytes = holding.seen.get(name).copied().unwrap_or(bytes);
-            let most = bytes - bytes / 10;
+            // What does not show as taken does not show as free either: nobody waits for that.
+            let others = self.shown(name).saturating_sub(self.settling_of(name));
+            let taken = entry.device.total_bytes.saturating_sub(entry.device.free_bytes);
+            let back = bytes.min(taken.saturating_sub(others.saturating_add(self.settling_of(name))));
+            if back < bytes / 10 && !holding.is_pending {
+                continue;
+            }
+            let most = back - back / 10;
             // Of a load that was under way, nobody knows how much had been taken.
             let free = match holding.free_before.get(name).filter(|_| holding.is_pending) {
                 Some(free) => free.saturating_sub(bytes / 10),
@@ -417,7 +426,8 @@ impl Ledger {
     fn holders<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Holder> + 'a {
         self.holdings.iter().filter_map(move |(&worker, holding)| {
             let bytes = *holding.needs.get(name).filter(|bytes| **bytes > 0)?;
-            Some(Holder { model_id: holding.model_id.clone(), worker, bytes, pinned: holding.is_pinned })
+            let (model_id, device) = (holding.model_id.clone(), name.to_owned());
+            Some(Holder { model_id, worker, device, bytes, pinned: holding.is_pinned })
         })
     }
 }

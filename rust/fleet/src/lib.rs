@@ -14,6 +14,7 @@ mod decide;
 mod effect;
 mod ends;
 mod event;
+mod evict;
 mod history;
 mod ledger;
 mod life;
@@ -31,6 +32,7 @@ mod reshape;
 mod room;
 mod shape;
 mod size;
+mod use_rate;
 mod view;
 mod wishes;
 
@@ -39,7 +41,8 @@ pub use self::{
     decide::Fleet,
     effect::{Effect, Incident, IncidentKind, Loaded, Severity, Won},
     event::{
-        ChosenEngine, Death, Device, DeviceKind, DeviceState, Event, FoundModel, Look, ProcessUse, Reading,
+        ChosenEngine, Death, Device, DeviceKind, DeviceState, Event, Files, FoundModel, Look, ProcessUse,
+        Reading,
     },
     history::{History, Known, LoadKey, Time},
     ledger::{Account, Holder, guessed},

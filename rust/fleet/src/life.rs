@@ -12,8 +12,8 @@ use llm_node_core::{
 use serde_json::json;
 
 use crate::{
-    Basis, Deadlines, Death, Foreseen, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId, back::GaveUp,
-    placing::Search, replace::Replacement, reshape::Growing,
+    Basis, Deadlines, Death, Files, Foreseen, FoundModel, Loaded, Moment, Setup, Ticket, WorkerId,
+    back::GaveUp, placing::Search, replace::Replacement, reshape::Growing,
 };
 
 /// After the first crash; doubled by each further one.
@@ -81,7 +81,7 @@ pub(crate) enum Trouble {
     /// Its worker crashed; the next attempt waits.
     Cooling { until: Moment, fault: Fault },
     /// The last load failed; whoever asks next tries again.
-    Failed(Fault),
+    Failed { fault: Fault, files: Files },
 }
 
 /// How a worker of the model died last, for people.
@@ -104,6 +104,8 @@ pub(crate) struct Worker {
     pub(crate) begun: Moment,
     /// Once it is known.
     pub(crate) found: Option<FoundModel>,
+    /// The model's files as they were then.
+    pub(crate) files: Files,
     /// Its process, once it has one.
     pub(crate) pid: Option<u32>,
     /// What it will take.
@@ -132,6 +134,8 @@ pub(crate) struct Worker {
     pub(crate) since: Moment,
     /// Since when it has nothing to answer; `None`: it has.
     pub(crate) idle_since: Option<Moment>,
+    /// How long it usually has nothing to answer until it is asked again, of late; `None`: it was not.
+    pub(crate) pause: Option<Duration>,
     /// Somebody had it loaded, and nobody has asked it anything since.
     pub(crate) is_awaited: bool,
     /// It was loaded for a request, which has not come yet.
@@ -188,6 +192,7 @@ impl Worker {
             stage,
             begun,
             found: None,
+            files: Files::new(),
             pid: None,
             estimate: Vec::new(),
             basis: Basis::Engine,
@@ -202,6 +207,7 @@ impl Worker {
             loaded: None,
             since: begun,
             idle_since: Some(begun),
+            pause: None,
             is_awaited: true,
             is_expected: false,
             waited: Duration::ZERO,
@@ -256,9 +262,16 @@ impl Worker {
     pub(crate) fn may_go_from(&self, longest_wait: Duration) -> Option<Moment> {
         let (Stage::Serving, None) = (&self.stage, &self.growing) else { return None };
         let turn = self.since + SHORTEST_TURN.max(self.load_time().saturating_mul(4)).min(longest_wait / 2);
-        let between = if self.is_expected { BEFORE_THE_FIRST_REQUEST } else { BETWEEN_REQUESTS };
+        let between = if self.is_expected { BEFORE_THE_FIRST_REQUEST } else { self.between_requests() };
         let idle = self.idle_since.map(|since| since + between);
         (!self.setup.is_pinned()).then_some(idle.map_or(turn, |idle| idle.min(turn)))
+    }
+
+    /// For so long it may be about to be asked again. To wait for that longer than its load takes is of no use.
+    fn between_requests(&self) -> Duration {
+        let load = self.load_time();
+        let pause = self.pause.filter(|pause| *pause <= load).unwrap_or_default();
+        BETWEEN_REQUESTS.max(pause.saturating_mul(2).min(load))
     }
 
     /// When it goes because nobody asks it anything; `None`: never, as things are.

@@ -10,17 +10,25 @@ use llm_node_core::{
 };
 
 use crate::{
-    Basis, Effect, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Severity, Time, Won, WorkerId,
+    Basis, Effect, Files, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Severity, Time, Won,
+    WorkerId,
     ledger::Commitment,
     life::{Because, LONGEST_PAUSE, Stage, Trouble, Worker},
     placing::{figures_located, located},
 };
 
 impl Fleet {
-    pub(crate) fn found(&mut self, now: Moment, worker: WorkerId, found: Result<FoundModel, Fault>) {
+    pub(crate) fn found(
+        &mut self,
+        now: Moment,
+        worker: WorkerId,
+        found: Result<FoundModel, Fault>,
+        files: Files,
+    ) {
         let start = self.deadlines.start.saturating_add(self.deadlines.end());
         let Some((_, it)) = self.worker(worker) else { return };
         let Stage::Finding { .. } = it.stage else { return };
+        it.files = files;
         match found {
             Ok(mut found) => {
                 it.setup.chosen(&found.engine.id);
@@ -215,7 +223,14 @@ impl Fleet {
     }
 
     /// A load has come to nothing.
-    pub(crate) fn not_loaded(&mut self, now: Moment, model_id: &str, engine: String, fault: &Fault) {
+    pub(crate) fn not_loaded(
+        &mut self,
+        now: Moment,
+        model_id: &str,
+        engine: String,
+        files: Files,
+        fault: &Fault,
+    ) {
         let kind = match fault.code {
             ErrorCode::OomVram | ErrorCode::OomRam | ErrorCode::ModelLoading => IncidentKind::Refused,
             _ => IncidentKind::LoadFailed,
@@ -240,7 +255,7 @@ impl Fleet {
         }
         // What was wrong with the order is not the model's state.
         let is_of_model = fault.code != ErrorCode::InvalidRequest;
-        life.trouble = is_of_model.then(|| Trouble::Failed(fault.clone()));
+        life.trouble = is_of_model.then(|| Trouble::Failed { fault: fault.clone(), files });
         for waiting in mem::take(&mut life.waiting) {
             self.refuse(waiting.ticket, fault.clone());
         }

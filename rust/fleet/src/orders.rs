@@ -16,6 +16,7 @@ impl Fleet {
         if self.stopping.is_some() {
             return self.refuse(waiting.ticket, shutting_down());
         }
+        self.use_rates.wanted(now, model_id);
         let life = self.life(model_id);
         if life.replacement.is_some() {
             return self.load_meanwhile(now, model_id, waiting);
@@ -109,7 +110,8 @@ impl Fleet {
 
     pub(crate) fn begin(&mut self, now: Moment, model_id: &str, setup: Setup, format: Option<String>) {
         self.last_worker += 1;
-        let worker = Worker::new(self.last_worker, setup, now, &self.deadlines);
+        let pause = self.use_rates.pause(model_id);
+        let worker = Worker { pause, ..Worker::new(self.last_worker, setup, now, &self.deadlines) };
         self.effects.push(Effect::Find {
             worker: worker.id,
             model_id: model_id.to_owned(),

@@ -77,7 +77,10 @@ impl Foreseen {
     pub fn least(&self, history: &History) -> Result<Vec<MemoryUse>, Fault> {
         match &self.setup {
             Some(setup) if self.figures.are_of_contexts() => {
-                Ok(history.corrected(&self.key, shape::least(setup, &self.figures)?))
+                let (shape, sums) = shape::least(setup, &self.figures)?;
+                // Engines round small contexts up, which no sum tells.
+                let said = self.sized.iter().find(|(sized, _)| *sized == shape).map(|(_, said)| said.clone());
+                Ok(history.corrected(&self.key, said.unwrap_or(sums)))
             }
             _ if self.before.is_some() => Ok(self.memory.clone()),
             _ => Ok(history.corrected(&self.key, self.memory.clone())),
@@ -244,16 +247,16 @@ impl Fleet {
             let message = format!("Model '{model_id}' has just changed; ask again");
             return Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)));
         };
+        // What is wrong with the order itself is said as a load says it.
+        self.has_places(model_id, &setup)?;
         let least = foreseen.least(&self.history)?;
         let (place, no_place) = match stays {
             Some(place) => (place, None),
             None => self.sought_place(now, worker, model_id, &setup, &least),
         };
         let (foreseen, least) = (foreseen.on(&place), on(&least, &place));
-        let why_not = self
-            .has_places(model_id, &setup)
-            .err()
-            .or_else(|| life.and_then(|life| life.cooling(now)))
+        let why_not = life
+            .and_then(|life| life.cooling(now))
             .or_else(|| self.cannot_tell(now, model_id, &least))
             .or(no_place)
             .or_else(|| self.could_fit(now, worker, &least).err());
@@ -302,6 +305,13 @@ impl Fleet {
             if !chosen.is_known {
                 chosen = self.as_said(&then.after(&way.shrink), &foreseen, setup, chosen, worker);
             }
+            if then.after(&way.shrink).room(&chosen.uses, |other| other != worker).is_err() {
+                // Its engine says that it takes more than was thought: it waits for that, or is refused.
+                let refused = self.could_fit(now, worker, &chosen.uses).err().map(Verdict::Refused);
+                let foreseen = Foreseen { memory: self.of_all(setup, chosen.uses), ..foreseen.clone() };
+                let planned = self.planned(refused.unwrap_or(Verdict::AfterWaiting), worker, foreseen);
+                return Ok(Planned { shape: Some(chosen.shape), ..planned });
+            }
             (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
             if !chosen.is_known {
                 (foreseen.basis, foreseen.seconds) = (Basis::Engine, None);
@@ -336,7 +346,8 @@ impl Fleet {
             let Some((_, said)) = said else { break };
             chosen.uses = self.history.corrected(&foreseen.key, said.clone());
             let again = shape::choose_again(ledger, setup, &foreseen.figures, &chosen.uses, worker);
-            match again.filter(|it| has_room(&it.uses)) {
+            // What has just been said of that size is not taken back by a sum.
+            match again.filter(|it| it.shape != chosen.shape && has_room(&it.uses)) {
                 Some(again) if !has_room(&chosen.uses) || again.shape.cells() / 2 >= chosen.shape.cells() => {
                     chosen = again;
                 }

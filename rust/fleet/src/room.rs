@@ -1,12 +1,12 @@
 //! Room for a load: whoever waits for it, and who goes to make it.
 //!
 //! Those who wait stand in one line, in the order in which they were wanted. What fits passes what does not, as
-//! long as all before it still could have their room. Who makes room is whoever was used least lately, and never
-//! somebody who answers, is pinned, or has just had a load, with one exception: whoever has had its turn takes
+//! long as all before it still could have their room. Who makes room is whoever is missed least ([`crate::evict`]), and
+//! never somebody who answers, is pinned, or has just had a load, with one exception: whoever has had its turn takes
 //! nothing new while it ends what it has. Before that, whoever has more than enough for its context and nothing to
 //! answer gives up the rest. Nobody is asked to go before it is known that it will be enough.
 
-use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Basis, Effect, Fleet, IncidentKind, Moment, WorkerId,
+    evict::{Candidate, cheapest},
     ledger::Ledger,
     life::{Because, ModelLife, Stage, Worker},
     reshape::Step,
@@ -214,42 +215,33 @@ impl Fleet {
         // Whoever gives up what it can do without is there as before.
         let mut shrink = self.spares(now, worker, uses);
         let lean = self.ledger.after(&shrink);
-        let is_enough = |gone: &BTreeSet<WorkerId>| room(&lean, gone);
         // A model goes as a whole, and for nothing of its own.
         let may_go = |life: &ModelLife| {
             !life.ids().contains(&worker)
                 && life.may_go_from(self.deadlines.room).is_some_and(|from| from <= now)
         };
-        let mut candidates: Vec<_> = self
+        let mut models: Vec<_> = self
             .models
             .iter()
             .filter(|(_, life)| may_go(life))
-            .map(|(model_id, life)| {
-                let idle_since = life.idle_since();
-                (Reverse(idle_since.is_some()), idle_since, life.ids(), model_id)
-            })
+            .map(|(model_id, life)| (life.idle_since(), model_id, life))
             .collect();
-        // Those that answer come last, and of the others those first that were used least lately.
-        candidates.sort();
-        let mut chosen: Vec<(Vec<WorkerId>, String)> = Vec::new();
-        for (_, _, workers, model_id) in candidates {
-            if is_enough(&gone) {
-                break;
-            }
-            gone.extend(&workers);
-            chosen.push((workers, model_id.clone()));
-        }
-        if !is_enough(&gone) {
+        // Of those that are missed as little, who was used least lately.
+        models.sort_by_key(|(idle_since, model_id, _)| (*idle_since, *model_id));
+        let (lack, gains) = lean.lacking(uses, &gone, models.iter().map(|(_, _, life)| life.ids()));
+        let candidate =
+            |((idle_since, model_id, life), gain): (&(Option<Moment>, &String, &ModelLife), _)| {
+                let cost = self.cost_of_absence(now, model_id, life);
+                Candidate { gain, is_busy: idle_since.is_none(), cost }
+            };
+        let candidates: Vec<Candidate> = models.iter().zip(gains).map(candidate).collect();
+        let chosen =
+            cheapest(&lack, &candidates)?.into_iter().map(|at| (models[at].2.ids(), models[at].1.clone()));
+        let unload: Vec<(Vec<WorkerId>, String)> = chosen.collect();
+        gone.extend(unload.iter().flat_map(|(workers, _)| workers));
+        if !room(&lean, &gone) {
             return None;
         }
-        chosen.retain(|(workers, _)| {
-            gone.retain(|worker| !workers.contains(worker));
-            let is_needed = !is_enough(&gone);
-            if is_needed {
-                gone.extend(workers);
-            }
-            is_needed
-        });
         shrink.retain(|spare| !gone.contains(&spare.worker));
         for at in (0..shrink.len()).rev() {
             let spare = shrink.remove(at);
@@ -257,7 +249,13 @@ impl Fleet {
                 shrink.insert(at, spare);
             }
         }
-        Some(Way { shrink, unload: chosen })
+        Some(Way { shrink, unload })
+    }
+
+    /// Milliseconds: what it takes to have it back, as far as it is likely to be wanted soon.
+    fn cost_of_absence(&self, now: Moment, model_id: &str, life: &ModelLife) -> u64 {
+        let reload = life.lead().map_or(0.0, |worker| worker.load_time().as_secs_f64());
+        (1000.0 * reload * self.use_rates.chance(now, model_id)) as u64
     }
 
     /// What is said of a load that has waited for room long enough.

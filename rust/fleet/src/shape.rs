@@ -94,8 +94,8 @@ pub(crate) fn choose_again(
     Some(chosen)
 }
 
-/// The least that is of use, in the same way.
-pub(crate) fn least(setup: &Setup, figures: &Figures) -> Result<Vec<MemoryUse>, Fault> {
+/// The least that is of use, in the same way, and what the sums say that it takes.
+pub(crate) fn least(setup: &Setup, figures: &Figures) -> Result<(Shape, Vec<MemoryUse>), Fault> {
     // Where its cache lies is all that counts.
     let place = |one: &MemoryUse| Place {
         is_host: one.is_host,
@@ -104,7 +104,8 @@ pub(crate) fn least(setup: &Setup, figures: &Figures) -> Result<Vec<MemoryUse>, 
         per_sequence: one.cache_per_sequence,
     };
     let places: Vec<Place> = figures.one.iter().map(place).collect();
-    Ok(Shape::least(setup.wish(), length_of(&figures.one), &places)?.of_figures(figures))
+    let shape = Shape::least(setup.wish(), length_of(&figures.one), &places)?;
+    Ok((shape, shape.of_figures(figures)))
 }
 
 impl Fleet {
@@ -113,7 +114,7 @@ impl Fleet {
         let Some((_, it)) = self.worker(worker) else { return };
         let Some(FoundModel { key, known, .. }) = it.found.clone() else { return };
         match least(&it.setup, &it.figures) {
-            Ok(said) => {
+            Ok((_, said)) => {
                 let estimate = self.history.corrected(&key, said.clone());
                 let basis = if known.is_some() { Basis::Measured } else { Basis::Engine };
                 if let Some((_, it)) = self.worker(worker) {

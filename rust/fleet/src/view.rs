@@ -9,7 +9,7 @@ use llm_node_core::{
 };
 
 use crate::{
-    Account, Crash, History, Loaded, Moment, Setup, Usual, WorkerId,
+    Account, Crash, Files, History, Loaded, Moment, Setup, Usual, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, too_long, whole_seconds},
     wishes::Fit,
 };
@@ -44,9 +44,12 @@ pub struct ModelView {
     pub is_being_replaced: bool,
     /// What it is loaded with, or being loaded with.
     pub options: Option<ModelOptions>,
-    setup: Option<Setup>,
+    /// The same, by who said what.
+    pub setup: Option<Setup>,
     /// Which build of its engine it has.
     pub build: Option<String>,
+    /// Its files as they were for that, or for the load that failed.
+    pub files: Files,
     /// How many wait for its load.
     pub waiting: usize,
     /// Since when it has nothing to answer, where it is loaded and has nothing.
@@ -143,7 +146,7 @@ impl ModelView {
             (None, Some(Trouble::Cooling { until, fault })) => {
                 Status::Cooling { until: *until, fault: fault.clone() }
             }
-            (None, Some(Trouble::Failed(fault))) => Status::Failed(fault.clone()),
+            (None, Some(Trouble::Failed { fault, .. })) => Status::Failed(fault.clone()),
             (None, None) => Status::Available,
         };
         let mut workers: Vec<WorkerView> = life.workers.iter().map(WorkerView::of).collect();
@@ -156,6 +159,7 @@ impl ModelView {
             is_being_replaced: life.replacement.is_some(),
             options: lead.map(|worker| worker.setup.whole()),
             setup: lead.map(|worker| worker.setup.clone()),
+            files: files_of(life),
             build: lead.and_then(|worker| worker.found.as_ref()).map(|found| found.key.build.clone()),
             waiting: life.waiting.len(),
             idle_since: lead.and_then(|worker| worker.loaded.as_ref().and(life.idle_since())),
@@ -233,6 +237,14 @@ impl FleetView {
         self.models
             .get(model_id)
             .map_or_else(|| Err(to_be_loaded(model_id)), |model| model.ready(model_id, now))
+    }
+}
+
+fn files_of(life: &ModelLife) -> Files {
+    match (life.lead(), &life.trouble) {
+        (Some(worker), _) => worker.files.clone(),
+        (None, Some(Trouble::Failed { files, .. })) => files.clone(),
+        (None, _) => Files::new(),
     }
 }
 

@@ -84,7 +84,7 @@ impl Play for World {
                     key: LoadKey { build: String::new(), model: model_id },
                     known: None,
                 };
-                ahead.push_back(Event::Found { worker, found: Ok(found) });
+                ahead.push_back(Event::Found { worker, found: Ok(found), files: Vec::new() });
             }
             Effect::Spawn { worker, .. } if self.is_broken => {
                 let fault = Fault::new(ErrorCode::Internal, "broken");

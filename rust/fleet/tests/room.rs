@@ -117,7 +117,7 @@ impl Play for World {
                     known: self.history.known(&key),
                     key,
                 };
-                ahead.push_back(Event::Found { worker, found: Ok(found) });
+                ahead.push_back(Event::Found { worker, found: Ok(found), files: Vec::new() });
             }
             Effect::Spawn { worker, .. } if self.broken.is_some() => {
                 let fault = Fault::new(self.broken.take().unwrap(), "broken");

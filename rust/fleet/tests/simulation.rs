@@ -23,8 +23,8 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     Account, ChosenEngine, Deadlines, Death, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen,
-    FoundModel, History, IncidentKind, LoadKey, Moment, ProcessUse, Reading, Setup, Status, Ticket, Usual,
-    WorkerId, WorkerView,
+    FoundModel, History, IncidentKind, LoadKey, ModelView, Moment, ProcessUse, Reading, Setup, Status,
+    Ticket, Usual, WorkerId, WorkerView,
 };
 use proptest::prelude::*;
 
@@ -36,6 +36,8 @@ const LIMIT: u64 = 8 * GIB;
 const LOAD: Duration = Duration::from_mins(1);
 const START: Duration = Duration::from_secs(30);
 const ROOM: Duration = Duration::from_mins(2);
+/// Nobody goes so soon after an answer.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 /// Who answers is not asked to go before.
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
 /// No order may be open for longer than all deadlines on its way together, twice: what came before it ends first.
@@ -147,7 +149,11 @@ struct Worker {
     /// Nothing more comes of it.
     is_gone: bool,
     is_being_killed: bool,
+    /// It ends, whatever it was doing.
+    is_ending: bool,
     ready_at: Moment,
+    /// Since when it has had nothing to answer, or been there without.
+    idle_since: Moment,
     /// It has something to answer until then.
     busy_until: Option<Moment>,
     /// It gets nothing new.
@@ -429,7 +435,10 @@ impl World {
                 worker.is_gone |= worker.has_died;
             }
             Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
-            Event::Used { worker, idle_since: Some(_) } => self.worker(*worker).busy_until = None,
+            Event::Used { worker, idle_since: Some(since) } => {
+                let worker = self.worker(*worker);
+                (worker.busy_until, worker.idle_since) = (None, *since);
+            }
             Event::Died { worker, .. } => {
                 let now = self.now;
                 let late = Duration::from_millis(self.rng.u64(0..7000));
@@ -441,12 +450,49 @@ impl World {
             }
             _ => {}
         }
+        let before = self.fleet.view().models;
+        let usual = if let Event::Configured(usual) = &event { Some(usual.clone()) } else { None };
         let effects = self.fleet.handle(self.now, event);
         self.script.push(format!("  {effects:?}"));
+        for effect in &effects {
+            if let Effect::Tell(incident) = effect
+                && incident.kind == IncidentKind::Unused
+            {
+                let model_id = &incident.model_id;
+                self.is_unused(model_id, &before[model_id], usual.as_ref());
+            }
+        }
         for effect in effects {
             self.take(effect);
         }
         self.look();
+    }
+
+    /// A model goes because nobody has asked it anything for as long as it was to stay: is that so? `before`: as it
+    /// was, `usual`: what is said of all from now on.
+    fn is_unused(&self, model_id: &str, before: &ModelView, usual: Option<&Usual>) {
+        let said = before.options.as_ref().expect("what it was loaded with");
+        let (mut pin, mut keep_alive) = (said.pin, said.keep_alive);
+        if let (Some(usual), Some(setup)) = (usual, &before.setup) {
+            let own = usual.models.get(model_id).cloned().unwrap_or_default();
+            pin = setup.asked.pin.or(own.pin);
+            keep_alive = setup.asked.keep_alive.or(own.keep_alive);
+        }
+        let answers = |worker: &&Worker| {
+            worker.model_id == model_id && worker.is_open && !worker.is_draining && !worker.is_gone
+        };
+        let workers: Vec<&Worker> = self.workers.values().filter(answers).collect();
+        if before.is_being_replaced {
+            // That has just come to its end: those that it has become say how long they stay.
+            let latest = workers.iter().filter_map(|worker| worker.setup.as_deref()).last();
+            (pin, keep_alive) =
+                latest.map_or((pin, keep_alive), |setup| (setup.whole().pin, setup.whole().keep_alive));
+        }
+        assert!(pin != Some(true), "who is pinned stays");
+        let stays = keep_alive.and_then(|it| it.duration()).expect("who is to stay for ever does not go");
+        assert!(!workers.is_empty() && workers.iter().all(|worker| worker.busy_until.is_none()));
+        let since = workers.iter().map(|worker| worker.idle_since).max();
+        assert!(since.is_some_and(|since| self.now.since(since) >= stays.max(BETWEEN_REQUESTS)));
     }
 
     fn worker(&mut self, worker: WorkerId) -> &mut Worker {
@@ -481,11 +527,11 @@ impl World {
                 self.workers.insert(worker, Worker { model_id, asked, setup, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
                 match luck {
-                    0..4 => self.later(delay, Event::Found { worker, found: Err(fault) }),
+                    0..4 => self.later(delay, Event::Found { worker, found: Err(fault), files: Vec::new() }),
                     4..6 => {}
                     _ => {
                         let found = self.found(worker);
-                        self.later(delay, Event::Found { worker, found: Ok(found) });
+                        self.later(delay, Event::Found { worker, found: Ok(found), files: Vec::new() });
                     }
                 }
             }
@@ -614,7 +660,7 @@ impl World {
                 let worker = self.living(worker);
                 assert!(!worker.is_open);
                 worker.is_open = true;
-                worker.ready_at = now;
+                (worker.ready_at, worker.idle_since) = (now, now);
             }
             Effect::Drain { worker } => {
                 let (now, view) = (self.now, self.fleet.view());
@@ -631,12 +677,7 @@ impl World {
                 } else if let Status::Draining { is_retired: true } = model.status {
                     assert!(!model.is_pinned);
                     // For another's sake, or because nobody has asked it anything for long.
-                    let keep_alive = model.options.as_ref().and_then(|options| options.keep_alive);
-                    let idle = now.since(model.idle_since.unwrap_or(now));
-                    let is_over = keep_alive.is_some_and(|it| it.duration().is_some_and(|it| it <= idle));
-                    // While it is loaded anew, those that it is to be say how long it stays.
-                    let is_over = is_over || is_unused;
-                    assert!(!view.line.is_empty() || (it.busy_until.is_none() && is_over));
+                    assert!(!view.line.is_empty() || (it.busy_until.is_none() && is_unused));
                     assert!(it.busy_until.is_none() || now.since(it.ready_at) >= SHORTEST_TURN);
                     // It answers what it has, or is ended by itself where it hangs.
                     let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
@@ -648,6 +689,7 @@ impl World {
             }
             Effect::Stop { worker } => {
                 assert!(self.living(worker).has_process);
+                self.living(worker).is_ending = true;
                 if luck < 80 {
                     self.later(delay / 10, died(worker));
                 }
@@ -658,7 +700,7 @@ impl World {
             }
             Effect::Kill { worker } => {
                 let it = self.living(worker);
-                it.is_being_killed = true;
+                (it.is_being_killed, it.is_ending) = (true, true);
                 if luck < 95 {
                     self.later(delay / 10, died(worker));
                 } else if luck < 98 && !self.worker(worker).has_process {
@@ -828,11 +870,14 @@ impl World {
         });
         let mut is_waiting = false;
         for (model_id, model) in &view.models {
-            let staying = |worker: &&WorkerView| !matches!(worker.status, Status::Draining { .. });
+            let staying = |worker: &&WorkerView| {
+                !matches!(worker.status, Status::Draining { .. }) && !self.workers[&worker.id].is_ending
+            };
             let replicas = model.options.as_ref().and_then(|options| options.replicas).unwrap_or(1);
             // One takes the place of another.
             let most = replicas as usize + usize::from(model.is_being_replaced);
-            assert!(model.workers.iter().filter(staying).count() <= most);
+            let staying = model.workers.iter().filter(staying).count();
+            assert!(staying <= most, "{model_id}: {staying} workers, and {most} at most");
             let with_deadline = Status::Draining { is_retired: false };
             is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
             for worker in model.ready(model_id, self.now).into_iter().flatten() {
@@ -852,8 +897,13 @@ impl World {
     fn settle(&mut self) {
         self.pass(self.now + LONGEST_WAIT);
         assert!(self.open.is_empty(), "nobody waits for ever: {:?}", self.open);
-        let accounts = self.fleet.view().accounts;
-        assert!(accounts.iter().all(|account| account.settling_bytes == 0), "nothing settles for ever");
+        let view = self.fleet.view();
+        assert!(view.accounts.iter().all(|account| account.settling_bytes == 0), "nothing settles for ever");
+        for model in view.models.values().filter(|model| model.status == Status::Loaded) {
+            let keep_alive = model.options.as_ref().and_then(|options| options.keep_alive);
+            let goes = keep_alive.is_some_and(|it| it.duration().is_some());
+            assert!(!goes || model.is_pinned || model.is_being_replaced, "who is not used goes");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Is there room, beside those that stay? First by the limits, then by what devices say that they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -150,6 +150,31 @@ impl Ledger {
     /// The same, whatever the device itself says.
     pub(crate) fn left_by_limits(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
         self.limit_of(name).saturating_sub(self.held(name, stays))
+    }
+
+    /// What is lacking of each account that uses concern, in bytes, beside all but those that have gone; and what
+    /// would be free of each once these went, too.
+    pub(crate) fn lacking(
+        &self,
+        uses: &[MemoryUse],
+        gone: &BTreeSet<WorkerId>,
+        candidates: impl Iterator<Item = Vec<WorkerId>>,
+    ) -> (Vec<u64>, Vec<Vec<u64>>) {
+        let needs = self.needs(uses);
+        let lack = |(name, need): (&String, &u64)| {
+            let held = self.held(name, &|worker| !gone.contains(&worker));
+            let free = self.entries.get(name).map_or(0, |entry| {
+                let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
+                before.saturating_sub(entry.reserve)
+            });
+            let there = self.limit_of(name).min(free);
+            if *need > 0 { held.saturating_add(*need).saturating_sub(there) } else { 0 }
+        };
+        let gain = |workers: Vec<WorkerId>| {
+            let goes = |worker| workers.contains(&worker) && !gone.contains(&worker);
+            needs.keys().map(|name| self.held(name, &goes)).collect()
+        };
+        (needs.iter().map(lack).collect(), candidates.map(gain).collect())
     }
 
     /// A device that nobody knows has no room.

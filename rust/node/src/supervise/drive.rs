@@ -12,8 +12,8 @@ use std::{
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_fleet::{
-    Device, Effect, Event, Fleet, FleetView, FoundModel, Incident, Moment, Planned, Reading, Setup, Severity,
-    Ticket, Won, WorkerId,
+    Device, Effect, Event, Files, Fleet, FleetView, FoundModel, Incident, Moment, Planned, Reading, Setup,
+    Severity, Ticket, Won, WorkerId,
 };
 use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
@@ -38,7 +38,7 @@ enum Message {
     /// Somebody waits for the outcome.
     Order(Ticket, Event, Waiter),
     /// A model and its engine were found, and how they are loaded.
-    Found(WorkerId, Result<(FoundModel, Box<LoadPlan>), Fault>),
+    Found(WorkerId, Files, Result<(FoundModel, Box<LoadPlan>), Fault>),
 }
 
 /// Somebody who waits for what comes of an order.
@@ -218,12 +218,12 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
                 waiters.insert(ticket, waiter);
                 event
             }
-            Ok(Message::Found(worker, found)) => {
+            Ok(Message::Found(worker, files, found)) => {
                 let found = found.map(|(found, its_plan)| {
                     plan = Some(its_plan);
                     found
                 });
-                Event::Found { worker, found }
+                Event::Found { worker, found, files }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => Event::Time,
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -351,11 +351,12 @@ fn tell(inner: &Inner, incident: Incident) {
 fn find(inner: &Arc<Inner>, worker: WorkerId, model_id: String, setup: Box<Setup>, format: Option<String>) {
     let finding = Arc::clone(inner);
     let found = thread::Builder::new().name("find".to_owned()).spawn(move || {
+        let files = finding.find(&model_id).map(|model| load::files(&model)).unwrap_or_default();
         let found = load::find(&finding, &model_id, &setup, format.as_deref());
-        let _ = finding.fleet.messages.send(Message::Found(worker, found));
+        let _ = finding.fleet.messages.send(Message::Found(worker, files, found));
     });
     if let Err(error) = found {
-        inner.fleet.tell(Event::Found { worker, found: Err(no_thread(&error)) });
+        inner.fleet.tell(Event::Found { worker, found: Err(no_thread(&error)), files: Files::new() });
     }
 }
 

@@ -12,8 +12,8 @@ use llm_node_core::{
     text::template::ChatTemplate,
 };
 use llm_node_fleet::{
-    Account, Basis, Changed, ChosenEngine, Device, DeviceKind, DeviceState, Event, Foreseen, FoundModel,
-    LoadKey, Planned, ProcessUse, Setup, Status, guessed,
+    Account, Basis, Changed, ChosenEngine, Device, DeviceKind, DeviceState, Event, Files, Foreseen,
+    FoundModel, LoadKey, Planned, ProcessUse, Setup, Status, guessed,
 };
 use llm_node_wire::message::{EngineAddress, LoadPlan, Scheduling, Speculation};
 use serde::Serialize;
@@ -245,6 +245,17 @@ fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> 
             (size, usual_size, gpu_layers, threads, vram_limit_bytes, options),
         ))?,
     })
+}
+
+/// Its files as they are now.
+pub(super) fn files(model: &Model) -> Files {
+    let paths = std::iter::once(&model.path).chain(&model.parts);
+    paths.map(|path| file(path)).collect()
+}
+
+/// Are files as they were?
+pub(super) fn are_unchanged(files: &Files) -> bool {
+    files.iter().all(|known| file(Path::new(&known.0)) == *known)
 }
 
 /// Path, size, and when it was written last, in nanoseconds.

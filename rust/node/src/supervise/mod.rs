@@ -455,14 +455,12 @@ impl Inner {
         let models: Vec<Model> =
             self.catalog.models(&readable).into_iter().map(|model| with_obstacle(model, &readable)).collect();
         let view = self.fleet.view();
-        let mut rows: Vec<ModelRow<'_>> = models
-            .iter()
-            .map(|model| ModelRow::of(self, model, view.models.get(&model.id).map(AsRef::as_ref)))
-            .collect();
+        let mut rows: Vec<ModelRow<'_>> =
+            models.iter().map(|model| ModelRow::of(self, model, &view)).collect();
         // A loaded model whose file has gone is still served.
-        for (id, model) in &view.models {
+        for id in view.models.keys() {
             if !models.iter().any(|model| model.id == *id) {
-                rows.extend(ModelRow::without_file(self, id, model));
+                rows.extend(ModelRow::without_file(self, id, &view));
             }
         }
         written(&rows)
@@ -474,11 +472,11 @@ impl Inner {
         match self.catalog.find(name, &readable) {
             Ok(model) => {
                 let model = with_obstacle(model, &readable);
-                written(&ModelRow::of(self, &model, view.models.get(&model.id).map(AsRef::as_ref)))
+                written(&ModelRow::of(self, &model, &view))
             }
             Err(fault) => {
                 let id = self.own_name(name);
-                let row = view.models.get(&id).and_then(|model| ModelRow::without_file(self, &id, model));
+                let row = ModelRow::without_file(self, &id, &view);
                 row.map_or(Err(fault), |row| written(&row))
             }
         }

@@ -19,12 +19,16 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     Account, Basis, Crash, Device, DeviceKind, DeviceState, FleetView, Foreseen, Holder, Incident,
-    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict, WorkerView,
+    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict, WorkerId, WorkerView,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
 
-use super::{Inner, load::measure_host, written};
+use super::{
+    Inner,
+    load::{are_unchanged, measure_host},
+    written,
+};
 use crate::{config::Origin, models::Model};
 
 /// A prompt that waits so long until it is read finds its model full.
@@ -187,6 +191,8 @@ struct FileRow<'a> {
     files: Vec<String>,
     also: Vec<String>,
     modified: u64,
+    /// It was written since the model was loaded, which is what it was before.
+    changed: bool,
 }
 
 /// A model that is not merely available.
@@ -211,6 +217,9 @@ struct LifeRow<'a> {
     loaded: Option<LoadedRow<'a>>,
     #[serde(flatten)]
     serving: Option<ServingRow>,
+    /// What is counted as taken by it, on all devices together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_bytes: Option<u64>,
     /// What it is loaded with, where anything is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     options: Option<&'a ModelOptions>,
@@ -236,6 +245,7 @@ struct ReplicaRow<'a> {
     requests: usize,
     devices: Vec<&'a str>,
     memory: Vec<MemoryRow<'a>>,
+    held_bytes: u64,
     silent_seconds: u32,
     occupancy: Option<Occupancy>,
 }
@@ -329,7 +339,7 @@ struct DeviceRow<'a> {
     index: u32,
     name: &'a str,
     bus_id: Option<&'a str>,
-    kind: DeviceKind,
+    kind: &'static str,
     state: DeviceState,
     total_bytes: u64,
     free_bytes: u64,
@@ -491,7 +501,7 @@ impl<'a> LoadedRow<'a> {
 }
 
 impl<'a> ReplicaRow<'a> {
-    fn of_all(inner: &Inner, view: &'a ModelView) -> Vec<Self> {
+    fn of_all(inner: &Inner, view: &'a ModelView, accounts: &[Account]) -> Vec<Self> {
         let row = |worker: &'a WorkerView| {
             let process = inner.processes.get(worker.id);
             let loaded = worker.loaded.as_ref().map(|(_, loaded)| LoadedRow::of(loaded));
@@ -504,12 +514,24 @@ impl<'a> ReplicaRow<'a> {
                 requests: inner.traffic.streams_of(worker.id),
                 devices,
                 memory,
+                held_bytes: held(accounts, |worker_of| worker_of == worker.id),
                 silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
                 occupancy: process.as_ref().and_then(|process| process.occupancy()),
             }
         };
         view.workers.iter().map(row).collect()
     }
+}
+
+/// Has the file been written since its last load failed? Then it may be mended.
+fn is_mended(view: &ModelView) -> bool {
+    matches!(view.status, Status::Failed(_)) && !are_unchanged(&view.files)
+}
+
+/// What such workers hold of all devices.
+fn held(accounts: &[Account], is_it: impl Fn(WorkerId) -> bool) -> u64 {
+    let holders = accounts.iter().flat_map(|account| &account.holders);
+    holders.filter(|holder| is_it(holder.worker)).map(|holder| holder.bytes).sum()
 }
 
 /// Of the device among the node's.
@@ -533,7 +555,7 @@ impl<'a> MemoryRow<'a> {
 }
 
 impl<'a> FileRow<'a> {
-    fn of(model: &'a Model) -> Self {
+    fn of(model: &'a Model, view: Option<&ModelView>) -> Self {
         Self {
             format: &model.format,
             architecture: model.architecture.as_deref(),
@@ -547,6 +569,7 @@ impl<'a> FileRow<'a> {
             files: shown(&model.parts),
             also: shown(&model.also),
             modified: modified(&model.path),
+            changed: view.is_some_and(|view| !view.workers.is_empty() && !are_unchanged(&view.files)),
         }
     }
 }
@@ -561,7 +584,7 @@ impl<'a> DeviceRow<'a> {
             index: device.index,
             name: &device.name,
             bus_id: device.bus_id.as_deref(),
-            kind: device.kind,
+            kind: device.kind_word(),
             state: device.state,
             total_bytes: device.total_bytes,
             free_bytes: device.free_bytes,
@@ -577,11 +600,13 @@ impl<'a> DeviceRow<'a> {
 }
 
 impl<'a> LifeRow<'a> {
-    fn of(inner: &Inner, view: &'a ModelView) -> Self {
+    /// `accounts`: of the devices.
+    fn of(inner: &Inner, view: &'a ModelView, accounts: &[Account]) -> Self {
         let process = view.workers.first().and_then(|worker| inner.processes.get(worker.id));
         let error = |fault: &'a Fault| Some(ErrorRow { code: fault.code, message: &fault.message });
-        let row = Self { status: view.status.word(), ..Self::default() };
-        let row = match &view.status {
+        let status = if is_mended(view) { &Status::Available } else { &view.status };
+        let row = Self { status: status.word(), ..Self::default() };
+        let row = match status {
             Status::Available | Status::Loaded | Status::Draining { .. } => row,
             Status::Loading | Status::Waiting => Self {
                 loading: Some(LoadingRow {
@@ -612,8 +637,10 @@ impl<'a> LifeRow<'a> {
         Self {
             loaded: LoadedRow::of_all(view),
             serving,
+            held_bytes: (!view.workers.is_empty())
+                .then(|| held(accounts, |worker| view.workers.iter().any(|it| it.id == worker))),
             workers: if view.is_of_several() || view.workers.len() > 1 {
-                ReplicaRow::of_all(inner, view)
+                ReplicaRow::of_all(inner, view, accounts)
             } else {
                 Vec::new()
             },
@@ -638,11 +665,11 @@ impl<'a> CrashRow<'a> {
 }
 
 impl<'a> ModelRow<'a> {
-    /// `view`: what the fleet has of it, if anything.
-    pub(super) fn of(inner: &Inner, model: &'a Model, view: Option<&'a ModelView>) -> Self {
+    pub(super) fn of(inner: &Inner, model: &'a Model, fleet: &'a FleetView) -> Self {
+        let view = fleet.models.get(&model.id).map(AsRef::as_ref);
         let mut life = view.map_or_else(
             || LifeRow { status: "available", ..LifeRow::default() },
-            |view| LifeRow::of(inner, view),
+            |view| LifeRow::of(inner, view, &fleet.accounts),
         );
         if let Some(problem) = &model.problem
             && life.status == "available"
@@ -650,12 +677,13 @@ impl<'a> ModelRow<'a> {
             life.status = "failed";
             life.error = Some(ErrorRow { code: problem.code, message: &problem.message });
         }
-        Self { id: &model.id, file: Some(FileRow::of(model)), life }
+        Self { id: &model.id, file: Some(FileRow::of(model, view)), life }
     }
 
     /// Of one whose file has gone; `None`: there is nothing left of it.
-    pub(super) fn without_file(inner: &Inner, id: &'a str, view: &'a ModelView) -> Option<Self> {
-        (!view.workers.is_empty()).then(|| Self { id, file: None, life: LifeRow::of(inner, view) })
+    pub(super) fn without_file(inner: &Inner, id: &'a str, fleet: &'a FleetView) -> Option<Self> {
+        let view = fleet.models.get(id).filter(|view| !view.workers.is_empty())?;
+        Some(Self { id, file: None, life: LifeRow::of(inner, view, &fleet.accounts) })
     }
 }
 
@@ -664,14 +692,15 @@ impl SystemRow<'_> {
     pub(super) fn written(inner: &Inner) -> Result<String, Fault> {
         let view = inner.fleet.view();
         let host = measure_host();
-        let is_busy = |view: &ModelView| !matches!(view.status, Status::Available);
+        let is_busy = |view: &ModelView| !matches!(view.status, Status::Available) && !is_mended(view);
         let busy = view.models.iter().filter(|(_, view)| is_busy(view));
+        let accounts = &view.accounts;
         written(&SystemRow {
             gpu_backend: inner.config.gpu_backend.as_deref(),
             vram_limit_bytes: inner.config.vram_limit_bytes,
             devices: view.accounts.iter().map(|account| DeviceRow::of(account, &host)).collect(),
             workers: busy
-                .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view) })
+                .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view, accounts) })
                 .collect(),
             line: &view.line,
             load: LoadRow::of(inner, &view),

@@ -82,5 +82,7 @@ pub(crate) fn lost(fault: EngineFault) -> Fault {
 
 /// What requests are told that come too late.
 pub(crate) fn stopped() -> Fault {
+    // By then it has gone, and whoever asks again has it loaded.
     Fault::new(ErrorCode::ShuttingDown, "the model is being unloaded")
+        .details(r#"{"retry_after":1}"#.to_owned())
 }
