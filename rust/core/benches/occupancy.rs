@@ -13,6 +13,7 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use llm_node_core::{
+    chat::conversation::Format,
     engine::Tokenizer,
     request::{Prompt, Request, Sampling, ValidRequest},
     session::{Occupancy, Session, SessionOptions},
@@ -27,13 +28,13 @@ fn busy() -> Session<ToyEngine> {
     let mut session = Session::new(ToyEngine::new(limits()), vocabulary, SessionOptions::default());
     for id in 0..REQUESTS {
         let request = Request {
-            prompt: Prompt::Tokens(vec![id as u32; 16]),
+            prompt: Prompt::Tokens(vec![id as i32; 16]),
             max_tokens: Some(200),
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             stop: Vec::new(),
             ignore_eos: true,
             logprobs: None,
-            format: Default::default(),
+            format: Format::Text,
             source: 0,
         };
         let request = ValidRequest::new(request, &tokenizer, None, &limits(), 42, 0).unwrap();

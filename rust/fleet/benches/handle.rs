@@ -94,7 +94,7 @@ fn handle(criterion: &mut Criterion) {
         bencher.iter(|| black_box(fleet.handle(now, reading())));
     });
     criterion.bench_function("a plan that needs the room of others, 20 models", |bencher| {
-        let later = now + Duration::from_secs(60);
+        let later = now + Duration::from_mins(1);
         let setup = Box::new(Setup::new("model-20", ModelOptions::default(), &Usual::default()));
         // The least that does not fit beside those that are loaded.
         let memory = vec![MemoryUse { is_host: true, weights: LIMIT - 5 * MIB, ..MemoryUse::default() }];

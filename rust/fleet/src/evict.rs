@@ -139,10 +139,11 @@ mod tests {
         Candidate { gain: vec![gain], is_busy: false, cost }
     }
 
+    type Case<'a> = (u64, &'a [Candidate], Option<&'a [usize]>);
+
     #[test]
     fn what_costs_least_goes_and_nothing_in_vain() {
         let busy = Candidate { is_busy: true, ..one(9, 0) };
-        type Case<'a> = (u64, &'a [Candidate], Option<&'a [usize]>);
         let cases: [Case<'_>; 8] = [
             (0, &[one(1, 1)], Some(&[])),
             (5, &[one(2, 1), one(2, 1)], None),

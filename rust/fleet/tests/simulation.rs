@@ -205,6 +205,8 @@ struct World {
     stops: usize,
     /// Models that go to come back otherwise.
     replaced: BTreeSet<String>,
+    /// The shortest time that each was ever to stay unused.
+    said: BTreeMap<String, KeepAlive>,
     /// Models that go because nobody has asked them anything for long.
     unused: BTreeSet<String>,
     script: Vec<String>,
@@ -235,6 +237,7 @@ impl World {
             is_stopping: false,
             stops: 0,
             replaced: BTreeSet::new(),
+            said: BTreeMap::new(),
             unused: BTreeSet::new(),
             script: Vec::new(),
         };
@@ -319,6 +322,7 @@ impl World {
                     self.asked.insert(ticket, name(model));
                 }
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
+                self.is_to_stay(name(model), keep_alive);
                 let wishes = ModelOptions {
                     context_length,
                     threads,
@@ -343,6 +347,7 @@ impl World {
             }
             Order::Configure { model, pin, keep_alive } => {
                 let keep_alive = keep_alive.map(|seconds| KeepAlive(seconds.into()));
+                self.is_to_stay(name(model), keep_alive);
                 let own = ModelOptions { pin, keep_alive, ..ModelOptions::default() };
                 self.handle(Event::Configured(Usual {
                     models: [(name(model), own)].into(),
@@ -370,6 +375,15 @@ impl World {
             Order::Stop { seconds } => {
                 self.is_stopping = true;
                 self.handle(Event::Stopping { by: self.now + Duration::from_secs(seconds) });
+            }
+        }
+    }
+
+    fn is_to_stay(&mut self, model_id: String, keep_alive: Option<KeepAlive>) {
+        if let Some(said) = keep_alive {
+            let shortest = self.said.entry(model_id).or_insert(said);
+            if said.duration() < shortest.duration() {
+                *shortest = said;
             }
         }
     }
@@ -452,6 +466,7 @@ impl World {
         }
         let before = self.fleet.view().models;
         let usual = if let Event::Configured(usual) = &event { Some(usual.clone()) } else { None };
+        let is_order = matches!(event, Event::Load { .. });
         let effects = self.fleet.handle(self.now, event);
         self.script.push(format!("  {effects:?}"));
         for effect in &effects {
@@ -459,7 +474,7 @@ impl World {
                 && incident.kind == IncidentKind::Unused
             {
                 let model_id = &incident.model_id;
-                self.is_unused(model_id, &before[model_id], usual.as_ref());
+                self.is_unused(model_id, &before[model_id], usual.as_ref(), is_order);
             }
         }
         for effect in effects {
@@ -470,7 +485,7 @@ impl World {
 
     /// A model goes because nobody has asked it anything for as long as it was to stay: is that so? `before`: as it
     /// was, `usual`: what is said of all from now on.
-    fn is_unused(&self, model_id: &str, before: &ModelView, usual: Option<&Usual>) {
+    fn is_unused(&self, model_id: &str, before: &ModelView, usual: Option<&Usual>, is_order: bool) {
         let said = before.options.as_ref().expect("what it was loaded with");
         let (mut pin, mut keep_alive) = (said.pin, said.keep_alive);
         if let (Some(usual), Some(setup)) = (usual, &before.setup) {
@@ -482,14 +497,12 @@ impl World {
             worker.model_id == model_id && worker.is_open && !worker.is_draining && !worker.is_gone
         };
         let workers: Vec<&Worker> = self.workers.values().filter(answers).collect();
-        if before.is_being_replaced {
-            // That has just come to its end: those that it has become say how long they stay.
-            let latest = workers.iter().filter_map(|worker| worker.setup.as_deref()).last();
-            (pin, keep_alive) =
-                latest.map_or((pin, keep_alive), |setup| (setup.whole().pin, setup.whole().keep_alive));
+        if before.is_being_replaced || is_order {
+            // It has just become another, for which what was said meanwhile holds; or this is what is said of it now.
+            (pin, keep_alive) = (None, self.said.get(model_id).copied());
         }
         assert!(pin != Some(true), "who is pinned stays");
-        let stays = keep_alive.and_then(|it| it.duration()).expect("who is to stay for ever does not go");
+        let stays = keep_alive.and_then(KeepAlive::duration).expect("who is to stay for ever does not go");
         assert!(!workers.is_empty() && workers.iter().all(|worker| worker.busy_until.is_none()));
         let since = workers.iter().map(|worker| worker.idle_since).max();
         assert!(since.is_some_and(|since| self.now.since(since) >= stays.max(BETWEEN_REQUESTS)));

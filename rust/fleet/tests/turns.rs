@@ -34,7 +34,7 @@ const LOAD: Duration = Duration::from_secs(5);
 
 /// What is going to happen.
 enum Next {
-    Told(Event),
+    Told(Box<Event>),
     /// Somebody asks one of the models.
     Comes,
     /// A worker has answered one request.
@@ -97,17 +97,20 @@ impl World {
                     key,
                     known: None,
                 };
-                self.later(soon, Next::Told(Event::Found { worker, found: Ok(found), files: Vec::new() }));
+                self.later(
+                    soon,
+                    Next::Told(Box::new(Event::Found { worker, found: Ok(found), files: Vec::new() })),
+                );
             }
             Effect::Spawn { worker, .. } => {
-                self.later(soon, Next::Told(Event::Started { worker, pid: worker as u32 }));
+                self.later(soon, Next::Told(Box::new(Event::Started { worker, pid: worker as u32 })));
                 let uses = Some(vec![MemoryUse { is_host: true, weights: 5 * GIB, ..MemoryUse::default() }]);
                 let estimate = Estimate { uses, figures: Figures::default() };
-                self.later(2 * soon, Next::Told(Event::Estimated { worker, estimate }));
+                self.later(2 * soon, Next::Told(Box::new(Event::Estimated { worker, estimate })));
             }
             Effect::Proceed { worker, .. } => {
                 self.workers.get_mut(&worker).unwrap().loads_since = Some(self.now);
-                self.later(LOAD, Next::Told(Event::Ready { worker, facts: ModelFacts::default() }));
+                self.later(LOAD, Next::Told(Box::new(Event::Ready { worker, facts: ModelFacts::default() })));
             }
             Effect::Open { worker, .. } => {
                 let since = self.workers.get_mut(&worker).unwrap().loads_since.take().unwrap();
@@ -117,13 +120,13 @@ impl World {
                 let it = self.workers.get_mut(&worker).unwrap();
                 it.is_draining = true;
                 if it.answering == 0 {
-                    self.later(Duration::ZERO, Next::Told(Event::Drained { worker }));
+                    self.later(Duration::ZERO, Next::Told(Box::new(Event::Drained { worker })));
                 }
             }
             Effect::Stop { worker } | Effect::Kill { worker } => {
                 assert_eq!(self.workers[&worker].answering, 0, "no answer is cut");
                 let died = Event::Died { worker, death: death("it is told to"), is_known: false };
-                self.later(soon, Next::Told(died));
+                self.later(soon, Next::Told(Box::new(died)));
             }
             Effect::Resolve { ticket, outcome } => {
                 outcome.expect("nobody is refused");
@@ -162,7 +165,7 @@ impl World {
         match what {
             Next::Told(event) => {
                 self.read();
-                self.tell(event);
+                self.tell(*event);
             }
             Next::Comes => {
                 let model = self.rng.choice(MODELS).unwrap();
