@@ -284,9 +284,17 @@ impl Fleet {
     pub(crate) fn not_replaced(&mut self, now: Moment, model_id: &str, fault: &Fault) {
         let life = self.life(model_id);
         let waiting = mem::take(&mut life.waiting);
-        let (met, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| waiting.is_met);
+        let is_one_there = life.is_wanted();
+        let replacement = life.replacement.as_ref();
+        // The next one is tried later, perhaps in vain: whoever wants more than it has does not wait for that.
+        let wants_more = |waiting: &Waiting| {
+            replacement
+                .is_some_and(|it| it.setup.fits(&waiting.wishes, model_id, "is being loaded") != Fit::Joins)
+        };
+        let (met, others): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|waiting| waiting.is_met || (is_one_there && wants_more(waiting)));
         life.waiting = others;
-        if life.is_wanted() {
+        if is_one_there {
             // The first one answers.
             if let Some(replacement) = &mut life.replacement {
                 replacement.not_before = Some(now + LONGEST_PAUSE);
