@@ -163,11 +163,7 @@ impl Ledger {
         let needs = self.needs(uses);
         let lack = |(name, need): (&String, &u64)| {
             let held = self.held(name, &|worker| !gone.contains(&worker));
-            let free = self.entries.get(name).map_or(0, |entry| {
-                let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
-                before.saturating_sub(entry.reserve)
-            });
-            let there = self.limit_of(name).min(free);
+            let there = self.limit_of(name).min(self.on_device(name));
             if *need > 0 { held.saturating_add(*need).saturating_sub(there) } else { 0 }
         };
         let gain = |workers: Vec<WorkerId>| {
@@ -185,9 +181,15 @@ impl Ledger {
     /// What the device itself still has, after all that was promised since it was measured, beside those that
     /// stay.
     pub(super) fn available(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
-        let Some(entry) = self.entries.get(name) else { return 0 };
-        let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
-        before.saturating_sub(self.held(name, stays)).saturating_sub(entry.reserve)
+        self.on_device(name).saturating_sub(self.held(name, stays))
+    }
+
+    /// What the device itself would have, if nothing were held of it.
+    fn on_device(&self, name: &str) -> u64 {
+        self.entries.get(name).map_or(0, |entry| {
+            let before = entry.device.free_bytes.saturating_add(entry.taken_when_measured);
+            before.saturating_sub(entry.reserve)
+        })
     }
 
     /// `limit`: what stood in the way.
