@@ -466,7 +466,8 @@ impl World {
         }
         let before = self.fleet.view().models;
         let usual = if let Event::Configured(usual) = &event { Some(usual.clone()) } else { None };
-        let is_order = matches!(event, Event::Load { .. });
+        // A worker that was made larger for an order has what that said from now on.
+        let is_order = matches!(event, Event::Load { .. } | Event::Reshaped { .. });
         let effects = self.fleet.handle(self.now, event);
         self.script.push(format!("  {effects:?}"));
         for effect in &effects {
