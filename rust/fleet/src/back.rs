@@ -104,7 +104,7 @@ impl Fleet {
         let uses = had.of_figures(&worker.figures);
         let unsaid = self.ledger.unsaid(worker.id, &worker.memory());
         let all: Vec<MemoryUse> = [uses, unsaid].concat();
-        if self.ledger.room(&all, |other| other != worker.id).is_ok() {
+        if self.ledger.has_room(&all, |other| other != worker.id) {
             return Some(had);
         }
         let chosen =

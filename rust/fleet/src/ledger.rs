@@ -8,7 +8,7 @@ mod commitment;
 mod devices;
 mod room;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use llm_node_core::{
     error::Fault,
@@ -311,11 +311,11 @@ impl Ledger {
     }
 
     /// As it will be once these have given up what they can do without.
-    pub(crate) fn after(&self, spares: &[Spare]) -> Self {
-        let mut after = self.clone();
+    pub(crate) fn after(&self, spares: &[Spare]) -> Cow<'_, Self> {
+        let mut after = Cow::Borrowed(self);
         for Spare { worker, gain, .. } in spares {
             let gain = self.needs(gain);
-            let Some(holding) = after.holdings.get_mut(worker) else { continue };
+            let Some(holding) = after.to_mut().holdings.get_mut(worker) else { continue };
             for (name, bytes) in gain {
                 if let Some(need) = holding.needs.get_mut(&name) {
                     *need = need.saturating_sub(bytes);
@@ -385,6 +385,13 @@ impl Ledger {
         let settling = self.settling.iter().filter(|(worker, _)| stays(**worker));
         let held = sum(holdings.filter_map(|(_, holding)| holding.needs.get(name)));
         held.saturating_add(sum(settling.filter_map(|(_, settling)| Some(&settling.owed.get(name)?.0))))
+    }
+
+    /// By one of them alone.
+    fn held_by(&self, worker: WorkerId, name: &str) -> u64 {
+        let held = self.holdings.get(&worker).and_then(|holding| holding.needs.get(name));
+        let owed = self.settling.get(&worker).and_then(|settling| Some(&settling.owed.get(name)?.0));
+        sum(held.into_iter().chain(owed))
     }
 
     /// What others than models take of a device, or seem to.

@@ -118,7 +118,7 @@ impl Fleet {
         let is_at_home = here.len() == 1 && self.obstacle(now, uses).is_none();
         if here.is_empty()
             || search.moves >= MOST_MOVES
-            || (is_at_home && self.ledger.room(uses, |other| other != worker).is_ok())
+            || (is_at_home && self.ledger.has_room(uses, |other| other != worker))
         {
             return None;
         }

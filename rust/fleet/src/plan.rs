@@ -268,7 +268,7 @@ impl Fleet {
         let line = self.line();
         let ahead = line.iter().flat_map(|(_, worker)| self.estimate_of(*worker));
         let all: Vec<MemoryUse> = ahead.chain(least.iter().cloned()).collect();
-        let has_room = self.ledger.room(&least, |other| other != worker).is_ok()
+        let has_room = self.ledger.has_room(&least, |other| other != worker)
             && self.ledger.hope(now, worker, &all).is_ok();
         let way = if has_room {
             Some(Way::default())
@@ -283,7 +283,7 @@ impl Fleet {
         };
         let mut then = self.ledger.after(&way.shrink);
         for worker in way.unload.iter().flat_map(|(workers, _)| workers) {
-            then.withdraw(*worker);
+            then.to_mut().withdraw(*worker);
         }
         let mut shape = None;
         let mut foreseen = Foreseen { memory: least.clone(), ..foreseen };
@@ -305,7 +305,7 @@ impl Fleet {
             if !chosen.is_known {
                 chosen = self.as_said(&then.after(&way.shrink), &foreseen, setup, chosen, worker);
             }
-            if then.after(&way.shrink).room(&chosen.uses, |other| other != worker).is_err() {
+            if !then.after(&way.shrink).has_room(&chosen.uses, |other| other != worker) {
                 // Its engine says that it takes more than was thought: it waits for that, or is refused.
                 let refused = self.could_fit(now, worker, &chosen.uses).err().map(Verdict::Refused);
                 let foreseen = Foreseen { memory: self.of_all(setup, chosen.uses), ..foreseen.clone() };
@@ -340,7 +340,7 @@ impl Fleet {
         mut chosen: Chosen,
         worker: WorkerId,
     ) -> Chosen {
-        let has_room = |uses: &[MemoryUse]| ledger.room(uses, |other| other != worker).is_ok();
+        let has_room = |uses: &[MemoryUse]| ledger.has_room(uses, |other| other != worker);
         for _ in 0..MOST_ROUNDS {
             let said = foreseen.sized.iter().find(|(shape, _)| *shape == chosen.shape);
             let Some((_, said)) = said else { break };

@@ -224,7 +224,7 @@ impl Fleet {
         let placed = |uses: Vec<MemoryUse>| on(&uses, place);
         let Foreseen { figures, key, before, .. } = foreseen;
         let least = foreseen.least(&self.history).map(placed);
-        if !least.is_ok_and(|least| self.ledger.room(&least, |_| true).is_ok()) {
+        if !least.is_ok_and(|least| self.ledger.has_room(&least, |_| true)) {
             return false;
         }
         if !figures.are_of_contexts() {

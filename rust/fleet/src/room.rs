@@ -207,7 +207,7 @@ impl Fleet {
             self.workers().filter(|(_, it)| it.id == worker || is_going(it)).map(|(_, it)| it.id).collect();
         gone.extend(self.ledger.settling());
         let room = |ledger: &Ledger, gone: &BTreeSet<WorkerId>| {
-            ledger.room(uses, |worker| !gone.contains(&worker)).is_ok()
+            ledger.has_room(uses, |worker| !gone.contains(&worker))
         };
         if room(&self.ledger, &gone) {
             return Some(Way::default());

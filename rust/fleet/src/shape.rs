@@ -65,7 +65,7 @@ pub(crate) fn choose(
         && let Some(known) = before.shape
         && known.cells().saturating_mul(AS_BEFORE.1) >= shape.cells().saturating_mul(AS_BEFORE.0)
         && known.is_enough(wish, length) >= shape.is_enough(wish, length)
-        && ledger.room(&before.uses, |other| other != worker).is_ok()
+        && ledger.has_room(&before.uses, |other| other != worker)
     {
         return Ok(Chosen { shape: known, uses: before.uses.clone(), is_known: true });
     }
@@ -184,7 +184,7 @@ impl Fleet {
                 .worker_at(worker)
                 .and_then(|it| choose_again(&self.ledger, &it.setup, &it.figures, &it.estimate, worker))
             && (!has_room || again.shape.cells() / 2 >= has)
-            && self.ledger.room(&again.uses, |other| other != worker).is_ok()
+            && self.ledger.has_room(&again.uses, |other| other != worker)
         {
             self.ledger.withdraw(worker);
             if self.ledger.reserve(worker, &again.uses, &model_id, is_pinned).is_ok() {

@@ -36,6 +36,11 @@ impl Ledger {
         self.room_by_limits(&self.needs(uses), &is_pinned)
     }
 
+    /// The same as [`Self::room`], where nobody is told what is lacking: a refusal takes longer than its figures.
+    pub(crate) fn has_room(&self, uses: &[MemoryUse], stays: impl Fn(WorkerId) -> bool) -> bool {
+        self.needs(uses).iter().all(|(name, required)| *required <= self.left(name, &stays))
+    }
+
     pub(super) fn room_by_limits(
         &self,
         needs: &BTreeMap<String, u64>,
@@ -167,8 +172,8 @@ impl Ledger {
             if *need > 0 { held.saturating_add(*need).saturating_sub(there) } else { 0 }
         };
         let gain = |workers: Vec<WorkerId>| {
-            let goes = |worker| workers.contains(&worker) && !gone.contains(&worker);
-            needs.keys().map(|name| self.held(name, &goes)).collect()
+            let go = || workers.iter().filter(|worker| !gone.contains(worker));
+            needs.keys().map(|name| sum(go().map(|worker| self.held_by(*worker, name)))).collect()
         };
         (needs.iter().map(lack).collect(), candidates.map(gain).collect())
     }
