@@ -7,6 +7,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <map>
@@ -14,6 +15,8 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -311,30 +314,57 @@ uintptr_t huge_page() {
     return modes.find("[never]") == std::string::npos ? size : 0;
 }
 
-// Puts memory of the process alone, in huge pages, in the place of whole huge pages of a mapped file.
-void move_to_huge_pages(uintptr_t begin, uintptr_t end, uintptr_t huge) {
+// Puts memory of the process alone, in huge pages, in the place of a mapped file's. False: the file's is there still.
+bool move_to_huge_pages(uintptr_t begin, uintptr_t end, uintptr_t huge) {
+    const size_t size = end - begin;
+    void * const room = mmap(nullptr, size + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) {
+        return false;
+    }
+    const auto   first = reinterpret_cast<uintptr_t>(room);
+    const size_t head  = (huge - first % huge) % huge;
+    void * const whole = reinterpret_cast<void *>(first + head);
+    void * const place = reinterpret_cast<void *>(begin);
+    madvise(whole, size, MADV_HUGEPAGE);
+    std::memcpy(whole, place, size);
+    mprotect(whole, size, PROT_READ);
+    const bool moved = mremap(whole, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED;
+    munmap(room, head);
+    munmap(moved ? reinterpret_cast<char *>(whole) + size : whole, moved ? huge - head : size + huge - head);
+    return moved;
+}
+
+// All of these, which are whole huge pages, on all processors: a new page costs its time where it is first written to,
+// and in a virtual machine several times what the copy costs.
+void move_to_huge_pages(const std::vector<range> & runs, uintptr_t huge) {
+    const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1U, 8U);
     // What is moved at once lies in memory twice meanwhile.
-    const uintptr_t most = std::max<uintptr_t>(huge, (64 << 20) / huge * huge);
-    for (; begin < end; begin += most) {
-        const size_t size = std::min(most, end - begin);
-        void * const room =
-            mmap(nullptr, size + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (room == MAP_FAILED) {
-            return;
+    const uintptr_t    most = std::max<uintptr_t>(huge, (64 << 20) / threads / huge * huge);
+    std::vector<range> parts;
+    for (auto [begin, end] : runs) {
+        for (; begin < end; begin += most) {
+            parts.emplace_back(begin, std::min(begin + most, end));
         }
-        const auto   first = reinterpret_cast<uintptr_t>(room);
-        const size_t head  = (huge - first % huge) % huge;
-        void * const whole = reinterpret_cast<void *>(first + head);
-        void * const place = reinterpret_cast<void *>(begin);
-        madvise(whole, size, MADV_HUGEPAGE);
-        std::memcpy(whole, place, size);
-        mprotect(whole, size, PROT_READ);
-        const bool moved = mremap(whole, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED;
-        munmap(room, head);
-        munmap(moved ? reinterpret_cast<char *>(whole) + size : whole, moved ? huge - head : size + huge - head);
-        if (!moved) {
-            return;
+    }
+    std::atomic<size_t> next{0};
+    const auto          move = [&] {
+        for (size_t at = next++; at < parts.size(); at = next++) {
+            if (!move_to_huge_pages(parts[at].first, parts[at].second, huge)) {
+                next = parts.size();
+            }
         }
+    };
+    std::vector<std::thread> others;
+    try {
+        while (others.size() + 1 < std::min<size_t>(threads, parts.size())) {
+            others.emplace_back(move);
+        }
+    } catch (const std::system_error &) {
+        // Those that could be started, and this one, do all of it.
+    }
+    move();
+    for (std::thread & other : others) {
+        other.join();
     }
 }
 
@@ -348,6 +378,7 @@ void weights_to_huge_pages(const llama_model * model) {
     }
     const std::vector<range> used    = plain_weights(model, /*all =*/false);
     const auto               nearest = [huge](uintptr_t it) { return (it + huge / 2) / huge * huge; };
+    std::vector<range>       runs;
     for (const auto & [file, file_end] : mapped_files(used)) {
         const uintptr_t least = (file + huge - 1) / huge * huge;
         const uintptr_t most  = file_end / huge * huge;
@@ -360,10 +391,11 @@ void weights_to_huge_pages(const llama_model * model) {
             const uintptr_t begin = std::max(nearest(run.first), least);
             const uintptr_t end   = std::min(nearest(run.second), most);
             if (begin < end) {
-                move_to_huge_pages(begin, end, huge);
+                runs.emplace_back(begin, end);
             }
         }
     }
+    move_to_huge_pages(runs, huge);
 }
 #endif
 
