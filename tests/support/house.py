@@ -16,6 +16,7 @@ import pytest
 
 from llm_node import _core, worker
 from llm_node._core import Event, Fault, Supervisor
+from llm_node.settings import Settings
 from support.engines import fake_engine
 from support.node import alive, children_of
 
@@ -31,9 +32,12 @@ class House:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.engines, self.models = root / "engines", root / "models"
         self.models.mkdir(parents=True, exist_ok=True)
+        usual = Settings(home=root, engines_dir=(self.engines,), models_dir=self.models, caches=())
         configuration = {
-            "engines_dirs": [str(self.engines)],
-            "models_dir": str(self.models),
+            **usual.node_config(),
+            "home": None,
+            "packaged": [],
+            "devices": [],
             "gpu_backend": "cpu",
             "worker_command": worker.command(_core.__file__),
             "probe_timeout_seconds": 20,

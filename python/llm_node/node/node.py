@@ -46,6 +46,8 @@ Request = Mapping[str, Any]
 
 START_SECONDS = 30.0
 """How long a worker process may take until it connects: Python starts, nothing else happens."""
+PROBE_SECONDS = 10.0
+"""How long an engine may take to show itself."""
 
 
 ATTEMPTS = 3
@@ -196,6 +198,7 @@ class Node:
             "gpu_backend": self._backend,
             "devices": [_device(device) for device in self._devices],
             "start_timeout_seconds": START_SECONDS,
+            "probe_timeout_seconds": PROBE_SECONDS,
             "worker_command": worker.command(_core.__file__),
         }
 

@@ -1,7 +1,8 @@
 //! The node's configuration, as Python hands it over: one JSON object.
 //!
-//! Owns the shape and its checks. Refuses unknown fields, and refuses to decide: `auto` was resolved
-//! to a backend before, and defaults of settings stand in `python/llm_node/settings.py`.
+//! Owns the shape and its checks. Refuses unknown fields and missing ones, and refuses to decide: `auto` was resolved
+//! to a backend before, and defaults of settings stand in `python/llm_node/settings.py`. Only what may be null may be
+//! left out.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -22,70 +23,52 @@ pub struct NodeConfig {
     /// Folders that hold `<id>/<gpu_backend>/manifest.json`, in search order.
     pub engines_dirs: Vec<PathBuf>,
     /// What packages of engines depend on.
-    #[serde(default)]
     pub packaged: Vec<Packaged>,
     /// Version of NVIDIA's driver, where there is one.
-    #[serde(default)]
     pub cuda_driver: Option<String>,
     /// Folder of what the node remembers; `None`: it remembers nothing.
-    #[serde(default)]
     pub home: Option<PathBuf>,
     /// Folder of the models.
     pub models_dir: PathBuf,
     /// Folders of other programs whose models are offered too, in search order. Nothing is written there.
-    #[serde(default)]
     pub caches: Vec<Cache>,
     /// A model file that is offered under the name [`DEMO_MODEL`], unless the models folder has one of that name.
-    #[serde(default)]
     pub demo_model: Option<PathBuf>,
     /// Further names of models: what a client may call it, and the name that is meant.
-    #[serde(default)]
     pub aliases: BTreeMap<String, String>,
     /// "cuda", "metal", "vulkan" or "cpu"; `None`: no GPU was found and nobody chose the CPU.
     pub gpu_backend: Option<String>,
     /// What models may be placed on.
-    #[serde(default)]
     pub devices: Vec<Device>,
     /// Most memory that models may take on each device, in bytes.
-    #[serde(default)]
     pub vram_limit_bytes: Option<u64>,
     /// What of each device is left to others, in bytes; `None`: a part of it.
-    #[serde(default)]
     pub vram_reserve_bytes: Option<u64>,
     /// Program and arguments of a worker; the endpoint is appended.
     pub worker_command: Vec<String>,
     /// How long an engine may take to show itself.
-    #[serde(default = "ten_seconds")]
     pub probe_timeout_seconds: f64,
     /// How long a model may take from its worker's start until it answers.
     pub load_timeout_seconds: f64,
     /// How long a model waits until others have made room for it; 0: none makes room.
-    #[serde(default = "two_minutes")]
     pub max_wait_seconds: f64,
     /// How long a worker process may take until it connects.
     pub start_timeout_seconds: f64,
     /// Requests that may wait for admission, per model.
     pub queue_limit: u32,
     /// Milliseconds that the prompts in a step may make it, while answers are under way.
-    #[serde(default = "usual_target_step")]
     pub target_step_ms: u32,
     /// Keep what KV caches hold of answers that ended?
-    #[serde(default = "yes")]
     pub keep_prefixes: bool,
     /// How long one step of an engine may take, in whole seconds; 0: any time.
-    #[serde(default)]
     pub step_timeout_seconds: u32,
     /// How models are loaded where nobody says anything else. A draft model is named by its file.
-    #[serde(default)]
     pub defaults: ModelOptions,
     /// The same for some models, by their own names, over the defaults.
-    #[serde(default)]
     pub models: BTreeMap<String, ModelOptions>,
     /// Variables of the node's environment that engines get beside the usual ones.
-    #[serde(default)]
     pub engine_env: Vec<String>,
     /// "error", "warning", "info", "debug" or "trace".
-    #[serde(default = "info")]
     pub log_level: String,
 }
 
@@ -192,22 +175,44 @@ fn invalid(field: &str, what: &str) -> Fault {
     Fault::new(ErrorCode::InvalidRequest, format!("the node's configuration: {field} {what}")).param(field)
 }
 
-fn ten_seconds() -> f64 {
-    10.0
+#[cfg(test)]
+impl NodeConfig {
+    /// One for tests, with nothing in it.
+    pub(crate) fn example() -> Self {
+        serde_json::from_value(tests::example().into()).unwrap_or_else(|error| unreachable!("{error}"))
+    }
 }
 
-fn two_minutes() -> f64 {
-    120.0
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
 
-fn usual_target_step() -> u32 {
-    150
-}
+    use super::*;
 
-fn yes() -> bool {
-    true
-}
+    pub(super) fn example() -> Map<String, Value> {
+        let example = json!({
+            "engines_dirs": ["/engines"], "packaged": [], "models_dir": "/models", "caches": [], "aliases": {},
+            "gpu_backend": "cpu", "devices": [], "worker_command": ["worker"], "probe_timeout_seconds": 10,
+            "load_timeout_seconds": 600, "max_wait_seconds": 120, "start_timeout_seconds": 30, "queue_limit": 512,
+            "target_step_ms": 150, "keep_prefixes": true, "step_timeout_seconds": 600, "defaults": {}, "models": {},
+            "engine_env": [], "log_level": "info",
+        });
+        example.as_object().cloned().unwrap_or_default()
+    }
 
-fn info() -> String {
-    "info".to_owned()
+    #[test]
+    fn what_is_missing_is_named_and_nothing_stands_for_it() {
+        let parse =
+            |config: &Map<String, Value>| NodeConfig::parse(&Value::Object(config.clone()).to_string());
+        assert!(parse(&example()).is_ok());
+        for field in example().keys().filter(|field| *field != "gpu_backend") {
+            let mut config = example();
+            config.remove(field);
+            let fault = parse(&config).map(|_| ()).unwrap_err();
+            assert!(fault.message.contains(&format!("missing field `{field}`")), "{fault}");
+        }
+        let mut config = example();
+        config.insert("queue_limits".to_owned(), json!(1));
+        assert!(parse(&config).map(|_| ()).unwrap_err().message.contains("unknown field `queue_limits`"));
+    }
 }
