@@ -79,6 +79,7 @@ class Engine(_OfProcess):
         threads: int | None = None,
         speculation: str = "lookup",
         draft_model: str | os.PathLike[str] | None = None,
+        chat_template: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Model:
         """Load a model file or folder.
@@ -87,8 +88,8 @@ class Engine(_OfProcess):
         computed at once. cache_tokens: KV cache for all of them together; None: the full length for each.
         gpu_layers: layers on the device; None: all. threads: of the CPU; None: the engine's choice.
         speculation: "off" or "lookup", guessing tokens out of the text. draft_model: a smaller model with
-        the same vocabulary that guesses instead. options: further settings for the engine. Raises
-        `NodeError`.
+        the same vocabulary that guesses instead. chat_template: in place of the model's own, its source or
+        the name of one that is built in. options: further settings for the engine. Raises `NodeError`.
         """
         self._check()
         wanted = {
@@ -101,6 +102,7 @@ class Engine(_OfProcess):
             "draft_model": (
                 None if draft_model is None else os.path.abspath(arguments.path("draft_model", draft_model))
             ),
+            "chat_template": chat_template,
             "options": arguments.mapping("options", options),
         }
         chosen = {key: value for key, value in wanted.items() if value is not None}

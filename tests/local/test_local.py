@@ -46,6 +46,18 @@ def test_the_model_says_what_it_is(model: llm_node.Model) -> None:
     assert facts["context_length"] > 0
 
 
+def test_a_chat_template_takes_the_place_of_the_model_s_own(
+    engine: llm_node.Engine, model: llm_node.Model, demo_model: Path
+) -> None:
+    def said(by: llm_node.Model, text: str) -> str:
+        return "".join(by.generate([{"role": "user", "content": text}], max_tokens=10, temperature=0))
+
+    questions = ("What is an engine?", "Hello")
+    assert said(model, questions[0]) != said(model, questions[1])
+    with engine.load(demo_model, threads=1, chat_template="{{ 'What is' }}") as deaf:
+        assert said(deaf, questions[0]) == said(deaf, questions[1])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
 def test_a_forked_process_is_told_to_open_its_own(engine: llm_node.Engine, model: llm_node.Model) -> None:
     """It hung for ever: the threads that compute are not there."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import llm_node
 from llm_node import _core, settings, settings_file
 from llm_node.cli.command import command
 from llm_node.schema.admin import LoadRequest
@@ -448,6 +452,19 @@ def test_what_is_no_time_to_stay(text: str) -> None:
         Settings.load({"model_keep_alive": [text]}, {})
 
 
+OF_A_NODE = {"engine", "pin", "keep_alive", "replicas", "devices", "tool_syntax"}
+"""They say nothing to somebody who has an engine in their own process, and calls of no tools."""
+
+
 def test_an_option_of_a_load_is_a_setting_of_a_model() -> None:
-    of_a_load = set(LoadRequest.model_fields) - {"model_id", "format"}
-    assert {*settings.OF_MODELS, settings.ENGINE_OPTIONS} == of_a_load
+    of_a_model = {*settings.OF_MODELS, settings.ENGINE_OPTIONS}
+    assert of_a_model == set(LoadRequest.model_fields) - {"model_id", "format"}
+    arguments = set(inspect.signature(llm_node.Engine.load).parameters) - {"self", "path"}
+    assert arguments == of_a_model - OF_A_NODE
+    # The core names those that it knows.
+    config = {**Settings().node_config(), "gpu_backend": None, "devices": [], "packaged": []}
+    config |= {"worker_command": ["x"], "start_timeout_seconds": 1, "probe_timeout_seconds": 1}
+    with pytest.raises(_core.Fault) as caught:
+        _core.Supervisor(json.dumps({**config, "defaults": {"nope": 1}}))
+    _, expected = caught.value.message.split("unknown field `nope`, expected one of ")
+    assert set(re.findall(r"`(\w+)`", expected)) == of_a_model
