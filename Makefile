@@ -140,11 +140,12 @@ clients: setup
 	$(BIN)/python -m pytest -q tests/clients
 
 # 200,000 orders, 40 in a case, in a world that is made up; models that make room for each other for ten minutes; a
-# thousand loads; and a context that comes back.
+# thousand loads; a context that comes back; and what loads and embeddings cost others, on a machine at rest.
 soak: $(STAMPS)/tests $(STAMPS)/wheel
 	PROPTEST_CASES=5000 cargo test --package llm-node-fleet --locked --quiet --test simulation
 	SOAK_SECONDS=600 $(BIN)/python -m pytest --quiet --timeout 1200 \
-	  tests/node/test_room.py tests/node/test_memory.py -k "in_turn or leave_nothing_behind or comes_back_by_itself"
+	  tests/node/test_room.py tests/node/test_memory.py tests/node/test_neighbours.py \
+	  -k "in_turn or leave_nothing_behind or comes_back_by_itself or hold_no_report_up or leave_a_stream_its_pace"
 
 # What is unsafe under AddressSanitizer, UndefinedBehaviorSanitizer and Miri; says which of them cannot run here.
 sanitize:

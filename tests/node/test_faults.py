@@ -117,6 +117,18 @@ def test_a_worker_that_stands_still_is_ended_and_its_requests_are_told(tmp_path:
         assert house.state(model)["last_crash"]["signal"] == signal.SIGKILL
 
 
+def test_a_long_prompt_that_is_being_read_is_no_standstill(tmp_path: Path) -> None:
+    """All of it takes longer than one call may."""
+    with house_in(tmp_path, step_timeout_seconds=2) as house:
+        model = house.add("toy", FAKE_TOKEN_US=2500)
+        house.load(model)
+        worker, began = house.state(model)["pid"], time.monotonic()
+        stream = house.submit(model, text="a" * 1900)
+        assert house.events({stream})[stream][-1].kind == "finished"
+        assert time.monotonic() - began > 4
+        assert house.state(model)["pid"] == worker
+
+
 def test_a_model_that_stands_still_is_named_and_may_go_on(tmp_path: Path) -> None:
     with house_in(tmp_path, step_timeout_seconds=3) as house:
         model = house.add("toy")

@@ -160,6 +160,8 @@ def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_p
         assert (refused.status, error["code"]) == (507, "oom_vram")
         assert re.fullmatch(r"Insufficient VRAM: required 0\.[67]GB, available 0\.\dGB", error["message"])
         assert [kind for kind, _ in incidents(node)] == ["overrun", "refused"]
+        log = [line for line in node.log_text().splitlines() if "could not be loaded" in line]
+        assert len(log) == 1 and error["message"] in log[0], log
         assert [holder["model_id"] for holder in device(node)["holders"]] == ["good"]
         before = node.log_text().count("the toy opens a model")
         again = load(node, "liar").json()["error"]
@@ -307,6 +309,61 @@ def test_in_a_container_what_a_gpu_has_less_after_a_load_counts(tmp_path: Path) 
         assert seen["reserved_bytes"] == 2 * GIB
         assert GIB - MIB < seen["unexplained_bytes"] <= GIB
         assert [kind for kind, _ in incidents(node)] == ["overrun"]
+
+
+def test_what_somebody_else_takes_during_a_load_is_not_the_model_s(tmp_path: Path) -> None:
+    """Where NVML tells of no process."""
+    gpu = Gpu(tmp_path)
+    models = {"m": f"estimate_bytes={GIB}\nload_us=3000000", "other": f"estimate_bytes={2 * GIB}"}
+    with node_of(tmp_path, models, backend="cuda", environment=gpu.environment) as node:
+        answers: list[Answer] = []
+        loading = threading.Thread(target=lambda: answers.append(load(node, "m")))
+        loading.start()
+        deadline = time.monotonic() + 60
+        while not _pid_that_loads(node):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        gpu.shows(7 * GIB)
+        loading.join()
+        assert answers[0].status == 200, answers[0].body
+        # What was read while it was being loaded does not show it.
+        while (seen := device(node, "gpu"))["foreign_bytes"] != 7 * GIB - seen["reserved_bytes"]:
+            assert time.monotonic() < deadline, seen
+        assert GIB <= seen["reserved_bytes"] < GIB + 64 * MIB
+        assert (seen["free_bytes"], seen["unexplained_bytes"]) == (GIB, 0)
+        refused = load(node, "other")
+        error = refused.json()["error"]
+        assert (refused.status, error["code"]) == (507, "oom_vram")
+        assert error["devices"][0]["foreign_bytes"] == seen["foreign_bytes"]
+        assert [kind for kind, _ in incidents(node)] == ["refused"]
+        unload(node, "m")
+        gpu.shows(6 * GIB)
+        assert plan(node, "m")["devices"][0]["required_bytes"] < GIB + 64 * MIB, "nothing was learned of it"
+
+
+@pytest.mark.parametrize(
+    ("said", "defines"),
+    [(0, {}), (300 * MIB, {}), (1200 * MIB, {}), (None, {"FAKE_NO_MEMORY": None})],
+    ids=["nothing taken", "half", "double", "no word"],
+)
+def test_whatever_an_engine_says_what_counts_is_that_or_what_is_seen(
+    tmp_path: Path, said: int | None, defines: dict[str, str | None]
+) -> None:
+    takes = 600 * MIB
+    models = {"m": f"estimate_bytes={said or 0}\ntakes_bytes={takes}"}
+    with node_of(tmp_path, models, **defines) as node:
+        planned = plan(node, "m")
+        assert planned["basis"] == ("file_size" if said is None else "engine")
+        assert load(node, "m").status == 200
+        most = max(said or 0, takes)
+        assert most <= device(node)["reserved_bytes"] <= most + 64 * MIB
+        kinds = [kind for kind, _ in incidents(node)]
+        assert kinds == ([] if said and said > takes else ["overrun"])
+        unload(node, "m")
+        again = plan(node, "m")
+        assert again["basis"] == "measured"
+        assert most <= again["devices"][0]["required_bytes"] <= (most + 64 * MIB) * 1.01 + 1
+        assert device(node)["reserved_bytes"] == 0
 
 
 def test_a_context_with_more_than_enough_shrinks_before_a_model_goes(tmp_path: Path) -> None:

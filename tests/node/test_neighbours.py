@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from support.engines import fake_engine
 from support.node import RunningNode, running_node
-from support.streams import greedy, session, text_of
+from support.streams import greedy, session, stream, text_of
 
 CALM = greedy("calm", "once", 150)
 """Takes about 0.6 s."""
@@ -42,6 +43,7 @@ ENGINES: dict[str, dict[str, str | int | None]] = {
     "crash": {"FAKE_CRASH_ON_BYTE": 120},
     "exit": {"FAKE_EXIT_IN_INIT": None},
     "nan": {"FAKE_NAN_LOGITS": None},
+    "large": {},
     "forks": {"FAKE_FORK_IN_INIT": None, "FAKE_STEP_US": 20_000, "FAKE_EOG_EVERY": 0},
 }
 
@@ -54,6 +56,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory, llama_cpp: Path) -> Iterator
     for name, defines in ENGINES.items():
         fake_engine(folder / "engines", name, defines=defines, manifest={"formats": [name]})
         (folder / f"models/{name}.{name}").write_text("TOY1\n")
+    (folder / "models/large.large").write_text(f"TOY1\nestimate_bytes={1 << 30}\ntakes_bytes={1 << 30}\n")
     for name in ("other.calm", "still.forks", "dying.forks"):
         (folder / "models" / name).write_text("TOY1\n")
     for number in range(20):
@@ -246,3 +249,55 @@ async def test_all_else_goes_on(crowd: RunningNode, hostile: Hostile) -> None:
                 assert await asyncio.wait_for(asked, AT_ONCE) == 200, path
         print(hostile.__name__, {path: round(seconds, 3) for path, seconds in slowest.items()})
         assert max(slowest.values()) <= AT_ONCE, slowest
+
+
+# ---- how long it takes, on a machine that does nothing else: make soak ------------------------------
+
+quiet = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="measures times: make soak")
+
+
+@quiet
+async def test_embeddings_under_way_hold_no_report_up(crowd: RunningNode) -> None:
+    async with session() as client, slow_questions(client, crowd) as asked:
+        took = []
+        for _ in range(100):
+            began = time.monotonic()
+            async with client.get(f"{crowd.url}/api/system") as reply:
+                await reply.read()
+            took.append(time.monotonic() - began)
+            await asyncio.sleep(0.01)
+        assert not all(task.done() for task in asked), "they are under way"
+    print(f"/api/system: {1000 * sum(took) / len(took):.1f} ms, {1000 * max(took):.1f} ms at most")
+    assert max(took) < 0.05
+
+
+@quiet
+async def test_loads_of_a_gigabyte_leave_a_stream_its_pace(crowd: RunningNode) -> None:
+    """Of the pauses between its chunks, those that 99 % stay below; by turns with loads and without."""
+
+    async def pause(client: aiohttp.ClientSession) -> float:
+        pauses, last = [], 0.0
+        async for _ in stream(client, crowd.url, greedy("calm", "once", 1000)):
+            now = time.monotonic()
+            pauses.append(now - last)
+            last = now
+        return statistics.quantiles(pauses[1:], n=100)[98]
+
+    async def load_and_unload(client: aiohttp.ClientSession) -> None:
+        while True:
+            for path in ("/api/models/load", "/api/models/unload"):
+                assert await post(client, crowd, path, {"model_id": "large"}) == 200
+                loads[path] = loads.get(path, 0) + 1
+
+    loads: dict[str, int] = {}
+    alone, beside = [], []
+    async with session() as client:
+        for _ in range(7):
+            alone.append(await pause(client))
+            async with under_way(load_and_unload(client)):
+                beside.append(await pause(client))
+            await post(client, crowd, "/api/models/unload", {"model_id": "large"})
+    usual, loaded = statistics.median(alone), statistics.median(beside)
+    print(f"{loads} loads; 99 % of pauses: {1000 * usual:.2f} ms alone, {1000 * loaded:.2f} ms beside them")
+    assert loads["/api/models/load"] >= 7
+    assert loaded <= 1.2 * usual

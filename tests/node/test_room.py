@@ -107,6 +107,10 @@ def test_five_models_of_which_three_fit_are_used_in_turn(tmp_path: Path) -> None
             assert watching.result() >= 1
         kinds = [incident["kind"] for incident in node.get("/api/incidents").json()["incidents"]]
         assert set(kinds) == {"evicted"} and len(kinds) >= 2
+        log = re.findall(
+            r" INFO .*'[a-e]' makes room for '[a-e]': (?:unused for|once it has)", node.log_text()
+        )
+        assert len(log) >= len(kinds), "each has its line"
         for model in loaded(node):
             assert node.post("/api/models/unload", {"model_id": model}).status == 200
         (host,) = node.get("/api/system").json()["devices"]
