@@ -248,6 +248,25 @@ def nvidia_gpus() -> list[Device]:
     return [gpu for gpu in gpus if gpu.state == "ok"]
 
 
+def about_driver(gpu: int) -> str:
+    """What NVML says of itself, and of how a GPU is kept, in words for people. `gpu`: its number by PCI
+    address."""
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError, OSError):
+        return "NVML does not answer"
+    words = []
+    try:
+        words.append(f"NVML {_text(pynvml.nvmlSystemGetNVMLVersion())}")
+        mode = pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(gpu))
+        words.append(f"persistence mode {'on' if mode == pynvml.NVML_FEATURE_ENABLED else 'off'}")
+    except pynvml.NVMLError as error:
+        log.debug("GPU %d: %s", gpu, error)
+    finally:
+        _close()
+    return ", ".join(words)
+
+
 def _close() -> None:
     with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.node import PROGRAM, RunningNode, command, node_environment, running_node
+from support.node import PROGRAM, RunningNode, command, node_environment, running_node, wait_for_ends
 
 MODEL = "llm-node-demo"
 
@@ -142,9 +143,76 @@ def test_one_model_can_be_asked_for(node: RunningNode) -> None:
 def test_ps_shows_what_is_loaded(node: RunningNode) -> None:
     shown = command(node, "ps")
     heading, row, *devices = shown.stdout.splitlines()
-    assert heading.split() == ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
+    assert heading.split() == [
+        "MODEL",
+        "STATE",
+        "DEVICE",
+        "MEMORY",
+        "CACHE",
+        "CONTEXT",
+        "RUN",
+        "WAIT",
+        "TOK/S",
+    ]
     assert row.split()[:2] == [MODEL, "loaded"]
-    assert devices[-1].startswith("Host: models hold ")
+    assert re.fullmatch(r"Host: models hold \S+ of \S+, others \S+; \S+ free", devices[-1])
+
+
+def test_ps_shows_how_many_tokens_come_in_a_second(node: RunningNode) -> None:
+    answers: list[int] = []
+    body = {"model": MODEL, "prompt": "What is", "max_tokens": 200, "n": 40, "ignore_eos": True}
+    asking = threading.Thread(target=lambda: answers.append(node.post("/v1/completions", body).status))
+    asking.start()
+    seen = 0
+    while asking.is_alive() and seen == 0:
+        seen = int(command(node, "ps").stdout.splitlines()[1].split()[-1])
+    asking.join()
+    assert (answers, seen > 0) == ([200], True)
+    deadline = time.monotonic() + 30
+    while command(node, "ps").stdout.splitlines()[1].split()[-1] != "0":
+        assert time.monotonic() < deadline, "nothing comes any more"
+
+
+def test_ps_says_of_what_a_model_died(engines: Path, tmp_path: Path) -> None:
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        node.extra["home"] = tmp_path / "node"
+        # The pause is longer each time.
+        for _ in range(3):
+            while node.post("/api/models/load", {"model_id": MODEL}).status != 200:
+                time.sleep(0.1)
+            (worker,) = node.workers()
+            os.kill(worker, signal.SIGKILL)
+            wait_for_ends([worker])
+        deadline = time.monotonic() + 30
+        cooling = rf"{MODEL} +cooling \d s: signal 9 \(SIGKILL\) +-"
+        while not re.search(cooling, shown := command(node, "ps").stdout):
+            assert time.monotonic() < deadline, shown
+
+
+def test_what_passes_between_tokens_is_measured(node: RunningNode) -> None:
+    def said(name: str) -> float:
+        return scraped(node)[of(f"vllm:{name}", MODEL)]
+
+    tokens, between = said("generation_tokens_total"), said("inter_token_latency_seconds_count")
+    body = {"model": MODEL, "prompt": "What is", "max_tokens": 200, "ignore_eos": True}
+    assert node.post("/v1/completions", body).status == 200
+    new = said("inter_token_latency_seconds_count") - between
+    assert 100 < new < said("generation_tokens_total") - tokens
+    assert said("inter_token_latency_seconds_sum") > 0
+
+
+def test_how_long_loads_take_and_what_others_hold_is_told(node: RunningNode) -> None:
+    found = scraped(node)
+    loads = found[of("llm_node_load_seconds_count", MODEL)]
+    assert loads >= 1 and found[of("llm_node_load_seconds_sum", MODEL)] > 0
+    assert found[of("llm_node_line_length")] == 0
+    (device,) = node.get("/api/system").json()["devices"]
+    for what in ("foreign", "unexplained", "settling"):
+        assert of("llm_node_device_bytes", "host", what) in found
+    assert found[of("llm_node_device_bytes", "host", "limit")] == device["limit_bytes"]
+    node.reload(MODEL, max_sequences=2)
+    assert scraped(node)[of("llm_node_load_seconds_count", MODEL)] == loads + 1
 
 
 def test_ps_can_be_watched(node: RunningNode) -> None:

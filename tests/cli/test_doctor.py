@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.engines import fake_engine
+from support.gpu import Gpu
 from support.node import PROGRAM, node_environment, running_node
 
 CONTAINER = 'mount --bind "$GROUPS_OF_A_TEST" /sys/fs/cgroup && exec "$@"'
@@ -57,6 +58,23 @@ def test_what_stands_in_the_way_is_a_failure_and_says_what_to_do(tmp_path: Path)
     without_gpu = run(tmp_path, "--engines-dir", str(tmp_path / "engines"), CUDA_VISIBLE_DEVICES="")
     assert without_gpu.returncode == 1
     assert "choose --gpu-backend" in without_gpu.stdout
+
+
+@pytest.mark.parametrize(("persistence", "word"), [(1, "on"), (0, "off")])
+def test_a_gpu_and_its_driver_are_looked_at(
+    tmp_path: Path, engines: Path, persistence: int, word: str
+) -> None:
+    gpu = Gpu(tmp_path)
+    gpu.shows(3 << 30, PERSISTENCE=persistence)
+    done = run(tmp_path, "--engines-dir", str(engines), **gpu.environment)
+    driver = f"driver 999.0.fake, NVML 13.999.0.fake, persistence mode {word}"
+    assert f"ok    GPU 0 NVIDIA Fake: 8.0 GiB, 5.0 GiB free; {driver}" in done.stdout
+    assert "ok    models run on cuda" in done.stdout
+    # The engine that there is was built for something else.
+    assert done.returncode == 1 and "fail  " in done.stdout
+    on_cpu = run(tmp_path, "--gpu-backend", "cpu", "--engines-dir", str(engines), **gpu.environment)
+    assert "warn  models run on the CPU though there is a GPU: choose --gpu-backend cuda" in on_cpu.stdout
+    assert on_cpu.returncode == 0
 
 
 def test_a_wrong_path_is_a_finding_too(tmp_path: Path) -> None:

@@ -81,13 +81,13 @@ LIFE: Mapping[str, Schema] = {
     "engine_": TEXT, "engine_version_": TEXT, "gpu_backend_": TEXT, "devices_": some(TEXT),
     "memory_": some(USE), "held_bytes_": COUNT, "load_ms_": COUNT, "facts_": FACTS,
     "draining_": FLAG, "pinned_": FLAG, "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT,
-    "silent_seconds_": COUNT, "call_seconds_": COUNT,
+    "silent_seconds_": COUNT, "call_seconds_": COUNT, "tokens_per_second_": NUMBER,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
     "goes_in_seconds_": maybe(COUNT), "last_crash_": {"type": "object"},
     "workers_": some(fields(
         status={"enum": ["waiting", "loading", "loaded"]}, draining=FLAG, progress=NUMBER, pid=maybe(COUNT),
         requests=COUNT, devices=some(TEXT), memory=some(USE), held_bytes=COUNT,
-        silent_seconds=COUNT, occupancy=maybe(BUSY),
+        silent_seconds=COUNT, tokens_per_second=NUMBER, occupancy=maybe(BUSY),
     )),
 }  # fmt: skip
 """Of a model, as far as it is alive."""
@@ -166,6 +166,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "engine list": fields(packages=some(fields(name=TEXT, version=TEXT, engines=some(TEXT)))),
     "engine check": fields(engine=TEXT, version=TEXT, checks=some(CHECK)),
     "ps": fields(
+        uptime_seconds=COUNT, reading_age_seconds=NUMBER,
         gpu_backend=maybe(TEXT), vram_limit_bytes=maybe(COUNT), devices=some(DEVICE),
         workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(TEXT),
         load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.node import RunningNode
+from support.prometheus import prometheus
 
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that it adds to each series."""
@@ -133,3 +136,39 @@ def test_promtool_takes_the_rules(repository: Path) -> None:
         [promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
     )
     assert checked.returncode == 0, checked.stderr
+
+
+def test_a_prometheus_has_data_for_all_that_the_dashboard_asks(
+    repository: Path, node: RunningNode, tmp_path: Path
+) -> None:
+    """SOAK_SECONDS: it watches for a minute."""
+    seconds = 60 if "SOAK_SECONDS" in os.environ else 12
+    host, port = node.address
+    is_over = threading.Event()
+
+    def ask() -> None:
+        body = {"model": "llm-node-demo", "prompt": "What is", "max_tokens": 20}
+        while not is_over.wait(0.2):
+            node.post("/v1/completions", body)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with prometheus(tmp_path, repository / "deploy/prometheus/alerts.yml", f"{host}:{port}") as watching:
+            node.reload("llm-node-demo")  # which it sees
+            time.sleep(seconds)
+            for panel in dashboard(repository)["panels"]:
+                for target in panel["targets"]:
+                    query = re.sub(r"\$(instance|model)\b", ".*", target["expr"])
+                    query = DASHBOARDS_OWN.sub(f"{seconds}s", query)
+                    assert watching.values(query), (panel["title"], query)
+            groups = watching.ask("rules")["groups"]
+            rules_seen = [rule for group in groups for rule in group["rules"]]
+            assert len(rules_seen) == len(rules(repository))
+            for rule in rules_seen:
+                assert (rule["health"], rule.get("lastError", "")) == ("ok", ""), rule
+            (up,) = watching.values(f'avg_over_time(up{{job="llm-node"}}[{seconds}s])')
+            assert up["value"][1] == "1", "each time that it asked it was answered"
+    finally:
+        is_over.set()
+        asking.join()

@@ -137,6 +137,19 @@ def test_gpus_of_a_fake_nvml(tmp_path: Path, repository: Path) -> None:
     assert len({device["bus_id"] for device in found}) == 2
 
 
+def test_a_gpu_that_shares_the_host_s_memory_has_that(tmp_path: Path, repository: Path) -> None:
+    """NVML says of it that it is not supported."""
+    library = compile_library(repository / "tests/fakes/fake_nvml.c", tmp_path / "libnvidia-ml.so.1")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_UNIFIED": "1"}
+    output = subprocess.run(
+        [sys.executable, "-c", READ], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    backend, (device,) = json.loads(output)
+    assert (backend, device["state"], device["is_host"]) == ("cuda", "ok", False)
+    assert device["total_bytes"] == devices.host().total_bytes
+    assert 0 < device["free_bytes"] <= device["total_bytes"]
+
+
 @pytest.mark.parametrize(
     ("visible", "numbers"),
     [

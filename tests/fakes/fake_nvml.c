@@ -16,6 +16,8 @@
 //    FAKE_NVML_DRIVER    version of the driver                    (default 999.0.fake)
 //    FAKE_NVML_LOST      number of a device that is lost           (default: none)
 //    FAKE_NVML_SILENT    1: what memory is free is not answered until it is something else
+//    FAKE_NVML_PERSISTENCE 0: the driver ends with the last process (default 1)
+//    FAKE_NVML_UNIFIED   1: the memory is the host's, and NVML says nothing of it
 //    FAKE_NVML_INIT      what nvmlInit returns                    (default 0; 9: the driver is not loaded)
 //
 // Device N has the PCI address 0000:(N + 1):00.0 and the UUID "GPU-00000000-0000-0000-0000-00000000000N". Instance I of
@@ -32,6 +34,7 @@ enum {
    NVML_SUCCESS                 = 0,
    NVML_ERROR_UNINITIALIZED     = 1,
    NVML_ERROR_INVALID_ARGUMENT  = 2,
+   NVML_ERROR_NOT_SUPPORTED     = 3,
    NVML_ERROR_NO_PERMISSION     = 4,
    NVML_ERROR_NOT_FOUND         = 6,
    NVML_ERROR_INSUFFICIENT_SIZE = 7,
@@ -278,6 +281,9 @@ int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
    while (number("FAKE_NVML_SILENT", 0) == 1) {
       sleep(1);
    }
+   if (number("FAKE_NVML_UNIFIED", 0) == 1) {
+      return NVML_ERROR_NOT_SUPPORTED;
+   }
    unsigned parts = instance_count(device);
    if (parts > 0 && device->instance < 0) {
       return NVML_ERROR_NO_PERMISSION;
@@ -322,6 +328,13 @@ int nvmlDeviceGetTemperature(const Device *device, int sensor, unsigned *celsius
    (void)device;
    (void)sensor;
    *celsius = 61;
+   return NVML_SUCCESS;
+}
+
+int nvmlDeviceGetPersistenceMode(const Device *device, unsigned *mode);
+int nvmlDeviceGetPersistenceMode(const Device *device, unsigned *mode) {
+   (void)device;
+   *mode = number("FAKE_NVML_PERSISTENCE", 1) != 0;
    return NVML_SUCCESS;
 }
 

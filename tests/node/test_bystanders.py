@@ -155,6 +155,21 @@ def test_whoever_comes_after_a_kill_waits_for_the_next_worker(folder: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("define", "kind"), [("CRASH_AFTER_STEPS=2", "crashed"), ("LOAD_CODE=9", "load_failed")]
+)
+def test_what_a_worker_said_last_is_told_with_its_end(folder: Path, define: str, kind: str) -> None:
+    name, _, value = define.partition("=")
+    engines = toys(folder, FAKE_TELL_OPENINGS=None, **{f"FAKE_{name}": value})
+    with running_node(folder / "node", arguments(engines, folder)) as node:
+        body = {"model": "toy", "prompt": "ab", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        assert b"error" in node.post("/v1/completions", body).body
+        incident = node.get("/api/incidents").json()["incidents"][-1]
+        assert (incident["kind"], incident["model_id"]) == (kind, "toy")
+        assert "the toy opens a model" in incident["log"]
+        assert len(incident["log"]) <= 20
+
+
+@pytest.mark.parametrize(
     "define", ["HANG_IN_LOAD", "EXIT_IN_INIT", "NAN_LOGITS", "LOAD_CODE=9", "ABI_VERSION=2"]
 )
 def test_what_an_engine_did_wrong_is_in_the_log(folder: Path, define: str) -> None:

@@ -94,6 +94,8 @@ def test_nothing_is_loaded_while_nvml_does_not_answer(tmp_path: Path, how: str) 
         gpu.shows(GIB, **{how: 1 if how == "SILENT" else 0})
         if how == "SILENT":
             wait_for(lambda: node.get("/readyz").status == 503)
+            system = node.get("/api/system").json()
+            assert 5 <= system["reading_age_seconds"] <= system["uptime_seconds"] + 1
             said = node.get("/readyz").json()["error"]["message"]
             assert "NVML has not answered for" in said
         else:
@@ -104,6 +106,7 @@ def test_nothing_is_loaded_while_nvml_does_not_answer(tmp_path: Path, how: str) 
         assert answers(node, "a"), "what is loaded is none the worse for it"
         gpu.shows(GIB)
         wait_for(lambda: node.get("/readyz").status == 200 and shown(node)["state"] == "ok")
+        assert node.get("/api/system").json()["reading_age_seconds"] < 5
         assert load(node, "b").status == 200
         gpu.shows(2 * GIB, SILENT=1)
         # And with a call that never returns the node ends as always.

@@ -283,6 +283,10 @@ def test_what_went_wrong_is_told(open_page: Open, crashed: RunningNode) -> None:
     expect(first).to_contain_text("Signal9")
     (told, *_) = crashed.get("/api/incidents").json()["incidents"]
     expect(first).to_contain_text(told["message"])
+    first.get_by_text("Last lines of its log").click()
+    lines = first.get_by_role("region", name="Last lines of its log")
+    expect(lines).to_be_visible()
+    assert told["log"] and lines.inner_text().splitlines()[-1] == told["log"][-1]
 
 
 def test_the_page_has_words_for_all_that_goes_wrong(repository: Path) -> None:

@@ -98,7 +98,8 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         return
     for gpu in gpus:
         memory = f"{table.size(gpu.total_bytes)}, {table.size(gpu.free_bytes)} free"
-        yield Finding("ok", f"GPU {gpu.index} {gpu.name}: {memory}; driver {gpu.driver}")
+        driver = f"driver {gpu.driver}, {devices.about_driver(gpu.gpu)}"
+        yield Finding("ok", f"GPU {gpu.index} {gpu.name}: {memory}; {driver}")
     if backend == "cpu" and gpus:
         yield Finding("warn", "models run on the CPU though there is a GPU: choose --gpu-backend cuda for it")
     else:

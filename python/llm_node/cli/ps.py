@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from llm_node.settings import Settings
 
 WATCH_SECONDS = 2.0
-HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT"]
+NO_CALL = "none"
+"""Of a worker that died while nothing was asked of it."""
+HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT", "TOK/S"]
 
 
 @click.command()
@@ -87,6 +89,7 @@ def _row(worker: Mapping[str, Any], line: list[str], gpus: Mapping[str, str]) ->
         str(facts["context_length"]) if facts else "-",
         str(busy["running"]) if busy else "-",
         str(busy["queued"] if busy else worker.get("waiting", "-")),
+        f"{worker['tokens_per_second']:.0f}" if "tokens_per_second" in worker else "-",
     ]
 
 
@@ -99,9 +102,11 @@ def _state(worker: Mapping[str, Any], line: list[str]) -> str:
     if status == "loading":
         return f"loading {worker['progress']:.0%}"
     if status == "failed":
-        pause = worker.get("retry_after")
-        words = f"cooling {pause} s" if pause is not None else "failed"
-        return f"{words}: {worker['error']['code']}"
+        pause, crash = worker.get("retry_after"), worker.get("last_crash")
+        if pause is None or crash is None:
+            return f"failed: {worker['error']['code']}"
+        call = "" if crash["call"] == NO_CALL else f" in {crash['call']}"
+        return f"cooling {pause} s: {crash['ending']}{call}"
     if worker.get("pinned"):
         return f"{status}, pinned"
     left = worker.get("goes_in_seconds")
@@ -121,7 +126,9 @@ def _devices(devices: list[Mapping[str, Any]]) -> Iterator[str]:
         is_host = device["kind"] == "host"
         name = "Host" if is_host else f"GPU {device['index']} {device['name']}"
         ours, limit = size(device["reserved_bytes"]), size(device["limit_bytes"])
-        yield f"{name}: models hold {ours} of {limit}; {size(device['free_bytes'])} free"
+        others, free = size(device["foreign_bytes"]), size(device["free_bytes"])
+        state = "" if device["state"] == "ok" else f"; {device['state']}"
+        yield f"{name}: models hold {ours} of {limit}, others {others}; {free} free{state}"
 
 
 def size(count: int) -> str:

@@ -53,6 +53,11 @@ export function IncidentsView() {
             ${it.call && html`<dt>${say("engineCall")}</dt><dd>${it.call}</dd>`}
             ${it.signal && html`<dt>${say("signal")}</dt><dd>${it.signal}</dd>`}
           </dl>`}
+          ${it.log.length > 0 &&
+          html`<details>
+            <summary>${say("lastLines")}</summary>
+            <pre class="wide log" tabindex="0" role="region" aria-label=${say("lastLines")}>${it.log.join("\n")}</pre>
+          </details>`}
         </li>`;
       })}
     </ul>`;

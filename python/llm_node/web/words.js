@@ -159,6 +159,7 @@ const en = {
   deviceLost: "Lost GPU",
   engine: "Engine",
   engineCall: "Engine call",
+  lastLines: "Last lines of its log",
   signal: "Signal",
   locale: "en",
 };
@@ -321,6 +322,7 @@ const ja = {
   deviceLost: "GPU が失われました",
   engine: "エンジン",
   engineCall: "エンジン呼び出し",
+  lastLines: "ログの最後の行",
   signal: "シグナル",
   locale: "ja",
 };

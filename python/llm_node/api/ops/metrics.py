@@ -23,6 +23,7 @@ BLOCK_TOKENS = 16
 """In which routers for vLLM count a cache."""
 STATES = ("available", "waiting", "loading", "loaded", "failed")
 FINISHED = ("stop", "length", "abort", "error")
+OF_A_DEVICE = ("total", "free", "limit", "reserved", "unexplained", "settling", "foreign")
 HISTOGRAMS = {
     "vllm:request_queue_time_seconds": ("queue_seconds", "Until a request was let in."),
     "vllm:time_to_first_token_seconds": ("first_token_seconds", "Until the first token of an answer."),
@@ -30,7 +31,9 @@ HISTOGRAMS = {
         "token_seconds",
         "For each further token, on average over a request.",
     ),
+    "vllm:inter_token_latency_seconds": ("between_tokens_seconds", "From each token to the next."),
     "vllm:e2e_request_latency_seconds": ("request_seconds", "From a request's beginning to its end."),
+    "llm_node_load_seconds": ("load_seconds", "Until a model answered that was loaded."),
     "vllm:request_prompt_tokens": ("request_prompt_tokens", "Tokens of a prompt."),
     "vllm:request_generation_tokens": ("request_completion_tokens", "Tokens of an answer."),
 }
@@ -147,7 +150,7 @@ def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     memory = _gauge("llm_node_device_bytes", "Memory of a device.", "device", "what")
     for device in system["devices"]:
-        for what in ("total", "free", "limit", "reserved"):
+        for what in OF_A_DEVICE:
             memory.add_metric([device["id"], what], device[f"{what}_bytes"])
     requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")
     requests.add_metric([], system["load"]["requests"])
@@ -160,9 +163,11 @@ def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     events = _counter("llm_node_model_events", "What has happened to models: loaded, crashed, ...", "kind")
     for kind, count in system["events"].items():
         events.add_metric([kind], count)
-    info = _gauge("llm_node_info", "Which node it is.", "version", "gpu_backend")
-    info.add_metric([__version__, system["gpu_backend"] or "none"], 1)
-    yield from (memory, requests, capacity, load, events, info)
+    line = _gauge("llm_node_line_length", "Models that wait until others have made room.")
+    line.add_metric([], len(system["line"]))
+    info = _gauge("llm_node_info", "Which node it is.", "version", "abi", "gpu_backend")
+    info.add_metric([__version__, str(system["versions"]["abi"]), system["gpu_backend"] or "none"], 1)
+    yield from (memory, requests, capacity, load, events, line, info)
 
 
 def _gauge(name: str, text: str, *labels: str) -> Any:

@@ -6,7 +6,7 @@
 use std::{
     sync::{Arc, Weak},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Inner, minding::GivenUp};
@@ -16,14 +16,15 @@ const TICK: Duration = Duration::from_secs(1);
 /// Ends with the supervisor.
 pub(super) fn keep(inner: &Weak<Inner>) {
     loop {
+        let began = Instant::now();
         thread::sleep(TICK);
         let Some(inner) = inner.upgrade() else { return };
-        tick(&inner);
+        tick(&inner, began.elapsed());
     }
 }
 
-fn tick(inner: &Arc<Inner>) {
-    inner.traffic.tick();
+fn tick(inner: &Arc<Inner>, took: Duration) {
+    inner.traffic.tick(took);
     let limit = inner.config.step_timeout_seconds;
     for process in inner.processes.all() {
         // Loads, probes and unloads have deadlines of their own.

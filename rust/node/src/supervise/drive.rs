@@ -5,15 +5,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak, mpsc},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use llm_node_core::error::{ErrorCode, Fault};
 use llm_node_fleet::{
-    Device, Effect, Event, Files, Fleet, FleetView, FoundModel, Incident, Moment, Planned, Reading, Setup,
-    Severity, Ticket, Won, WorkerId,
+    Device, Effect, Event, Files, Fleet, FleetView, FoundModel, Incident, IncidentKind, Moment, Planned,
+    Reading, Setup, Severity, Ticket, Won, WorkerId,
 };
 use llm_node_wire::message::{FromWorker, LoadPlan, ToWorker};
 use parking_lot::{Condvar, Mutex};
@@ -39,6 +43,8 @@ enum Message {
     Order(Ticket, Event, Waiter),
     /// A model and its engine were found, and how they are loaded.
     Found(WorkerId, Files, Result<(FoundModel, Box<LoadPlan>), Fault>),
+    /// A worker has died, and these are the last lines of its log.
+    Died(Event, Vec<String>),
 }
 
 /// Somebody who waits for what comes of an order.
@@ -58,6 +64,8 @@ pub(super) struct Drive {
     incidents: Mutex<Incidents>,
     is_stopped: Mutex<bool>,
     stopped: Condvar,
+    /// A defect has ended the thread.
+    is_broken: AtomicBool,
     readings: Mutex<Readings>,
     wanted: Condvar,
 }
@@ -65,8 +73,10 @@ pub(super) struct Drive {
 /// Who reads the devices asks this what to do next.
 #[derive(Debug, Default)]
 struct Readings {
-    /// The last one.
+    /// When the last one began.
     began: Moment,
+    /// When the last one that has ended did.
+    read: Moment,
     is_wanted: bool,
     is_over: bool,
 }
@@ -88,6 +98,7 @@ impl Drive {
             incidents: Mutex::default(),
             is_stopped: Mutex::new(false),
             stopped: Condvar::new(),
+            is_broken: AtomicBool::new(false),
             readings: Mutex::default(),
             wanted: Condvar::new(),
         };
@@ -134,9 +145,28 @@ impl Drive {
         }
     }
 
+    /// Has a defect ended the thread? Then nothing is loaded or unloaded any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    fn tell_stopped(&self) {
+        *self.is_stopped.lock() = true;
+        self.stopped.notify_all();
+    }
+
+    /// How old the last whole reading of the devices is.
+    pub(super) fn age_of_reading(&self) -> Duration {
+        self.now().since(self.readings.lock().read)
+    }
+
     /// What the devices are like, as whoever asked [`Self::next_reading`] has found.
     pub(super) fn read(&self, devices: Vec<Device>) {
-        let began = self.readings.lock().began;
+        let began = {
+            let mut readings = self.readings.lock();
+            readings.read = self.now();
+            readings.began
+        };
         self.tell(Event::Reading(Reading { began, devices, is_whole: true }));
     }
 
@@ -194,8 +224,26 @@ impl Drive {
     }
 }
 
+/// Says that nothing is decided any more, where the thread ends by a defect. Those who wait for it are told by losing
+/// whom they wait for.
+struct Watch<'a>(&'a Weak<Inner>);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if thread::panicking()
+            && let Some(inner) = self.0.upgrade()
+        {
+            log::error!("a defect has ended what decides over models: none is loaded or unloaded any more");
+            inner.fleet.is_broken.store(true, Ordering::Relaxed);
+            inner.fleet.stop_reading();
+            inner.fleet.tell_stopped();
+        }
+    }
+}
+
 /// The thread's body. Ends with the supervisor.
 pub(super) fn run(inner: &Weak<Inner>, start: Start) {
+    let _watch = Watch(inner);
     let Start { mut fleet, messages } = start;
     let mut waiters: HashMap<Ticket, Waiter> = HashMap::new();
     loop {
@@ -212,6 +260,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
             }
         };
         let mut plan = None;
+        let mut last_lines = Vec::new();
         let event = match waited {
             Ok(Message::Event(event)) => event,
             Ok(Message::Order(ticket, event, waiter)) => {
@@ -224,6 +273,10 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
                     found
                 });
                 Event::Found { worker, found, files }
+            }
+            Ok(Message::Died(event, lines)) => {
+                last_lines = lines;
+                event
             }
             Err(mpsc::RecvTimeoutError::Timeout) => Event::Time,
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -254,7 +307,10 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         }
         *inner.fleet.view.lock() = Arc::new(fleet.view());
         for effect in effects {
-            carry_out(&inner, effect, &mut waiters, &mut plan);
+            match effect {
+                Effect::Tell(incident) => tell(&inner, incident, &last_lines),
+                effect => carry_out(&inner, effect, &mut waiters, &mut plan),
+            }
         }
     }
 }
@@ -290,8 +346,8 @@ fn carry_out(
                 process.link.send(ToWorker::Reshape(sizing));
             }
         }
-        // Done before the view was published.
-        Effect::Open { .. } => {}
+        // Done by who calls this.
+        Effect::Open { .. } | Effect::Tell(_) => {}
         Effect::Drain { worker } => {
             // Whoever comes to it from now on finds what was published before.
             inner.traffic.close(worker);
@@ -328,23 +384,30 @@ fn carry_out(
             (None, _) => {}
         },
         Effect::Record { key, figures, time } => inner.remembered.add(key, figures, time),
-        Effect::Tell(incident) => tell(inner, incident),
-        Effect::Stopped => {
-            *inner.fleet.is_stopped.lock() = true;
-            inner.fleet.stopped.notify_all();
-        }
+        Effect::Stopped => inner.fleet.tell_stopped(),
     }
 }
 
-fn tell(inner: &Inner, incident: Incident) {
+/// `last_lines`: of the log of the worker that has died just now.
+fn tell(inner: &Inner, incident: Incident, last_lines: &[String]) {
     let level = match incident.severity {
         Severity::Info => log::Level::Info,
         Severity::Warning => log::Level::Warn,
         Severity::Error => log::Level::Error,
     };
     log::log!(level, "{}", incident.message);
+    if incident.kind == IncidentKind::Loaded
+        && let Some(model) = inner.fleet.view().models.get(&incident.model_id)
+        && let Some((_, newest)) =
+            model.workers.iter().filter_map(|worker| worker.loaded.as_ref()).max_by_key(|(since, _)| *since)
+    {
+        inner.traffic.loaded(&incident.model_id, newest.took);
+    }
     let at = inner.fleet.date_of(inner.fleet.now());
-    inner.fleet.incidents.lock().add(at, incident);
+    // What else follows from one worker's end is no fault of its.
+    let is_of_worker = matches!(incident.kind, IncidentKind::Crashed | IncidentKind::LoadFailed);
+    let log = if is_of_worker { last_lines.to_vec() } else { Vec::new() };
+    inner.fleet.incidents.lock().add(at, incident, log);
 }
 
 /// In a thread of its own: looks for the model's file, and has new engines probed.
@@ -405,7 +468,9 @@ fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control
         Control::Message(_) => return,
         Control::Died(death) => {
             let is_known = !death.expected && inner.traffic.suspect(worker, model_id, death.is_by_fault());
-            Event::Died { worker, death: told(&death), is_known }
+            let event = Event::Died { worker, death: told(&death), is_known };
+            let _ = inner.fleet.messages.send(Message::Died(event, death.last_lines));
+            return;
         }
     });
 }
@@ -424,4 +489,27 @@ fn told(death: &Death) -> llm_node_fleet::Death {
 
 fn no_thread(error: &std::io::Error) -> Fault {
     Fault::new(ErrorCode::Internal, format!("no thread for a load: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::NodeConfig, supervise::Supervisor};
+
+    #[test]
+    fn a_defect_is_seen_from_outside_and_keeps_nobody_waiting() {
+        let node = Supervisor::new(NodeConfig::example());
+        assert_eq!(node.standstill(), None);
+        let inner = Arc::downgrade(&node.inner);
+        let broken = thread::spawn(move || {
+            let _watch = Watch(&inner);
+            std::panic::resume_unwind(Box::new("a defect"));
+        });
+        assert!(broken.join().is_err());
+        assert!(node.standstill().is_some_and(|words| words.contains("defect")));
+        assert!(!node.next_reading(Duration::MAX), "the devices are not read any more");
+        let began = Instant::now();
+        node.shutdown(Duration::from_mins(10));
+        assert!(began.elapsed() < Duration::from_mins(1));
+    }
 }

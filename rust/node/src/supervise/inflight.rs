@@ -11,12 +11,12 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
-    event::{Event, Finish},
+    event::{Event, Finish, Piece},
 };
 use llm_node_wire::message::{Answer, RequestId, ToWorker};
 use parking_lot::Mutex;
@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use super::{
     QUESTION_SECONDS, Ticket,
     affinity::{Beginning, Recent, pick},
-    meters::Meters,
+    meters::{Histogram, Meters},
     outlets::{ClientId, Outlets, Socket, Told, Waiting},
     suspects::{Fingerprint, Suspects},
 };
@@ -94,6 +94,9 @@ struct Open {
     is_use_new: bool,
     /// Its engine died of the one thing that it had under way.
     is_of_one: bool,
+    /// Tokens of answers that came of it since the second began, and how many a second there were in the last one.
+    new_tokens: u64,
+    tokens_per_second: f64,
     /// Of requests that another worker of its model could have had.
     recent: Recent,
 }
@@ -106,6 +109,10 @@ struct Stream {
     asked: Fingerprint,
     /// Something of its answer has come.
     is_answered: bool,
+    /// When its last tokens came.
+    last_tokens: Option<Instant>,
+    /// From each token to the next, in seconds.
+    between_tokens: Histogram,
 }
 
 /// A question that has had no answer.
@@ -177,6 +184,8 @@ impl Traffic {
             idle_since: None,
             is_use_new: false,
             is_of_one: false,
+            new_tokens: 0,
+            tokens_per_second: 0.0,
             recent: Recent::default(),
         };
         self.under_way.lock().workers.insert(worker, open);
@@ -230,7 +239,16 @@ impl Traffic {
         let model_id = Arc::clone(&open.model_id);
         under_way.count(link.worker, |open| open.streams += 1);
         under_way.outlets.open(client);
-        let stream = Stream { link: link.clone(), model_id, client, form, asked, is_answered: false };
+        let stream = Stream {
+            link: link.clone(),
+            model_id,
+            client,
+            form,
+            asked,
+            is_answered: false,
+            last_tokens: None,
+            between_tokens: Histogram::between_tokens(),
+        };
         under_way.streams.insert(id, stream);
         // Under the lock: what is sent first arrives first, and a cancel never overtakes its stream.
         link.send(message(id));
@@ -325,11 +343,17 @@ impl Traffic {
         self.under_way.lock().workers.get(&worker).map_or(0, |open| open.streams)
     }
 
+    /// Tokens of answers that a worker made in the last second.
+    pub(super) fn tokens_per_second(&self, worker: u64) -> f64 {
+        self.under_way.lock().workers.get(&worker).map_or(0.0, |open| open.tokens_per_second)
+    }
+
     /// All that one step of a worker brought. [`Self::write`] has to follow.
     pub(super) fn step(&self, worker: u64, events: Vec<(RequestId, Event)>) {
+        let now = Instant::now();
         self.change(|under_way| {
             for (id, event) in events {
-                under_way.event(worker, id, event);
+                under_way.event(worker, id, event, now);
             }
         });
     }
@@ -359,9 +383,12 @@ impl Traffic {
         });
     }
 
-    /// A second of the node's clock has passed.
-    pub(super) fn tick(&self) {
+    /// A second of the node's clock has passed, which took so long.
+    pub(super) fn tick(&self, took: Duration) {
         self.change(|under_way| {
+            for open in under_way.workers.values_mut() {
+                open.tokens_per_second = mem::take(&mut open.new_tokens) as f64 / took.as_secs_f64();
+            }
             let mut late = Vec::new();
             for (id, question) in &mut under_way.questions {
                 question.seconds += 1;
@@ -394,7 +421,7 @@ impl Traffic {
                 |(id, stream): (&RequestId, &Stream)| (stream.link.worker == worker).then_some(*id);
             let ended: Vec<RequestId> = under_way.streams.iter().filter_map(of_worker).collect();
             for id in ended {
-                under_way.event(worker, id, Event::Failed(fault.clone()));
+                under_way.end(worker, id, Event::Failed(fault.clone()));
             }
             let UnderWay { questions, outlets, .. } = under_way;
             questions.retain(|id, question| {
@@ -453,7 +480,12 @@ impl Traffic {
         self.change(|under_way| under_way.outlets.forget_waking());
     }
 
-    /// What all requests took so far.
+    /// A model has been loaded, which took so long.
+    pub(super) fn loaded(&self, model_id: &str, took: Duration) {
+        self.under_way.lock().meters.loaded(model_id, took);
+    }
+
+    /// What all requests, and all loads, took so far.
     pub(super) fn meters(&self) -> Meters {
         self.under_way.lock().meters.clone()
     }
@@ -512,12 +544,22 @@ impl UnderWay {
     }
 
     /// A worker speaks for its own streams alone, and not after their ending.
-    fn event(&mut self, worker: u64, id: RequestId, event: Event) {
+    fn event(&mut self, worker: u64, id: RequestId, event: Event, now: Instant) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.link.worker == worker) else {
             return;
         };
         let client = stream.client;
         stream.is_answered |= matches!(event, Event::Piece(_) | Event::CallBegan { .. });
+        if let Event::Piece(Piece { tokens, .. }) = &event
+            && let Ok(count @ 1..) = u32::try_from(tokens.len())
+        {
+            if let Some(last) = stream.last_tokens.replace(now) {
+                stream.between_tokens.took_each(now.saturating_duration_since(last) / count, count);
+            }
+            if let Some(open) = self.workers.get_mut(&worker) {
+                open.new_tokens += u64::from(count);
+            }
+        }
         let taken = match (event, &mut stream.form) {
             (event @ (Event::Finished { .. } | Event::Failed(_)), _) => return self.end(worker, id, event),
             (event @ Event::Started { .. }, _) | (event, Form::Events) => {
@@ -537,7 +579,11 @@ impl UnderWay {
 
     /// A stream's ending, with all that is told again.
     fn end(&mut self, worker: u64, id: RequestId, event: Event) {
-        let Some(Stream { model_id, client, form, asked, .. }) = self.streams.remove(&id) else { return };
+        let Some(Stream { model_id, client, form, asked, between_tokens, .. }) = self.streams.remove(&id)
+        else {
+            return;
+        };
+        self.meters.came(&model_id, &between_tokens);
         match &event {
             Event::Finished { reason, usage, .. } => self.meters.finished(&model_id, *reason, usage),
             _ => self.meters.failed(&model_id),

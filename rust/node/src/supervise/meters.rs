@@ -1,7 +1,7 @@
 //! What requests took, counted by model for as long as the node lives.
 //!
-//! Counted once for each request, at its ending, out of what the worker says it took: nothing is counted for a
-//! token.
+//! Counted once for each request, at its ending, out of what the worker says it took. What passes between tokens is
+//! counted with each piece of an answer, in the request's own buckets, and added to the model's at the same time.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -44,13 +44,35 @@ impl Histogram {
     }
 
     fn add(&mut self, value: f64) {
+        self.add_times(value, 1);
+    }
+
+    fn add_times(&mut self, value: f64, count: u32) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[bucket] += 1;
-        self.sum += value;
+        self.counts[bucket] += u64::from(count);
+        self.sum += value * f64::from(count);
     }
 
     fn took(&mut self, time: Duration) {
         self.add(time.as_secs_f64());
+    }
+
+    /// For what passes between the tokens of answers.
+    pub(super) fn between_tokens() -> Self {
+        Self::new(PER_TOKEN)
+    }
+
+    /// So many took so long, each of them.
+    pub(super) fn took_each(&mut self, time: Duration, count: u32) {
+        self.add_times(time.as_secs_f64(), count);
+    }
+
+    /// All values of another with the same buckets.
+    fn add_all(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.sum += other.sum;
     }
 }
 
@@ -71,12 +93,16 @@ pub(super) struct Meter {
     queue_seconds: Histogram,
     /// Until its first token.
     first_token_seconds: Histogram,
-    /// From there on, for each further token.
+    /// From there on, for each further token, on average over a request.
     token_seconds: Histogram,
+    /// From each token to the next, as they came. Those of a piece came together: each has its part of the time.
+    between_tokens_seconds: Histogram,
     /// From beginning to end.
     request_seconds: Histogram,
     request_prompt_tokens: Histogram,
     request_completion_tokens: Histogram,
+    /// Until it answered, of each time that it was loaded.
+    load_seconds: Histogram,
 }
 
 impl Default for Meter {
@@ -91,9 +117,11 @@ impl Default for Meter {
             queue_seconds: Histogram::new(FIRST_TOKEN),
             first_token_seconds: Histogram::new(FIRST_TOKEN),
             token_seconds: Histogram::new(PER_TOKEN),
+            between_tokens_seconds: Histogram::between_tokens(),
             request_seconds: Histogram::new(WHOLE),
             request_prompt_tokens: Histogram::new(TOKENS),
             request_completion_tokens: Histogram::new(TOKENS),
+            load_seconds: Histogram::new(WHOLE),
         }
     }
 }
@@ -124,7 +152,7 @@ impl Meter {
     }
 }
 
-/// All models that were asked anything.
+/// All models that were loaded, or asked anything.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
 pub(super) struct Meters(BTreeMap<String, Meter>);
@@ -134,9 +162,19 @@ const MOST_MODELS: usize = 64;
 const OTHERS: &str = "other";
 
 impl Meters {
+    /// A model has been loaded.
+    pub(super) fn loaded(&mut self, model_id: &str, took: Duration) {
+        self.of(model_id).load_seconds.took(took);
+    }
+
     /// A request has had its answer.
     pub(super) fn finished(&mut self, model_id: &str, reason: Finish, usage: &Usage) {
         self.of(model_id).finished(reason, usage);
+    }
+
+    /// How the tokens of an answer came, whatever its ending.
+    pub(super) fn came(&mut self, model_id: &str, between_tokens: &Histogram) {
+        self.of(model_id).between_tokens_seconds.add_all(between_tokens);
     }
 
     /// A request has failed.
@@ -179,6 +217,20 @@ mod tests {
         assert_eq!(bucket(&meter.first_token_seconds, 0.01), 1, "who got no token had no first one");
         assert_eq!(bucket(&meter.token_seconds, 0.01), 1);
         assert_eq!(meter.request_seconds.counts.iter().sum::<u64>(), 2);
+    }
+
+    #[test]
+    fn tokens_that_come_together_have_a_part_of_the_time_each() {
+        let mut meters = Meters::default();
+        for count in [1, 4] {
+            let mut between = Histogram::between_tokens();
+            between.took_each(Duration::from_millis(100) / count, count);
+            meters.came("m", &between);
+        }
+        let Histogram { bounds, counts, sum } = &meters.0["m"].between_tokens_seconds;
+        let of = |bound: f64| counts[bounds.partition_point(|it| *it < bound)];
+        assert_eq!((of(0.1), of(0.025), counts.iter().sum::<u64>()), (1, 4, 5));
+        assert!((sum - 0.2).abs() < 1e-9);
     }
 
     #[test]

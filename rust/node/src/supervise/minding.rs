@@ -68,6 +68,8 @@ pub(super) struct Death {
     pub(super) expected: bool,
     /// The last error that it logged, or what it did to the protocol.
     pub(super) complaint: Option<String>,
+    /// The last lines of its log, the newest last.
+    pub(super) last_lines: Vec<String>,
     /// Why it was ended as one that crashed, if it was.
     pub(super) given_up: Option<GivenUp>,
 }

@@ -244,7 +244,7 @@ impl Supervisor {
         self.report("incidents", |inner| written(inner.fleet.incidents().last()))
     }
 
-    /// What all requests took so far, by model. Waits for no worker.
+    /// What all requests and all loads took so far, by model. Waits for no worker.
     pub fn meters(&self) -> Ticket {
         self.report("meters", |inner| written(&inner.traffic.meters()))
     }
@@ -284,8 +284,11 @@ impl Supervisor {
         })
     }
 
-    /// Why a model answers nothing although it is loaded, if there is one. Never blocks.
+    /// Why a model answers nothing although it is loaded, or none can be loaded, if there is a reason. Never blocks.
     pub fn standstill(&self) -> Option<String> {
+        if self.inner.fleet.is_broken() {
+            return Some("A defect has ended what decides over models; start the node anew".to_owned());
+        }
         let limit = match self.inner.config.step_timeout_seconds {
             0 => STANDSTILL_SECONDS,
             limit => limit.min(STANDSTILL_SECONDS),

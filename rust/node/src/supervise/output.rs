@@ -1,6 +1,7 @@
 //! What a worker says beside its answers: its log, what it and its libraries print, and which call it is in.
 
 use std::{
+    collections::VecDeque,
     io::{BufRead, BufReader, Read},
     sync::{Arc, mpsc},
 };
@@ -11,6 +12,9 @@ use super::process::{Process, spawn_thread};
 
 /// Longest line of a child's output; a longer one is cut into several.
 const MAX_LINE: u64 = 8192;
+/// So many lines are kept for whoever asks what a worker said before its end, and so many characters of each.
+const KEPT_LINES: usize = 20;
+const KEPT_CHARACTERS: usize = 500;
 
 /// See the module.
 #[derive(Debug)]
@@ -19,12 +23,13 @@ pub(super) struct Output {
     label: String,
     stage: Mutex<String>,
     complaint: Mutex<Option<String>>,
-    last_line: Mutex<String>,
+    /// The newest last.
+    last_lines: Mutex<VecDeque<String>>,
 }
 
 impl Output {
     pub(super) fn new(label: String) -> Self {
-        Self { label, stage: Mutex::default(), complaint: Mutex::default(), last_line: Mutex::default() }
+        Self { label, stage: Mutex::default(), complaint: Mutex::default(), last_lines: Mutex::default() }
     }
 
     /// The engine call that began last.
@@ -45,9 +50,9 @@ impl Output {
         *self.complaint.lock() = Some(complaint);
     }
 
-    /// The last line of any kind.
-    pub(super) fn last_line(&self) -> String {
-        self.last_line.lock().clone()
+    /// The last lines of any kind, the newest last.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        self.last_lines.lock().iter().cloned().collect()
     }
 
     /// A message of the engine, or of the worker.
@@ -70,7 +75,11 @@ impl Output {
 
     fn line(&self, level: log::Level, line: &str) {
         log::log!(level, "[{}] {line}", self.label);
-        line.clone_into(&mut self.last_line.lock());
+        let mut lines = self.last_lines.lock();
+        if lines.len() == KEPT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.chars().take(KEPT_CHARACTERS).collect());
     }
 }
 
@@ -95,4 +104,22 @@ pub(super) fn pump(process: Arc<Process>, pipe: Box<dyn Read + Send>) -> mpsc::R
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_and_long_ones_in_part() {
+        let output = Output::new("a".to_owned());
+        assert!(output.last_lines().is_empty());
+        for number in 0..KEPT_LINES + 3 {
+            output.log(1, &format!("{number}\n\n"));
+        }
+        output.log(1, &"\u{e9}".repeat(2 * KEPT_CHARACTERS));
+        let lines = output.last_lines();
+        assert_eq!((lines.len(), &*lines[0]), (KEPT_LINES, "4"));
+        assert_eq!(lines[KEPT_LINES - 1], "\u{e9}".repeat(KEPT_CHARACTERS));
+    }
 }

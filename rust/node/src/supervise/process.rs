@@ -417,7 +417,7 @@ impl Process {
                 }
             }
             if let Some(death) = self.death() {
-                let words = self.output.last_line();
+                let words = self.output.last_lines().pop().unwrap_or_default();
                 return Err(Fault::new(
                     ErrorCode::EngineCrashed,
                     format!("A worker ended before it connected: {}: {words}", death.ending),
@@ -440,6 +440,7 @@ impl Process {
             is_idle,
             expected: self.is_expected_to_die(),
             complaint: self.output.complaint(),
+            last_lines: self.output.last_lines(),
             given_up: self.given_up.lock().clone(),
         };
         let _ = self.link.outbox.send(Outgoing::Close);

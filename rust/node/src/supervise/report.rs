@@ -247,6 +247,7 @@ struct ReplicaRow<'a> {
     memory: Vec<MemoryRow<'a>>,
     held_bytes: u64,
     silent_seconds: u32,
+    tokens_per_second: f64,
     occupancy: Option<Occupancy>,
 }
 
@@ -303,6 +304,8 @@ struct ServingRow {
     ready_seconds: u64,
     silent_seconds: u32,
     call_seconds: u32,
+    /// Tokens of its answers in the last second.
+    tokens_per_second: f64,
     /// What its scheduler knows; `None` until it has said so.
     occupancy: Option<Occupancy>,
 }
@@ -321,6 +324,10 @@ struct CrashRow<'a> {
 /// Devices, ledger, workers, versions.
 #[derive(Serialize)]
 pub(super) struct SystemRow<'a> {
+    /// Since the node began.
+    uptime_seconds: u64,
+    /// Since the devices were read last.
+    reading_age_seconds: f64,
     gpu_backend: Option<&'a str>,
     vram_limit_bytes: Option<u64>,
     devices: Vec<DeviceRow<'a>>,
@@ -390,6 +397,11 @@ fn streams_of(inner: &Inner, view: &ModelView) -> usize {
     view.workers.iter().map(|worker| inner.traffic.streams_of(worker.id)).sum()
 }
 
+/// Tokens of answers that all its workers made in the last second.
+fn tokens_per_second(inner: &Inner, view: &ModelView) -> f64 {
+    view.workers.iter().map(|worker| inner.traffic.tokens_per_second(worker.id)).sum()
+}
+
 /// What the schedulers of all its workers know, together; `None` until one has said so.
 fn occupancy_of(inner: &Inner, view: &ModelView) -> Option<Occupancy> {
     let processes = view.workers.iter().filter_map(|worker| inner.processes.get(worker.id));
@@ -432,6 +444,8 @@ pub(super) struct IncidentRow {
     call: Option<String>,
     signal: Option<i64>,
     message: String,
+    /// The last lines that the worker logged, the newest last, where it ended or its load failed.
+    log: Vec<String>,
 }
 
 impl Default for Incidents {
@@ -443,7 +457,7 @@ impl Default for Incidents {
 }
 
 impl Incidents {
-    pub(super) fn add(&mut self, at: u64, incident: Incident) {
+    pub(super) fn add(&mut self, at: u64, incident: Incident, log: Vec<String>) {
         let Incident { severity, kind, model_id, engine, code, death, message } = incident;
         *self.counts.entry(kind.as_str()).or_default() += 1;
         if severity == Severity::Info && kind != IncidentKind::Evicted {
@@ -463,6 +477,7 @@ impl Incidents {
             call,
             signal: signal.flatten(),
             message,
+            log,
         });
     }
 
@@ -516,6 +531,7 @@ impl<'a> ReplicaRow<'a> {
                 memory,
                 held_bytes: held(accounts, |worker_of| worker_of == worker.id),
                 silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
+                tokens_per_second: inner.traffic.tokens_per_second(worker.id),
                 occupancy: process.as_ref().and_then(|process| process.occupancy()),
             }
         };
@@ -632,6 +648,7 @@ impl<'a> LifeRow<'a> {
             ready_seconds: inner.fleet.now().since(*since).as_secs(),
             silent_seconds: process.as_ref().map_or(0, |process| process.silence.seconds()),
             call_seconds: process.as_ref().map_or(0, |process| process.call_seconds()),
+            tokens_per_second: tokens_per_second(inner, view),
             occupancy: occupancy_of(inner, view),
         });
         Self {
@@ -696,6 +713,8 @@ impl SystemRow<'_> {
         let busy = view.models.iter().filter(|(_, view)| is_busy(view));
         let accounts = &view.accounts;
         written(&SystemRow {
+            uptime_seconds: inner.fleet.now().0.as_secs(),
+            reading_age_seconds: inner.fleet.age_of_reading().as_secs_f64(),
             gpu_backend: inner.config.gpu_backend.as_deref(),
             vram_limit_bytes: inner.config.vram_limit_bytes,
             devices: view.accounts.iter().map(|account| DeviceRow::of(account, &host)).collect(),

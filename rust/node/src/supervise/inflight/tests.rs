@@ -9,6 +9,8 @@ use crate::{
     supervise::What,
 };
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn link(worker: u64) -> (Link, mpsc::Receiver<Outgoing>) {
     let (outbox, receiver) = mpsc::channel();
     (Link { worker, outbox }, receiver)
@@ -93,6 +95,29 @@ fn a_whole_answer_wakes_nobody_before_its_ending() {
     let [block] = &told.blocks[..] else { panic!("{told:?}") };
     assert_eq!((block.text.as_str(), block.complete), ("abc", true));
     assert_eq!(block.tokens, [token(1), token(2), token(3)]);
+}
+
+#[test]
+fn tokens_are_counted_for_the_second_and_timed_one_by_one() {
+    let traffic = Traffic::default();
+    let (link, _receiver) = link(1);
+    traffic.open(1, "m");
+    let id = traffic
+        .submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| ToWorker::Drain)
+        .unwrap();
+    let token = |id| PickedToken { id, logprobs: None };
+    for tokens in [vec![token(1)], vec![], vec![token(2), token(3)]] {
+        traffic.step(1, vec![(id, piece("a", tokens))]);
+    }
+    assert!(traffic.tokens_per_second(1) < 0.1, "the second is not over");
+    traffic.tick(2 * SECOND);
+    assert!((traffic.tokens_per_second(1) - 1.5).abs() < 1e-9);
+    traffic.step(1, vec![(id, finished())]);
+    traffic.tick(SECOND);
+    assert!(traffic.tokens_per_second(1) < 0.1);
+    let meters = serde_json::to_value(traffic.meters()).unwrap();
+    let counts = meters["m"]["between_tokens_seconds"]["counts"].as_array().unwrap();
+    assert_eq!(counts.iter().filter_map(Value::as_u64).sum::<u64>(), 2, "nothing comes before the first");
 }
 
 #[test]
@@ -196,9 +221,9 @@ fn who_watches_hears_when_a_worker_gets_busy_and_idle() {
     assert_eq!((taken(), taken()), (vec![(1, false)], vec![]));
     traffic.forget_question(question);
     assert_eq!(heard(), 0);
-    traffic.tick();
+    traffic.tick(SECOND);
     assert_eq!((heard(), taken()), (1, vec![(1, true)]));
-    traffic.tick();
+    traffic.tick(SECOND);
     assert_eq!(heard(), 1);
     // Who waits for it hears of it at once.
     traffic.await_use(true);
@@ -229,7 +254,7 @@ fn each_question_is_answered_once_and_has_a_deadline() {
     traffic.answer(1, forgotten, Ok(Answer::Text("late".into())));
     assert_eq!(outcomes().collect::<Vec<_>>(), [(answered, Ok(r#"{"Text":"hello"}"#.to_owned()))]);
     for _ in 0..=QUESTION_SECONDS {
-        traffic.tick();
+        traffic.tick(SECOND);
     }
     assert_eq!(outcomes().collect::<Vec<_>>(), [(late, Err(ErrorCode::Timeout))]);
     let orphan = ask();
