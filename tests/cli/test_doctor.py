@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llm_node.version import __version__
 from support.engines import fake_engine
 from support.gpu import Gpu
+from support.hub import sha256, stand_in_hub
 from support.node import PROGRAM, node_environment, running_node
 
 CONTAINER = 'mount --bind "$GROUPS_OF_A_TEST" /sys/fs/cgroup && exec "$@"'
@@ -139,6 +143,135 @@ def test_a_cache_that_cannot_be_read_is_named(tmp_path: Path, engines: Path) -> 
     )
     assert f"warn  models of ollama in {tmp_path}/loop are not seen: Too many levels of" in found.stdout
     assert "--caches without ollama" in found.stdout
+
+
+def of_another_user(home: Path, *places: Path) -> list[str]:
+    """Closes folders to whoever runs the prefix that this gives. Who runs the tests may be root, whom no
+    right stops: folders are then another user's, and the prefix takes away root's right to pass over that."""
+    for place in places:
+        place.chmod(0o700 if os.geteuid() == 0 else 0)
+        if os.geteuid() == 0:
+            os.chown(place, 65534, 65534)
+    if os.geteuid() != 0:
+        return []
+    rights = "-dac_override,-dac_read_search"
+    prefix = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"]
+    if not shutil.which("setpriv") or subprocess.run([*prefix, "ls", str(home)], check=False).returncode:
+        pytest.skip("setpriv of util-linux cannot take rights away here")
+    return prefix
+
+
+def test_folders_that_another_user_closed_are_passed_over_and_named(
+    tmp_path: Path, engines: Path, demo_model: Path
+) -> None:
+    hub, studio, ollama = (
+        tmp_path / name for name in (".cache/huggingface/hub", ".lmstudio/models", ".ollama/models")
+    )
+    digest = sha256(demo_model.read_bytes())
+    for repository in ("models--org--Open", "models--org--Closed"):
+        snapshot = hub / repository / "snapshots/c0ffee"
+        snapshot.mkdir(parents=True)
+        shutil.copy(demo_model, snapshot / "model-Q4_0.gguf")
+    (studio / "publisher/Model").mkdir(parents=True)
+    (ollama / "blobs").mkdir(parents=True)
+    shutil.copy(demo_model, ollama / f"blobs/sha256-{digest}")
+    closed = (hub / "models--org--Closed", ollama)
+    prefix = of_another_user(tmp_path, *closed)
+    named = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    try:
+        done = run(tmp_path, *named, prefix=prefix)
+        assert done.returncode == 0, done.stdout
+        for program, place in zip(("hub", "ollama"), closed, strict=True):
+            words = f"warn  models of {program} in {place} are not seen: Permission denied; let this user"
+            assert words in done.stdout, done.stdout
+        assert f"ok    models of lm-studio are looked for in {studio}" in done.stdout
+        listed = subprocess.run(
+            [*prefix, str(PROGRAM), "list", *named],
+            env=node_environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "org/Open:Q4_0" in listed.stdout and "Closed" not in listed.stdout
+    finally:
+        for place in closed:
+            place.chmod(0o700)
+
+
+def test_a_report_tells_neither_keys_nor_models_nor_whose_home_it_is(
+    tmp_path: Path, engines: Path, demo_model: Path
+) -> None:
+    home = tmp_path / "home-of-somebody"
+    models = home / ".llm-node/models"
+    (models / "secret-org/secret-repo").mkdir(parents=True)
+    (models / "secret-org/secret-repo/secret-Q4_0.gguf").write_bytes(demo_model.read_bytes()[:5000])
+    (models / "secret-broken.gguf").write_bytes(b"GGUF")
+    (home / ".ollama/models").mkdir(parents=True)
+    (home / ".llm-node/config.toml").write_text(
+        'api_key = "sk-secret"\nport = 3456\n[models."secret-org/secret-repo"]\naliases = ["secret-name"]\n'
+        'chat_template = "/no/such"\n'
+    )
+    named = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    done = run(home, "--report", *named, HF_TOKEN="hf_secret")
+    first, version, changed, *found, last = done.stdout.splitlines()
+    assert (first, last) == ("```text", "```")
+    assert version.startswith(f"llm-node {__version__} (engine ABI ") and "Python 3." in version
+    assert "port" in changed and "gpu_backend" in changed
+    assert any(line.startswith("ok    engine llama_cpp for cpu: version ") for line in found)
+    assert "warn  a model: model_corrupt" in found
+    assert "ok    models of ollama are looked for in ~/.ollama/models" in found
+    assert any(line.endswith(" are left for models in MODELS_DIR") for line in found)
+    assert any(line.startswith("ok    installed by ") for line in found)
+    assert any(line.startswith("fail  ") and "/no/such" in line for line in found), found
+    for private in ("secret", str(home), "somebody", "sk-"):
+        assert private not in done.stdout
+    together = run(home, "--report", "--json", *named)
+    assert together.returncode == 2 and "--report is a text" in together.stderr
+
+
+def test_what_is_wrong_in_the_settings_file_is_not_reported_word_by_word(
+    tmp_path: Path, engines: Path
+) -> None:
+    file = tmp_path / ".llm-node/config.toml"
+    file.parent.mkdir()
+    file.write_text('[models."secret"]\nno_such = 1\n')
+    done = run(tmp_path, "--report", "--gpu-backend", "cpu", "--engines-dir", str(engines))
+    assert "fail  the settings file is left out here: something in it is wrong" in done.stdout
+    assert "secret" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("token", "level", "words"),
+    [
+        ("", "ok", "without a token, which models with terms of their own need"),
+        ("hf_right", "ok", "and takes the token"),
+        ("hf_wrong", "fail", "and does not know the token: set another HF_TOKEN, or run `hf auth login`"),
+    ],
+)
+def test_the_hub_is_asked_on_wish(tmp_path: Path, engines: Path, token: str, level: str, words: str) -> None:
+    named = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
+    with stand_in_hub() as hub:
+        hub.tokens.add("hf_right")
+        environment = {**hub.environment(), "HF_TOKEN": token}
+        without = run(tmp_path, *named, **environment)
+        assert hub.behaviour.asked == [] and "the hub" not in without.stdout
+        done = run(tmp_path, "--online", *named, **environment)
+    (line,) = [line for line in done.stdout.splitlines() if "the hub" in line]
+    assert line.startswith(f"{level:<5} the hub answers at {hub.url}") and line.endswith(words), line
+    assert done.returncode == (1 if level == "fail" else 0)
+    assert "hf_" not in done.stdout
+
+
+def test_a_hub_that_is_not_reached_is_a_failure_and_offline_it_is_not_asked(
+    tmp_path: Path, engines: Path
+) -> None:
+    named = ["--gpu-backend", "cpu", "--engines-dir", str(engines), "--online"]
+    done = run(tmp_path, *named, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DISABLE_XET="1")
+    assert done.returncode == 1
+    assert "fail  the hub is of no use here: http://127.0.0.1:9 cannot be reached: " in done.stdout
+    offline = run(tmp_path, *named, "--offline", "yes", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 0
+    assert "warn  the hub is not asked, and nothing is fetched: --offline yes" in offline.stdout
 
 
 def test_a_containers_limit_is_named(tmp_path: Path, engines: Path) -> None:

@@ -56,6 +56,8 @@ class StandInHub:
         """Weights that a repository's models have, where the hub knows."""
         self.commit = COMMIT
         """Of every repository."""
+        self.tokens: set[str] = set()
+        """Those of its users."""
         self.behaviour = Behaviour()
         self.on_cut: Callable[[], None] = lambda: None
         """Called where connections are cut."""
@@ -142,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(429, "busy", None)
         elif match := re.fullmatch(r"/files/([^/]+/[^/]+)/(.+)", path):
             self._file(match[1], match[2])
+        elif path == "/api/whoami-v2":
+            self._whoami()
         elif path == "/api/models":
             self._search(query)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?", path):
@@ -150,6 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve(match[1], match[2], match[3])
         else:
             self._refuse(404, "no such route", "RepoNotFound")
+
+    def _whoami(self) -> None:
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") in self.server.hub.tokens:
+            self._json({"type": "user", "name": "somebody"})
+        else:
+            self._refuse(401, "Invalid username or password.", None)
 
     def _known(self, repository: str, revision: str | None) -> dict[str, bytes] | None:
         hub = self.server.hub

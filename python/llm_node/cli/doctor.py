@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -27,6 +30,15 @@ LIMITS = (
     ("RLIMIT_DATA", "-d", "memory for its data"),
 )
 """Of a process: the limit, its flag of `ulimit`, and what it bounds."""
+INSTALLED_BY = {
+    "pip": "pip",
+    "uv": "uv",
+    "uv-tool": "uv, as a tool",
+    "pipx": "pipx",
+    "system": "the operating system or by hand",
+}
+NO_MODELS = (".", "datasets--", "spaces--")
+"""Beginnings of what lies in caches beside models."""
 SMALL_DISK = 2 << 30
 """Bytes, below which hardly a model can be fetched."""
 
@@ -35,15 +47,21 @@ class Finding(NamedTuple):
     """One thing that was looked at."""
 
     level: str
-    """`ok`, `warn`, or `fail`: no model could be loaded."""
+    """`ok`, `warn`, or `fail`: no model could be loaded, or the hub that was asked for is of no use."""
     message: str
+    nameless: str | None = None
+    """The same for an issue, where the message says what is of the user's own."""
 
 
 @click.command()
+@click.option("--online", is_flag=True, help="Also ask the Hugging Face hub, and whether it takes the token.")
+@click.option("--report", is_flag=True, help="Print a text for an issue, without names of models or users.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options.settings_options
 @click.pass_context
-def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> None:
+def doctor(
+    context: click.Context, /, online: bool, report: bool, as_json: bool, **given: options.Given
+) -> None:
     """Look for what stands in the way of a node here: settings, devices, memory, engines, models, disk.
 
     Of a node that runs, its engines and its models are looked at; without one those of the folders are, and
@@ -51,10 +69,13 @@ def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> 
     """
     import asyncio
 
+    if report and as_json:
+        raise click.UsageError("--report is a text: it does not go with --json")
     settings, wrong_file = options.with_or_without_file(context.obj, given)
     seen = []
     if wrong_file is not None:
-        seen.append(Finding("fail", f"the settings file is left out here: {wrong_file}"))
+        words = "the settings file is left out here"
+        seen.append(Finding("fail", f"{words}: {wrong_file}", f"{words}: something in it is wrong"))
     try:
         running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
     except Failed as error:
@@ -68,12 +89,20 @@ def doctor(context: click.Context, /, as_json: bool, **given: options.Given) -> 
         of_node = dataclasses.replace(settings, gpu_backend=backend or settings.gpu_backend)
         seen.append(Finding("ok", f"a node runs at {url}: its engines and models are looked at"))
         seen += [*_devices(of_node), *_memory(), *_judged(engines, models, obstacles, backend)]
-    findings = list(dict.fromkeys([*seen, *_caches(settings), *_disk(settings), *_files()]))
+    rest = [*_packages(settings), *_caches(settings), *_disk(settings), *_files()]
+    if online:
+        rest.append(asyncio.run(_hub(settings)))
+    findings = list(dict.fromkeys([*seen, *rest]))
     if as_json:
-        table.show_json({"findings": [finding._asdict() for finding in findings]})
+        shown = [{"level": finding.level, "message": finding.message} for finding in findings]
+        table.show_json({"findings": shown})
+    elif report:
+        from llm_node.cli import report as reporting
+
+        click.echo(reporting.text(settings, findings))
     else:
-        for level, message in findings:
-            click.echo(f"{level:<5} {message}")
+        for finding in findings:
+            click.echo(f"{finding.level:<5} {finding.message}")
     context.exit(int(any(finding.level == "fail" for finding in findings)))
 
 
@@ -159,8 +188,8 @@ def _judged(engines: Rows, models: Rows, obstacles: Obstacles, backend: str | No
         yield Finding("fail", greeting.NO_ENGINE)
     elif backend is not None and (reason := greeting.wrong_backend(engines, backend)):
         yield Finding("fail", reason)
-    for model, (_, message) in obstacles.items():
-        yield Finding("warn", f"model {model}: {_in_one_line(message)}")
+    for model, (code, message) in obstacles.items():
+        yield Finding("warn", f"model {model}: {_in_one_line(message)}", f"a model: {code}")
     count = len(models) - len(obstacles)
     if count:
         models_can = "model can" if count == 1 else "models can"
@@ -195,17 +224,78 @@ async def _all(node: Node) -> tuple[Rows, Rows, Obstacles, str | None]:
     return await node.engines(), await node.models(), await node.obstacles(), node.gpu_backend
 
 
+def _packages(settings: Settings) -> Iterator[Finding]:
+    """How llm-node was installed, and the packages of engines beside it."""
+    from llm_node import engine_packages, installation
+
+    here = installation.here()
+    yield Finding("ok", f"installed by {INSTALLED_BY[here.kind]}, for {here.python}")
+    if not settings.engine_packages:
+        return
+    for package in engine_packages.installed():
+        yield Finding("ok", f"package {package.name} {package.version}: {', '.join(package.engines)}")
+    for libraries in engine_packages.libraries():
+        if not libraries.files:
+            words = f"{libraries.requirement} is not installed, and a package of engines asks for it"
+            yield Finding("warn", f"{words}: {shlex.join(here.add(libraries.requirement))}")
+
+
 def _caches(settings: Settings) -> Iterator[Finding]:
-    """The folders of other programs: those that are there and cannot be read are passed over otherwise."""
+    """The folders of other programs that are there. What cannot be read in them is passed over otherwise."""
     for program, folder in settings.cache_folders():
-        try:
-            with os.scandir(folder):
-                pass
-        except (FileNotFoundError, NotADirectoryError):
+        unread = _unread(folder)
+        if not unread:
+            if folder.is_dir():
+                yield Finding("ok", f"models of {program} are looked for in {folder}")
             continue
-        except OSError as error:
-            words = f"models of {program} in {folder} are not seen: {error.strerror}"
-            yield Finding("warn", f"{words}; --caches without {program} leaves it alone")
+        (place, reason), *more = unread
+        also = f", nor is what lies in {len(more)} more places" if more else ""
+        words = f"models of {program} in {place} are not seen: {reason}{also}"
+        yield Finding(
+            "warn",
+            f"{words}; let this user read there, or --caches without {program} leaves it alone",
+            f"models of {program} in {len(unread)} places are not seen: {reason}",
+        )
+
+
+def _unread(cache: Path) -> list[tuple[str, str]]:
+    """Folders and files of a cache that cannot be read, each with the reason."""
+    found: list[tuple[str, str]] = []
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            found.append((str(error.filename), error.strerror or str(error)))
+
+    for place, folders, names in os.walk(cache, onerror=refused):
+        folders[:] = sorted(it for it in folders if not it.startswith(NO_MODELS))
+        paths = (os.path.join(place, name) for name in sorted(names) if not name.startswith(NO_MODELS))
+        # Whether a link leads to something is seen where that lies.
+        closed = (path for path in paths if not os.path.islink(path) and not os.access(path, os.R_OK))
+        found += [(path, os.strerror(errno.EACCES)) for path in closed]
+    return found
+
+
+async def _hub(settings: Settings) -> Finding:
+    """Does the hub answer here, and does it take the token?"""
+    from llm_node.node import NodeError
+    from llm_node.pull.hub import Hub
+
+    if settings.offline:
+        return Finding("warn", "the hub is not asked, and nothing is fetched: --offline yes")
+    try:
+        async with Hub() as hub:
+            account = await hub.account()
+    except NodeError as fault:
+        return Finding("fail", f"the hub is of no use here: {_in_one_line(fault.message)}")
+    answers = f"the hub answers at {account.hub}"
+    match account.token:
+        case "refused":
+            what_to_do = "set another HF_TOKEN, or run `hf auth login`"
+            return Finding("fail", f"{answers}, and does not know the token: {what_to_do}")
+        case "valid":
+            return Finding("ok", f"{answers}, and takes the token")
+        case "none":
+            return Finding("ok", f"{answers}; without a token, which models with terms of their own need")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

@@ -199,7 +199,7 @@ def _print(known: dict[str, Any]) -> None:
             for it in known["needs"]
         ),
         ("from", known["origin"]),
-        *(("file", path) for path in known["files"]),
+        *(("file", _with_target(path, known["origin"])) for path in known["files"]),
         *(("sha256", digest) for digest in known["sha256"].values()),
         *(("also", path) for path in known["also"] or ()),
         *(("why", line) for line in known["why"]),
@@ -212,6 +212,12 @@ def _print(known: dict[str, Any]) -> None:
         if value is not None:
             click.echo(f"  {'' if name == before else name:<13} {visible(str(value))}")
             before = name
+
+
+def _with_target(path: str, origin: str) -> str:
+    """And where the bytes are, of a link in the models folder."""
+    is_link = origin == "own" and Path(path).is_symlink()
+    return f"{path}, a link to {Path(path).resolve()}" if is_link else path
 
 
 def _abilities(facts: dict[str, Any], header: dict[str, Any]) -> str:

@@ -96,11 +96,30 @@ def search(words: str, base: str | None, limit: int) -> Answer:
     }
 
 
+def account() -> Answer:
+    """Where the hub is, once it has answered, and what it says of this user's token. Tried once."""
+    from huggingface_hub import HfApi, constants, errors, get_session, get_token
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    token = get_token()
+    try:
+        if token is not None:
+            HfApi().whoami(token)
+        else:
+            hf_raise_for_status(get_session().get(f"{constants.ENDPOINT}/api/models", params={"limit": 1}))
+    except errors.HfHubHTTPError as error:
+        if token is None or error.response.status_code not in (401, 403):
+            raise
+        return {"hub": constants.ENDPOINT, "token": "refused"}
+    return {"hub": constants.ENDPOINT, "token": "none" if token is None else "valid"}
+
+
 OPERATIONS: Mapping[str, Callable[..., Answer]] = {
     "info": info,
     "head": head,
     "fetch": fetch,
     "search": search,
+    "account": account,
 }
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llm_node.node import NodeError
 
@@ -47,6 +47,15 @@ class Repository:
     name: str
     commit: str
     files: Sequence[File]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who this user is to the hub."""
+
+    hub: str
+    """Its URL."""
+    token: Literal["none", "valid", "refused"]
 
 
 class Hub:
@@ -113,6 +122,11 @@ class Hub:
             "models"
         ]
         return found
+
+    async def account(self) -> Account:
+        """Does the hub answer, and take the token that is set here? Raises `NodeError` where it does not
+        answer."""
+        return Account(**await self._ask("account"))
 
     async def _ask(
         self, operation: str, told: Callable[[int], None] | None = None, **request: Any

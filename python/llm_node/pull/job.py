@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 from filelock import FileLock
 
 from llm_node.node import Node, NodeError, quantization_in
-from llm_node.pull import choose, estimate, link, name
+from llm_node.pull import choose, estimate, here, link, name
 from llm_node.pull.choose import Choice, Version, gibibytes
 from llm_node.pull.hub import File, Hub, Repository
 from llm_node.pull.name import HubName, Link
-from llm_node.pull.store import Partial, Store, sha256_of
+from llm_node.pull.store import Partial, Store, is_link, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Removed:
 
     model_id: str
     left_in: str | None = None
-    """The folder where its files still are, where a link to it is all that was deleted."""
+    """The folder where its files still are, where links are all that was deleted."""
 
 
 class Job:
@@ -154,9 +154,13 @@ class Job:
 class Pulls:
     """All pulls of one node."""
 
-    def __init__(self, node: Node, models_dir: Path, *, offline: bool = False) -> None:
+    def __init__(
+        self, node: Node, models_dir: Path, *, caches: here.Caches = (), offline: bool = False
+    ) -> None:
+        """`caches`: folders of other programs, whose files need not be fetched again."""
         self._node = node
         self._store = Store(models_dir.absolute())
+        self._caches = caches
         self._offline = offline
         self._jobs: dict[str, Job] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -276,8 +280,8 @@ class Pulls:
         return [{**each, "fits": choose.may_fit(each["parameters"], machine)} for each in found]
 
     async def remove(self, model: str, *, force: bool = False) -> Removed:
-        """Delete a model of the models folder, or what is there of a stopped pull. Of one in a folder that is
-        a link, the link alone goes. Raises `NodeError`: what other programs have brought is theirs."""
+        """Delete a model of the models folder, or what is there of a stopped pull. Of what is a link, or lies
+        in a folder that is one, the link alone goes. Raises `NodeError`: what other programs have brought is theirs."""
         for job in self._jobs.values():
             if job.wish.model == model and not job.is_over:
                 await self.cancel(job, discard=True)
@@ -301,7 +305,7 @@ class Pulls:
             row["files"],
             [file for other in others if other["model_id"] != model_id for file in other["files"]],
         )
-        left_in = None if set(map(str, goes)) <= set(row["files"]) else str(goes[0].resolve())
+        left_in = next((_left_in(path) for path in goes if is_link(path)), None)
         if row["requests"] and not force:
             raise NodeError(
                 "invalid_request",
@@ -383,20 +387,25 @@ class Pulls:
                 missing = await self._missing(repository, version)
                 why = _what_is_newer(repository, version, missing)
             home, staging = self._store.home(repository.name), self._store.staging(repository.name)
-            there = version.size - sum(file.size for file in missing)
-            if missing:
+            copies = await asyncio.to_thread(self._copies, missing)
+            if wanted := [file for file in missing if file not in copies]:
                 self._store.check_room(
-                    sum(file.size for file in missing if not _is_staged(staging / file.path, file.size))
+                    sum(file.size for file in wanted if not _is_staged(staging / file.path, file.size))
                 )
+            self._store.begin(staging, job.wish.model, version.size, update=job.wish.update)
+            used = {
+                file: path for file, path in copies.items() if self._store.point(staging / file.path, path)
+            }
+            wanted = [file for file in missing if file not in used]
+            there = version.size - sum(file.size for file in wanted)
             job.resolved(
                 version=version.label,
                 files=[{"path": file.path, "size_bytes": file.size} for file in version.files],
                 total=version.size,
                 revision=repository.commit,
-                why=why,
+                why=[*why, *_what_is_here(used.values())],
             )
-            self._store.begin(staging, job.wish.model, version.size, update=job.wish.update)
-            for file in missing:
+            for file in wanted:
                 before = there
 
                 def told(done: int, before: int = before) -> None:
@@ -406,7 +415,7 @@ class Pulls:
                 await self._fetched(hub, repository, file, staging, told)
                 there += file.size
             job.tell("verifying", bytes=version.size, total=version.size)
-            for file in missing:
+            for file in wanted:
                 await _check(staging / file.path, file.sha256)
             self._store.keep_all(staging, home, [file.path for file in missing])
             self._store.note(
@@ -439,6 +448,17 @@ class Pulls:
             return file.sha256 == (promised.get(file.path) or await asyncio.to_thread(sha256_of, path))
 
         return [file for file in version.files if not await is_there(file)]
+
+    def _copies(self, files: Sequence[File]) -> dict[File, Path]:
+        """Those of these files that are here under other names, and where."""
+        found = {}
+        for file in files:
+            if file.sha256 is None:
+                continue
+            path = here.find(self._store, self._caches, file.sha256, file.size)
+            if path is not None:
+                found[file] = path
+        return found
 
     async def _old(self, source: HubName) -> dict[str, Any] | None:
         """The model that is to be updated; None: it is not here. Raises `NodeError` where nobody said which,
@@ -580,6 +600,19 @@ class Pulls:
             await _check(final, source.sha256, delete=False)
             return await self._row(final)
         async with self._alone(job, source.name):
+            if source.sha256 is not None:
+                path = here.find(self._store, self._caches, source.sha256, None)
+                if path is not None and self._store.point(final, path):
+                    size = final.stat().st_size
+                    job.resolved(
+                        version=None,
+                        files=[{"path": final.name, "size_bytes": size}],
+                        total=size,
+                        revision=None,
+                        why=_what_is_here([path]),
+                    )
+                    self._store.discard(self._store.staging(source.name))
+                    return await self._row(final)
             total = await link.size_of(source)
             staging = self._store.staging(source.name)
             self._store.check_room(total)
@@ -651,6 +684,17 @@ def _why(repository: str, choice: Choice, machine: choose.Machine) -> list[str]:
         f"{_needs(choice.need, choice.tokens, machine)}.",
         beyond,
     ]
+
+
+def _what_is_here(paths: Iterable[Path]) -> list[str]:
+    """Why these files are not fetched."""
+    return [f"It is here already, and is not fetched: {path}" for path in paths]
+
+
+def _left_in(link: Path) -> str:
+    """The folder of what a link leads to, or leads to itself."""
+    real = link.resolve()
+    return str(real if real.is_dir() else real.parent)
 
 
 def _what_is_newer(repository: Repository, version: Version, missing: Sequence[File]) -> list[str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,29 @@ class Store:
         for name in reversed(names):
             self.keep(staging / name, home / name)
 
+    def with_hash(self, sha256: str) -> Iterator[Path]:
+        """Pulled files that were promised to have this hash, and may have gone since."""
+        for record in sorted(self.models_dir.glob(f"*/*/{RECORD}")):
+            for name, promised in self.promised(record.parent).items():
+                if promised == sha256:
+                    yield record.parent / name
+
+    def point(self, name: Path, there: Path) -> bool:
+        """Let a name lead to a file that is here already. One of the models folder has a further name from
+        then on, so that each of them can be deleted. One of another program is linked to, and never changed.
+        False: this file system has no such links."""
+        name.parent.mkdir(parents=True, exist_ok=True)
+        real = there.resolve()
+        try:
+            name.unlink(missing_ok=True)
+            if real.is_relative_to(self.models_dir.resolve()):
+                os.link(real, name)
+            else:
+                name.symlink_to(real)
+        except OSError:
+            return False
+        return True
+
     def promised(self, folder: Path) -> dict[str, str]:
         """The hashes of pulled files of a folder, by their names in it."""
         return {name: noted["sha256"] for name, noted in _recorded(folder).get("files", {}).items()}
@@ -205,7 +228,7 @@ class Store:
         folder = self.models_dir
         for part in path.relative_to(self.models_dir).parts[:-1]:
             folder /= part
-            if _is_link(folder):
+            if is_link(folder):
                 return folder
         return None
 
@@ -221,9 +244,10 @@ class Store:
             folder = folder.parent
 
 
-def _is_link(folder: Path) -> bool:
+def is_link(path: Path) -> bool:
+    """Does it only lead to a file or a folder?"""
     try:
-        os.readlink(folder)  # which reads junctions of Windows too
+        os.readlink(path)  # which reads junctions of Windows too
     except OSError:
         return False
     return True

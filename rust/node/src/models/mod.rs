@@ -313,6 +313,19 @@ const HUBS: [&str; 2] = ["hf.co", "huggingface.co"];
 /// How most repositories of GGUF files end.
 const GGUF_SUFFIX: &str = "-gguf";
 
+/// May the hub have it, as `ORG/REPO` or `ORG/REPO:VERSION`?
+fn is_of_hub(id: &str) -> bool {
+    let is_word = |word: &str| {
+        word.starts_with(|it: char| it.is_ascii_alphanumeric())
+            && word.chars().all(|it| it.is_ascii_alphanumeric() || matches!(it, '-' | '_' | '.'))
+    };
+    let (repository, version) = id.split_once(':').unwrap_or((id, "any"));
+    let is_repository = repository.split_once('/').is_some_and(|(organisation, name)| {
+        organisation != elsewhere::OF_OLLAMA && is_word(organisation) && is_word(name)
+    });
+    is_repository && version.split('/').all(is_word)
+}
+
 fn is_plain(id: &str) -> bool {
     !id.is_empty() && !id.starts_with('.') && !id.contains(['/', '\\', '\0'])
 }
@@ -332,7 +345,11 @@ fn hint(id: &str, models: &[Model], models_dir: &Path) -> String {
         .collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
     let near: Vec<String> = near.into_iter().take(3).map(|(_, id)| format!("'{id}'")).collect();
-    if !near.is_empty() {
+    if is_of_hub(id) {
+        let meant =
+            if near.is_empty() { String::new() } else { format!("; or did you mean {}?", near.join(" or ")) };
+        format!("; `llm-node pull {id}` fetches it, if the hub has it{meant}")
+    } else if !near.is_empty() {
         format!("; did you mean {}?", near.join(" or "))
     } else if models.is_empty() {
         format!("; there are no models in {}", models_dir.display())
@@ -395,6 +412,17 @@ mod tests {
         let aliases = aliases.map(|(name, model)| (name.to_owned(), model.to_owned())).into();
         let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), aliases);
         (root, catalog)
+    }
+
+    #[test]
+    fn what_the_hub_may_have_is_said_to_be_fetched() {
+        let (_root, catalog) = catalog();
+        let said = |id: &str| catalog.find(id, &reads(&["gguf"])).unwrap_err().message;
+        let pull = "; `llm-node pull org/Repo:Q4_0` fetches it, if the hub has it";
+        assert!(said("org/Repo:Q4_0").ends_with(pull), "{}", said("org/Repo:Q4_0"));
+        for id in ["ollama/qwen3:4b", "one", "a/b/c", "../etc", "org/repo; rm", "org/repo:`x`", "/"] {
+            assert!(!said(&format!("{id}x")).contains("llm-node pull"), "{id}");
+        }
     }
 
     #[test]

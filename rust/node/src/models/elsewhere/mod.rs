@@ -12,6 +12,9 @@ use std::path::Path;
 use super::{Model, scan};
 use crate::config::{Cache, Origin};
 
+/// Stands where others have an organisation, in the names of Ollama's own models.
+pub(super) const OF_OLLAMA: &str = "ollama";
+
 /// All models of a cache, in no order.
 pub(super) fn models(cache: &Cache, headers: &scan::Headers) -> Vec<Model> {
     match cache.origin {

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::super::{HUBS, Model, scan};
+use super::{
+    super::{HUBS, Model, scan},
+    OF_OLLAMA,
+};
 
 /// Longest manifest that is read, in bytes. Real ones have some hundred.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -41,9 +44,9 @@ fn model(host: &Path, space: &Path, name: &Path, tag: &Path, path: &Path, header
     let folder = if HUBS.contains(&host.as_str()) {
         format!("{space}/{name}")
     } else if space == LIBRARY {
-        format!("ollama/{name}")
+        format!("{OF_OLLAMA}/{name}")
     } else {
-        format!("ollama/{space}/{name}")
+        format!("{OF_OLLAMA}/{space}/{name}")
     };
     let model = scan::named_gguf(format!("{folder}:{tag}"), path, headers);
     Model { folder: Some(folder), variant: Some(tag), ..model }
