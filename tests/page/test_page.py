@@ -51,7 +51,7 @@ def test_a_question_and_its_answer(open_page: Open) -> None:
     ask(page, QUESTION)
     expect(page.locator(".entry.assistant")).to_contain_text("tokens/s")
     expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
-    expect(page.locator(".entry.assistant .tools")).to_contain_text(re.compile(r"context \d+"))
+    expect(page.locator(".entry.assistant .tools")).to_contain_text(re.compile(r"context \d+ of 1,024$"))
     expect(page.get_by_role("status").last).to_have_text("Answer complete.")
     expect(page.locator(".chats li")).to_have_count(1)
 

@@ -3,6 +3,7 @@
 import { batch, html, signal, useEffect, useId, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 import { ApiError, call, events } from "./api.js";
 import * as tree from "./chat_tree.js";
+import { count } from "./figures.js";
 import { Flow, copyText } from "./markdown.js";
 import { Problem, failed, inWords, problem } from "./problems.js";
 import { say } from "./preferences.js";
@@ -132,6 +133,17 @@ async function answer(message) {
     announced.value = say("answered");
   });
   changed();
+  if (into.context) await tellContext(chat, into);
+}
+
+/** Of how many tokens those of an answer and all before it are. @param {Chat} chat @param {Message} message */
+async function tellContext(chat, message) {
+  const name = chat.model.split("/").map(encodeURIComponent).join("/");
+  const model = await call("GET", `/v1/models/${name}`).catch(() => null);
+  if (!model?.context_length) return;
+  message.contextLength = model.context_length;
+  if (chat === current.value) changed();
+  else void store.put(chat).catch(failed);
 }
 
 /** @param {Message} into @param {any} event */
@@ -429,7 +441,10 @@ function figures(message) {
     parts.push(`${message.tokens} ${say("tokens")}`);
     if (message.seconds) parts.push(`${(message.tokens / message.seconds).toFixed(1)} ${say("tokens")}/s`);
   }
-  if (message.context) parts.push(`${say("contextUsed")} ${message.context}`);
+  if (message.context) {
+    const all = message.contextLength ? ` ${say("of")} ${count(message.contextLength)}` : "";
+    parts.push(`${say("contextUsed")} ${count(message.context)}${all}`);
+  }
   return parts.join(" · ");
 }
 

@@ -5,7 +5,7 @@
  *
  * @typedef {{id: string, parent: string | null, role: "user" | "assistant", content: string, reasoning?: string,
  *   calls?: {name: string, arguments: string}[], finish?: string | null, tokens?: number, seconds?: number,
- *   context?: number, error?: string, model?: string}} Message
+ *   context?: number, contextLength?: number, error?: string, model?: string}} Message
  * @typedef {{id: string, title: string, at: number, model: string, system: string,
  *   parameters: Record<string, number>, leaf: string | null, messages: Record<string, Message>}} Chat
  */
