@@ -32,7 +32,7 @@ PRINTED = ("docs/errors.md", "docs/settings.md", "docs/conformance.md")
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-MOST_WORDS = 35
+MOST_WORDS = 30
 HISTORY = re.compile(
     r"\b(used to be|previously|formerly|recently|until now|so far|in the past|nowadays|since version)\b"
 )
