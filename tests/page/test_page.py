@@ -79,6 +79,7 @@ def test_an_answer_is_stopped_and_gone_on_with(open_page: Open) -> None:
     page = open_page()
     ask(page, "Go on", "endless")
     expect(page.locator(".entry.assistant .prose")).to_contain_text("tick tick")
+    expect(page.locator(".entry.assistant > .quiet")).to_have_text(re.compile(r"… \d+\.\d tokens/s"))
     page.keyboard.press("Escape")
     expect(page.locator(".entry.assistant .tools")).to_contain_text("stopped")
     (stopped,) = answers(page)

@@ -17,6 +17,8 @@ import * as store from "./store.js";
 /** How often an answer under way is kept. */
 const KEEP_MS = 500;
 const UNDO_MS = 10_000;
+/** Before that a speed says nothing. */
+const SPEED_SECONDS = 0.5;
 /** After `compositionend` some input methods send one more Enter. */
 const IME_CODE = 229;
 const LARGEST_FILE = 1 << 20;
@@ -28,7 +30,12 @@ const chats = signal([]);
 const current = signal(tree.newChat(""));
 /** One more whenever something in the current chat has changed. */
 const changes = signal(0);
-/** The answer under way. @type {import("./vendor/preact.js").Signal<{message: Message, stop: AbortController} | null>} */
+/**
+ * The answer under way, when its first token came, and how many have come: a model that is loaded first is no slower
+ * at writing.
+ * @typedef {{message: Message, stop: AbortController, began: number, tokens: number}} UnderWay
+ */
+/** @type {import("./vendor/preact.js").Signal<UnderWay | null>} */
 const underWay = signal(null);
 /** One more with each frame of it. */
 const frames = signal(0);
@@ -94,12 +101,11 @@ async function answer(message) {
   const continued = message?.content ?? "";
   const into = message ?? tree.add(chat, "assistant", "", chat.leaf);
   const stop = new AbortController();
-  /** When its first token came: a model that is loaded first is no slower at writing. */
-  let began = 0;
+  const live = { message: into, stop, began: 0, tokens: 0 };
   into.model = chat.model;
   into.finish = null;
   delete into.error;
-  underWay.value = { message: into, stop };
+  underWay.value = live;
   changed();
   let kept = performance.now();
   let frame = 0;
@@ -111,7 +117,8 @@ async function answer(message) {
     const body = tree.request(chat, before);
     for await (const event of events("/v1/chat/completions", body, stop.signal)) {
       take(into, event);
-      if (began === 0 && (into.reasoning || into.content !== continued)) began = performance.now();
+      if (live.began === 0 && (into.reasoning || into.content !== continued)) live.began = performance.now();
+      if (live.began !== 0) live.tokens += 1; // one an event, for who keeps up
       // A hidden page has no frames, and needs none.
       if (frame === 0) frame = requestAnimationFrame(show);
       if (performance.now() - kept > KEEP_MS) {
@@ -126,7 +133,7 @@ async function answer(message) {
       if (error instanceof ApiError && error.code === "unreachable") failed(error);
     }
   }
-  into.seconds = began === 0 ? 0 : (performance.now() - began) / 1000;
+  into.seconds = secondsOf(live);
   into.finish ??= "stopped";
   batch(() => {
     underWay.value = null;
@@ -134,6 +141,17 @@ async function answer(message) {
   });
   changed();
   if (into.context) await tellContext(chat, into);
+}
+
+/** Since its first token. @param {UnderWay} live */
+function secondsOf(live) {
+  return live.began === 0 ? 0 : (performance.now() - live.began) / 1000;
+}
+
+/** How fast it comes, once that can be told. @param {UnderWay} live */
+function speedOf(live) {
+  const seconds = secondsOf(live);
+  return seconds < SPEED_SECONDS ? "" : ` ${(live.tokens / seconds).toFixed(1)} ${say("tokens")}/s`;
 }
 
 /** Of how many tokens those of an answer and all before it are. @param {Chat} chat @param {Message} message */
@@ -322,7 +340,8 @@ function Messages({ chat }) {
 /** @param {{chat: Chat, message: Message}} properties */
 function Entry({ chat, message }) {
   const [isEdited, setEdited] = useState(false);
-  const isLive = underWay.value?.message === message;
+  const live = underWay.value?.message === message ? underWay.value : null;
+  const isLive = live !== null;
   if (isLive) void frames.value;
   const isUser = message.role === "user";
   return html`<li class="entry ${message.role}">
@@ -345,7 +364,7 @@ function Entry({ chat, message }) {
     )}
     ${message.error && html`<p class="problem">${message.error}</p>`}
     ${!isLive && !isEdited && html`<${Tools} chat=${chat} message=${message} edit=${() => setEdited(true)} />`}
-    ${isLive && html`<p class="quiet" aria-hidden="true">…</p>`}
+    ${live && html`<p class="quiet" aria-hidden="true">…${speedOf(live)}</p>`}
   </li>`;
 }
 
