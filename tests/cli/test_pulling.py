@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -87,6 +88,20 @@ def test_the_memory_that_models_may_take_decides(
     assert pulled.returncode == 0, pulled.stderr
     assert "org/Three: Q4_0" in pulled.stderr
     assert "The next larger one, Q8_0, needs" in pulled.stderr and "more than there is." in pulled.stderr
+
+
+def test_where_nothing_fits_well_the_least_that_is_needed_is_said(command: Command, engines: Path) -> None:
+    """And what to type for it all the same. A quiet pull says nothing where all goes well."""
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    refused = command("pull", "org/Tiny-GGUF", *arguments, "--vram-limit", "1M")
+    assert refused.returncode == 4, refused.stderr
+    assert re.search(
+        r"oom_ram: No version of it fits well\. The smallest, Q4_0, needs [\d.]+ MiB with 4,096 tokens of context; "
+        r"this machine has 1\.0 MiB\. Name it to fetch it all the same: org/Tiny-GGUF:Q4_0",
+        refused.stderr,
+    ), refused.stderr
+    named = command("pull", "org/Tiny-GGUF:Q4_0", "--quiet", *arguments, "--vram-limit", "1M")
+    assert (named.returncode, named.stdout, named.stderr) == (0, "", "")
 
 
 def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path: Path) -> None:

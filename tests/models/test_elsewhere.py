@@ -13,7 +13,7 @@ import pytest
 
 from llm_node.settings import Settings
 from support.hub import sha256, stand_in_hub
-from support.node import RunningNode, node_environment, running_node
+from support.node import PROGRAM, RunningNode, node_environment, running_node
 from support.watch import watched
 
 NAMES = {
@@ -124,6 +124,35 @@ def test_the_same_model_in_two_places_is_one(node: RunningNode, home: Path, demo
         assert row["also"] == [str(home / ".lmstudio/models/publisher/From-Studio/model-Q4_K_M.gguf")]
     finally:
         own.unlink()
+
+
+def test_another_file_of_the_same_name_is_told_by_list_all(
+    node: RunningNode, home: Path, demo_model: Path
+) -> None:
+    """The first of a name is the one that is meant."""
+    own = home / ".llm-node/models/publisher/From-Studio/model-Q4_K_M.gguf"
+    own.write_bytes(demo_model.read_bytes() + bytes(32))
+    try:
+        listed = node.get("/api/models?all=true").json()
+        (row,) = [row for row in listed["models"] if row["model_id"].startswith("publisher")]
+        assert (row["path"], row["also"]) == (str(own), [])
+        (other,) = [row for row in listed["unlisted"] if row["origin"] == "lm-studio"]
+        assert other["path"] == str(home / ".lmstudio/models/publisher/From-Studio/model-Q4_K_M.gguf")
+        assert other["why"] == f"'publisher/From-Studio:Q4_K_M' is the name of {own}"
+    finally:
+        own.unlink()
+
+
+def test_lm_studio_s_folder_is_a_models_folder_too(engines: Path, home: Path, tmp_path: Path) -> None:
+    named = ["--models-dir", str(home / ".lmstudio/models"), "--engines-dir", str(engines)]
+    listed = subprocess.run(
+        [PROGRAM, "list", "--json", *named, "--gpu-backend", "cpu", "--caches", "none"],
+        capture_output=True,
+        check=True,
+        env=node_environment(tmp_path),
+    )
+    found = {row["model_id"]: row["origin"] for row in json.loads(listed.stdout)["models"]}
+    assert found["publisher/From-Studio:Q4_K_M"] == "own"
 
 
 def test_where_programs_keep_their_models(tmp_path: Path) -> None:

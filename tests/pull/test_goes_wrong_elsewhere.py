@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,42 @@ def test_what_another_process_pulls_just_now_is_not_deleted(
             pulling.kill()
     for name, content in parts.items():
         assert (tmp_path / ".llm-node/models" / REPOSITORY / name).read_bytes() == content
+
+
+def test_a_second_process_shows_how_far_the_first_is(
+    engines: Path, hub: StandInHub, demo_model: Path, tmp_path: Path
+) -> None:
+    """It fetches nothing itself, and both end well."""
+    requantized(demo_model, tmp_path / "one-F16.gguf", gguf.GGMLQuantizationType.F16)
+    content = (tmp_path / "one-F16.gguf").read_bytes()
+    hub.put("org/One", "one-F16.gguf", content)
+    hub.behaviour.pause = threading.Event()
+    command = [PROGRAM, "pull", "org/One", "--engines-dir", engines, "--gpu-backend", "cpu"]
+    environment = node_environment(tmp_path, **hub.environment())
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    with start() as first:
+        try:
+            assert hub.behaviour.begun.wait(60)
+            staged = tmp_path / ".llm-node/models/.pulling/org/One"
+            eventually(lambda: sum(it.stat().st_size for it in staged.rglob("*.incomplete")) >= 1 << 20)
+            with start() as second:
+                assert second.stderr is not None
+                assert second.stderr.readline() == "waiting for another pull\n"
+                assert re.fullmatch(r"[1-5]0 %\n", second.stderr.readline()), "half of it is there"
+                hub.behaviour.pause.set()
+                _, said = second.communicate(timeout=60)
+                assert second.returncode == 0, said
+            _, said = first.communicate(timeout=60)
+            assert first.returncode == 0, said
+        finally:
+            hub.behaviour.pause.set()
+            first.kill()
+    assert hub.behaviour.served["one-F16.gguf"] < 2 * len(content)
 
 
 def test_the_disk_is_looked_at_before_anything_is_fetched(

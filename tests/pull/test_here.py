@@ -101,7 +101,7 @@ def answers(node: RunningNode, model: str) -> int:
 
 
 @pytest.mark.parametrize("program", ["hub", "llama-cpp", "ollama"])
-def test_what_another_program_has_is_not_fetched_again(
+def test_the_same_gguf_is_not_twice_on_one_disk(
     node: RunningNode, hub: StandInHub, content: bytes, program: str
 ) -> None:
     home: Path = node.extra["home"]

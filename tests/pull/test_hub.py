@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_node import NodeError
+from llm_node.pull import estimate
 from llm_node.pull.choose import GIB
 from llm_node.pull.hub import File, Hub
 from llm_node.pull.job import Pulls, Wish
@@ -86,6 +87,25 @@ async def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch, hub: Sta
     assert caught.value.code == "source_unreachable"
     assert caught.value.message.startswith("http://127.0.0.1:9 cannot be reached: Connection refused. ")
     assert "HTTPS_PROXY" in caught.value.message and "HF_ENDPOINT" in caught.value.message
+
+
+async def test_a_header_is_read_as_far_as_it_goes(hub: StandInHub) -> None:
+    """As those of large vocabularies: 1 MiB, then twice as much, and never all of the file."""
+
+    def text(value: bytes) -> bytes:
+        return len(value).to_bytes(8, "little") + value
+
+    def field(key: bytes, value: bytes) -> bytes:
+        return text(key) + (8).to_bytes(4, "little") + text(value)
+
+    fields = field(b"general.description", bytes(2 << 20)) + field(b"general.architecture", b"llama")
+    counts = (0).to_bytes(8, "little") + (2).to_bytes(8, "little")
+    hub.put("org/repo", "m-Q4_0.gguf", b"GGUF" + (3).to_bytes(4, "little") + counts + fields + bytes(9 << 20))
+    async with Hub() as client:
+        repository = await client.repository("org/repo", None)
+        prefix, header = await estimate._header(client, repository, repository.files[0])
+    assert header["architecture"] == "llama" and len(prefix) == 4 << 20
+    assert hub.behaviour.served["m-Q4_0.gguf"] <= 8 << 20
 
 
 async def test_what_is_fetched_is_of_harmless_kinds(hub: StandInHub) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import ollama
 import pytest
 
 from support.hub import COMMIT, Behaviour, StandInHub, sha256, stand_in_hub
-from support.models import requantized
+from support.models import requantized, with_template
 from support.node import RunningNode, running_node
 
 KINDS = ("Q4_0", "Q8_0", "F16")
@@ -222,6 +223,54 @@ def test_a_model_in_several_files(node: RunningNode, files: dict[str, bytes]) ->
     assert not (node.extra["models"] / "org/Split").exists()
 
 
+def test_a_template_beside_the_model_comes_along(
+    node: RunningNode, hub: StandInHub, demo_model: Path, tmp_path: Path
+) -> None:
+    """For a model whose file holds none. Without it nobody can chat with it."""
+    model = with_template(demo_model, tmp_path / "old-Q4_0.gguf", None)
+    template = gguf.GGUFReader(demo_model).fields["tokenizer.chat_template"].contents()
+    for name in ("org/Bare", "org/Old"):
+        hub.put(name, f"{name[4:].lower()}-Q4_0.gguf", model.read_bytes())
+    hub.put("org/Old", "chat_template.jinja", template.encode())
+    question = {"messages": [{"role": "user", "content": "What is an engine?"}], "max_tokens": 6}
+    try:
+        assert pull(node, "org/Bare")[-1]["row"]["task"] == "completions"
+        events = pull(node, "org/Old")
+        (resolved,) = [event for event in events if event["event"] == "resolved"]
+        assert [file["path"] for file in resolved["files"]] == ["old-Q4_0.gguf", "chat_template.jinja"]
+        assert events[-1]["row"]["task"] == "chat"
+        for name, status in (("org/Bare", 400), ("org/Old", 200)):
+            answer = node.post("/v1/chat/completions", {"model": name, "temperature": 0, **question})
+            assert answer.status == status, answer.body
+        assert answer.json()["choices"][0]["message"]["content"].startswith("An engine is")
+        for name in ("org/Bare", "org/Old"):
+            remove(node, name)
+            assert not (node.extra["models"] / name).exists(), "nothing is left of it"
+    finally:
+        del hub.repositories["org/Bare"], hub.repositories["org/Old"]
+
+
+def test_a_model_in_use_is_deleted_by_force_alone_once_it_has_answered(
+    node: RunningNode, files: dict[str, bytes]
+) -> None:
+    own = node.extra["models"] / "busy.gguf"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_bytes(files["tiny-Q4_0.gguf"])
+    body = {"model": "busy", "prompt": "An engine", "max_tokens": 400, "ignore_eos": True}
+    assert node.post("/v1/completions", {**body, "max_tokens": 1}).status == 200
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(node.post, "/v1/completions", body)
+        _until(lambda: rows(node)["busy"]["requests"] > 0)
+        refused = node.post("/api/models/remove", {"model": "busy"}).json()["error"]
+        assert refused["code"] == "invalid_request" and refused["param"] == "force"
+        assert "'busy' has 1 requests under way" in refused["message"] and own.is_file()
+        removed = node.post("/api/models/remove", {"model": "busy", "force": True})
+        assert removed.json() == {"model_id": "busy", "status": "removed"}
+        answer = asked.result()
+    assert answer.json()["usage"]["completion_tokens"] == 400, "it was waited for"
+    assert not own.exists() and "busy" not in rows(node)
+
+
 def test_who_leaves_stops_nothing_and_who_comes_back_sees_how_far_it_is(
     node: RunningNode, hub: StandInHub, files: dict[str, bytes]
 ) -> None:
@@ -383,6 +432,50 @@ def test_a_link_to_one_file(node: RunningNode, hub: StandInHub, files: dict[str,
     assert error_of(wrong)["code"] == "checksum_mismatch"
     assert "tiny-Q4_0" in rows(node), "what was here before stays"
     remove(node, "tiny-Q4_0")
+
+
+def test_a_link_whose_file_has_changed_begins_anew(
+    node: RunningNode, hub: StandInHub, files: dict[str, bytes]
+) -> None:
+    """In the midst of it: what is there of the former file is none of the new one."""
+    former, newer = files["tiny-F16.gguf"], files["tiny-Q8_0.gguf"]
+    hub.put("org/Link", "linked.gguf", former)
+    url = f"{hub.files_url}/files/org/Link/linked.gguf"
+    hub.behaviour.cut_after = len(former) // 2
+    hub.on_cut = lambda: hub.put("org/Link", "linked.gguf", newer)
+    try:
+        events = pull(node, url)
+        assert events[-1]["event"] == "ready", events
+        assert (node.extra["models"] / "linked.gguf").read_bytes() == newer
+        remove(node, "linked")
+    finally:
+        hub.on_cut = lambda: None
+        del hub.repositories["org/Link"]
+
+
+def test_two_pulls_at_once_and_the_third_waits(
+    node: RunningNode, hub: StandInHub, files: dict[str, bytes]
+) -> None:
+    names = ["org/One", "org/Two", "org/Three"]
+    for name in names:
+        hub.put(name, f"{name[4:].lower()}-F16.gguf", files["tiny-F16.gguf"])
+    # Each with bytes of its own, for those that are here are not fetched again.
+    for index, name in enumerate(names):
+        (file,) = hub.repositories[name]
+        hub.put(name, file, files["tiny-F16.gguf"][:-1] + bytes([index]))
+    hub.behaviour.pause = threading.Event()
+    try:
+        for name in names:
+            node.post("/api/models/pull", {"model": name, "stream": False})
+        _until(lambda: [pulls(node)[name].get("bytes", 0) > 0 for name in names] == [True, True, False])
+        assert pulls(node)[names[2]]["event"] == "resolving"
+        hub.behaviour.pause.set()
+        _until(lambda: [pulls(node)[name]["event"] for name in names] == ["ready"] * 3)
+    finally:
+        hub.behaviour.pause.set()
+        for name in names:
+            remove(node, name)
+            del hub.repositories[name]
 
 
 def test_a_link_to_what_is_no_model(node: RunningNode, hub: StandInHub) -> None:

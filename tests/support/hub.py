@@ -250,7 +250,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, repository: str, name: str) -> None:
         content = self.server.hub.repositories[repository][name]
-        match = _RANGE.fullmatch(self.headers.get("Range", ""))
+        tag = f'"{sha256(content)}"'
+        # A range of what somebody has in part is one of the same file.
+        is_same = self.headers.get("If-Range", tag) == tag
+        match = _RANGE.fullmatch(self.headers.get("Range", "")) if is_same else None
         first, last, status = 0, len(content) - 1, 200
         is_header = match is not None and match[2] != ""
         if match:
@@ -258,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
             last = min(int(match[2] or last), last)
         self.send_response(status)
         self.send_header("Content-Length", str(last - first + 1))
-        self.send_header("ETag", f'"{sha256(content)}"')
+        self.send_header("ETag", tag)
         if status == 206:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.end_headers()

@@ -18,8 +18,8 @@ NORMAL, CONTROL, USER_DEFINED = (
 )
 
 
-def with_template(source: Path, into: Path, template: str) -> Path:
-    """A copy of a model that has another chat template."""
+def with_template(source: Path, into: Path, template: str | None) -> Path:
+    """A copy of a model that has another chat template, or none."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(str(into), architecture)
@@ -29,7 +29,8 @@ def with_template(source: Path, into: Path, template: str) -> Path:
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(key, field.contents(), kind, sub_type=inner)
-    writer.add_chat_template(template)
+    if template is not None:
+        writer.add_chat_template(template)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     _finish(writer)

@@ -123,7 +123,7 @@ class _Bar:
                     self._progress.console.print(visible(line), markup=False, highlight=False)
                 self._progress.update(self._task, description="fetching", total=event["total"])
             case "progress":
-                self._progress.update(self._task, completed=event["bytes"])
+                self._progress.update(self._task, completed=event["bytes"], total=event["total"])
             case "verifying":
                 self._progress.update(self._task, description="checking", completed=event["bytes"])
             case "waiting":

@@ -192,7 +192,7 @@ def _print(known: dict[str, Any]) -> None:
         ("weights", f"{weights}{known['quantization'] or '?'}, {table.size(known['size_bytes'])}"),
         ("context", f"{known['context_length']:,} tokens" if known["context_length"] else None),
         ("for", known["task"]),
-        ("template", None if not header else "yes" if header.get("has_chat_template") else "none"),
+        ("template", _template(header, known["task"]) if header else None),
         ("can", _abilities(facts, header) if facts else "known once it is loaded"),
         *(
             ("needs", f"{table.size(it['bytes'])} with {it['context_length']:,} tokens")
@@ -212,6 +212,12 @@ def _print(known: dict[str, Any]) -> None:
         if value is not None:
             click.echo(f"  {'' if name == before else name:<13} {visible(str(value))}")
             before = name
+
+
+def _template(header: dict[str, Any], task: str | None) -> str:
+    if header.get("has_chat_template"):
+        return "yes"
+    return "in chat_template.jinja" if task == "chat" else "none"
 
 
 def _with_target(path: str, origin: str) -> str:

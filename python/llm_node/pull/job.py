@@ -22,7 +22,7 @@ from llm_node.pull import choose, estimate, here, link, name
 from llm_node.pull.choose import Choice, Version, gibibytes
 from llm_node.pull.hub import File, Hub, Repository
 from llm_node.pull.name import HubName, Link
-from llm_node.pull.store import Partial, Store, is_link, sha256_of
+from llm_node.pull.store import TEMPLATE, Partial, Store, is_link, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Pulls:
             found = await self._versions(hub, repository)
             if wish.update and (old := await self._old(source)) is not None:
                 version = self._same(old, repository, found)
-                missing = await self._missing(repository, version)
+                missing = await self._missing(repository, _files(repository, version))
                 return {
                     "model": old["model_id"],
                     "versions": [],
@@ -381,27 +381,30 @@ class Pulls:
             old = await self._old(source) if job.wish.update else None
             if old is None:
                 version, why = await self._decide(job.wish, source, hub, repository, found)
-                missing = await self._missing(repository, version)
+                files = _files(repository, version)
+                missing = await self._missing(repository, files)
             else:
                 version = self._same(old, repository, found)
-                missing = await self._missing(repository, version)
+                files = _files(repository, version)
+                missing = await self._missing(repository, files)
                 why = _what_is_newer(repository, version, missing)
+            total = sum(file.size for file in files)
             home, staging = self._store.home(repository.name), self._store.staging(repository.name)
             copies = await asyncio.to_thread(self._copies, missing)
             if wanted := [file for file in missing if file not in copies]:
                 self._store.check_room(
                     sum(file.size for file in wanted if not _is_staged(staging / file.path, file.size))
                 )
-            self._store.begin(staging, job.wish.model, version.size, update=job.wish.update)
+            self._store.begin(staging, job.wish.model, total, update=job.wish.update)
             used = {
                 file: path for file, path in copies.items() if self._store.point(staging / file.path, path)
             }
             wanted = [file for file in missing if file not in used]
-            there = version.size - sum(file.size for file in wanted)
+            there = total - sum(file.size for file in wanted)
             job.resolved(
                 version=version.label,
-                files=[{"path": file.path, "size_bytes": file.size} for file in version.files],
-                total=version.size,
+                files=[{"path": file.path, "size_bytes": file.size} for file in files],
+                total=total,
                 revision=repository.commit,
                 why=[*why, *_what_is_here(used.values())],
             )
@@ -409,12 +412,12 @@ class Pulls:
                 before = there
 
                 def told(done: int, before: int = before) -> None:
-                    job.progress(before + done, version.size)
+                    job.progress(before + done, total)
 
                 told(0)
                 await self._fetched(hub, repository, file, staging, told)
                 there += file.size
-            job.tell("verifying", bytes=version.size, total=version.size)
+            job.tell("verifying", bytes=total, total=total)
             for file in wanted:
                 await _check(staging / file.path, file.sha256)
             self._store.keep_all(staging, home, [file.path for file in missing])
@@ -423,19 +426,19 @@ class Pulls:
                 {
                     "files": {
                         file.path: {"sha256": file.sha256, "revision": repository.commit}
-                        for file in version.files
+                        for file in files
                     },
                     "why": {version.label: why} if old is None else {},
                 },
             )
             if old is not None:
-                now = {home / file.path for file in version.files}
+                now = {home / file.path for file in files}
                 self._store.remove(path for path in map(Path, old["files"]) if path not in now)
             self._store.discard(staging)
             return await self._row(home / version.files[0].path)
 
-    async def _missing(self, repository: Repository, version: Version) -> list[File]:
-        """Its files that are not here as the repository has them."""
+    async def _missing(self, repository: Repository, files: Sequence[File]) -> list[File]:
+        """Those of a repository's files that are not here as it has them."""
         home = self._store.home(repository.name)
         promised = self._store.promised(home)
 
@@ -447,7 +450,7 @@ class Pulls:
                 return True
             return file.sha256 == (promised.get(file.path) or await asyncio.to_thread(sha256_of, path))
 
-        return [file for file in version.files if not await is_there(file)]
+        return [file for file in files if not await is_there(file)]
 
     def _copies(self, files: Sequence[File]) -> dict[File, Path]:
         """Those of these files that are here under other names, and where."""
@@ -552,11 +555,17 @@ class Pulls:
 
     @contextlib.asynccontextmanager
     async def _alone(self, job: Job, repository: str) -> AsyncIterator[None]:
-        """As the only pull of this repository on this machine, and as one of few on this node."""
+        """As the only pull of this repository on this machine, and as one of few on this node. Who waits for
+        another process sees how far that one is."""
         async with self._room:
             lock: FileLock | None
+            staging = self._store.staging(repository)
             while (lock := self._store.lock(repository)) is None:
-                job.tell("waiting")
+                of_other = [it for it in self._store.partials() if it.folder == staging]
+                if of_other and job.event != "resolving":
+                    job.progress(of_other[0].bytes, of_other[0].total)
+                elif job.event != "waiting":
+                    job.tell("waiting")
                 await asyncio.sleep(LOOK_SECONDS)
             try:
                 yield
@@ -649,6 +658,11 @@ def _chosen(found: Sequence[Version], probe: estimate.Probe, machine: choose.Mac
         "model",
         {"required_bytes": need.total, "room_bytes": machine.room.total},
     )
+
+
+def _files(repository: Repository, version: Version) -> list[File]:
+    """What is fetched of a version, the model first: with it the chat template that lies beside it."""
+    return [*version.files, *(file for file in repository.files if file.path == TEMPLATE)]
 
 
 def _first(found: Sequence[Version]) -> Version:

@@ -25,6 +25,8 @@ WISH = ".wish.json"
 """In the folder of a pull that is under way or was stopped: what was asked for."""
 RECORD = ".pull.json"
 """Beside pulled files: where each is from, and why it was chosen."""
+TEMPLATE = "chat_template.jinja"
+"""Beside models: the chat template of those that hold none. As in `rust/node/src/models/scan.rs`."""
 SPARE = 2 << 30
 """Bytes that a pull leaves free."""
 
@@ -147,7 +149,8 @@ class Store:
 
     def promised(self, folder: Path) -> dict[str, str]:
         """The hashes of pulled files of a folder, by their names in it."""
-        return {name: noted["sha256"] for name, noted in _recorded(folder).get("files", {}).items()}
+        noted = _recorded(folder).get("files", {})
+        return {name: of_file["sha256"] for name, of_file in noted.items() if of_file["sha256"]}
 
     def note(self, folder: Path, source: Mapping[str, Any]) -> None:
         """Add to the record of a folder. `source`: `files`, of each its `sha256` and `revision`; `why`, by
@@ -236,10 +239,12 @@ class Store:
         root = self.models_dir
         while folder != root and folder.is_relative_to(root):
             left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-            if any(name != RECORD for name in left):
+            pulled = _recorded(folder).get("files", {})
+            if any(name != RECORD and not (name == TEMPLATE and name in pulled) for name in left):
                 return
             with contextlib.suppress(OSError):
-                (folder / RECORD).unlink(missing_ok=True)
+                for name in left:
+                    (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
             folder = folder.parent
 

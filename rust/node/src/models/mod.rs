@@ -14,10 +14,16 @@ mod snapshot;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
-use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_core::{
+    engine::Vocabulary,
+    error::{ErrorCode, Fault},
+    text::template::ChatTemplate,
+};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -63,6 +69,9 @@ pub struct Model {
     /// Names of its files in the models folder; none where it has a folder of its own.
     #[serde(skip)]
     pub(crate) files: Vec<String>,
+    /// The file of its chat template, where it holds none itself.
+    #[serde(skip)]
+    pub(crate) template: Option<PathBuf>,
 }
 
 /// Something that may be taken for a model, and that is not listed as one.
@@ -226,6 +235,23 @@ impl Catalog {
 }
 
 impl Model {
+    /// The chat template that lies beside it, where it holds none itself. One that cannot be read, or is none, costs
+    /// the model its chat.
+    pub fn template_beside(&self) -> Option<String> {
+        let path = self.template.as_deref()?;
+        let mut text = String::new();
+        let read = fs::File::open(path).and_then(|file| file.take(LARGEST_TEMPLATE).read_to_string(&mut text));
+        let wrong = match read {
+            Err(error) => error.to_string(),
+            Ok(_) => match ChatTemplate::compile(&text, &Vocabulary::default()) {
+                Ok(_) => return Some(text),
+                Err(fault) => fault.message,
+            },
+        };
+        log::warn!("{} is left out: {wrong}", path.display());
+        None
+    }
+
     /// Is it one of `ORG/REPO`, as pulled models and those of other programs are?
     fn is_of_repository(&self) -> bool {
         self.folder.as_deref().is_some_and(|folder| folder.contains('/'))
@@ -269,6 +295,9 @@ fn runs_nowhere(architecture: &str, format: &str) -> String {
 
 /// Stands in a manifest's `architectures` for any.
 pub const ANY_ARCHITECTURE: &str = "*";
+
+/// Longest chat template beside a model that is read, in bytes.
+const LARGEST_TEMPLATE: u64 = 1 << 20;
 
 /// What some clients put behind the name of a model that has no other tag.
 const LATEST: &str = ":latest";
@@ -412,6 +441,35 @@ mod tests {
         let aliases = aliases.map(|(name, model)| (name.to_owned(), model.to_owned())).into();
         let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), aliases);
         (root, catalog)
+    }
+
+    #[test]
+    fn a_template_beside_models_is_theirs() {
+        let root = tempfile::tempdir().unwrap();
+        let template = "{{ messages[0].content }}";
+        for (name, bytes) in [
+            ("org/repo/a-Q4_0.gguf", gguf("llama")),
+            ("org/repo/chat_template.jinja", template.as_bytes().to_vec()),
+            ("org/bare/b-Q4_0.gguf", gguf("llama")),
+            ("one/c.gguf", gguf("llama")),
+            ("one/chat_template.jinja", b"{% if".to_vec()),
+            ("two/d.gguf", gguf("llama")),
+            ("two/chat_template.jinja", vec![0xff; 8]),
+        ] {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), BTreeMap::new());
+        let found = |id: &str| {
+            let model = catalog.find(id, &reads(&["gguf"])).unwrap();
+            (model.task, model.template_beside())
+        };
+        assert_eq!(found("repo"), (Some("chat"), Some(template.to_owned())));
+        assert_eq!(found("bare"), (Some("completions"), None));
+        for broken in ["one", "two"] {
+            assert_eq!(found(broken).1, None);
+        }
     }
 
     #[test]

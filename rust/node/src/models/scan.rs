@@ -73,6 +73,9 @@ enum Kind {
     Unseen(String),
 }
 
+/// A chat template beside models.
+const TEMPLATE: &str = "chat_template.jinja";
+
 /// Files that stand beside models and are none.
 const BESIDE: [&str; 8] = ["json", "txt", "md", "jinja", "model", "yaml", "sha256", "etag"];
 /// How far below the models folder models lie: in `ORG/REPO/FOLDER`.
@@ -171,7 +174,7 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
             continue;
         }
         let alone = groups.len() == 1;
-        for mut model in variants(&name, groups, headers) {
+        for mut model in with_template(variants(&name, groups, headers), &files) {
             if alone {
                 model.id.clone_from(&name);
             }
@@ -205,7 +208,19 @@ pub(super) fn organisation(name: &str, folder: &Path, headers: &Headers) -> Vec<
 
 /// The GGUF models among a repository's files, each `ORG/REPO:QUANT`.
 pub(super) fn repository_models(name: &str, files: &[PathBuf], headers: &Headers) -> Vec<Model> {
-    variants(name, groups(files), headers)
+    with_template(variants(name, groups(files), headers), files)
+}
+
+/// With the chat template among these files, for those of the models that hold none: so a repository has it that
+/// was made before its models' headers had.
+fn with_template(mut models: Vec<Model>, files: &[PathBuf]) -> Vec<Model> {
+    if let Some(template) = files.iter().find(|file| file_name(file) == TEMPLATE) {
+        for model in models.iter_mut().filter(|model| model.task == Some("completions")) {
+            model.task = Some("chat");
+            model.template = Some(template.clone());
+        }
+    }
+    models
 }
 
 /// A repository's files: those in its folder, and in the folders there, one of which may hold the parts of one

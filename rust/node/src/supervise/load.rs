@@ -302,7 +302,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         step_timeout_seconds: config.step_timeout_seconds,
         speculation: Speculation::from(&options),
         tool_syntax: options.tool_syntax.clone(),
-        chat_template: options.chat_template.clone(),
+        chat_template: options.chat_template.clone().or_else(|| model.template_beside()),
         options: options.options_as_text().into_iter().collect(),
         figures: None,
     })
