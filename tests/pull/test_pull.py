@@ -153,6 +153,9 @@ def test_a_dry_run_shows_the_table(node: RunningNode, hub: StandInHub, files: di
     needs = [row["needs_bytes"] for row in table["versions"]]
     assert needs == sorted(needs) and needs[0] > 0
     assert not set(hub.behaviour.served) >= set(files), "headers alone"
+    named = next(it for it in pull(node, "org/Tiny-GGUF:Q8_0") if it["event"] == "resolved")
+    assert table["why"][1] == named["why"][1], "by the header of the chosen one, as when it is named"
+    remove(node, "org/Tiny-GGUF:Q8_0")
 
 
 def test_the_estimate_before_is_that_of_the_load(node: RunningNode) -> None:

@@ -249,9 +249,7 @@ class Pulls:
                     "size_bytes": sum(file.size for file in missing),
                     "why": _what_is_newer(repository, version, missing),
                 }
-            probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
-            machine = await estimate.machine(self._node)
-            choice = _chosen(found, probe, machine, wish)
+            choice, probe, machine = await self._choice(wish, hub, repository, found)
             rows = [
                 {
                     "version": version.label,
@@ -518,7 +516,7 @@ class Pulls:
             version = _named(source.version, found, repository.name)
             return version, await self._what_it_takes(wish, hub, repository, version)
         try:
-            probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
+            choice, _, machine = await self._choice(wish, hub, repository, found)
         except NodeError as fault:
             if fault.code in ("gpu_not_found", "engine_not_found"):
                 labels = ", ".join(version.label for version in found)
@@ -529,13 +527,20 @@ class Pulls:
                     "model",
                 ) from None
             raise
+        return choice.version, _why(repository.name, choice, machine)
+
+    async def _choice(
+        self, wish: Wish, hub: Hub, repository: Repository, found: Sequence[Version]
+    ) -> tuple[Choice, estimate.Probe, choose.Machine]:
+        """Of these versions the one that fits, by the figures of its own header. Raises `NodeError`."""
+        probe = await estimate.probe(self._node, hub, repository, _first(found), wish.context_length)
         machine = await estimate.machine(self._node)
         choice = _chosen(found, probe, machine, wish)
         if choice.version is not probe.version:
             # Its own header may say something else than the first one's.
             probe = await estimate.probe(self._node, hub, repository, choice.version, wish.context_length)
             choice = _chosen(found, probe, machine, wish)
-        return choice.version, _why(repository.name, choice, machine)
+        return choice, probe, machine
 
     async def _what_it_takes(
         self, wish: Wish, hub: Hub, repository: Repository, version: Version
