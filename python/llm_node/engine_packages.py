@@ -67,6 +67,15 @@ def installed() -> list[Package]:
     return [found[name] for name in sorted(found)]
 
 
+def of(engine: Path) -> str | None:
+    """The package that brought the engine in this folder; None: it lies elsewhere."""
+    for entry in _entries():
+        folder = _folder(entry.module.partition(".")[0])
+        if entry.dist is not None and folder is not None and engine.is_relative_to(folder):
+            return entry.dist.name
+    return None
+
+
 def libraries() -> list[Libraries]:
     """What the packages with engines depend on, whatever the layout of it is."""
     wanted: dict[str, str] = {}

@@ -48,6 +48,17 @@ class Installation:
                 return ["uv", "pip", "install", "--python", self.python, requirement]
         return [self.python, "-m", "pip", "install", requirement]
 
+    def update(self, name: str) -> list[str]:
+        """The command that brings the newest of a package and of llm-node itself, which go together."""
+        match self.kind:
+            case "uv-tool":
+                return ["uv", "tool", "upgrade", NAME]
+            case "pipx":
+                return ["pipx", "upgrade", "--include-injected", NAME]
+            case "uv":
+                return ["uv", "pip", "install", "--python", self.python, "--upgrade", NAME, name]
+        return [self.python, "-m", "pip", "install", "--upgrade", NAME, name]
+
     def remove(self, name: str) -> list[str]:
         """The command that takes a package away."""
         match self.kind:

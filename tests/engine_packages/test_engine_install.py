@@ -115,19 +115,21 @@ def test_how_llm_node_was_installed(
 
 
 @pytest.mark.parametrize(
-    ("kind", "extra", "wheel_", "gone"),
+    ("kind", "extra", "wheel_", "gone", "newest"),
     [
-        ("pip", "P -m pip install llm-node[cpu]", "P -m pip install e.whl", "P -m pip uninstall --yes e"),
+        ("pip", "P -m pip install llm-node[cpu]", "P -m pip install e.whl", "P -m pip uninstall --yes e",
+         "P -m pip install --upgrade llm-node e"),
         ("uv", "uv pip install --python P llm-node[cpu]", "uv pip install --python P e.whl",
-         "uv pip uninstall --python P e"),
+         "uv pip uninstall --python P e", "uv pip install --python P --upgrade llm-node e"),
         ("uv-tool", "uv tool install --force llm-node[cpu]", "uv tool install --force --with e.whl llm-node",
-         "uv tool install --force llm-node"),
+         "uv tool install --force llm-node", "uv tool upgrade llm-node"),
         ("pipx", "pipx inject llm-node llm-node-engine-llama-cpu~=1.0", "pipx inject llm-node e.whl",
-         "pipx uninject llm-node e"),
+         "pipx uninject llm-node e", "pipx upgrade --include-injected llm-node"),
     ],
 )  # fmt: skip
-def test_commands(kind: installation.Kind, extra: str, wheel_: str, gone: str) -> None:
+def test_commands(kind: installation.Kind, extra: str, wheel_: str, gone: str, newest: str) -> None:
     here = installation.Installation(kind, "P")
     assert " ".join(here.add("llm-node[cpu]")) == extra
     assert " ".join(here.add("e.whl")) == wheel_
     assert " ".join(here.remove("e")) == gone
+    assert " ".join(here.update("e")) == newest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import zipfile
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_the_engines_folder_comes_first(environment: Environment, sample: Path, 
     first, second = [row for row in found if row[0] == "sample_markov"]
     assert (first[1], Path(first[2])) == ("loaded", samples / "sample_markov/cpu")
     assert second[1] == "rejected"
+
+
+def test_an_engine_for_another_abi_says_what_brings_the_right_one(
+    environment: Environment, sample: Path
+) -> None:
+    environment.install(sample)
+    (site,) = environment.root.glob("lib/python*/site-packages")
+    manifest = site / MODULE / "engines/sample_markov/cpu/manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "abi_version": "2"}))
+    (engine,) = json.loads(environment.run("engines", "--json").stdout)["engines"]
+    assert (engine["status"], engine["error"]["code"]) == ("rejected", "abi_mismatch")
+    name = MODULE.replace("_", "-")
+    assert engine["error"]["message"].endswith(f"pip install --upgrade llm-node {name}")
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(7)", "import no_such_module"])

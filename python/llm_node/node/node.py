@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import logging
+import shlex
 import socket
 import threading
 import uuid
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
-from llm_node import _core, demo, devices, engine_packages, worker
+from llm_node import _core, demo, devices, engine_packages, installation, worker
 from llm_node._core import Event, Supervisor
 from llm_node.node import arguments
 from llm_node.node.client import (
@@ -240,6 +241,9 @@ class Node:
         if refresh:
             core.search_in(json.dumps(await asyncio.to_thread(self._surroundings)))
         engines: list[dict[str, Any]] = await self._outcome(core.engines(refresh))
+        for error, place in ((it.get("error"), Path(it["path"])) for it in engines):
+            if error and error["code"] == "abi_mismatch" and (package := engine_packages.of(place)):
+                error["message"] += f"; {shlex.join(installation.here().update(package))}"
         return engines
 
     def _surroundings(self) -> dict[str, Any]:
