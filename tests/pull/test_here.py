@@ -179,7 +179,10 @@ def test_our_own_file_has_a_further_name(node: RunningNode, hub: StandInHub, con
     assert why(events)[-1] == f"It is here already, and is not fetched: {first}"
     assert not has_fetched(hub, "again-Q8_0.gguf", content)
     assert again.samefile(first) and not again.is_symlink()
-    assert node.post("/api/models/remove", {"model": MODEL}).json() == {"model_id": MODEL, "status": "removed"}
+    assert node.post("/api/models/remove", {"model": MODEL}).json() == {
+        "model_id": MODEL,
+        "status": "removed",
+    }
     assert again.read_bytes() == content and answers(node, "org/Again") == 200
 
 

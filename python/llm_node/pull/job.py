@@ -279,7 +279,8 @@ class Pulls:
 
     async def remove(self, model: str, *, force: bool = False) -> Removed:
         """Delete a model of the models folder, or what is there of a stopped pull. Of what is a link, or lies
-        in a folder that is one, the link alone goes. Raises `NodeError`: what other programs have brought is theirs."""
+        in a folder that is one, the link alone goes. Raises `NodeError`: what other programs have brought is
+        theirs."""
         for job in self._jobs.values():
             if job.wish.model == model and not job.is_over:
                 await self.cancel(job, discard=True)
@@ -423,8 +424,7 @@ class Pulls:
                 home,
                 {
                     "files": {
-                        file.path: {"sha256": file.sha256, "revision": repository.commit}
-                        for file in files
+                        file.path: {"sha256": file.sha256, "revision": repository.commit} for file in files
                     },
                     "why": {version.label: why} if old is None else {},
                 },

@@ -61,9 +61,7 @@ def make_app(
     """
     app = web.Application(middlewares=middleware.ALL, client_max_size=settings.max_body)
     app[NODE] = node
-    app[PULLS] = Pulls(
-        node, settings.models_dir, caches=settings.cache_folders(), offline=settings.offline
-    )
+    app[PULLS] = Pulls(node, settings.models_dir, caches=settings.cache_folders(), offline=settings.offline)
     app[JOURNAL] = Journal()
     app[PING_INTERVAL] = settings.ping_interval
     app[QUEUE_LIMIT] = settings.queue_limit

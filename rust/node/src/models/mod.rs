@@ -240,7 +240,8 @@ impl Model {
     pub fn template_beside(&self) -> Option<String> {
         let path = self.template.as_deref()?;
         let mut text = String::new();
-        let read = fs::File::open(path).and_then(|file| file.take(LARGEST_TEMPLATE).read_to_string(&mut text));
+        let read =
+            fs::File::open(path).and_then(|file| file.take(LARGEST_TEMPLATE).read_to_string(&mut text));
         let wrong = match read {
             Err(error) => error.to_string(),
             Ok(_) => match ChatTemplate::compile(&text, &Vocabulary::default()) {
