@@ -96,7 +96,7 @@ def test_where_nothing_fits_well_the_least_that_is_needed_is_said(command: Comma
     refused = command("pull", "org/Tiny-GGUF", *arguments, "--vram-limit", "1M")
     assert refused.returncode == 4, refused.stderr
     assert re.search(
-        r"oom_ram: No version of it fits well\. The smallest, Q4_0, needs [\d.]+ MiB with 4,096 tokens of "
+        r"oom_ram: No version of it fits well\. The smallest, Q4_0, needs [\d.]+ MiB with 1,024 tokens of "
         r"context; this machine has 1\.0 MiB\. Name it to fetch it all the same: org/Tiny-GGUF:Q4_0",
         refused.stderr,
     ), refused.stderr

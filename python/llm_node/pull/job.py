@@ -654,11 +654,13 @@ def _chosen(found: Sequence[Version], probe: estimate.Probe, machine: choose.Mac
     if choice is not None:
         return choice
     smallest = found[0]
-    need = probe.figures.need(smallest.size, choose.ROWS[-1][0])
+    wanted = wish.context_length or choose.ROWS[-1][0]
+    tokens = min(wanted, probe.context_length or wanted)
+    need = probe.figures.need(smallest.size, tokens)
     raise NodeError(
         "oom_ram" if machine.on_cpu else "oom_vram",
         f"No version of it fits well. The smallest, {smallest.label}, needs {gibibytes(need.total)} with "
-        f"{choose.ROWS[-1][0]:,} tokens of context; {_room(machine)}. Name it to fetch it all the same: "
+        f"{tokens:,} tokens of context; {_room(machine)}. Name it to fetch it all the same: "
         f"{wish.model.partition(':')[0]}:{smallest.label}",
         "model",
         {"required_bytes": need.total, "room_bytes": machine.room.total},
