@@ -56,6 +56,56 @@ def test_a_question_and_its_answer(open_page: Open) -> None:
     expect(page.locator(".chats li")).to_have_count(1)
 
 
+def test_no_list_is_waited_for(open_page: Open, node: RunningNode) -> None:
+    """Whoever knows what to ask need not know the models: the one that is loaded answers."""
+    page, held = open_page("/#/settings"), []
+    node.post("/api/models/unload", {"model_id": "endless"})
+    assert node.post("/api/models/load", {"model_id": "llm-node-demo"}).status == 200
+    page.route("**/api/models", held.append)
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Message", exact=True).last.fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
+    expect(page.locator(".entry.assistant h3")).to_have_text("llm-node-demo")
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("of 1,024")
+    assert held, "the list was asked for, and has not come"
+    for route in held:
+        route.continue_()
+    expect(page.get_by_label("Model", exact=True)).to_have_value("llm-node-demo")
+    expect(page.locator("option[value=llm-node-demo]")).to_have_text("llm-node-demo · loaded")
+
+
+def test_nothing_is_asked_of_a_model_unasked_and_nothing_is_kept_in_cookies(open_page: Open) -> None:
+    """No titles, no suggestions: one question is one request."""
+    page, sent = open_page(), []
+    page.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
+    ask(page, QUESTION)
+    expect(page.locator(".entry.assistant .tools")).to_contain_text("of 1,024")
+    page.reload()
+    expect(page.locator(".chats .title")).to_have_text(QUESTION)
+    assert [request.url.partition("/v1")[2] for request in sent] == ["/chat/completions"]
+    assert page.context.cookies() == [] and page.evaluate("document.cookie") == ""
+
+
+def test_who_reads_above_is_left_there(open_page: Open) -> None:
+    """While the answer grows below."""
+    page = open_page(height=400)
+    ask(page, "Go on", "endless")
+    messages = page.locator(".messages")
+    page.wait_for_function(
+        "() => { const it = document.querySelector('.messages'); return it.scrollHeight > it.clientHeight + 400; }"
+    )
+    messages.evaluate("element => element.scrollTo(0, 0)")
+    before = messages.evaluate("element => element.scrollHeight")
+    page.wait_for_function(
+        "before => document.querySelector('.messages').scrollHeight > before + 100", arg=before
+    )
+    assert messages.evaluate("element => element.scrollTop") == 0
+    page.keyboard.press("Escape")
+    page.locator(".to-end").click()
+    page.wait_for_function("() => document.querySelector('.messages').scrollTop > 0")
+
+
 def test_below_a_path_of_a_proxy(open_page: Open, node: RunningNode) -> None:
     """`/llm/` is no path of the node: whatever the page asks for must come through there."""
     page, outside = open_page(), []

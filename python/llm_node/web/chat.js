@@ -39,8 +39,11 @@ const changes = signal(0);
 const underWay = signal(null);
 /** One more with each frame of it. */
 const frames = signal(0);
-/** @type {import("./vendor/preact.js").Signal<string[]>} */
-const models = signal([]);
+/**
+ * Those that answer in words, each with its state; null until they are known.
+ * @type {import("./vendor/preact.js").Signal<{model_id: string, status: string}[] | null>}
+ */
+const models = signal(null);
 /** @type {import("./vendor/preact.js").Signal<Chat | null>} */
 const deleted = signal(null);
 /** What is read out. */
@@ -56,10 +59,10 @@ async function lookForModels() {
   try {
     const rows = (await call("GET", "/api/models")).models;
     const able = rows.filter((/** @type {any} */ row) => row.task !== "embeddings" && !row.error);
-    models.value = able.map((/** @type {any} */ row) => row.model_id);
-    if (!models.value.includes(current.value.model)) {
+    models.value = able;
+    if (!able.some((/** @type {any} */ row) => row.model_id === current.value.model)) {
       const loaded = able.find((/** @type {any} */ row) => row.status === "loaded");
-      current.value.model = loaded?.model_id ?? models.value[0] ?? "";
+      current.value.model = (loaded ?? able[0])?.model_id ?? "";
     }
     problem.value = null;
     changes.value += 1;
@@ -156,7 +159,7 @@ function speedOf(live) {
 
 /** Of how many tokens those of an answer and all before it are. @param {Chat} chat @param {Message} message */
 async function tellContext(chat, message) {
-  const name = chat.model.split("/").map(encodeURIComponent).join("/");
+  const name = (message.model ?? chat.model).split("/").map(encodeURIComponent).join("/");
   const model = await call("GET", `/v1/models/${name}`).catch(() => null);
   if (!model?.context_length) return;
   message.contextLength = model.context_length;
@@ -178,6 +181,7 @@ function take(into, event) {
     into.calls[part.index] = known;
   }
   if (choice?.finish_reason) into.finish = choice.finish_reason;
+  into.model ||= event.model;
   if (event.usage) {
     into.tokens = event.usage.completion_tokens;
     into.context = event.usage.total_tokens;
@@ -480,8 +484,10 @@ function Composer() {
   void changes.value;
   const chat = current.value;
   const isBusy = underWay.value !== null;
+  // Before the models are known, the node chooses.
+  const hasModel = chat.model !== "" || models.value === null;
   const send = () => {
-    if (isBusy || draft.value.trim() === "" || chat.model === "") return;
+    if (isBusy || draft.value.trim() === "" || !hasModel) return;
     const text = draft.value;
     draft.value = "";
     ask(text, chat.leaf);
@@ -515,7 +521,7 @@ function Composer() {
       />
       ${isBusy
         ? html`<button type="button" class="main" onClick=${stopAnswer}>${say("stop")}</button>`
-        : html`<button type="button" class="main" disabled=${chat.model === ""} onClick=${send}>${say("send")}</button>`}
+        : html`<button type="button" class="main" disabled=${!hasModel} onClick=${send}>${say("send")}</button>`}
     </div>
     <${Parameters} key=${chat.id} chat=${chat} />
   </form>`;
@@ -535,8 +541,11 @@ async function attach(file) {
 /** @param {{chat: Chat}} properties */
 function ModelPicker({ chat }) {
   const id = useId();
-  const names = models.value.includes(chat.model) || chat.model === "" ? models.value : [chat.model, ...models.value];
-  if (names.length === 0) return html`<p class="quiet">${say("noModel")}</p>`;
+  const known = models.value;
+  if (known === null) return null;
+  const isKnown = chat.model === "" || known.some((row) => row.model_id === chat.model);
+  const rows = isKnown ? known : [{ model_id: chat.model, status: "available" }, ...known];
+  if (rows.length === 0) return html`<p class="quiet">${say("noModel")}</p>`;
   return html`<label for=${id}>${say("model")}</label>
     <select
       id=${id}
@@ -547,7 +556,11 @@ function ModelPicker({ chat }) {
       }}
       onFocus=${lookForModels}
     >
-      ${names.map((name) => html`<option key=${name} value=${name}>${name}</option>`)}
+      ${rows.map(
+        ({ model_id, status }) => html`<option key=${model_id} value=${model_id}
+          >${model_id}${status === "available" ? "" : ` · ${say(/** @type {any} */ (status))}`}</option
+        >`,
+      )}
     </select>`;
 }
 

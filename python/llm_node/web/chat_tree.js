@@ -75,7 +75,7 @@ export function request(chat, messages) {
   }));
   const system = chat.system.trim() === "" ? [] : [{ role: "system", content: chat.system }];
   return {
-    model: chat.model,
+    ...(chat.model === "" ? {} : { model: chat.model }),
     messages: [...system, ...said],
     ...chat.parameters,
     stream: true,
