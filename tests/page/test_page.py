@@ -92,14 +92,10 @@ def test_who_reads_above_is_left_there(open_page: Open) -> None:
     page = open_page(height=400)
     ask(page, "Go on", "endless")
     messages = page.locator(".messages")
-    page.wait_for_function(
-        "() => { const it = document.querySelector('.messages'); return it.scrollHeight > it.clientHeight + 400; }"
-    )
+    grown = "height => document.querySelector('.messages').scrollHeight > height"
+    page.wait_for_function(grown, arg=messages.evaluate("element => element.clientHeight + 400"))
     messages.evaluate("element => element.scrollTo(0, 0)")
-    before = messages.evaluate("element => element.scrollHeight")
-    page.wait_for_function(
-        "before => document.querySelector('.messages').scrollHeight > before + 100", arg=before
-    )
+    page.wait_for_function(grown, arg=messages.evaluate("element => element.scrollHeight + 100"))
     assert messages.evaluate("element => element.scrollTop") == 0
     page.keyboard.press("Escape")
     page.locator(".to-end").click()
