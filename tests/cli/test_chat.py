@@ -171,6 +171,18 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
     assert saved["parameters"]["max_tokens"] == 3
 
 
+def test_tab_completes_commands_models_and_files(talking: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a-note.txt").write_text("a note")
+    for typed, answered in [
+        ("/hel\t\r", "/clear"),
+        ("/model llm-node-d\t\r", "llm-node-demo"),
+        ("/file a-no\t\r", "a-note.txt goes with"),
+    ]:
+        talking.type(typed)
+        talking.expect(answered)
+        talking.expect(ASK)
+
+
 def test_what_fails_leaves_the_chat_as_it_was(node: RunningNode, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("a note")
     (tmp_path / "wrong.json").write_text(

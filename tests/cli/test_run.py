@@ -77,6 +77,18 @@ def test_what_comes_on_standard_input_is_the_prompt_or_stands_below_it(run: Here
     assert both.exit_code == joined.exit_code == 0
 
 
+def test_without_a_model_it_is_the_one_that_is_loaded_or_the_demo(run: Here, node: RunningNode) -> None:
+    for row in node.get("/api/models").json()["models"]:
+        if row["status"] == "loaded":
+            node.post("/api/models/unload", {"model_id": row["model_id"]})
+    named = ["--node", node.url, "--temperature", "0"]
+    demo = run(*named, given=QUESTION)
+    assert demo.exit_code == 0 and demo.stdout.startswith(ANSWER), demo.stderr
+    assert demo.stderr == "llm-node-demo answers questions about llm-node, and knows nothing else.\n"
+    loaded = run(*named, given=QUESTION)
+    assert (loaded.stdout, loaded.stderr) == (demo.stdout, "")
+
+
 def test_bytes_that_are_no_text_are_marked_as_such(run: Here, greedy: list[str]) -> None:
     marked = run(*greedy, "Write a message:", given="caf\N{REPLACEMENT CHARACTER}")
     assert marked.exit_code == 0, marked.stderr
