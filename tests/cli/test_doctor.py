@@ -208,11 +208,11 @@ def test_a_report_tells_neither_keys_nor_models_nor_whose_home_it_is(
     (models / "secret-broken.gguf").write_bytes(b"GGUF")
     (home / ".ollama/models").mkdir(parents=True)
     (home / ".llm-node/config.toml").write_text(
-        'api_key = "sk-secret"\nport = 3456\n[models."secret-org/secret-repo"]\naliases = ["secret-name"]\n'
+        'port = 3456\n[models."secret-org/secret-repo"]\naliases = ["secret-name"]\n'
         'chat_template = "/no/such"\n'
     )
     named = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
-    done = run(home, "--report", *named, HF_TOKEN="hf_secret")
+    done = run(home, "--report", *named, HF_TOKEN="hf_secret", LLM_NODE_API_KEY="sk-secret")
     first, version, changed, *found, last = done.stdout.splitlines()
     assert (first, last) == ("```text", "```")
     assert version.startswith(f"llm-node {__version__} (engine ABI ") and "Python 3." in version

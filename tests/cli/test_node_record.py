@@ -16,7 +16,7 @@ import pytest
 
 from llm_node.server import record
 from llm_node.server.record import NodeRecord
-from support.node import RunningNode, node_environment, running_node
+from support.node import PROGRAM, RunningNode, node_environment, running_node
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,29 @@ def test_a_node_that_serves_says_where_it_is(serving: tuple[RunningNode, Path]) 
     assert found is not None and found.key
     assert found == NodeRecord(node.get("/readyz").json()["node_id"], node.url, node.process.pid, found.key)
     assert stat.S_IMODE((home / "node.json").stat().st_mode) == 0o600
+
+
+def test_the_home_of_a_newer_llm_node_is_left_alone(
+    serving: tuple[RunningNode, Path], tmp_path: Path
+) -> None:
+    _, home = serving
+    assert (home / "layout").read_text() == "1\n", "a node that serves says which layout it knows"
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "layout").write_text("2\n")
+    for command in ("serve", "list"):
+        done = subprocess.run(
+            [str(PROGRAM), command, "--home", str(newer), "--gpu-backend", "cpu"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=node_environment(tmp_path),
+        )
+        assert done.returncode == 2, done.stderr
+        words = f"--home {newer}: a newer llm-node has laid it out (layout 2, and this one knows 1); upgrade"
+        assert words in done.stderr
+    assert [path.name for path in newer.iterdir()] == ["layout"]
 
 
 def test_list_asks_the_node_that_runs(serving: tuple[RunningNode, Path]) -> None:

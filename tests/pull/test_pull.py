@@ -213,6 +213,14 @@ def test_a_file_that_is_not_what_was_promised_is_deleted(node: RunningNode, hub:
     remove(node, "org/Tiny-GGUF:Q4_0")
 
 
+def test_a_file_that_is_shorter_than_was_said_is_none(node: RunningNode, hub: StandInHub) -> None:
+    hub.behaviour.longer.add("tiny-Q4_0.gguf")
+    error = error_of(pull(node, "org/Tiny-GGUF:Q4_0"))
+    assert error["code"] == "source_unreachable", error
+    assert "org/Tiny-GGUF:Q4_0" not in rows(node) and under_way(node) == []
+    remove(node, "org/Tiny-GGUF:Q4_0")
+
+
 def test_a_model_in_several_files(node: RunningNode, files: dict[str, bytes]) -> None:
     parts = sorted(name for name in files if name.startswith("big"))
     assert len(parts) > 1
@@ -508,6 +516,8 @@ def test_search(node: RunningNode, hub: StandInHub) -> None:
         {"id": "org/Tiny-GGUF", "downloads": 7, "likes": 1, "parameters": 3_800_000, "fits": True}
     ]
     fits = {each["id"]: each["fits"] for each in node.get("/api/models/search?q=org").json()["models"]}
+    assert node.get("/api/models/search").json()["models"], "those that many look at now"
+    assert hub.behaviour.sorted_by == ["downloads", "downloads", "trendingScore"]
     assert fits["org/Split"] is False and fits["org/Alien"] is None
     hub.behaviour.busy = True
     assert error_of(pull(node, "org/Tiny-GGUF:Q4_0"))["code"] == "source_busy"

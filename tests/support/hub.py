@@ -30,6 +30,10 @@ class Behaviour:
     """Repositories."""
     wrong_sha256: set[str] = field(default_factory=set)
     """Files of which another hash is promised."""
+    longer: set[str] = field(default_factory=set)
+    """Files that are said to have one byte more than they have."""
+    sorted_by: list[str] = field(default_factory=list)
+    """Of each search, what its results were to be sorted by."""
     cut_after: int | None = None
     """Bytes of large files, all together and without reads of their headers, until connections are cut; then
     never again."""
@@ -184,10 +188,16 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [
             {
                 "rfilename": name,
-                "size": len(content),
+                "size": self._size(name, content),
                 "blobId": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
                 **(
-                    {"lfs": {"sha256": self._sha256(name, content), "size": len(content), "pointerSize": 134}}
+                    {
+                        "lfs": {
+                            "sha256": self._sha256(name, content),
+                            "size": self._size(name, content),
+                            "pointerSize": 134,
+                        }
+                    }
                     if name.endswith(".gguf")
                     else {}
                 ),
@@ -207,7 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _sha256(self, name: str, content: bytes) -> str:
         return "0" * 64 if name in self.server.hub.behaviour.wrong_sha256 else sha256(content)
 
+    def _size(self, name: str, content: bytes) -> int:
+        return len(content) + (name in self.server.hub.behaviour.longer)
+
     def _search(self, query: dict[str, list[str]]) -> None:
+        self.server.hub.behaviour.sorted_by += query.get("sort", [])
         words = query.get("search", [""])[0].lower()
         wanted = query.get("filter", [])
         base = next((tag.removeprefix("base_model:quantized:") for tag in wanted if ":" in tag), None)
@@ -245,7 +259,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = self._sha256(name, content)
         place = f"{self.server.hub.files_url}/files/{repository}/{name}"
-        linked = {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"', "Location": place}
+        linked = {
+            "X-Linked-Size": str(self._size(name, content)),
+            "X-Linked-Etag": f'"{digest}"',
+            "Location": place,
+        }
         self._answer(302, b"", {**headers, **linked, "ETag": f'"{digest}"'})
 
     def _file(self, repository: str, name: str) -> None:

@@ -38,10 +38,10 @@ def _named(settings: Settings) -> set[str]:
 def _without(message: str, settings: Settings, names: Iterable[str]) -> str:
     """The message without names of models, and with words in place of the user's own folders."""
     folders = {
-        settings.models_dir: "MODELS_DIR",
-        settings.engines_dir: "ENGINES_DIR",
-        settings.home: "LLM_NODE_HOME",
         Path.home(): "~",
+        settings.home: "LLM_NODE_HOME",
+        settings.models_dir: "MODELS_DIR",
+        **dict.fromkeys(settings.engines_dir, "ENGINES_DIR"),
     }
     words = {str(folder): word for folder, word in folders.items() if folder != Path(folder.anchor)}
     for each in sorted([*words, *names], key=len, reverse=True):

@@ -20,7 +20,7 @@ from llm_node import advice, keys
 from llm_node.api import page
 from llm_node.cli import failure, greeting, options, own_node, remote, startup
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
-from llm_node.server import descriptors
+from llm_node.server import descriptors, layout
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
 from llm_node.server.app import make_app, make_runner
 from llm_node.server.listener import Listener, most_connections
@@ -123,6 +123,7 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
 
         before = await remote.last_that_runs(settings)
         with record().kept_in(settings.home):
+            layout.note(settings.home)
             reload = Reload(app, settings, own_key, read, tls)
             reloading = asyncio.create_task(
                 _read_again(signals, reload, lambda: record().write(settings.home))

@@ -11,11 +11,17 @@ from typing import NoReturn
 import click
 
 from llm_node.node import engines_folder_meant
+from llm_node.server import layout
 from llm_node.settings import Settings
 
 
 def check(settings: Settings) -> None:
     """Ends the command where a path is wrong, with what to do. Default folders need not be there."""
+    if (number := layout.newer(settings.home)) is not None:
+        raise click.UsageError(
+            f"--home {settings.home}: a newer llm-node has laid it out (layout {number}, and this one knows "
+            f"{layout.LAYOUT}); upgrade this one, or name another --home"
+        )
     for folder in settings.engines_dir:
         if not _is_folder("--engines-dir", folder, settings.has_default("engines_dir")):
             continue
