@@ -39,6 +39,15 @@ HISTORY = re.compile(
 """What a page says holds for the version that it is of: what was before stands in the changelog."""
 
 
+PRAISE = re.compile(
+    r"\b(blazing\w*|lightning|power(?:ful|fully)|seamless\w*|effortless\w*|elegant\w*|robust\w*|amazing\w*|awesome|"
+    r"incredibl\w+|beautiful\w*|cutting-edge|state-of-the-art|best-in-class|world-class|production-ready|"
+    r"user-friendly|easy-to-use|simply|easily|revolutionary|magic\w*)\b",
+    re.IGNORECASE,
+)
+"""Words that sell and say nothing."""
+
+
 def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
@@ -192,3 +201,14 @@ def test_pages_tell_no_history() -> None:
     ]
     assert found == []
     assert HISTORY.search("It was previously called so"), "it would see some"
+
+
+def test_pages_praise_nothing() -> None:
+    found = [
+        f"{page.relative_to(ROOT)}: {match[0]}"
+        for page in PAGES
+        for paragraph in paragraphs(text_of(page))
+        for match in PRAISE.finditer(re.sub(r"`[^`]*`", "", paragraph))
+    ]
+    assert found == []
+    assert PRAISE.search("It is blazingly fast"), "it would see some"

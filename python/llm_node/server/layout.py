@@ -1,5 +1,5 @@
-"""How the home folder is laid out: a number in it, so that no node takes for its own what a newer one has left
-there. A home without the number is of the first layout.
+"""How the home folder is laid out: a number in it, so that no node takes for its own what a newer one left.
+A home without the number is of the first layout.
 """
 
 from __future__ import annotations
