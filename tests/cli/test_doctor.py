@@ -209,7 +209,6 @@ def test_a_report_tells_neither_keys_nor_models_nor_whose_home_it_is(
     (home / ".ollama/models").mkdir(parents=True)
     (home / ".llm-node/config.toml").write_text(
         'port = 3456\n[models."secret-org/secret-repo"]\naliases = ["secret-name"]\n'
-        'chat_template = "/no/such"\n'
     )
     named = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
     done = run(home, "--report", *named, HF_TOKEN="hf_secret", LLM_NODE_API_KEY="sk-secret")
@@ -222,9 +221,12 @@ def test_a_report_tells_neither_keys_nor_models_nor_whose_home_it_is(
     assert "ok    models of ollama are looked for in ~/.ollama/models" in found
     assert any(line.endswith(" are left for models in MODELS_DIR") for line in found)
     assert any(line.startswith("ok    installed by ") for line in found)
-    assert any(line.startswith("fail  ") and "/no/such" in line for line in found), found
+    with (home / ".llm-node/config.toml").open("a") as file:
+        file.write('chat_template = "/no/such"\n')
+    wrong = run(home, "--report", *named)
+    assert 'fail  chat_template in [models."MODEL"]: /no/such' in wrong.stdout, wrong.stdout
     for private in ("secret", str(home), "somebody", "sk-"):
-        assert private not in done.stdout
+        assert private not in done.stdout + wrong.stdout
     together = run(home, "--report", "--json", *named)
     assert together.returncode == 2 and "--report is a text" in together.stderr
 
