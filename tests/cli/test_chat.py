@@ -173,12 +173,16 @@ def test_commands(talking: Terminal, tmp_path: Path) -> None:
 
 def test_tab_completes_commands_models_and_files(talking: Terminal, tmp_path: Path) -> None:
     (tmp_path / "a-note.txt").write_text("a note")
-    for typed, answered in [
-        ("/hel\t\r", "/clear"),
-        ("/model llm-node-d\t\r", "llm-node-demo"),
-        ("/file a-no\t\r", "a-note.txt goes with"),
+    for typed, completed, answered in [
+        ("/hel", "p", "/clear"),
+        ("/model llm-node-d", "emo", "llm-node-demo"),
+        ("/file a-no", "te.txt", "a-note.txt goes with"),
     ]:
         talking.type(typed)
+        talking.expect(typed)
+        talking.type("\t")
+        talking.expect(completed)
+        talking.type("\r")
         talking.expect(answered)
         talking.expect(ASK)
 
