@@ -61,7 +61,7 @@ def test_no_list_is_waited_for(open_page: Open, node: RunningNode) -> None:
     page, held = open_page("/#/settings"), []
     node.post("/api/models/unload", {"model_id": "endless"})
     assert node.post("/api/models/load", {"model_id": "llm-node-demo"}).status == 200
-    page.route("**/api/models", held.append)
+    page.route("**/api/models", lambda route: held.append(route))
     page.get_by_role("link", name="Chat").click()
     page.get_by_label("Message", exact=True).last.fill(QUESTION)
     page.keyboard.press("Enter")

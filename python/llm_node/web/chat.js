@@ -417,6 +417,7 @@ function Tools({ chat, message, edit }) {
   const all = tree.versions(chat, message);
   const index = all.indexOf(message);
   const isBusy = underWay.value !== null;
+  void changes.value; // of how much the context is, comes after the answer
   const isLast = chat.leaf === message.id;
   /** @param {number} by */
   const step = (by) => {
