@@ -97,11 +97,11 @@ _SERVER = "server_error"
 _SOURCE = "source_error"
 
 TABLE: Mapping[str, Row] = {
-    "invalid_json": Row(400, _REQUEST, "The body is not JSON, or not an object."),
+    "invalid_json": Row(400, _REQUEST, "The body is not JSON, is nested too deep, or is not an object."),
     "malformed_request": Row(
         400,
         _REQUEST,
-        "The bytes are no HTTP/1 request, or its body is cut or corrupt; the message says where.",
+        "The bytes are no HTTP/1 request, or its body is cut or corrupt; the message says why.",
     ),
     "invalid_request": Row(
         400,

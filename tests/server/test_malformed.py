@@ -92,6 +92,63 @@ def test_malformed_behind_a_request(door: RunningNode, name: str) -> None:
     assert parse(rest).error() == "malformed_request"
 
 
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_in_one_piece_with_a_request(door: RunningNode, name: str) -> None:
+    """The one before it has its answer all the same."""
+    first, _, rest = exchange(door, GET + b"\r\n" + MALFORMED[name]).partition(b'"ok"}')
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert parse(rest).error() == "malformed_request"
+
+
+SECRET = b"what xyzzy is for"
+SECRETIVE = json.dumps({"model": MODEL, "prompt": SECRET.decode(), "max_tokens": 1}).encode()
+LENGTH = b"Content-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        POST + LENGTH % len(SECRETIVE) + SECRETIVE + b"nonsense",
+        POST + LENGTH % 5 + SECRETIVE,
+        POST + LENGTH % 5 + SECRETIVE.replace(b" ", b"\r\n"),
+        POST + LENGTH % 5 + b"12345GET " + SECRET + b"\r\n",
+        POST + LENGTH % 5 + b"12345" + GET + SECRET + b": \0\r\n\r\n",
+        POST + LENGTH % 5 + b"12345" + GET + b"X: " + SECRET + b"\0\r\n\r\n",
+        POST + LENGTH % 5 + b"12345GET /%" + SECRET.replace(b" ", b"\xff") + b" HTTP/1.1\r\n",
+        chunked(b"3\r\n" + SECRETIVE + b"\r\n"),
+        chunked(SECRETIVE + b"\r\n"),
+        chunked(b"%x\r\n" % len(SECRETIVE) + SECRETIVE + b"\r\n" + SECRET + b"\r\n"),
+    ],
+)
+@pytest.mark.parametrize("in_two", [False, True])
+def test_no_body_is_in_an_error_or_the_log(door: RunningNode, sent: bytes, in_two: bool) -> None:
+    """Where a length is wrong, what belonged to a prompt is read as a request."""
+    middle = len(sent) // 2
+    parts = [sent[:middle], sent[middle:]] if in_two else [sent]
+    found = exchange(door, *parts, pause=0.05)
+    assert b'"malformed_request"' in found
+    assert b"xyzzy" not in found
+    assert "xyzzy" not in door.log_text()
+
+
+@pytest.mark.parametrize(("name", "in_one"), [("websocket", False), ("websocket", True), ("h2c", False)])
+def test_requests_behind_an_upgrade_that_is_not_made(door: RunningNode, name: str, in_one: bool) -> None:
+    """Java's client asks for HTTP/2 so. What comes in one piece with h2c, llhttp drops."""
+    upgrade = GET + f"Connection: Upgrade\r\nUpgrade: {name}\r\n\r\n".encode()
+    parts = [upgrade, *[GET + b"\r\n"] * 3, b"nonsense\r\n\r\n"]
+    found = exchange(door, *([b"".join(parts)] if in_one else parts), pause=0.05)
+    assert found.count(b'"ok"}') == 4
+    assert found.count(b'"malformed_request"') == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "gzip,chunked", "identity, chunked", "chunked, chunked"])
+def test_a_body_in_a_coding_that_is_not_undone(door: RunningNode, coding: str) -> None:
+    """Where it is framed by chunks, aiohttp would hand on what is in them as if it were plain."""
+    head = POST + f"Transfer-Encoding: {coding}\r\nConnection: close\r\n\r\n".encode()
+    reply = parse(exchange(door, head + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"))
+    assert (reply.status, reply.error()) == (400, "malformed_request")
+
+
 @pytest.mark.parametrize(
     ("head", "rest"),
     [

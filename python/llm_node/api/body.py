@@ -5,11 +5,19 @@ error. A large one is parsed in a thread, so that nobody else waits for it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import (
+    BadStatusLine,
+    HttpProcessingError,
+    InvalidHeader,
+    InvalidURLError,
+    LineTooLong,
+    TransferEncodingError,
+)
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
@@ -44,6 +52,10 @@ async def _read(request: web.Request, shape: type[Shape]) -> Shape:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() not in ENCODINGS:
         raise NodeError("unsupported_encoding", f"The Content-Encoding {encoding[:99]!r} is not read here")
+    transfer = ", ".join(request.headers.getall("Transfer-Encoding", ("chunked",)))
+    if transfer.lower() != "chunked":
+        reason = f"of its Transfer-Encoding {transfer[:99]!r} only chunked is undone here"
+        raise NodeError("malformed_request", f"The body cannot be read: {reason}")
     data = await _receive(request)
     ignored = Ignored(request.app[UNKNOWN_FIELDS])
     if len(data) < LARGE:
@@ -80,10 +92,25 @@ async def _receive(request: web.Request) -> bytes:
             watch.end()
 
 
+_UNQUOTED = {
+    InvalidHeader: "Invalid HTTP header",
+    InvalidURLError: "Invalid URL",
+    LineTooLong: "A line is too long",
+    TransferEncodingError: "Invalid chunk",
+}
+"""Errors of aiohttp's parser that are hardly more than the bytes they are about."""
+
+
 def words_of(error: HttpProcessingError) -> str:
-    """What aiohttp's parser says, in one line, and without the arrow that it draws under what is wrong."""
-    lines = (" ".join(line.split()) for line in error.message.splitlines())
-    return " ".join(line for line in lines if line.strip("^"))[:300]
+    """What aiohttp's parser says, in one line, and without the bytes that it quotes: they may be somebody's
+    prompt, or a key."""
+    for kind, words in _UNQUOTED.items():
+        if isinstance(error, kind):
+            return words
+    said, _, _ = error.message.partition("\n\n")
+    if isinstance(error, BadStatusLine):
+        said = re.split(" ['\"]", said)[0]
+    return " ".join(said.split()).removesuffix(":")
 
 
 class _Watch:
@@ -125,7 +152,7 @@ def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Sh
     except bounds.TooMuch as error:
         raise _too_much(error) from None
     except ValueError as error:
-        raise NodeError("invalid_json", f"The body is not JSON: {error}") from None
+        raise NodeError("invalid_json", _unreadable(str(error))) from None
     if not isinstance(content, dict):
         raise NodeError("invalid_json", "The body should be a JSON object")
     try:
@@ -139,6 +166,20 @@ def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Sh
         raise _fault(error.errors(include_url=False, include_input=False), content) from None
     ignored.settle(content)
     return found
+
+
+_TOO_MUCH = {
+    "recursion limit exceeded": f"lists and objects are nested more than {bounds.DEEPEST} deep",
+    "number out of range": f"a whole number has more than {bounds.MOST_DIGITS} digits",
+}
+"""What the parser says of JSON that is beyond it, in words of ours."""
+
+
+def _unreadable(reason: str) -> str:
+    what, at, place = reason.partition(" at line ")
+    if what in _TOO_MUCH:
+        return f"The body is more than is read: {_TOO_MUCH[what]}{at}{place}"
+    return f"The body is not JSON: {reason}"
 
 
 def _too_much(error: bounds.TooMuch) -> NodeError:

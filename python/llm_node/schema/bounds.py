@@ -23,6 +23,11 @@ MOST_BIASES = 1 << 20
 MOST_BYTES = 32 << 20
 """Of the body, times the answers to each prompt, for the same reason."""
 
+DEEPEST = 201
+"""Lists and objects within each other, as far as the parser goes."""
+MOST_DIGITS = 4_300
+"""Of a whole number, for the same reason."""
+
 LONGEST = {
     "messages": 20_000,
     "input": 20_000,

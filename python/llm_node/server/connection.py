@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import HttpVersion11, web
+from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, LineTooLong
 
 from llm_node import errors
@@ -61,6 +62,17 @@ class Connection(web.RequestHandler):
             max_field_size=LONGEST_LINE,
             **arguments,
         )
+        # It stops behind each request: bytes that are none cost those before them no answer.
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=self.max_line_size,
+            max_headers=self.max_headers,
+            max_field_size=self.max_field_size,
+            payload_exception=web.RequestPayloadError,
+            max_msg_queue_size=1,
+        )
         self.silent_since = self._loop.time()
         """When the last answer ended. Of no use while `is_busy`."""
         self.is_busy = False
@@ -104,11 +116,19 @@ class Connection(web.RequestHandler):
                 self._refuse(NodeError("headers_too_large", "The headers are longer than 256 KiB"))
                 return
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self.is_busy and self._messages and not self._body_is_complete():
             # Behind a body that goes on there is nothing but the parser's error, which is not told to those
             # who wait for the body.
-            self._spoil_body(getattr(self._messages[-1][0], "exc", None))
+            self._spoil_body(_error(self._messages[-1][0]))
+
+    def _parse(self, data: bytes) -> None:
+        """All requests in these bytes, as many as aiohttp lets wait, and the error of what is none."""
+        super().data_received(data)
+        known = -1
+        while known < len(self._messages) < self._max_msg_queue_size and self._is_between_requests():
+            known = len(self._messages)
+            super().data_received(b"")
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never keeps it open
         """The client sends no more. True: it still gets its answer. TLS has no such state."""
@@ -158,8 +178,11 @@ class Connection(web.RequestHandler):
             response = _complete(middleware.refusal(request, response), request_id)
             middleware.log_access(request, response.status, 0)
         self._is_answering = True
+        was_upgraded = self._upgraded
         try:
             finished = await super().finish_response(request, response, start_time)
+            if was_upgraded and self._parser is not None:  # it was not, and other requests may be behind it
+                self._parse(b"")
             if self._is_refused and self.transport is not None:
                 _end_sending(self.transport)
                 await asyncio.sleep(LINGERING_SECONDS)  # cut short by the client, which closes
@@ -252,6 +275,13 @@ class Connection(web.RequestHandler):
         """Has all of the last request come?"""
         return self._request is None or self._request.content.is_eof()
 
+    def _is_between_requests(self) -> bool:
+        """Has all of the last one come that was seen, and nothing behind it that is none?"""
+        if not self._messages:
+            return self._body_is_complete()
+        message, body = self._messages[-1]
+        return _error(message) is None and body.is_eof()
+
     def _probe(self) -> None:
         """Send something that changes nothing. Nobody can tell a client that is gone from one that only
         reads, but by a reset that answers it."""
@@ -313,6 +343,11 @@ def _complete(response: web.Response, request_id: str) -> web.Response:
     response.headers[middleware.HEADER] = request_id
     response.headers.update(middleware.SAFE_HEADERS)
     return response
+
+
+def _error(message: object) -> HttpProcessingError | None:
+    """What the parser found in place of a request."""
+    return getattr(message, "exc", None)
 
 
 def _fault(error: HttpProcessingError) -> NodeError:
