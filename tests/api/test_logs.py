@@ -16,6 +16,7 @@ import pytest
 
 from llm_node.journal import BEHIND, LINES, Journal
 from support.node import RunningNode, command, node_environment, running_node
+from support.raw import connect, request
 
 NAME = "llm-node-demo"
 
@@ -54,6 +55,16 @@ def test_the_last_lines_all_or_of_one_model(own: RunningNode) -> None:
 def test_a_wrong_query_is_refused(own: RunningNode, query: str) -> None:
     answer = own.get(f"/api/logs?{query}")
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_the_head_of_a_stream_is_all_that_head_gets(own: RunningNode) -> None:
+    """At once, and the connection is there for the next request."""
+    with connect(own) as connection:
+        for path in ("/api/logs?follow=true", "/healthz"):
+            connection.sendall(request(path, method="HEAD", Connection="keep-alive"))
+            head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and body == b""
+            assert (b"text/event-stream" in head) == ("logs" in path)
 
 
 def test_following(own: RunningNode) -> None:

@@ -296,6 +296,8 @@ def test_who_leaves_stops_nothing_and_who_comes_back_sees_how_far_it_is(
     assert 0 < shown["bytes"] < shown["total"] == len(files["tiny-F16.gguf"])
     joined = node.post("/api/models/pull", {"model": "org/Tiny-GGUF:F16", "stream": False})
     assert joined.json()["pull_id"] == pull_id, "the same pull"
+    head = node.request("HEAD", f"/api/models/pulls/{pull_id}", timeout=10)
+    assert (head.status, head.body) == (200, b""), "without waiting for the pull's end"
 
     stopped = node.request("DELETE", f"/api/models/pulls/{pull_id}")
     assert stopped.json()["error"]["code"] == "cancelled"

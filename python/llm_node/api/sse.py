@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from llm_node import errors
@@ -95,6 +95,8 @@ async def respond(
     first frame, or where the stream is silent for long; from then on an error is a frame of its own, and
     the stream's usual end follows. `failing` writes it; without it, it is the body that errors have.
     """
+    if request.method == hdrs.METH_HEAD:
+        return _head(framing)
     stream = Stream(request, framing, failing)
     running = asyncio.create_task(source(stream))
     try:
@@ -124,6 +126,10 @@ async def respond(
             await running
 
 
+def _head(framing: Framing) -> web.StreamResponse:
+    return web.StreamResponse(headers={"Content-Type": framing.content_type, **HEADERS})
+
+
 class Stream:
     """One answer on its way to one client; `Connection` of `node/client.py`."""
 
@@ -139,7 +145,7 @@ class Stream:
         """Done when there is something to send."""
         self._request = request
         self._request_id = REQUEST_ID.get()
-        self._response = web.StreamResponse(headers={"Content-Type": framing.content_type, **HEADERS})
+        self._response = _head(framing)
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
