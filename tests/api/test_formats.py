@@ -124,31 +124,38 @@ def test_log_probabilities_are_of_what_is_admitted(client: openai.OpenAI) -> Non
     assert sum(2.718281828**each.logprob for each in token.top_logprobs) == pytest.approx(1, abs=1e-4)
 
 
+FIRST: Any = {"model": MODEL, "prompt": "Engines have", "n_predict": 1}
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+
+
+def likeliest(node: RunningNode, **more: Any) -> dict[int, float]:
+    """Of the first token of an answer, with their log-probabilities."""
+    reply = node.post("/completion", {**FIRST, "n_probs": 128, **more})
+    assert reply.status == 200, reply.body
+    return {it["id"]: it["logprob"] for it in reply.json()["completion_probabilities"][0]["top_logprobs"]}
+
+
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_log_probabilities_are_a_log_softmax_of_what_is_admitted(
     node: RunningNode, temperature: float
 ) -> None:
     """In double precision, of the logits as they are without a mask."""
-    asked = {
-        "model": MODEL,
-        "prompt": "Engines have",
-        "n_predict": 1,
-        "n_probs": 128,
-        "temperature": temperature,
-    }
-
-    def first(**more: Any) -> dict[int, float]:
-        reply = node.post("/completion", {**asked, **more})
-        assert reply.status == 200, reply.body
-        return {it["id"]: it["logprob"] for it in reply.json()["completion_probabilities"][0]["top_logprobs"]}
-
-    masked = first(json_schema={"type": "integer", "minimum": 0, "maximum": 9})
+    masked = likeliest(node, temperature=temperature, json_schema=DIGIT)
     assert 9 < len(masked) < 128, "they are all told"
     # So that they are all among the likeliest, each lifted by the same.
-    free = first(logit_bias=[[token, 40] for token in masked])
+    free = likeliest(node, temperature=temperature, logit_bias=[[token, 40] for token in masked])
     logits = np.array([free[token] for token in masked], np.float64)
     wanted = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
     assert np.abs(wanted - list(masked.values())).max() < 1e-4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bias_that_forbids_all_that_a_format_admits_is_told_so(node: RunningNode, stream: bool) -> None:
+    """Not that it forbids all that the model could generate."""
+    bias = [[token, False] for token in likeliest(node, json_schema=DIGIT)]
+    reply = node.post("/completion", {**FIRST, "json_schema": DIGIT, "logit_bias": bias, "stream": stream})
+    assert b"logit_bias forbids every token that may come next in the format" in reply.body
+    assert b'"invalid_request"' in reply.body
 
 
 @pytest.mark.parametrize("stream", [False, True])

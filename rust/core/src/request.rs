@@ -320,7 +320,7 @@ impl ValidRequest {
             *bias = f32::NEG_INFINITY;
         }
         if forbids_all(&sampling, vocabulary, n_tokens) {
-            return Err(nothing_allowed());
+            return Err(nothing_allowed("the model could generate"));
         }
         sampling.seed = Some(sampling.seed.unwrap_or(seed));
         let (max_tokens, limit) =
@@ -513,9 +513,9 @@ fn forbids_all(sampling: &Sampling, vocabulary: &Vocabulary, n_tokens: usize) ->
         && (0..n_tokens as Token).all(|it| forbidden.contains(&it) || vocabulary.has(it, attribute::UNUSED))
 }
 
-/// What is said of a bias that leaves no token.
-pub fn nothing_allowed() -> Fault {
-    invalid("logit_bias", "logit_bias forbids every token that the model could generate; leave some out")
+/// What is said of a bias that leaves no token. `which`: of which it leaves none.
+pub fn nothing_allowed(which: &str) -> Fault {
+    invalid("logit_bias", format!("logit_bias forbids every token that {which}; leave some out"))
 }
 
 fn invalid(param: &str, message: impl Into<String>) -> Fault {

@@ -276,7 +276,11 @@ impl Generation {
     pub fn unpickable(&self, fault: PickFault) -> Fault {
         let forbids = |it: &(Token, f32)| it.1 == f32::NEG_INFINITY;
         if fault == PickFault::NothingAllowed && self.request.sampling().bias.iter().any(forbids) {
-            return nothing_allowed();
+            return nothing_allowed(if self.keeping.mask().is_some() {
+                "may come next in the format, or the call, that was asked for"
+            } else {
+                "the model could generate"
+            });
         }
         let position = self.length();
         match fault {
