@@ -1,4 +1,4 @@
-"""Reading files that somebody names: as much as makes sense, and never without end."""
+"""Files that somebody names: they are read as far as makes sense, and never without end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 
 LARGEST = 4 << 20
 """Bytes of a file that people write: settings, keys, templates, schemas, texts to talk about."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Why a file is not written: there is no room for it, or for one as large."""
 
 SILENCE_SECONDS = 5.0
 """How long a pipe, or a device, may bring nothing."""

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_node import files
+from llm_node.pull import child
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python/llm_node"
 
@@ -224,6 +227,13 @@ def test_environment_is_read_in_settings_alone() -> None:
             nodes = ast.walk(ast.parse(path.read_text()))
             names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
             assert not names & {"environ", "environb", "getenv", "getenvb"}, path
+
+
+def test_what_a_full_disk_is_has_one_home() -> None:
+    """And the process that imports nothing of the package knows the same."""
+    homes = {path for path in python_files() if "ENOSPC" in path.read_text()}
+    assert homes == {PACKAGE / "files.py", PACKAGE / "pull/child.py"}
+    assert child.FULL == files.FULL
 
 
 def test_core_is_imported_at_five_places() -> None:

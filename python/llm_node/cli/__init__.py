@@ -16,8 +16,9 @@ def main(tell: Callable[[str], object] | None = None) -> None:
     import click
 
     from llm_node.cli.command import command
-    from llm_node.cli.failure import FULL, Failed
+    from llm_node.cli.failure import Failed
     from llm_node.errors import Exit
+    from llm_node.files import FULL
 
     def run() -> None:
         _open_what_is_closed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from llm_node import errors
 from llm_node.cli.visible import visible
 from llm_node.errors import Exit
+from llm_node.files import FULL
 
 
 class Failed(click.ClickException):
@@ -21,8 +21,6 @@ class Failed(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # which click has for the class
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Why a file is not written: there is no room for it."""
 NOT_HERE = "`llm-node list` shows the models that are here, and `llm-node search WORDS` finds others"
 
 KEY = "a command sends the key of --api-key, or of the variable LLM_NODE_API_KEY"

@@ -20,6 +20,9 @@ from typing import Any
 
 Answer = dict[str, Any]
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""As in `files.py`: nothing of the package is imported here."""
+
 CHUNK_BYTES = 1 << 20
 """After so many bytes a transfer says how far it is."""
 
@@ -186,7 +189,7 @@ def _refusal(error: BaseException) -> _Refused:
                 return _Refused("source_unreachable", _unreachable(text))
             case errors.HfHubHTTPError() | HTTPError() | InvalidURL():
                 return _Refused("source_unreachable", text)
-            case OSError() if each.errno in (errno.ENOSPC, errno.EDQUOT):
+            case OSError() if each.errno in FULL:
                 return _Refused("disk_full", text)
             case OSError() if "Consistency check failed" in str(each):
                 return _Refused("source_unreachable", text)

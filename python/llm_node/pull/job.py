@@ -6,7 +6,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import errno
 import logging
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from llm_node.files import FULL
 from llm_node.node import Node, NodeError, quantization_in
 from llm_node.pull import choose, estimate, here, link, name
 from llm_node.pull.choose import Choice, Version, gibibytes
@@ -38,7 +38,6 @@ KEPT = 32
 """Pulls that have ended and are remembered."""
 OVER = frozenset({"ready", "error"})
 CANCELLED = "cancelled"
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Event = dict[str, Any]
 

@@ -4,13 +4,13 @@ node is no peephole into the network that it stands in."""
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 
+from llm_node.files import FULL
 from llm_node.node import NodeError
 from llm_node.pull.name import Link
 
@@ -46,7 +46,7 @@ async def fetch(link: Link, into: Path, told: Callable[[int], None]) -> None:
                     raise _unreachable(error) from None
                 await asyncio.sleep(attempt)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno in FULL:
                     raise NodeError("disk_full", f"The disk is full: {into.parent}", "model") from None
                 raise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 
 from aiohttp import web
 
@@ -12,6 +11,7 @@ from llm_node.api import body
 from llm_node.api.admin.query import flag
 from llm_node.api.admin.report import with_error
 from llm_node.api.context import NODE, SETTINGS_FILE
+from llm_node.files import FULL
 from llm_node.node import NodeError
 from llm_node.schema.admin import AliasRequest, LoadRequest, UnloadRequest
 from llm_node.settings import SettingsError
@@ -55,7 +55,7 @@ async def alias(request: web.Request) -> web.Response:
     try:
         await asyncio.to_thread(settings_file.add_alias, file, row["model_id"], wanted.alias)
     except (SettingsError, OSError) as error:
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = isinstance(error, OSError) and error.errno in FULL
         raise NodeError(
             "disk_full" if is_full else "invalid_request",
             f"'{wanted.alias}' is '{row['model_id']}' until this node ends, but it could not be written into "
