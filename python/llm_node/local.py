@@ -106,6 +106,8 @@ class Engine(_OfProcess):
             "options": arguments.mapping("options", options),
         }
         chosen = {key: value for key, value in wanted.items() if value is not None}
+        for name, value in chosen.items():
+            arguments.option(name, value)
         return Model(self._native.load(arguments.path("path", path), arguments.as_json(chosen)))
 
     def close(self) -> None:
@@ -159,12 +161,13 @@ class Model(_OfProcess):
         early cancels the rest.
         """
         self._check()
+        arguments.tokens("max_tokens", max_tokens)
         sampling = {
             "temperature": temperature,
             "top_k": top_k,
-            "top_p": top_p,
+            "top_p": arguments.above_zero(top_p),
             "min_p": min_p,
-            "repeat_penalty": repeat_penalty,
+            "repeat_penalty": arguments.above_zero(repeat_penalty),
             "frequency_penalty": frequency_penalty,
             "presence_penalty": presence_penalty,
             "seed": seed,
@@ -179,11 +182,13 @@ class Model(_OfProcess):
         return self._pieces(json.dumps({**request, "sampling": sampling}))
 
     def _pieces(self, request: str) -> Iterator[str]:
+        self._check()
         stream = self._native.generate(request)
         try:
             for event in stream:
                 if event.kind == "piece" and event.part == "text" and event.text:
                     yield event.text
+                    self._check()
                 elif event.kind == "failed":
                     raise event.fault or NodeError("internal", "the request failed without a reason")
         finally:
@@ -224,7 +229,7 @@ class Model(_OfProcess):
 def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
     """`Prompt` of `rust/core/src/request.rs`."""
     if isinstance(prompt, str):
-        return {"text": prompt}
+        return {"text": arguments.text("prompt", prompt)}
     items = arguments.items("prompt", prompt)
     if not items:
         raise arguments.wrong("prompt", prompt, "a text, tokens or messages are needed")
@@ -236,6 +241,7 @@ def neutral_prompt(prompt: Prompt) -> dict[str, Any]:
 def _message(at: int, item: Any) -> dict[str, Any]:
     """A message with "role" and "content", in neutral words. `at`: its place in the prompt."""
     if isinstance(item, Mapping) and isinstance(text := item.get("content"), str):
+        arguments.text(f"prompt[{at}].content", text)
         match item.get("role"):
             case "system":
                 return {"system": {"text": text}}

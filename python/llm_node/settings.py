@@ -296,6 +296,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
 LONGEST_KEEP_ALIVE = 1e9
 """Seconds: some thirty years."""
+MOST_TOKENS = 2**31 - 1
+"""Of a context, and of an answer."""
 MOST_REPLICAS = 64
 MOST_DEVICES = 1024
 
@@ -656,7 +658,7 @@ class Settings:
     )
     context_length: int | None = _setting(
         None,
-        _integer(1, 1 << 30),
+        _integer(1, MOST_TOKENS),
         "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
         shown="the model's own, as far as free memory goes",
@@ -672,7 +674,7 @@ class Settings:
     )
     cache_tokens: int | None = _setting(
         None,
-        _integer(1, 1 << 31),
+        _integer(1, MOST_TOKENS),
         "KV cache for all sequences of a model together, where a load names none. A smaller one is shared.",
         metavar="TOKENS",
         shown="what model and free memory give",

@@ -208,6 +208,22 @@ def test_an_empty_prompt(node: RunningNode) -> None:
         assert error_of(answer)["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize("top_p", [0, 1e-300])
+def test_the_least_top_p_leaves_the_best_token_alone(node: RunningNode, top_p: float) -> None:
+    asked = {"model": MODEL, "prompt": "The", "max_tokens": 8}
+    texts = [
+        node.post("/v1/completions", {**asked, **fields}).json()["choices"][0]["text"]
+        for fields in ({"temperature": 0}, {"temperature": 2, "top_p": top_p})
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_least_repeat_penalty(node: RunningNode) -> None:
+    """It is above 0, as it has to be, though not among the core's shorter numbers."""
+    asked = {"model": MODEL, "prompt": "The", "max_tokens": 2, "repeat_penalty": 1e-300}
+    assert node.post("/v1/completions", asked).status == 200
+
+
 def test_request_ids(node: RunningNode) -> None:
     one, other = (node.get("/healthz").headers["X-Request-Id"] for _ in range(2))
     assert one != other

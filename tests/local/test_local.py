@@ -79,6 +79,31 @@ def test_a_forked_process_is_told_to_open_its_own(engine: llm_node.Engine, model
     assert model.tokenize("x")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+def test_an_iterator_under_way_is_of_no_use_in_a_forked_process(model: llm_node.Model) -> None:
+    """Nobody would ever bring it another piece."""
+    begun, fresh = (iter(model.generate("The", max_tokens=40)) for _ in range(2))
+    next(begun)
+    child = os.fork()
+    if child == 0:
+        told = 0
+        for pieces in (begun, fresh):
+            try:
+                next(pieces)
+            except llm_node.NodeError as error:
+                told += "forked" in str(error)
+        del begun, fresh, pieces
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert "".join(begun) and "".join(fresh), "they go on where they were made"
+
+
+@pytest.mark.parametrize("little", [{"top_p": 1e-300}, {"repeat_penalty": 1e-300}])
+def test_a_number_above_0_stays_above_0(model: llm_node.Model, little: dict[str, float]) -> None:
+    """However little; the core has shorter numbers."""
+    assert "".join(model.generate("The", max_tokens=4, **little))  # type: ignore[arg-type]
+
+
 def test_a_prompt_of_nothing_is_refused(model: llm_node.Model) -> None:
     with pytest.raises(llm_node.NodeError, match="prompt"):
         model.generate([])
@@ -157,6 +182,14 @@ def test_errors_are_typed(engine: llm_node.Engine, model: llm_node.Model, tmp_pa
         # Of very many the outer ones are looked at.
         ({"options": {**dict.fromkeys(map(str, range(999)), ""), "threads": [1]}}, "options", "options is {"),
         ({"path": None}, "path", "path is None: it has to be a path"),
+        ({"context_length": 2**40}, "context_length", f"expected a whole number from 1 to {2**31 - 1}"),
+        ({"context_length": 2**70}, "context_length", f"expected a whole number from 1 to {2**31 - 1}"),
+        ({"context_length": 0}, "context_length", "context_length is 0: expected a whole number from 1"),
+        ({"cache_tokens": 2**31}, "cache_tokens", f"expected a whole number from 1 to {2**31 - 1}"),
+        ({"max_sequences": 5000}, "max_sequences", "expected a whole number from 1 to 4096"),
+        ({"threads": 5000}, "threads", "expected a whole number from 0 to 4096"),
+        ({"gpu_layers": -2}, "gpu_layers", "expected a number of layers, or -1 for all"),
+        ({"options": {"threads": "\ud800"}}, "options.threads", "half of a surrogate pair"),
     ],
 )
 def test_a_wrong_argument_of_a_load_is_named(
@@ -173,7 +206,20 @@ def test_a_wrong_argument_of_a_load_is_named(
     [
         ({"prompt": 5}, "prompt", "prompt is 5: "),
         ({"prompt": [{"role": "user"}]}, "prompt", "prompt[0] is {'role': 'user'}: "),
+        ({"prompt": b"x"}, "prompt", "prompt is b'x': these are bytes; decode them to text"),
+        ({"prompt": bytearray(b"x")}, "prompt", "these are bytes"),
+        ({"prompt": "a\ud800"}, "prompt", r"prompt is 'a\ud800': there is half of a surrogate pair in it"),
+        (
+            {"prompt": [{"role": "user", "content": "\udc00"}]},
+            "prompt",
+            r"prompt[0].content is '\udc00': there is half of a surrogate pair in it",
+        ),
+        ({"stop": ["\ud800"]}, "stop", "half of a surrogate pair"),
         ({"max_tokens": "few"}, "max_tokens", 'max_tokens is "few": '),
+        ({"max_tokens": 2**70}, "max_tokens", f"expected a whole number from 1 to {2**31 - 1}"),
+        ({"max_tokens": 0}, "max_tokens", f"expected a whole number from 1 to {2**31 - 1}"),
+        ({"top_k": 2**40}, "top_k", "expected a whole number from 0 to 4294967295"),
+        ({"top_p": 0}, "top_p", "above 0 and at most 1, not 0"),
         ({"temperature": "hot"}, "temperature", 'temperature is "hot": '),
         ({"temperature": float("nan")}, "temperature", "temperature is nan: "),
         ({"seed": -1}, "seed", "seed is -1: "),
@@ -194,7 +240,9 @@ def test_a_wrong_argument_of_a_request_is_named(
     ("method", "param", "wrong"),
     [
         ("tokenize", "text", 5),
+        ("tokenize", "text", "\ud800"),
         ("detokenize", "tokens", 5),
+        ("detokenize", "tokens", b"a"),
         ("detokenize", "tokens", ["a"]),
         ("detokenize", "tokens", [*range(10_000), "a"]),
     ],

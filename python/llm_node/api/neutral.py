@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_node.api.conversation import Conversation, Format, neutral_format
-from llm_node.node import NodeError
+from llm_node.node import NodeError, arguments
 
 FORBIDDEN = -1e30
 """A bias that means: never this token. JSON has no infinity."""
@@ -37,9 +37,9 @@ class Sampling:
         return {
             "temperature": self.temperature,
             "top_k": self.top_k,
-            "top_p": self.top_p,
+            "top_p": arguments.above_zero(self.top_p) or arguments.LEAST,  # 0: the best one alone
             "min_p": self.min_p,
-            "repeat_penalty": self.repeat_penalty,
+            "repeat_penalty": arguments.above_zero(self.repeat_penalty),
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "seed": None if self.seed is None else self.seed % SEED_RANGE,

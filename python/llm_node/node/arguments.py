@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_node._core import Fault
+from llm_node.settings import DEVICES, MOST_TOKENS, OF_MODELS
+
+HALF = "there is half of a surrogate pair in it, which is no character; decode bytes with errors='replace'"
+LEAST = 2.0**-126
+"""The core has numbers of 32 bits, in which what is smaller would be 0."""
 
 
 def wrong(name: str, value: object, needed: str) -> Fault:
@@ -21,7 +26,7 @@ def wrong(name: str, value: object, needed: str) -> Fault:
 def as_json(arguments: Mapping[str, Any]) -> str:
     """All of them as one object. Raises `Fault` for the first that JSON cannot say."""
     try:
-        return json.dumps(arguments, allow_nan=False)
+        return _dump(arguments)
     except (TypeError, ValueError):
         for name, value in arguments.items():
             _check(name, value)
@@ -30,12 +35,60 @@ def as_json(arguments: Mapping[str, Any]) -> str:
 
 def _check(name: str, value: object) -> None:
     try:
-        json.dumps(value, allow_nan=False)
+        _dump(value)
+    except UnicodeEncodeError:
+        _go_in(name, value)
+        raise wrong(name, value, HALF) from None
     except (TypeError, ValueError) as error:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                _check(f"{name}.{key}", inner)
+        _go_in(name, value)
         raise wrong(name, value, str(error)) from None
+
+
+def _go_in(name: str, value: object) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check(f"{name}.{key}", inner)
+
+
+def _dump(value: object) -> str:
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    text.encode()
+    return text
+
+
+def text(name: str, value: str) -> str:
+    """Text that can be encoded. Raises `Fault`."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise wrong(name, value, HALF) from None
+    return value
+
+
+def option(name: str, value: object) -> None:
+    """Raise `Fault` for a whole number that this option of a load cannot have, as the settings have it."""
+    parse = OF_MODELS.get(name)
+    if parse is None or not _is_whole(value):
+        return
+    try:
+        parse(value if name == DEVICES else str(value))
+    except ValueError as error:
+        raise wrong(name, value, str(error)) from None
+
+
+def tokens(name: str, value: object) -> None:
+    """Raise `Fault` for a whole number that is none of tokens."""
+    if _is_whole(value) and not 1 <= value <= MOST_TOKENS:
+        raise wrong(name, value, f"expected a whole number from 1 to {MOST_TOKENS}")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def above_zero(value: Any) -> Any:
+    """A number that is above 0, however little, is so for the core. All else stays what it is."""
+    return LEAST if isinstance(value, int | float) and 0 < value < LEAST else value
 
 
 def path(name: str, value: str | os.PathLike[str]) -> str:
@@ -59,7 +112,9 @@ def mapping(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def items(name: str, value: Iterable[Any]) -> list[Any]:
-    """What can be gone through. Raises `Fault`."""
+    """What can be gone through. Raises `Fault`, also for bytes, which may be numbers as well as text."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise wrong(name, value, "these are bytes; decode them to text, or give a list of numbers")
     try:
         return list(value)
     except TypeError:

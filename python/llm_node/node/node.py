@@ -318,7 +318,7 @@ class Node:
 
     async def plan_load(self, model_id: str, **options: Any) -> dict[str, Any]:
         """What `load` would come to: `verdict`, and what it takes beside what there is. Nothing is loaded."""
-        request = arguments.as_json({"model_id": model_id, **options})
+        request = _load_request(model_id, options)
         planned: dict[str, Any] = await self._outcome(self._running().plan_load(request))
         return {"model_id": model_id, **planned}
 
@@ -333,7 +333,7 @@ class Node:
         another engine or option is loaded anew, and refused while it is being loaded
         (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
-        request = arguments.as_json({"model_id": model_id, **options})
+        request = _load_request(model_id, options)
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))
         return loaded
 
@@ -546,6 +546,12 @@ class Node:
             client = clients.get(number)
             if client is not None:
                 client.catch_up()
+
+
+def _load_request(model_id: str, options: Mapping[str, Any]) -> str:
+    for name, value in options.items():
+        arguments.option(name, value)
+    return arguments.as_json({"model_id": model_id, **options})
 
 
 def _watch_devices(core: Supervisor, backend: str | None, interval_seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llm_node.schema.wire import Wire
-from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_DEVICES, MOST_REPLICAS, printable
+from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_DEVICES, MOST_REPLICAS, MOST_TOKENS, printable
 
 _Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
 _Name = Annotated[int, Field(ge=0, le=MOST_DEVICES)] | Annotated[str, Field(min_length=1, max_length=256)]
@@ -20,9 +20,9 @@ class LoadRequest(Wire):
     model_id: str = Field(min_length=1, max_length=512)
     format: str | None = Field(default=None, min_length=1, max_length=64)
     engine: str | None = Field(default=None, min_length=1, max_length=64)
-    context_length: int | None = Field(default=None, ge=1, lt=2**31)
+    context_length: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     max_sequences: int | None = Field(default=None, ge=1, le=4096)
-    cache_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    cache_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """KV cache for all sequences together."""
     gpu_layers: int | None = Field(default=None, ge=-1, lt=2**31)
     """Layers on the devices; -1: all."""
@@ -62,7 +62,7 @@ class PullRequest(Wire):
     """`ORG/REPO`, `ORG/REPO:VERSION`, or a link."""
     sha256: str | None = Field(default=None, max_length=64)
     """Of the one file that is fetched by a link."""
-    context_length: int | None = Field(default=None, ge=1, lt=2**31)
+    context_length: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Tokens that a version is chosen for."""
     dry_run: bool = False
     """Only say what would be fetched."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from llm_node.schema.wire import ForModel, Wire
+from llm_node.settings import MOST_TOKENS
 
 MAX_ANSWERS = 128
 MAX_STOPS = 16
@@ -73,7 +74,7 @@ class Generation(ForModel):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
-    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     stop: StopList = Field(default_factory=list)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
+    process,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -193,7 +194,7 @@ impl PyModel {
             let events = self.streams.open(id);
             running.submit(id, request);
             let model = Arc::downgrade(&running);
-            Ok(PyStream { id, model, events: Mutex::new(Some(events)) })
+            Ok(PyStream { id, process: process::id(), model, events: Mutex::new(Some(events)) })
         })
         .map_err(|fault| raised(py, &fault))
     }
@@ -265,6 +266,8 @@ impl Streams {
 #[pyclass(frozen, name = "Stream", module = "llm_node._core")]
 pub(crate) struct PyStream {
     id: RequestId,
+    /// Where its model computes. A process that was forked from that has a copy of this, and no such threads.
+    process: u32,
     model: Weak<RunningModel>,
     /// `None` after the last event.
     events: Mutex<Option<mpsc::Receiver<Event>>>,
@@ -304,6 +307,9 @@ impl PyStream {
 
 impl PyStream {
     fn leave(&self) {
+        if self.process != process::id() {
+            return;
+        }
         if let Some(model) = self.model.upgrade() {
             model.cancel(self.id);
         }

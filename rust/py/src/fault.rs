@@ -87,9 +87,9 @@ const MOST_SHOWN: usize = 200;
 
 /// Rust's types in words.
 const TYPES: [(&str, &str); 4] = [
-    ("expected u32", "expected a whole number that is not negative"),
-    ("expected u64", "expected a whole number that is not negative"),
-    ("expected i32", "expected a whole number"),
+    ("expected u32", "expected a whole number from 0 to 4294967295"),
+    ("expected u64", "expected a whole number from 0 to 18446744073709551615"),
+    ("expected i32", "expected a whole number from -2147483648 to 2147483647"),
     ("expected f32", "expected a number"),
 ];
 
