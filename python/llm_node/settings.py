@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import ipaddress
 import logging
 import math
 import os
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_node import files
+from llm_node import settings_values as values
 
-PREFIX = "LLM_NODE_"
 NOT_SETTINGS = frozenset({"LLM_NODE_WORKER_SECRET"})
 """Variables of ours that the node passes to its own children."""
 
@@ -32,24 +31,6 @@ CONFIG_FILE = "config.toml"
 
 SPECULATION = ("off", "lookup")
 UNKNOWN_FIELDS = ("refuse", "ignore")
-TOOL_SYNTAXES = (
-    "harmony",
-    "atem",
-    "kimi_k3",
-    "llama3",
-    "functionary",
-    "lfm2",
-    "granite3",
-    "functools",
-    "hermes",
-    "pythonic",
-    "off",
-)
-"""How models write calls, beside what their chat templates tell: `rust/core/src/chat/families`."""
-
-ALL_MODELS = "*"
-"""In a setting for each model: those that are not named."""
-
 BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
 CACHES = ("hub", "llama-cpp", "lm-studio", "ollama")
 """Programs whose models are offered where they lie, in the order in which they are looked through."""
@@ -92,244 +73,6 @@ class Setting:
     """In the configuration of the node, or of a model, that the core reads."""
     reloads: bool
     """Is it taken over when a node that runs reads its settings again?"""
-
-
-# ---- how a text becomes a value ------------------------------------------------------------------
-
-
-def _path(text: str) -> Path:
-    if not text.strip():
-        raise ValueError("expected a path")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ValueError("expected a path in a home folder that exists") from None
-
-
-def _address(text: str) -> str:
-    """An address or a name to listen on; one of IPv6 also as it stands in a URL."""
-    word = text.strip()
-    if word.startswith("[") and word.endswith("]"):
-        word = word[1:-1]
-    if not word or any(character.isspace() or character in "[]/" for character in word):
-        raise ValueError("expected a name or an address")
-    return word
-
-
-_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
-_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?", re.ASCII)
-
-
-def _host_name(text: str) -> str:
-    """A name as it stands in a request's `Host`, without its port."""
-    name = text.strip().lower().removesuffix(".")
-    if len(name) > 253 or not _NAME.fullmatch(name):
-        raise ValueError("expected the name of a host, without scheme and port")
-    return name
-
-
-def _origin(text: str) -> str:
-    """A web page's origin, as browsers write it."""
-    match = _ORIGIN.fullmatch(text.strip().lower())
-    if not match:
-        raise ValueError("expected an origin such as https://chat.example.com or http://localhost:5173")
-    scheme, host, port = match.groups()
-    if host.startswith("["):
-        try:
-            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
-        except ValueError:
-            raise ValueError("expected an origin with an IPv6 address that is one") from None
-    usual = {"http": "80", "https": "443"}[scheme]
-    return f"{scheme}://{host}" if port in (None, usual) else f"{scheme}://{host}:{port}"
-
-
-def _node_url(text: str) -> str:
-    """Where a node is: its origin, without a path."""
-    try:
-        return _origin(text.strip().rstrip("/"))
-    except ValueError:
-        raise ValueError("expected the URL of a node, such as http://127.0.0.1:3000") from None
-
-
-def _key_and_value(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ValueError("expected KEY=VALUE")
-    return key.strip(), value.strip()
-
-
-def _secret(text: str) -> str:
-    if not text.strip() or not text.isascii() or not text.isprintable():
-        raise ValueError("expected an API key")
-    return text.strip()
-
-
-def _model_name(text: str) -> str:
-    name = text.strip()
-    if not name:
-        raise ValueError("expected the name of a model")
-    return name
-
-
-def _layers(text: str) -> int:
-    if not re.fullmatch(r"-1|[0-9]{1,9}", text.strip()):
-        raise ValueError("expected a number of layers, or -1 for all")
-    return int(text)
-
-
-def _replicas(text: str) -> int:
-    if not text.strip().isdecimal() or not 1 <= int(text) <= MOST_REPLICAS:
-        raise ValueError(f"expected a number from 1 to {MOST_REPLICAS}")
-    return int(text)
-
-
-def _devices(value: object) -> int | list[int | str]:
-    """How many GPUs, or which: by number, or by what NVML calls them."""
-
-    def is_number(it: object) -> bool:
-        return isinstance(it, int) and not isinstance(it, bool) and 0 <= it <= MOST_DEVICES
-
-    def is_name(it: object) -> bool:
-        return is_number(it) or (isinstance(it, str) and bool(it.strip()))
-
-    if isinstance(value, int) and is_number(value) and value > 0:
-        return value
-    if isinstance(value, list) and value and all(map(is_name, value)):
-        return value
-    raise ValueError('expected how many GPUs, or a list of which, such as ["GPU-7f3a"] or [0]')
-
-
-def printable(name: str) -> str:
-    """The name of a model; refuses one that cannot be shown as it is."""
-    if not name.isprintable():
-        raise ValueError("expected a name without control characters")
-    return name
-
-
-def _alias(text: str) -> tuple[str, str]:
-    name, sign, model = (part.strip() for part in text.partition("="))
-    if not (name and sign and model):
-        raise ValueError("expected NAME=MODEL")
-    return printable(name), model
-
-
-def _check_aliases(aliases: Iterable[tuple[str, str]]) -> None:
-    models: dict[str, str] = {}
-    for name, model in aliases:
-        if models.setdefault(name.removesuffix(LATEST), model) != model:
-            raise ValueError(f"expected one model for {name!r}")
-
-
-def _chat_template(text: str) -> tuple[str, str]:
-    model, sign, template = (part.strip() for part in text.partition("="))
-    if not (model and sign and template):
-        raise ValueError("expected MODEL=FILE")
-    return model, template
-
-
-def _tool_syntax(text: str) -> tuple[str, str]:
-    """A model, or `ALL_MODELS`, and how it writes calls."""
-    model, sign, name = (part.strip() for part in text.rpartition("="))
-    if name not in TOOL_SYNTAXES or (sign and not model):
-        raise ValueError(f"expected NAME or MODEL=NAME with one of {', '.join(TOOL_SYNTAXES)}")
-    return model or ALL_MODELS, name
-
-
-def _variable(text: str) -> str:
-    name = text.strip()
-    if not name or "=" in name or "\0" in name:
-        raise ValueError("expected the name of a variable, without a value")
-    if name.upper().startswith(PREFIX):
-        raise ValueError("expected a variable that is no setting of the node")
-    return name
-
-
-def _one_of(words: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError(f"expected one of {', '.join(words)}")
-        return text.lower()
-
-    return parse
-
-
-def _yes_or_no(text: str) -> bool:
-    words = {
-        "true": True,
-        "yes": True,
-        "on": True,
-        "1": True,
-        "false": False,
-        "no": False,
-        "off": False,
-        "0": False,
-    }
-    if text.lower() not in words:
-        raise ValueError("expected true or false")
-    return words[text.lower()]
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        digits = text.strip()
-        if not re.fullmatch(r"[0-9]{1,12}", digits) or not low <= int(digits) <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return int(digits)
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise ValueError(f"expected seconds from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", re.ASCII)
-LONGEST_KEEP_ALIVE = 1e9
-"""Seconds: some thirty years."""
-MOST_TOKENS = 2**31 - 1
-"""Of a context, and of an answer."""
-MOST_REPLICAS = 64
-MOST_DEVICES = 1024
-
-
-def _keep_alive(text: str) -> float:
-    """Seconds from "30m", "1h30m" or "90"; -1: for ever."""
-    found = text.strip().lower()
-    if re.fullmatch(r"-1(\.0)?", found):
-        return -1.0
-    parts = _TIME.findall(found)
-    seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
-    if not parts or "".join(map("".join, parts)) != found or seconds > LONGEST_KEEP_ALIVE:
-        raise ValueError("expected a time such as 30m, 1h30m or a number of seconds, or -1 for ever")
-    return seconds
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from "8G", "512M", "1.5 GiB" or "8589934592". Units are powers of 1024."""
-    match = _SIZE.fullmatch(text.strip())
-    value = 0
-    if match and len(match[1]) <= 20:
-        value = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if not 0 < value < 2**63:
-        raise ValueError("expected a size above 0 such as 8G, 512M or a number of bytes")
-    return value
-
-
-def _size_or_none(text: str) -> int:
-    return 0 if text.strip() == "0" else parse_size(text)
 
 
 # ---- the settings --------------------------------------------------------------------------------
@@ -419,7 +162,7 @@ class Settings:
 
     home: Path = _setting(  # noqa: RUF009
         _home,
-        _path,
+        values.path,
         "Folder of everything that is this node's: settings file, engines, models, logs, chat history, and "
         "what loads came to.",
         metavar="DIR",
@@ -429,7 +172,7 @@ class Settings:
     )
     engines_dir: tuple[Path, ...] = _setting(
         None,
-        _path,
+        values.path,
         "Folder that holds engines, each in <id>/<gpu_backend>/. May be given several times; the first of an "
         "id wins.",
         metavar="DIR",
@@ -441,13 +184,13 @@ class Settings:
     )
     engine_packages: bool = _setting(
         True,
-        _yes_or_no,
+        values.yes_or_no,
         "Use the engines that are installed as Python packages too, behind those of --engines-dir.",
         metavar="YES|NO",
     )
     models_dir: Path = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "Folder that holds models: each NAME.gguf in it, or folder NAME, is one.",
         metavar="DIR",
         shown="`models` in --home",
@@ -456,7 +199,7 @@ class Settings:
     )
     caches: tuple[str, ...] = _setting(
         CACHES,
-        _one_of((*CACHES, NO_CACHES)),
+        values.one_of((*CACHES, NO_CACHES)),
         "Other programs whose models are offered too, from where they lie, and never written to: none, or "
         "some of hub (vLLM, transformers, llama.cpp), llama-cpp, lm-studio, ollama, separated by commas.",
         metavar="NAME",
@@ -466,16 +209,16 @@ class Settings:
     )
     offline: bool = _setting(
         False,
-        _yes_or_no,
+        values.yes_or_no,
         "Fetch no model and search for none. The node opens no connection outwards for anything else.",
         metavar="YES|NO",
     )
     demo_model: bool = _setting(
-        True, _yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
+        True, values.yes_or_no, "Offer the small chat model that comes with the package.", metavar="YES|NO"
     )
     default_model: str | None = _setting(
         None,
-        _model_name,
+        values.model_name,
         "Model that answers requests which name none, while no model is loaded, or several are.",
         metavar="NAME",
         shown="none",
@@ -483,7 +226,7 @@ class Settings:
     )
     alias: tuple[tuple[str, str], ...] = _setting(
         (),
-        _alias,
+        values.alias,
         "A further name of a model, for clients that insist on one of theirs: claude-sonnet=qwen3-8b. "
         "Separated by commas, or given several times.",
         metavar="NAME=MODEL",
@@ -496,7 +239,7 @@ class Settings:
     )
     chat_template: tuple[tuple[str, str], ...] = _setting(
         (),
-        _chat_template,
+        values.chat_template,
         "A model's chat template in place of its own, or where it has none: MODEL=FILE, or MODEL=chatml for "
         "the one that is built in. Separated by commas, or given several times.",
         metavar="MODEL=FILE",
@@ -507,13 +250,13 @@ class Settings:
     )
     gpu_backend: str = _setting(
         "auto",
-        _one_of(BACKENDS),
+        values.one_of(BACKENDS),
         "Which engines to use. With auto the node needs a GPU; the CPU is only taken where it is chosen.",
         metavar="|".join(BACKENDS),
     )
     vram_limit: int | None = _setting(
         None,
-        parse_size,
+        values.parse_size,
         "Most memory that models may take on each device: bytes, or with K, M, G, T (powers of 1024).",
         metavar="SIZE",
         shown="what the device has",
@@ -522,7 +265,7 @@ class Settings:
     )
     vram_reserve: int | None = _setting(
         None,
-        _size_or_none,
+        values.size_or_none,
         "Memory of each device that is left to others: bytes, or with K, M, G, T (powers of 1024).",
         metavar="SIZE",
         shown="of a GPU 256M or 2 %, of the host 1G or 10 %, whichever is more",
@@ -531,14 +274,16 @@ class Settings:
     )
     host: str = _setting(
         "127.0.0.1",
-        _address,
+        values.address,
         "Address to listen on. One that other machines reach needs --api-key-file or --allow-open as well.",
         metavar="ADDRESS",
     )
-    port: int = _setting(3000, _integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT")
+    port: int = _setting(
+        3000, values.integer(0, 65535), "Port to listen on; 0 takes a free one.", metavar="PORT"
+    )
     listen_fd: int | None = _setting(
         None,
-        _integer(0, 1 << 20),
+        values.integer(0, 1 << 20),
         "Descriptor of a socket that who starts the node listens on already, in place of --host and --port.",
         metavar="NUMBER",
         shown="none",
@@ -546,21 +291,21 @@ class Settings:
     )
     exit_with_parent: bool = _setting(
         False,
-        _yes_or_no,
+        values.yes_or_no,
         "Go down, as with SIGTERM, when the process that started the node is gone. Linux only.",
         metavar="YES|NO",
         in_file=False,
     )
     behind_balancer: bool = _setting(
         False,
-        _yes_or_no,
+        values.yes_or_no,
         "The node is one of several behind a load balancer: what tells of one node or changes it is answered "
         "only where `Host` names the node's own port.",
         metavar="YES|NO",
     )
     api_key_file: Path | None = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "File of the API keys that requests need, each with its scope; `llm-node key new` writes it. With "
         "keys the node may listen where other machines reach it.",
         metavar="FILE",
@@ -568,21 +313,21 @@ class Settings:
     )
     tls_cert: Path | None = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "File of the certificate for HTTPS, in PEM, with those between it and its authority. With --tls-key.",
         metavar="FILE",
         shown="none: HTTP",
     )
     tls_key: Path | None = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "File of the certificate's key, in PEM, without a password.",
         metavar="FILE",
         shown="none",
     )
     api_key: str | None = _setting(
         None,
-        _secret,
+        values.secret,
         "Key that `run`, `list` and other commands send to a node that is named by --node.",
         metavar="KEY",
         shown="none; a node that runs here takes its user's commands",
@@ -590,14 +335,14 @@ class Settings:
     )
     allow_open: bool = _setting(
         False,
-        _yes_or_no,
+        values.yes_or_no,
         "Listen where other machines reach the node, though it asks nobody for a key: whoever reaches it may "
         "use it, and load and unload models.",
         metavar="YES|NO",
     )
     allow_host: tuple[str, ...] = _setting(
         (),
-        _host_name,
+        values.host_name,
         "Names that requests may have in their Host header, beside addresses, localhost, *.localhost, "
         "*.local and the name of --host. Separated by commas, or given several times.",
         metavar="NAME",
@@ -607,14 +352,14 @@ class Settings:
     )
     node: str | None = _setting(
         None,
-        _node_url,
+        values.node_url,
         "Node that `run`, `list`, `pull`, `rm`, `stop` and others talk to, such as http://127.0.0.1:3000.",
         metavar="URL",
         shown="the node that runs here, if one does",
     )
     cors_origin: tuple[str, ...] = _setting(
         (),
-        _origin,
+        values.origin,
         "Origins of web pages that may use the node, such as https://chat.example.com. "
         "Separated by commas, or given several times.",
         metavar="ORIGIN",
@@ -622,29 +367,29 @@ class Settings:
         many=True,
         commas=True,
     )
-    web: bool = _setting(True, _yes_or_no, "Serve the web page at / to browsers.", metavar="YES|NO")
+    web: bool = _setting(True, values.yes_or_no, "Serve the web page at / to browsers.", metavar="YES|NO")
     max_connections: int | None = _setting(
         None,
-        _integer(1, 1_000_000),
+        values.integer(1, 1_000_000),
         "Connections that may be open at once; further ones get 503.",
         metavar="COUNT",
         shown="what the limit of open files allows, 8192 at most",
     )
     header_timeout: float = _setting(
         10.0,
-        _seconds(0.05, 3600),
+        values.seconds(0.05, 3600),
         "How long the headers of a request may take, from a connection's beginning or their first byte.",
         metavar="SECONDS",
     )
     transfer_timeout: float = _setting(
         60.0,
-        _seconds(0.05, 3600),
+        values.seconds(0.05, 3600),
         "How long a body or an answer may stand still on its way.",
         metavar="SECONDS",
     )
     unknown_fields: str | None = _setting(
         None,
-        _one_of(UNKNOWN_FIELDS),
+        values.one_of(UNKNOWN_FIELDS),
         "What becomes of fields in requests that nobody knows: an error, or ignored and named in the header "
         "`X-LLM-Node-Ignored` and the log.",
         metavar="|".join(UNKNOWN_FIELDS),
@@ -652,13 +397,13 @@ class Settings:
     )
     idle_timeout: float = _setting(
         75.0,
-        _seconds(0.05, 86_400),
+        values.seconds(0.05, 86_400),
         "How long a connection may wait for its next request.",
         metavar="SECONDS",
     )
     context_length: int | None = _setting(
         None,
-        _integer(1, MOST_TOKENS),
+        values.integer(1, values.MOST_TOKENS),
         "Longest sequence in tokens, where a load names none. A model that takes fewer has its own.",
         metavar="TOKENS",
         shown="the model's own, as far as free memory goes",
@@ -666,7 +411,7 @@ class Settings:
     )
     max_sequences: int | None = _setting(
         None,
-        _integer(1, 4096),
+        values.integer(1, 4096),
         "Sequences that a model computes at once, where a load names none; as far as its engine goes.",
         metavar="COUNT",
         shown="8 on the CPU, 32 on a device, 64 where the cache is small; fewer where memory is short",
@@ -674,7 +419,7 @@ class Settings:
     )
     cache_tokens: int | None = _setting(
         None,
-        _integer(1, MOST_TOKENS),
+        values.integer(1, values.MOST_TOKENS),
         "KV cache for all sequences of a model together, where a load names none. A smaller one is shared.",
         metavar="TOKENS",
         shown="what model and free memory give",
@@ -682,21 +427,21 @@ class Settings:
     )
     threads: int = _setting(
         0,
-        _integer(0, 4096),
+        values.integer(0, 4096),
         "CPU threads of an engine; 0 leaves it to the engine.",
         metavar="COUNT",
         scope="model",
     )
     queue_limit: int = _setting(
         512,
-        _integer(1, 1_000_000),
+        values.integer(1, 1_000_000),
         "Requests that may wait for one model before new ones get 429.",
         metavar="COUNT",
         scope="node",
     )
     target_step_ms: int = _setting(
         150,
-        _integer(1, 60_000),
+        values.integer(1, 60_000),
         "While answers are under way, prompts may stretch a step of the engine to about this, "
         "and to four times that rather than be read in pieces of fewer than 64 tokens.",
         metavar="MILLISECONDS",
@@ -704,7 +449,7 @@ class Settings:
     )
     prefix_cache: bool = _setting(
         True,
-        _yes_or_no,
+        values.yes_or_no,
         "Keep what the KV cache holds of answers that ended, for prompts that begin alike.",
         metavar="YES|NO",
         scope="node",
@@ -712,7 +457,7 @@ class Settings:
     )
     step_timeout: int = _setting(
         600,
-        _integer(0, 86_400),
+        values.integer(0, 86_400),
         "One call of an engine may take so long before its worker is ended: a step, an embedding, a text "
         "to tokenise; with `engine.stream/1` until the next token, at tier 0 a whole answer. 0: for ever.",
         metavar="SECONDS",
@@ -721,7 +466,7 @@ class Settings:
     )
     speculation: str = _setting(
         "lookup",
-        _one_of(SPECULATION),
+        values.one_of(SPECULATION),
         "Guess tokens ahead where that pays, and verify them in one step. Answers stay what they are. "
         "lookup guesses out of prompt and answer; off never guesses, not with a draft model either.",
         metavar="|".join(SPECULATION),
@@ -729,7 +474,7 @@ class Settings:
     )
     draft_model: Path | None = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "A smaller model that guesses instead, for all models that are loaded without another wish. "
         "Its vocabulary must be theirs.",
         metavar="FILE",
@@ -738,9 +483,9 @@ class Settings:
     )
     tool_syntax: tuple[tuple[str, str], ...] = _setting(
         (),
-        _tool_syntax,
+        values.tool_syntax,
         "How models write calls of tools, where a load says nothing: for all of them, or for one as in "
-        f"qwen3-8b=hermes. One of {', '.join(TOOL_SYNTAXES)}; off means that they have no tools. "
+        f"qwen3-8b=hermes. One of {', '.join(values.TOOL_SYNTAXES)}; off means that they have no tools. "
         "Separated by commas, or given several times.",
         metavar="[MODEL=]NAME",
         shown="what each model's chat template tells",
@@ -750,7 +495,7 @@ class Settings:
     )
     engine_option: tuple[tuple[str, str], ...] = _setting(
         (),
-        _key_and_value,
+        values.key_and_value,
         "A setting for the engines. May be given several times. Each engine's page lists what it knows.",
         metavar="KEY=VALUE",
         shown="none",
@@ -760,7 +505,7 @@ class Settings:
     )
     engine_env: tuple[str, ...] = _setting(
         (),
-        _variable,
+        values.variable,
         "A variable of the environment that engines may see, beside those of devices, libraries, threads. "
         "May be given several times.",
         metavar="NAME",
@@ -770,7 +515,7 @@ class Settings:
     )
     load_timeout: float = _setting(
         600.0,
-        _seconds(0.1, 86_400),
+        values.seconds(0.1, 86_400),
         "Deadline of a load.",
         metavar="SECONDS",
         scope="node",
@@ -778,7 +523,7 @@ class Settings:
     )
     max_wait: float = _setting(
         120.0,
-        _seconds(0, 3600),
+        values.seconds(0, 3600),
         "How long a load may wait until models that are not in use have made room for it. With 0 no model "
         "makes room for another, and what does not fit is refused at once.",
         metavar="SECONDS",
@@ -787,7 +532,7 @@ class Settings:
     )
     model_keep_alive: float | None = _setting(
         None,
-        _keep_alive,
+        values.keep_alive,
         "How long a model stays loaded without being asked anything, where neither a load nor its own "
         "settings say: 30m, 1h30m or seconds; -1 for ever.",
         metavar="TIME",
@@ -797,37 +542,37 @@ class Settings:
     )
     drain_timeout: float = _setting(
         8.0,
-        _seconds(0, 3600),
+        values.seconds(0, 3600),
         "How long answers under way may go on after SIGTERM or SIGINT.",
         metavar="SECONDS",
         reloads=True,
     )
     ping_interval: float = _setting(
         15.0,
-        _seconds(0.05, 3600),
+        values.seconds(0.05, 3600),
         "A silent stream gets an SSE comment this often.",
         metavar="SECONDS",
     )
     monitor_interval: int = _setting(
         1000,
-        _integer(50, 3_600_000),
+        values.integer(50, 3_600_000),
         "How often the memory of the devices is read.",
         metavar="MILLISECONDS",
         environment="LLM_NODE_MONITOR_INTERVAL_MS",
     )
     max_body: int = _setting(
-        16 << 20, parse_size, "Largest body of a request, unpacked.", metavar="SIZE", shown="16M"
+        16 << 20, values.parse_size, "Largest body of a request, unpacked.", metavar="SIZE", shown="16M"
     )
     log_level: str = _setting(
         "info",
-        _one_of(LOG_LEVELS),
+        values.one_of(LOG_LEVELS),
         "Least severity that is logged to stderr.",
         metavar="|".join(LOG_LEVELS),
         scope="node",
     )
     config: Path | None = _setting(  # noqa: RUF009
         None,
-        _path,
+        values.path,
         "Settings file (TOML): one key for each setting, named like the flag with underscores.",
         metavar="FILE",
         shown="`config.toml` in --home, where there is one",
@@ -894,9 +639,12 @@ class Settings:
     def all_aliases(self) -> dict[str, str]:
         """Further names, and the model that each means. `alias` comes over what models' tables say, since the
         command line may have it."""
-        first = {alias.removesuffix(LATEST) for alias, _ in self.alias}
+        first = {alias.removesuffix(values.LATEST) for alias, _ in self.alias}
         own = ((alias, name) for name, model in self.models.items() for alias in model.aliases)
-        return {**{it: name for it, name in own if it.removesuffix(LATEST) not in first}, **dict(self.alias)}
+        return {
+            **{it: name for it, name in own if it.removesuffix(values.LATEST) not in first},
+            **dict(self.alias),
+        }
 
     def node_config(self) -> dict[str, Any]:
         """The part of `NodeConfig` (`rust/node/src/config.rs`) that is settings. Raises `SettingsError` for a
@@ -911,7 +659,7 @@ class Settings:
         config["caches"] = [{"origin": origin, "path": str(path)} for origin, path in self.cache_folders()]
         models = {name: dict(model.options) for name, model in self.models.items()}
         for name, syntax in self.tool_syntax:
-            said = config["defaults"] if name == ALL_MODELS else models.setdefault(name, {})
+            said = config["defaults"] if name == values.ALL_MODELS else models.setdefault(name, {})
             said[TOOL_SYNTAX] = syntax
         templates = {
             name: (f'{CHAT_TEMPLATE} in [{MODELS}."{name}"]', model[CHAT_TEMPLATE])
@@ -1010,7 +758,7 @@ def _describe(field: dataclasses.Field[Any]) -> Setting:
     return Setting(
         name=field.name,
         flag=metadata["flag"] or f"--{dashed}",
-        environment=metadata["environment"] or PREFIX + field.name.upper(),
+        environment=metadata["environment"] or values.PREFIX + field.name.upper(),
         metavar=metadata["metavar"],
         help=metadata["help"],
         shown_default=shown,
@@ -1036,10 +784,10 @@ def _value(setting: Setting, texts: Sequence[str], source: str) -> Any:
         if setting.commas:
             texts = [part for text in texts for part in text.split(",") if part.strip()]
         if setting.many:
-            values = tuple(setting.parse(text) for text in texts)
-            if setting.parse is _alias:
-                _check_aliases(values)
-            return values
+            parsed = tuple(setting.parse(text) for text in texts)
+            if setting.parse is values.alias:
+                values.check_aliases(parsed)
+            return parsed
         return setting.parse(texts[-1])
     except ValueError as error:
         raise SettingsError(f"{source}: {error}, got {', '.join(map(repr, texts))}") from None
@@ -1058,7 +806,9 @@ def service_variables(variables: Mapping[str, str] | None = None) -> list[str]:
     """Variables of the environment that look like ours and are not: Kubernetes tells each container where a
     Service is by variables that begin with its name, and it may be called llm-node."""
     found = os.environ if variables is None else variables
-    return [key for key in sorted(found) if key.startswith(PREFIX) and _tells_of_a_service(key, found[key])]
+    return [
+        key for key in sorted(found) if key.startswith(values.PREFIX) and _tells_of_a_service(key, found[key])
+    ]
 
 
 def _tells_of_a_service(key: str, value: str) -> bool:
@@ -1075,14 +825,14 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     # Windows knows no case in names.
     for key in sorted(variables):
-        if not key.upper().startswith(PREFIX) or key.upper() in NOT_SETTINGS:
+        if not key.upper().startswith(values.PREFIX) or key.upper() in NOT_SETTINGS:
             continue
         if _tells_of_a_service(key, variables[key]):
             continue
         name = key.upper() if sys.platform == "win32" else key
         setting = BY_ENVIRONMENT.get(name)
         if setting is None:
-            if (former := name.removeprefix(PREFIX).lower()) in RENAMED:
+            if (former := name.removeprefix(values.PREFIX).lower()) in RENAMED:
                 raise SettingsError(renamed(former, key, _variable_of))
             raise SettingsError(f"unknown variable {key}{near(key, BY_ENVIRONMENT)}")
         text = variables[key]
@@ -1116,10 +866,10 @@ def _from_file(path: Path) -> dict[str, Any]:
             if key in RENAMED:
                 raise SettingsError(f"{path}: {renamed(key, key, lambda name: name)}")
             raise SettingsError(f"unknown setting {key!r} in {path}{near(key, in_file)}")
-        values = value if isinstance(value, list) and setting.many else [value]
-        if not values or any(not isinstance(item, str | int | float) for item in values):
+        items = value if isinstance(value, list) and setting.many else [value]
+        if not items or any(not isinstance(item, str | int | float) for item in items):
             raise SettingsError(f"{key} in {path}: expected {setting.metavar}")
-        texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
+        texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
         found[key] = _value(setting, texts, f"{key} in {path}")
     _check_names(found.get("alias", ()), found.get(MODELS, {}), path)
     return found
@@ -1127,10 +877,12 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _check_names(aliases: Iterable[tuple[str, str]], models: Mapping[str, ModelSettings], path: Path) -> None:
     """No name may mean one model by `alias`, and another by a table."""
-    meant = {alias.removesuffix(LATEST): name for name, model in models.items() for alias in model.aliases}
-    meant.update((name.removesuffix(LATEST), name) for name in models)
+    meant = {
+        alias.removesuffix(values.LATEST): name for name, model in models.items() for alias in model.aliases
+    }
+    meant.update((name.removesuffix(values.LATEST), name) for name in models)
     for alias, name in aliases:
-        other = meant.get(alias.removesuffix(LATEST), name)
+        other = meant.get(alias.removesuffix(values.LATEST), name)
         if other != name:
             raise SettingsError(
                 f"the alias {alias!r} of '{name}' in {path} is a name of '{other}' already, by a table there"
@@ -1142,11 +894,11 @@ def _models_in(tables: object, path: Path) -> dict[str, ModelSettings]:
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise SettingsError(f'{MODELS} in {path}: expected tables [{MODELS}."NAME"], one for each model')
     models = {name: _model_in(table, f'[{MODELS}."{name}"] in {path}') for name, table in tables.items()}
-    own = {name.removesuffix(LATEST) for name in models}
+    own = {name.removesuffix(values.LATEST) for name in models}
     names: dict[str, str] = {}
     for name, model in models.items():
         for alias in model.aliases:
-            bare = alias.removesuffix(LATEST)  # some clients write it behind any name
+            bare = alias.removesuffix(values.LATEST)  # some clients write it behind any name
             if bare in own or names.setdefault(bare, name) != name:
                 other = f"'{names[bare]}'" if bare in names else "a model"
                 raise SettingsError(f"the alias {alias!r} of '{name}' in {path} is a name of {other} already")
@@ -1163,7 +915,7 @@ def _model_in(table: Mapping[str, Any], source: str) -> ModelSettings:
             if not isinstance(value, list) or not all(isinstance(alias, str) and alias for alias in value):
                 raise SettingsError(f"{where}: expected a list of names")
             try:
-                aliases = tuple(printable(alias) for alias in value)
+                aliases = tuple(values.printable(alias) for alias in value)
             except ValueError as error:
                 raise SettingsError(f"{where}: {error}") from None
         elif key == WARM:
@@ -1199,7 +951,7 @@ def _template(given: str, source: str) -> str:
 
 def _as_json(setting: Setting, value: Any) -> Any:
     """As the core reads it: pairs are an object, a path is whole."""
-    if setting.many and isinstance(value, tuple) and setting.parse in (_alias, _key_and_value):
+    if setting.many and isinstance(value, tuple) and setting.parse in (values.alias, values.key_and_value):
         return dict(value)
     if isinstance(value, tuple):
         return [_plain_json(item) for item in value]
@@ -1245,8 +997,6 @@ RENAMED: Mapping[str, tuple[str, str]] = {"keep_alive": ("ping_interval", "model
 
 MODELS = "models"
 """Of the tables in the file."""
-LATEST = ":latest"
-"""What some clients write behind a name; it means the same model."""
 ENGINE_OPTIONS = "options"
 WARM = "warm"
 CHAT_TEMPLATE = "chat_template"
@@ -1254,13 +1004,13 @@ TOOL_SYNTAX = "tool_syntax"
 DEVICES = "devices"
 OF_MODELS: Mapping[str, Callable[[Any], Any]] = {
     **{row.key: row.parse for row in ALL if row.scope == "model" and row.key != ENGINE_OPTIONS},
-    "engine": _model_name,
-    "gpu_layers": _layers,
-    TOOL_SYNTAX: _one_of(TOOL_SYNTAXES),
-    CHAT_TEMPLATE: _model_name,
-    "pin": _yes_or_no,
-    "replicas": _replicas,
-    DEVICES: _devices,
+    "engine": values.model_name,
+    "gpu_layers": values.layers,
+    TOOL_SYNTAX: values.one_of(values.TOOL_SYNTAXES),
+    CHAT_TEMPLATE: values.model_name,
+    "pin": values.yes_or_no,
+    "replicas": values.replicas,
+    DEVICES: values.devices,
 }
 """What can be said of one model, and how it is read."""
 OF_ONE_MODEL = (*OF_MODELS, ENGINE_OPTIONS, "aliases", WARM)

@@ -122,7 +122,7 @@ def test_the_page_has_the_arrows_of_all_crates() -> None:
     assert {crate: page.get(crate.removeprefix("llm-node-")) for crate in ARROWS} == arrows
 
 
-@pytest.mark.parametrize("who", ["schema/", "settings", "files", "errors", "ray/"])
+@pytest.mark.parametrize("who", ["schema/", "settings", "settings_values", "files", "errors", "ray/"])
 def test_arrows_of_the_package(who: str) -> None:
     """Those of the layers are import-linter's."""
     home = PACKAGE / who if who.endswith("/") else PACKAGE / f"{who}.py"

@@ -16,10 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import llm_node
-from llm_node import _core, settings, settings_file
+from llm_node import _core, settings, settings_file, settings_values
 from llm_node.cli.command import command
 from llm_node.schema.admin import LoadRequest
-from llm_node.settings import Settings, SettingsError, SettingsFileError, parse_size
+from llm_node.settings import Settings, SettingsError, SettingsFileError
+from llm_node.settings_values import parse_size
 
 unhurried = hypothesis_settings(deadline=None)
 
@@ -45,9 +46,9 @@ def test_command_line_over_environment_over_file_over_default(home: Path) -> Non
 
 
 def test_tool_syntaxes_are_those_of_the_core() -> None:
-    assert list(settings.TOOL_SYNTAXES) == _core.TOOL_SYNTAXES
+    assert list(settings_values.TOOL_SYNTAXES) == _core.TOOL_SYNTAXES
     asked = Settings.load({"tool_syntax": ["off,a=b=hermes"]}, {})
-    assert asked.tool_syntax == ((settings.ALL_MODELS, "off"), ("a=b", "hermes"))
+    assert asked.tool_syntax == ((settings_values.ALL_MODELS, "off"), ("a=b", "hermes"))
     config = asked.node_config()
     assert config["defaults"]["tool_syntax"] == "off"
     assert config["models"] == {"a=b": {"tool_syntax": "hermes"}}

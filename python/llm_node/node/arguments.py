@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 from llm_node._core import Fault
-from llm_node.settings import DEVICES, MOST_TOKENS, OF_MODELS
+from llm_node.settings import DEVICES, OF_MODELS
+from llm_node.settings_values import MOST_TOKENS
 
 HALF = "there is half of a surrogate pair in it, which is no character; decode bytes with errors='replace'"
 LEAST = 2.0**-126

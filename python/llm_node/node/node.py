@@ -38,7 +38,8 @@ from llm_node.node.client import (
     may_pass,
     tokens_lacking,
 )
-from llm_node.settings import LATEST, Settings
+from llm_node.settings import Settings
+from llm_node.settings_values import LATEST
 
 log = logging.getLogger(__package__)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llm_node.schema.wire import Wire
-from llm_node.settings import LONGEST_KEEP_ALIVE, MOST_DEVICES, MOST_REPLICAS, MOST_TOKENS, printable
+from llm_node.settings_values import LONGEST_KEEP_ALIVE, MOST_DEVICES, MOST_REPLICAS, MOST_TOKENS, printable
 
 _Count = Annotated[int, Field(ge=1, le=MOST_DEVICES)]
 _Name = Annotated[int, Field(ge=0, le=MOST_DEVICES)] | Annotated[str, Field(min_length=1, max_length=256)]

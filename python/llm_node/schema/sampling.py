@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from llm_node.schema.wire import ForModel, Wire
-from llm_node.settings import MOST_TOKENS
+from llm_node.settings_values import MOST_TOKENS
 
 MAX_ANSWERS = 128
 MAX_STOPS = 16

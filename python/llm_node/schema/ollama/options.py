@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from llm_node.schema.sampling import StopList
 from llm_node.schema.wire import ForModel, Lenient
-from llm_node.settings import LONGEST_KEEP_ALIVE
+from llm_node.settings_values import LONGEST_KEEP_ALIVE
 
 
 class Options(Lenient):
