@@ -38,3 +38,15 @@ async def test_what_is_closed_while_it_starts_does_not_run(node: Node) -> None:
     with pytest.raises(NodeError, match="make another `Node`"):
         await starting
     assert not node.is_ready
+
+
+async def test_wrong_arguments_are_named(node: Node) -> None:
+    async with node:
+        for name, value in {"context_length": 2**40, "cache_tokens": 2**70, "devices": 0}.items():
+            for call in (node.load, node.plan_load):
+                with pytest.raises(NodeError, match=f"{name} is {value}: expected") as caught:
+                    await call("llm-node-demo", **{name: value})
+                assert (caught.value.code, caught.value.param) == ("invalid_request", name)
+        with pytest.raises(NodeError, match="half of a surrogate pair") as caught:
+            await anext(node.generate("llm-node-demo", {"prompt": {"text": "\ud800"}}))
+        assert caught.value.param == "prompt.text"

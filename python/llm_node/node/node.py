@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from llm_node import _core, demo, devices, engine_packages, installation, worker
 from llm_node._core import Event, Supervisor
@@ -504,7 +504,11 @@ class Node:
         core = self._running()
         for index in which:
             written = None if frames is None else frames[index]
-            request = to_json(requests[index]).decode()
+            try:
+                request = to_json(requests[index]).decode()
+            except PydanticSerializationError:
+                arguments.as_json(requests[index])  # which names the one that JSON cannot say
+                raise
             stream = core.submit(model_id, request, client.number, written, whole)
             # What comes is spread by the loop's own thread, so nothing can come before this line.
             client.streams[stream] = index
