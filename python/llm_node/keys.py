@@ -133,4 +133,5 @@ def _key(line: str, where: str) -> Key:
 
 
 def _hashed(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    # A client may send any bytes as its key.
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()

@@ -51,7 +51,9 @@ def test_the_last_lines_all_or_of_one_model(own: RunningNode) -> None:
     assert (unknown.stdout, unknown.stderr) == ("", "no line of the log names no-such\n")
 
 
-@pytest.mark.parametrize("query", ["lines=-1", "lines=x", "lines=2001", "lines=1e3", "follow=perhaps"])
+@pytest.mark.parametrize(
+    "query", ["lines=-1", "lines=x", "lines=2001", "lines=1e3", f"lines={'0' * 5000}", "follow=perhaps"]
+)
 def test_a_wrong_query_is_refused(own: RunningNode, query: str) -> None:
     answer = own.get(f"/api/logs?{query}")
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")

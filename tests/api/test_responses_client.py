@@ -189,6 +189,9 @@ def test_kept_answers_can_be_seen_and_forgotten(node: RunningNode, client: opena
     assert [item.content[0].text for item in listed] == ["0", "1", "2", "3", "4"]  # type: ignore[union-attr]
     newest = client.responses.input_items.list(response.id, limit=1)
     assert newest.data[0].content[0].text == "4"  # type: ignore[union-attr]
+    for limit in ("0", "101", "000000001" + "0" * 5000):
+        wrong = node.get(f"/v1/responses/{response.id}/input_items?limit={limit}", key="none")
+        assert (wrong.status, wrong.json()["error"]["param"]) == (400, "limit")
     with openai.OpenAI(base_url=f"{node.url}/v1", api_key="other", max_retries=0) as other:
         with pytest.raises(openai.NotFoundError):
             other.responses.retrieve(response.id)

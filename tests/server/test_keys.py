@@ -14,6 +14,7 @@ import pytest
 
 from llm_node.keys import Keys, KeysError, Scope, add
 from support.node import PROGRAM, RunningNode, node_environment, running_node
+from support.raw import exchange, parse, request
 
 
 @dataclass
@@ -137,6 +138,8 @@ def test_what_is_said(guarded: Guarded) -> None:
     assert "needs a key" in missing.json()["error"]["message"]
     wrong = guarded.node.get("/v1/models", key=f"{guarded.inference}x")
     assert "does not know this key" in wrong.json()["error"]["message"]
+    any_bytes = request("/v1/models", Authorization="Bearer KEY").replace(b"KEY", b"\xff\xfe")
+    assert parse(exchange(guarded.node, any_bytes)).error() == "invalid_api_key"
     scope = guarded.node.get("/api/system", key=guarded.inference)
     assert (scope.status, scope.json()["error"]["code"]) == (403, "insufficient_scope")
     assert "The key app is for inference" in scope.json()["error"]["message"]

@@ -11,7 +11,7 @@ from llm_node.node import Node
 from llm_node.server.app import make_app
 from llm_node.settings import Settings
 from support.node import RunningNode, running_node
-from support.raw import Reply, ask, exchange, parse
+from support.raw import Reply, ask, exchange, parse, request
 
 ALLOWED_HOST, ALLOWED_PAGE = "llm.example.com", "https://chat.example.com"
 
@@ -216,6 +216,9 @@ def test_a_browser_asks_first(open_node: RunningNode) -> None:
     )
     assert refused.error() == "origin_not_allowed"
     assert ask(open_node, "/v1/chat/completions", method="OPTIONS").error() == "method_not_allowed"
+    for name in question:  # both are sent back, and these bytes are no text
+        asked = request("/v1/models", method="OPTIONS", Origin=ALLOWED_PAGE, **{**question, name: "WHAT"})
+        assert parse(exchange(open_node, asked.replace(b"WHAT", b"\xff"))).error() == "method_not_allowed"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ class OriginRules:
         wanted = headers.get("Access-Control-Request-Method")
         if method != "OPTIONS" or wanted is None or "Origin" not in headers:
             return None
+        # Both are sent back, and a client may send any bytes.
+        if not (wanted + headers.get("Access-Control-Request-Headers", "")).isascii():
+            return None
         allowed = {
             "Access-Control-Allow-Methods": wanted,
             "Access-Control-Max-Age": PREFLIGHT_SECONDS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 
 from llm_node import journal
@@ -32,6 +34,6 @@ async def lines(request: web.Request) -> web.StreamResponse:
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text[:9]) > journal.LINES:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) > journal.LINES:
         raise NodeError("invalid_request", f"lines: expected a number from 0 to {journal.LINES}", "lines")
     return int(text)

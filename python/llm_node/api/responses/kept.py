@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ async def items(request: web.Request) -> web.Response:
     if order not in ("asc", "desc"):
         raise NodeError("invalid_request", "order: expected asc or desc", "order")
     limit = request.query.get("limit", str(USUAL_ITEMS))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_ITEMS):
+    if not re.fullmatch("[0-9]{1,9}", limit) or not 1 <= int(limit) <= MOST_ITEMS:
         raise NodeError("invalid_request", f"limit: expected a number from 1 to {MOST_ITEMS}", "limit")
     listed = list(found) if order == "asc" else list(reversed(found))
     after = request.query.get("after")
@@ -127,4 +128,5 @@ def _unknown(name: str) -> NodeError:
 
 def _owner(request: web.Request) -> str:
     """Whose answers are whose: by the key that was sent, of which nothing is kept."""
-    return hashlib.sha256(request.headers.get("Authorization", "").encode()).hexdigest()
+    sent = request.headers.get("Authorization", "").encode(errors="surrogateescape")  # any bytes
+    return hashlib.sha256(sent).hexdigest()
