@@ -143,7 +143,7 @@ def test_one_model_can_be_asked_for(node: RunningNode) -> None:
 def test_ps_shows_what_is_loaded(node: RunningNode) -> None:
     shown = command(node, "ps")
     heading, row, *devices = shown.stdout.splitlines()
-    assert heading.split() == [
+    assert re.split(" {2,}", heading) == [
         "MODEL",
         "STATE",
         "DEVICE",
@@ -153,9 +153,16 @@ def test_ps_shows_what_is_loaded(node: RunningNode) -> None:
         "RUN",
         "WAIT",
         "TOK/S",
+        "KEPT BY",
     ]
     assert row.split()[:2] == [MODEL, "loaded"]
     assert re.fullmatch(r"Host: models hold \S+ of \S+, others \S+; \S+ free", devices[-1])
+
+
+def tokens_per_second(node: RunningNode) -> int:
+    """As `ps` shows them of its first model."""
+    heading, row = (re.split(" {2,}", line) for line in command(node, "ps").stdout.splitlines()[:2])
+    return int(row[heading.index("TOK/S")])
 
 
 def test_ps_shows_how_many_tokens_come_in_a_second(node: RunningNode) -> None:
@@ -165,11 +172,11 @@ def test_ps_shows_how_many_tokens_come_in_a_second(node: RunningNode) -> None:
     asking.start()
     seen = 0
     while asking.is_alive() and seen == 0:
-        seen = int(command(node, "ps").stdout.splitlines()[1].split()[-1])
+        seen = tokens_per_second(node)
     asking.join()
     assert (answers, seen > 0) == ([200], True)
     deadline = time.monotonic() + 30
-    while command(node, "ps").stdout.splitlines()[1].split()[-1] != "0":
+    while tokens_per_second(node) != 0:
         assert time.monotonic() < deadline, "nothing comes any more"
 
 

@@ -75,6 +75,7 @@ BUSY = fields(
     queued=COUNT, queued_tokens=COUNT, prompt_rate=COUNT, running=COUNT, max_running=COUNT, cache_used=COUNT,
     cache_tokens=COUNT, kept=COUNT, kept_tokens=COUNT, preemptions=COUNT, drafted=COUNT, accepted=COUNT,
 )  # fmt: skip
+KEPT_BY: Schema = {"enum": ["pin", "loading", "busy", "residency"]}
 LIFE: Mapping[str, Schema] = {
     "status": {"enum": ["available", "waiting", "loading", "loaded", "failed"]},
     "error_": ERROR, "retry_after_": COUNT, "progress_": NUMBER, "stage_": maybe(TEXT), "pid_": maybe(COUNT),
@@ -83,7 +84,8 @@ LIFE: Mapping[str, Schema] = {
     "draining_": FLAG, "pinned_": FLAG, "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT,
     "silent_seconds_": COUNT, "call_seconds_": COUNT, "tokens_per_second_": NUMBER,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
-    "goes_in_seconds_": maybe(COUNT), "last_crash_": {"type": "object"},
+    "goes_in_seconds_": maybe(COUNT), "kept_by_": KEPT_BY, "turn_seconds_": maybe(COUNT),
+    "last_crash_": {"type": "object"},
     "workers_": some(fields(
         status={"enum": ["waiting", "loading", "loaded"]}, draining=FLAG, progress=NUMBER, pid=maybe(COUNT),
         requests=COUNT, devices=some(TEXT), memory=some(USE), held_bytes=COUNT,
@@ -104,7 +106,8 @@ ENGINE = fields(
     status={"enum": ["loaded", "rejected"]}, abi_version=maybe(TEXT), path=TEXT, extensions=some(TEXT),
     modalities=some(TEXT), conformance_={"type": "object"}, error_=ERROR,
 )  # fmt: skip
-HOLDERS = some(fields(model_id=TEXT, device=TEXT, bytes=COUNT))
+HOLDERS = some(fields(model_id=TEXT, device=TEXT, bytes=COUNT, kept_by=maybe(KEPT_BY)))
+PLACE = fields(model_id=TEXT, position=COUNT, needs_bytes=COUNT, waits_for=some(TEXT), expected_seconds=COUNT)
 DEVICE = fields(
     id=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "mig", "host"]},
     state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
@@ -168,7 +171,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "ps": fields(
         uptime_seconds=COUNT, reading_age_seconds=NUMBER,
         gpu_backend=maybe(TEXT), vram_limit_bytes=maybe(COUNT), devices=some(DEVICE),
-        workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(TEXT),
+        workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(PLACE),
         load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),
         events={"type": "object", "additionalProperties": COUNT},
         versions=fields(llm_node=TEXT, abi=COUNT, protocol=COUNT),
@@ -186,7 +189,7 @@ SCHEMAS: Mapping[str, Schema] = {
         shape=maybe(fields(context_length=COUNT, max_sequences=COUNT, cache_tokens=COUNT)),
         shrink=some(fields(model_id=TEXT, bytes=COUNT)),
         unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),
-        ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
+        wait_seconds=maybe(COUNT), ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
         holders=HOLDERS, error_=maybe(ERROR),
     ),
     "logs": LINE,

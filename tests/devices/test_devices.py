@@ -12,6 +12,7 @@ import pytest
 
 from llm_node import devices
 from support.engines import compile_library
+from support.groups import unprivileged, within
 from support.node import running_node
 
 READ = (
@@ -28,11 +29,6 @@ def test_host_memory() -> None:
     assert devices.read("cpu")[0].total_bytes == host.total_bytes
 
 
-def unprivileged() -> bool:
-    """Can no mount namespace of one's own be had?"""
-    return sys.platform != "linux" or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0
-
-
 def test_a_containers_limit_counts(tmp_path: Path, engines: Path) -> None:
     """The real node under control groups that a test wrote; `rust/node/src/host_memory.rs` has the cases."""
     if unprivileged():
@@ -42,8 +38,7 @@ def test_a_containers_limit_counts(tmp_path: Path, engines: Path) -> None:
     (groups / "memory").mkdir(parents=True)
     (groups / "memory.max").write_text(f"{limit}\n")
     (groups / "memory.current").write_text(f"{used}\n")
-    mount = f'mount --bind {groups} /sys/fs/cgroup && exec "$@"'
-    prefix = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    prefix = within(groups)
     read = "from llm_node import devices; host = devices.host(); print(host.total_bytes, host.free_bytes)"
     read_in_python = subprocess.run(
         [*prefix, sys.executable, "-c", read], capture_output=True, text=True, check=True

@@ -151,6 +151,44 @@ def test_what_is_taken_beyond_all_words_is_noticed_and_learned(tmp_path: Path, t
         assert device(node)["reserved_bytes"] == 0
 
 
+def test_an_engine_that_says_half_or_double_of_what_is_taken(tmp_path: Path) -> None:
+    takes, double = 300 * MIB, 600 * MIB
+    models = {
+        "double": f"estimate_bytes={double}\ntakes_bytes={takes}",
+        "half": f"estimate_bytes={takes // 2}\ntakes_bytes={takes}",
+        "other": "estimate_bytes=10",
+    }
+    with node_of(tmp_path, models) as node:
+
+        def required(model: str, basis: str) -> int:
+            said = plan(node, model)
+            assert (said["basis"], said["verdict"]) == (basis, "fits")
+            bytes_: int = said["devices"][0]["required_bytes"]
+            return bytes_
+
+        # What an engine says counts, also where less is taken: it may take that yet.
+        assert load(node, "double").status == 200
+        assert double <= device(node)["reserved_bytes"] < double + 2 * MIB
+        assert device(node)["unexplained_bytes"] == 0
+        unload(node, "double")
+        assert double <= required("double", "measured") <= (double + 2 * MIB) * 1.01
+        assert incidents(node) == []
+        assert takes // 2 <= required("half", "engine") < takes * 0.6
+        assert load(node, "half").status == 200
+        held = device(node)["reserved_bytes"]
+        assert takes <= held < takes * 1.3
+        assert held * 0.4 < device(node)["unexplained_bytes"] < held * 0.6
+        ((kind, message),) = incidents(node)
+        words = r"model 'half' takes more than its engine estimated: 0\.[34]GB of host, and 0\.2GB were .*"
+        assert kind == "overrun" and re.fullmatch(words, message), message
+        unload(node, "half")
+        assert takes <= required("half", "measured") <= held * 1.02
+        assert load(node, "half").status == 200
+        assert takes <= device(node)["reserved_bytes"] < takes * 1.3
+        assert len(incidents(node)) == 1, "it takes what was planned for it"
+        assert required("other", "engine") >= takes // 2, "its engine is known"
+
+
 def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_path: Path) -> None:
     models = {"liar": f"estimate_bytes=10\ntakes_bytes={600 * MIB}", "good": "estimate_bytes=10"}
     with node_of(tmp_path, models, "--vram-limit", "512M", FAKE_TELL_OPENINGS=None) as node:

@@ -129,12 +129,37 @@ def test_an_answer_is_not_cut_for_another_model(tmp_path: Path) -> None:
             other = clients.submit(node.post, "/v1/completions", ask("d"), timeout=120)
             while not node.get("/api/system").json()["line"]:
                 assert time.monotonic() < deadline
+            place = node.get("/api/system").json()["line"][0]
+            assert (place["model_id"], place["position"], place["waits_for"]) == ("d", 1, ["a"])
+            assert place["needs_bytes"] >= SIZE and 0 < place["expected_seconds"] <= 30, place
+            shown = command(node, "ps").stdout
+            assert re.search(r"^d +waiting 1st, ~\d+ s +- +\d+MB needed .* -$", shown, re.MULTILINE), shown
+            assert re.search(r"^a +loaded .* its turn, \d+ s more$", shown, re.MULTILINE), shown
+            assert re.search(r"^b +loaded .* pin$", shown, re.MULTILINE), shown
             states = {row["model_id"]: row["status"] for row in node.get("/api/models").json()["models"]}
             assert (states["d"], states["a"], long.done()) == ("waiting", "loaded", False)
             events = [line for line in long.result().body.decode().splitlines() if line.startswith("data: {")]
             assert other.result().status == 200, other.result().body
         assert json.loads(events[-1][6:])["choices"][0]["finish_reason"] == "length"
         assert loaded(node) == {"b", "c", "d"}
+
+
+def test_a_request_for_a_model_that_is_being_unloaded_is_told_when_to_come_again(tmp_path: Path) -> None:
+    with node_of(tmp_path, "--engine-option", "step_us=20000") as node, ThreadPoolExecutor(2) as clients:
+        long = clients.submit(node.post, "/v1/completions", ask("a", 200, stream=True), timeout=120)
+        deadline = time.monotonic() + 60
+        while node.get("/api/system").json()["load"]["requests"] == 0:
+            assert time.monotonic() < deadline
+        gone = clients.submit(node.post, "/api/models/unload", {"model_id": "a"}, timeout=120)
+        while not [row for row in node.get("/api/system").json()["workers"] if row["draining"]]:
+            assert time.monotonic() < deadline and not gone.done()
+        told = node.post("/v1/completions", ask("a"))
+        error = told.json()["error"]
+        assert (told.status, error["code"], told.headers["Retry-After"]) == (503, "shutting_down", "1")
+        assert "'a' is being unloaded" in error["message"] and not long.done()
+        assert b'"finish_reason":"length"' in long.result().body, "no answer is cut"
+        assert gone.result().status == 200
+        assert node.post("/v1/completions", ask("a")).status == 200, "who comes then has it loaded"
 
 
 def test_a_model_on_its_way_out_is_planned_as_one_that_is_loaded_anew(tmp_path: Path) -> None:
@@ -163,9 +188,9 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         assert refused.status == 507
         error = refused.json()["error"]
         assert error["message"].startswith("Insufficient VRAM: required ")
-        assert [holder["pinned"] for holder in error["holders"]] == [True, True, True]
+        assert [holder["kept_by"] for holder in error["holders"]] == ["pin", "pin", "pin"]
         assert {holder["device"] for holder in error["holders"]} == {"host"}
-        assert "loaded, pinned" in command(node, "ps").stdout
+        assert re.search(r"^a +loaded .* pin$", command(node, "ps").stdout, re.MULTILINE)
         planned = node.post("/api/models/plan", {"model_id": "d"})
         assert planned.status == 200, "also of what would be refused"
         said = planned.json()

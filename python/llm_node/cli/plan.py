@@ -106,7 +106,8 @@ def _verdict(planned: Mapping[str, Any]) -> str:
             return f"there is room after unloading {leavers}" if leavers else "there is room in a moment"
         case "after_waiting":
             holders = ", ".join(str(holder["model_id"]) for holder in planned["holders"])
-            return f"it waits until {holders or 'others'} may go"
+            wait = f", about {seconds} s" if (seconds := planned["wait_seconds"]) else ""
+            return f"it waits until {holders or 'others'} may go{wait}"
         case _:
             return f"refused: {planned['error']['message']}"
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 2.0
 NO_CALL = "none"
 """Of a worker that died while nothing was asked of it."""
-HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT", "TOK/S"]
+HEADING = ["MODEL", "STATE", "DEVICE", "MEMORY", "CACHE", "CONTEXT", "RUN", "WAIT", "TOK/S", "KEPT BY"]
+
+KEPT_BY = {"pin": "pin", "loading": "its load", "busy": "its answers", "residency": "its turn"}
+"""What keeps a model where another needs the room."""
 
 
 @click.command()
@@ -62,41 +65,47 @@ def _print(system: Mapping[str, Any], *, as_json: bool) -> None:
     gpus = {
         device["id"]: f"GPU {device['index']}" for device in system["devices"] if device["kind"] != "host"
     }
-    table.show([HEADING, *_rows(system["workers"], system["line"], gpus)])
+    places = {place["model_id"]: place for place in system["line"]}
+    table.show([HEADING, *_rows(system["workers"], places, gpus)])
     for line in _devices(system["devices"]):
         click.echo(line)
 
 
-def _rows(models: list[Mapping[str, Any]], line: list[str], gpus: Mapping[str, str]) -> Iterator[list[str]]:
+def _rows(
+    models: list[Mapping[str, Any]], places: Mapping[str, Mapping[str, Any]], gpus: Mapping[str, str]
+) -> Iterator[list[str]]:
     """A row of each model, and of one with several workers a row of each of these below it.
 
-    `gpus`: their names for people, by id."""
+    `places`: of those that wait for room. `gpus`: their names for people, by id."""
     for model in models:
-        yield _row(model, line, gpus)
+        yield _row(model, places.get(model["model_id"]), gpus)
         for number, worker in enumerate(model.get("workers", ()), start=1):
-            yield _row({"model_id": f"  worker {number}", **worker}, line, gpus)
+            yield _row({"model_id": f"  worker {number}", **worker}, None, gpus)
 
 
-def _row(worker: Mapping[str, Any], line: list[str], gpus: Mapping[str, str]) -> list[str]:
+def _row(worker: Mapping[str, Any], place: Mapping[str, Any] | None, gpus: Mapping[str, str]) -> list[str]:
     facts, busy = worker.get("facts"), worker.get("occupancy")
     memory = worker.get("held_bytes")
+    needed = f"{size(place['needs_bytes'])} needed" if place else "-"
     return [
         str(worker["model_id"]),
-        _state(worker, line),
+        _state(worker, place),
         ", ".join(gpus.get(device, device) for device in worker.get("devices", ())) or "-",
-        size(memory) if memory else "-",
+        size(memory) if memory else needed,
         _cache(busy) if busy else "-",
         str(facts["context_length"]) if facts else "-",
         str(busy["running"]) if busy else "-",
         str(busy["queued"] if busy else worker.get("waiting", "-")),
         f"{worker['tokens_per_second']:.0f}" if "tokens_per_second" in worker else "-",
+        _kept_by(worker),
     ]
 
 
-def _state(worker: Mapping[str, Any], line: list[str]) -> str:
+def _state(worker: Mapping[str, Any], place: Mapping[str, Any] | None) -> str:
     status = str(worker["status"])
-    if status == "waiting" and worker["model_id"] in line:
-        return f"waiting, {line.index(worker['model_id']) + 1}. in line"
+    if status == "waiting" and place is not None:
+        seconds = place["expected_seconds"]
+        return f"waiting {ordinal(place['position'])}" + (f", ~{seconds} s" if seconds else "")
     if worker.get("draining"):
         return "draining"
     if status == "loading":
@@ -107,10 +116,22 @@ def _state(worker: Mapping[str, Any], line: list[str]) -> str:
             return f"failed: {worker['error']['code']}"
         call = "" if crash["call"] == NO_CALL else f" in {crash['call']}"
         return f"cooling {pause} s: {crash['ending']}{call}"
-    if worker.get("pinned"):
-        return f"{status}, pinned"
     left = worker.get("goes_in_seconds")
     return status if left is None else f"{status}, {left} s more"
+
+
+def _kept_by(worker: Mapping[str, Any]) -> str:
+    """Nothing keeps a model that may go for another at once."""
+    if (kept_by := worker.get("kept_by")) is None:
+        return "-"
+    seconds = worker["turn_seconds"]
+    return KEPT_BY[kept_by] if seconds is None else f"its turn, {seconds} s more"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th, 11th."""
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{last}"
 
 
 def _cache(busy: Mapping[str, Any]) -> str:

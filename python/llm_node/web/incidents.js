@@ -13,6 +13,7 @@ const KINDS = {
   refused: "refused",
   crashed: "crashed",
   evicted: "evicted",
+  pressure: "pressure",
   cut: "cut",
   overrun: "overrun",
   kept: "kept",

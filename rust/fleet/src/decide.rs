@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 use llm_node_core::error::{ErrorCode, Fault};
 
 use crate::{
-    Deadlines, Death, Effect, Event, FleetView, History, Incident, IncidentKind, ModelView, Moment, Severity,
-    Ticket, Usual, Won, WorkerId,
+    Deadlines, Death, Effect, Event, FleetView, History, Incident, IncidentKind, ModelView, Moment, Place,
+    Severity, Ticket, Usual, Won, WorkerId,
     ledger::Ledger,
     life::{ModelLife, Waiting, Worker},
     use_rate::UseRates,
@@ -31,6 +31,8 @@ pub struct Fleet {
     pub(crate) stopping: Option<Stopping>,
     /// While somebody waits for room: when it is looked for again.
     pub(crate) look_again: Option<Moment>,
+    /// Those who wait for room, in their order.
+    pub(crate) places: Vec<Place>,
     /// Since when somebody looks at the devices who has not said yet what is there.
     pub(crate) reading_since: Option<Moment>,
     pub(crate) effects: Vec<Effect>,
@@ -61,6 +63,7 @@ impl Fleet {
             last_worker: 0,
             stopping: None,
             look_again: None,
+            places: Vec::new(),
             reading_since: None,
             effects: Vec::new(),
         }
@@ -115,6 +118,7 @@ impl Fleet {
         self.go_on_replacing(now);
         self.fill(now);
         self.give_back(now);
+        self.turn_away(now);
         self.tell_stopped();
         mem::take(&mut self.effects)
     }
@@ -140,14 +144,15 @@ impl Fleet {
     pub fn view(&mut self) -> FleetView {
         for (model_id, life) in &self.models {
             if !self.views.contains_key(model_id) {
-                self.views.insert(model_id.clone(), Arc::new(ModelView::of(life)));
+                let view = ModelView::of(life, self.deadlines.room);
+                self.views.insert(model_id.clone(), Arc::new(view));
             }
         }
-        let line = self.line().into_iter().map(|(model_id, _)| model_id).collect();
         let history = Arc::clone(&self.history);
         let reading = self.reading_since.map(|since| (since, since + self.deadlines.read));
         let (accounts, gpus) = (self.ledger.accounts(), self.ledger.gpus_by_room());
-        FleetView { models: self.views.clone(), accounts, gpus, line, history, reading }
+        let (models, line) = (self.views.clone(), self.places.clone());
+        FleetView { models, accounts, gpus, line, history, reading }
     }
 
     fn used(&mut self, now: Moment, worker: WorkerId, idle_since: Option<Moment>) {

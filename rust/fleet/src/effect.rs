@@ -191,6 +191,8 @@ pub enum IncidentKind {
     Replaced,
     /// A model goes to make room for another.
     Evicted,
+    /// Others than models take memory that is to be left to them: a model gives up a part of its context, or goes.
+    Pressure,
     /// A model goes because nobody has asked it anything for as long as it was to stay.
     Unused,
     /// Answers were cut by the deadline of an unload.
@@ -218,7 +220,7 @@ impl Severity {
 
 impl IncidentKind {
     /// Each of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         IncidentKind::Loaded,
         IncidentKind::Unloaded,
         IncidentKind::LoadFailed,
@@ -227,6 +229,7 @@ impl IncidentKind {
         IncidentKind::Reshaped,
         IncidentKind::Replaced,
         IncidentKind::Evicted,
+        IncidentKind::Pressure,
         IncidentKind::Unused,
         IncidentKind::Cut,
         IncidentKind::Overrun,
@@ -246,6 +249,7 @@ impl IncidentKind {
             IncidentKind::Reshaped => "reshaped",
             IncidentKind::Replaced => "replaced",
             IncidentKind::Evicted => "evicted",
+            IncidentKind::Pressure => "pressure",
             IncidentKind::Unused => "unused",
             IncidentKind::Cut => "cut",
             IncidentKind::Overrun => "overrun",

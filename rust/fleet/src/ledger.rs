@@ -19,7 +19,8 @@ use serde::Serialize;
 pub(crate) use self::commitment::{Commitment, goes_unsaid};
 pub use self::devices::guessed;
 use crate::{
-    Device, DeviceKind, DeviceState, Moment, Reading, WorkerId, event::HOST, shape::Spare, size::format_up,
+    Device, DeviceKind, DeviceState, KeptBy, Moment, Reading, WorkerId, event::HOST, shape::Spare,
+    size::format_up,
 };
 
 /// After a process has ended, its memory of the host may take so long until it shows as free.
@@ -65,6 +66,8 @@ struct Entry {
     taken_when_measured: u64,
     /// No load was under way then.
     was_calm: bool,
+    /// Since when less than half of the reserve is free, and for how long that was seen.
+    low: Option<(Moment, Duration)>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,9 +127,8 @@ pub struct Holder {
     pub device: String,
     /// How much.
     pub bytes: u64,
-    /// It goes for nobody's sake.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub pinned: bool,
+    /// What keeps it where another needs the room, as far as that is known; `None`: it may go.
+    pub kept_by: Option<KeptBy>,
 }
 
 impl Ledger {
@@ -152,7 +154,7 @@ impl Ledger {
 
     /// Takes new figures over, and says who holds memory of GPUs that are lost since, with the name of one.
     pub(crate) fn read(&mut self, reading: Reading) -> Vec<(WorkerId, String)> {
-        let lost_before = self.lost();
+        let (lost_before, began) = (self.lost(), reading.began);
         if reading.is_whole {
             let seen: Vec<String> = reading.devices.iter().map(Device::id).collect();
             let unseen = |(name, _): &(&String, &mut Entry)| *name != HOST && !seen.contains(name);
@@ -177,7 +179,10 @@ impl Ledger {
             self.settling.retain(|_, settling| !settling.owed.is_empty());
             let taken_when_measured = self.shown(&key);
             let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
-            self.entries.insert(key, Entry { device, limit, reserve, taken_when_measured, was_calm });
+            let is_low = device.state == DeviceState::Ok && device.free_bytes < reserve / 2;
+            let since = self.entries.get(&key).and_then(|entry| entry.low).map_or(began, |(since, _)| since);
+            let low = is_low.then(|| (since, began.since(since)));
+            self.entries.insert(key, Entry { device, limit, reserve, taken_when_measured, was_calm, low });
         }
         let lost: Vec<String> = self.lost().difference(&lost_before).cloned().collect();
         let of = |(worker, holding): (&WorkerId, &Holding)| {
@@ -305,9 +310,10 @@ impl Ledger {
         self.holdings.contains_key(&worker)
     }
 
-    /// What was reserved for a worker that has not begun is free again.
+    /// What was reserved for a worker is free again.
     pub(crate) fn withdraw(&mut self, worker: WorkerId) {
         self.holdings.remove(&worker);
+        self.settling.remove(&worker);
     }
 
     /// As it will be once these have given up what they can do without.
@@ -323,6 +329,13 @@ impl Ledger {
             }
         }
         after
+    }
+
+    /// As it will be once these have gone.
+    pub(crate) fn without(&self, workers: impl IntoIterator<Item = WorkerId>) -> Self {
+        let mut then = self.clone();
+        workers.into_iter().for_each(|worker| then.withdraw(worker));
+        then
     }
 
     /// It is gone, and its memory of GPUs is counted until it shows as free, `settle` at the longest.
@@ -388,7 +401,7 @@ impl Ledger {
     }
 
     /// By one of them alone.
-    fn held_by(&self, worker: WorkerId, name: &str) -> u64 {
+    pub(crate) fn held_by(&self, worker: WorkerId, name: &str) -> u64 {
         let held = self.holdings.get(&worker).and_then(|holding| holding.needs.get(name));
         let owed = self.settling.get(&worker).and_then(|settling| Some(&settling.owed.get(name)?.0));
         sum(held.into_iter().chain(owed))
@@ -434,7 +447,12 @@ impl Ledger {
         self.holdings.iter().filter_map(move |(&worker, holding)| {
             let bytes = *holding.needs.get(name).filter(|bytes| **bytes > 0)?;
             let (model_id, device) = (holding.model_id.clone(), name.to_owned());
-            Some(Holder { model_id, worker, device, bytes, pinned: holding.is_pinned })
+            let kept_by = match (holding.is_pinned, holding.is_pending) {
+                (true, _) => Some(KeptBy::Pin),
+                (false, true) => Some(KeptBy::Loading),
+                (false, false) => None,
+            };
+            Some(Holder { model_id, worker, device, bytes, kept_by })
         })
     }
 }

@@ -13,11 +13,14 @@ mod death;
 mod decide;
 mod effect;
 mod ends;
+mod enough;
 mod event;
 mod evict;
 mod history;
+mod kept;
 mod ledger;
 mod life;
+mod line;
 mod loading;
 mod moment;
 mod orders;
@@ -25,6 +28,7 @@ mod overdue;
 mod placement;
 mod placing;
 mod plan;
+mod pressure;
 mod reading;
 mod replace;
 mod replicas;
@@ -45,8 +49,10 @@ pub use self::{
         Reading,
     },
     history::{History, Known, LoadKey, Time},
+    kept::{Kept, KeptBy},
     ledger::{Account, Holder, guessed},
     life::{Crash, not_loaded},
+    line::Place,
     moment::Moment,
     plan::{Basis, Foreseen, Leaver, Need, Planned, Verdict},
     view::{Changed, FleetView, ModelView, Status, WorkerView},

@@ -293,6 +293,11 @@ impl Worker {
             )
     }
 
+    /// Is it on its way out?
+    pub(crate) fn is_going(&self) -> bool {
+        matches!(&self.stage, Stage::Draining { .. } | Stage::Ending { .. })
+    }
+
     /// Is it on its way out by no order?
     pub(crate) fn is_retired(&self) -> bool {
         matches!(

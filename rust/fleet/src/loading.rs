@@ -8,6 +8,7 @@ use llm_node_core::{
     memory::{Estimate, MemoryUse},
     shape::Shape,
 };
+use serde_json::json;
 
 use crate::{
     Basis, Effect, Files, Fleet, FoundModel, Incident, IncidentKind, Loaded, Moment, Severity, Time, Won,
@@ -15,6 +16,7 @@ use crate::{
     ledger::Commitment,
     life::{Because, LONGEST_PAUSE, Stage, Trouble, Worker},
     placing::{figures_located, located},
+    room::with_details,
 };
 
 impl Fleet {
@@ -153,7 +155,8 @@ impl Fleet {
         };
         self.learn(now, worker, time, &commitment);
         if let Some(fault) = commitment.shortage {
-            return self.kill(now, worker, Because::Failed(fault));
+            let more = json!({ "holders": self.holders_of(now, &commitment.measured) });
+            return self.kill(now, worker, Because::Failed(with_details(fault, more)));
         }
         let Some((_, it)) = self.worker(worker) else { return };
         let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();

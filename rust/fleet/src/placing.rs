@@ -272,7 +272,6 @@ impl Fleet {
         }
         let lean = self.ledger.after(&self.spares(now, worker, &self.ledger.guess(0, gpus)));
         let with_pinned = self.ledger.after(&self.spares_of_pinned());
-        let is_going = |it: &Worker| matches!(it.stage, Stage::Draining { .. } | Stage::Ending { .. });
         let models = self.models.values().filter(|life| life.idle_since().is_none());
         let busy: BTreeSet<WorkerId> = models.flat_map(ModelLife::ids).collect();
         let is_idle = |it: &Worker| {
@@ -282,7 +281,7 @@ impl Fleet {
             let workers = self.workers().filter(|(_, it)| it.id != worker && is_such(it));
             workers.map(|(_, it)| it.id).collect()
         };
-        let (at_work, pinned) = (of(&|it| !is_going(it) && !is_idle(it)), of(&|it| it.setup.is_pinned()));
+        let (at_work, pinned) = (of(&|it| !it.is_going() && !is_idle(it)), of(&|it| it.setup.is_pinned()));
         let is_calm = self.ledger.is_calm(now);
         let space = |gpu: &GpuAddress| {
             let beside_claims = |bytes: u64| bytes.saturating_sub(claim(gpu));

@@ -11,9 +11,10 @@ use llm_node_core::{
 use serde::Serialize;
 
 use crate::{
-    Fleet, History, Holder, Known, LoadKey, Moment, Setup, WorkerId,
+    Fleet, History, Holder, Known, LoadKey, Moment, Place, Setup, WorkerId,
     ledger::Ledger,
     life::{ModelLife, Worker, retry_after},
+    line::Waiter,
     placing::{figures_on, on},
     replace::NOBODY,
     room::Way,
@@ -112,7 +113,7 @@ impl Foreseen {
 }
 
 /// Bytes of weights, where nothing was measured.
-const READ_IN_A_SECOND: f64 = 1e9;
+pub(crate) const READ_IN_A_SECOND: f64 = 1e9;
 
 /// What a load would come to now.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +132,8 @@ pub struct Planned {
     pub unload: Vec<Leaver>,
     /// Who holds something of where it would go.
     pub holders: Vec<Holder>,
+    /// When there would be room for one that would wait, as things stand; `None`: it would not, or nobody can say.
+    pub room_from: Option<Moment>,
     /// How long it would be until it answers, those that go included; `None`: nobody can say, or it never would.
     pub ready_seconds: Option<f64>,
     /// The longest context, in tokens, for which there would be room for one sequence once all had gone that may;
@@ -232,7 +235,10 @@ impl Fleet {
                 foreseen.memory.extend(of_others.flat_map(Worker::memory));
                 let answers = verdict == Verdict::Loaded && worker.loaded.is_some();
                 let (shape, ready_seconds) = (worker.shape, answers.then_some(0.0));
-                return Ok(Planned { shape, ready_seconds, ..self.planned(verdict, worker.id, foreseen) });
+                let mut places = self.places.iter().filter(|place| place.model_id == model_id);
+                let room_from = places.next().map(|place| place.expected);
+                let planned = self.planned(now, verdict, worker.id, foreseen);
+                return Ok(Planned { shape, room_from, ready_seconds, ..planned });
             }
         }
         // Its context is made anew where it lies.
@@ -262,7 +268,7 @@ impl Fleet {
             .or_else(|| self.could_fit(now, worker, &least).err());
         if let Some(fault) = why_not {
             let foreseen = Foreseen { memory: self.of_all(&setup, least), ..foreseen };
-            return Ok(self.planned(Verdict::Refused(fault), worker, foreseen));
+            return Ok(self.planned(now, Verdict::Refused(fault), worker, foreseen));
         }
         // Those that wait already have their room first.
         let line = self.line();
@@ -278,13 +284,8 @@ impl Fleet {
             None
         };
         let Some(mut way) = way else {
-            let foreseen = Foreseen { memory: self.of_all(&setup, least), ..foreseen };
-            return Ok(self.planned(Verdict::AfterWaiting, worker, foreseen));
+            return Ok(self.waits(now, (model_id, worker), &setup, least, foreseen));
         };
-        let mut then = self.ledger.after(&way.shrink);
-        for worker in way.unload.iter().flat_map(|(workers, _)| workers) {
-            then.to_mut().withdraw(*worker);
-        }
         let mut shape = None;
         let mut foreseen = Foreseen { memory: least.clone(), ..foreseen };
         if let Some(setup) = foreseen.setup.as_deref().filter(|_| foreseen.figures.are_of_contexts()) {
@@ -292,24 +293,29 @@ impl Fleet {
                 let beyond = Some((&*self.history, &foreseen.key));
                 shape::choose(ledger, setup, &foreseen.figures, foreseen.before.as_deref(), beyond, worker)
             };
-            let mut chosen = choose(&then)?;
             let longest = length_of(&foreseen.figures.one);
-            if !chosen.shape.is_enough(setup.wish(), longest) && !self.deadlines.room.is_zero() {
-                let mut spares = self.spares(now, worker, &least);
-                spares.retain(|spare| way.unload.iter().all(|(gone, _)| !gone.contains(&spare.worker)));
-                let more = choose(&then.after(&spares))?;
-                if more.shape.context_length > chosen.shape.context_length {
-                    (chosen, way.shrink) = (more, spares);
-                }
+            let is_enough = |chosen: &Chosen| chosen.shape.is_enough(setup.wish(), longest);
+            // Where those that go anyway are enough, it is not known yet what they leave.
+            if has_room || !way.is_empty() {
+                let gets = |ledger: &Ledger| choose(ledger).ok();
+                way = self.way_to_enough(now, (worker, &least), &self.ledger, way, gets, is_enough);
             }
+            let without = self.ledger.without(way.gone());
+            let then = without.after(&way.shrink);
+            let mut chosen = choose(&then)?;
             if !chosen.is_known {
-                chosen = self.as_said(&then.after(&way.shrink), &foreseen, setup, chosen, worker);
+                chosen = self.as_said(&then, &foreseen, setup, chosen, worker);
             }
-            if !then.after(&way.shrink).has_room(&chosen.uses, |other| other != worker) {
+            if !then.has_room(&chosen.uses, |other| other != worker) {
                 // Its engine says that it takes more than was thought: it waits for that, or is refused.
-                let refused = self.could_fit(now, worker, &chosen.uses).err().map(Verdict::Refused);
-                let foreseen = Foreseen { memory: self.of_all(setup, chosen.uses), ..foreseen.clone() };
-                let planned = self.planned(refused.unwrap_or(Verdict::AfterWaiting), worker, foreseen);
+                let planned = match self.could_fit(now, worker, &chosen.uses) {
+                    Ok(()) => self.waits(now, (model_id, worker), setup, chosen.uses, foreseen.clone()),
+                    Err(fault) => {
+                        let memory = self.of_all(setup, chosen.uses);
+                        let foreseen = Foreseen { memory, ..foreseen.clone() };
+                        self.planned(now, Verdict::Refused(fault), worker, foreseen)
+                    }
+                };
                 return Ok(Planned { shape: Some(chosen.shape), ..planned });
             }
             (foreseen.memory, shape) = (chosen.uses, Some(chosen.shape));
@@ -328,7 +334,37 @@ impl Fleet {
         let shrink = way.shrink.iter().map(|spare| (spare.model_id.clone(), gained(spare))).collect();
         let ready_seconds = Some(foreseen.ready_seconds());
         foreseen.memory = self.of_all(&setup, foreseen.memory);
-        Ok(Planned { shape, shrink, unload, ready_seconds, ..self.planned(verdict, worker, foreseen) })
+        Ok(Planned { shape, shrink, unload, ready_seconds, ..self.planned(now, verdict, worker, foreseen) })
+    }
+
+    /// It would stand behind all who wait already. `of`: the model, and who has some of it already.
+    fn waits(
+        &self,
+        now: Moment,
+        of: (&str, WorkerId),
+        setup: &Setup,
+        uses: Vec<MemoryUse>,
+        foreseen: Foreseen,
+    ) -> Planned {
+        let ((model_id, worker), is_pinned, load) = (of, setup.is_pinned(), Duration::ZERO);
+        let mut waiters = self.waiters();
+        let before = waiters.len();
+        waiters.push(Waiter { worker, model_id: model_id.to_owned(), uses, is_pinned, load });
+        let place = self.places(now, &waiters).pop();
+        let uses = waiters.pop().map(|waiter| waiter.uses).unwrap_or_default();
+        let room_from = place.as_ref().map(|place| place.expected);
+        let verdict = match place.filter(|place| now + self.deadlines.room < place.expected) {
+            Some(Place { waits_for, expected, .. }) => Verdict::Refused(self.would_wait_too_long(
+                now,
+                (model_id, before),
+                &waits_for,
+                expected,
+                &uses,
+            )),
+            None => Verdict::AfterWaiting,
+        };
+        let foreseen = Foreseen { memory: self.of_all(setup, uses), ..foreseen };
+        Planned { room_from, ..self.planned(now, verdict, worker, foreseen) }
     }
 
     /// What was chosen by sums, as far as its engine has said what that takes: a load would go by that.
@@ -358,11 +394,23 @@ impl Fleet {
     }
 
     /// `worker`: who has some of it already.
-    fn planned(&self, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
+    fn planned(&self, now: Moment, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
         let needs = self.ledger.needs_of(&foreseen.memory, worker);
-        let holders = self.ledger.holders_of(&foreseen.memory);
+        let holders = self.holders_of(now, &foreseen.memory);
         let largest_context = self.ledger.largest_context(&foreseen.memory, worker, foreseen.longest());
-        let (shape, shrink, unload, ready_seconds) = (None, Vec::new(), Vec::new(), None);
-        Planned { verdict, foreseen, needs, shape, shrink, unload, holders, ready_seconds, largest_context }
+        let (shape, shrink, unload) = (None, Vec::new(), Vec::new());
+        let (room_from, ready_seconds) = (None, None);
+        Planned {
+            verdict,
+            foreseen,
+            needs,
+            shape,
+            shrink,
+            unload,
+            holders,
+            room_from,
+            ready_seconds,
+            largest_context,
+        }
     }
 }

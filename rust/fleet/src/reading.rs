@@ -39,6 +39,7 @@ impl Fleet {
         if is_of_gpus {
             self.measured(now, began);
         }
+        self.relieve(now);
     }
 
     /// Since when a look at the devices has not ended, where it should have.

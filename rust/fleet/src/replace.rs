@@ -13,12 +13,14 @@ use llm_node_core::{
     options::ModelOptions,
     shape::Shape,
 };
+use serde_json::json;
 
 use crate::{
     Fleet, Foreseen, IncidentKind, Moment, Setup, Severity, Won, WorkerId,
     back::GaveUp,
     life::{Because, LONGEST_PAUSE, ModelLife, Stage, Waiting, Worker},
     placing::{figures_on, on},
+    room::with_details,
     shape,
     wishes::Fit,
 };
@@ -88,7 +90,9 @@ impl Fleet {
         self.has_places(model_id, &setup)?;
         let least = foreseen.least(&self.history)?;
         let (place, no_place) = self.sought_place(now, id, model_id, &setup, &least);
-        no_place.map_or_else(|| self.could_fit(now, id, &on(&least, &place)), Err)?;
+        let uses = on(&least, &place);
+        let has_room = no_place.map_or_else(|| self.could_fit(now, id, &uses), Err);
+        has_room.map_err(|fault| with_details(fault, json!({ "holders": self.holders_of(now, &uses) })))?;
         let mut before = 0;
         for id in self.life(model_id).ids() {
             let Some((_, it)) = self.worker(id) else { continue };

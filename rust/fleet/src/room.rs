@@ -15,10 +15,10 @@ use llm_node_core::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Basis, Effect, Fleet, IncidentKind, Moment, WorkerId,
+    Basis, Effect, Fleet, Holder, IncidentKind, Moment, WorkerId,
     evict::{Candidate, cheapest},
     ledger::Ledger,
-    life::{Because, ModelLife, Stage, Worker},
+    life::{ModelLife, Stage, Worker, whole_seconds},
     reshape::Step,
     shape::Spare,
 };
@@ -30,6 +30,18 @@ pub(crate) struct Way {
     pub(crate) shrink: Vec<Spare>,
     /// Those that go, with all their workers.
     pub(crate) unload: Vec<(Vec<WorkerId>, String)>,
+}
+
+impl Way {
+    /// Nobody does anything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shrink.is_empty() && self.unload.is_empty()
+    }
+
+    /// The workers of those that go.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = WorkerId> {
+        self.unload.iter().flat_map(|(workers, _)| workers).copied()
+    }
 }
 
 /// What is free is measured by others, and may have changed without an event.
@@ -79,28 +91,23 @@ impl Fleet {
                 let largest_context = self.ledger.largest_context(&uses, worker, longest);
                 let nowhere = || self.sought_place(now, worker, &model_id, &setup, &uses).1;
                 let fault = if grows { fault } else { nowhere().unwrap_or(fault) };
-                let fault =
-                    with_details(fault, json!({ "basis": basis, "largest_context": largest_context }));
-                if grows {
-                    self.stays(now, worker, &fault);
-                } else {
-                    self.end(now, worker, Because::Failed(fault));
-                }
+                let holders = self.holders_of(now, &uses);
+                let more = json!({ "basis": basis, "largest_context": largest_context, "holders": holders });
+                self.gives_up(now, worker, with_details(fault, more));
                 continue;
             }
             let all = [&ahead[..], &uses].concat();
             let is_next = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
-            let spares = self.spares_for_enough(now, worker);
-            if !spares.is_empty() && ahead.is_empty() {
-                self.shrink(now, spares);
-            }
-            if is_next && !self.is_anybody_shrinking() && self.seated(now, &model_id, worker, &ahead) {
+            let has_room = ahead.is_empty() && self.ledger.has_room(&uses, |other| other != worker);
+            let gets_more = has_room && self.makes_enough(now, &model_id, worker);
+            let is_its_turn = is_next && !gets_more && !self.is_anybody_shrinking();
+            if is_its_turn && self.seated(now, &model_id, worker, &ahead) {
                 continue;
             }
             // What takes another's place makes that one go first.
             let is_free_to_ask = !self.models.get(&model_id).is_some_and(ModelLife::has_outgoing)
                 && !self.is_anybody_shrinking();
-            if ahead.is_empty() && self.ledger.is_calm(now) && is_free_to_ask {
+            if ahead.is_empty() && !has_room && self.ledger.is_calm(now) && is_free_to_ask {
                 self.make_room(now, &model_id, worker, &uses);
             }
             ahead = all;
@@ -110,27 +117,12 @@ impl Fleet {
         self.look_again = (has_obstacle || !ahead.is_empty()).then_some(next);
     }
 
-    /// Those that are to give up what they can do without, so that a load gets enough; none, where it does, or that
-    /// would not help.
-    fn spares_for_enough(&self, now: Moment, worker: WorkerId) -> Vec<Spare> {
-        let worker = self.worker_at(worker);
-        let length = |spares: &[Spare]| Some(self.chosen(worker?, spares)?.shape.context_length);
-        let (Some(worker), Some(now_it_is)) = (worker, length(&[])) else { return Vec::new() };
-        let (wish, longest) = (worker.setup.wish(), worker.longest().unwrap_or(0));
-        let is_enough = self.chosen(worker, &[]).is_none_or(|it| it.shape.is_enough(wish, longest));
-        if is_enough || self.deadlines.room.is_zero() || !self.ledger.is_calm(now) {
-            return Vec::new();
-        }
-        let spares = self.spares(now, worker.id, &worker.estimate);
-        if length(&spares).is_some_and(|with_them| with_them > now_it_is) { spares } else { Vec::new() }
-    }
-
     /// There is room for it: it is reserved, and its load goes on. `ahead`: those that come before it.
     fn seated(&mut self, now: Moment, model_id: &str, worker: WorkerId, ahead: &[MemoryUse]) -> bool {
         let Some(it) = self.worker_at(worker) else { return false };
         let Some(least) = it.needs().map(<[_]>::to_vec) else { return false };
         let is_pinned = it.setup.is_pinned();
-        let Some(chosen) = self.chosen(it, &[]) else {
+        let Some(chosen) = self.chosen(it, &self.ledger) else {
             let is_reserved = self.ledger.reserve(worker, &least, model_id, is_pinned).is_ok();
             if is_reserved {
                 self.has_room(now, worker);
@@ -186,7 +178,16 @@ impl Fleet {
 
     /// Whoever has to go for it begins to, if that is enough.
     fn make_room(&mut self, now: Moment, model_id: &str, worker: WorkerId, uses: &[MemoryUse]) {
-        let Way { shrink, unload } = self.who_makes_room(now, worker, uses).unwrap_or_default();
+        let found = self.who_makes_room(now, worker, uses).zip(self.worker_at(worker));
+        let Some((way, it)) = found.filter(|(way, _)| !way.is_empty()) else { return };
+        let going = self.workers().filter(|(_, it)| it.is_going()).map(|(_, it)| it.id);
+        let way = self.with_enough(now, it, &self.ledger.without(going), way);
+        self.make_way(now, model_id, way);
+    }
+
+    /// They begin to do what they are to do for a model.
+    pub(crate) fn make_way(&mut self, now: Moment, model_id: &str, way: Way) {
+        let Way { shrink, unload } = way;
         self.shrink(now, shrink);
         for (_, victim) in unload {
             let idle = self.life(&victim).idle_since();
@@ -202,9 +203,9 @@ impl Fleet {
     /// Who has to go beside those that are going, and may at once. `None`: that would not be enough. `worker`: who
     /// needs the room, in place of what it has.
     pub(crate) fn who_makes_room(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Option<Way> {
-        let is_going = |it: &Worker| matches!(it.stage, Stage::Draining { .. } | Stage::Ending { .. });
+        let goes = |it: &Worker| it.id == worker || it.is_going();
         let mut gone: BTreeSet<WorkerId> =
-            self.workers().filter(|(_, it)| it.id == worker || is_going(it)).map(|(_, it)| it.id).collect();
+            self.workers().filter(|(_, it)| goes(it)).map(|(_, it)| it.id).collect();
         gone.extend(self.ledger.settling());
         let room = |ledger: &Ledger, gone: &BTreeSet<WorkerId>| {
             ledger.has_room(uses, |worker| !gone.contains(&worker))
@@ -253,7 +254,7 @@ impl Fleet {
     }
 
     /// Milliseconds: what it takes to have it back, as far as it is likely to be wanted soon.
-    fn cost_of_absence(&self, now: Moment, model_id: &str, life: &ModelLife) -> u64 {
+    pub(crate) fn cost_of_absence(&self, now: Moment, model_id: &str, life: &ModelLife) -> u64 {
         let reload = life.lead().map_or(0.0, |worker| worker.load_time().as_secs_f64());
         (1000.0 * reload * self.use_rates.chance(now, model_id)) as u64
     }
@@ -267,14 +268,27 @@ impl Fleet {
         let seconds = self.deadlines.room.as_secs_f64();
         let shortage = self.ledger.room(&uses, |other| other != worker).err();
         let why = shortage.as_ref().map_or_else(|| "others come first".to_owned(), |it| it.message.clone());
-        let holders: Vec<_> = self.ledger.holders_of(&uses);
+        let holders = self.holders_of(now, &uses);
         let names =
             holders.iter().map(|holder| format!("'{}'", holder.model_id)).collect::<Vec<_>>().join(", ");
         let message = format!(
             "Model '{model_id}' has waited {seconds} s for memory that {names} hold and use: {why}. Try again later"
         );
-        let fault = Fault::new(ErrorCode::ModelLoading, message);
-        fault.details(json!({ "retry_after": 30, "holders": holders }).to_string())
+        let place = self.places.iter().position(|place| place.model_id == model_id);
+        let expected = place.map_or(Duration::ZERO, |at| self.places[at].expected.since(now));
+        let (seconds, place) = (whole_seconds(expected), place.map(|at| at + 1));
+        let details = json!({ "retry_after": seconds, "place": place, "holders": holders });
+        Fault::new(ErrorCode::ModelLoading, message).details(details.to_string())
+    }
+
+    /// Who holds something of where a load would go, and what keeps each of them.
+    pub(crate) fn holders_of(&self, now: Moment, uses: &[MemoryUse]) -> Vec<Holder> {
+        let mut holders = self.ledger.holders_of(uses);
+        for holder in &mut holders {
+            let kept = self.models.get(&holder.model_id).and_then(|life| life.kept(self.deadlines.room));
+            holder.kept_by = kept.and_then(|kept| kept.at(now)).map(|kept| kept.by);
+        }
+        holders
     }
 
     pub(crate) fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
@@ -283,7 +297,7 @@ impl Fleet {
 }
 
 /// A fault with more details than it has.
-fn with_details(fault: Fault, more: Value) -> Fault {
+pub(crate) fn with_details(fault: Fault, more: Value) -> Fault {
     let details: Option<Map<String, Value>> =
         fault.details.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let (mut details, Value::Object(more)) = (details.unwrap_or_default(), more) else { return fault };

@@ -5,6 +5,8 @@
 //! nothing to answer give up what they have beyond that first. What the engine says of it is asked then, and where
 //! that is more than was thought, it is chosen again.
 
+use std::iter;
+
 use llm_node_core::{
     error::Fault,
     memory::{Figures, MemoryUse, length_of},
@@ -125,16 +127,14 @@ impl Fleet {
         }
     }
 
-    /// What a load that stands in line gets; `None`: what it waits for is all that it gets. `spares`: those that give
-    /// up what they can do without.
-    pub(crate) fn chosen(&self, worker: &Worker, spares: &[Spare]) -> Option<Chosen> {
+    /// What a load that stands in line gets of what there is in a ledger; `None`: what it waits for is all that it gets.
+    pub(crate) fn chosen(&self, worker: &Worker, ledger: &Ledger) -> Option<Chosen> {
         if !worker.is_open() {
             return None;
         }
         let found = worker.found.as_ref()?;
-        let ledger = self.ledger.after(spares);
         let (setup, figures, known) = (&worker.setup, &worker.figures, found.known.as_ref());
-        choose(&ledger, setup, figures, known, Some((&self.history, &found.key)), worker.id).ok()
+        choose(ledger, setup, figures, known, Some((&self.history, &found.key)), worker.id).ok()
     }
 
     /// It has room for what was chosen: its engine is asked what that takes, unless it is known.
@@ -273,12 +273,16 @@ impl Worker {
         let (Stage::Serving, None, false) = (&self.stage, &self.growing, self.is_stiff) else { return None };
         let has = self.shape.filter(|_| self.is_in_steps())?;
         let length = length_of(&self.figures.one);
-        let enough =
-            Shape::enough(self.setup.wish_of_all(), length, &ledger.places(&self.figures, self.id)).ok()?;
+        let mut gain = has.of_figures(&self.figures);
+        // What it has it may keep, whatever others take meanwhile.
+        let own = ledger.by_account(&gain).into_values().map(|here| here.iter().map(|it| it.cache).sum());
+        let places = ledger.places(&self.figures, self.id).into_iter().zip(own.chain(iter::repeat(0)));
+        let places: Vec<Place> =
+            places.map(|(place, own): (_, u64)| Place { free: place.free.max(own), ..place }).collect();
+        let enough = Shape::enough(self.setup.wish_of_all(), length, &places).ok()?;
         if enough.cells() >= has.cells() {
             return None;
         }
-        let mut gain = has.of_figures(&self.figures);
         for (one, left) in gain.iter_mut().zip(enough.of_figures(&self.figures)) {
             (one.weights, one.compute) = (0, 0);
             one.cache = one.cache.saturating_sub(left.cache);

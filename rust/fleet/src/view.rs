@@ -1,6 +1,6 @@
 //! What the fleet looks like from outside.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use llm_node_core::{
     error::{ErrorCode, Fault},
@@ -9,7 +9,7 @@ use llm_node_core::{
 };
 
 use crate::{
-    Account, Crash, Files, History, Loaded, Moment, Setup, Usual, WorkerId,
+    Account, Crash, Files, History, Kept, Loaded, Moment, Place, Setup, Usual, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, too_long, whole_seconds},
     wishes::Fit,
 };
@@ -24,7 +24,7 @@ pub struct FleetView {
     /// The GPUs that models are placed on, those with most room first.
     pub gpus: Vec<GpuAddress>,
     /// The models that wait until others have made room, in their order.
-    pub line: Vec<String>,
+    pub line: Vec<Place>,
     /// What loads came to before.
     pub history: Arc<History>,
     /// Since when somebody looks at the devices who has not said yet what is there, and until when that is no matter.
@@ -56,6 +56,8 @@ pub struct ModelView {
     pub idle_since: Option<Moment>,
     /// It goes for nobody's sake.
     pub is_pinned: bool,
+    /// What keeps it where another needs the room; `None`: it is not there, waits for room itself, or goes already.
+    pub kept: Option<Kept>,
     /// When it goes if nobody asks it anything; `None`: it stays, or has something to answer.
     pub unused_from: Option<Moment>,
     /// How a worker of it died last.
@@ -139,7 +141,8 @@ impl WorkerView {
 }
 
 impl ModelView {
-    pub(crate) fn of(life: &ModelLife) -> Self {
+    /// `longest_wait`: of a load, for room.
+    pub(crate) fn of(life: &ModelLife, longest_wait: Duration) -> Self {
         let lead = life.lead();
         let status = match (lead, &life.trouble) {
             (Some(lead), _) => Status::of(lead),
@@ -164,6 +167,7 @@ impl ModelView {
             waiting: life.waiting.len(),
             idle_since: lead.and_then(|worker| worker.loaded.as_ref().and(life.idle_since())),
             is_pinned: lead.is_some_and(|worker| worker.setup.is_pinned()),
+            kept: life.kept(longest_wait),
             unused_from: life.unused_from(),
             last_crash: life.last_crash.clone(),
         }
@@ -190,7 +194,7 @@ impl ModelView {
     pub fn ready(&self, model_id: &str, now: Moment) -> Result<Vec<WorkerId>, Fault> {
         let soon = |code, what: &str| {
             let message = format!("Model '{model_id}' is being {what}");
-            Err(retry_after(Fault::new(code, message), std::time::Duration::from_secs(1)))
+            Err(retry_after(Fault::new(code, message), Duration::from_secs(1)))
         };
         match &self.status {
             Status::Loaded => {

@@ -1,7 +1,7 @@
 //! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die, and that take
 //! more or less than was estimated; in half of all worlds on 1, 2 or 8 GPUs, which give memory back late, and which
-//! not every process is seen on; a clock that jumps to whatever happens next. Orders are drawn at random, and what must always hold is looked at after
-//! each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
+//! not every process is seen on; others who take memory beside them, now and then nearly all; a clock that jumps to
+//! whatever happens next. Orders are drawn at random, and what must always hold is looked at after each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -33,6 +33,13 @@ const MODELS: usize = 4;
 const LARGE: &str = "m3";
 const GIB: u64 = 1 << 30;
 const LIMIT: u64 = 8 * GIB;
+/// All of a GPU, and what is free of the host without others.
+const GPU: u64 = 12 * GIB;
+const HOST_FREE: u64 = 32 * GIB;
+/// Where less is free of a GPU, or of the host, others have too little.
+const LOW: [u64; 2] = [64 * GIB / 100, 64 * GIB / 20];
+/// Nobody gives others anything before it has lasted so long.
+const LASTS: Duration = Duration::from_secs(3);
 const LOAD: Duration = Duration::from_mins(1);
 const START: Duration = Duration::from_secs(30);
 const ROOM: Duration = Duration::from_mins(2);
@@ -78,6 +85,10 @@ enum Order {
     /// What becomes of the GPU; `None`: its driver does not answer.
     Gpu {
         state: Option<DeviceState>,
+    },
+    /// Others take so much of what there is of each device.
+    Others {
+        percent: u64,
     },
     Pass {
         milliseconds: u64,
@@ -127,6 +138,8 @@ fn order() -> impl Strategy<Value = Order> {
             1 => Just(None),
         ]
         .prop_map(|state| Order::Gpu { state }),
+        1 => prop_oneof![2 => Just(0), 1 => 0u64..90, 2 => 90u64..=100]
+            .prop_map(|percent| Order::Others { percent }),
         8 => (0u64..40_000).prop_map(|milliseconds| Order::Pass { milliseconds }),
         1 => (0u64..10).prop_map(|seconds| Order::Stop { seconds }),
     ]
@@ -164,6 +177,8 @@ struct Worker {
     granted: u64,
     /// What its engine says that it takes.
     says: u64,
+    /// Others took more while it was loaded, which may look as if it did.
+    grew: bool,
     /// What it takes of its device, and until when, once it has ended.
     takes: u64,
     takes_until: Option<Moment>,
@@ -189,8 +204,13 @@ struct World {
     seen: DeviceState,
     /// Since when it does not answer.
     asked_at: Option<Moment>,
-    /// When the GPU is read next.
+    /// When the devices are read next.
     reads_at: Option<Moment>,
+    /// They are read once a second until then.
+    watches_until: Moment,
+    /// What others take of each device, and since when they were seen to have too little of the host, and of each GPU.
+    others: u64,
+    low_since: Vec<Option<Moment>>,
     now: Moment,
     rng: Rng,
     /// What is going to happen, by time and order.
@@ -200,6 +220,10 @@ struct World {
     open: BTreeMap<Ticket, Moment>,
     /// Those of them that are for another context, and of which model.
     asked: BTreeMap<Ticket, String>,
+    /// Those of them that want a model loaded, and which.
+    wanting: BTreeMap<Ticket, String>,
+    /// Models that were unloaded or evicted since somebody had them loaded.
+    sent_away: BTreeSet<String>,
     resolved: BTreeSet<Ticket>,
     is_stopping: bool,
     stops: usize,
@@ -226,6 +250,9 @@ impl World {
             seen: DeviceState::Ok,
             asked_at: None,
             reads_at: None,
+            watches_until: Moment::default(),
+            others: 0,
+            low_since: vec![None; 9],
             now: Moment::default(),
             rng: Rng::with_seed(seed),
             ahead: BTreeMap::new(),
@@ -233,6 +260,8 @@ impl World {
             workers: BTreeMap::new(),
             open: BTreeMap::new(),
             asked: BTreeMap::new(),
+            wanting: BTreeMap::new(),
+            sent_away: BTreeSet::new(),
             resolved: BTreeSet::new(),
             is_stopping: false,
             stops: 0,
@@ -263,7 +292,7 @@ impl World {
             bus_id: None,
             uuid: None,
             total_bytes: 64 * GIB,
-            free_bytes: 32 * GIB,
+            free_bytes: HOST_FREE - HOST_FREE * self.others / 100,
             kind: DeviceKind::Host,
             processes: if self.is_on_gpu {
                 Vec::new()
@@ -277,13 +306,13 @@ impl World {
         let gpu = |gpu: usize| {
             let here = |worker: &Worker| worker.gpus.contains(&gpu);
             let taken = self.workers.values().filter(|worker| here(worker) && taken(worker));
-            let taken: u64 = taken.map(Worker::takes_of_each).sum();
+            let taken = taken.map(Worker::takes_of_each).sum::<u64>() + GPU * self.others / 100;
             let state = if gpu == 0 { state } else { DeviceState::Ok };
             Device {
                 index: gpu as u32,
                 name: format!("GPU {gpu}"),
                 bus_id: Some(bus_id(gpu)),
-                free_bytes: if state == DeviceState::Ok { (12 * GIB).saturating_sub(taken) } else { 0 },
+                free_bytes: if state == DeviceState::Ok { GPU.saturating_sub(taken) } else { 0 },
                 kind: DeviceKind::Gpu,
                 processes: self.workers.iter().filter(|(_, worker)| here(worker)).filter_map(seen).collect(),
                 state,
@@ -291,7 +320,14 @@ impl World {
             }
         };
         let gpus = (0..self.gpus).filter(|_| self.is_on_gpu).map(gpu);
-        let devices = gpus.chain([host.clone()]).collect();
+        let devices: Vec<Device> = gpus.chain([host.clone()]).collect();
+        for device in &devices {
+            let is_gpu = device.kind == DeviceKind::Gpu;
+            let low = if is_gpu { LOW[0] } else { LOW[1] };
+            let is_low = device.state == DeviceState::Ok && device.free_bytes < low;
+            let since = &mut self.low_since[if is_gpu { 1 + device.index as usize } else { 0 }];
+            *since = since.or(Some(self.now)).filter(|_| is_low);
+        }
         self.handle(Event::Reading(Reading { began: self.now, devices, is_whole: true }));
     }
 
@@ -318,6 +354,7 @@ impl World {
             }
             Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens, devices } => {
                 let ticket = self.ticket();
+                self.wanting.insert(ticket, name(model));
                 if context_length.is_some() || tokens > 0 {
                     self.asked.insert(ticket, name(model));
                 }
@@ -356,6 +393,7 @@ impl World {
             }
             Order::Unload { model, seconds } => {
                 let (ticket, timeout) = (self.ticket(), Duration::from_secs(seconds));
+                self.sent_away.insert(name(model));
                 self.handle(Event::Unload { ticket, model_id: name(model), timeout });
             }
             Order::Crash { model } => {
@@ -371,6 +409,15 @@ impl World {
                 self.read();
             }
             Order::Gpu { .. } => {}
+            Order::Others { percent } => {
+                let is_loading = |it: &&mut Worker| it.granted > 0 && !it.is_open;
+                for worker in self.workers.values_mut().filter(is_loading) {
+                    worker.grew |= percent > self.others;
+                }
+                self.others = percent;
+                self.watches_until = self.now + Duration::from_secs(15);
+                self.read();
+            }
             Order::Pass { milliseconds } => self.pass(self.now + Duration::from_millis(milliseconds)),
             Order::Stop { seconds } => {
                 self.is_stopping = true;
@@ -408,12 +455,13 @@ impl World {
     /// Lets all happen until then.
     fn pass(&mut self, until: Moment) {
         loop {
-            if self.reads_at.is_none() && self.is_on_gpu {
+            if self.reads_at.is_none() {
                 let soon = |milliseconds| Some(self.now + Duration::from_millis(milliseconds));
-                self.reads_at = match (self.fleet.wants_a_reading(), self.fleet.is_anybody_waiting_for_room())
-                {
+                let is_wanted = self.is_on_gpu && self.fleet.is_anybody_waiting_for_room();
+                self.reads_at = match (self.is_on_gpu && self.fleet.wants_a_reading(), is_wanted) {
                     (true, _) => soon(50),
                     (false, true) => soon(1000),
+                    (false, false) if self.now < self.watches_until => soon(1000),
                     (false, false) => None,
                 };
             }
@@ -537,6 +585,7 @@ impl World {
                 assert!(others.len() < most, "as many workers as there are to be");
                 let answers = |other: &&Worker| other.is_open && !other.is_draining;
                 assert!(others.is_empty() || others.iter().any(answers), "the first comes first");
+                self.comes_by_order(&model_id);
                 let setup = Some(setup);
                 self.workers.insert(worker, Worker { model_id, asked, setup, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
@@ -638,6 +687,7 @@ impl World {
                 let is_smaller =
                     matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
                 let (it_is, is_idle) = (it.model_id.clone(), it.busy_until.is_none());
+                assert!(is_idle || !is_smaller, "who answers keeps what it has");
                 if !is_smaller && !self.asked.values().any(|model_id| *model_id == it_is) {
                     assert!(is_idle && self.fleet.view().line.is_empty(), "who needs it comes first");
                 }
@@ -670,6 +720,7 @@ impl World {
             }
             Effect::Open { worker, model_id } => {
                 self.unused.remove(&model_id);
+                self.comes_by_order(&model_id);
                 let now = self.now;
                 let worker = self.living(worker);
                 assert!(!worker.is_open);
@@ -681,17 +732,27 @@ impl World {
                 let model_id = self.living(worker).model_id.clone();
                 let is_replaced = self.replaced.contains(&model_id);
                 let is_unused = self.unused.contains(&model_id);
+                // A model goes as a whole.
+                let of_model = self.workers.iter().filter(|(_, it)| it.model_id == model_id && !it.is_gone);
+                let is_pressed = of_model.map(|(worker, _)| *worker).any(|it| self.is_pressed(it));
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining);
                 it.is_draining = true;
+                let answers =
+                    |it: &Worker| it.model_id == model_id && it.is_open && !it.is_draining && !it.is_gone;
+                if !self.workers.values().any(answers) {
+                    self.sent_away.insert(model_id);
+                }
+                let it = self.living(worker);
                 let model = &view.models[&it.model_id];
                 if is_replaced {
                     let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
                     self.later(rest + delay / 100, Event::Drained { worker });
                 } else if let Status::Draining { is_retired: true } = model.status {
                     assert!(!model.is_pinned);
-                    // For another's sake, or because nobody has asked it anything for long.
-                    assert!(!view.line.is_empty() || (it.busy_until.is_none() && is_unused));
+                    // For another's sake, or because nobody has asked it anything for long, or others need the memory.
+                    let goes_idle = it.busy_until.is_none() && (is_unused || is_pressed);
+                    assert!(!view.line.is_empty() || goes_idle);
                     assert!(it.busy_until.is_none() || now.since(it.ready_at) >= SHORTEST_TURN);
                     // It answers what it has, or is ended by itself where it hangs.
                     let rest = it.busy_until.map_or(0, |until| until.since(now).as_millis() as u64);
@@ -733,6 +794,7 @@ impl World {
             Effect::Resolve { ticket, .. } => {
                 let asked = self.open.remove(&ticket).expect("an order that is open");
                 self.asked.remove(&ticket);
+                self.wanting.remove(&ticket);
                 assert!(self.now.since(asked) < LONGEST_WAIT);
                 assert!(self.resolved.insert(ticket));
             }
@@ -745,6 +807,21 @@ impl World {
             }
             Effect::Pardon { .. } | Effect::Tell(_) => {}
         }
+    }
+
+    /// A model that was sent away is not loaded before somebody wants that, nor goes on being loaded.
+    fn comes_by_order(&mut self, model_id: &String) {
+        let is_wanted = self.wanting.values().any(|wanted| wanted == model_id);
+        let was_sent_away = self.sent_away.remove(model_id);
+        assert!(is_wanted || !was_sent_away, "{model_id}: who was sent away comes when asked for");
+    }
+
+    /// Have others had too little for long of where it lies?
+    fn is_pressed(&self, worker: WorkerId) -> bool {
+        let gpus = &self.workers[&worker].gpus;
+        let lasts = |since: &Option<Moment>| since.is_some_and(|since| self.now.since(since) >= LASTS);
+        (gpus.is_empty() && lasts(&self.low_since[0]))
+            || gpus.iter().any(|gpu| lasts(&self.low_since[1 + gpu]))
     }
 
     /// Else nothing may get room there.
@@ -867,7 +944,9 @@ impl World {
     fn look(&mut self) {
         let view = self.fleet.view();
         for account in &view.accounts {
-            let is_more = |worker: &Worker| !worker.is_gone && worker.takes.max(worker.says) > worker.granted;
+            let is_more = |worker: &Worker| {
+                !worker.is_gone && (worker.grew || worker.takes.max(worker.says) > worker.granted)
+            };
             let is_measured = self.workers.values().any(is_more);
             assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
             for holder in &account.holders {
@@ -897,6 +976,13 @@ impl World {
             for worker in model.ready(model_id, self.now).into_iter().flatten() {
                 assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);
             }
+        }
+        for place in &view.line {
+            let is_there = |name: &String| view.models.get(name).is_some_and(|it| !it.workers.is_empty());
+            assert!(is_there(&place.model_id) && place.waits_for.iter().all(is_there));
+            assert!(place.needs_bytes > 0 && !place.waits_for.contains(&place.model_id));
+            let is_heard = (0..self.gpus).all(|gpu| self.is_gpu_heard(gpu));
+            assert!(place.expected <= self.now + ROOM || !is_heard, "who waits too long is told so at once");
         }
         assert!(!is_waiting || self.fleet.next_deadline().is_some(), "what is waited for has a deadline");
         assert!(self.fleet.next_deadline().is_none_or(|by| by > self.now), "nothing is overdue");

@@ -3,12 +3,17 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
 use llm_node_core::memory::{GpuAddress, MemoryUse, normal_bus_id};
 
 use super::{Entry, Ledger};
-use crate::{Device, DeviceKind, DeviceState, event::HOST};
+use crate::{
+    Device, DeviceKind, DeviceState, Moment,
+    event::HOST,
+    pressure::{LASTS, Pressed},
+};
 
 /// The use that stands for files of so many bytes: on a GPU, or on the host.
 pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
@@ -99,6 +104,35 @@ impl Ledger {
         let mut gpus = self.gpus_for_models();
         gpus.sort_by_key(|gpu| Reverse(self.left(&gpu.id, &|_| true)));
         gpus
+    }
+
+    /// Those of which too little has been free for long enough.
+    pub(crate) fn pressed(&self) -> Vec<Pressed> {
+        let is_pressed = |entry: &Entry| entry.low.is_some_and(|(_, lasted)| lasted >= LASTS);
+        let pressed = |(id, entry): (&String, &Entry)| {
+            let Entry { device, reserve, .. } = entry;
+            let gpu = Some(device).filter(|it| it.kind == DeviceKind::Gpu);
+            Pressed {
+                id: id.clone(),
+                name: device.name.clone(),
+                free: device.free_bytes,
+                reserve: *reserve,
+                lack: guessed(reserve.saturating_sub(device.free_bytes), gpu),
+            }
+        };
+        self.entries.iter().filter(|(_, entry)| is_pressed(entry)).map(pressed).collect()
+    }
+
+    /// Something was done about it: what is seen from now on counts.
+    pub(crate) fn looks_anew(&mut self, now: Moment, id: &str) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.low = Some((now, Duration::ZERO));
+        }
+    }
+
+    /// What uses take of an account.
+    pub(crate) fn taken_of(&self, id: &str, uses: &[MemoryUse]) -> u64 {
+        self.needs(uses).get(id).copied().unwrap_or(0)
     }
 
     pub(super) fn lost(&self) -> BTreeSet<String> {

@@ -77,9 +77,12 @@ impl Ledger {
 
     /// Do the figures of what is free show all that is held, and nothing that has gone?
     pub(crate) fn is_calm(&self, now: Moment) -> bool {
-        now >= self.settled_from
-            && self.settling.is_empty()
-            && self.entries.values().all(|entry| entry.was_calm)
+        !self.is_settling(now) && self.entries.values().all(|entry| entry.was_calm)
+    }
+
+    /// Does something that has gone perhaps not show as free yet?
+    pub(crate) fn is_settling(&self, now: Moment) -> bool {
+        now < self.settled_from || !self.settling.is_empty()
     }
 
     /// The longest context, in tokens, for which a worker would have room for one sequence, in place of what it has, if

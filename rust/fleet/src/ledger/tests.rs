@@ -277,8 +277,8 @@ fn what_is_pinned_is_no_hope() {
     assert_eq!(fault.message, "Insufficient VRAM: required 7GB, available 6GB");
     let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
     assert_eq!(
-        (&details["holders"][0]["pinned"], &details["holders"][1]["pinned"]),
-        (&json!(null), &json!(true))
+        (&details["holders"][0]["kept_by"], &details["holders"][1]["kept_by"]),
+        (&json!(null), &json!("pin"))
     );
     // While a load is under way, and just after somebody has gone, what is free is not known so well.
     ledger.reserve(3, &[use_on(bus_id, GIB)], "three", false).unwrap();

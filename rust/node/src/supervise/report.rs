@@ -19,7 +19,8 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     Account, Basis, Crash, Device, DeviceKind, DeviceState, FleetView, Foreseen, Holder, Incident,
-    IncidentKind, Loaded, Look, ModelView, Moment, Planned, Severity, Status, Verdict, WorkerId, WorkerView,
+    IncidentKind, Kept, KeptBy, Loaded, Look, ModelView, Moment, Place, Planned, Severity, Status, Verdict,
+    WorkerId, WorkerView,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -66,6 +67,8 @@ struct PlanRow<'a> {
     shrink: Vec<ShrinkRow<'a>>,
     unload: Vec<LeaverRow<'a>>,
     holders: &'a [Holder],
+    /// Until there would be room, of one that would wait; `None`: it would not, or nobody can say.
+    wait_seconds: Option<u64>,
     /// Until it would answer; `None`: nobody can say, or it never would.
     ready_seconds: Option<f64>,
     /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
@@ -161,6 +164,7 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         shrink: shrink.map(|(model_id, bytes)| ShrinkRow { model_id, bytes: *bytes }).collect(),
         unload: unload.collect(),
         holders: &planned.holders,
+        wait_seconds: planned.room_from.map(|from| seconds_until(now, from)),
         ready_seconds: planned.ready_seconds,
         largest_context: planned.largest_context,
         error: fault.map(RefusalRow::of),
@@ -226,11 +230,29 @@ struct LifeRow<'a> {
     /// Who waits for its load.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<usize>,
+    #[serde(flatten)]
+    kept: Option<KeptRow>,
     /// Of a model with several: each, those that answer first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     workers: Vec<ReplicaRow<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_crash: Option<CrashRow<'a>>,
+}
+
+/// What keeps a model where another needs the room.
+#[derive(Serialize)]
+struct KeptRow {
+    kept_by: KeptBy,
+    /// Of its turn; `None`: it has none, or that is over.
+    turn_seconds: Option<u64>,
+}
+
+impl KeptRow {
+    fn of(kept: Option<Kept>, now: Moment) -> Option<Self> {
+        let kept = kept?.at(now)?;
+        let left = kept.left(now).map(|_| kept.until).and_then(|until| Some(seconds_until(now, until?)));
+        Some(Self { kept_by: kept.by, turn_seconds: left })
+    }
 }
 
 /// One worker of several.
@@ -333,11 +355,36 @@ pub(super) struct SystemRow<'a> {
     devices: Vec<DeviceRow<'a>>,
     workers: Vec<WorkerRow<'a>>,
     /// The models that wait until others have made room, in their order.
-    line: &'a [String],
+    line: Vec<PlaceRow<'a>>,
     load: LoadRow,
     /// How often of each kind something has happened to models.
     events: BTreeMap<&'static str, u64>,
     versions: Versions,
+}
+
+/// A model that waits for room.
+#[derive(Serialize)]
+struct PlaceRow<'a> {
+    model_id: &'a str,
+    /// From 1 on.
+    position: usize,
+    needs_bytes: u64,
+    /// Who is in its way.
+    waits_for: &'a [String],
+    /// Until there is room for it, as things stand.
+    expected_seconds: u64,
+}
+
+impl<'a> PlaceRow<'a> {
+    fn of(at: usize, place: &'a Place, now: Moment) -> Self {
+        Self {
+            model_id: &place.model_id,
+            position: at + 1,
+            needs_bytes: place.needs_bytes,
+            waits_for: &place.waits_for,
+            expected_seconds: seconds_until(now, place.expected),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -360,7 +407,7 @@ struct DeviceRow<'a> {
     settling_bytes: u64,
     /// Of a GPU that tells.
     look: Option<Look>,
-    holders: &'a [Holder],
+    holders: Vec<Holder>,
 }
 
 /// How busy the whole node is, in one figure for who divides requests among several.
@@ -592,7 +639,7 @@ impl<'a> FileRow<'a> {
 
 impl<'a> DeviceRow<'a> {
     /// `host`: as it is now.
-    fn of(account: &'a Account, host: &'a Device) -> Self {
+    fn of(account: &'a Account, host: &'a Device, view: &FleetView, now: Moment) -> Self {
         let Account { id, device, limit_bytes, foreign_bytes, reserved_bytes, .. } = account;
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
@@ -610,9 +657,15 @@ impl<'a> DeviceRow<'a> {
             unexplained_bytes: account.unexplained_bytes,
             settling_bytes: account.settling_bytes,
             look: device.look,
-            holders: &account.holders,
+            holders: account.holders.iter().map(|holder| kept_now(holder, view, now)).collect(),
         }
     }
+}
+
+/// With what keeps it now.
+fn kept_now(holder: &Holder, view: &FleetView, now: Moment) -> Holder {
+    let kept = view.models.get(&holder.model_id).and_then(|model| model.kept?.at(now));
+    Holder { kept_by: kept.map(|kept| kept.by), ..holder.clone() }
 }
 
 impl<'a> LifeRow<'a> {
@@ -661,6 +714,7 @@ impl<'a> LifeRow<'a> {
             } else {
                 Vec::new()
             },
+            kept: KeptRow::of(view.kept, inner.fleet.now()),
             options: view.options.as_ref().filter(|options| **options != ModelOptions::default()),
             last_crash: view.last_crash.as_ref().map(|crash| CrashRow::of(inner, crash)),
             ..row
@@ -707,7 +761,7 @@ impl<'a> ModelRow<'a> {
 impl SystemRow<'_> {
     /// Written where it is made, since it is made of what is here only for a moment.
     pub(super) fn written(inner: &Inner) -> Result<String, Fault> {
-        let view = inner.fleet.view();
+        let (view, now) = (inner.fleet.view(), inner.fleet.now());
         let host = measure_host();
         let is_busy = |view: &ModelView| !matches!(view.status, Status::Available) && !is_mended(view);
         let busy = view.models.iter().filter(|(_, view)| is_busy(view));
@@ -717,11 +771,11 @@ impl SystemRow<'_> {
             reading_age_seconds: inner.fleet.age_of_reading().as_secs_f64(),
             gpu_backend: inner.config.gpu_backend.as_deref(),
             vram_limit_bytes: inner.config.vram_limit_bytes,
-            devices: view.accounts.iter().map(|account| DeviceRow::of(account, &host)).collect(),
+            devices: accounts.iter().map(|account| DeviceRow::of(account, &host, &view, now)).collect(),
             workers: busy
                 .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view, accounts) })
                 .collect(),
-            line: &view.line,
+            line: view.line.iter().enumerate().map(|(at, place)| PlaceRow::of(at, place, now)).collect(),
             load: LoadRow::of(inner, &view),
             events: inner.fleet.incidents().counts,
             versions: Versions {
@@ -731,6 +785,11 @@ impl SystemRow<'_> {
             },
         })
     }
+}
+
+/// Rounded up.
+fn seconds_until(now: Moment, until: Moment) -> u64 {
+    until.since(now).as_millis().div_ceil(1000) as u64
 }
 
 fn shown(paths: &[PathBuf]) -> Vec<String> {
