@@ -53,6 +53,7 @@ def test_a_question_and_its_answer(open_page: Open) -> None:
     expect(page.locator(".entry.assistant .prose")).to_contain_text(ANSWER)
     expect(page.locator(".entry.assistant .tools")).to_contain_text(re.compile(r"context \d+ of 1,024$"))
     expect(page.get_by_role("status").last).to_have_text("Answer complete.")
+    expect(page.locator("option[value=llm-node-demo]")).to_have_text("llm-node-demo · loaded")
     expect(page.locator(".chats li")).to_have_count(1)
 
 

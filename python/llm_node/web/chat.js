@@ -143,6 +143,7 @@ async function answer(message) {
     announced.value = say("answered");
   });
   changed();
+  if (!into.error) void lookForModels(); // it may have been loaded for this
   if (into.context) await tellContext(chat, into);
 }
 
