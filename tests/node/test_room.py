@@ -144,6 +144,37 @@ def test_an_answer_is_not_cut_for_another_model(tmp_path: Path) -> None:
         assert loaded(node) == {"b", "c", "d"}
 
 
+def test_who_would_wait_too_long_is_told_at_once_when_to_come_again(tmp_path: Path) -> None:
+    """One of three models fits. The turn of "a" is half of the wait, and a load of "b" takes 8 s."""
+    more = ("--max-wait", "10", "--engine-option", "step_us=20000")
+    with node_of(tmp_path, *more) as node, ThreadPoolExecutor(2) as clients:
+        for model, load in (("a", 0), ("b", 8_000_000), ("c", 0)):
+            text = f"TOY1\nestimate_bytes={200 * MIB}\nload_us={load}\n"
+            (tmp_path / f"models/{model}.toy").write_text(text)
+        assert node.post("/api/models/load", {"model_id": "b"}).status == 200, "it is known from then on"
+        assert node.post("/api/models/unload", {"model_id": "b"}).status == 200
+        assert node.post("/api/models/load", {"model_id": "a"}).status == 200
+        long = clients.submit(node.post, "/v1/completions", ask("a", 250, stream=True), timeout=120)
+        deadline = time.monotonic() + 60
+        while node.get("/api/system").json()["load"]["requests"] == 0:
+            assert time.monotonic() < deadline
+        first = clients.submit(node.post, "/api/models/load", {"model_id": "b"}, timeout=120)
+        while not node.get("/api/system").json()["line"]:
+            assert time.monotonic() < deadline
+        began = time.monotonic()
+        told = node.post("/v1/completions", ask("c"))
+        assert time.monotonic() - began < 5 and not first.done()
+        error = told.json()["error"]
+        assert (told.status, error["code"], error["place"]) == (503, "model_loading", 2)
+        assert 10 < int(told.headers["Retry-After"]) <= 14
+        assert [(it["model_id"], it["kept_by"]) for it in error["holders"]] == [("a", "busy")]
+        words = (
+            f"Model 'c' would wait for about {told.headers['Retry-After']} s until 'b' has made room"
+        )
+        assert error["message"].startswith(words), error["message"]
+        assert long.result().body.endswith(b"[DONE]\n\n") and first.result().status == 200
+
+
 def test_a_request_for_a_model_that_is_being_unloaded_is_told_when_to_come_again(tmp_path: Path) -> None:
     with node_of(tmp_path, "--engine-option", "step_us=20000") as node, ThreadPoolExecutor(2) as clients:
         long = clients.submit(node.post, "/v1/completions", ask("a", 200, stream=True), timeout=120)
