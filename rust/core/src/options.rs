@@ -109,6 +109,56 @@ pub enum Devices {
     Named(Vec<DeviceName>),
 }
 
+/// Most memory that models may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MemoryLimit {
+    /// What the devices have.
+    #[default]
+    None,
+    /// Of each device, in bytes.
+    Each(u64),
+    /// Of some devices, in bytes: by a device's number, its id, or the beginning of that. Others are not limited.
+    Of(BTreeMap<String, u64>),
+}
+
+impl MemoryLimit {
+    /// Of one device, in bytes; where several names mean it, the least.
+    pub fn of(&self, device: &GpuAddress) -> Option<u64> {
+        match self {
+            MemoryLimit::None => None,
+            MemoryLimit::Each(bytes) => Some(*bytes),
+            MemoryLimit::Of(devices) => {
+                let named = devices.iter().filter(|(name, _)| DeviceName::from(name.as_str()).is_of(device));
+                named.map(|(_, bytes)| *bytes).min()
+            }
+        }
+    }
+
+    /// The names that mean none of these.
+    pub fn strangers<'a>(&'a self, devices: &[GpuAddress]) -> Vec<&'a str> {
+        let MemoryLimit::Of(limits) = self else { return Vec::new() };
+        let is_strange = |name: &&str| devices.iter().all(|device| !DeviceName::from(*name).is_of(device));
+        limits.keys().map(String::as_str).filter(is_strange).collect()
+    }
+
+    /// The same for all that a worker sees, as an engine is told it, in bytes: of several the most. 0: there is none.
+    pub fn of_all(&self, place: &[GpuAddress]) -> u64 {
+        let limits: Option<Vec<u64>> = match self {
+            MemoryLimit::Of(_) => place.iter().map(|gpu| self.of(gpu)).collect(),
+            MemoryLimit::None => None,
+            MemoryLimit::Each(bytes) => Some(vec![*bytes]),
+        };
+        limits.and_then(|limits| limits.into_iter().max()).unwrap_or(0)
+    }
+}
+
+impl From<Option<u64>> for MemoryLimit {
+    fn from(bytes: Option<u64>) -> Self {
+        bytes.map_or(MemoryLimit::None, MemoryLimit::Each)
+    }
+}
+
 /// How a GPU is named.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -117,6 +167,12 @@ pub enum DeviceName {
     Number(u32),
     /// By its id, or by the beginning of it.
     Id(String),
+}
+
+impl From<&str> for DeviceName {
+    fn from(name: &str) -> Self {
+        name.parse().map_or_else(|_| DeviceName::Id(name.to_owned()), DeviceName::Number)
+    }
 }
 
 impl DeviceName {
@@ -247,6 +303,27 @@ mod tests {
         assert!(names[0].is_of(&gpu("GPU-7f3a", 0)) && !names[0].is_of(&gpu("GPU-8", 0)));
         assert!(names[1].is_of(&gpu("GPU-8", 1)) && !names[1].is_of(&gpu("GPU-8", 0)));
         assert!(!DeviceName::Id(String::new()).is_of(&gpu("GPU-8", 0)));
+    }
+
+    #[test]
+    fn a_limit_is_of_each_device_or_of_those_that_it_names() {
+        let limit = |json: &str| serde_json::from_str::<MemoryLimit>(json).unwrap();
+        let gpu = |id: &str, index| GpuAddress { id: id.to_owned(), index, bus_id: None };
+        let (one, other) = (gpu("GPU-7f3a", 0), gpu("GPU-8", 1));
+        let none = limit("null");
+        assert_eq!((none.of(&one), none.of_all(&[]), none.strangers(&[])), (None, 0, vec![]));
+        let each = limit("8");
+        assert_eq!((each.of(&one), each.of_all(&[]), each.strangers(&[])), (Some(8), 8, vec![]));
+        let some = limit(r#"{"GPU-7f": 8, "1": 4, "GPU-8": 6, "GPU-9": 1}"#);
+        assert_eq!((some.of(&one), some.of(&other), some.of(&gpu("GPU-3", 2))), (Some(8), Some(4), None));
+        let both = [one.clone(), other];
+        assert_eq!((some.of_all(&both), some.of_all(&both[1..]), some.of_all(&[])), (8, 4, 0));
+        assert_eq!(some.of_all(&[one, gpu("GPU-3", 2)]), 0, "one of them has no limit");
+        assert_eq!(some.strangers(&both), ["GPU-9"]);
+        for limit in [none, each, some] {
+            let json = serde_json::to_string(&limit).unwrap();
+            assert_eq!(serde_json::from_str::<MemoryLimit>(&json).unwrap(), limit);
+        }
     }
 
     #[test]

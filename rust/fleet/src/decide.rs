@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
-use llm_node_core::error::{ErrorCode, Fault};
+use llm_node_core::{
+    error::{ErrorCode, Fault},
+    options::MemoryLimit,
+};
 
 use crate::{
     Deadlines, Death, Effect, Event, FleetView, History, Incident, IncidentKind, ModelView, Moment, Place,
@@ -49,14 +52,23 @@ pub(crate) struct Stopping {
 impl Fleet {
     /// Without models and devices. `on_cpu`: the host's memory is the device that `memory_limit`, bytes on each
     /// device, counts for.
-    pub fn new(deadlines: Deadlines, usual: Usual, on_cpu: bool, memory_limit: Option<u64>) -> Self {
+    pub fn new(
+        deadlines: Deadlines,
+        usual: Usual,
+        on_cpu: bool,
+        memory_limit: impl Into<MemoryLimit>,
+    ) -> Self {
         Self {
             deadlines,
             usual,
             models: BTreeMap::new(),
             views: BTreeMap::new(),
             // Where nobody makes room, others have what is left.
-            ledger: Ledger::new(on_cpu, memory_limit).in_parts(if deadlines.room.is_zero() { 2 } else { 1 }),
+            ledger: Ledger::new(on_cpu, memory_limit.into()).in_parts(if deadlines.room.is_zero() {
+                2
+            } else {
+                1
+            }),
             use_rates: UseRates::default(),
             history: Arc::default(),
             epoch: 0,

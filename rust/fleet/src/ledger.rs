@@ -13,6 +13,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use llm_node_core::{
     error::Fault,
     memory::{MemoryUse, usual_reserve},
+    options::MemoryLimit,
 };
 use serde::Serialize;
 
@@ -34,7 +35,7 @@ const BELIEVED: u64 = 2;
 pub(crate) struct Ledger {
     /// The backend is the CPU: then the host's memory is the device, and the limit counts there.
     on_cpu: bool,
-    limit: Option<u64>,
+    limit: MemoryLimit,
     /// What is left to others of each device that the limit counts for; `None`: a part of it.
     reserve: Option<u64>,
     /// A load may take one part in so many of what is free for its cache.
@@ -132,8 +133,8 @@ pub struct Holder {
 }
 
 impl Ledger {
-    /// `limit`: most bytes that models may take on each device.
-    pub(crate) fn new(on_cpu: bool, limit: Option<u64>) -> Self {
+    /// `limit`: most that models may take.
+    pub(crate) fn new(on_cpu: bool, limit: MemoryLimit) -> Self {
         Self { on_cpu, limit, parts: 1, ..Self::default() }
     }
 
@@ -169,7 +170,7 @@ impl Ledger {
             let usual = usual_reserve(is_host, device.total_bytes);
             let reserve = self.reserve.filter(|_| counts).unwrap_or(usual);
             let most = device.total_bytes.saturating_sub(reserve);
-            let limit = self.limit.filter(|_| counts).map_or(most, |limit| limit.min(most));
+            let limit = self.limit_for(&device).map_or(most, |limit| limit.min(most));
             for process in &device.processes {
                 self.see(&key, &device, process.pid, process.bytes);
             }
@@ -190,6 +191,12 @@ impl Ledger {
             Some((*worker, self.name_of(name)))
         };
         self.holdings.iter().filter_map(of).collect()
+    }
+
+    /// What was set for a device that models are placed on.
+    fn limit_for(&self, device: &Device) -> Option<u64> {
+        let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
+        self.limit.of(&device.address()).filter(|_| counts)
     }
 
     /// A process was seen to take so much.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use llm_node_core::{
     chat::model::SyntaxChoice,
     error::{ErrorCode, Fault},
-    options::ModelOptions,
+    options::{MemoryLimit, ModelOptions},
 };
 use llm_node_fleet::{Device, Usual};
 use serde::{Deserialize, Serialize};
@@ -40,8 +40,8 @@ pub struct NodeConfig {
     pub gpu_backend: Option<String>,
     /// What models may be placed on.
     pub devices: Vec<Device>,
-    /// Most memory that models may take on each device, in bytes.
-    pub vram_limit_bytes: Option<u64>,
+    /// Most memory that models may take.
+    pub vram_limit_bytes: MemoryLimit,
     /// What of each device is left to others, in bytes; `None`: a part of it.
     pub vram_reserve_bytes: Option<u64>,
     /// Program and arguments of a worker; the endpoint is appended.

@@ -200,10 +200,15 @@ impl Ledger {
         })
     }
 
+    /// What was set for the host's memory, where that plays the part of a GPU's.
+    fn limit_of_host(&self) -> Option<u64> {
+        self.limit_for(&self.entries.get(HOST)?.device)
+    }
+
     /// `limit`: what stood in the way.
     pub(super) fn shortage(&self, name: &str, limit: u64, required: u64, available: u64) -> Fault {
         // With a limit the host's memory plays the part of a GPU's; without one it is only memory.
-        let is_video = name != HOST || (self.on_cpu && self.limit == Some(limit));
+        let is_video = name != HOST || self.limit_of_host() == Some(limit);
         let (code, memory) = if is_video { (ErrorCode::OomVram, "VRAM") } else { (ErrorCode::OomRam, "RAM") };
         let (required, available) = (format_up(required), format_down(available));
         Fault::new(code, format!("Insufficient {memory}: required {required}, available {available}"))

@@ -50,9 +50,9 @@ fn done(ledger: &mut Ledger, worker: WorkerId, uses: &[MemoryUse]) {
     assert_eq!((excess, shortage), (None, None));
 }
 
-fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: Option<u64>) -> Ledger {
+fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: impl Into<MemoryLimit>) -> Ledger {
     // Nothing is left to others.
-    let mut ledger = Ledger::new(on_cpu, limit).reserving(Some(0));
+    let mut ledger = Ledger::new(on_cpu, limit.into()).reserving(Some(0));
     devices.into_iter().for_each(|device| drop(ledger.read(reading(device))));
     ledger
 }
@@ -83,6 +83,24 @@ fn the_limit_is_kept_and_worded_as_specified() {
         assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 6GB");
         let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
         assert_eq!(details["holders"][0]["model_id"], "small");
+    }
+}
+
+#[test]
+fn each_device_has_a_limit_of_its_own() {
+    let limits = [("1".to_owned(), 8 * GIB), ("00000000:02".to_owned(), 4 * GIB)];
+    let gpus = [0, 1, 2].map(|index| gpu(index, 20 * GIB));
+    let devices = gpus.into_iter().chain([host(64 * GIB, 60 * GIB)]);
+    let ledger = ledger(devices, false, MemoryLimit::Of(limits.into()));
+    let limit_of = |account: &Account| account.limit_bytes;
+    let found: Vec<u64> = ledger.accounts().iter().map(limit_of).collect();
+    assert_eq!(found[..3], [24 * GIB, 8 * GIB, 4 * GIB]);
+    assert!(found[3] > 50 * GIB, "the host's memory is nobody's GPU");
+    for (bus_id, fits, limit) in [("0000:00:00.0", 20, 20), ("0000:01:00.0", 8, 8), ("0000:02:00.0", 4, 4)] {
+        assert!(ledger.room(&[use_on(Some(bus_id), fits * GIB)], |_| true).is_ok());
+        let fault = ledger.room(&[use_on(Some(bus_id), (fits + 1) * GIB)], |_| true).unwrap_err();
+        let expected = format!("Insufficient VRAM: required {}GB, available {limit}GB", fits + 1);
+        assert_eq!(fault.message, expected);
     }
 }
 

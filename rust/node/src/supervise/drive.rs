@@ -328,7 +328,8 @@ fn carry_out(
             // It stands behind the `Found` that came with its plan.
             if let Some(plan) = plan.take() {
                 inner.processes.expect(worker);
-                spawn(inner, worker, Box::new(LoadPlan { place, figures, ..*plan }));
+                let vram_limit_bytes = inner.config.vram_limit_bytes.of_all(&place);
+                spawn(inner, worker, Box::new(LoadPlan { place, figures, vram_limit_bytes, ..*plan }));
             }
         }
         Effect::Proceed { worker, shape } => {

@@ -293,7 +293,7 @@ fn plan(inner: &Inner, model: &Model, candidate: &Candidate, setup: &Setup) -> R
         gpu_layers: options.gpu_layers.unwrap_or(-1),
         place: Vec::new(),
         threads: options.threads.unwrap_or(0),
-        vram_limit_bytes: config.vram_limit_bytes.unwrap_or(0),
+        vram_limit_bytes: config.vram_limit_bytes.of_all(&[]),
         scheduling: Scheduling {
             queue_limit: config.queue_limit,
             target_step_ms: config.target_step_ms,

@@ -35,8 +35,8 @@ use llm_node_core::{
     request::Request,
 };
 use llm_node_fleet::{
-    Deadlines, Device, DeviceKind, Event, Fleet, FleetView, Moment, Reading, Status, Usual, WorkerId,
-    not_loaded,
+    Account, Deadlines, Device, DeviceKind, Event, Fleet, FleetView, Moment, Reading, Status, Usual,
+    WorkerId, not_loaded,
 };
 use llm_node_wire::message::{Question, ToWorker};
 use parking_lot::Mutex;
@@ -111,6 +111,17 @@ struct Inner {
     reports: Errands,
 }
 
+/// A limit that counts for no device is no mistake where one is not there today.
+fn warn_of_strangers(config: &NodeConfig, accounts: &[Account]) {
+    let on_cpu = config.gpu_backend.as_deref() == Some("cpu");
+    let counting = accounts.iter().filter(|account| (account.device.kind == DeviceKind::Host) == on_cpu);
+    let devices: Vec<_> = counting.map(|account| account.device.address()).collect();
+    let ids: Vec<_> = devices.iter().map(|device| device.id.as_str()).collect();
+    for name in config.vram_limit_bytes.strangers(&devices) {
+        log::warn!("vram_limit: nothing is limited by '{name}', for models go to: {}", ids.join(", "));
+    }
+}
+
 impl Supervisor {
     /// Starts nothing yet: engines are probed when somebody asks.
     pub fn new(config: NodeConfig) -> Self {
@@ -123,7 +134,7 @@ impl Supervisor {
             Deadlines::new(config.start_timeout(), config.load_timeout(), config.max_wait()),
             config.usual(),
             config.gpu_backend.as_deref() == Some("cpu"),
-            config.vram_limit_bytes,
+            config.vram_limit_bytes.clone(),
         )
         .reserving(config.vram_reserve_bytes);
         let remembered = Arc::new(Remembered::new(config.home.as_deref()));
@@ -134,6 +145,7 @@ impl Supervisor {
             Moment::default(),
             Event::Reading(Reading { began: Moment::default(), devices, is_whole: true }),
         );
+        warn_of_strangers(&config, &fleet.view().accounts);
         let (drive, start) = Drive::new(fleet);
         let this = Self {
             inner: Arc::new(Inner {

@@ -14,7 +14,7 @@ use llm_node_core::{
     error::{ErrorCode, Fault},
     facts::ModelFacts,
     memory::MemoryUse,
-    options::ModelOptions,
+    options::{MemoryLimit, ModelOptions},
     session::Occupancy,
 };
 use llm_node_fleet::{
@@ -351,7 +351,7 @@ pub(super) struct SystemRow<'a> {
     /// Since the devices were read last.
     reading_age_seconds: f64,
     gpu_backend: Option<&'a str>,
-    vram_limit_bytes: Option<u64>,
+    vram_limit_bytes: &'a MemoryLimit,
     devices: Vec<DeviceRow<'a>>,
     workers: Vec<WorkerRow<'a>>,
     /// The models that wait until others have made room, in their order.
@@ -770,7 +770,7 @@ impl SystemRow<'_> {
             uptime_seconds: inner.fleet.now().0.as_secs(),
             reading_age_seconds: inner.fleet.age_of_reading().as_secs_f64(),
             gpu_backend: inner.config.gpu_backend.as_deref(),
-            vram_limit_bytes: inner.config.vram_limit_bytes,
+            vram_limit_bytes: &inner.config.vram_limit_bytes,
             devices: accounts.iter().map(|account| DeviceRow::of(account, &host, &view, now)).collect(),
             workers: busy
                 .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view, accounts) })
