@@ -254,11 +254,12 @@ class Settings:
         "Which engines to use. With auto the node needs a GPU; the CPU is only taken where it is chosen.",
         metavar="|".join(BACKENDS),
     )
-    vram_limit: int | None = _setting(
+    vram_limit: int | Mapping[str, int] | None = _setting(
         None,
-        values.parse_size,
-        "Most memory that models may take on each device: bytes, or with K, M, G, T (powers of 1024).",
-        metavar="SIZE",
+        values.limits,
+        "Most memory that models may take on each device: bytes, or with K, M, G, T (powers of 1024). Or of "
+        "some devices, by number or id: `GPU-7f3a=8G,1=512M`.",
+        metavar="SIZE|DEVICE=SIZE,...",
         shown="what the device has",
         scope="node",
         key="vram_limit_bytes",
@@ -724,6 +725,8 @@ def _shown(value: Any) -> str:
     """A value for a line of the log."""
     if value is None or value in ((), [], {}):
         return "none"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_plain(each)}" for name, each in value.items())
     if isinstance(value, tuple | list):
         return ", ".join("=".join(each) if isinstance(each, tuple) else str(each) for each in value)
     return str(value).lower() if isinstance(value, bool) else _plain(value)

@@ -263,5 +263,18 @@ def parse_size(text: str) -> int:
     return value
 
 
+def limits(text: str) -> int | dict[str, int]:
+    """Bytes of each device, or of some as in "GPU-7f3a=8G,1=512M": by number, by id, or by its beginning."""
+    if "=" not in text:
+        return parse_size(text)
+    limits: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if not name or name in limits:
+            raise ValueError("expected each device once, as in GPU-7f3a=8G,1=512M")
+        limits[name] = parse_size(size)
+    return limits
+
+
 def size_or_none(text: str) -> int:
     return 0 if text.strip() == "0" else parse_size(text)

@@ -148,6 +148,11 @@ def test_a_setting_that_is_set_is_found(run: Callable[..., Result], tmp_path: Pa
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert run("config", "get", "vram_limit").stdout == f"{8 << 30}\n"
     assert run("--vram-limit", "1K", "config", "get", "vram_limit").stdout == "1024\n"
+    limits = "GPU-7f=8G,1=512M"
+    assert (
+        run("--vram-limit", limits, "config", "get", "vram_limit").stdout
+        == f"GPU-7f={8 << 30}\n1={512 << 20}\n"
+    )
     found = json.loads(run("config", "get", "--json").stdout)
     assert list(found) == [*(setting.name for setting in ALL), "models"]
     assert found["vram_limit"] == 8 << 30

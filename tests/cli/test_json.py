@@ -48,6 +48,7 @@ TEXT: Schema = {"type": "string", "minLength": 1}
 WORDS: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number", "minimum": 0}
+LIMIT = maybe({"anyOf": [COUNT, {"type": "object", "additionalProperties": COUNT}]})
 FLAG: Schema = {"type": "boolean"}
 HASH: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 ANY: Schema = {}
@@ -170,7 +171,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "engine check": fields(engine=TEXT, version=TEXT, checks=some(CHECK)),
     "ps": fields(
         uptime_seconds=COUNT, reading_age_seconds=NUMBER,
-        gpu_backend=maybe(TEXT), vram_limit_bytes=maybe(COUNT), devices=some(DEVICE),
+        gpu_backend=maybe(TEXT), vram_limit_bytes=LIMIT, devices=some(DEVICE),
         workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(PLACE),
         load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),
         events={"type": "object", "additionalProperties": COUNT},

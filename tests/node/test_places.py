@@ -132,6 +132,22 @@ def test_gpus_are_named_or_counted(tmp_path: Path) -> None:
         assert held(node) == [6, 6, 0], "it has gone for nothing"
 
 
+def test_each_gpu_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    with node_with(tmp_path, "--vram-limit", f"{uuid(0)}=4G,1=7G,GPU-f=1G", DEVICES=3) as node:
+        system = node.get("/api/system").json()
+        assert system["vram_limit_bytes"] == {uuid(0): 4 * GIB, "1": 7 * GIB, "GPU-f": GIB}
+        limits = [device["limit_bytes"] for device in system["devices"] if device["kind"] != "host"]
+        assert limits[:2] == [4 * GIB, 7 * GIB]
+        assert limits[2] > 7 * GIB, "nobody limits it"
+        there = ", ".join(uuid(gpu) for gpu in range(3))
+        assert f"vram_limit: nothing is limited by 'GPU-f', for models go to: {there}" in node.log_text()
+        answer = node.post("/api/models/load", {"model_id": "a", "devices": [0]})
+        assert answer.status == 507
+        assert answer.json()["error"]["message"] == "Insufficient VRAM: required 6.1GB, available 4GB"
+        assert load(node, "a", devices=[1])["devices"] == [uuid(1)]
+        assert load(node, "b")["devices"] == [uuid(2)], "where there is room for it"
+
+
 def test_several_workers_share_the_gpus_that_are_named(tmp_path: Path) -> None:
     with node_with(tmp_path, DEVICES=4) as node:
         load(node, "a", replicas=2, devices=[1, 3])

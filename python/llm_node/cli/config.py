@@ -148,8 +148,6 @@ def _shown(value: Any) -> Any:
 
 def _in_a_line(value: Any) -> str:
     """Of a model's table, in which a value may be a table too."""
-    if isinstance(value, dict):
-        value = [f"{key}={_plain(item)}" for key, item in value.items()]
     return _plain(value).replace("\n", ", ")
 
 
@@ -157,6 +155,8 @@ def _plain(value: Any) -> str:
     """For people, and for a shell."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
     if isinstance(value, list):
         return "\n".join(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
