@@ -62,20 +62,25 @@ def watch_the_ledger(node: RunningNode, is_over: threading.Event) -> int:
     times = 0
     while not is_over.wait(1):
 
-        def look() -> dict[str, tuple[int, int]]:
+        def look() -> dict[str, tuple[int, int, bool]]:
             system = node.get("/api/system").json()
             held = {holder["model_id"]: holder["bytes"] for holder in system["devices"][0]["holders"]}
             loaded = [worker for worker in system["workers"] if worker["status"] == "loaded"]
-            return {each["model_id"]: (each["pid"], held.get(each["model_id"], 0)) for each in loaded}
+            return {
+                each["model_id"]: (each["pid"], held.get(each["model_id"], 0), each["draining"])
+                for each in loaded
+            }
 
         before = look()
-        seen = {pid: taken(pid) for pid, _ in before.values()}
+        seen = {pid: taken(pid) for pid, _, _ in before.values()}
         after = look()
-        for model, (pid, held) in before.items():
+        for model, (pid, held, is_going) in before.items():
             process = seen[pid]
-            if after.get(model) != (pid, held) or not process:
+            if after.get(model) != (pid, held, is_going) or not process:
                 continue  # it has come or gone meanwhile
-            assert abs(held - process) <= max(process // 20, 16 * MIB), (model, held, process)
+            # Whoever goes gives memory back before it is gone.
+            off = process - held if is_going else abs(held - process)
+            assert off <= max(process // 20, 16 * MIB), (model, held, process, is_going)
             times += 1
     return times
 
