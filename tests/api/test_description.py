@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from jsonschema import Draft202012Validator
 from schemathesis import checks
 
 from llm_node.node import Node
+from llm_node.schema import reports
 from llm_node.server.app import make_app
-from llm_node.server.description import OPERATIONS, description, offered
+from llm_node.server.description import OPERATIONS, TOLD, description, offered
 from llm_node.settings import Settings
 from support.node import RunningNode
 
@@ -95,3 +97,24 @@ def test_any_request(schema: Any, node: RunningNode, name: str) -> None:
         assert reply.status_code != 500, reply.text
 
     run()
+
+
+def test_reports_are_as_it_says(node: RunningNode) -> None:
+    """To the last field: what it shows to others lets later versions add some."""
+    components = node.get("/openapi.json").json()["components"]["schemas"]
+    loaded = node.reload(MODEL)
+    told = {
+        "Loaded": loaded,
+        "Plan": node.post("/api/models/plan", {"model_id": MODEL}).json(),
+        "Engines": node.get("/api/engines").json(),
+        "Incidents": node.get("/api/incidents").json(),
+        "Models": node.get("/api/models?all=true").json(),
+        "System": node.get("/api/system").json(),
+    }
+    assert told.keys() == TOLD.keys()
+    for name, answer in told.items():
+        assert components[name] == reports.opened(TOLD[name])
+        errors = [error.message for error in Draft202012Validator(TOLD[name]).iter_errors(answer)]
+        assert errors == [], name
+    wrong = {**told["System"], "uptime_seconds": "long"}
+    assert not Draft202012Validator(components["System"]).is_valid(wrong)

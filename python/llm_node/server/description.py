@@ -19,7 +19,7 @@ from pydantic.json_schema import models_json_schema
 from llm_node import errors
 from llm_node.api import page
 from llm_node.api.context import ERROR_FORMS
-from llm_node.schema import admin, chat, completions, embeddings, rerank, tokens
+from llm_node.schema import admin, chat, completions, embeddings, reports, rerank, tokens
 from llm_node.schema.anthropic import messages
 from llm_node.schema.llama_server import completion, embedding
 from llm_node.schema.ollama import chat as ollama
@@ -108,6 +108,8 @@ class Operation:
     """Statuses of what is no error."""
     codes: tuple[str, ...] = ()
     """Further errors."""
+    tells: str | None = None
+    """What it answers, by its name in `TOLD`."""
 
     def statuses(self) -> Mapping[int, list[str]]:
         """Its errors, by status."""
@@ -125,13 +127,23 @@ class Operation:
         return found
 
 
+TOLD: Mapping[str, reports.Schema] = {
+    "Engines": reports.ENGINES,
+    "Incidents": reports.INCIDENTS,
+    "Loaded": reports.LOADED,
+    "Models": reports.MODELS,
+    "Plan": reports.PLAN,
+    "System": reports.SYSTEM,
+}
+"""What reports are like."""
+
 _REFUSED = Operation(codes=("unsupported_feature",))
 
 OPERATIONS: Mapping[str, Operation] = {
     "GET /": Operation(gives=("text/plain", "text/html")),
-    "GET /api/engines": Operation(query={"refresh": _FLAG}),
-    "GET /api/incidents": Operation(),
-    "GET /api/models": Operation(query={"all": _FLAG}),
+    "GET /api/engines": Operation(query={"refresh": _FLAG}, tells="Engines"),
+    "GET /api/incidents": Operation(tells="Incidents"),
+    "GET /api/models": Operation(query={"all": _FLAG}, tells="Models"),
     "GET /api/logs": Operation(
         query={
             "lines": {"type": "integer", "minimum": 0, "maximum": 2000},
@@ -141,8 +153,10 @@ OPERATIONS: Mapping[str, Operation] = {
         gives=(JSON, EVENTS),
     ),
     "POST /api/models/alias": Operation(admin.AliasRequest, codes=("model_not_found", "disk_full")),
-    "POST /api/models/load": Operation(admin.LoadRequest, codes=("model_loaded_differently",)),
-    "POST /api/models/plan": Operation(admin.LoadRequest),
+    "POST /api/models/load": Operation(
+        admin.LoadRequest, codes=("model_loaded_differently",), tells="Loaded"
+    ),
+    "POST /api/models/plan": Operation(admin.LoadRequest, tells="Plan"),
     "POST /api/models/pull": Operation(
         admin.PullRequest, gives=(JSON, EVENTS), done=(200, 202), codes=OF_PULLS
     ),
@@ -155,7 +169,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /api/models/search": Operation(query={"q": {"type": "string", "maxLength": 200}}, codes=OF_PULLS),
     "POST /api/models/unload": Operation(admin.UnloadRequest, codes=("model_not_found",)),
     "GET /api/ps": Operation(),
-    "GET /api/system": Operation(),
+    "GET /api/system": Operation(tells="System"),
     "GET /api/tags": Operation(),
     "GET /api/version": Operation(),
     "POST /api/blobs/{digest}": _REFUSED,
@@ -256,6 +270,7 @@ def description(app: web.Application) -> dict[str, Any]:
         [(shape, "validation") for shape in shapes], ref_template="#/components/schemas/{model}"
     )
     schemas: dict[str, Any] = dict(definitions.get("$defs", {}))
+    schemas |= {name: reports.opened(shape) for name, shape in TOLD.items()}
     paths: dict[str, dict[str, Any]] = {}
     for name, route in sorted(offered(app)):
         method, _, path = name.partition(" ")
@@ -302,22 +317,23 @@ def _operation(
         str(status): {"description": ", ".join(f"`{code}`" for code in codes), "content": error}
         for status, codes in operation.statuses().items()
     }
-    kinds = {
-        kind: {"schema": {"type": ["object", "array"]}} if kind == JSON else {} for kind in operation.gives
-    }
+    told: Mapping[str, Any] = {"type": ["object", "array"]}
+    if operation.tells is not None:
+        told = {"$ref": f"#/components/schemas/{operation.tells}"}
+    kinds = {kind: {"schema": told} if kind == JSON else {} for kind in operation.gives}
     done = {"description": "Done.", "content": kinds}
     inside = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
     text = {"type": "string", "minLength": 1}
     parameters = [{"name": one, "in": "path", "required": True, "schema": text} for one in inside]
     parameters += [{"name": one, "in": "query", "schema": shape} for one, shape in operation.query.items()]
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "operationId": "_".join([method.lower(), *(part.strip("{}") for part in path.split("/") if part)]),
         "summary": " ".join((inspect.getdoc(route.handler) or "").partition("\n\n")[0].split()),
         "tags": [route.handler.__module__.split(".")[2]],
         "responses": {**{str(status): done for status in operation.done}, **replies},
     }
     if parameters:
-        told["parameters"] = parameters
+        described["parameters"] = parameters
     if body is not None:
-        told["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
-    return told
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+    return described
