@@ -173,8 +173,9 @@ struct Worker {
     is_draining: bool,
     /// The size of its context, where that was chosen.
     shape: Option<Shape>,
-    /// What was reserved for it.
+    /// What was reserved for it, and on each of its devices at least.
     granted: u64,
+    granted_of_each: u64,
     /// What its engine says that it takes.
     says: u64,
     /// Others took more while it was loaded, which may look as if it did.
@@ -638,14 +639,14 @@ impl World {
                     let held = account.reserved_bytes + account.settling_bytes;
                     assert!(held <= account.limit_bytes, "a load begins within the limits");
                 }
-                let held = self.held(worker);
+                let (held, of_each) = self.held(worker);
                 let it = self.living(worker);
                 let is_as_before = shape.is_none();
                 assert!(
                     it.granted <= held || !is_as_before,
                     "what such a load took before is reserved for it"
                 );
-                (it.granted, it.takes) = (held, held);
+                (it.granted, it.granted_of_each, it.takes) = (held, of_each, held);
                 self.worker(worker).takes = held / 4 * self.rng.u64(2..9);
                 let fault = Fault::new(ErrorCode::LoadFailed, "broken");
                 match luck {
@@ -682,7 +683,7 @@ impl World {
             Effect::Reshape { worker, sizing } => {
                 let it = self.living(worker);
                 assert!(it.is_open && !it.is_draining, "who goes is not changed");
-                let held = self.held(worker);
+                let (held, of_each) = self.held(worker);
                 let it = self.living(worker);
                 let is_smaller =
                     matches!((sizing.shape, it.shape), (Some(new), Some(old)) if new.cells() < old.cells());
@@ -694,7 +695,7 @@ impl World {
                 let it = self.living(worker);
                 // Nothing is reserved for what takes less.
                 if !is_smaller {
-                    it.granted = held;
+                    (it.granted, it.granted_of_each) = (held, of_each);
                 }
                 it.shape = sizing.shape;
                 let fault = Fault::new(ErrorCode::OomRam, "no memory");
@@ -911,13 +912,14 @@ impl World {
         accounts.into_iter().filter(|account| is_here(&account.device)).collect()
     }
 
-    /// What is reserved for it.
-    fn held(&mut self, worker: WorkerId) -> u64 {
+    /// What is reserved for it, and on each of its devices at least.
+    fn held(&mut self, worker: WorkerId) -> (u64, u64) {
         let of = |account: Account| {
             let holder = account.holders.into_iter().find(|holder| holder.worker == worker);
             holder.expect("nothing without room").bytes
         };
-        self.accounts(worker).into_iter().map(of).sum()
+        let held: Vec<u64> = self.accounts(worker).into_iter().map(of).collect();
+        (held.iter().sum(), held.into_iter().min().unwrap_or(0))
     }
 
     fn found(&mut self, worker: WorkerId) -> FoundModel {
@@ -945,7 +947,9 @@ impl World {
         let view = self.fleet.view();
         for account in &view.accounts {
             let is_more = |worker: &Worker| {
-                !worker.is_gone && (worker.grew || worker.takes.max(worker.says) > worker.granted)
+                let is_uneven = worker.takes_of_each() > worker.granted_of_each;
+                !worker.is_gone
+                    && (worker.grew || is_uneven || worker.takes.max(worker.says) > worker.granted)
             };
             let is_measured = self.workers.values().any(is_more);
             assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
