@@ -252,6 +252,16 @@ def test_a_node_without_a_gpu_fetches_what_is_named(command: Command, engines: P
     assert named.returncode == 0, named.stderr
 
 
+def test_without_an_engine_it_says_what_brings_one_and_fetches_what_is_named(command: Command) -> None:
+    refused = command("pull", "org/Tiny-GGUF", "--gpu-backend", "cpu", "--engine-packages", "no")
+    assert refused.returncode == 1 and "engine_not_found" in refused.stderr, refused.stderr
+    assert "`llm-node engine install` brings one" in refused.stderr
+    assert "such as org/Tiny-GGUF:Q4_0; there are Q4_0" in refused.stderr
+    named = command("pull", "org/Tiny-GGUF:Q4_0", "--gpu-backend", "cpu", "--engine-packages", "no")
+    assert named.returncode == 0, named.stderr
+    assert "Whether it runs here is not known." in named.stderr
+
+
 def test_a_silent_pipe_beside_a_prompt_is_left_out(node: RunningNode, tmp_path: Path) -> None:
     """A program that starts others often leaves them a standard input that is open and silent."""
     process = subprocess.Popen(

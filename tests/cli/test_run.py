@@ -184,6 +184,17 @@ def test_without_a_node_it_is_one(process: Apart, engines: Path, tmp_path: Path)
     assert not (tmp_path / ".llm-node/node.json").exists()
 
 
+def test_a_node_of_its_own_asks_for_keys_and_has_one(process: Apart, engines: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    program = str(Path(sys.executable).with_name("llm-node"))
+    environment = node_environment(tmp_path)
+    made = [program, "key", "new", "somebody", "--api-key-file", str(keys)]
+    subprocess.run(made, check=True, capture_output=True, env=environment)
+    arguments = ["--engines-dir", str(engines), "--gpu-backend", "cpu", "--temperature", "0"]
+    result = process("llm-node-demo", QUESTION, "--api-key-file", str(keys), *arguments)
+    assert result.returncode == 0 and result.stdout.startswith(ANSWER), result.stderr
+
+
 def test_without_a_gpu_and_a_terminal_it_says_what_to_type(process: Apart, engines: Path) -> None:
     from llm_node.devices import nvidia_gpus
 

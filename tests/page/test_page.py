@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 import llm_node
+from llm_node.api import page as page_routes
 from llm_node.cli.chat.conversation import Conversation, Saved
 from support.hub import StandInHub
 from support.node import RunningNode, running_node
@@ -536,6 +537,22 @@ def test_browsers_get_the_page_and_others_what_ollama_says(node: RunningNode) ->
     assert "unsafe" not in policy and "default-src 'none'" in policy and "trusted-types dompurify" in policy
     for accept in ("*/*", "application/json"):
         assert get(node.url, accept)[2] == b"Ollama is running"
+
+
+def test_where_there_is_no_page_it_is_said(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody wants it, or the node was built without."""
+    arguments = ["--web", "no", "--engines-dir", str(engines), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "node", arguments) as node:
+        assert get(node.url, "text/html")[2] == b"Ollama is running"
+    monkeypatch.setattr(page_routes, "FOLDER", tmp_path)
+    page_routes._page.cache_clear()
+    try:
+        without = page_routes._index()
+    finally:
+        page_routes._page.cache_clear()
+    assert without.text is not None and without.text.startswith("This node was built without its web page.")
 
 
 def test_the_first_view_is_small(node: RunningNode) -> None:

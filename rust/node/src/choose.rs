@@ -122,7 +122,7 @@ fn none_fits(wish: Wish<'_>, backend: &str, candidates: &[Candidate]) -> Fault {
         return Fault::new(
             ErrorCode::EngineNotFound,
             format!(
-                "{what}: there are no engines. Put one into the engines folder, or point --engines-dir at a folder that holds <id>/<gpu_backend>/manifest.json"
+                "{what}: there are no engines. `llm-node engine install` brings one; or point --engines-dir at a folder that holds <id>/<gpu_backend>/manifest.json"
             ),
         );
     }
