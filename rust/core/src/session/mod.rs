@@ -352,12 +352,6 @@ impl<E: StepEngine> Session<E> {
         self.sequences.into_engine()
     }
 
-    /// Empties the prefix cache.
-    pub fn forget_prefixes(&mut self) -> Result<(), EngineFault> {
-        while self.sequences.evict()? {}
-        Ok(())
-    }
-
     /// Everything that must always be true between two steps, or the first thing that is not.
     pub fn check_integrity(&self) -> Result<(), String> {
         self.sequences.check_integrity()?;

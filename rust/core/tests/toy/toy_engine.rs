@@ -125,6 +125,11 @@ impl ToyEngine {
         self.sequences.iter().all(Vec::is_empty)
     }
 
+    /// Tokens in all sequences; what several share counts for each.
+    pub(crate) fn held(&self) -> u64 {
+        self.sequences.iter().map(|it| it.len() as u64).sum()
+    }
+
     fn pages(&self, tokens: usize) -> u64 {
         let page = u64::from(self.limits.cache_page);
         (tokens as u64).div_ceil(page) * page
