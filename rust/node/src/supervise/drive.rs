@@ -25,11 +25,13 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Inner,
     environment::Sight,
+    incidents::Incidents,
     inflight::Reply,
     load,
     minding::{Control, Death, GivenUp},
+    plan_report,
     process::{Launch, shutting_down},
-    report::{self, Incidents},
+    report,
 };
 use crate::platform::Ending;
 
@@ -373,7 +375,7 @@ fn carry_out(
             (Some(Waiter::Client(reply)), outcome) => reply.send(outcome.and_then(|won| match won {
                 Won::Loaded(loaded) => report::loaded(&loaded),
                 Won::Unloaded => Ok("null".to_owned()),
-                Won::Planned(planned) => report::planned(inner.fleet.now(), &planned),
+                Won::Planned(planned) => plan_report::planned(inner.fleet.now(), &planned),
             })),
             (Some(Waiter::Errand(waits)), outcome) => {
                 let planned = outcome.and_then(|won| match won {

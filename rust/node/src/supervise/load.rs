@@ -24,8 +24,9 @@ use super::{
     asking::Asked,
     environment::Sight,
     inflight::Reply,
+    plan_report,
     process::{Process, shutting_down},
-    report, written,
+    written,
 };
 use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
@@ -371,8 +372,8 @@ pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
         .transpose()
         .and_then(|foreseen| as_said(inner, &model_id, &wishes, foreseen));
     reply.send(match planned {
-        Ok(planned) => report::planned(inner.fleet.now(), &planned),
-        Err(fault) if is_refusal(&fault) => report::refused(&fault),
+        Ok(planned) => plan_report::planned(inner.fleet.now(), &planned),
+        Err(fault) if is_refusal(&fault) => plan_report::refused(&fault),
         Err(fault) => Err(fault),
     });
 }

@@ -1,10 +1,11 @@
-//! What the node says of itself: models, workers, devices, and what has happened lately.
+//! What the node says of itself: models, workers and devices. What loads would come to, and what has happened
+//! lately, have files of their own.
 //!
 //! Owns the names of all these fields. Puts together what the fleet, the processes and the traffic know; asks no
 //! worker anything.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
@@ -18,9 +19,8 @@ use llm_node_core::{
     session::Occupancy,
 };
 use llm_node_fleet::{
-    Account, Basis, Crash, Device, DeviceKind, DeviceState, FleetView, Foreseen, Holder, Incident,
-    IncidentKind, Kept, KeptBy, Loaded, Look, ModelView, Moment, Place, Planned, Severity, Status, Verdict,
-    WorkerId, WorkerView,
+    Account, Crash, Device, DeviceKind, DeviceState, FleetView, Holder, Kept, KeptBy, Loaded, Look,
+    ModelView, Moment, Place, Status, WorkerId, WorkerView,
 };
 use llm_node_wire::message::PROTOCOL_VERSION;
 use serde::Serialize;
@@ -35,12 +35,6 @@ use crate::{config::Origin, models::Model};
 /// A prompt that waits so long until it is read finds its model full.
 const FULL_WAIT_SECONDS: f64 = 2.0;
 
-/// The verdict on a load that would not begin.
-const REFUSED: &str = "refused";
-
-/// How many incidents are kept.
-const MOST_INCIDENTS: usize = 100;
-
 /// What a load came to, as who asked for it gets it.
 pub(super) fn loaded(loaded: &Loaded) -> Result<String, Fault> {
     #[derive(Serialize)]
@@ -51,124 +45,6 @@ pub(super) fn loaded(loaded: &Loaded) -> Result<String, Fault> {
         loaded: LoadedRow<'a>,
     }
     written(&Answer { model_id: &loaded.model_id, status: "loaded", loaded: LoadedRow::of(loaded) })
-}
-
-#[derive(Default, Serialize)]
-struct PlanRow<'a> {
-    verdict: &'static str,
-    /// `None`: there is none, or the model is refused before one is chosen.
-    engine: Option<&'a str>,
-    /// Where the figures come from; `None`: there are none.
-    basis: Option<Basis>,
-    memory: Vec<MemoryRow<'a>>,
-    devices: Vec<NeedRow<'a>>,
-    /// The size of its context; `None`: its engine does not say what that takes.
-    shape: Option<ShapeRow>,
-    shrink: Vec<ShrinkRow<'a>>,
-    unload: Vec<LeaverRow<'a>>,
-    holders: &'a [Holder],
-    /// Until there would be room, of one that would wait; `None`: it would not, or nobody can say.
-    wait_seconds: Option<u64>,
-    /// Until it would answer; `None`: nobody can say, or it never would.
-    ready_seconds: Option<f64>,
-    /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
-    largest_context: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<RefusalRow<'a>>,
-}
-
-#[derive(Serialize)]
-struct NeedRow<'a> {
-    id: &'a str,
-    device: &'a str,
-    required_bytes: u64,
-    available_bytes: u64,
-    limit_bytes: u64,
-    foreign_bytes: u64,
-}
-
-#[derive(Serialize)]
-struct ShapeRow {
-    context_length: u32,
-    max_sequences: u32,
-    cache_tokens: u64,
-}
-
-#[derive(Serialize)]
-struct ShrinkRow<'a> {
-    model_id: &'a str,
-    bytes: u64,
-}
-
-#[derive(Serialize)]
-struct LeaverRow<'a> {
-    model_id: &'a str,
-    idle_seconds: Option<u64>,
-    reload_seconds: f64,
-}
-
-#[derive(Serialize)]
-struct RefusalRow<'a> {
-    #[serde(flatten)]
-    error: ErrorRow<'a>,
-    param: Option<&'a str>,
-}
-
-impl<'a> RefusalRow<'a> {
-    fn of(fault: &'a Fault) -> Self {
-        Self { error: ErrorRow { code: fault.code, message: &fault.message }, param: fault.param.as_deref() }
-    }
-}
-
-/// A load that would be refused whatever room there is, as who asked what it would come to gets it.
-pub(super) fn refused(fault: &Fault) -> Result<String, Fault> {
-    written(&PlanRow { verdict: REFUSED, error: Some(RefusalRow::of(fault)), ..PlanRow::default() })
-}
-
-/// What a load would come to, as who asked gets it.
-pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
-    let (verdict, fault) = match &planned.verdict {
-        Verdict::Loaded => ("loaded", None),
-        Verdict::Fits => ("fits", None),
-        Verdict::AfterShrinking => ("after_shrinking", None),
-        Verdict::AfterUnloading => ("after_unloading", None),
-        Verdict::AfterWaiting => ("after_waiting", None),
-        Verdict::Refused(fault) => (REFUSED, Some(fault)),
-    };
-    let devices = planned.needs.iter().map(|need| NeedRow {
-        id: &need.id,
-        device: &need.device,
-        required_bytes: need.required_bytes,
-        available_bytes: need.available_bytes,
-        limit_bytes: need.limit_bytes,
-        foreign_bytes: need.foreign_bytes,
-    });
-    let shrink = planned.shrink.iter();
-    let unload = planned.unload.iter().map(|leaver| LeaverRow {
-        model_id: &leaver.model_id,
-        idle_seconds: leaver.idle_since.map(|since| now.since(since).as_secs()),
-        reload_seconds: leaver.reload_seconds,
-    });
-    let Foreseen { engine, memory, basis, .. } = &planned.foreseen;
-    written(&PlanRow {
-        verdict,
-        engine: Some(engine),
-        basis: Some(*basis),
-        memory: memory.iter().map(MemoryRow::of).collect(),
-        devices: devices.collect(),
-        shape: planned.shape.map(|shape| ShapeRow {
-            context_length: shape.context_length,
-            max_sequences: shape.max_sequences,
-            cache_tokens: shape.cells(),
-        }),
-        shrink: shrink.map(|(model_id, bytes)| ShrinkRow { model_id, bytes: *bytes }).collect(),
-        unload: unload.collect(),
-        holders: &planned.holders,
-        wait_seconds: planned.room_from.map(|from| seconds_until(now, from)),
-        ready_seconds: planned.ready_seconds,
-        largest_context: planned.largest_context,
-        error: fault.map(RefusalRow::of),
-    })
 }
 
 /// A model, with what its file tells and what it is doing.
@@ -274,9 +150,9 @@ struct ReplicaRow<'a> {
 }
 
 #[derive(Serialize)]
-struct ErrorRow<'a> {
-    code: ErrorCode,
-    message: &'a str,
+pub(super) struct ErrorRow<'a> {
+    pub(super) code: ErrorCode,
+    pub(super) message: &'a str,
 }
 
 #[derive(Serialize)]
@@ -300,7 +176,7 @@ struct LoadedRow<'a> {
 }
 
 #[derive(Serialize)]
-struct MemoryRow<'a> {
+pub(super) struct MemoryRow<'a> {
     device: &'a str,
     /// Of the device among the node's; `None`: it does not know that one.
     id: Option<&'a str>,
@@ -472,68 +348,6 @@ struct Versions {
     protocol: u32,
 }
 
-/// What has happened to models: how often of each kind, and the last that people may want to know the reasons of.
-#[derive(Clone, Debug)]
-pub(super) struct Incidents {
-    counts: BTreeMap<&'static str, u64>,
-    last: VecDeque<IncidentRow>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct IncidentRow {
-    /// Seconds since 1970.
-    at: u64,
-    severity: &'static str,
-    kind: &'static str,
-    model_id: String,
-    engine: Option<String>,
-    code: Option<ErrorCode>,
-    call: Option<String>,
-    signal: Option<i64>,
-    message: String,
-    /// The last lines that the worker logged, the newest last, where it ended or its load failed.
-    log: Vec<String>,
-}
-
-impl Default for Incidents {
-    /// With a count of each kind: whoever watches one sees the first time that it happens.
-    fn default() -> Self {
-        let counts = IncidentKind::ALL.map(|kind| (kind.as_str(), 0)).into();
-        Self { counts, last: VecDeque::new() }
-    }
-}
-
-impl Incidents {
-    pub(super) fn add(&mut self, at: u64, incident: Incident, log: Vec<String>) {
-        let Incident { severity, kind, model_id, engine, code, death, message } = incident;
-        *self.counts.entry(kind.as_str()).or_default() += 1;
-        if severity == Severity::Info && kind != IncidentKind::Evicted {
-            return;
-        }
-        let (call, signal) = death.map(|death| (death.call, death.signal)).unzip();
-        if self.last.len() == MOST_INCIDENTS {
-            self.last.pop_front();
-        }
-        self.last.push_back(IncidentRow {
-            at,
-            severity: severity.as_str(),
-            kind: kind.as_str(),
-            model_id,
-            engine,
-            code,
-            call,
-            signal: signal.flatten(),
-            message,
-            log,
-        });
-    }
-
-    /// The last that went wrong, and what made room, oldest first.
-    pub(super) fn last(&self) -> &VecDeque<IncidentRow> {
-        &self.last
-    }
-}
-
 impl<'a> LoadedRow<'a> {
     fn of(loaded: &'a Loaded) -> Self {
         Self {
@@ -603,7 +417,7 @@ fn id_of(use_: &MemoryUse) -> Option<&str> {
 }
 
 impl<'a> MemoryRow<'a> {
-    fn of(use_: &'a MemoryUse) -> Self {
+    pub(super) fn of(use_: &'a MemoryUse) -> Self {
         Self {
             device: &use_.device,
             id: id_of(use_),
@@ -788,7 +602,7 @@ impl SystemRow<'_> {
 }
 
 /// Rounded up.
-fn seconds_until(now: Moment, until: Moment) -> u64 {
+pub(super) fn seconds_until(now: Moment, until: Moment) -> u64 {
     until.since(now).as_millis().div_ceil(1000) as u64
 }
 
