@@ -4,17 +4,25 @@
 //! sentinels, are the literals of the syntax. It is used only if the parser, given each probe as rendered,
 //! returns the calls that it was made of. It knows no model by its name.
 
+mod around;
+mod marks;
+mod probes;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
 
+pub use self::around::{reasoning_syntax, said_syntax};
+pub(crate) use self::probes::{SAID, THOUGHT, TOOLS, probe, tools};
+use self::{
+    marks::{common_prefix, common_suffix, mark_begin, mark_end, shared_begin, shared_end},
+    probes::{IDS, KEYS, NUMBER, VALUES},
+};
 use super::{
-    conversation::{Call, Conversation, Input, Json, Message, Part, Tool, ToolInput},
-    families::known,
+    conversation::{Conversation, Message, Part},
     parse::{Found, Known, Parser, Watch},
     syntax::{
-        Body, Family, Frame, Hole, InputSyntax, Literal, Object, ReasoningSyntax, SaidSyntax, Shape, Tags,
-        ToolSyntax,
+        Body, Family, Frame, Hole, InputSyntax, Literal, Object, ReasoningSyntax, Shape, Tags, ToolSyntax,
     },
 };
 use crate::{
@@ -24,56 +32,6 @@ use crate::{
 
 /// Renders a conversation as the model's template does, without the beginning of an answer.
 pub type Render<'a> = &'a dyn Fn(&Conversation) -> Option<String>;
-
-pub(crate) const TOOLS: [&str; 2] = ["probe_alpha", "probe_beta"];
-const KEYS: [&str; 2] = ["keyalpha", "keybeta"];
-const VALUES: [&str; 2] = ["VALUEALPHA", "VALUEBETA"];
-const NUMBER: &str = "73519";
-const IDS: [&str; 2] = ["idAlpha01", "idBetaa02"];
-pub(crate) const SAID: &str = "SAIDALPHA";
-pub(crate) const THOUGHT: &str = "THOUGHTALPHA";
-
-/// The tools that probes call.
-pub(crate) fn tools() -> Vec<Tool> {
-    let schema = |keys: &[&str]| {
-        let properties: Vec<String> = keys
-            .iter()
-            .map(|it| format!("\"{it}\": {{\"type\": \"string\", \"description\": \"d\"}}"))
-            .collect();
-        let properties = properties.join(", ");
-        Json::new(format!("{{\"type\": \"object\", \"properties\": {{{properties}}}, \"required\": []}}"))
-    };
-    TOOLS
-        .iter()
-        .map(|name| Tool {
-            name: (*name).to_owned(),
-            description: Some("probe".to_owned()),
-            input: ToolInput::Object(schema(&KEYS).unwrap_or_default()),
-            strict: false,
-        })
-        .collect()
-}
-
-/// A message of a probe: what is said, and calls by tool, id and input.
-pub(crate) fn probe(text: &str, reasoning: &str, calls: &[(usize, &str)]) -> Conversation {
-    let calls = calls.iter().enumerate().map(|(at, (tool, input))| Call {
-        id: IDS[at].to_owned(),
-        name: TOOLS[*tool].to_owned(),
-        input: Input::Object(Json::new(*input).unwrap_or_default()),
-    });
-    Conversation {
-        messages: vec![
-            Message::User { parts: vec![Part::Text("ASKEDALPHA".to_owned())], name: None },
-            Message::Assistant {
-                reasoning: reasoning.to_owned(),
-                text: text.to_owned(),
-                calls: calls.collect(),
-            },
-        ],
-        tools: tools(),
-        ..Conversation::default()
-    }
-}
 
 /// Why no syntax was found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,52 +67,6 @@ impl<'a> Tokens<'a> {
             .filter(|it| !it.is_empty())
             .collect()
     }
-}
-
-fn common_prefix(one: &str, other: &str) -> usize {
-    let pairs = one.char_indices().zip(other.chars());
-    pairs.take_while(|((_, a), b)| a == b).last().map_or(0, |((at, a), _)| at + a.len_utf8())
-}
-
-fn common_suffix(one: &str, other: &str) -> usize {
-    one.chars().rev().zip(other.chars().rev()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
-}
-
-/// Where the mark begins in which the byte of that number lies: `<…>`, or the byte itself.
-fn mark_begin(text: &str, at: usize) -> usize {
-    match text[..at].rfind(['<', '>']) {
-        Some(begin)
-            if text[begin..].starts_with('<') && !text[begin..at].contains('\n') && at - begin < 64 =>
-        {
-            begin
-        }
-        _ => at,
-    }
-}
-
-/// Where the mark ends in which the byte of that number lies.
-fn mark_end(text: &str, at: usize) -> usize {
-    if mark_begin(text, at) == at {
-        return at;
-    }
-    text[at..].find('>').map_or(at, |it| at + it + 1)
-}
-
-/// The longest common end of two texts that cuts no mark in two.
-fn shared_end<'a>(one: &'a str, other: &str) -> &'a str {
-    let begin = one.len() - common_suffix(one, other);
-    let begin = mark_end(one, begin);
-    let other_begin = other.len() - (one.len() - begin);
-    // In the other text a mark may begin elsewhere.
-    let shift = mark_end(other, other_begin) - other_begin;
-    one.get(begin + shift..).unwrap_or("")
-}
-
-/// The longest common beginning of two texts that cuts no mark in two.
-fn shared_begin<'a>(one: &'a str, other: &str) -> &'a str {
-    let end = common_prefix(one, other);
-    let end = mark_begin(one, end).min(mark_begin(other, end));
-    &one[..end]
 }
 
 /// What a call adds to a message.
@@ -650,87 +562,4 @@ fn read(syntax: &ToolSyntax, answer: &str, tokens: Tokens<'_>) -> (String, Vec<(
         }
     }
     (text, calls)
-}
-
-/// Finds the marks of reasoning: in what the template makes of it, else among those that are known.
-/// `source` is the template's.
-pub fn reasoning_syntax(render: Render<'_>, source: &str, tokens: Tokens<'_>) -> Option<ReasoningSyntax> {
-    let said = render(&probe(SAID, "", &[]))?;
-    let found = render(&probe(SAID, THOUGHT, &[])).and_then(|thought| {
-        let at = thought.rfind(THOUGHT)?;
-        let before = thought[..at].trim_end();
-        let begin = before.rfind('<').filter(|it| before.len() - it < 64)?;
-        let open = &thought[begin..at];
-        // Where it stands before what is said as well, it begins a message.
-        if open.trim().is_empty() || said[..said.rfind(SAID)?].trim_end().ends_with(open.trim()) {
-            return None;
-        }
-        let behind = &thought[at + THOUGHT.len()..];
-        let close = first_mark(behind)?;
-        (behind.trim_start().len() > close.trim_start().len()).then(|| (open.to_owned(), close.to_owned()))
-    });
-    let known = || {
-        let pair = known::REASONING.iter().find(|it| source.contains(it.1))?;
-        Some((pair.0.to_owned(), pair.1.to_owned()))
-    };
-    let (open, close) = found.or_else(known)?;
-    Some(ReasoningSyntax { open: tokens.literal(open), close: tokens.literal(close) })
-}
-
-/// The mark that a text begins with, and the white space before it.
-fn first_mark(text: &str) -> Option<&str> {
-    let mark = text.trim_start();
-    let end = if mark.starts_with('<') {
-        mark.find('>')?
-    } else if mark.starts_with('[') {
-        mark.find(']')?
-    } else {
-        return None;
-    };
-    Some(&text[..=text.len() - mark.len() + end])
-}
-
-/// Finds the marks of what is said: those that the template writes where an answer begins, beyond what it ends a
-/// prompt with, else among those that are known. What stands between reasoning and them becomes the end of
-/// reasoning. `begins` renders with the beginning of an answer.
-pub fn said_syntax(
-    render: Render<'_>,
-    begins: Render<'_>,
-    source: &str,
-    tokens: Tokens<'_>,
-    reasoning: Option<&mut ReasoningSyntax>,
-) -> Option<SaidSyntax> {
-    let asked = |conversation: Conversation| Conversation { tools: Vec::new(), ..conversation };
-    let written = |text: &str, thought: &str| {
-        let rendered = render(&asked(probe(text, thought, &[])))?;
-        let (before, behind) = rendered.rsplit_once(SAID)?;
-        Some((before.to_owned(), behind.to_owned()))
-    };
-    let found = || {
-        let (before, behind) = written(SAID, "")?;
-        let mut question = asked(probe(SAID, "", &[]));
-        question.messages.pop();
-        let same = common_prefix(&before, &begins(&question)?);
-        let mut open = before[mark_begin(&before, same)..].trim();
-        if let Some(reasoning) = &reasoning {
-            open = open.strip_prefix(reasoning.open.text().trim()).unwrap_or(open).trim_start();
-            open = open.strip_prefix(reasoning.close.text().trim()).unwrap_or(open).trim_start();
-        }
-        let close = first_mark(&behind).unwrap_or_default();
-        (open.starts_with('<') && open.ends_with('>')).then(|| (open.to_owned(), close.to_owned()))
-    };
-    let known = || {
-        let (_, open, close) = known::SAID.iter().find(|it| source.contains(it.0))?;
-        Some(((*open).to_owned(), (*close).to_owned()))
-    };
-    let (open, close) = found().or_else(known)?;
-    if let Some(reasoning) = reasoning
-        && let Some((before, _)) = written(SAID, THOUGHT)
-        && let Some((_, behind)) = before.rsplit_once(THOUGHT)
-        && let Some(between) = behind.trim_end().strip_suffix(open.trim())
-        && between.trim().starts_with(reasoning.close.text().trim())
-    {
-        reasoning.close = tokens.literal(between);
-    }
-    Some(SaidSyntax { open: tokens.literal(open), close: tokens.literal(close), end: Literal::default() })
 }
