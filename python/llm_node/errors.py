@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -376,10 +377,20 @@ def defect(request_id: str) -> Failure:
     return Named("internal", message, None, None)
 
 
+_INNER = re.compile(r"prompt\.chat\.(\w+)|(format)\.")
+"""A place within a request of the core, and the neutral name of what a client said there."""
+
+
 def body(failure: Failure, form: Form = PLAIN, request_id: str = "unknown") -> Mapping[str, Any]:
     """The body alone, as the dialect writes it."""
-    param = failure.param and form.names.get(failure.param, failure.param)
-    named = Named(failure.code, failure.message, param, failure.details)
+    param, message = failure.param, failure.message
+    if param is not None:
+        inner = _INNER.match(param)
+        neutral = inner[1] or inner[2] if inner else param
+        param = form.names.get(neutral, neutral)
+        if message.startswith(f"{failure.param} is "):
+            message = param + message.removeprefix(failure.param or "")
+    named = Named(failure.code, message, param, failure.details)
     return form.body(TABLE.get(failure.code, TABLE["internal"]), named, request_id)
 
 

@@ -138,5 +138,15 @@ def test_a_form_writes_the_body_and_names_parameters_in_its_own_words() -> None:
     reply = errors.reply(NodeError("model_not_found", "why", "max_tokens"), form, "7")
     assert reply.status == 404
     assert reply.body == {"t": "not_found_error", "p": "max_output_tokens", "id": "7"}
+    for place, name in {
+        "prompt.chat.tools": "tools",
+        "prompt.chat.variables": "kwargs",
+        "format.schema.schema": "response_format",
+        "prompt": "prompt",
+    }.items():
+        form_of_chats = errors.Form(names={"variables": "kwargs", "format": "response_format"})
+        fault = NodeError("invalid_request", f"{place} is 5: it is no list", place)
+        written = errors.body(fault, form_of_chats)["error"]
+        assert (written["param"], written["message"]) == (name, f"{name} is 5: it is no list")
     assert errors.internal("8", form).body == {"t": "api_error", "p": None, "id": "8"}
     assert errors.reply(NodeError("invalid_json", "why", "top_p"), form).body["p"] == "top_p"

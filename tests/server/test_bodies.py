@@ -197,12 +197,17 @@ def test_what_may_be_and_what_has_any_shape(body: dict[str, Any]) -> None:
             f"{'[' * bounds.DEEPEST}{']' * bounds.DEEPEST}",
             f"nested more than {bounds.DEEPEST} deep",
         ),
+        (
+            '["\\\\\\"[[", ' + '[{"a":' * 60 + '"[[[["' + "}]" * 60 + "]",
+            '[{"a":' * 64 + "1" + "}]" * 64,
+            f"nested more than {bounds.DEEPEST} deep",
+        ),
         ("9" * bounds.MOST_DIGITS, "9" * (bounds.MOST_DIGITS + 1), f"more than {bounds.MOST_DIGITS} digits"),
         ("0", "-" + "9" * 10_000, f"more than {bounds.MOST_DIGITS} digits"),
     ],
 )
 def test_json_that_is_beyond_the_parser_is_called_that(good: str, bad: str, words: str) -> None:
-    """It is JSON all the same. The parser has these limits itself, and may get others."""
+    """It is JSON all the same. Of digits the parser has a limit itself, and may get another."""
 
     def said(value: str) -> str:
         body = f'{{"model": "m", "prompt": "a", "no_such_field": {value}}}'
@@ -212,7 +217,7 @@ def test_json_that_is_beyond_the_parser_is_called_that(good: str, bad: str, word
 
     assert "no_such_field is not a parameter" in said(good)
     assert words in said(bad)
-    assert "at line 1" in said(bad) and "not JSON" not in said(bad)
+    assert "not JSON" not in said(bad)
 
 
 def test_nesting_without_end_is_no_json() -> None:

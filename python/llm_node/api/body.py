@@ -147,12 +147,13 @@ def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Sh
     the field that was wrong."""
     try:
         bounds.check_bytes(data)
-        # Refuses NaN, lone surrogates, and nesting without end.
+        bounds.check_depth(data)
+        # Refuses NaN and lone surrogates.
         content = from_json(data, allow_inf_nan=False)
     except bounds.TooMuch as error:
         raise _too_much(error) from None
     except ValueError as error:
-        raise NodeError("invalid_json", _unreadable(str(error))) from None
+        raise NodeError("invalid_json", _unreadable(error)) from None
     if not isinstance(content, dict):
         raise NodeError("invalid_json", "The body should be a JSON object")
     try:
@@ -168,17 +169,17 @@ def parse(data: bytes, shape: type[Shape], ignored: Ignored | None = None) -> Sh
     return found
 
 
-_TOO_MUCH = {
-    "recursion limit exceeded": f"lists and objects are nested more than {bounds.DEEPEST} deep",
-    "number out of range": f"a whole number has more than {bounds.MOST_DIGITS} digits",
-}
-"""What the parser says of JSON that is beyond it, in words of ours."""
+_TOO_LONG = "number out of range"
+"""What the parser says of a whole number that is JSON all the same."""
 
 
-def _unreadable(reason: str) -> str:
-    what, at, place = reason.partition(" at line ")
-    if what in _TOO_MUCH:
-        return f"The body is more than is read: {_TOO_MUCH[what]}{at}{place}"
+def _unreadable(error: ValueError) -> str:
+    if isinstance(error, bounds.TooDeep):
+        return f"The body is more than is read: {error}"
+    reason = str(error)
+    if reason.startswith(_TOO_LONG):
+        words = f"a whole number has more than {bounds.MOST_DIGITS} digits"
+        return f"The body is more than is read: {words}{reason.removeprefix(_TOO_LONG)}"
     return f"The body is not JSON: {reason}"
 
 

@@ -23,10 +23,10 @@ MOST_BIASES = 1 << 20
 MOST_BYTES = 32 << 20
 """Of the body, times the answers to each prompt, for the same reason."""
 
-DEEPEST = 201
-"""Lists and objects within each other, as far as the parser goes."""
+DEEPEST = 128
+"""Lists and objects within each other: what the core reads of a part of the body."""
 MOST_DIGITS = 4_300
-"""Of a whole number, for the same reason."""
+"""Of a whole number, as far as the parser goes."""
 
 LONGEST = {
     "messages": 20_000,
@@ -42,6 +42,13 @@ LONGEST = {
 PROMPTS = frozenset({"prompt", "input", "content", "tokens", "documents", "texts"})
 
 
+class TooDeep(ValueError):
+    """Lists and objects are nested too deep."""
+
+    def __init__(self) -> None:
+        super().__init__(f"lists and objects are nested more than {DEEPEST} deep")
+
+
 class TooMuch(ValueError):
     """The message says of what, how much there is, and how much may be."""
 
@@ -55,12 +62,37 @@ def check_bytes(data: bytes) -> None:
     bytes between them. A guess that is never too low decides for nearly all bodies."""
     if data.count(b'"') // 2 + _brackets(data) <= MOST_VALUES:
         return
-    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    plain = _without_escapes(data)
     found = plain.count(b'"') // 2
     if found <= MOST_VALUES:
-        found += _brackets(b"".join(plain.split(b'"')[::2]))  # those outside of strings
+        found += _brackets(_outside_of_strings(plain))
     if found > MOST_VALUES:
         raise TooMuch("body", "strings, lists and objects", found, MOST_VALUES)
+
+
+def check_depth(data: bytes) -> None:
+    """Raise `TooDeep`. What is no JSON at all may be too deep as well."""
+    if _brackets(data) <= DEEPEST:
+        return
+    brackets = _outside_of_strings(_without_escapes(data)).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(DEEPEST):  # each time the innermost go
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return
+    raise TooDeep
+
+
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _without_escapes(data: bytes) -> bytes:
+    """Each quotation mark that is left is one of JSON's own."""
+    return data.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
+def _outside_of_strings(plain: bytes) -> bytes:
+    return b"".join(plain.split(b'"')[::2])
 
 
 def _brackets(data: bytes) -> int:
