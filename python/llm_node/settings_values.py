@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 PREFIX = "LLM_NODE_"
 LATEST = ":latest"
@@ -46,9 +47,17 @@ def address(text: str) -> str:
     word = text.strip()
     if word.startswith("[") and word.endswith("]"):
         word = word[1:-1]
-    if not word or any(character.isspace() or character in "[]/" for character in word):
+    if any(character.isspace() or character in "[]/" for character in word) or not _is_name(word):
         raise ValueError("expected a name or an address")
     return word
+
+
+def _is_name(word: str) -> bool:
+    """Can it be asked for? A label of a name may be neither empty nor longer than 63 letters."""
+    try:
+        return bool(word.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
@@ -81,9 +90,12 @@ def origin(text: str) -> str:
 def node_url(text: str) -> str:
     """Where a node is: its origin, without a path."""
     try:
-        return origin(text.strip().rstrip("/"))
+        found = origin(text.strip().rstrip("/"))
     except ValueError:
-        raise ValueError("expected the URL of a node, such as http://127.0.0.1:3000") from None
+        found = ""
+    if not _is_name(urlsplit(found).hostname or ""):
+        raise ValueError("expected the URL of a node, such as http://127.0.0.1:3000")
+    return found
 
 
 def key_and_value(text: str) -> tuple[str, str]:
