@@ -112,6 +112,7 @@ def test_a_chat_asks_before_it_fetches(engines: Path, hub: StandInHub, tmp_path:
         terminal.expect("model_not_found")
         assert terminal.wait() == 3, "a name that says from where it is, alone"
     with on_a_terminal([program, "run", "org/Tiny-GGUF", *arguments], environment, cwd=tmp_path) as terminal:
+        terminal.expect("The model is loaded for this chat alone; `llm-node serve` keeps it.")
         terminal.expect("org/Tiny-GGUF is not here. Fetch it? [Y/n]")
         terminal.type("\r")
         terminal.expect("org/Tiny-GGUF: Q4_0, 2.6 MiB.")

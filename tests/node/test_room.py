@@ -173,9 +173,7 @@ def test_who_would_wait_too_long_is_told_at_once_when_to_come_again(tmp_path: Pa
         assert (told.status, error["code"], error["place"]) == (503, "model_loading", 2)
         assert 10 < int(told.headers["Retry-After"]) <= 14
         assert [(it["model_id"], it["kept_by"]) for it in error["holders"]] == [("a", "busy")]
-        words = (
-            f"Model 'c' would wait for about {told.headers['Retry-After']} s until 'b' has made room"
-        )
+        words = f"Model 'c' would wait for about {told.headers['Retry-After']} s until 'b' has made room"
         assert error["message"].startswith(words), error["message"]
         assert long.result().body.endswith(b"[DONE]\n\n") and first.result().status == 200
 
