@@ -209,6 +209,18 @@ def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_p
         assert node.post("/v1/completions", asked).status == 200
 
 
+def test_the_limit_counts_also_where_no_gpu_s_memory_can_be_seen(tmp_path: Path) -> None:
+    models = {"big": f"estimate_bytes={600 * MIB}", "small": "estimate_bytes=10"}
+    with node_of(tmp_path, models, "--vram-limit", "512M", backend="vulkan") as node:
+        if any(each["kind"] != "host" for each in node.get("/api/system").json()["devices"]):
+            pytest.skip("this machine has a GPU whose memory can be seen")
+        refused = load(node, "big")
+        error = refused.json()["error"]
+        assert (refused.status, error["code"]) == (507, "oom_vram")
+        assert error["message"] == "Insufficient VRAM: required 0.6GB, available 0.5GB"
+        assert load(node, "small").status == 200
+
+
 @contextmanager
 def loaded_on_a_gpu(folder: Path) -> Iterator[tuple[RunningNode, Gpu]]:
     """A node with "a" loaded, which the GPU shows, and "b", for which there is no room beside it."""

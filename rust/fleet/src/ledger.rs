@@ -165,7 +165,7 @@ impl Ledger {
         }
         for device in reading.devices {
             let key = device.id();
-            let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
+            let counts = self.is_for_models(device.kind);
             let is_host = device.kind == DeviceKind::Host;
             let usual = usual_reserve(is_host, device.total_bytes);
             let reserve = self.reserve.filter(|_| counts).unwrap_or(usual);
@@ -195,8 +195,15 @@ impl Ledger {
 
     /// What was set for a device that models are placed on.
     fn limit_for(&self, device: &Device) -> Option<u64> {
-        let counts = (device.kind == DeviceKind::Gpu) != self.on_cpu;
-        self.limit.of(&device.address()).filter(|_| counts)
+        self.limit.of(&device.address()).filter(|_| self.is_for_models(device.kind))
+    }
+
+    /// Are models placed on such a device? On the host's memory also where that of no GPU can be seen.
+    fn is_for_models(&self, kind: DeviceKind) -> bool {
+        match kind {
+            DeviceKind::Gpu => !self.on_cpu,
+            DeviceKind::Host => self.on_cpu || self.gpus().next().is_none(),
+        }
     }
 
     /// A process was seen to take so much.

@@ -87,8 +87,16 @@ fn the_limit_is_kept_and_worded_as_specified() {
 }
 
 #[test]
+fn where_no_gpu_s_memory_can_be_seen_the_limit_counts_on_the_host() {
+    let ledger = ledger([host(64 * GIB, 60 * GIB)], false, Some(8 * GIB));
+    let of_gpu = [MemoryUse { is_host: false, ..use_on(None, 16 * GIB) }];
+    let fault = ledger.room(&of_gpu, |_| true).unwrap_err();
+    assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 8GB");
+}
+
+#[test]
 fn each_device_has_a_limit_of_its_own() {
-    let limits = [("1".to_owned(), 8 * GIB), ("00000000:02".to_owned(), 4 * GIB)];
+    let limits = [("1".to_owned(), 8 * GIB), (":02:00.0".to_owned(), 4 * GIB)];
     let gpus = [0, 1, 2].map(|index| gpu(index, 20 * GIB));
     let devices = gpus.into_iter().chain([host(64 * GIB, 60 * GIB)]);
     let ledger = ledger(devices, false, MemoryLimit::Of(limits.into()));
