@@ -145,6 +145,8 @@ def test_a_further_name(command: Command, pulled: Path, tmp_path: Path) -> None:
     refused = command("rm", "-y", "gpt-5")
     assert refused.returncode == 2, "no model goes with one of its names"
     assert "'gpt-5' is a further name of 'org/Tiny-GGUF:Q4_0': delete that" in refused.stderr
+    bytes_alone = command("cp", "tiny", "\udcff")
+    assert bytes_alone.returncode == 2 and "is not in UTF-8: nothing was sent" in bytes_alone.stderr
     taken = command("cp", "tiny", "llm-node-demo")
     assert taken.returncode == 2 and "'llm-node-demo' is a name of 'llm-node-demo' already" in taken.stderr
     assert sorted(path.name for path in pulled.rglob("*.gguf")) == ["tiny-Q4_0.gguf"], "no bytes are copied"

@@ -86,6 +86,8 @@ class Remote:
     async def _ask(self, method: str, path: str, **request: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("used outside of its context")
+        if "json" in request:
+            request |= _written(request.pop("json"))
         try:
             async with self._session.request(method, self.url + path, ssl=self._trust, **request) as response:
                 if response.status >= 400:
@@ -98,6 +100,17 @@ class Remote:
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             words = f"the node at {self.url} cannot be reached: {_why(error)}"
             raise Failed(words, Exit.UNREACHABLE) from None
+
+
+def _written(body: Any) -> dict[str, Any]:
+    """The body of a request, and its kind. What was typed may be any bytes, and JSON has only text."""
+    try:
+        data = json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Failed(
+            "a name or a text that was given is not in UTF-8: nothing was sent", Exit.USAGE
+        ) from None
+    return {"data": data, "headers": {"Content-Type": "application/json"}}
 
 
 def _why(error: Exception) -> str:
