@@ -525,8 +525,9 @@ class Settings:
     max_wait: float = _setting(
         120.0,
         values.seconds(0, 3600),
-        "How long a load may wait until models that are not in use have made room for it. With 0 no model "
-        "makes room for another, and what does not fit is refused at once.",
+        "How long a load may wait until models that are not in use have made room for it. One that would "
+        "wait longer is refused at once. With 0 no model makes room for another, and what does not fit is "
+        "refused at once.",
         metavar="SECONDS",
         scope="node",
         key="max_wait_seconds",
