@@ -10,7 +10,7 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen, FoundModel,
-    LoadKey, Moment, ProcessUse, Reading, Setup, Usual,
+    LoadKey, Moment, ProcessUse, Reading, Setup, Usual, WorkerId,
 };
 
 const MODELS: u64 = 20;
@@ -31,6 +31,28 @@ fn load(ticket: u64, model: u64) -> Event {
     }
 }
 
+/// A model is to be loaded, and its engine has said what that takes, in bytes. Gives its worker.
+fn begin(fleet: &mut Fleet, model: u64, weights: u64) -> WorkerId {
+    let now = Moment::default();
+    let effects = fleet.handle(now, load(model, model));
+    let Some(&Effect::Find { worker, .. }) = effects.first() else { unreachable!("{effects:?}") };
+    let found = FoundModel {
+        engine: ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() },
+        size_bytes: weights,
+        format: "gguf".into(),
+        architecture: None,
+        quantization: None,
+        key: LoadKey { build: "e".into(), model: model.to_string() },
+        known: None,
+    };
+    fleet.handle(now, Event::Found { worker, found: Ok(found), files: Vec::new() });
+    fleet.handle(now, Event::Started { worker, pid: worker as u32 });
+    let use_ = MemoryUse { is_host: true, weights, ..MemoryUse::default() };
+    let estimate = Estimate { uses: Some(vec![use_]), figures: Figures::default() };
+    fleet.handle(now, Event::Estimated { worker, estimate });
+    worker
+}
+
 /// All models are loaded.
 fn fleet() -> Fleet {
     let deadlines = Deadlines::new(Duration::from_secs(30), Duration::from_mins(10), Duration::from_mins(2));
@@ -38,23 +60,7 @@ fn fleet() -> Fleet {
     let now = Moment::default();
     fleet.handle(now, reading());
     for model in 0..MODELS {
-        let effects = fleet.handle(now, load(model, model));
-        let Some(&Effect::Find { worker, .. }) = effects.first() else { continue };
-        let engine = ChosenEngine { id: "e".into(), version: "1".into(), gpu_backend: "cpu".into() };
-        let found = FoundModel {
-            engine,
-            size_bytes: MIB,
-            format: "gguf".into(),
-            architecture: None,
-            quantization: None,
-            key: LoadKey { build: "e".into(), model: model.to_string() },
-            known: None,
-        };
-        fleet.handle(now, Event::Found { worker, found: Ok(found), files: Vec::new() });
-        fleet.handle(now, Event::Started { worker, pid: worker as u32 });
-        let use_ = MemoryUse { is_host: true, weights: MIB, ..MemoryUse::default() };
-        let estimate = Estimate { uses: Some(vec![use_]), figures: Figures::default() };
-        fleet.handle(now, Event::Estimated { worker, estimate });
+        let worker = begin(&mut fleet, model, MIB);
         let facts = ModelFacts { context_length: 4096, max_sequences: 8, ..ModelFacts::default() };
         fleet.handle(now, Event::Ready { worker, facts });
     }
@@ -104,6 +110,12 @@ fn handle(criterion: &mut Criterion) {
             let plan = Event::Plan { ticket, model_id, wishes, foreseen: Some(foreseen.clone()) };
             black_box(fleet.handle(later, plan))
         });
+    });
+    criterion.bench_function("a reading while one waits for the room of others, 20 models", |bencher| {
+        let mut fleet = crate::fleet();
+        begin(&mut fleet, MODELS, LIMIT - 5 * MIB);
+        assert_eq!(fleet.view().line.len(), 1);
+        bencher.iter(|| black_box(fleet.handle(now, reading())));
     });
     criterion.bench_function("the view, 20 models", |bencher| bencher.iter(|| black_box(fleet.view())));
 }

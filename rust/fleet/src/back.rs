@@ -83,7 +83,7 @@ impl Fleet {
         let Some(uses) = it.growing.as_ref().map(|growing| growing.estimate.clone()) else { return };
         let (is_pinned, may) =
             (it.setup.is_pinned(), is_line_empty && (is_awaited || it.idle_since.is_some()));
-        if may && self.ledger.reserve(worker, &uses, &model_id, is_pinned).is_ok() {
+        if may && self.ledger.reserve(worker, &uses, &model_id, is_pinned) {
             return self.has_room(now, worker);
         }
         self.looks_again(now, worker);

@@ -45,6 +45,29 @@ pub(crate) fn cheapest(lack: &[u64], candidates: &[Candidate]) -> Option<Vec<usi
     Some(chosen)
 }
 
+/// The places of the first that together leave enough, but for those that would go in vain; where all are not enough,
+/// of all that leave anything. `gains`: bytes, in the order of `lack`.
+pub(crate) fn first_enough(lack: &[u64], gains: &[Vec<u64>]) -> Vec<usize> {
+    let is_enough = |chosen: &[usize]| {
+        let sum = |at: usize| chosen.iter().map(|one| gains[*one][at]).fold(0, u64::saturating_add);
+        lack.iter().enumerate().all(|(at, lack)| sum(at) >= *lack)
+    };
+    let mut chosen = Vec::new();
+    for (at, _) in gains.iter().enumerate().filter(|(_, gain)| gain.iter().any(|bytes| *bytes > 0)) {
+        if is_enough(&chosen) {
+            break;
+        }
+        chosen.push(at);
+    }
+    for at in (0..chosen.len()).rev() {
+        let one = chosen.remove(at);
+        if !is_enough(&chosen) {
+            chosen.insert(at, one);
+        }
+    }
+    chosen
+}
+
 fn exact(lack: &[u64], candidates: &[Candidate]) -> Vec<usize> {
     let mut rest = vec![vec![0_u64; lack.len()]];
     for one in candidates.iter().rev() {
@@ -159,6 +182,22 @@ mod tests {
         ];
         for (lack, candidates, expected) in cases {
             assert_eq!(cheapest(&[lack], candidates).as_deref(), expected, "{lack} of {candidates:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_go_first_goes_and_nobody_in_vain() {
+        let gains: Vec<Vec<u64>> = [[1, 0], [0, 0], [0, 2], [4, 2], [9, 9]].map(Vec::from).into();
+        for (lack, expected) in [
+            ([0, 0], &[][..]),
+            ([1, 0], &[0]),
+            ([1, 2], &[0, 2]),
+            // The first would not be enough, and is not needed beside the fourth.
+            ([4, 2], &[3]),
+            ([5, 3], &[0, 2, 3]),
+            ([99, 0], &[0, 2, 3, 4]),
+        ] {
+            assert_eq!(first_enough(&lack, &gains), expected, "{lack:?}");
         }
     }
 

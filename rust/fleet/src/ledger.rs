@@ -11,7 +11,6 @@ mod room;
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use llm_node_core::{
-    error::Fault,
     memory::{MemoryUse, usual_reserve},
     options::MemoryLimit,
 };
@@ -231,16 +230,18 @@ impl Ledger {
         }
     }
 
-    /// Room for what an engine says that a load takes, in place of what the worker has; all of it or nothing. A
-    /// refusal names every device concerned.
+    /// Room for what an engine says that a load takes, in place of what the worker has; all of it or nothing, and then
+    /// false: [`Self::room`] says what is lacking.
     pub(crate) fn reserve(
         &mut self,
         worker: WorkerId,
         uses: &[MemoryUse],
         model_id: &str,
         is_pinned: bool,
-    ) -> Result<(), Fault> {
-        self.room(uses, |other| other != worker)?;
+    ) -> bool {
+        if !self.has_room(uses, |other| other != worker) {
+            return false;
+        }
         let mut needs = self.needs(uses);
         let mut is_disturbed = false;
         for other in self.holdings.values_mut() {
@@ -272,7 +273,7 @@ impl Ledger {
             is_disturbed,
         };
         self.holdings.insert(worker, holding);
-        Ok(())
+        true
     }
 
     /// Workers that have ended, and whose memory does not show as free yet.

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::{
     Fleet, Moment, WorkerId,
+    evict::first_enough,
     life::{BETWEEN_REQUESTS, Because, ModelLife, Stage, Worker, whole_seconds},
     plan::READ_IN_A_SECOND,
     reshape::{Growing, Step},
@@ -136,28 +137,12 @@ impl Fleet {
         let mut places = Vec::new();
         for Waiter { worker, model_id, uses, is_pinned, load } in waiters {
             residents.sort_by(|a, b| (a.from, &a.model_id).cmp(&(b.from, &b.model_id)));
-            let here: BTreeSet<String> =
-                then.holders_of(uses).into_iter().map(|holder| holder.model_id).collect();
-            let mut gone = BTreeSet::from([*worker]);
-            let has_room = |gone: &BTreeSet<WorkerId>| then.has_room(uses, |other| !gone.contains(&other));
-            let mut chosen: Vec<usize> = Vec::new();
-            let is_in_the_way = |it: &Resident| it.model_id != *model_id && here.contains(&it.model_id);
-            for (at, resident) in residents.iter().enumerate().filter(|(_, it)| is_in_the_way(it)) {
-                if has_room(&gone) {
-                    break;
-                }
-                gone.extend(&resident.workers);
-                chosen.push(at);
+            let others = residents.iter().map(|it| &it.workers[..]);
+            let (lack, mut gains) = then.lacking(uses, &BTreeSet::from([*worker]), others);
+            for (gain, _) in gains.iter_mut().zip(&residents).filter(|(_, it)| it.model_id == *model_id) {
+                gain.fill(0); // a model makes no room for itself
             }
-            for at in (0..chosen.len()).rev() {
-                let workers = &residents[chosen[at]].workers;
-                gone.retain(|worker| !workers.contains(worker));
-                if has_room(&gone) {
-                    chosen.remove(at);
-                } else {
-                    gone.extend(workers);
-                }
-            }
+            let chosen = first_enough(&lack, &gains);
             if let Some(last) = chosen.last() {
                 room_from = room_from.max(residents[*last].from).max(calm_from);
             }
@@ -169,7 +154,7 @@ impl Fleet {
             let (name, expected) = (model_id.clone(), room_from);
             places.push(Place { model_id: name, needs_bytes, waits_for, expected });
             // What there is no room for even so, as things stand, takes none from those behind it.
-            let _ = then.reserve(*worker, uses, model_id, *is_pinned);
+            then.reserve(*worker, uses, model_id, *is_pinned);
             calm_from = calm_from.max(room_from + *load);
             if !is_pinned {
                 let (from, workers) = (room_from + *load + BETWEEN_REQUESTS, vec![*worker]);

@@ -123,7 +123,7 @@ impl Fleet {
         let Some(least) = it.needs().map(<[_]>::to_vec) else { return false };
         let is_pinned = it.setup.is_pinned();
         let Some(chosen) = self.chosen(it, &self.ledger) else {
-            let is_reserved = self.ledger.reserve(worker, &least, model_id, is_pinned).is_ok();
+            let is_reserved = self.ledger.reserve(worker, &least, model_id, is_pinned);
             if is_reserved {
                 self.has_room(now, worker);
             }
@@ -131,8 +131,7 @@ impl Fleet {
         };
         let all = [ahead, &chosen.uses].concat();
         let takes_nothing = ahead.is_empty() || self.ledger.hope(now, worker, &all).is_ok();
-        let is_reserved =
-            takes_nothing && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned).is_ok();
+        let is_reserved = takes_nothing && self.ledger.reserve(worker, &chosen.uses, model_id, is_pinned);
         if is_reserved {
             self.size(now, worker, chosen);
         }

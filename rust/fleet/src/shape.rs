@@ -173,7 +173,7 @@ impl Fleet {
         let estimate = self.history.corrected(&found.key, said.clone());
         // What was reserved on the sums alone was not taken.
         self.ledger.withdraw(worker);
-        let has_room = self.ledger.reserve(worker, &estimate, &model_id, is_pinned).is_ok();
+        let has_room = self.ledger.reserve(worker, &estimate, &model_id, is_pinned);
         let Some((_, it)) = self.worker(worker) else { return };
         (it.said, it.basis) = (said, basis);
         it.estimate = estimate;
@@ -187,7 +187,7 @@ impl Fleet {
             && self.ledger.has_room(&again.uses, |other| other != worker)
         {
             self.ledger.withdraw(worker);
-            if self.ledger.reserve(worker, &again.uses, &model_id, is_pinned).is_ok() {
+            if self.ledger.reserve(worker, &again.uses, &model_id, is_pinned) {
                 return self.size(now, worker, again);
             }
         }

@@ -166,7 +166,7 @@ impl Ledger {
         &self,
         uses: &[MemoryUse],
         gone: &BTreeSet<WorkerId>,
-        candidates: impl Iterator<Item = Vec<WorkerId>>,
+        candidates: impl Iterator<Item = impl AsRef<[WorkerId]>>,
     ) -> (Vec<u64>, Vec<Vec<u64>>) {
         let needs = self.needs(uses);
         let lack = |(name, need): (&String, &u64)| {
@@ -174,11 +174,11 @@ impl Ledger {
             let there = self.limit_of(name).min(self.on_device(name));
             if *need > 0 { held.saturating_add(*need).saturating_sub(there) } else { 0 }
         };
-        let gain = |workers: Vec<WorkerId>| {
+        let gain = |workers: &[WorkerId]| {
             let go = || workers.iter().filter(|worker| !gone.contains(worker));
             needs.keys().map(|name| sum(go().map(|worker| self.held_by(*worker, name)))).collect()
         };
-        (needs.iter().map(lack).collect(), candidates.map(gain).collect())
+        (needs.iter().map(lack).collect(), candidates.map(|workers| gain(workers.as_ref())).collect())
     }
 
     /// A device that nobody knows has no room.

@@ -1,4 +1,4 @@
-use llm_node_core::error::ErrorCode;
+use llm_node_core::error::{ErrorCode, Fault};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -57,6 +57,19 @@ fn ledger(devices: impl IntoIterator<Item = Device>, on_cpu: bool, limit: impl I
     ledger
 }
 
+/// A refusal names every device concerned.
+fn reserve(
+    ledger: &mut Ledger,
+    worker: WorkerId,
+    uses: &[MemoryUse],
+    model_id: &str,
+    is_pinned: bool,
+) -> Result<(), Fault> {
+    let has_room = ledger.room(uses, |other| other != worker);
+    assert_eq!(ledger.reserve(worker, uses, model_id, is_pinned), has_room.is_ok());
+    has_room
+}
+
 fn use_on(bus_id: Option<&str>, bytes: u64) -> MemoryUse {
     MemoryUse {
         device: "CUDA0".into(),
@@ -72,14 +85,14 @@ fn the_limit_is_kept_and_worded_as_specified() {
     for (on_cpu, bus_id) in [(false, Some("0000:00:00.0")), (true, None)] {
         let devices = [gpu(0, 20 * GIB), host(64 * GIB, 60 * GIB)];
         let mut ledger = ledger(devices, on_cpu, Some(8 * GIB));
-        let fault = ledger.reserve(1, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
+        let fault = reserve(&mut ledger, 1, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
         assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 8GB");
         assert_eq!(fault.code, ErrorCode::OomVram);
         let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
         assert_eq!(details["devices"][0]["required_bytes"], 16 * GIB);
         assert_eq!(details["devices"][0]["limit_bytes"], 8 * GIB);
-        ledger.reserve(1, &[use_on(bus_id, 2 * GIB)], "small", false).unwrap();
-        let fault = ledger.reserve(2, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
+        reserve(&mut ledger, 1, &[use_on(bus_id, 2 * GIB)], "small", false).unwrap();
+        let fault = reserve(&mut ledger, 2, &[use_on(bus_id, 16 * GIB)], "big", false).unwrap_err();
         assert_eq!(fault.message, "Insufficient VRAM: required 16GB, available 6GB");
         let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
         assert_eq!(details["holders"][0]["model_id"], "small");
@@ -116,14 +129,14 @@ fn each_device_has_a_limit_of_its_own() {
 fn what_is_promised_is_not_promised_twice() {
     let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);
     let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
-    ledger.reserve(1, &[use_on(first, 6 * GIB)], "one", false).unwrap();
-    let refused = ledger.reserve(2, &[use_on(first, 6 * GIB)], "two", false).unwrap_err();
+    reserve(&mut ledger, 1, &[use_on(first, 6 * GIB)], "one", false).unwrap();
+    let refused = reserve(&mut ledger, 2, &[use_on(first, 6 * GIB)], "two", false).unwrap_err();
     assert_eq!(refused.message, "Insufficient VRAM: required 6GB, available 4GB");
-    ledger.reserve(2, &[use_on(second, 6 * GIB)], "two", false).unwrap();
+    reserve(&mut ledger, 2, &[use_on(second, 6 * GIB)], "two", false).unwrap();
     // Once loaded, a fresh figure shows the model; it must not be counted a second time.
     done(&mut ledger, 1, &[use_on(first, 5 * GIB)]);
     ledger.read(reading(gpu(0, 5 * GIB)));
-    ledger.reserve(3, &[use_on(first, 5 * GIB)], "three", false).unwrap();
+    reserve(&mut ledger, 3, &[use_on(first, 5 * GIB)], "three", false).unwrap();
     for worker in 1..=3 {
         ledger.release(Moment::default(), worker, SETTLE);
     }
@@ -133,10 +146,10 @@ fn what_is_promised_is_not_promised_twice() {
 #[test]
 fn plain_memory_is_not_video_memory() {
     let mut ledger = ledger([host(64 * GIB, 60 * GIB)], true, None);
-    let fault = ledger.reserve(1, &[use_on(None, 1 << 50)], "huge", false).unwrap_err();
+    let fault = reserve(&mut ledger, 1, &[use_on(None, 1 << 50)], "huge", false).unwrap_err();
     assert_eq!(fault.code, ErrorCode::OomRam);
     assert_eq!(fault.message, "Insufficient RAM: required 1048576GB, available 64GB");
-    let fault = ledger.reserve(1, &[use_on(None, 62 * GIB)], "large", false).unwrap_err();
+    let fault = reserve(&mut ledger, 1, &[use_on(None, 62 * GIB)], "large", false).unwrap_err();
     assert_eq!(fault.message, "Insufficient RAM: required 62GB, available 60GB");
 }
 
@@ -145,7 +158,7 @@ fn what_is_taken_counts_whatever_was_reserved() {
     let bus_id = Some("0000:00:00.0");
     let taken = |granted: u64, said: u64, seen: Option<u64>| {
         let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(8 * GIB));
-        ledger.reserve(1, &[use_on(bus_id, granted)], "one", false).unwrap();
+        reserve(&mut ledger, 1, &[use_on(bus_id, granted)], "one", false).unwrap();
         ledger.runs_as(1, 77);
         if let Some(bytes) = seen {
             let processes = vec![ProcessUse { pid: 78, bytes: 1 }, ProcessUse { pid: 77, bytes }];
@@ -171,7 +184,7 @@ fn what_is_taken_counts_whatever_was_reserved() {
 fn the_number_of_another_s_process_is_not_believed() {
     let bus_id = Some("0000:00:00.0");
     let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
-    ledger.reserve(1, &[use_on(bus_id, GIB)], "one", false).unwrap();
+    reserve(&mut ledger, 1, &[use_on(bus_id, GIB)], "one", false).unwrap();
     ledger.runs_as(1, 77);
     let processes = vec![ProcessUse { pid: 77, bytes: 9 * GIB }];
     ledger.read(reading(Device { processes, ..gpu(0, 19 * GIB) }));
@@ -196,10 +209,10 @@ fn where_no_process_is_believed_what_a_gpu_has_less_counts_and_else_the_engine_s
         (3, vec![], true, 2),
     ] {
         let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
-        ledger.reserve(1, &said, "one", false).unwrap();
+        reserve(&mut ledger, 1, &said, "one", false).unwrap();
         ledger.runs_as(1, 77);
         if is_disturbed {
-            ledger.reserve(2, &said, "two", false).unwrap();
+            reserve(&mut ledger, 2, &said, "two", false).unwrap();
             ledger.withdraw(2);
         }
         ledger.read(reading(Device { processes, ..gpu(0, (20 - fell) * GIB) }));
@@ -211,11 +224,11 @@ fn where_no_process_is_believed_what_a_gpu_has_less_counts_and_else_the_engine_s
     }
     // What was found once stays, whatever is loaded beside it and whichever context it gets.
     let mut ledger = ledger([gpu(0, 20 * GIB)], false, None);
-    ledger.reserve(1, &said, "one", false).unwrap();
+    reserve(&mut ledger, 1, &said, "one", false).unwrap();
     ledger.read(reading(gpu(0, 17 * GIB)));
     ledger.commit(1, &said);
     ledger.read(reading(gpu(0, 5 * GIB)));
-    ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+    reserve(&mut ledger, 1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
     ledger.commit(1, &[use_on(bus_id, 3 * GIB)]);
     assert_eq!(ledger.accounts()[0].reserved_bytes, 4 * GIB);
 }
@@ -225,7 +238,7 @@ fn loads_beside_each_other_are_known_as_such() {
     let (first, second) = (Some("0000:00:00.0"), Some("0000:01:00.0"));
     let mut ledger = ledger([gpu(0, 10 * GIB), gpu(1, 10 * GIB)], false, None);
     for (worker, bus_id) in [(1, first), (2, second), (3, first)] {
-        ledger.reserve(worker, &[use_on(bus_id, GIB)], "m", false).unwrap();
+        reserve(&mut ledger, worker, &[use_on(bus_id, GIB)], "m", false).unwrap();
     }
     let disturbed = [1, 2, 3].map(|worker| ledger.commit(worker, &[]).is_disturbed);
     assert_eq!(disturbed, [true, false, true]);
@@ -238,7 +251,7 @@ fn what_has_gone_counts_until_the_gpu_shows_most_of_it_free() {
     let at = |seconds| Moment(Duration::from_secs(seconds));
     let gone = |is_loaded: bool| {
         let mut ledger = ledger([gpu(0, 20 * GIB)], false, Some(20 * GIB));
-        ledger.reserve(1, &[use_on(bus_id, 10 * GIB)], "one", false).unwrap();
+        reserve(&mut ledger, 1, &[use_on(bus_id, 10 * GIB)], "one", false).unwrap();
         if is_loaded {
             ledger.commit(1, &[use_on(bus_id, 10 * GIB)]);
         }
@@ -280,7 +293,7 @@ fn the_longest_context_is_that_for_which_there_would_be_room() {
     assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1));
     assert_eq!(ledger.largest_context(&uses, 0, Some(100)), Some(100));
     assert_eq!(ledger.largest_context(&[use_on(bus_id, GIB)], 0, None), None);
-    ledger.reserve(1, &[use_on(bus_id, 3 * GIB)], "one", false).unwrap();
+    reserve(&mut ledger, 1, &[use_on(bus_id, 3 * GIB)], "one", false).unwrap();
     assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1), "one would go");
     ledger.pin(1, true);
     assert_eq!(ledger.largest_context(&uses, 0, None), Some(0));
@@ -291,8 +304,8 @@ fn what_is_pinned_is_no_hope() {
     let mut ledger = ledger([gpu(0, 10 * GIB)], false, None);
     let bus_id = Some("0000:00:00.0");
     let now = Moment::default();
-    ledger.reserve(1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
-    ledger.reserve(2, &[use_on(bus_id, 4 * GIB)], "two", true).unwrap();
+    reserve(&mut ledger, 1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+    reserve(&mut ledger, 2, &[use_on(bus_id, 4 * GIB)], "two", true).unwrap();
     for worker in [1, 2] {
         done(&mut ledger, worker, &[use_on(bus_id, 4 * GIB)]);
     }
@@ -307,7 +320,7 @@ fn what_is_pinned_is_no_hope() {
         (&json!(null), &json!("pin"))
     );
     // While a load is under way, and just after somebody has gone, what is free is not known so well.
-    ledger.reserve(3, &[use_on(bus_id, GIB)], "three", false).unwrap();
+    reserve(&mut ledger, 3, &[use_on(bus_id, GIB)], "three", false).unwrap();
     ledger.read(reading(gpu(0, GIB)));
     assert!(!ledger.is_calm(now) && ledger.hope(now, 0, &[use_on(bus_id, 19 * GIB)]).is_ok());
     ledger.release(now, 3, SETTLE);
@@ -340,7 +353,7 @@ proptest! {
                 .map(|(index, bytes)| MemoryUse { device: format!("CUDA{index}"), ..use_on(Some("none"), *bytes) })
                 .collect();
             match kind {
-                0 if !ledger.holds(worker) => drop(ledger.reserve(worker, &uses, "m", false)),
+                0 if !ledger.holds(worker) => drop(reserve(&mut ledger, worker, &uses, "m", false)),
                 1 => is_measured |= ledger.commit(worker, &uses).measured.iter().any(|it| it.total() > 0),
                 _ => ledger.release(Moment::default(), worker, SETTLE),
             }
