@@ -38,7 +38,8 @@ impl Ledger {
         let said = self.needs(uses);
         let beyond = self.beyond(worker, &said);
         let Some(holding) = self.holdings.get_mut(&worker) else { return Commitment::default() };
-        holding.is_pending = false;
+        // What a device has less by then may be what others have taken since.
+        (holding.is_pending, holding.is_first) = (false, false);
         holding.beyond.extend(beyond);
         let granted = std::mem::take(&mut holding.needs);
         let mut needs = said.clone();

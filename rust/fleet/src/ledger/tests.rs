@@ -231,6 +231,14 @@ fn where_no_process_is_believed_what_a_gpu_has_less_counts_and_else_the_engine_s
     reserve(&mut ledger, 1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
     ledger.commit(1, &[use_on(bus_id, 3 * GIB)]);
     assert_eq!(ledger.accounts()[0].reserved_bytes, 4 * GIB);
+    // A context made smaller is not reserved for first, and what others took since is not the model's.
+    let mut ledger = self::ledger([gpu(0, 20 * GIB)], false, None);
+    reserve(&mut ledger, 1, &[use_on(bus_id, 4 * GIB)], "one", false).unwrap();
+    ledger.read(reading(gpu(0, 16 * GIB)));
+    ledger.commit(1, &[use_on(bus_id, 4 * GIB)]);
+    ledger.read(reading(gpu(0, 17 * GIB)));
+    ledger.commit(1, &said);
+    assert_eq!(ledger.accounts()[0].reserved_bytes, 2 * GIB);
 }
 
 #[test]
