@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -178,22 +179,43 @@ def test_who_would_wait_too_long_is_told_at_once_when_to_come_again(tmp_path: Pa
         assert long.result().body.endswith(b"[DONE]\n\n") and first.result().status == 200
 
 
-def test_a_request_for_a_model_that_is_being_unloaded_is_told_when_to_come_again(tmp_path: Path) -> None:
-    with node_of(tmp_path, "--engine-option", "step_us=20000") as node, ThreadPoolExecutor(2) as clients:
+def test_a_request_for_a_model_that_is_being_unloaded_waits_and_has_it_loaded_again(tmp_path: Path) -> None:
+    with node_of(tmp_path, "--engine-option", "step_us=20000") as node, ThreadPoolExecutor(3) as clients:
         long = clients.submit(node.post, "/v1/completions", ask("a", 200, stream=True), timeout=120)
         deadline = time.monotonic() + 60
         while node.get("/api/system").json()["load"]["requests"] == 0:
             assert time.monotonic() < deadline
+        (before,) = node.get("/api/system").json()["workers"]
         gone = clients.submit(node.post, "/api/models/unload", {"model_id": "a"}, timeout=120)
         while not [row for row in node.get("/api/system").json()["workers"] if row["draining"]]:
             assert time.monotonic() < deadline and not gone.done()
-        told = node.post("/v1/completions", ask("a"))
-        error = told.json()["error"]
-        assert (told.status, error["code"], told.headers["Retry-After"]) == (503, "shutting_down", "1")
-        assert "'a' is being unloaded" in error["message"] and not long.done()
+        late = clients.submit(node.post, "/v1/completions", ask("a"), timeout=120)
+        time.sleep(0.5)
+        assert not (late.done() or long.done()), "nothing new for one that goes"
         assert b'"finish_reason":"length"' in long.result().body, "no answer is cut"
         assert gone.result().status == 200
-        assert node.post("/v1/completions", ask("a")).status == 200, "who comes then has it loaded"
+        assert late.result().status == 200, late.result().body
+        (after,) = node.get("/api/system").json()["workers"]
+        assert after["pid"] != before["pid"]
+
+
+def test_a_request_that_waits_for_an_unload_hears_when_the_node_goes_down(tmp_path: Path) -> None:
+    more = ("--engine-option", "step_us=20000", "--drain-timeout", "20")
+    with node_of(tmp_path, *more) as node, ThreadPoolExecutor(3) as clients:
+        long = clients.submit(node.post, "/v1/completions", ask("a", 200, stream=True), timeout=120)
+        deadline = time.monotonic() + 60
+        while node.get("/api/system").json()["load"]["requests"] == 0:
+            assert time.monotonic() < deadline
+        clients.submit(node.post, "/api/models/unload", {"model_id": "a"}, timeout=120)
+        while not [row for row in node.get("/api/system").json()["workers"] if row["draining"]]:
+            assert time.monotonic() < deadline
+        late = clients.submit(node.post, "/v1/completions", ask("a"), timeout=120)
+        time.sleep(0.5)
+        assert not late.done()
+        node.process.send_signal(signal.SIGTERM)
+        told = late.result()
+        assert (told.status, told.json()["error"]["code"]) == (503, "shutting_down"), told.body
+        assert b'"finish_reason":"length"' in long.result().body
 
 
 def test_a_model_on_its_way_out_is_planned_as_one_that_is_loaded_anew(tmp_path: Path) -> None:

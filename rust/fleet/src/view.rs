@@ -97,7 +97,7 @@ pub enum Status {
     Loaded,
     /// It ends what is under way, and is gone then.
     Draining {
-        /// By no order: who asks for it has it loaded again.
+        /// By no order: no answer is cut.
         is_retired: bool,
     },
     /// It crashed, and is not loaded again before then.
@@ -192,24 +192,21 @@ impl ModelView {
     /// The workers for a new request, or why there is none. `model_loading` without a time means that a load
     /// would help.
     pub fn ready(&self, model_id: &str, now: Moment) -> Result<Vec<WorkerId>, Fault> {
-        let soon = |code, what: &str| {
-            let message = format!("Model '{model_id}' is being {what}");
-            Err(retry_after(Fault::new(code, message), Duration::from_secs(1)))
-        };
         match &self.status {
             Status::Loaded => {
                 let serving = self.workers.iter().take_while(|worker| worker.status == Status::Loaded);
                 Ok(serving.map(|worker| worker.id).collect())
             }
-            Status::Loading | Status::Waiting => soon(ErrorCode::ModelLoading, "loaded"),
-            Status::Draining { is_retired: false } => soon(ErrorCode::ShuttingDown, "unloaded"),
+            Status::Loading | Status::Waiting => {
+                let message = format!("Model '{model_id}' is being loaded");
+                Err(retry_after(Fault::new(ErrorCode::ModelLoading, message), Duration::from_secs(1)))
+            }
             // Whoever asks for it loads it, also when the last load failed.
             Status::Cooling { until, fault } => {
                 Err(too_long(now, *until, fault).unwrap_or_else(|| to_be_loaded(model_id)))
             }
-            Status::Available | Status::Draining { is_retired: true } | Status::Failed(_) => {
-                Err(to_be_loaded(model_id))
-            }
+            // An unload is for what was there: who asks afterwards has it loaded once that is gone.
+            Status::Available | Status::Draining { .. } | Status::Failed(_) => Err(to_be_loaded(model_id)),
         }
     }
 

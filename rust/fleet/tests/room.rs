@@ -1313,7 +1313,7 @@ fn under_pressure_nobody_goes_who_is_missed_and_nobody_in_vain() {
 }
 
 #[test]
-fn whoever_asks_a_model_that_is_being_unloaded_hears_when_to_come_again() {
+fn whoever_asks_a_model_that_is_being_unloaded_has_it_loaded_anew() {
     let mut world = world(ROOM);
     world.load("a3");
     world.ask("a3");
@@ -1321,12 +1321,8 @@ fn whoever_asks_a_model_that_is_being_unloaded_hears_when_to_come_again() {
     world.tell(Event::Unload { ticket, model_id, timeout });
     let view = world.fleet.view();
     let fault = view.ready("a3", world.now).unwrap_err();
-    assert_eq!(
-        (fault.code, fault.details.as_deref()),
-        (ErrorCode::ShuttingDown, Some(r#"{"retry_after":1}"#))
-    );
+    assert_eq!((fault.code, fault.details), (ErrorCode::ModelLoading, None), "a load would help");
     assert!(!world.outcomes.contains_key(&ticket), "its answer goes on");
-    // Whoever has it loaded meanwhile waits, and gets it anew.
     let again = world.load("a3");
     assert!(!world.outcomes.contains_key(&again));
     world.answer("a3");

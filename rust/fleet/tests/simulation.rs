@@ -223,6 +223,8 @@ struct World {
     asked: BTreeMap<Ticket, String>,
     /// Those of them that want a model loaded, and which.
     wanting: BTreeMap<Ticket, String>,
+    /// Those of these that came while it was on its way out: what ends it is not for them.
+    afterwards: BTreeMap<Ticket, String>,
     /// Models that were unloaded or evicted since somebody had them loaded.
     sent_away: BTreeSet<String>,
     resolved: BTreeSet<Ticket>,
@@ -262,6 +264,7 @@ impl World {
             open: BTreeMap::new(),
             asked: BTreeMap::new(),
             wanting: BTreeMap::new(),
+            afterwards: BTreeMap::new(),
             sent_away: BTreeSet::new(),
             resolved: BTreeSet::new(),
             is_stopping: false,
@@ -356,6 +359,9 @@ impl World {
             Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens, devices } => {
                 let ticket = self.ticket();
                 self.wanting.insert(ticket, name(model));
+                if self.is_leaving(&name(model)) {
+                    self.afterwards.insert(ticket, name(model));
+                }
                 if context_length.is_some() || tokens > 0 {
                     self.asked.insert(ticket, name(model));
                 }
@@ -395,6 +401,10 @@ impl World {
             Order::Unload { model, seconds } => {
                 let (ticket, timeout) = (self.ticket(), Duration::from_secs(seconds));
                 self.sent_away.insert(name(model));
+                if !self.is_leaving(&name(model)) {
+                    // What they have had loaded since.
+                    self.afterwards.retain(|_, wanted| *wanted != name(model));
+                }
                 self.handle(Event::Unload { ticket, model_id: name(model), timeout });
             }
             Order::Crash { model } => {
@@ -425,6 +435,10 @@ impl World {
                 self.handle(Event::Stopping { by: self.now + Duration::from_secs(seconds) });
             }
         }
+    }
+
+    fn is_leaving(&mut self, model_id: &str) -> bool {
+        self.fleet.view().models.get(model_id).is_some_and(|model| model.is_leaving)
     }
 
     fn is_to_stay(&mut self, model_id: String, keep_alive: Option<KeepAlive>) {
@@ -792,8 +806,14 @@ impl World {
                 worker.takes_until.get_or_insert(now);
             }
             Effect::Record { key, figures, time } => self.remembered.learn(key, figures, time),
-            Effect::Resolve { ticket, .. } => {
+            Effect::Resolve { ticket, outcome } => {
                 let asked = self.open.remove(&ticket).expect("an order that is open");
+                let is_sent_away = outcome.is_err_and(|fault| fault.code == ErrorCode::ShuttingDown);
+                let came_afterwards = self.afterwards.remove(&ticket).is_some();
+                assert!(
+                    !(is_sent_away && came_afterwards) || self.is_stopping,
+                    "an unload is for what was there"
+                );
                 self.asked.remove(&ticket);
                 self.wanting.remove(&ticket);
                 assert!(self.now.since(asked) < LONGEST_WAIT);
@@ -977,8 +997,13 @@ impl World {
             assert!(staying <= most, "{model_id}: {staying} workers, and {most} at most");
             let with_deadline = Status::Draining { is_retired: false };
             is_waiting |= [Status::Loading, Status::Waiting, with_deadline].contains(&model.status);
-            for worker in model.ready(model_id, self.now).into_iter().flatten() {
-                assert!(self.workers[&worker].is_open && !self.workers[&worker].is_gone);
+            match model.ready(model_id, self.now) {
+                Ok(workers) => {
+                    let takes =
+                        |worker: &WorkerId| self.workers[worker].is_open && !self.workers[worker].is_gone;
+                    assert!(workers.iter().all(takes));
+                }
+                Err(fault) => assert_ne!(fault.code, ErrorCode::ShuttingDown, "who asks has it loaded"),
             }
         }
         for place in &view.line {
