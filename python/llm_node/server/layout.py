@@ -22,6 +22,11 @@ def newer(home: Path) -> int | None:
 
 def note(home: Path) -> None:
     """Say which layout a home has that does not say it. Where nothing can be written, it is left as it is."""
-    if not (home / NAME).exists():
+    file = home / NAME
+    if file.exists():
+        return
+    try:
+        file.write_text(f"{LAYOUT}\n", encoding="utf-8")
+    except OSError:
         with contextlib.suppress(OSError):
-            (home / NAME).write_text(f"{LAYOUT}\n", encoding="utf-8")
+            file.unlink(missing_ok=True)  # a full disk takes the name and not the number

@@ -266,8 +266,11 @@ impl Worker {
         stages.making(false, stage);
         let running = model.start(plan.scheduling, self.reporter()).map_err(|error| no_thread(&error))?;
         let running = Arc::new(running);
+        let occupancy = running.occupancy();
+        // First, so that whoever hears of a loaded model can see its cache.
+        self.outbox.send(FromWorker::Busy(occupancy()));
         self.outbox.send(FromWorker::Ready(facts));
-        let watching = watch(self.outbox.clone(), plan.step_timeout_seconds, running.occupancy())
+        let watching = watch(self.outbox.clone(), plan.step_timeout_seconds, occupancy)
             .map_err(|error| no_thread(&error))?;
         let code = self.serve(&running, stages, stage);
         drop(watching);
