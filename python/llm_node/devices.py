@@ -30,6 +30,9 @@ PROGRAM_SECONDS = 20
 LOOK_SECONDS = 1.0
 """What only people look at is read no more often: on some GPUs it takes milliseconds."""
 
+Kind = Literal["gpu", "unified", "host"]
+"""A GPU with memory of its own, one that shares the host's, or that itself."""
+
 State = Literal["ok", "lost", "unreadable"]
 """Lost: the driver has given the GPU up, until it is reset. Unreadable: NVML answers with another error."""
 
@@ -62,8 +65,8 @@ class Device:
     """PCI address as CUDA writes it ("0000:3b:00.0"); None for the host."""
     total_bytes: int
     free_bytes: int
-    """At the time of reading."""
-    is_host: bool = False
+    """At the time of reading; both of a GPU without memory of its own are the host's."""
+    kind: Kind = "gpu"
     driver: str | None = None
     """Version of the driver."""
     uuid: str | None = None
@@ -126,7 +129,7 @@ def read(backend: str) -> list[Device]:
     if backend == "metal":
         # Unified memory: the GPU's is the host's.
         memory = host()
-        return [Device(0, "Apple GPU", None, memory.total_bytes, memory.free_bytes)]
+        return [Device(0, "Apple GPU", None, memory.total_bytes, memory.free_bytes, "unified")]
     return cuda_gpus() if backend == "cuda" else nvidia_gpus()
 
 
@@ -312,14 +315,16 @@ def _nvidia_gpu(handle: Any, whole: Any) -> Device:
     name = _text(pynvml.nvmlDeviceGetName(handle))
     bus_id = _bus_id(_text(pynvml.nvmlDeviceGetPciInfo(whole).busId))
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
+    kind: Kind = "gpu"
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         total, free = int(memory.total), int(memory.free)
     except pynvml.NVMLError_NotSupported:
         # A GPU that shares the host's memory has none of its own to report.
-        unified = host()
-        total, free = unified.total_bytes, unified.free_bytes
-    return Device(0, name, bus_id, total, free, uuid=uuid, processes=tuple(_processes(handle)))
+        shared = host()
+        kind, total, free = "unified", shared.total_bytes, shared.free_bytes
+    processes = tuple(_processes(handle))
+    return Device(0, name, bus_id, total, free, kind, uuid=uuid, processes=processes)
 
 
 def _look(index: int) -> Look:
@@ -363,4 +368,4 @@ def _bus_id(text: str) -> str:
 def host() -> Device:
     """The machine's RAM; in a container as much of it as its limit allows."""
     total, available = host_memory_bytes()
-    return Device(0, "host", None, total, available, is_host=True)
+    return Device(0, "host", None, total, available, "host")

@@ -24,7 +24,7 @@ READ = (
 
 def test_host_memory() -> None:
     host = devices.host()
-    assert host.is_host
+    assert host.kind == "host"
     assert 0 < host.free_bytes <= host.total_bytes
     assert devices.read("cpu")[0].total_bytes == host.total_bytes
 
@@ -128,7 +128,7 @@ def test_gpus_of_a_fake_nvml(tmp_path: Path, repository: Path) -> None:
         assert (len(domain), len(bus)) == (4, 2)
         assert device["bus_id"] == device["bus_id"].lower()
         assert rest.endswith(".0")
-        assert not device["is_host"]
+        assert device["kind"] == "gpu"
     assert len({device["bus_id"] for device in found}) == 2
 
 
@@ -140,7 +140,7 @@ def test_a_gpu_that_shares_the_host_s_memory_has_that(tmp_path: Path, repository
         [sys.executable, "-c", READ], env=environment, capture_output=True, text=True, check=True
     ).stdout
     backend, (device,) = json.loads(output)
-    assert (backend, device["state"], device["is_host"]) == ("cuda", "ok", False)
+    assert (backend, device["state"], device["kind"]) == ("cuda", "ok", "unified")
     assert device["total_bytes"] == devices.host().total_bytes
     assert 0 < device["free_bytes"] <= device["total_bytes"]
 

@@ -127,6 +127,8 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         return
     for gpu in gpus:
         memory = f"{table.size(gpu.total_bytes)}, {table.size(gpu.free_bytes)} free"
+        if gpu.kind == "unified":
+            memory = "its memory is the host's"
         driver = f"driver {gpu.driver}, {devices.about_driver(gpu.gpu)}"
         yield Finding("ok", f"GPU {gpu.index} {gpu.name}: {memory}; {driver}")
     if backend == "cpu" and gpus:

@@ -146,9 +146,12 @@ def _devices(devices: list[Mapping[str, Any]]) -> Iterator[str]:
     for device in devices:
         is_host = device["kind"] == "host"
         name = "Host" if is_host else f"GPU {device['index']} {device['name']}"
+        state = "" if device["state"] == "ok" else f"; {device['state']}"
+        if device["account"] != device["id"]:
+            yield f"{name}: its memory is the host's{state}"
+            continue
         ours, limit = size(device["reserved_bytes"]), size(device["limit_bytes"])
         others, free = size(device["foreign_bytes"]), size(device["free_bytes"])
-        state = "" if device["state"] == "ok" else f"; {device['state']}"
         yield f"{name}: models hold {ours} of {limit}, others {others}; {free} free{state}"
 
 

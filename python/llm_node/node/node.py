@@ -578,7 +578,7 @@ def _device(device: devices.Device) -> dict[str, Any]:
         "uuid": device.uuid,
         "total_bytes": device.total_bytes,
         "free_bytes": device.free_bytes,
-        "kind": "host" if device.is_host else "gpu",
+        "kind": device.kind,
         "processes": [{"pid": pid, "bytes": taken} for pid, taken in device.processes],
         "state": device.state,
         "look": None if device.look is None else dataclasses.asdict(device.look),

@@ -95,7 +95,8 @@ ENGINE = fields(
 HOLDERS = some(fields(model_id=TEXT, device=TEXT, bytes=COUNT, kept_by=maybe(KEPT_BY)))
 PLACE = fields(model_id=TEXT, position=COUNT, needs_bytes=COUNT, waits_for=some(TEXT), expected_seconds=COUNT)
 DEVICE = fields(
-    id=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT), kind={"enum": ["gpu", "mig", "host"]},
+    id=TEXT, account=TEXT, index=COUNT, name=TEXT, bus_id=maybe(TEXT),
+    kind={"enum": ["gpu", "mig", "unified", "host"]},
     state={"enum": ["ok", "lost", "unreadable"]}, look=maybe({"type": "object"}), total_bytes=COUNT,
     free_bytes=COUNT, limit_bytes=COUNT, foreign_bytes=COUNT, reserved_bytes=COUNT,
     unexplained_bytes=COUNT, settling_bytes=COUNT, holders=HOLDERS,

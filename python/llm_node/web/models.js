@@ -316,7 +316,8 @@ function holders(device) {
  */
 function shares(device, holder) {
   const row = rows.value?.find((each) => each.model_id === holder.model_id);
-  const isThere = (/** @type {any} */ use) => (device.kind === "host" ? use.is_host : use.id === device.id);
+  const accounts = new Map(devices.value.map((each) => [each.id, each.account]));
+  const isThere = (/** @type {any} */ use) => accounts.get(use.id) === device.id;
   const uses = (row?.memory ?? []).filter(isThere);
   const sum = (/** @type {string} */ part) =>
     uses.reduce((/** @type {number} */ all, /** @type {any} */ use) => all + use[part], 0);
@@ -331,6 +332,7 @@ function shares(device, holder) {
 
 /** One bar for eyes, and its figures as a table for everybody. @param {{device: any}} properties */
 function Device({ device }) {
+  if (device.account !== device.id) return html`<p>${device.name}: ${say("sharedMemory")}</p>`;
   const others = Math.max(0, device.total_bytes - device.free_bytes - device.reserved_bytes);
   /** @type {{name: string, bytes: number, kind: string}[]} */
   const parts = [

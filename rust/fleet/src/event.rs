@@ -263,16 +263,17 @@ impl Device {
     pub fn id(&self) -> String {
         match (self.kind, &self.uuid, &self.bus_id) {
             (DeviceKind::Host, ..) => HOST.to_owned(),
-            (DeviceKind::Gpu, Some(uuid), _) => uuid.clone(),
-            (DeviceKind::Gpu, None, Some(bus_id)) => normal_bus_id(bus_id),
-            (DeviceKind::Gpu, None, None) => format!("gpu{}", self.index),
+            (_, Some(uuid), _) => uuid.clone(),
+            (_, None, Some(bus_id)) => normal_bus_id(bus_id),
+            (_, None, None) => format!("gpu{}", self.index),
         }
     }
 
-    /// What it is, for people: a part of a GPU (MIG) is told apart.
+    /// What it is, for people: a part of a GPU (MIG) is told apart, and one that shares the host's memory.
     pub fn kind_word(&self) -> &'static str {
         match self.kind {
             DeviceKind::Host => "host",
+            DeviceKind::Unified => "unified",
             DeviceKind::Gpu if self.address().is_part() => "mig",
             DeviceKind::Gpu => "gpu",
         }
@@ -314,6 +315,8 @@ pub struct Reading {
 pub enum DeviceKind {
     /// Has memory of its own.
     Gpu,
+    /// A GPU that shares the host's memory.
+    Unified,
     /// The host's memory.
     Host,
 }

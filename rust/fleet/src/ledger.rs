@@ -50,7 +50,7 @@ pub(crate) struct Ledger {
 #[derive(Clone, Debug)]
 struct Settling {
     model_id: String,
-    /// By account: what is to come back, and how much is free once most of it has.
+    /// By GPU: what is to come back, and how much is free once most of it has.
     owed: BTreeMap<String, (u64, u64)>,
     /// It is waited for no longer than until then.
     by: Moment,
@@ -75,7 +75,7 @@ struct Holding {
     model_id: String,
     /// Of its process.
     pid: Option<u32>,
-    /// Bytes by account: what counts.
+    /// Bytes by device: what counts.
     needs: BTreeMap<String, u64>,
     /// What its engine says; until it is loaded, what was reserved.
     said: BTreeMap<String, u64>,
@@ -94,11 +94,14 @@ struct Holding {
     is_disturbed: bool,
 }
 
-/// A device, what models hold of it, and what they may.
+/// A device, what models hold of it, and what they may. One that shares the host's memory has none of its own: its
+/// figures are 0, and what models hold there is told of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     /// What the node calls it: [`Device::id`].
     pub id: String,
+    /// Of which device its memory is.
+    pub account: String,
     /// As it was measured last.
     pub device: Device,
     /// Most that models may hold, in bytes.
@@ -129,6 +132,22 @@ pub struct Holder {
     pub bytes: u64,
     /// What keeps it where another needs the room, as far as that is known; `None`: it may go.
     pub kept_by: Option<KeptBy>,
+}
+
+impl Account {
+    fn of_shared_memory(id: &str, device: &Device) -> Self {
+        Self {
+            id: id.to_owned(),
+            account: HOST.to_owned(),
+            device: Device { total_bytes: 0, free_bytes: 0, ..device.clone() },
+            limit_bytes: 0,
+            foreign_bytes: 0,
+            reserved_bytes: 0,
+            unexplained_bytes: 0,
+            settling_bytes: 0,
+            holders: Vec::new(),
+        }
+    }
 }
 
 impl Ledger {
@@ -162,13 +181,16 @@ impl Ledger {
                 entry.device.state = DeviceState::Unreadable;
             }
         }
-        for device in reading.devices {
+        let (hosts, gpus): (Vec<_>, Vec<_>) =
+            reading.devices.into_iter().partition(|device| device.kind == DeviceKind::Host);
+        // What may be taken of the host follows from the GPUs that there are.
+        for device in gpus.into_iter().chain(hosts) {
             let key = device.id();
             let counts = self.is_for_models(device.kind);
             let is_host = device.kind == DeviceKind::Host;
             let usual = usual_reserve(is_host, device.total_bytes);
             let reserve = self.reserve.filter(|_| counts).unwrap_or(usual);
-            let most = device.total_bytes.saturating_sub(reserve);
+            let most = device.total_bytes.saturating_sub(reserve).min(self.most_for(device.kind));
             let limit = self.limit_for(&device).map_or(most, |limit| limit.min(most));
             for process in &device.processes {
                 self.see(&key, &device, process.pid, process.bytes);
@@ -179,7 +201,9 @@ impl Ledger {
             self.settling.retain(|_, settling| !settling.owed.is_empty());
             let taken_when_measured = self.shown(&key);
             let was_calm = self.holdings.values().all(|holding| !holding.is_pending);
-            let is_low = device.state == DeviceState::Ok && device.free_bytes < reserve / 2;
+            let is_low = device.kind != DeviceKind::Unified
+                && device.state == DeviceState::Ok
+                && device.free_bytes < reserve / 2;
             let since = self.entries.get(&key).and_then(|entry| entry.low).map_or(began, |(since, _)| since);
             let low = is_low.then(|| (since, began.since(since)));
             self.entries.insert(key, Entry { device, limit, reserve, taken_when_measured, was_calm, low });
@@ -192,16 +216,31 @@ impl Ledger {
         self.holdings.iter().filter_map(of).collect()
     }
 
-    /// What was set for a device that models are placed on.
-    fn limit_for(&self, device: &Device) -> Option<u64> {
-        self.limit.of(&device.address()).filter(|_| self.is_for_models(device.kind))
+    /// So much of the host's memory a GPU that shares it can use.
+    fn most_for(&self, kind: DeviceKind) -> u64 {
+        let is_shared = kind == DeviceKind::Host && !self.on_cpu && !self.has_memory_of_gpus();
+        let most = self.gpus().map(|(_, entry)| entry.device.total_bytes).filter(|_| is_shared).max();
+        most.unwrap_or(u64::MAX)
     }
 
-    /// Are models placed on such a device? On the host's memory also where that of no GPU can be seen.
+    /// What was set for a device that models are placed on; of the host's memory what was set for a GPU that shares it.
+    fn limit_for(&self, device: &Device) -> Option<u64> {
+        if !self.is_for_models(device.kind) {
+            return None;
+        }
+        let mut sharing = self.gpus().map(|(_, entry)| &entry.device).peekable();
+        if device.kind == DeviceKind::Host && !self.on_cpu && sharing.peek().is_some() {
+            return sharing.filter_map(|gpu| self.limit.of(&gpu.address())).min();
+        }
+        self.limit.of(&device.address())
+    }
+
+    /// Are models placed on such a device? On the host's memory also where no GPU is seen to have some of its own.
     fn is_for_models(&self, kind: DeviceKind) -> bool {
         match kind {
             DeviceKind::Gpu => !self.on_cpu,
-            DeviceKind::Host => self.on_cpu || self.gpus().next().is_none(),
+            DeviceKind::Unified => false,
+            DeviceKind::Host => self.on_cpu || !self.has_memory_of_gpus(),
         }
     }
 
@@ -214,7 +253,7 @@ impl Ledger {
         };
         let said = holding.said.get(name).copied().unwrap_or(0);
         let fell = holding.free_before.get(name).map_or(0, |free| free.saturating_sub(device.free_bytes));
-        if device.kind == DeviceKind::Gpu && !is_near(said) && !is_near(fell) {
+        if device.kind != DeviceKind::Host && !is_near(said) && !is_near(fell) {
             return;
         }
         holding.seen.insert(name.to_owned(), bytes);
@@ -242,7 +281,7 @@ impl Ledger {
         if !self.has_room(uses, |other| other != worker) {
             return false;
         }
-        let mut needs = self.needs(uses);
+        let mut needs = self.by_device(uses);
         let mut is_disturbed = false;
         for other in self.holdings.values_mut() {
             if other.is_pending && needs.keys().any(|name| other.needs.contains_key(name)) {
@@ -310,7 +349,8 @@ impl Ledger {
     /// Does it hold memory of a GPU, which others than this machine's kernel count?
     pub(crate) fn is_on_gpu(&self, worker: WorkerId) -> bool {
         let holding = self.holdings.get(&worker);
-        holding.is_some_and(|holding| holding.needs.iter().any(|(name, bytes)| *bytes > 0 && name != HOST))
+        let is_counted = |(name, bytes): (&String, &u64)| *bytes > 0 && self.account_of(name) != HOST;
+        holding.is_some_and(|holding| holding.needs.iter().any(is_counted))
     }
 
     /// Whether it goes for nobody's sake.
@@ -335,7 +375,7 @@ impl Ledger {
     pub(crate) fn after(&self, spares: &[Spare]) -> Cow<'_, Self> {
         let mut after = Cow::Borrowed(self);
         for Spare { worker, gain, .. } in spares {
-            let gain = self.needs(gain);
+            let gain = self.by_device(gain);
             let Some(holding) = after.to_mut().holdings.get_mut(worker) else { continue };
             for (name, bytes) in gain {
                 if let Some(need) = holding.needs.get_mut(&name) {
@@ -358,8 +398,11 @@ impl Ledger {
         let Some(holding) = self.holdings.remove(&worker) else { return };
         self.settled_from = now + SETTLE;
         let mut owed = BTreeMap::new();
-        for (name, &bytes) in holding.needs.iter().filter(|(name, bytes)| **bytes > 0 && *name != HOST) {
+        for (name, &bytes) in holding.needs.iter().filter(|(_, bytes)| **bytes > 0) {
             let Some(entry) = self.entries.get(name) else { continue };
+            if entry.device.kind != DeviceKind::Gpu {
+                continue;
+            }
             let bytes = holding.seen.get(name).copied().unwrap_or(bytes);
             // What does not show as taken does not show as free either: nobody waits for that.
             let others = self.shown(name).saturating_sub(self.settling_of(name));
@@ -387,38 +430,46 @@ impl Ledger {
         needs.keys().flat_map(|name| self.holders(name)).collect()
     }
 
-    /// All accounts: GPUs by their number, the host last.
+    /// All devices: GPUs by their number, the host last.
     pub(crate) fn accounts(&self) -> Vec<Account> {
         let mut accounts: Vec<Account> = self
             .entries
             .iter()
-            .map(|(name, entry)| Account {
-                id: name.clone(),
-                device: entry.device.clone(),
-                limit_bytes: entry.limit,
-                foreign_bytes: self.foreign(name),
-                reserved_bytes: self.reserved(name),
-                unexplained_bytes: self.unexplained(name),
-                settling_bytes: self.settling_of(name),
-                holders: self.holders(name).collect(),
+            .map(|(name, entry)| match entry.device.kind {
+                DeviceKind::Unified => Account::of_shared_memory(name, &entry.device),
+                DeviceKind::Gpu | DeviceKind::Host => self.account(name, entry),
             })
             .collect();
         accounts.sort_by_key(|account| (account.device.kind == DeviceKind::Host, account.device.index));
         accounts
     }
 
+    fn account(&self, name: &str, entry: &Entry) -> Account {
+        Account {
+            id: name.to_owned(),
+            account: name.to_owned(),
+            device: entry.device.clone(),
+            limit_bytes: entry.limit,
+            foreign_bytes: self.foreign(name),
+            reserved_bytes: self.reserved(name),
+            unexplained_bytes: self.unexplained(name),
+            settling_bytes: self.settling_of(name),
+            holders: self.holders(name).collect(),
+        }
+    }
+
     /// By those that stay, and by what has not come back of those that have gone.
     fn held(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
         let holdings = self.holdings.iter().filter(|(worker, _)| stays(**worker));
         let settling = self.settling.iter().filter(|(worker, _)| stays(**worker));
-        let held = sum(holdings.filter_map(|(_, holding)| holding.needs.get(name)));
+        let held = sum(holdings.map(|(_, holding)| self.on_account(&holding.needs, name)));
         held.saturating_add(sum(settling.filter_map(|(_, settling)| Some(&settling.owed.get(name)?.0))))
     }
 
     /// By one of them alone.
     pub(crate) fn held_by(&self, worker: WorkerId, name: &str) -> u64 {
-        let held = self.holdings.get(&worker).and_then(|holding| holding.needs.get(name));
-        let owed = self.settling.get(&worker).and_then(|settling| Some(&settling.owed.get(name)?.0));
+        let held = self.holdings.get(&worker).map(|holding| self.on_account(&holding.needs, name));
+        let owed = self.settling.get(&worker).and_then(|settling| Some(settling.owed.get(name)?.0));
         sum(held.into_iter().chain(owed))
     }
 
@@ -435,21 +486,22 @@ impl Ledger {
     fn shown(&self, name: &str) -> u64 {
         let holdings = self.holdings.values().filter(|holding| !holding.is_pending);
         let shown = |holding: &Holding| {
-            let bytes = holding.needs.get(name).copied().unwrap_or(0);
-            let seen = holding.seen.get(name).filter(|_| name == HOST);
-            seen.map_or(bytes, |seen| bytes.min(*seen))
+            let needs = self.on_account(&holding.needs, name);
+            let (Some(bytes), Some(seen)) = (holding.needs.get(HOST), holding.seen.get(HOST)) else {
+                return needs;
+            };
+            if name == HOST { needs - bytes.saturating_sub(*seen) } else { needs }
         };
         holdings.map(shown).fold(self.settling_of(name), u64::saturating_add)
     }
 
     fn reserved(&self, name: &str) -> u64 {
-        sum(self.holdings.values().filter_map(|holding| holding.needs.get(name)))
+        sum(self.holdings.values().map(|holding| self.on_account(&holding.needs, name)))
     }
 
     fn unexplained(&self, name: &str) -> u64 {
         let beyond = |holding: &Holding| {
-            let of = |all: &BTreeMap<String, u64>| all.get(name).copied().unwrap_or(0);
-            of(&holding.needs).saturating_sub(of(&holding.said))
+            self.on_account(&holding.needs, name).saturating_sub(self.on_account(&holding.said, name))
         };
         self.holdings.values().filter(|holding| !holding.is_pending).map(beyond).fold(0, u64::saturating_add)
     }
@@ -460,7 +512,7 @@ impl Ledger {
 
     fn holders<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Holder> + 'a {
         self.holdings.iter().filter_map(move |(&worker, holding)| {
-            let bytes = *holding.needs.get(name).filter(|bytes| **bytes > 0)?;
+            let bytes = Some(self.on_account(&holding.needs, name)).filter(|bytes| *bytes > 0)?;
             let (model_id, device) = (holding.model_id.clone(), name.to_owned());
             let kept_by = match (holding.is_pinned, holding.is_pending) {
                 (true, _) => Some(KeptBy::Pin),

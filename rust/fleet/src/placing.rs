@@ -151,7 +151,7 @@ impl Fleet {
         let spaces = self.spaces(now, sought.worker, here);
         let accounts = self.ledger.by_account(uses);
         let needed = |gpu: &GpuAddress| {
-            let here = accounts.get(&gpu.id).map(Vec::as_slice).unwrap_or_default();
+            let here = accounts.get(self.ledger.account_of(&gpu.id)).map(Vec::as_slice).unwrap_or_default();
             here.iter().map(MemoryUse::total).fold(0, u64::saturating_add)
         };
         let fits = |loss: &Loss| here.iter().zip(&spaces).all(|(gpu, space)| needed(gpu) <= space.at(*loss));
@@ -176,7 +176,7 @@ impl Fleet {
         if let Some((place, _)) = self.place(now, &sought) {
             return (place, None);
         }
-        let joining = candidates.iter().filter(|gpu| !gpu.is_part()).count();
+        let joining = candidates.iter().filter(|gpu| self.can_join(gpu)).count();
         let place = self.largest(now, &sought, sought.count(joining).1);
         let why_not = self.could_fit(now, worker, &on(uses, &place)).err();
         (place, why_not)
@@ -210,7 +210,7 @@ impl Fleet {
 
     fn place(&self, now: Moment, sought: &Sought<'_>) -> Option<(Vec<GpuAddress>, Loss)> {
         let gpus = self.candidates(sought);
-        let joining = gpus.iter().filter(|gpu| !gpu.is_part()).count();
+        let joining = gpus.iter().filter(|gpu| self.can_join(gpu)).count();
         let (least, most) = sought.count(joining);
         let spaces = self.spaces(now, sought.worker, &gpus);
         let Choice { gpus: chosen, loss } = choose(sought.load, &spaces, least.max(sought.at_least), most)?;
@@ -255,13 +255,19 @@ impl Fleet {
         gpus
     }
 
+    /// May it be one of several? On more GPUs that share the host's memory there is no more of it.
+    fn can_join(&self, gpu: &GpuAddress) -> bool {
+        !gpu.is_part() && self.ledger.account_of(&gpu.id) == gpu.id
+    }
+
     /// What there is of GPUs for a worker, in place of what it has.
     fn spaces(&self, now: Moment, worker: WorkerId, gpus: &[GpuAddress]) -> Vec<Space> {
         let claims = self.claims(worker);
-        let claim = |gpu: &GpuAddress| claims.get(gpu.id.as_str()).copied().unwrap_or(0);
+        let account = |gpu: &'_ GpuAddress| self.ledger.account_of(&gpu.id).to_owned();
+        let claim = |gpu: &GpuAddress| claims.get(self.ledger.account_of(&gpu.id)).copied().unwrap_or(0);
         let stays = |other| other != worker;
-        let free = |gpu: &GpuAddress| self.ledger.left(&gpu.id, &stays);
-        let can_join = |gpu: &GpuAddress| !gpu.is_part();
+        let free = |gpu: &GpuAddress| self.ledger.left(&account(gpu), &stays);
+        let can_join = |gpu: &GpuAddress| self.can_join(gpu);
         if self.deadlines.room.is_zero() {
             // Nobody goes for another.
             let space = |gpu: &GpuAddress| {
@@ -287,14 +293,14 @@ impl Fleet {
             let beside_claims = |bytes: u64| bytes.saturating_sub(claim(gpu));
             let is_pinned = |other| pinned.contains(&other);
             let left_by_all = if is_calm {
-                with_pinned.left(&gpu.id, &is_pinned)
+                with_pinned.left(&account(gpu), &is_pinned)
             } else {
-                with_pinned.left_by_limits(&gpu.id, &is_pinned)
+                with_pinned.left_by_limits(&account(gpu), &is_pinned)
             };
             Space {
                 now: beside_claims(free(gpu)),
-                shrunk: beside_claims(lean.left(&gpu.id, &stays)),
-                left_by_idle: beside_claims(lean.left(&gpu.id, &|other| at_work.contains(&other))),
+                shrunk: beside_claims(lean.left(&account(gpu), &stays)),
+                left_by_idle: beside_claims(lean.left(&account(gpu), &|other| at_work.contains(&other))),
                 left_by_all,
                 can_join: can_join(gpu),
             }
@@ -302,7 +308,7 @@ impl Fleet {
         gpus.iter().map(space).collect()
     }
 
-    /// What others are about to take of GPUs, for which nothing is reserved yet.
+    /// What others are about to take of the memory of GPUs, by account, for which nothing is reserved yet.
     fn claims(&self, worker: WorkerId) -> BTreeMap<&str, u64> {
         let mut claims: BTreeMap<&str, u64> = BTreeMap::new();
         let is_loading = |it: &Worker| {
@@ -314,7 +320,7 @@ impl Fleet {
                 let here = it.estimate.iter().filter(|use_| use_.id.as_ref() == Some(&gpu.id));
                 let known = here.map(MemoryUse::total).fold(0, u64::saturating_add);
                 let bytes = if it.estimate.is_empty() { it.search.claim } else { known };
-                let claim = claims.entry(gpu.id.as_str()).or_default();
+                let claim = claims.entry(self.ledger.account_of(&gpu.id)).or_default();
                 *claim = claim.saturating_add(bytes);
             }
         }

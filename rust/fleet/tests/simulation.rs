@@ -928,6 +928,7 @@ impl World {
         let is_here = |device: &Device| match device.kind {
             DeviceKind::Gpu => it.gpus.contains(&(device.index as usize)),
             DeviceKind::Host => !self.is_on_gpu,
+            DeviceKind::Unified => false,
         };
         accounts.into_iter().filter(|account| is_here(&account.device)).collect()
     }

@@ -150,6 +150,8 @@ def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     memory = _gauge("llm_node_device_bytes", "Memory of a device.", "device", "what")
     for device in system["devices"]:
+        if device["account"] != device["id"]:
+            continue  # it has none of its own
         for what in OF_A_DEVICE:
             memory.add_metric([device["id"], what], device[f"{what}_bytes"])
     requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")

@@ -1,6 +1,6 @@
 //! What a load came to: what its engine says, or what is seen where that is more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llm_node_core::{error::Fault, memory::MemoryUse};
 
@@ -35,7 +35,7 @@ impl Ledger {
     /// Its load is done: the devices' figures show it from now on. `uses` is what its engine says that it came to. It
     /// holds that, or what is seen of it where that is more.
     pub(crate) fn commit(&mut self, worker: WorkerId, uses: &[MemoryUse]) -> Commitment {
-        let said = self.needs(uses);
+        let said = self.by_device(uses);
         let beyond = self.beyond(worker, &said);
         let Some(holding) = self.holdings.get_mut(&worker) else { return Commitment::default() };
         // What a device has less by then may be what others have taken since.
@@ -53,11 +53,12 @@ impl Ledger {
         }
         let is_disturbed = holding.is_disturbed;
         (holding.said, holding.needs) = (said.clone(), needs.clone());
-        let more = |(name, taken): (&String, &u64)| {
-            let granted = granted.get(name).copied().unwrap_or(0);
-            (!goes_unsaid(granted, *taken)).then(|| (name.clone(), *taken, granted))
+        let more = |name: &str| {
+            let (granted, taken) = (self.on_account(&granted, name), self.on_account(&needs, name));
+            (!goes_unsaid(granted, taken)).then(|| (name.to_owned(), taken, granted))
         };
-        let excess = needs.iter().find_map(more);
+        let accounts: BTreeSet<&str> = needs.keys().map(|device| self.account_of(device)).collect();
+        let excess = accounts.iter().find_map(|name| more(name));
         let is_too_much = |name: &str, taken: u64| {
             let others = self.held(name, &|other| other != worker);
             let there = self.limit_of(name).saturating_sub(others);
@@ -78,9 +79,11 @@ impl Ledger {
                 format_up(granted)
             )
         };
+        let of_account = |name: &&str| ((*name).to_owned(), self.on_account(&needs, name));
+        let of_accounts = accounts.iter().map(of_account).collect();
         Commitment {
             measured: self.measured(uses, &needs, &said),
-            shortage: shortage.map(|fault| self.refusal(&needs, fault, &|_| true)),
+            shortage: shortage.map(|fault| self.refusal(&of_accounts, fault, &|_| true)),
             excess: excess.map(words),
             is_disturbed,
         }
@@ -103,7 +106,7 @@ impl Ledger {
     /// What a worker holds beyond what its engine says, which another context does not change.
     pub(crate) fn unsaid(&self, worker: WorkerId, said: &[MemoryUse]) -> Vec<MemoryUse> {
         let holding = self.holdings.get(&worker);
-        holding.map(|holding| self.measured(&[], &holding.needs, &self.needs(said))).unwrap_or_default()
+        holding.map(|holding| self.measured(&[], &holding.needs, &self.by_device(said))).unwrap_or_default()
     }
 
     /// What an engine says, and beside it what was seen beyond that.
@@ -116,7 +119,7 @@ impl Ledger {
         let mut measured = uses.to_vec();
         for (name, &taken) in needs {
             let beyond = taken.saturating_sub(said.get(name).copied().unwrap_or(0));
-            match measured.iter_mut().find(|use_| self.account_of(use_) == *name) {
+            match measured.iter_mut().find(|use_| self.device_of(use_) == *name) {
                 Some(use_) => use_.compute = use_.compute.saturating_add(beyond),
                 None => measured.push(MemoryUse {
                     compute: beyond,
@@ -126,7 +129,7 @@ impl Ledger {
                         self.entries
                             .get(name)
                             .map(|entry| &entry.device)
-                            .filter(|it| it.kind == DeviceKind::Gpu),
+                            .filter(|it| it.kind != DeviceKind::Host),
                     )
                 }),
             }

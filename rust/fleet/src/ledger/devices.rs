@@ -8,7 +8,7 @@ use std::{
 
 use llm_node_core::memory::{GpuAddress, MemoryUse, normal_bus_id};
 
-use super::{Entry, Ledger};
+use super::{Entry, Ledger, sum};
 use crate::{
     Device, DeviceKind, DeviceState, Moment,
     event::HOST,
@@ -28,25 +28,42 @@ pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
 }
 
 impl Ledger {
-    pub(super) fn needs(&self, uses: &[MemoryUse]) -> BTreeMap<String, u64> {
-        let mut needs: BTreeMap<String, u64> = BTreeMap::new();
-        for use_ in uses {
-            let need = needs.entry(self.account_of(use_)).or_default();
-            *need = need.saturating_add(use_.total());
+    /// Where what is taken of a device counts: of one that shares the host's memory, there.
+    pub(crate) fn account_of<'a>(&self, device: &'a str) -> &'a str {
+        let entry = self.entries.get(device);
+        if entry.is_some_and(|entry| entry.device.kind == DeviceKind::Unified) { HOST } else { device }
+    }
+
+    /// What of these bytes by device counts on an account.
+    pub(super) fn on_account(&self, by_device: &BTreeMap<String, u64>, account: &str) -> u64 {
+        if account != HOST {
+            return by_device.get(account).copied().unwrap_or(0);
         }
-        needs
+        sum(by_device.iter().filter(|(device, _)| self.account_of(device) == HOST).map(|(_, bytes)| bytes))
+    }
+
+    /// What uses take, by account.
+    pub(super) fn needs(&self, uses: &[MemoryUse]) -> BTreeMap<String, u64> {
+        summed(uses, |use_| self.account_of(&self.device_of(use_)).to_owned())
+    }
+
+    /// The same by device, whosever its memory is.
+    pub(super) fn by_device(&self, uses: &[MemoryUse]) -> BTreeMap<String, u64> {
+        summed(uses, |use_| self.device_of(use_))
     }
 
     /// The accounts that uses concern.
     pub(crate) fn by_account(&self, uses: &[MemoryUse]) -> BTreeMap<String, Vec<MemoryUse>> {
         let mut accounts: BTreeMap<String, Vec<MemoryUse>> = BTreeMap::new();
         for use_ in uses {
-            accounts.entry(self.account_of(use_)).or_default().push(use_.clone());
+            let account = self.account_of(&self.device_of(use_)).to_owned();
+            accounts.entry(account).or_default().push(use_.clone());
         }
         accounts
     }
 
-    pub(super) fn account_of(&self, use_: &MemoryUse) -> String {
+    /// The device that a use is of.
+    pub(super) fn device_of(&self, use_: &MemoryUse) -> String {
         if use_.is_host || self.gpus().next().is_none() {
             return HOST.to_owned();
         }
@@ -65,7 +82,12 @@ impl Ledger {
     }
 
     pub(super) fn gpus(&self) -> impl Iterator<Item = (&String, &Entry)> {
-        self.entries.iter().filter(|(_, entry)| entry.device.kind == DeviceKind::Gpu)
+        self.entries.iter().filter(|(_, entry)| entry.device.kind != DeviceKind::Host)
+    }
+
+    /// Has a GPU memory of its own?
+    pub(super) fn has_memory_of_gpus(&self) -> bool {
+        self.entries.values().any(|entry| entry.device.kind == DeviceKind::Gpu)
     }
 
     /// The GPUs that these take memory of, by name, whose state is such.
@@ -74,7 +96,7 @@ impl Ledger {
         uses: &[MemoryUse],
         is_such: impl Fn(DeviceState) -> bool,
     ) -> impl Iterator<Item = (&str, DeviceState)> {
-        let needs = self.needs(uses);
+        let needs = self.by_device(uses);
         let gpus =
             self.gpus().filter(move |(name, entry)| needs.contains_key(*name) && is_such(entry.device.state));
         gpus.map(|(_, entry)| (&*entry.device.name, entry.device.state))
@@ -89,11 +111,14 @@ impl Ledger {
         gpus
     }
 
-    /// Those that models are placed on: all that can be used, or all, where none can.
+    /// Those that models are placed on: all that can be used, or all, where none can. One that shares the host's memory
+    /// is much slower than one with its own, and has its place where there is no other.
     pub(crate) fn gpus_for_models(&self) -> Vec<GpuAddress> {
+        let has_own = self.has_memory_of_gpus();
+        let is_for = |gpu: &GpuAddress| !has_own || self.account_of(&gpu.id) != HOST;
         let all = |is_such: &dyn Fn(DeviceState) -> bool| {
             let gpus = self.gpus_that_are(|state| !self.on_cpu && is_such(state));
-            gpus.into_iter().map(|(gpu, _)| gpu).collect::<Vec<_>>()
+            gpus.into_iter().map(|(gpu, _)| gpu).filter(is_for).collect::<Vec<_>>()
         };
         let usable = all(&|state| state == DeviceState::Ok);
         if usable.is_empty() { all(&|_| true) } else { usable }
@@ -102,7 +127,7 @@ impl Ledger {
     /// The same, those with most room first.
     pub(crate) fn gpus_by_room(&self) -> Vec<GpuAddress> {
         let mut gpus = self.gpus_for_models();
-        gpus.sort_by_key(|gpu| Reverse(self.left(&gpu.id, &|_| true)));
+        gpus.sort_by_key(|gpu| Reverse(self.left(self.account_of(&gpu.id), &|_| true)));
         gpus
     }
 
@@ -155,4 +180,13 @@ impl Ledger {
         let each = bytes.div_ceil(gpus.len().max(1) as u64);
         gpus.into_iter().map(|gpu| guessed(each, Some(gpu))).collect()
     }
+}
+
+fn summed(uses: &[MemoryUse], name_of: impl Fn(&MemoryUse) -> String) -> BTreeMap<String, u64> {
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for use_ in uses {
+        let sum = sums.entry(name_of(use_)).or_default();
+        *sum = sum.saturating_add(use_.total());
+    }
+    sums
 }

@@ -101,7 +101,7 @@ impl Ledger {
         let mut most = u64::from(longest.unwrap_or(u32::MAX));
         for name in self.needs(uses).keys() {
             let of = |part: fn(&MemoryUse) -> u64| {
-                let here = uses.iter().filter(|use_| self.account_of(use_) == *name);
+                let here = uses.iter().filter(|use_| self.account_of(&self.device_of(use_)) == name);
                 here.map(part).fold(0, u64::saturating_add)
             };
             let beside = of(|use_| use_.total().saturating_sub(use_.cache));
@@ -121,9 +121,12 @@ impl Ledger {
         let place = |(name, here): (String, Vec<MemoryUse>)| {
             let sum = |of: fn(&MemoryUse) -> u64| here.iter().map(of).fold(0, u64::saturating_add);
             let free = self.free_for(&name, worker).saturating_sub(sum(MemoryUse::beside_cache));
+            let is_host = here.iter().all(|use_| use_.is_host);
+            // A GPU that shares the host's memory leaves half of that to the rest of the machine, as the CPU does.
+            let is_shared = name == HOST && !is_host;
             Place {
-                is_host: name == HOST,
-                free: free / self.parts,
+                is_host,
+                free: if is_shared { free / 2 } else { free } / self.parts,
                 per_token: sum(|it| it.cache_per_token),
                 per_sequence: sum(|it| it.cache_per_sequence),
             }

@@ -338,7 +338,117 @@ fn what_is_pinned_is_no_hope() {
     assert!(ledger.hope(now + SETTLE, 0, &[use_on(bus_id, 10 * GIB)]).is_ok());
 }
 
+fn unified(index: u32, total: u64) -> Device {
+    Device { kind: DeviceKind::Unified, total_bytes: total, ..gpu(index, total) }
+}
+
+#[test]
+fn a_gpu_that_shares_the_host_s_memory_has_one_account_with_it() {
+    let bus_id = Some("0000:00:00.0");
+    let mut ledger = ledger([unified(0, 64 * GIB), host(64 * GIB, 60 * GIB)], false, None);
+    let both = [use_on(bus_id, 20 * GIB), use_on(None, 10 * GIB)];
+    reserve(&mut ledger, 1, &both, "one", false).unwrap();
+    for uses in [[use_on(bus_id, 31 * GIB)], [use_on(None, 31 * GIB)]] {
+        let fault = reserve(&mut ledger, 2, &uses, "two", false).unwrap_err();
+        assert_eq!(fault.message, "Insufficient RAM: required 31GB, available 30GB");
+        let details: serde_json::Value = serde_json::from_str(&fault.details.unwrap()).unwrap();
+        assert_eq!(details["devices"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            (&details["devices"][0]["id"], &details["holders"][0]["bytes"]),
+            (&json!(HOST), &json!(30 * GIB))
+        );
+    }
+    // What is told of it is told once.
+    let accounts = ledger.accounts();
+    let told =
+        |account: &Account| (account.account.clone(), account.device.total_bytes, account.reserved_bytes);
+    assert_eq!(told(&accounts[0]), (HOST.to_owned(), 0, 0));
+    assert_eq!(told(&accounts[1]), (HOST.to_owned(), 64 * GIB, 30 * GIB));
+    assert_eq!((accounts[0].device.kind_word(), accounts[0].holders.len()), ("unified", 0));
+    // Of the host's part so much shows as taken as was touched; of the GPU's all.
+    ledger.runs_as(1, 77);
+    done(&mut ledger, 1, &both);
+    let processes = vec![ProcessUse { pid: 77, bytes: GIB }];
+    ledger.read(reading(Device { processes, ..host(64 * GIB, 39 * GIB) }));
+    assert_eq!(ledger.accounts()[1].foreign_bytes, 4 * GIB);
+    assert!(ledger.room(&[use_on(bus_id, 30 * GIB)], |_| true).is_ok());
+    assert!(ledger.room(&[use_on(bus_id, 31 * GIB)], |_| true).is_err());
+    // It is back as soon as its process is gone.
+    ledger.release(Moment::default(), 1, SETTLE);
+    assert_eq!(ledger.settling().count(), 0);
+}
+
+#[test]
+fn what_a_gpu_is_seen_to_take_of_shared_memory_counts_beside_the_host_s_part() {
+    let bus_id = Some("0000:00:00.0");
+    let uses = [use_on(bus_id, 4 * GIB), use_on(None, GIB)];
+    for (seen, counts) in [(5, 7), (9, 6)] {
+        let mut ledger = ledger([unified(0, 64 * GIB), host(64 * GIB, 60 * GIB)], false, None);
+        reserve(&mut ledger, 1, &uses, "one", false).unwrap();
+        ledger.runs_as(1, 77);
+        let process = |gib: u64| vec![ProcessUse { pid: 77, bytes: gib * GIB }];
+        ledger.read(reading(Device { processes: process(seen), ..unified(0, 64 * GIB) }));
+        ledger.read(reading(Device { processes: process(2), ..host(64 * GIB, 50 * GIB) }));
+        ledger.commit(1, &uses);
+        assert_eq!(ledger.accounts()[1].reserved_bytes, counts * GIB, "{seen}");
+    }
+}
+
+#[test]
+fn the_limits_of_shared_memory_are_those_of_one_account() {
+    let limits = |limit: MemoryLimit, devices: &[Device]| {
+        let ledger = ledger(devices.to_vec(), false, limit);
+        ledger.accounts().iter().map(|account| account.limit_bytes / GIB).collect::<Vec<_>>()
+    };
+    let (shared, host) = (unified(0, 48 * GIB), host(64 * GIB, 60 * GIB));
+    assert_eq!(limits(MemoryLimit::Each(8 * GIB), &[shared.clone(), host.clone()]), [0, 8]);
+    let of = |name: &str| MemoryLimit::Of([(name.to_owned(), 8 * GIB)].into());
+    assert_eq!(limits(of("0"), &[shared.clone(), host.clone()]), [0, 8]);
+    // So much of it the GPU can use.
+    assert_eq!(limits(of("1"), &[shared.clone(), host.clone()]), [0, 48]);
+    assert_eq!(limits(MemoryLimit::None, &[unified(0, 64 * GIB), host.clone()]), [0, 64]);
+    // Beside a GPU with memory of its own nothing is placed there.
+    let (both, ledger) =
+        ([gpu(0, 20 * GIB), Device { index: 1, ..unified(1, 48 * GIB) }, host], MemoryLimit::Each(8 * GIB));
+    assert_eq!(limits(ledger, &both), [8, 0, 57]);
+    let ledger = self::ledger(both, false, None);
+    assert_eq!(ledger.gpus_for_models().iter().map(|gpu| gpu.index).collect::<Vec<_>>(), [0]);
+    let fault = self::ledger([shared, self::host(64 * GIB, 60 * GIB)], false, Some(8 * GIB))
+        .room(&[use_on(Some("0000:00:00.0"), 16 * GIB)], |_| true)
+        .unwrap_err();
+    assert_eq!(
+        (fault.code, &*fault.message),
+        (ErrorCode::OomVram, "Insufficient VRAM: required 16GB, available 8GB")
+    );
+}
+
 proptest! {
+    #[test]
+    fn shared_memory_is_never_promised_twice(
+        limit in 0u64..1000,
+        actions in prop::collection::vec((0u64..3, 0u64..600, 0u64..600, 0u64..600, 0u64..8), 0..60),
+    ) {
+        let gpus = [0, 1].map(|index| Device { bus_id: None, ..unified(index, limit) });
+        let mut ledger = ledger(gpus.into_iter().chain([host(limit, limit)]), false, None);
+        let mut taken: BTreeMap<WorkerId, u64> = BTreeMap::new();
+        for (kind, first, second, plain, worker) in actions {
+            let on = |number: usize, bytes| MemoryUse { device: format!("CUDA{number}"), ..use_on(Some("none"), bytes) };
+            let uses = [on(0, first), on(1, second), use_on(None, plain)];
+            if kind == 0 {
+                ledger.release(Moment::default(), worker, SETTLE);
+                taken.remove(&worker);
+            } else if !ledger.holds(worker) && reserve(&mut ledger, worker, &uses, "m", false).is_ok() {
+                taken.insert(worker, first + second + plain);
+                done(&mut ledger, worker, &uses);
+            }
+            let sum: u64 = taken.values().sum();
+            prop_assert!(sum <= limit);
+            let told: u64 = ledger.accounts().iter().map(|account| account.reserved_bytes).sum();
+            let holders = ledger.accounts().into_iter().flat_map(|account| account.holders);
+            prop_assert_eq!((told, holders.map(|holder| holder.bytes).sum::<u64>()), (sum, sum));
+        }
+    }
+
     #[test]
     fn never_oversubscribed(
         limits in prop::collection::vec(0u64..1000, 1..4),

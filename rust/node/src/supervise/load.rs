@@ -507,7 +507,7 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
 /// What stands for an estimate where the engine cannot say.
 fn guess(inner: &Inner, bytes: u64) -> MemoryUse {
     let view = inner.fleet.view();
-    let is_gpu = |account: &&Account| account.device.kind == DeviceKind::Gpu;
+    let is_gpu = |account: &&Account| account.device.kind != DeviceKind::Host;
     let on_gpu = inner.config.gpu_backend.as_deref() != Some("cpu");
     guessed(bytes, view.accounts.iter().find(is_gpu).filter(|_| on_gpu).map(|it| &it.device))
 }

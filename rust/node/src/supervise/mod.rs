@@ -337,7 +337,7 @@ impl Supervisor {
 
     /// New figures of the devices, beside those of the host's memory.
     pub fn update_devices(&self, devices: Vec<Device>) {
-        let gpus = devices.into_iter().filter(|device| device.kind == DeviceKind::Gpu);
+        let gpus = devices.into_iter().filter(|device| device.kind != DeviceKind::Host);
         let devices = gpus.chain([measure_host_and_workers(&self.inner)]).collect();
         self.inner.fleet.read(devices);
     }

@@ -266,6 +266,8 @@ impl<'a> PlaceRow<'a> {
 #[derive(Serialize)]
 struct DeviceRow<'a> {
     id: &'a str,
+    /// Of which device its memory is. One that shares another's has none of its own, and its figures are 0.
+    account: &'a str,
     index: u32,
     name: &'a str,
     bus_id: Option<&'a str>,
@@ -458,6 +460,7 @@ impl<'a> DeviceRow<'a> {
         let device = if device.kind == DeviceKind::Host { host } else { device };
         Self {
             id,
+            account: &account.account,
             index: device.index,
             name: &device.name,
             bus_id: device.bus_id.as_deref(),
