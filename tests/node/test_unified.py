@@ -77,7 +77,8 @@ def test_a_gpu_and_the_host_have_one_account(tmp_path: Path) -> None:
         assert [device["id"] for device in planned["devices"]] == ["host"]
         assert "GPU 0 NVIDIA Fake: its memory is the host's\n" in command(node, "ps").stdout
         metrics = node.get("/metrics").body.decode()
-        assert f'llm_node_device_bytes{{device="host",what="reserved"}} {float(holder["bytes"])}' in metrics
+        rows = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+        assert float(rows['llm_node_device_bytes{device="host",what="limit"}']) == LIMIT
         assert name not in metrics
 
 
