@@ -218,7 +218,8 @@ TABLE: Mapping[str, Row] = {
         _PLUGIN,
         "The model's worker died or stands still; the message has the signal and the engine call. "
         "With `crashes`: this request was under way so often, alone or again. The node does not run it once "
-        "more by itself, and after the second time for a while not at all.",
+        "more by itself, and after the second time for a while not at all. After six crashes in a row "
+        "`retry_after` is null, and the model has to be loaded or unloaded.",
         retry_after=2,
     ),
     "gpu_not_found": Row(503, _RESOURCE, "There is no usable GPU, and nobody chose the CPU."),
@@ -404,6 +405,7 @@ def fields(
 
 
 def _headers(row: Row, details: Mapping[str, object] | None) -> dict[str, str]:
-    measured = (details or {}).get("retry_after")
-    seconds = measured if isinstance(measured, int | float) else row.retry_after
-    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+    seconds = (details or {}).get("retry_after", row.retry_after)
+    if not isinstance(seconds, int | float):
+        return {}  # also where a null says that no time makes it better
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -192,7 +192,7 @@ def test_ps_says_of_what_a_model_died(engines: Path, tmp_path: Path) -> None:
             os.kill(worker, signal.SIGKILL)
             wait_for_ends([worker])
         deadline = time.monotonic() + 30
-        cooling = rf"{MODEL} +cooling \d s: signal 9 \(SIGKILL\) +-"
+        cooling = rf"{MODEL} +cooling \d s: signal 9 \(SIGKILL\), 3rd time +-"
         while not re.search(cooling, shown := command(node, "ps").stdout):
             assert time.monotonic() < deadline, shown
 

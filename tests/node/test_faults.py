@@ -64,6 +64,33 @@ def test_loads_that_hang_hold_up_nobody(house: House) -> None:
     }
 
 
+def test_six_crashes_in_a_row_and_only_an_order_loads_it_again(house: House) -> None:
+    model = house.add("toy", FAKE_CRASH_IN_LOAD=None)
+    for crashes in range(1, 7):
+        fault = house.fault(lambda: house.load(model, for_request=True))
+        assert fault.code == "engine_crashed"
+        crash = house.state(model)["last_crash"]
+        assert crash["in_a_row"] == crashes
+        pause = (fault.details or {})["retry_after"]
+        if crashes < 6:
+            assert pause == 2 ** (crashes - 1)
+            house.wait_for_state(model, lambda state: "retry_after" not in state)
+    assert pause is None
+    told = "Model 'toy' has crashed 6 times in a row, so requests do not load it any more: load or unload it"
+    for call in (lambda: house.load(model, for_request=True), lambda: house.submit(model)):
+        fault = house.fault(call)
+        assert (fault.code, fault.details) == ("engine_crashed", {"retry_after": None})
+        assert "signal 11 (SIGSEGV)" in fault.message and told in fault.message
+    state = house.state(model)
+    assert (state["status"], state["error"]["message"]) == ("failed", fault.message)
+    assert state["last_crash"] == crash, "nothing was begun"
+    # Who orders it begins anew, and so does who asks after an unload.
+    assert house.fault(lambda: house.load(model)).details == {"retry_after": 1}
+    house.unload(model, 1)
+    assert house.state(model)["status"] == "available"
+    assert house.fault(lambda: house.load(model, for_request=True)).details == {"retry_after": 1}
+
+
 def test_who_comes_while_a_model_is_unloaded_gets_it_loaded(house: House) -> None:
     model = house.add("toy", FAKE_STEP_US=20_000)
     house.load(model)

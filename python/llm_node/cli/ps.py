@@ -111,11 +111,13 @@ def _state(worker: Mapping[str, Any], place: Mapping[str, Any] | None) -> str:
     if status == "loading":
         return f"loading {worker['progress']:.0%}"
     if status == "failed":
-        pause, crash = worker.get("retry_after"), worker.get("last_crash")
-        if pause is None or crash is None:
-            return f"failed: {worker['error']['code']}"
+        pause, crash, code = worker.get("retry_after"), worker.get("last_crash"), worker["error"]["code"]
+        if crash is None or code != "engine_crashed":
+            return f"failed: {code}"
         call = "" if crash["call"] == NO_CALL else f" in {crash['call']}"
-        return f"cooling {pause} s: {crash['ending']}{call}"
+        often = crash["in_a_row"]
+        time = f", {ordinal(often)} time" if often > 1 else ""
+        return f"{'failed' if pause is None else f'cooling {pause} s'}: {crash['ending']}{call}{time}"
     left = worker.get("goes_in_seconds")
     return status if left is None else f"{status}, {left} s more"
 

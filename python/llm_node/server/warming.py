@@ -48,7 +48,8 @@ async def _failed(node: Node, models: Sequence[str], left: list[str]) -> list[st
             if fault.code == "shutting_down":
                 return []
             log.warning("'%s' is to be warm, and cannot be loaded: %s", model, fault.message)
-            if fault.code in MAY_PASS:
+            # Where no time makes it better, the error says that it is not to be tried again.
+            if fault.code in MAY_PASS and (fault.details or {}).get("retry_after", 0) is not None:
                 again.append(model)
         if model in left:
             left.remove(model)

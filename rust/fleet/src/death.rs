@@ -6,7 +6,7 @@ use llm_node_core::error::{ErrorCode, Fault};
 
 use crate::{
     Death, Effect, Fleet, IncidentKind, Moment, Severity, WorkerId,
-    life::{Because, HEALTHY_AFTER, Stage, Trouble, retry_after, shutting_down, unloaded},
+    life::{Because, HEALTHY_AFTER, Stage, Trouble, Worker, hopeless, retry_after, shutting_down, unloaded},
 };
 
 impl Fleet {
@@ -19,16 +19,14 @@ impl Fleet {
             Stage::Starting { died, .. } => *died = Some((death, is_known)),
             Stage::Loading { .. } | Stage::Waiting { .. } => {
                 let message = format!("'{model_id}' could not be loaded: {}", death.message);
-                self.crashed(now, worker, death, is_known, |_| message);
+                self.crashed(now, worker, death, is_known, &message);
             }
             Stage::Serving => {
                 if now.since(it.since) >= HEALTHY_AFTER {
                     self.life(&model_id).crashes = 0;
                 }
                 let words = death.message.clone();
-                let fault = self.crashed(now, worker, death, is_known, |pause| {
-                    format!("{words}; it may be loaded again in {} s", pause.as_secs())
-                });
+                let fault = self.crashed(now, worker, death, is_known, &words);
                 self.effects.push(Effect::EndRequests { worker, fault });
             }
             Stage::Draining { is_retired, .. } => {
@@ -54,22 +52,36 @@ impl Fleet {
         }
     }
 
-    /// A worker has died by itself. Those who waited for it hear that, and its model cools; `message`: what people are
-    /// told, by the length of the pause. Gives what its clients are told.
+    /// A worker has died by itself. Those who waited for it hear that, and its model cools, or is given up. `message`:
+    /// what people are told, without what comes next. Gives what its clients are told.
     pub(crate) fn crashed(
         &mut self,
         now: Moment,
         worker: WorkerId,
         death: Death,
         is_known: bool,
-        message: impl FnOnce(Duration) -> String,
+        message: &str,
     ) -> Fault {
         let crashed = Fault::new(ErrorCode::EngineCrashed, death.message.clone());
         let Some((model_id, it)) = self.worker(worker) else { return crashed };
         let (engine, is_outgoing) = (it.engine(), it.is_outgoing);
         let life = self.life(&model_id);
         let pause = life.crashed(now, engine, death.clone(), is_known);
-        self.tell(Severity::Error, IncidentKind::Crashed, &model_id, message(pause), Some(death));
+        let is_other = |it: &Worker| it.id != worker && (it.is_wanted() || it.is_outgoing);
+        let is_given_up = life.is_hopeless() && !life.workers.iter().any(is_other);
+        let then = if is_given_up {
+            "it crashed too often in a row, and is not loaded again before somebody loads or unloads it"
+                .to_owned()
+        } else {
+            format!("it may be loaded again in {} s", pause.as_secs())
+        };
+        self.tell(
+            Severity::Error,
+            IncidentKind::Crashed,
+            &model_id,
+            format!("{message}; {then}"),
+            Some(death),
+        );
         self.bury(now, &model_id, worker);
         let life = self.life(&model_id);
         if life.replacement.is_some() && life.is_there() {
@@ -87,8 +99,14 @@ impl Fleet {
             self.load_waiting(now, &model_id);
             return retry_after(crashed, Duration::ZERO);
         }
-        life.trouble = Some(Trouble::Cooling { until: now + pause, fault: crashed.clone() });
-        let fault = retry_after(crashed, pause);
+        let fault = if is_given_up {
+            let fault = hopeless(&model_id, &crashed);
+            life.trouble = Some(Trouble::GivenUp { fault: fault.clone() });
+            fault
+        } else {
+            life.trouble = Some(Trouble::Cooling { until: now + pause, fault: crashed.clone() });
+            retry_after(crashed, pause)
+        };
         for waiting in mem::take(&mut self.life(&model_id).waiting) {
             self.refuse(waiting.ticket, fault.clone());
         }

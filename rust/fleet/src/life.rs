@@ -18,7 +18,9 @@ use crate::{
 
 /// After the first crash; doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Never longer than this.
+/// So many crashes in a row are no accident: requests load it no more, before somebody wants that.
+const MOST_CRASHES: u32 = 6;
+/// Never longer than this, where another worker answers.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Of a pause that is no longer, whoever wants the model waits for its end.
 const WAITED_OUT: Duration = Duration::from_secs(2);
@@ -82,6 +84,8 @@ pub(crate) enum Trouble {
     Cooling { until: Moment, fault: Fault },
     /// The last load failed; whoever asks next tries again.
     Failed { fault: Fault, files: Files },
+    /// It crashed too often; only an order to load or unload it begins anew.
+    GivenUp { fault: Fault },
 }
 
 /// How a worker of the model died last, for people.
@@ -93,6 +97,8 @@ pub struct Crash {
     pub engine: String,
     /// How.
     pub death: Death,
+    /// So many in a row. What one request did again is not counted.
+    pub in_a_row: u32,
 }
 
 /// A worker, from the wish for it until it is gone.
@@ -405,6 +411,19 @@ impl ModelLife {
         }
     }
 
+    /// Why requests do not have it loaded.
+    pub(crate) fn given_up(&self) -> Option<&Fault> {
+        match &self.trouble {
+            Some(Trouble::GivenUp { fault }) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// Has it crashed too often?
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.crashes >= MOST_CRASHES
+    }
+
     /// Nothing is to be said of it.
     pub(crate) fn is_plain(&self) -> bool {
         self.workers.is_empty() && self.trouble.is_none() && self.crashes == 0 && self.last_crash.is_none()
@@ -412,13 +431,11 @@ impl ModelLife {
 
     /// Counts a crash, and gives the pause that it costs.
     pub(crate) fn crashed(&mut self, now: Moment, engine: String, death: Death, is_known: bool) -> Duration {
-        self.last_crash = Some(Crash { at: now, engine, death });
-        if is_known {
-            return pause(self.crashes.saturating_sub(1));
+        if !is_known {
+            self.crashes = self.crashes.saturating_add(1);
         }
-        let pause = pause(self.crashes);
-        self.crashes = self.crashes.saturating_add(1);
-        pause
+        self.last_crash = Some(Crash { at: now, engine, death, in_a_row: self.crashes });
+        pause(self.crashes.saturating_sub(1))
     }
 
     /// The next point in time at which something is overdue.
@@ -441,6 +458,16 @@ impl ModelLife {
 pub(crate) fn too_long(now: Moment, until: Moment, fault: &Fault) -> Option<Fault> {
     let left = until.since(now);
     (left > WAITED_OUT).then(|| retry_after(fault.clone(), left))
+}
+
+/// What whoever asks for a model is told that crashed too often. No time makes it better.
+pub(crate) fn hopeless(model_id: &str, crashed: &Fault) -> Fault {
+    let message = format!(
+        "{}. Model '{model_id}' has crashed {MOST_CRASHES} times in a row, so requests do not load it any more: load or \
+         unload it (POST /api/models/load, llm-node stop {model_id}) once the cause is mended",
+        crashed.message
+    );
+    Fault { message, ..crashed.clone() }.details(json!({ "retry_after": null }).to_string())
 }
 
 /// 1 s, 2 s, 4 s, ... after so many crashes before this one.

@@ -22,6 +22,10 @@ impl Fleet {
             return self.load_meanwhile(now, model_id, waiting);
         }
         if life.workers.is_empty() {
+            if let Some(fault) = life.given_up().filter(|_| waiting.for_request) {
+                let fault = fault.clone();
+                return self.refuse(waiting.ticket, fault);
+            }
             if let Some(fault) = life.cooling(now) {
                 return self.refuse(waiting.ticket, fault);
             }
@@ -34,6 +38,9 @@ impl Fleet {
                 return self.refuse(waiting.ticket, fault);
             }
             let life = self.life(model_id);
+            if life.given_up().is_some() {
+                life.crashes = 0;
+            }
             life.next_replica = now;
             self.begin(now, model_id, setup, waiting.format.clone());
             waiting.is_met = true;

@@ -69,7 +69,7 @@ pub struct ModelView {
 pub struct WorkerView {
     /// Which.
     pub id: WorkerId,
-    /// What it is doing: never `Available`, `Cooling` or `Failed`.
+    /// What it is doing: never `Available`, `Cooling`, `Failed` or `GivenUp`.
     pub status: Status,
     /// Since when it answers, and what its load came to.
     pub loaded: Option<(Moment, Arc<Loaded>)>,
@@ -109,6 +109,8 @@ pub enum Status {
     },
     /// Its last load failed so.
     Failed(Fault),
+    /// It crashed too often in a row: requests are told this, and an order to load or unload it begins anew.
+    GivenUp(Fault),
 }
 
 impl Status {
@@ -119,7 +121,7 @@ impl Status {
             Status::Loading => "loading",
             Status::Waiting => "waiting",
             Status::Loaded | Status::Draining { .. } => "loaded",
-            Status::Cooling { .. } | Status::Failed(_) => "failed",
+            Status::Cooling { .. } | Status::Failed(_) | Status::GivenUp(_) => "failed",
         }
     }
 
@@ -150,6 +152,7 @@ impl ModelView {
                 Status::Cooling { until: *until, fault: fault.clone() }
             }
             (None, Some(Trouble::Failed { fault, .. })) => Status::Failed(fault.clone()),
+            (None, Some(Trouble::GivenUp { fault })) => Status::GivenUp(fault.clone()),
             (None, None) => Status::Available,
         };
         let mut workers: Vec<WorkerView> = life.workers.iter().map(WorkerView::of).collect();
@@ -205,6 +208,7 @@ impl ModelView {
             Status::Cooling { until, fault } => {
                 Err(too_long(now, *until, fault).unwrap_or_else(|| to_be_loaded(model_id)))
             }
+            Status::GivenUp(fault) => Err(fault.clone()),
             // An unload is for what was there: who asks afterwards has it loaded once that is gone.
             Status::Available | Status::Draining { .. } | Status::Failed(_) => Err(to_be_loaded(model_id)),
         }

@@ -47,6 +47,8 @@ const ROOM: Duration = Duration::from_mins(2);
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(500);
 /// Who answers is not asked to go before.
 const SHORTEST_TURN: Duration = Duration::from_secs(30);
+/// After five crashes in a row.
+const LONGEST_COOLING: Duration = Duration::from_secs(16);
 /// No order may be open for longer than all deadlines on its way together, twice: what came before it ends first.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
@@ -81,6 +83,11 @@ enum Order {
     /// A worker dies by itself.
     Crash {
         model: usize,
+    },
+    /// A client that asks again and again, and each time the engine dies soon after.
+    Insist {
+        model: usize,
+        times: u8,
     },
     /// What becomes of the GPU; `None`: its driver does not answer.
     Gpu {
@@ -130,7 +137,8 @@ fn order() -> impl Strategy<Value = Order> {
         4 => (model.clone(), 0u64..20).prop_map(|(model, seconds)| Order::Unload { model, seconds }),
         1 => (model.clone(), any::<Option<bool>>(), prop::option::of(0u8..90))
             .prop_map(|(model, pin, keep_alive)| Order::Configure { model, pin, keep_alive }),
-        2 => model.prop_map(|model| Order::Crash { model }),
+        2 => model.clone().prop_map(|model| Order::Crash { model }),
+        1 => (model, 1u8..12).prop_map(|(model, times)| Order::Insist { model, times }),
         1 => prop_oneof![
             3 => Just(Some(DeviceState::Ok)),
             1 => Just(Some(DeviceState::Lost)),
@@ -225,6 +233,10 @@ struct World {
     wanting: BTreeMap<Ticket, String>,
     /// Those of these that came while it was on its way out: what ends it is not for them.
     afterwards: BTreeMap<Ticket, String>,
+    /// How often workers of each model have died since it was given up, or unloaded.
+    crashes: BTreeMap<String, u32>,
+    /// Models that requests do not have loaded.
+    given_up: BTreeSet<String>,
     /// Models that were unloaded or evicted since somebody had them loaded.
     sent_away: BTreeSet<String>,
     resolved: BTreeSet<Ticket>,
@@ -265,6 +277,8 @@ impl World {
             asked: BTreeMap::new(),
             wanting: BTreeMap::new(),
             afterwards: BTreeMap::new(),
+            crashes: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             sent_away: BTreeSet::new(),
             resolved: BTreeSet::new(),
             is_stopping: false,
@@ -415,6 +429,13 @@ impl World {
                     self.dies(worker);
                 }
             }
+            Order::Insist { model, times } => {
+                for _ in 0..times {
+                    self.asks(&name(model));
+                    self.pass(self.now + Duration::from_secs(30));
+                    self.carry_out(&Order::Crash { model });
+                }
+            }
             Order::Gpu { state } if self.is_on_gpu => {
                 self.gpu = state;
                 self.read();
@@ -435,6 +456,18 @@ impl World {
                 self.handle(Event::Stopping { by: self.now + Duration::from_secs(seconds) });
             }
         }
+    }
+
+    /// A request for a model, which is loaded for it.
+    fn asks(&mut self, model_id: &str) {
+        let ticket = self.ticket();
+        self.wanting.insert(ticket, model_id.to_owned());
+        if self.is_leaving(model_id) {
+            self.afterwards.insert(ticket, model_id.to_owned());
+        }
+        let (model_id, wishes, format, instead) = (model_id.to_owned(), ModelOptions::default(), None, None);
+        let (for_request, tokens) = (true, 0);
+        self.handle(Event::Load { ticket, model_id, wishes, format, instead, for_request, tokens });
     }
 
     fn is_leaving(&mut self, model_id: &str) -> bool {
@@ -528,6 +561,13 @@ impl World {
             _ => {}
         }
         let before = self.fleet.view().models;
+        // With an order to load or unload it all begins anew.
+        let anew = match &event {
+            Event::Load { model_id, for_request: false, .. } | Event::Unload { model_id, .. } => {
+                self.given_up.take(model_id)
+            }
+            _ => None,
+        };
         let usual = if let Event::Configured(usual) = &event { Some(usual.clone()) } else { None };
         // A worker that was made larger for an order has what that said from now on.
         let is_order = matches!(event, Event::Load { .. } | Event::Reshaped { .. });
@@ -540,6 +580,12 @@ impl World {
                 let model_id = &incident.model_id;
                 self.is_unused(model_id, &before[model_id], usual.as_ref(), is_order);
             }
+        }
+        // Else the order was refused.
+        if let Some(model_id) = anew
+            && !matches!(self.fleet.view().models.get(&model_id), Some(it) if is_given_up(it))
+        {
+            self.crashes.remove(&model_id);
         }
         for effect in effects {
             self.take(effect);
@@ -601,6 +647,7 @@ impl World {
                 let answers = |other: &&Worker| other.is_open && !other.is_draining;
                 assert!(others.is_empty() || others.iter().any(answers), "the first comes first");
                 self.comes_by_order(&model_id);
+                assert!(!self.given_up.contains(&model_id), "{model_id}: no request loads what was given up");
                 let setup = Some(setup);
                 self.workers.insert(worker, Worker { model_id, asked, setup, ..Worker::default() });
                 let fault = Fault::new(ErrorCode::EngineNotFound, "none");
@@ -823,6 +870,9 @@ impl World {
             Effect::Tell(incident) if incident.kind == IncidentKind::Replaced => {
                 self.replaced.insert(incident.model_id);
             }
+            Effect::Tell(incident) if incident.kind == IncidentKind::Crashed => {
+                *self.crashes.entry(incident.model_id).or_default() += 1;
+            }
             Effect::Tell(incident) if incident.kind == IncidentKind::Unused => {
                 self.unused.insert(incident.model_id);
             }
@@ -1007,6 +1057,28 @@ impl World {
                 Err(fault) => assert_ne!(fault.code, ErrorCode::ShuttingDown, "who asks has it loaded"),
             }
         }
+        for model_id in &self.given_up {
+            assert!(is_given_up(&view.models[model_id]), "{model_id}: no time makes it better");
+        }
+        for (model_id, model) in view.models.iter().filter(|(_, model)| is_given_up(model)) {
+            assert!(
+                model.workers.is_empty() && model.waiting == 0,
+                "{model_id}: nobody waits for what was given up"
+            );
+            let fault = model.ready(model_id, self.now).unwrap_err();
+            assert_eq!(fault.code, ErrorCode::EngineCrashed, "who asks is told at once");
+            if self.given_up.insert(model_id.clone()) {
+                assert!(
+                    self.crashes[model_id] >= 6,
+                    "{model_id}: nobody is given up for fewer crashes than six"
+                );
+            }
+        }
+        for model in view.models.values() {
+            if let Status::Cooling { until, .. } = model.status {
+                assert!(until <= self.now + LONGEST_COOLING, "who cools longer was to be given up");
+            }
+        }
         for place in &view.line {
             let is_there = |name: &String| view.models.get(name).is_some_and(|it| !it.workers.is_empty());
             assert!(is_there(&place.model_id) && place.waits_for.iter().all(is_there));
@@ -1035,6 +1107,10 @@ impl World {
             assert!(!goes || model.is_pinned || model.is_being_replaced, "who is not used goes");
         }
     }
+}
+
+fn is_given_up(model: &ModelView) -> bool {
+    matches!(model.status, Status::GivenUp(_))
 }
 
 fn bus_id(gpu: usize) -> String {

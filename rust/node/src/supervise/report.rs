@@ -217,6 +217,7 @@ struct CrashRow<'a> {
     ending: &'a str,
     signal: Option<i64>,
     message: &'a str,
+    in_a_row: u32,
 }
 
 /// Devices, ledger, workers, versions.
@@ -506,7 +507,7 @@ impl<'a> LifeRow<'a> {
             Status::Cooling { fault, .. } => {
                 Self { error: error(fault), retry_after: view.pause_seconds(inner.fleet.now()), ..row }
             }
-            Status::Failed(fault) => Self { error: error(fault), ..row },
+            Status::Failed(fault) | Status::GivenUp(fault) => Self { error: error(fault), ..row },
         };
         let serving = view.loaded().map(|(since, _)| ServingRow {
             pid: process.as_ref().map(|process| process.pid()),
@@ -548,6 +549,7 @@ impl<'a> CrashRow<'a> {
             ending: &crash.death.ending,
             signal: crash.death.signal,
             message: &crash.death.message,
+            in_a_row: crash.in_a_row,
         }
     }
 }
