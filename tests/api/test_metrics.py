@@ -72,7 +72,10 @@ def test_a_request_is_counted_once_at_its_end(node: RunningNode) -> None:
         assert found[of(f"{name}_count", MODEL)] == 1
         assert found[of(f"{name}_bucket", MODEL, "+Inf")] == 1
         assert 0 < found[of(f"{name}_sum", MODEL)] < 60
-    assert found[of("llm_node_model_events_total", "loaded")] == 1
+    assert found[of("llm_node_loads_total", "loaded")] == 1
+    assert found[of("llm_node_loads_total", "failed")] == 0
+    assert -0.1 < found[of("llm_node_estimate_error_ratio", MODEL)] < 0.1
+    assert found[of("llm_node_device_bytes", "host", "weights")] > 0
     assert found[of("llm_node_model_state", MODEL, "loaded")] == 1
     assert found[of("llm_node_requests")] == 0
     assert found[of("llm_node_capacity")] >= 1
@@ -95,11 +98,14 @@ def test_the_line_of_an_answer_says_what_it_took(node: RunningNode) -> None:
 
 def test_what_the_scheduler_knows_comes_up(node: RunningNode) -> None:
     deadline = time.monotonic() + 20
-    while (found := scraped(node)).get(of("vllm:num_requests_running", MODEL)) != 0:
+    computed = of("llm_node_step_seconds_total", MODEL, "answers")
+    while not (found := scraped(node)).get(computed) or found[of("vllm:num_requests_running", MODEL)] != 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert found[of("vllm:num_requests_waiting", MODEL)] == 0
     assert 0 <= found[of("vllm:kv_cache_usage_perc", MODEL)] <= 1
+    assert found[of("llm_node_step_seconds_total", MODEL, "prompts")] > 0
+    assert found[of("llm_node_step_seconds_total", MODEL, "saving")] == 0
     assert found[of("llm_node_kv_cache_tokens", MODEL, "capacity")] > 0
     system = node.get("/api/system").json()
     (worker,) = system["workers"]
@@ -247,3 +253,50 @@ def test_ps_can_be_watched(node: RunningNode) -> None:
         ender.cancel()
         watching.kill()
         watching.wait()
+
+
+def test_what_happens_to_models_is_counted_by_what_it_was(
+    engines: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/bad.gguf").write_bytes(demo_model.read_bytes()[:300_000])
+    (tmp_path / "models/other.gguf").write_bytes(demo_model.read_bytes())
+    arguments = [
+        "--engines-dir",
+        str(engines),
+        "--models-dir",
+        str(tmp_path / "models"),
+        "--gpu-backend",
+        "cpu",
+    ]
+    with running_node(tmp_path / "node", arguments) as node:
+        counters = {
+            "loaded": of("llm_node_loads_total", "loaded"),
+            "failed": of("llm_node_loads_total", "failed"),
+            "reshaped": of("llm_node_reshapes_total"),
+            "refused": of("llm_node_refusals_total", "oom_ram"),
+            "unused": of("llm_node_evictions_total", "unused"),
+        }
+
+        def counted(**more: int) -> None:
+            wanted = dict.fromkeys(counters, 0) | more
+            wait_for(node, lambda found: {name: found[key] for name, key in counters.items()} == wanted)
+
+        counted()
+        assert not [labels for _, labels in scraped(node) if "other" in labels], "nobody has asked for it"
+        assert node.post("/api/models/load", {"model_id": "bad"}).status == 500
+        counted(failed=1)
+        refused = node.post("/api/models/load", {"model_id": MODEL, "cache_tokens": 2_000_000_000})
+        assert (refused.status, refused.json()["error"]["code"]) == (507, "oom_ram")
+        counted(failed=1, refused=1)
+        assert node.post("/api/models/load", {"model_id": MODEL, "max_sequences": 1}).status == 200
+        counted(failed=1, refused=1, loaded=1)
+        assert scraped(node)[of("llm_node_crashes_total", "llama_cpp")] == 0
+        assert node.post("/api/models/load", {"model_id": MODEL, "max_sequences": 2}).status == 200
+        counted(failed=1, refused=1, loaded=1, reshaped=1)
+        assert of("llm_node_estimate_error_ratio", MODEL) not in scraped(node), "that was of another context"
+        os.kill(node.workers()[0], signal.SIGKILL)
+        wait_for(node, lambda found: found[of("llm_node_crashes_total", "llama_cpp")] == 1)
+        time.sleep(1.1)
+        assert node.post("/api/models/load", {"model_id": MODEL, "keep_alive": 1}).status == 200
+        counted(failed=1, refused=1, loaded=2, reshaped=1, unused=1)

@@ -36,6 +36,7 @@ WORDS: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number", "minimum": 0}
 LIMIT = maybe({"anyOf": [COUNT, {"type": "object", "additionalProperties": COUNT}]})
+COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
 FLAG: Schema = {"type": "boolean"}
 
 ERROR = {
@@ -60,6 +61,7 @@ USE = fields(
 BUSY = fields(
     queued=COUNT, queued_tokens=COUNT, prompt_rate=COUNT, running=COUNT, max_running=COUNT, cache_used=COUNT,
     cache_tokens=COUNT, kept=COUNT, kept_tokens=COUNT, preemptions=COUNT, drafted=COUNT, accepted=COUNT,
+    step_micros=fields(prompts=COUNT, answers=COUNT, mixed=COUNT, saving=COUNT),
 )  # fmt: skip
 KEPT_BY: Schema = {"enum": ["pin", "loading", "busy", "residency"]}
 LIFE: Mapping[str, Schema] = {
@@ -67,6 +69,7 @@ LIFE: Mapping[str, Schema] = {
     "error_": ERROR, "retry_after_": COUNT, "progress_": NUMBER, "stage_": maybe(TEXT), "pid_": maybe(COUNT),
     "engine_": TEXT, "engine_version_": TEXT, "gpu_backend_": TEXT, "devices_": some(TEXT),
     "memory_": some(USE), "held_bytes_": COUNT, "load_ms_": COUNT, "facts_": FACTS,
+    "estimated_bytes_": maybe(COUNT),
     "draining_": FLAG, "pinned_": FLAG, "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT,
     "silent_seconds_": COUNT, "call_seconds_": COUNT, "tokens_per_second_": NUMBER,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
@@ -108,6 +111,7 @@ ENGINES = fields(engines=some(ENGINE))
 LOADED = fields(
     model_id=TEXT, status={"const": "loaded"}, engine=TEXT, engine_version=TEXT, gpu_backend=TEXT,
     devices=some(TEXT), memory=some(USE), load_ms=COUNT, facts=FACTS,
+    estimated_bytes=maybe(COUNT),
 )  # fmt: skip
 """What a load came to."""
 SYSTEM = fields(
@@ -115,7 +119,7 @@ SYSTEM = fields(
     gpu_backend=maybe(TEXT), vram_limit_bytes=LIMIT, devices=some(DEVICE),
     workers=some(fields(model_id=TEXT, streams_=COUNT, **LIFE)), line=some(PLACE),
     load=fields(requests=COUNT, capacity=COUNT, queued_tokens=COUNT, value=NUMBER),
-    events={"type": "object", "additionalProperties": COUNT},
+    events=COUNTS, refusals=COUNTS, crashes=COUNTS,
     versions=fields(llm_node=TEXT, abi=COUNT, protocol=COUNT),
     advice=some(fields(code=TEXT, text=TEXT, command=TEXT)),
 )  # fmt: skip

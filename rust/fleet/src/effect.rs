@@ -138,6 +138,8 @@ pub struct Loaded {
     pub engine: ChosenEngine,
     /// From the first wish for it until it answered.
     pub took: Duration,
+    /// What it was to take by its engine's estimate; `None` with another context than it was loaded with.
+    pub estimated_bytes: Option<u64>,
     /// All that the worker says of the model.
     pub facts: ModelFacts,
 }

@@ -160,7 +160,8 @@ impl Fleet {
         }
         let Some((_, it)) = self.worker(worker) else { return };
         let engine = it.found.as_ref().map(|found| found.engine.clone()).unwrap_or_default();
-        let mut loaded = Loaded { model_id: model_id.clone(), engine, took, facts };
+        let estimated_bytes = Some(it.said.iter().map(MemoryUse::total).sum());
+        let mut loaded = Loaded { model_id: model_id.clone(), engine, took, estimated_bytes, facts };
         it.complete(&mut loaded);
         let loaded = Arc::new(loaded);
         it.setup.came_to(loaded.facts.context_length, loaded.facts.max_sequences);
@@ -268,7 +269,7 @@ impl Fleet {
 
 /// "'m' is loaded with e 1.0, in 80 ms: context 2048 tokens, 64 sequences, 8 MiB"
 fn in_words(loaded: &Loaded) -> String {
-    let Loaded { model_id, engine, took, facts } = loaded;
+    let Loaded { model_id, engine, took, facts, .. } = loaded;
     let bytes = facts.memory.iter().fold(0, |sum, use_| use_.total().saturating_add(sum));
     format!(
         "'{model_id}' is loaded with {} {}, in {} ms: context {} tokens, {} sequences, {} MiB",

@@ -147,7 +147,7 @@ impl Fleet {
             }
         };
         let Some(before) = &it.loaded else { return };
-        let mut loaded = Loaded { facts, ..Loaded::clone(before) };
+        let mut loaded = Loaded { facts, estimated_bytes: None, ..Loaded::clone(before) };
         it.complete(&mut loaded);
         let mut setup = growing.setup;
         setup.stays_like(&it.setup);

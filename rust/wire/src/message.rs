@@ -16,7 +16,7 @@ use llm_node_core::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 10;
+pub const PROTOCOL_VERSION: u32 = 11;
 
 /// Names a request within one worker.
 pub type RequestId = u64;

@@ -13,7 +13,7 @@ use llm_node_core::{
     facts::{ChatFacts, ModelFacts},
     memory::{Estimate, Figures, GpuAddress, MemoryUse},
     request::{Prompt, Request, Sampling},
-    session::Occupancy,
+    session::{Occupancy, StepMicros},
     shape::{ContextSize, Shape, Sizing},
     text::infill::{Extra, Infill},
 };
@@ -270,9 +270,11 @@ prop_compose! {
     fn occupancy()(
         (queued, queued_tokens, prompt_rate, running, max_running, kept) in any::<(usize, usize, u32, usize, usize, usize)>(),
         (cache_used, cache_tokens, kept_tokens, preemptions, drafted, accepted) in any::<(u64, u64, u64, u64, u64, u64)>(),
+        (prompts, answers, mixed, saving) in any::<(u64, u64, u64, u64)>(),
     ) -> Occupancy {
         Occupancy {
             queued, queued_tokens, prompt_rate, running, max_running, cache_used, cache_tokens, kept, kept_tokens, preemptions, drafted, accepted,
+            step_micros: StepMicros { prompts, answers, mixed, saving },
         }
     }
 }

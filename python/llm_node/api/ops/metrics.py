@@ -6,6 +6,7 @@ What means the same as at vLLM has vLLM's name, so that dashboards and routers t
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ BLOCK_TOKENS = 16
 """In which routers for vLLM count a cache."""
 STATES = ("available", "waiting", "loading", "loaded", "failed")
 FINISHED = ("stop", "length", "abort", "error")
+LOADS = {"loaded": "loaded", "failed": "load_failed"}
+EVICTIONS = {"room": "evicted", "unused": "unused"}
+"""Why a model went that nobody unloaded, by the kind of what happened."""
+EVENTS = ("unloaded", "replaced", "pressure", "cut", "overrun", "kept", "abandoned", "device_lost")
+"""Kinds without a series of their own."""
+STEPS = ("prompts", "answers", "mixed", "saving")
+PARTS = ("weights", "cache", "compute")
 OF_A_DEVICE = ("total", "free", "limit", "reserved", "unexplained", "settling", "foreign")
 HISTOGRAMS = {
     "vllm:request_queue_time_seconds": ("queue_seconds", "Until a request was let in."),
@@ -57,6 +65,8 @@ async def scrape(request: web.Request) -> web.Response:
         models = [model for model in models if model["model_id"] == wanted]
         meters = {name: meter for name, meter in meters.items() if name == wanted}
     exposition: Any = importlib.import_module("prometheus_client.exposition")
+    # A folder may hold hundreds of models, of which few are ever asked for.
+    models = [model for model in models if model["status"] != "available" or model["model_id"] in meters]
     told = _Collected([*_of_models(models), *_of_requests(meters), *_of_node(system)])
     body: bytes = exposition.generate_latest(told)
     return web.Response(body=body, headers={"Content-Type": TEXT})
@@ -88,15 +98,23 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
     cache = _gauge(
         "vllm:cache_config_info", "Size of the KV cache.", "model_name", "block_size", "num_gpu_blocks"
     )
+    steps = _counter("llm_node_step_seconds", "What an engine computed for.", "model_name", "kind")
+    error = _gauge(
+        "llm_node_estimate_error_ratio",
+        "By how much what a model holds differs from its engine's estimate; 0.1: a tenth more.",
+        "model_name",
+    )
     for model in models:
         name, busy = model["model_id"], model.get("occupancy")
+        waiting.add_metric([name], model.get("waiting", 0) + (busy["queued"] if busy else 0))
+        if model.get("estimated_bytes"):
+            error.add_metric([name], model["held_bytes"] / model["estimated_bytes"] - 1)
         for word in STATES:
             state.add_metric([name, word], float(model["status"] == word))
         if busy is None:
             continue
         used = max(0, busy["cache_used"] - busy["kept_tokens"])
         running.add_metric([name], busy["running"])
-        waiting.add_metric([name], busy["queued"])
         usage.add_metric([name], used / busy["cache_tokens"] if busy["cache_tokens"] else 0.0)
         for what, count in (
             ("used", used),
@@ -105,6 +123,8 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
         ):
             cells.add_metric([name, what], count)
         preempted.add_metric([name], busy["preemptions"])
+        for kind in STEPS:
+            steps.add_metric([name, kind], busy["step_micros"][kind] / 1e6)
         queued.add_metric([name], busy["queued_tokens"])
         rate.add_metric([name], busy["prompt_rate"])
         cache.add_metric([name, str(BLOCK_TOKENS), str(busy["cache_tokens"] // BLOCK_TOKENS)], 1)
@@ -113,7 +133,7 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
         "vllm:lora_requests_info", "Adapters.", "max_lora", "running_lora_adapters", "waiting_lora_adapters"
     )
     adapters.add_metric(["0", "", ""], 1)
-    yield from (state, running, waiting, usage, cells, preempted, queued, rate, cache, adapters)
+    yield from (state, running, waiting, usage, cells, preempted, queued, rate, cache, steps, error, adapters)
 
 
 def _of_requests(meters: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
@@ -154,6 +174,14 @@ def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
             continue  # it has none of its own
         for what in OF_A_DEVICE:
             memory.add_metric([device["id"], what], device[f"{what}_bytes"])
+    parts = Counter[tuple[str, str]]()
+    for use in (use for worker in system["workers"] for use in worker.get("memory", ())):
+        device = "host" if use["is_host"] else use["id"]
+        if device is not None:
+            parts.update({(device, part): use[f"{part}_bytes"] for part in PARTS})
+    for device in system["devices"]:
+        for part in PARTS:
+            memory.add_metric([device["id"], part], parts[device["id"], part])
     requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")
     requests.add_metric([], system["load"]["requests"])
     capacity = _gauge(
@@ -162,14 +190,32 @@ def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     capacity.add_metric([], system["load"]["capacity"])
     load = _gauge("llm_node_load", "How full the fullest model is; 1: full.")
     load.add_metric([], system["load"]["value"])
-    events = _counter("llm_node_model_events", "What has happened to models: loaded, crashed, ...", "kind")
-    for kind, count in system["events"].items():
-        events.add_metric([kind], count)
+    happened = system["events"]
+    loads = _counter("llm_node_loads", "Loads of models, by how they ended.", "result")
+    for result, kind in LOADS.items():
+        loads.add_metric([result], happened[kind])
+    evictions = _counter("llm_node_evictions", "Models that went although nobody unloaded them.", "why")
+    for why, kind in EVICTIONS.items():
+        evictions.add_metric([why], happened[kind])
+    reshapes = _counter("llm_node_reshapes", "Contexts made anew in a loaded model.")
+    reshapes.add_metric([], happened["reshaped"])
+    refusals = _counter("llm_node_refusals", "Loads refused for want of memory.", "code")
+    for code, count in system["refusals"].items():
+        refusals.add_metric([code], count)
+    crashes = _counter("llm_node_crashes", "Workers that ended by themselves.", "engine")
+    # Each from the beginning: whoever watches one sees the first time that it happens.
+    engines = {worker["engine"]: 0 for worker in system["workers"] if "engine" in worker}
+    for engine, count in {**engines, **system["crashes"]}.items():
+        crashes.add_metric([engine], count)
+    events = _counter("llm_node_model_events", "What else has happened to models.", "kind")
+    for kind in EVENTS:
+        events.add_metric([kind], happened[kind])
     line = _gauge("llm_node_line_length", "Models that wait until others have made room.")
     line.add_metric([], len(system["line"]))
     info = _gauge("llm_node_info", "Which node it is.", "version", "abi", "gpu_backend")
     info.add_metric([__version__, str(system["versions"]["abi"]), system["gpu_backend"] or "none"], 1)
-    yield from (memory, requests, capacity, load, events, line, info)
+    yield from (memory, requests, capacity, load, line, info)
+    yield from (loads, evictions, reshapes, refusals, crashes, events)
 
 
 def _gauge(name: str, text: str, *labels: str) -> Any:

@@ -100,6 +100,32 @@ pub struct Occupancy {
     pub drafted: u64,
     /// See [`Occupancy::drafted`].
     pub accepted: u64,
+    /// Where the time of its steps went since the session began.
+    pub step_micros: StepMicros,
+}
+
+/// Microseconds that an engine computed, by what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepMicros {
+    /// Steps of prompts alone.
+    pub prompts: u64,
+    /// Steps of answers alone.
+    pub answers: u64,
+    /// Steps of both.
+    pub mixed: u64,
+    /// Writing sequences down that had to give way.
+    pub saving: u64,
+}
+
+impl StepMicros {
+    fn stepped(&mut self, answers: bool, prompts: bool, took: Duration) {
+        let sum = match (answers, prompts) {
+            (true, true) => &mut self.mixed,
+            (false, true) => &mut self.prompts,
+            _ => &mut self.answers,
+        };
+        *sum += took.as_micros() as u64;
+    }
 }
 
 impl Occupancy {
@@ -119,6 +145,12 @@ impl Occupancy {
             preemptions: self.preemptions + other.preemptions,
             drafted: self.drafted + other.drafted,
             accepted: self.accepted + other.accepted,
+            step_micros: StepMicros {
+                prompts: self.step_micros.prompts + other.step_micros.prompts,
+                answers: self.step_micros.answers + other.step_micros.answers,
+                mixed: self.step_micros.mixed + other.step_micros.mixed,
+                saving: self.step_micros.saving + other.step_micros.saving,
+            },
         }
     }
 }
@@ -161,6 +193,7 @@ pub struct Session<E> {
     preemptions: u64,
     drafted: u64,
     accepted: u64,
+    step_micros: StepMicros,
     /// What ended the engine.
     ended: Option<EngineFault>,
 }
@@ -187,6 +220,7 @@ impl<E: StepEngine> Session<E> {
             preemptions: 0,
             drafted: 0,
             accepted: 0,
+            step_micros: StepMicros::default(),
             ended: None,
             sequences: Sequences::new(engine, options.keep_prefixes, options.clock),
             vocabulary,
@@ -339,6 +373,7 @@ impl<E: StepEngine> Session<E> {
             preemptions: self.preemptions,
             drafted: self.drafted,
             accepted: self.accepted,
+            step_micros: self.step_micros,
         }
     }
 
@@ -500,6 +535,7 @@ impl<E: StepEngine> Session<E> {
                 Ok(state) => {
                     let took = (self.options.clock)().saturating_sub(began);
                     self.pace.saved(held, state.len(), took);
+                    self.step_micros.saving += took.as_micros() as u64;
                     generation.saved = Some(Saved { held, state });
                 }
                 Err(fault) if fault.kind.ends_engine() => {
@@ -611,6 +647,7 @@ impl<E: StepEngine> Session<E> {
         }
         let took = now.saturating_sub(began);
         self.pace.stepped(decodes + pads.len() as u32, prompt, took);
+        self.step_micros.stepped(decodes > 0, prompt > 0, took);
         Ok(Outcome::Done)
     }
 

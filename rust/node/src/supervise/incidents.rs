@@ -6,6 +6,8 @@ use llm_node_core::error::ErrorCode;
 use llm_node_fleet::{Incident, IncidentKind, Severity};
 use serde::Serialize;
 
+/// Why a load finds no room.
+const REFUSALS: [ErrorCode; 3] = [ErrorCode::OomVram, ErrorCode::OomRam, ErrorCode::ModelLoading];
 /// How many incidents are kept.
 const MOST_INCIDENTS: usize = 100;
 
@@ -14,6 +16,10 @@ const MOST_INCIDENTS: usize = 100;
 pub(super) struct Incidents {
     /// How often each kind has happened.
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// How often loads were refused for want of memory, by the error's code.
+    pub(super) refusals: BTreeMap<&'static str, u64>,
+    /// How often workers crashed, by their engine's id.
+    pub(super) crashes: BTreeMap<String, u64>,
     last: VecDeque<IncidentRow>,
 }
 
@@ -37,7 +43,8 @@ impl Default for Incidents {
     /// With a count of each kind: whoever watches one sees the first time that it happens.
     fn default() -> Self {
         let counts = IncidentKind::ALL.map(|kind| (kind.as_str(), 0)).into();
-        Self { counts, last: VecDeque::new() }
+        let refusals = REFUSALS.map(|code| (code.as_str(), 0)).into();
+        Self { counts, refusals, crashes: BTreeMap::new(), last: VecDeque::new() }
     }
 }
 
@@ -45,6 +52,13 @@ impl Incidents {
     pub(super) fn add(&mut self, at: u64, incident: Incident, log: Vec<String>) {
         let Incident { severity, kind, model_id, engine, code, death, message } = incident;
         *self.counts.entry(kind.as_str()).or_default() += 1;
+        match (kind, code, &engine) {
+            (IncidentKind::Refused, Some(code), _) => *self.refusals.entry(code.as_str()).or_default() += 1,
+            (IncidentKind::Crashed, _, Some(engine)) => {
+                *self.crashes.entry(engine.clone()).or_default() += 1;
+            }
+            _ => {}
+        }
         if severity == Severity::Info && kind != IncidentKind::Evicted {
             return;
         }

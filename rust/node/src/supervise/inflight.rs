@@ -485,9 +485,9 @@ impl Traffic {
         self.under_way.lock().meters.loaded(model_id, took);
     }
 
-    /// What all requests, and all loads, took so far.
-    pub(super) fn meters(&self) -> Meters {
-        self.under_way.lock().meters.clone()
+    /// What all requests, and all loads, took so far. `is_there`: is such a model loaded?
+    pub(super) fn meters(&self, is_there: impl Fn(&str) -> bool) -> Meters {
+        self.under_way.lock().meters.told(Instant::now(), is_there)
     }
 
     /// Everything since the last call.

@@ -3,7 +3,10 @@
 //! Counted once for each request, at its ending, out of what the worker says it took. What passes between tokens is
 //! counted with each piece of an answer, in the request's own buckets, and added to the model's at the same time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use llm_node_core::event::{Finish, Usage};
 use serde::Serialize;
@@ -76,9 +79,15 @@ impl Histogram {
     }
 }
 
+/// A model's figures go so long after it.
+const KEPT: Duration = Duration::from_hours(1);
+
 /// All requests to one model.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Meter {
+    /// When it was last there.
+    #[serde(skip)]
+    seen: Instant,
     /// By how they ended: "stop", "length", "abort" or "error".
     requests: BTreeMap<&'static str, u64>,
     prompt_tokens: u64,
@@ -108,6 +117,7 @@ pub(super) struct Meter {
 impl Default for Meter {
     fn default() -> Self {
         Self {
+            seen: Instant::now(),
             requests: BTreeMap::new(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -182,9 +192,22 @@ impl Meters {
         *self.of(model_id).requests.entry("error").or_default() += 1;
     }
 
+    /// Those of models that are gone for an hour go; `is_there`: is such a model loaded?
+    pub(super) fn told(&mut self, now: Instant, is_there: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|model_id, meter| {
+            if is_there(model_id) {
+                meter.seen = now;
+            }
+            model_id == OTHERS || now.saturating_duration_since(meter.seen) < KEPT
+        });
+        self.clone()
+    }
+
     fn of(&mut self, model_id: &str) -> &mut Meter {
         let has_room = self.0.len() < MOST_MODELS || self.0.contains_key(model_id);
-        self.0.entry(if has_room { model_id } else { OTHERS }.to_owned()).or_default()
+        let meter = self.0.entry(if has_room { model_id } else { OTHERS }.to_owned()).or_default();
+        meter.seen = Instant::now();
+        meter
     }
 }
 
@@ -231,6 +254,21 @@ mod tests {
         let of = |bound: f64| counts[bounds.partition_point(|it| *it < bound)];
         assert_eq!((of(0.1), of(0.025), counts.iter().sum::<u64>()), (1, 4, 5));
         assert!((sum - 0.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn figures_go_an_hour_after_their_model() {
+        let mut meters = Meters::default();
+        meters.failed("gone");
+        meters.failed("loaded");
+        let told = |meters: &mut Meters, minutes: u64| {
+            let after = Duration::from_mins(minutes);
+            let told = meters.told(Instant::now() + after, |model_id| model_id == "loaded");
+            told.0.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut meters, 59), ["gone", "loaded"]);
+        assert_eq!(told(&mut meters, 60), ["loaded"]);
+        assert_eq!(told(&mut meters, 61), ["loaded"], "it has been seen since");
     }
 
     #[test]

@@ -260,7 +260,12 @@ impl Supervisor {
 
     /// What all requests and all loads took so far, by model. Waits for no worker.
     pub fn meters(&self) -> Ticket {
-        self.report("meters", |inner| written(&inner.traffic.meters()))
+        self.report("meters", |inner| {
+            let view = inner.fleet.view();
+            let is_there =
+                |model_id: &str| view.models.get(model_id).is_some_and(|it| !it.workers.is_empty());
+            written(&inner.traffic.meters(is_there))
+        })
     }
 
     fn report(

@@ -172,6 +172,8 @@ struct LoadedRow<'a> {
     devices: Vec<&'a str>,
     memory: Vec<MemoryRow<'a>>,
     load_ms: u64,
+    /// By its engine's estimate; `None` with another context than it was loaded with.
+    estimated_bytes: Option<u64>,
     facts: &'a ModelFacts,
 }
 
@@ -236,6 +238,10 @@ pub(super) struct SystemRow<'a> {
     load: LoadRow,
     /// How often of each kind something has happened to models.
     events: BTreeMap<&'static str, u64>,
+    /// How often loads were refused for want of memory, by the error's code.
+    refusals: BTreeMap<&'static str, u64>,
+    /// How often workers crashed, by their engine's id.
+    crashes: BTreeMap<String, u64>,
     versions: Versions,
 }
 
@@ -360,6 +366,7 @@ impl<'a> LoadedRow<'a> {
             devices: loaded.facts.memory.iter().map(|use_| id_of(use_).unwrap_or(&use_.device)).collect(),
             memory: loaded.facts.memory.iter().map(MemoryRow::of).collect(),
             load_ms: loaded.took.as_millis() as u64,
+            estimated_bytes: loaded.estimated_bytes,
             facts: &loaded.facts,
         }
     }
@@ -371,7 +378,8 @@ impl<'a> LoadedRow<'a> {
         let all = view.workers.iter().filter_map(|worker| worker.loaded.as_ref());
         let mut row = Self::of(&view.loaded()?.1);
         for (_, loaded) in all.skip(1) {
-            let Self { devices, memory, .. } = Self::of(loaded);
+            let Self { devices, memory, estimated_bytes, .. } = Self::of(loaded);
+            row.estimated_bytes = row.estimated_bytes.zip(estimated_bytes).map(|(one, more)| one + more);
             row.devices.extend(devices);
             row.memory.extend(memory);
         }
@@ -585,6 +593,7 @@ impl SystemRow<'_> {
         let is_busy = |view: &ModelView| !matches!(view.status, Status::Available) && !is_mended(view);
         let busy = view.models.iter().filter(|(_, view)| is_busy(view));
         let accounts = &view.accounts;
+        let incidents = inner.fleet.incidents();
         written(&SystemRow {
             uptime_seconds: inner.fleet.now().0.as_secs(),
             reading_age_seconds: inner.fleet.age_of_reading().as_secs_f64(),
@@ -596,7 +605,9 @@ impl SystemRow<'_> {
                 .collect(),
             line: view.line.iter().enumerate().map(|(at, place)| PlaceRow::of(at, place, now)).collect(),
             load: LoadRow::of(inner, &view),
-            events: inner.fleet.incidents().counts,
+            events: incidents.counts,
+            refusals: incidents.refusals,
+            crashes: incidents.crashes,
             versions: Versions {
                 llm_node: env!("CARGO_PKG_VERSION"),
                 abi: llm_node_abi::ENGINE_ABI_VERSION,

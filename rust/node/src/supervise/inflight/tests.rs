@@ -115,7 +115,7 @@ fn tokens_are_counted_for_the_second_and_timed_one_by_one() {
     traffic.step(1, vec![(id, finished())]);
     traffic.tick(SECOND);
     assert!(traffic.tokens_per_second(1) < 0.1);
-    let meters = serde_json::to_value(traffic.meters()).unwrap();
+    let meters = serde_json::to_value(traffic.meters(|_| true)).unwrap();
     let counts = meters["m"]["between_tokens_seconds"]["counts"].as_array().unwrap();
     assert_eq!(counts.iter().filter_map(Value::as_u64).sum::<u64>(), 2, "nothing comes before the first");
 }
