@@ -192,7 +192,7 @@ mod tests {
     pub(super) fn example() -> Map<String, Value> {
         let example = json!({
             "engines_dirs": ["/engines"], "packaged": [], "models_dir": "/models", "caches": [], "aliases": {},
-            "gpu_backend": "cpu", "devices": [], "worker_command": ["worker"], "probe_timeout_seconds": 10,
+            "gpu_backend": "cpu", "vram_limit_bytes": null, "devices": [], "worker_command": ["worker"], "probe_timeout_seconds": 10,
             "load_timeout_seconds": 600, "max_wait_seconds": 120, "start_timeout_seconds": 30, "queue_limit": 512,
             "target_step_ms": 150, "keep_prefixes": true, "step_timeout_seconds": 600, "defaults": {}, "models": {},
             "engine_env": [], "log_level": "info",
