@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,10 @@ def test_a_load_like_an_earlier_one_opens_its_file_once_and_its_time_is_known(tm
         assert openings() == before, "nobody is asked"
         assert (said["basis"], said["verdict"], said["largest_context"]) == ("measured", "fits", 2048)
         assert 0.3 <= said["ready_seconds"] < 30
+        assert 0 <= time.time() - said["measured_at"] < 60
         words = command(node, "plan", "m").stdout
-        assert "Ready in about" in words and "as it was measured before" in words
+        assert "Ready in about" in words
+        assert f"as it was measured on {date.fromtimestamp(said['measured_at'])}" in words
         deadline = time.monotonic() + 30
         while not history.exists():
             assert time.monotonic() < deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,12 +76,13 @@ def _of_machine(settings: Settings, model: str, wishes: Mapping[str, Any]) -> di
 def lines(planned: Mapping[str, Any]) -> list[str]:
     """For people."""
     by = f" with {planned['engine']}" if planned["engine"] else ""
+    basis = BASIS.get(planned["basis"], "")
+    if planned["measured_at"]:
+        basis = f"as it was measured on {date.fromtimestamp(planned['measured_at'])}"
     said = [f"{planned['model_id']}{by}: {_verdict(planned)}{_time(planned)}"]
     for use in planned["memory"]:
         parts = ", ".join(f"{part} {size(use[f'{part}_bytes'])}" for part in ("weights", "cache", "compute"))
-        said.append(
-            f"  takes {size(use['total_bytes'])} of {use['device']} ({parts}), {BASIS[planned['basis']]}"
-        )
+        said.append(f"  takes {size(use['total_bytes'])} of {use['device']} ({parts}), {basis}")
     for need in planned["devices"]:
         there = f"{size(need['available_bytes'])} of {size(need['limit_bytes'])}"
         said.append(f"  {need['device']} has {there} left for it")

@@ -127,7 +127,8 @@ PLAN = fields(
     model_id=TEXT, verdict={
         "enum": ["loaded", "fits", "after_shrinking", "after_unloading", "after_waiting", "refused"]
     },
-    engine=maybe(TEXT), basis=maybe({"enum": ["measured", "engine", "file_size"]}), memory=some(USE),
+    engine=maybe(TEXT), basis=maybe({"enum": ["measured", "engine", "file_size"]}),
+    measured_at=maybe(COUNT), memory=some(USE),
     devices=some(fields(
         id=TEXT, device=TEXT, required_bytes=COUNT, available_bytes=COUNT, limit_bytes=COUNT,
         foreign_bytes=COUNT,

@@ -71,6 +71,8 @@ pub struct Time {
 /// What is known of a load before it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
+    /// When it was measured last, in seconds since 1970.
+    pub date: u64,
     /// The size of its context the last time, where that was chosen.
     pub shape: Option<Shape>,
     /// What it will take with that.
@@ -92,6 +94,7 @@ impl History {
         let shape = record.times.last()?.shape;
         let alike = record.times.iter().filter(|time| time.shape == shape);
         Some(Known {
+            date: record.times.last()?.date,
             shape,
             uses: most(alike.map(needed))?,
             estimated: record.times.last()?.estimated.clone(),

@@ -19,6 +19,8 @@ struct PlanRow<'a> {
     engine: Option<&'a str>,
     /// Where the figures come from; `None`: there are none.
     basis: Option<Basis>,
+    /// When such a load was measured last, in seconds since 1970; `None`: the figures are no measured ones of a load.
+    measured_at: Option<u64>,
     memory: Vec<MemoryRow<'a>>,
     devices: Vec<NeedRow<'a>>,
     /// The size of its context; `None`: its engine does not say what that takes.
@@ -108,11 +110,13 @@ pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
         idle_seconds: leaver.idle_since.map(|since| now.since(since).as_secs()),
         reload_seconds: leaver.reload_seconds,
     });
-    let Foreseen { engine, memory, basis, .. } = &planned.foreseen;
+    let Foreseen { engine, memory, basis, before, .. } = &planned.foreseen;
+    let measured = before.as_ref().filter(|_| *basis == Basis::Measured);
     written(&PlanRow {
         verdict,
         engine: Some(engine),
         basis: Some(*basis),
+        measured_at: measured.map(|before| before.date),
         memory: memory.iter().map(MemoryRow::of).collect(),
         devices: devices.collect(),
         shape: planned.shape.map(|shape| ShapeRow {
