@@ -79,3 +79,19 @@ def confined_engine(engines: Path) -> None:
         formats=["confined"],
         binary="libconfined.so",
     )
+
+
+def snapshot_engine(engines: Path) -> None:
+    """One that reads folders of safetensors, of the architecture "sharded". Its answer says how much."""
+    folder = engines / "snapshot/cpu"
+    compile_library(FAKES / "snapshot_engine.c", folder / "libsnapshot.so")
+    write_manifest(
+        folder,
+        id="snapshot",
+        version="1.0.0",
+        abi_version="1",
+        gpu_backend="cpu",
+        architectures=["sharded"],
+        formats=["safetensors"],
+        binary="libsnapshot.so",
+    )

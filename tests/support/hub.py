@@ -19,6 +19,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
 BLOCK = 64 << 10
+LARGE = (".gguf", ".safetensors")
+"""Files of these kinds have a sha256, and lie on the second origin."""
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -189,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "rfilename": name,
                 "size": self._size(name, content),
-                "blobId": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
+                "blobId": self._blob_id(name, content),
                 **(
                     {
                         "lfs": {
@@ -198,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
                             "pointerSize": 134,
                         }
                     }
-                    if name.endswith(".gguf")
+                    if name.endswith(LARGE)
                     else {}
                 ),
             }
@@ -213,6 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
                 "tags": [],
             }
         )
+
+    def _blob_id(self, name: str, content: bytes) -> str:
+        """As git has it."""
+        if name in self.server.hub.behaviour.wrong_sha256:
+            return "0" * 40
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
     def _sha256(self, name: str, content: bytes) -> str:
         return "0" * 64 if name in self.server.hub.behaviour.wrong_sha256 else sha256(content)
@@ -253,8 +261,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = files[name]
         headers = {"X-Repo-Commit": self.server.hub.commit, "Accept-Ranges": "bytes"}
-        if not name.endswith(".gguf"):
-            tag = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+        if not name.endswith(LARGE):
+            tag = self._blob_id(name, content)
             self._answer(200, content, {**headers, "ETag": f'"{tag}"'})
             return
         digest = self._sha256(name, content)

@@ -36,12 +36,17 @@ class _Refused(Exception):
 
 
 def info(repository: str, revision: str | None = None) -> Answer:
-    """The commit, and its files with sizes and, for large ones, sha256."""
+    """The commit, and its files with sizes and hashes: of large ones sha256, of all git's own."""
     from huggingface_hub import HfApi
 
     found = HfApi().model_info(repository, revision=revision, files_metadata=True)
     files = [
-        {"path": each.rfilename, "size": each.size, "sha256": each.lfs.sha256 if each.lfs else None}
+        {
+            "path": each.rfilename,
+            "size": each.size,
+            "sha256": each.lfs.sha256 if each.lfs else None,
+            "blob_id": each.blob_id,
+        }
         for each in found.siblings or ()
     ]
     return {"repository": found.id, "commit": found.sha, "files": files}

@@ -32,8 +32,9 @@ class Version:
     """One model of a repository: a file, or several that belong together."""
 
     label: str
-    """`Q4_K_M`, or the file's name where that does not tell."""
+    """`Q4_K_M`, or the file's name where that does not tell; `safetensors` of a snapshot, which has one."""
     files: tuple[File, ...]
+    """The one by which the model is found comes first."""
 
     @property
     def size(self) -> int:

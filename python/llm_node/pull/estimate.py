@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_node.node import Node, NodeError, gguf_header
+from llm_node.pull import snapshot
 from llm_node.pull.choose import ROWS, Figures, Machine, Need, Version
 from llm_node.pull.hub import File, Hub, Repository
 
@@ -38,16 +39,20 @@ class Probe:
 async def probe(node: Node, hub: Hub, repository: Repository, version: Version, tokens: int | None) -> Probe:
     """Look at a version, with so many tokens of context where it takes them. Raises `NodeError`: where no
     engine here runs it, among others."""
-    headers = [await _header(hub, repository, file) for file in version.files]
     with tempfile.TemporaryDirectory(prefix="llm-node-") as folder:
-        paths = [
-            _hollow(Path(folder), file, prefix)
-            for file, (prefix, _) in zip(version.files, headers, strict=True)
-        ]
-        context_length = headers[0][1]["context_length"]
+        if snapshot.is_one(version):
+            hollow = await snapshot.hollow(hub, repository, version, Path(folder))
+            path, parameters, context_length = hollow.folder, hollow.parameters, hollow.context_length
+        else:
+            headers = [await _header(hub, repository, file) for file in version.files]
+            path, *_ = [
+                _hollow(Path(folder), file, prefix)
+                for file, (prefix, _) in zip(version.files, headers, strict=True)
+            ]
+            parameters = sum(header["parameters"] for _, header in headers)
+            context_length = headers[0][1]["context_length"]
         wanted = tokens or USUAL_TOKENS
-        planned = await node.plan(paths[0], context_length=min(wanted, context_length or wanted))
-    parameters = sum(header["parameters"] for _, header in headers)
+        planned = await node.plan(path, context_length=min(wanted, context_length or wanted))
     return Probe(version, _figures(version.size, planned["memory"]), parameters or None, context_length)
 
 

@@ -38,6 +38,9 @@ class File:
     """As in the repository, with slashes."""
     size: int
     sha256: str | None = None
+    """Of a large one."""
+    blob_id: str | None = None
+    """What git calls it: of a small one, this is the hash of its content."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Hub:
         """What is in it at the commit that `revision` is now. Raises `NodeError`."""
         answer = await self._ask("info", repository=name, revision=revision)
         files = [
-            File(each["path"], each["size"], each["sha256"])
+            File(each["path"], each["size"], each["sha256"], each["blob_id"])
             for each in answer["files"]
             if _is_plain(each["path"]) and isinstance(each["size"], int)
         ]

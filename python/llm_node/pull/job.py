@@ -18,11 +18,11 @@ from filelock import FileLock
 
 from llm_node.files import FULL
 from llm_node.node import Node, NodeError, quantization_in
-from llm_node.pull import choose, estimate, here, link, name
+from llm_node.pull import choose, estimate, here, link, name, snapshot
 from llm_node.pull.choose import Choice, Version, gibibytes
 from llm_node.pull.hub import File, Hub, Repository
 from llm_node.pull.name import HubName, Link
-from llm_node.pull.store import TEMPLATE, Partial, Store, is_link, sha256_of
+from llm_node.pull.store import TEMPLATE, Partial, Store, blob_id_of, is_link, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -417,7 +417,7 @@ class Pulls:
                 there += file.size
             job.tell("verifying", bytes=total, total=total)
             for file in wanted:
-                await _check(staging / file.path, file.sha256)
+                await _check(staging / file.path, file.sha256, file.blob_id)
             self._store.keep_all(staging, home, [file.path for file in missing])
             self._store.note(
                 home,
@@ -444,7 +444,7 @@ class Pulls:
             if not path.is_file() or path.stat().st_size != file.size:
                 return False
             if file.sha256 is None:
-                return True
+                return file.blob_id in (None, await asyncio.to_thread(blob_id_of, path))
             return file.sha256 == (promised.get(file.path) or await asyncio.to_thread(sha256_of, path))
 
         return [file for file in files if not await is_there(file)]
@@ -502,10 +502,17 @@ class Pulls:
         found = choose.versions(repository.files, quantization_in)
         if found:
             return found
+        if await self._is_read(snapshot.FORMAT) and (only := await snapshot.version(hub, repository)):
+            return [only]
         others = await hub.search("", base=repository.name, limit=5)
         named = ", ".join(each["id"] for each in others)
         also = f" Made from it: {named}" if named else " `llm-node search WORDS` looks for one that has"
         raise NodeError("format_mismatch", f"{repository.name} has no GGUF file.{also}", "model")
+
+    async def _is_read(self, wanted: str) -> bool:
+        """Does an engine here read this format?"""
+        usable = (engine for engine in await self._node.engines() if engine["status"] == "loaded")
+        return any(wanted == it.lower() for engine in usable for it in engine["formats"])
 
     async def _decide(
         self, wish: Wish, source: HubName, hub: Hub, repository: Repository, found: Sequence[Version]
@@ -758,20 +765,22 @@ def _is_staged(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-async def _check(path: Path, sha256: str | None, *, delete: bool = True) -> None:
-    """Raise `NodeError` (`checksum_mismatch`) where the file is not what was promised; it is then deleted."""
-    if sha256 is None:
+async def _check(path: Path, sha256: str | None, blob_id: str | None = None, *, delete: bool = True) -> None:
+    """Raise `NodeError` (`checksum_mismatch`) where the file is not what was promised; it is then deleted.
+    `blob_id` counts where no sha256 is known."""
+    kind, expected, hashed = ("sha256", sha256, sha256_of) if sha256 else ("git id", blob_id, blob_id_of)
+    if expected is None:
         return
-    found = await asyncio.to_thread(sha256_of, path)
-    if found != sha256:
+    found = await asyncio.to_thread(hashed, path)
+    if found != expected:
         if delete:
             await asyncio.to_thread(path.unlink)
         raise NodeError(
             "checksum_mismatch",
-            f"{path.name} has the sha256 {found}, and should have {sha256}"
+            f"{path.name} has the {kind} {found}, and should have {expected}"
             f"{'; it was deleted, and is fetched anew next time' if delete else ''}",
             "model",
-            {"expected": sha256, "found": found},
+            {"expected": expected, "found": found},
         )
 
 

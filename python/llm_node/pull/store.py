@@ -269,8 +269,14 @@ def _weights(folder: Path) -> Iterable[Path]:
     return (
         each
         for each in folder.rglob("*")
-        if each.is_file() and each.suffix in (".gguf", ".incomplete", ".part")
+        if each.is_file() and each.suffix in (".gguf", ".safetensors", ".incomplete", ".part")
     )
+
+
+def blob_id_of(path: Path) -> str:
+    """What git calls a file. It is read whole, so let it be small."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -191,9 +191,11 @@ impl Catalog {
         (models, unlisted)
     }
 
-    /// The model in a file, wherever it lies.
+    /// The model in a file or a folder, wherever it lies.
     pub fn at(&self, path: &Path) -> Model {
-        scan::one(&scan::stem(&scan::file_name(path)), path, &self.headers)
+        let name = scan::file_name(path);
+        let id = if path.is_dir() { name } else { scan::stem(&name) };
+        scan::one(&id, path, &self.headers)
     }
 
     /// The model that a client means: one's own name, also without the `:latest` that some clients add, else what it
@@ -471,6 +473,41 @@ mod tests {
         for broken in ["one", "two"] {
             assert_eq!(found(broken).1, None);
         }
+    }
+
+    #[test]
+    fn a_snapshot_is_whole_or_says_what_is_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let index = br#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}"#;
+        put("org/Qwen3-0.6B/config.json", br#"{"model_type": "qwen3"}"#);
+        put("org/Qwen3-0.6B/model.safetensors.index.json", index);
+        put("org/Qwen3-0.6B/model-1-of-2.safetensors", &[0; 16]);
+        put("org/Qwen3-0.6B/consolidated.safetensors", &[0; 64]);
+        put("org/Qwen3-0.6B/original/model-2-of-2.safetensors", &[0; 16]);
+        put("org/Both/config.json", br#"{"model_type": "qwen3"}"#);
+        put("org/Both/model.safetensors", &[0; 16]);
+        put("org/Both/both-Q4_0.gguf", &gguf("qwen3"));
+        let catalog = Catalog::new(root.path().to_path_buf(), None, Vec::new(), BTreeMap::new());
+        let readable = Readable(vec![("safetensors".to_owned(), vec!["qwen3".to_owned()])]);
+        let find = |id: &str| catalog.find(id, &readable).unwrap();
+        assert_eq!(find("org/Both").id, "org/Both:Q4_0", "GGUF is what most engines read");
+        let said = find("qwen3-0.6b").problem.unwrap().message;
+        assert!(said.contains("Qwen3-0.6B: model-2-of-2.safetensors is missing"), "{said}");
+        put("org/Qwen3-0.6B/model-2-of-2.safetensors", &[0; 16]);
+        for name in ["org/Qwen3-0.6B", "qwen3-0.6b", "org/Qwen3-0.6B:safetensors"] {
+            let model = find(name);
+            assert_eq!((model.id.as_str(), &model.problem), ("org/Qwen3-0.6B:safetensors", &None), "{name}");
+            assert_eq!(model.size_bytes, 32, "of the files that the index names");
+            assert_eq!(model.architecture.as_deref(), Some("qwen3"));
+        }
+        assert_eq!(catalog.at(&root.path().join("org/Qwen3-0.6B")).id, "Qwen3-0.6B");
+        put("org/Qwen3-0.6B/model.safetensors.index.json", b"{}");
+        assert!(find("qwen3-0.6b").problem.unwrap().message.ends_with("it names no file of weights"));
     }
 
     #[test]

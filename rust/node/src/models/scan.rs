@@ -73,6 +73,9 @@ enum Kind {
     Unseen(String),
 }
 
+/// The format of snapshots.
+const SAFETENSORS: &str = "safetensors";
+
 /// A chat template beside models.
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -141,7 +144,7 @@ pub(super) fn why_unlisted(it: &Below, formats: &[String]) -> Option<String> {
         "by its name it is a part of another model".to_owned()
     } else if file.depth > DEEPEST {
         "it lies too deep: NAME.gguf, NAME/FILE.gguf and ORG/REPO/FILE.gguf are looked for".to_owned()
-    } else if format == "safetensors" {
+    } else if format == SAFETENSORS {
         "there is no config.json beside it".to_owned()
     } else {
         "another file has this name, or it lies where no model is looked for".to_owned()
@@ -163,7 +166,7 @@ pub(super) fn scan(models_dir: &Path, formats: &[String], headers: &Headers) -> 
         let groups = groups(&files);
         if groups.is_empty() {
             if snapshot::is_snapshot(&folder, &files) {
-                let model = snapshot_model(name, folder, &files);
+                let model = snapshot_model(name, &folder, &files);
                 models.entry(model.id.clone()).or_insert(model);
             } else {
                 // Without weights of its own it is the folder of an organisation.
@@ -206,9 +209,24 @@ pub(super) fn organisation(name: &str, folder: &Path, headers: &Headers) -> Vec<
         .collect()
 }
 
-/// The GGUF models among a repository's files, each `ORG/REPO:QUANT`.
+/// The GGUF models among a repository's files, each `ORG/REPO:QUANT`; where there are none, what its snapshot holds.
 pub(super) fn repository_models(name: &str, files: &[PathBuf], headers: &Headers) -> Vec<Model> {
-    with_template(variants(name, groups(files), headers), files)
+    let groups = groups(files);
+    if groups.is_empty() {
+        return repository_snapshot(name, files).into_iter().collect();
+    }
+    with_template(variants(name, groups, headers), files)
+}
+
+/// `ORG/REPO:safetensors`. What lies in folders of a repository is another form of the same weights.
+fn repository_snapshot(name: &str, files: &[PathBuf]) -> Option<Model> {
+    let folder = files.iter().find(|file| file_name(file) == snapshot::CONFIG)?.parent()?;
+    let own: Vec<PathBuf> = files.iter().filter(|file| file.parent() == Some(folder)).cloned().collect();
+    if !snapshot::is_snapshot(folder, &own) {
+        return None;
+    }
+    let model = snapshot_model(format!("{name}:{SAFETENSORS}"), folder, &own);
+    Some(Model { folder: Some(name.to_owned()), variant: Some(SAFETENSORS.to_owned()), ..model })
 }
 
 /// With the chat template among these files, for those of the models that hold none: so a repository has it that
@@ -255,7 +273,7 @@ fn variants(name: &str, groups: Vec<Group>, headers: &Headers) -> Vec<Model> {
 pub(super) fn one(id: &str, path: &Path, headers: &Headers) -> Model {
     if path.is_dir() {
         let (files, _) = entries(path);
-        return snapshot_model(id.to_owned(), path.to_path_buf(), &files);
+        return snapshot_model(id.to_owned(), path, &files);
     }
     match extension(path) {
         Some(format) if format != "gguf" => other_model(id.to_owned(), path.to_path_buf(), format),
@@ -319,9 +337,10 @@ fn gguf_model(id: String, group: Group, headers: &Headers) -> Model {
     model
 }
 
-fn snapshot_model(id: String, folder: PathBuf, files: &[PathBuf]) -> Model {
-    let parts = files.to_vec();
-    let mut model = Model { id, format: "safetensors".to_owned(), path: folder, parts, ..Model::default() };
+fn snapshot_model(id: String, folder: &Path, files: &[PathBuf]) -> Model {
+    let (format, path, parts) = (SAFETENSORS.to_owned(), folder.to_path_buf(), files.to_vec());
+    let template = files.iter().find(|file| file_name(file) == TEMPLATE).cloned();
+    let mut model = Model { id, format, path, parts, template, ..Model::default() };
     match snapshot::read(&model.path, files) {
         Ok(snapshot) => {
             model.architecture = snapshot.architecture;
@@ -439,7 +458,7 @@ fn of_any_kind(directory: &Path) -> Vec<(PathBuf, Kind)> {
 
 /// Is it of a format that is read here, whatever engines there are?
 pub(super) fn is_known(file: impl AsRef<Path>) -> bool {
-    matches!(extension(file.as_ref()).as_deref(), Some("gguf" | "safetensors"))
+    matches!(extension(file.as_ref()).as_deref(), Some("gguf" | SAFETENSORS))
 }
 
 /// A file's name without its extension.

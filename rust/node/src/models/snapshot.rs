@@ -1,6 +1,8 @@
-//! A Hugging Face snapshot: `config.json` and `*.safetensors` in one folder.
+//! A Hugging Face snapshot: `config.json` and `*.safetensors` in one folder. Weights in several files have an index,
+//! which says which they are.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
@@ -8,8 +10,12 @@ use std::{
 
 use serde_json::Value;
 
-/// Longest `config.json` that is read, in bytes.
-const MAX_CONFIG: u64 = 16 * 1024 * 1024;
+/// Says what the model is.
+pub(super) const CONFIG: &str = "config.json";
+/// Says in which of several files each weight lies.
+const INDEX: &str = "model.safetensors.index.json";
+/// Longest of these two that is read, in bytes.
+const MAX_JSON: u64 = 16 * 1024 * 1024;
 
 /// What a snapshot says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,21 +30,15 @@ pub(super) struct Snapshot {
 
 /// Does the folder look like one?
 pub(super) fn is_snapshot(directory: &Path, files: &[PathBuf]) -> bool {
-    directory.join("config.json").is_file() && files.iter().any(|file| is_weights(file))
+    directory.join(CONFIG).is_file() && files.iter().any(|file| is_weights(file))
 }
 
 /// Reads `config.json` and looks at the weights' beginnings. The error says what is wrong where.
 pub(super) fn read(directory: &Path, files: &[PathBuf]) -> Result<Snapshot, String> {
-    let path = directory.join("config.json");
-    let mut text = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(MAX_CONFIG).read_to_end(&mut text))
-        .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
-    let config: Value =
-        serde_json::from_slice(&text).map_err(|error| format!("{}: damaged: {error}", path.display()))?;
+    let config = json(&directory.join(CONFIG))?;
     let mut size_bytes = 0_u64;
-    for file in files.iter().filter(|file| is_weights(file)) {
-        size_bytes = size_bytes.saturating_add(weights(file)?);
+    for file in shards(directory, files)? {
+        size_bytes = size_bytes.saturating_add(weights(&file)?);
     }
     let text = |value: &Value| value.as_str().map(str::to_owned);
     // Models that see and hear keep the language model's numbers one level down.
@@ -52,6 +52,40 @@ pub(super) fn read(directory: &Path, files: &[PathBuf]) -> Result<Snapshot, Stri
         context_length: number("max_position_embeddings"),
         size_bytes,
     })
+}
+
+fn json(path: &Path) -> Result<Value, String> {
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_JSON).read_to_end(&mut text))
+        .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
+    serde_json::from_slice(&text).map_err(|error| format!("{}: damaged: {error}", path.display()))
+}
+
+/// The files of its weights: those of the index, else all there are. The error names one that is missing.
+fn shards(directory: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+    let path = directory.join(INDEX);
+    if !path.is_file() {
+        return Ok(files.iter().filter(|file| is_weights(file)).cloned().collect());
+    }
+    let index = json(&path)?;
+    let places = index.get("weight_map").and_then(Value::as_object);
+    let names: BTreeSet<&str> =
+        places.into_iter().flat_map(|map| map.values()).filter_map(Value::as_str).collect();
+    if names.is_empty() {
+        return Err(format!("{}: damaged: it names no file of weights", path.display()));
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let is_it = |file: &&PathBuf| file.file_name().is_some_and(|own| own == name);
+            files
+                .iter()
+                .find(is_it)
+                .cloned()
+                .ok_or_else(|| format!("{}: {name} is missing, which {INDEX} names", directory.display()))
+        })
+        .collect()
 }
 
 fn is_weights(file: &Path) -> bool {
