@@ -79,6 +79,7 @@ def test_a_gpu_and_the_host_have_one_account(tmp_path: Path) -> None:
         metrics = node.get("/metrics").body.decode()
         rows = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
         assert float(rows['llm_node_device_bytes{device="host",what="limit"}']) == LIMIT
+        assert float(rows['llm_node_device_bytes{device="host",what="weights"}']) > 0
         assert name not in metrics
 
 

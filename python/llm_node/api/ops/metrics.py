@@ -169,19 +169,20 @@ def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     memory = _gauge("llm_node_device_bytes", "Memory of a device.", "device", "what")
-    for device in system["devices"]:
-        if device["account"] != device["id"]:
-            continue  # it has none of its own
-        for what in OF_A_DEVICE:
-            memory.add_metric([device["id"], what], device[f"{what}_bytes"])
+    accounts = {device["id"]: device["account"] for device in system["devices"]}
     parts = Counter[tuple[str, str]]()
     for use in (use for worker in system["workers"] for use in worker.get("memory", ())):
-        device = "host" if use["is_host"] else use["id"]
-        if device is not None:
-            parts.update({(device, part): use[f"{part}_bytes"] for part in PARTS})
+        account = accounts.get("host" if use["is_host"] else use["id"])
+        if account is not None:
+            parts.update({(account, part): use[f"{part}_bytes"] for part in PARTS})
     for device in system["devices"]:
+        name = device["id"]
+        if accounts[name] != name:
+            continue  # it has none of its own
+        for what in OF_A_DEVICE:
+            memory.add_metric([name, what], device[f"{what}_bytes"])
         for part in PARTS:
-            memory.add_metric([device["id"], part], parts[device["id"], part])
+            memory.add_metric([name, part], parts[name, part])
     requests = _gauge("llm_node_requests", "Requests under way, those that wait included.")
     requests.add_metric([], system["load"]["requests"])
     capacity = _gauge(
