@@ -47,6 +47,22 @@ PRAISE = re.compile(
 )
 """Words that sell and say nothing."""
 
+MEASURED = re.compile(
+    r"\b(?:H[12]00|Xeon|EPYC|Emerald Rapids)\b|\d (?:µs|tokens/s|tokens (?:a|per) second)\b|"
+    r"\d times (?:as|faster|slower)\b",
+    re.IGNORECASE,
+)
+"""Marks of a figure that was measured. Others look like limits, and are left to readers."""
+KNOWN = frozenset(
+    "API CPU GB GCC GPU HTML HTTP HTTPS IP JSON KB LLM LM MB MIT NULL NVIDIA PDF RFC TLS UTF".split()
+    + "SIGHUP SIGILL SIGINT SIGTERM GNU PEM".split()  # what whoever meets them knows
+    + "GLM H200 K2 LFM2 M3 GB10 RWKV XXH3 FFFD CI".split()  # names
+)
+"""Words in capitals that need no explanation."""
+
+UNTYPABLE = re.compile(r"…|\.{3}(?!\w)|[“”]|<[a-z]+>")
+"""In a command: what stands for something else."""
+
 
 def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
@@ -212,3 +228,53 @@ def test_pages_praise_nothing() -> None:
     ]
     assert found == []
     assert PRAISE.search("It is blazingly fast"), "it would see some"
+
+
+def test_measured_figures_stand_among_the_benchmarks() -> None:
+    # The README has two lines on speed, with a link.
+    may = {"docs/benchmarks.md", "CHANGELOG.md", "README.md", "benches/README.md", *PRINTED}
+    pages = [page for page in PAGES if page.relative_to(ROOT).as_posix() not in may]
+    found = [
+        f"{page.relative_to(ROOT)}: {match[0]}"
+        for page in pages
+        for paragraph in paragraphs(text_of(page))
+        for match in MEASURED.finditer(re.sub(r"`[^`]*`", "", paragraph))
+    ]
+    assert found == []
+    assert MEASURED.search("It takes 3.5 µs of CPU") and MEASURED.search("on an H200"), "it would see some"
+
+
+def test_abbreviations_are_in_the_glossary() -> None:
+    """For users and operators: pages for builders have words of their own."""
+    builders = {"CHANGELOG", "CONTRIBUTING", "SECURITY", "architecture", "benchmarks", "quickstart.ja"}
+    explained = set(re.findall(r"\b[A-Z][A-Z0-9]+\b", text_of(ROOT / "docs/glossary.md")))
+    unknown = {
+        f"{page.relative_to(ROOT)}: {word}"
+        for page in PAGES
+        if page.stem not in builders and page.relative_to(ROOT).as_posix() not in PRINTED
+        for paragraph in paragraphs(text_of(page))
+        for word in re.findall(
+            r"(?<![\w*_-])[A-Z][A-Z0-9]+(?=s?\b)(?![*_-])",
+            re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`|[A-Z_]+\.md", "", paragraph)),
+        )
+        if word not in explained | KNOWN
+    }
+    assert unknown == set()
+
+
+def test_commands_can_be_pasted() -> None:
+    """Prompts are for blocks that show what is printed as well. Nothing stands for what is to be typed."""
+    found, seen = [], 0
+    for page in PAGES:
+        for block in FENCED.finditer(text_of(page)):
+            opening, *lines = block[0].strip().splitlines()
+            is_shown = opening.endswith("console")
+            for line in lines if opening[3:] in ("", "sh", "bash", "console") else ():
+                begins = re.match(r" *(\$ )?(llm-node|curl|pip|make|cargo|python|docker|systemctl) ", line)
+                if begins is None or (is_shown and begins[1] is None):
+                    continue
+                seen += 1
+                if (begins[1] and not is_shown) or UNTYPABLE.search(line.split("  #")[0]):
+                    found.append(f"{page.relative_to(ROOT)}: {line}")
+    assert found == []
+    assert seen > 60, "it found them"

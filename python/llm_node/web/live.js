@@ -14,13 +14,16 @@ const LOOK_MS = 2000;
 const KEPT = (15 * 60 * 1000) / LOOK_MS;
 const HEIGHT = 140;
 
+/** What lies between two lines of a chart of bytes, so that they stand at round figures: the powers of two. */
+const BYTES = Array.from({ length: 50 }, (_, power) => 2 ** power);
+
 const perSecond = (/** @type {number} */ value) => `${value < 100 ? value.toFixed(1) : count(Math.round(value))}/s`;
 const plainly = (/** @type {number} */ value) => (Number.isInteger(value) ? String(value) : "");
 const percent = (/** @type {number} */ value) => `${Math.round(value)} %`;
 const time = (/** @type {number} */ seconds) => (seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : `${seconds.toFixed(2)} s`);
 
 /**
- * @type {{title: Word, shown: (value: number) => string, lines: {word: Word, of: Exclude<keyof Point, "at">}[]}[]}
+ * @type {{title: Word, shown: (value: number) => string, steps?: number[], lines: {word: Word, of: Exclude<keyof Point, "at">}[]}[]}
  */
 const CHARTS = [
   { title: "speed", shown: perSecond, lines: [{ word: "written", of: "written" }, { word: "readIn", of: "read" }] },
@@ -28,7 +31,7 @@ const CHARTS = [
   { title: "firstToken", shown: time, lines: [{ word: "half", of: "first50" }, { word: "most", of: "first95" }] },
   { title: "nextToken", shown: time, lines: [{ word: "half", of: "next50" }, { word: "most", of: "next95" }] },
   { title: "cells", shown: percent, lines: [{ word: "used", of: "cells" }] },
-  { title: "memory", shown: size, lines: [{ word: "ofModels", of: "memory" }] },
+  { title: "memory", shown: size, steps: BYTES, lines: [{ word: "ofModels", of: "memory" }] },
 ];
 
 /** @type {import("./vendor/preact.js").Signal<Point[]>} */
@@ -79,7 +82,7 @@ export function LiveView() {
       ${CHARTS.map(
         (chart) => html`<section key=${chart.title} aria-label=${say(chart.title)}>
           <h3>${say(chart.title)}</h3>
-          <${Chart} lines=${chart.lines} shown=${chart.shown} />
+          <${Chart} lines=${chart.lines} shown=${chart.shown} steps=${chart.steps} />
           <dl>
             ${chart.lines.map(({ word, of }, index) => {
               const value = newest?.[of];
@@ -94,9 +97,9 @@ export function LiveView() {
 
 /**
  * For eyes; what is newest stands below in words.
- * @param {{lines: {of: Exclude<keyof Point, "at">}[], shown: (value: number) => string}} properties
+ * @param {{lines: {of: Exclude<keyof Point, "at">}[], shown: (value: number) => string, steps?: number[]}} properties
  */
-function Chart({ lines, shown }) {
+function Chart({ lines, shown, steps }) {
   const box = useRef(/** @type {HTMLElement | null} */ (null));
   const plot = useRef(/** @type {any} */ (null));
   /** @returns {any} times, and the figures of each line */
@@ -107,7 +110,7 @@ function Chart({ lines, shown }) {
     const watch = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
     void import("./vendor/chart.js").then(({ default: Plot }) => {
       if (isGone) return;
-      plot.current = new Plot(inColours(element, lines.length, shown), columns(), element);
+      plot.current = new Plot(inColours(element, lines.length, shown, steps), columns(), element);
       watch.observe(element);
     });
     return () => {
@@ -126,8 +129,11 @@ function range(_, __, most) {
   return [0, most || 1];
 }
 
-/** In the colours of the page. @param {HTMLElement} element @param {number} count @param {(value: number) => string} shown */
-function inColours(element, count, shown) {
+/**
+ * In the colours of the page.
+ * @param {HTMLElement} element @param {number} count @param {(value: number) => string} shown @param {number[]} [steps]
+ */
+function inColours(element, count, shown, steps) {
   const style = getComputedStyle(element);
   const colour = (/** @type {string} */ name) => style.getPropertyValue(name).trim();
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--soft"), width: 1 }, ticks: { show: false } };
@@ -138,7 +144,7 @@ function inColours(element, count, shown) {
     legend: { show: false },
     cursor: { show: false },
     scales: { y: { range } },
-    axes: [{ ...axis, space: 80, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(clock) }, { ...axis, size: 70, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(shown) }],
+    axes: [{ ...axis, space: 80, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(clock) }, { ...axis, size: 70, ...(steps && { incrs: steps }), values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(shown) }],
     series: [{}, ...strokes.slice(0, count).map((stroke) => ({ stroke, width: 2, spanGaps: true, points: { size: 4 } }))],
   };
 }
