@@ -60,11 +60,16 @@ def _unused(gpu: Device, has_engine: bool) -> Advice:
     return Advice(GPU_UNUSED, text, shlex.join(installation.here().add(f"{installation.NAME}[cuda]")))
 
 
-def on(fault: Failure, command: str) -> list[str]:
-    """Lines for who typed `command` where there is no GPU; none where there is nothing to type."""
+def on(fault: Failure, typed: Sequence[str]) -> list[str]:
+    """Lines for who typed these words behind `llm-node` where there is no GPU; none where there is nothing to
+    type."""
     if fault.code != "gpu_not_found":
         return []
+    command = [installation.NAME, *typed]
+    # What stands behind `--` is no flag.
+    end = command.index("--") if "--" in command else len(command)
+    command[end:end] = ["--gpu-backend", "cpu"]
     return [
-        f"  use this CPU:  {command} --gpu-backend cpu",
+        f"  use this CPU:  {shlex.join(command)}",
         "  for good:      llm-node config set gpu_backend cpu",
     ]

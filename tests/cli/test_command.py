@@ -135,7 +135,10 @@ def test_serving_on_auto_without_a_gpu_says_what_to_do(run: Run) -> None:
     result = run("--port", "0")
     assert result.returncode == 1
     assert "gpu_not_found" in result.stderr
-    assert "--gpu-backend cpu" in result.stderr
+    assert "use this CPU:  llm-node --port 0 --gpu-backend cpu" in result.stderr
+    asked = run("run", "llm-node-demo", "What is it?", "--", "-x")
+    words = "use this CPU:  llm-node run llm-node-demo 'What is it?' --gpu-backend cpu -- -x"
+    assert words in asked.stderr, "with all that was typed"
 
 
 def test_a_port_in_use_is_said(run: Run, node: RunningNode) -> None:

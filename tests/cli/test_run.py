@@ -202,7 +202,8 @@ def test_without_a_gpu_and_a_terminal_it_says_what_to_type(process: Apart, engin
         pytest.skip("this machine has a GPU")
     result = process("llm-node-demo", "hi", "--engines-dir", str(engines))
     assert result.returncode == 1
-    assert "llm-node run llm-node-demo --gpu-backend cpu" in result.stderr
+    typed = f"llm-node run llm-node-demo hi --engines-dir {engines} --gpu-backend cpu"
+    assert typed in result.stderr
     assert "llm-node config set gpu_backend cpu" in result.stderr
 
 

@@ -43,7 +43,11 @@ def test_what_is_meant(typed: str, means: HubName | Link) -> None:
     [
         ("qwen3", "neither a repository of the hub"),
         ("a/b/c", "neither a repository of the hub"),
-        ("../etc/passwd", "neither a repository of the hub"),
+        ("../etc/passwd", "looks like a file of this machine"),
+        ("/models/mine.gguf", "looks like a file of this machine"),
+        ("~/mine.gguf", "looks like a file of this machine"),
+        ("mine.gguf", "looks like a file of this machine"),
+        ("C:\\models\\mine.gguf", "looks like a file of this machine"),
         ("org/repo:../../x.gguf", "neither a repository of the hub"),
         ("org/..", "neither a repository of the hub"),
         ("https://example.com/model.bin", "neither a repository of the hub"),

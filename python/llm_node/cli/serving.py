@@ -65,7 +65,7 @@ def serve(*given: dict[str, options.Given]) -> None:
     try:
         hurried_by = asyncio.run(_serve(settings, functools.partial(options.read, *given)))
     except NodeError as fault:
-        raise failure.of(fault, advice.on(fault, "llm-node")) from None
+        raise failure.of(fault, advice.on(fault, sys.argv[1:])) from None
     if hurried_by is not None:
         sys.stderr.flush()
         os._exit(128 + hurried_by)  # threads that still wait for a load would be waited for

@@ -164,8 +164,7 @@ def _with_consent(settings: Settings, fault: Failure, wishes: Wishes) -> Setting
     """The settings for this machine's CPU, where there is no GPU and somebody is there to say so."""
     asked = fault.code == "gpu_not_found" and asking.someone_is_there()
     if not asked:
-        command = " ".join(["llm-node run", *([wishes.model] if wishes.model else [])])
-        raise failure.of(fault, advice.on(fault, command)) from None
+        raise failure.of(fault, advice.on(fault, sys.argv[1:])) from None
     click.echo(fault.message, err=True)
     answer = click.prompt(
         "Use this CPU? yes, no, or always",

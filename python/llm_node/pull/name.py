@@ -16,6 +16,8 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[\w./-]{{1,200}}))?", re.ASCII)
 _VERSION = re.compile(r"[\w./+-]{1,400}")
 _STEM = re.compile(r"[A-Za-z0-9_][\w.+-]{0,200}")
+_FILE = re.compile(r"(?:/|\.\.?[/\\]|~|[A-Za-z]:[/\\])|[^/:]*\.gguf$", re.IGNORECASE)
+"""A path of this machine, and no name."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -47,6 +49,13 @@ def read(text: str, sha256: str | None = None) -> HubName | Link:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise _wrong("sha256: expected 64 hexadecimal digits", "sha256")
     scheme, _, rest = typed.partition("://")
+    if not rest and _FILE.match(typed):
+        raise _wrong(
+            f"{typed[:200]!r} looks like a file of this machine, and models are called by their names: put "
+            "it or a link to it into the models folder (`~/.llm-node/models`), or name its folder with "
+            "--models-dir; `llm-node list` then shows what it is called",
+            "model",
+        )
     if not rest:
         host, _, path = typed.partition("/")
         return _hub_name(path if host.lower() in HUB_HOSTS else typed, text)
