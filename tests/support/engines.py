@@ -67,31 +67,26 @@ def fake_engine(
 
 def confined_engine(engines: Path) -> None:
     """The engine of the worker's own tests that says what it is refused. It takes models NAME.confined."""
-    folder = engines / "confined/cpu"
-    compile_library(ROOT / "rust/worker/tests/engines/confined.c", folder / "libconfined.so")
-    write_manifest(
-        folder,
-        id="confined",
-        version="1.0.0",
-        abi_version="1",
-        gpu_backend="cpu",
-        architectures=["*"],
-        formats=["confined"],
-        binary="libconfined.so",
-    )
+    _engine_of(ROOT / "rust/worker/tests/engines/confined.c", engines, "confined", ["*"], ["confined"])
 
 
 def snapshot_engine(engines: Path) -> None:
     """One that reads folders of safetensors, of the architecture "sharded". Its answer says how much."""
-    folder = engines / "snapshot/cpu"
-    compile_library(FAKES / "snapshot_engine.c", folder / "libsnapshot.so")
+    _engine_of(FAKES / "snapshot_engine.c", engines, "snapshot", ["sharded"], ["safetensors"])
+
+
+def _engine_of(
+    source: Path, engines: Path, engine_id: str, architectures: list[str], formats: list[str]
+) -> None:
+    folder, binary = engines / engine_id / "cpu", f"lib{engine_id}.so"
+    compile_library(source, folder / binary)
     write_manifest(
         folder,
-        id="snapshot",
+        id=engine_id,
         version="1.0.0",
         abi_version="1",
         gpu_backend="cpu",
-        architectures=["sharded"],
-        formats=["safetensors"],
-        binary="libsnapshot.so",
+        architectures=architectures,
+        formats=formats,
+        binary=binary,
     )

@@ -35,8 +35,8 @@ TEXT: Schema = {"type": "string", "minLength": 1}
 WORDS: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number", "minimum": 0}
-LIMIT = maybe({"anyOf": [COUNT, {"type": "object", "additionalProperties": COUNT}]})
 COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
+LIMIT = maybe({"anyOf": [COUNT, COUNTS]})
 FLAG: Schema = {"type": "boolean"}
 
 ERROR = {

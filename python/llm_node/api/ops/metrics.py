@@ -172,7 +172,7 @@ def _of_node(system: Mapping[str, Any]) -> Iterator[Metric]:
     accounts = {device["id"]: device["account"] for device in system["devices"]}
     parts = Counter[tuple[str, str]]()
     for use in (use for worker in system["workers"] for use in worker.get("memory", ())):
-        account = accounts.get("host" if use["is_host"] else use["id"])
+        account = accounts.get(use["id"])
         if account is not None:
             parts.update({(account, part): use[f"{part}_bytes"] for part in PARTS})
     for device in system["devices"]:
