@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -219,14 +219,18 @@ def test_pages_tell_no_history() -> None:
     assert HISTORY.search("It was previously called so"), "it would see some"
 
 
-def test_pages_praise_nothing() -> None:
-    found = [
+def found_in(pages: Iterable[Path], pattern: re.Pattern[str]) -> list[str]:
+    """In prose, each with its page."""
+    return [
         f"{page.relative_to(ROOT)}: {match[0]}"
-        for page in PAGES
+        for page in pages
         for paragraph in paragraphs(text_of(page))
-        for match in PRAISE.finditer(re.sub(r"`[^`]*`", "", paragraph))
+        for match in pattern.finditer(re.sub(r"`[^`]*`", "", paragraph))
     ]
-    assert found == []
+
+
+def test_pages_praise_nothing() -> None:
+    assert found_in(PAGES, PRAISE) == []
     assert PRAISE.search("It is blazingly fast"), "it would see some"
 
 
@@ -234,13 +238,7 @@ def test_measured_figures_stand_among_the_benchmarks() -> None:
     # The README has two lines on speed, with a link.
     may = {"docs/benchmarks.md", "CHANGELOG.md", "README.md", "benches/README.md", *PRINTED}
     pages = [page for page in PAGES if page.relative_to(ROOT).as_posix() not in may]
-    found = [
-        f"{page.relative_to(ROOT)}: {match[0]}"
-        for page in pages
-        for paragraph in paragraphs(text_of(page))
-        for match in MEASURED.finditer(re.sub(r"`[^`]*`", "", paragraph))
-    ]
-    assert found == []
+    assert found_in(pages, MEASURED) == []
     assert MEASURED.search("It takes 3.5 µs of CPU") and MEASURED.search("on an H200"), "it would see some"
 
 
