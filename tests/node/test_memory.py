@@ -407,6 +407,10 @@ def test_whatever_an_engine_says_what_counts_is_that_or_what_is_seen(
     with node_of(tmp_path, models, **defines) as node:
         planned = plan(node, "m")
         assert planned["basis"] == ("file_size" if said is None else "engine")
+        if said is None:
+            (needed,) = planned["devices"]
+            size = (tmp_path / "models/m.toy").stat().st_size
+            assert needed["required_bytes"] == size + size // 100 * 15 + 256 * MIB
         assert load(node, "m").status == 200
         most = max(said or 0, takes)
         assert most <= device(node)["reserved_bytes"] <= most + 64 * MIB

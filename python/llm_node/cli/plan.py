@@ -20,7 +20,7 @@ OF_A_LOAD = ("context_length", "max_sequences", "cache_tokens", "threads")
 BASIS = {
     "measured": "as it was measured before",
     "engine": "by its engine",
-    "file_size": "the size of its files; its engine cannot say",
+    "file_size": "by the size of its files; its engine cannot say",
 }
 
 

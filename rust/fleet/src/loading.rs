@@ -142,7 +142,16 @@ impl Fleet {
     pub(crate) fn serve(&mut self, now: Moment, worker: WorkerId, facts: ModelFacts) {
         let Some((model_id, it)) = self.worker(worker) else { return };
         let says_nothing = facts.memory.iter().all(|use_| use_.total() == 0);
-        let uses = if says_nothing { it.estimate.clone() } else { facts.memory.clone() };
+        let uses = match it.basis {
+            _ if !says_nothing => facts.memory.clone(),
+            // What it takes beside its files is seen by now.
+            Basis::FileSize => {
+                let (bytes, place) =
+                    (it.found.as_ref().map_or(0, |found| found.size_bytes), it.setup.place.clone());
+                self.ledger.files(bytes, &place)
+            }
+            Basis::Measured | Basis::Engine => it.estimate.clone(),
+        };
         let commitment = self.settle(worker, &model_id, &uses);
         let Some((_, it)) = self.worker(worker) else { return };
         let took = now.since(it.begun);

@@ -276,7 +276,7 @@ impl Fleet {
             };
             return gpus.iter().map(space).collect();
         }
-        let lean = self.ledger.after(&self.spares(now, worker, &self.ledger.guess(0, gpus)));
+        let lean = self.ledger.after(&self.spares(now, worker, &self.ledger.files(0, gpus)));
         let with_pinned = self.ledger.after(&self.spares_of_pinned());
         let models = self.models.values().filter(|life| life.idle_since().is_none());
         let busy: BTreeSet<WorkerId> = models.flat_map(ModelLife::ids).collect();

@@ -40,7 +40,9 @@ pub enum Basis {
 pub struct Foreseen {
     /// Id of the engine that would do it.
     pub engine: String,
-    /// What it would take, by device.
+    /// Size of its files, in bytes.
+    pub size_bytes: u64,
+    /// What it would take, by device; nothing, where its engine cannot say.
     pub memory: Vec<MemoryUse>,
     /// Where that comes from.
     pub basis: Basis,
@@ -63,6 +65,7 @@ impl Foreseen {
     fn of(worker: &Worker) -> Self {
         Self {
             engine: worker.engine(),
+            size_bytes: worker.found.as_ref().map_or(0, |found| found.size_bytes),
             memory: worker.memory(),
             basis: if worker.loaded.is_some() { Basis::Measured } else { worker.basis },
             seconds: None,
@@ -255,12 +258,15 @@ impl Fleet {
         };
         // What is wrong with the order itself is said as a load says it.
         self.has_places(model_id, &setup)?;
+        let foreseen = self.guessed(foreseen, &[]);
         let least = foreseen.least(&self.history)?;
         let (place, no_place) = match stays {
             Some(place) => (place, None),
             None => self.sought_place(now, worker, model_id, &setup, &least),
         };
-        let (foreseen, least) = (foreseen.on(&place), on(&least, &place));
+        let foreseen = self.guessed(foreseen.on(&place), &place);
+        let is_guess = foreseen.basis == Basis::FileSize;
+        let least = if is_guess { foreseen.least(&self.history)? } else { on(&least, &place) };
         let why_not = life
             .and_then(|life| life.cooling(now))
             .or_else(|| self.cannot_tell(now, model_id, &least))
@@ -335,6 +341,14 @@ impl Fleet {
         let ready_seconds = Some(foreseen.ready_seconds());
         foreseen.memory = self.of_all(&setup, foreseen.memory);
         Ok(Planned { shape, shrink, unload, ready_seconds, ..self.planned(now, verdict, worker, foreseen) })
+    }
+
+    /// Where its engine cannot say what it would take there, what stands for it.
+    fn guessed(&self, foreseen: Foreseen, place: &[GpuAddress]) -> Foreseen {
+        match foreseen.basis {
+            Basis::FileSize => Foreseen { memory: self.ledger.guess(foreseen.size_bytes, place), ..foreseen },
+            Basis::Measured | Basis::Engine => foreseen,
+        }
     }
 
     /// It would stand behind all who wait already. `of`: the model, and who has some of it already.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llm_node_core::{error::Fault, memory::MemoryUse};
 
-use super::{BELIEVED, Ledger, guessed};
+use super::{BELIEVED, Ledger, devices::of_files};
 use crate::{DeviceKind, WorkerId, size::format_up};
 
 /// A load may take so much more than was reserved for it without a word.
@@ -124,7 +124,7 @@ impl Ledger {
                 None => measured.push(MemoryUse {
                     compute: beyond,
                     weights: 0,
-                    ..guessed(
+                    ..of_files(
                         0,
                         self.entries
                             .get(name)

@@ -15,8 +15,19 @@ use crate::{
     pressure::{LASTS, Pressed},
 };
 
-/// The use that stands for files of so many bytes: on a GPU, or on the host.
-pub fn guessed(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
+/// What a model takes beside its files, where its engine cannot say: its cache, and what it computes in.
+const BESIDE_FILES: u64 = 256 << 20;
+
+/// What stands for a model whose engine cannot say, on a GPU or on the host: its files, a little more for what they are
+/// unpacked to, and what is beside them. `most`: what there could be there. It is a guess, and so it does not refuse what
+/// the files alone leave room for.
+pub fn guessed(bytes: u64, gpu: Option<&Device>, most: u64) -> MemoryUse {
+    let usual = (bytes / 100 * 15).saturating_add(BESIDE_FILES);
+    MemoryUse { compute: usual.min(most.saturating_sub(bytes)), ..of_files(bytes, gpu) }
+}
+
+/// Files of so many bytes, on a GPU or on the host.
+pub(super) fn of_files(bytes: u64, gpu: Option<&Device>) -> MemoryUse {
     MemoryUse {
         device: gpu.map_or(HOST.to_owned(), |gpu| gpu.name.clone()),
         id: gpu.map(Device::id),
@@ -142,7 +153,7 @@ impl Ledger {
                 name: device.name.clone(),
                 free: device.free_bytes,
                 reserve: *reserve,
-                lack: guessed(reserve.saturating_sub(device.free_bytes), gpu),
+                lack: of_files(reserve.saturating_sub(device.free_bytes), gpu),
             }
         };
         self.entries.iter().filter(|(_, entry)| is_pressed(entry)).map(pressed).collect()
@@ -169,16 +180,35 @@ impl Ledger {
         self.entries.get(account).map_or_else(|| account.to_owned(), |entry| entry.device.name.clone())
     }
 
-    /// What stands for a model whose engine cannot say: its files, on its GPUs, or else the first device.
+    /// What stands for a model whose engine cannot say, on its GPUs, or else on the first device.
     pub(crate) fn guess(&self, bytes: u64, place: &[GpuAddress]) -> Vec<MemoryUse> {
+        let is_pinned = |worker| self.holdings.get(&worker).is_some_and(|holding| holding.is_pinned);
+        let most = |gpu: Option<&Device>| {
+            let device = gpu.map_or_else(|| HOST.to_owned(), Device::id);
+            self.left(self.account_of(&device), &is_pinned)
+        };
+        self.spread(bytes, place, |bytes, gpu| guessed(bytes, gpu, most(gpu)))
+    }
+
+    /// Its files alone, in the same places.
+    pub(crate) fn files(&self, bytes: u64, place: &[GpuAddress]) -> Vec<MemoryUse> {
+        self.spread(bytes, place, of_files)
+    }
+
+    fn spread(
+        &self,
+        bytes: u64,
+        place: &[GpuAddress],
+        on: impl Fn(u64, Option<&Device>) -> MemoryUse,
+    ) -> Vec<MemoryUse> {
         let mut gpus: Vec<&Device> =
             self.gpus().filter(|_| !self.on_cpu).map(|(_, entry)| &entry.device).collect();
         if place.is_empty() {
-            return vec![guessed(bytes, gpus.first().copied())];
+            return vec![on(bytes, gpus.first().copied())];
         }
         gpus.retain(|gpu| place.contains(&gpu.address()));
         let each = bytes.div_ceil(gpus.len().max(1) as u64);
-        gpus.into_iter().map(|gpu| guessed(each, Some(gpu))).collect()
+        gpus.into_iter().map(|gpu| on(each, Some(gpu))).collect()
     }
 }
 

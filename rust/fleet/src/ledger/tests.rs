@@ -483,3 +483,16 @@ proptest! {
         }
     }
 }
+
+/// Where an engine cannot say, a guess reserves more than the files, and never refuses what they leave room for.
+#[test]
+fn a_guess_takes_no_more_than_there_is() {
+    let ledger = ledger([host(24 * GIB, 20 * GIB)], true, Some(8 * GIB));
+    let total = |bytes| ledger.guess(bytes, &[]).iter().map(MemoryUse::total).sum::<u64>();
+    assert_eq!(total(100 << 20), 371 << 20);
+    for files in [7 * GIB + GIB / 2, 8 * GIB] {
+        assert_eq!(total(files), 8 * GIB);
+        assert!(ledger.has_room(&ledger.guess(files, &[]), |_| true));
+    }
+    assert_eq!(total(16 * GIB), 16 * GIB, "a refusal says the size of the files");
+}

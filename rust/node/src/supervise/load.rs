@@ -450,10 +450,11 @@ fn foresee(
     // What it takes does not depend on where that is.
     let place = setup.to_look_at(&inner.fleet.view().gpus);
     let setup = Some(Box::new(setup.clone()));
-    let (engine, key) = (found.engine.id, found.key);
+    let (engine, key, size_bytes) = (found.engine.id, found.key, found.size_bytes);
     if let Some(before) = found.known {
         let foreseen = Foreseen {
             engine,
+            size_bytes,
             memory: before.uses.clone(),
             basis: Basis::Measured,
             seconds: Some(before.seconds),
@@ -467,9 +468,10 @@ fn foresee(
     }
     let (asked, Estimate { uses, figures }) = Asked::begin(inner, LoadPlan { place, ..*plan })?;
     let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
-    let memory = uses.unwrap_or_else(|| vec![guess(inner, found.size_bytes)]);
+    let memory = uses.unwrap_or_default();
     let (seconds, before, sized) = (None, None, Vec::new());
-    let foreseen = Foreseen { engine, memory, basis, seconds, figures, key, setup, before, sized };
+    let foreseen =
+        Foreseen { engine, size_bytes, memory, basis, seconds, figures, key, setup, before, sized };
     Ok((foreseen, Some(asked)))
 }
 
@@ -509,5 +511,8 @@ fn guess(inner: &Inner, bytes: u64) -> MemoryUse {
     let view = inner.fleet.view();
     let is_gpu = |account: &&Account| account.device.kind != DeviceKind::Host;
     let on_gpu = inner.config.gpu_backend.as_deref() != Some("cpu");
-    guessed(bytes, view.accounts.iter().find(is_gpu).filter(|_| on_gpu).map(|it| &it.device))
+    let gpu = view.accounts.iter().find(is_gpu).filter(|_| on_gpu);
+    let is_its = |it: &&Account| gpu.map_or(it.device.kind == DeviceKind::Host, |gpu| it.id == gpu.account);
+    let most = view.accounts.iter().find(is_its).map_or(0, |it| it.limit_bytes);
+    guessed(bytes, gpu.map(|it| &it.device), most)
 }
