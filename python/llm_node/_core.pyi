@@ -272,6 +272,9 @@ class Supervisor:
     def standstill(self) -> str | None:
         """Why a model answers nothing although it is loaded, if there is one. Never blocks."""
 
+    def await_defect(self) -> int:
+        """A ticket for an error: a defect has ended the node by itself. Nothing comes where none does."""
+
     def blind_seconds(self) -> int | None:
         """For how many seconds the devices have not answered, where they should have. Never blocks."""
     def next_reading(self, interval_seconds: float) -> bool:

@@ -41,6 +41,7 @@ class Exit(enum.IntEnum):
     NO_ROOM = 4
     NOT_ALLOWED = 5
     UNREACHABLE = 6
+    DEFECT = 7
     INTERRUPTED = 130
 
 
@@ -52,6 +53,7 @@ EXITS: Mapping[Exit, str] = {
     Exit.NO_ROOM: "No room: memory or disk.",
     Exit.NOT_ALLOWED: "Not allowed.",
     Exit.UNREACHABLE: "The node, or where models are fetched from, cannot be reached.",
+    Exit.DEFECT: "`serve`: a defect of the node ended it by itself; its log says more. Start it again.",
     Exit.INTERRUPTED: "Ended by Ctrl-C.",
 }
 """What each means; for the documentation."""

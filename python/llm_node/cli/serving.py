@@ -19,6 +19,7 @@ import click
 from llm_node import advice, keys
 from llm_node.api import page
 from llm_node.cli import failure, greeting, options, own_node, remote, startup
+from llm_node.errors import Exit
 from llm_node.node import Node, NodeError, end_with_parent, keep_memory_private
 from llm_node.server import descriptors, layout
 from llm_node.server.address import SocketAddress, is_loopback, resolve, url
@@ -46,7 +47,7 @@ def serve(*given: dict[str, options.Given]) -> None:
     `given` wins.
 
     Ends with 0 once answers under way have ended, and with 128 and the signal's number where a second signal
-    hurried it; with 1 where the node cannot start.
+    hurried it; with 1 where the node cannot start, and with 7 where a defect of its own ended it.
     """
     settings = options.settings(*given)
     logging.basicConfig(stream=sys.stderr, level=LEVELS[settings.log_level], format=LOG_FORMAT)
@@ -128,7 +129,7 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
             reloading = asyncio.create_task(
                 _read_again(signals, reload, lambda: record().write(settings.home))
             )
-            await _greet_until(signals.first, _greet(node, settings, reached, before))
+            await _greet_until(node, signals.first, _greet(node, settings, reached, before))
             reloading.cancel()
             log.info("going down: answers under way have %g s", settings.drain_timeout)
             if inherited is not None:
@@ -144,17 +145,21 @@ async def _serve(settings: Settings, read: Callable[[], Settings]) -> int | None
     return signals.hurried_by
 
 
-async def _greet_until(stop: asyncio.Event, greeting: Coroutine[None, None, None]) -> None:
-    """Wait for the signal to end. What the greeting raises ends the node as well."""
+async def _greet_until(node: Node, stop: asyncio.Event, greeting: Coroutine[None, None, None]) -> None:
+    """Wait for the signal to end. What the greeting raises ends the node as well, and a defect of its own."""
     signalled, greeted = asyncio.create_task(stop.wait()), asyncio.create_task(greeting)
+    defective = asyncio.create_task(node.ended_by_defect())
     try:
-        await asyncio.wait({signalled, greeted}, return_when=asyncio.FIRST_COMPLETED)
-        if greeted.done():
+        await asyncio.wait({signalled, greeted, defective}, return_when=asyncio.FIRST_COMPLETED)
+        if greeted.done() and not defective.done():
             greeted.result()
-        await signalled
+        await asyncio.wait({signalled, defective}, return_when=asyncio.FIRST_COMPLETED)
+        if defective.done():
+            raise failure.Failed(defective.result().message, Exit.DEFECT)
     finally:
         signalled.cancel()
         greeted.cancel()
+        defective.cancel()
 
 
 async def _read_again(signals: _Signals, reload: Reload, tell_commands: Callable[[], None]) -> None:

@@ -99,6 +99,9 @@ class Node:
         self._wakening: asyncio.BaseTransport | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_leaving = False
+        self._defect: NodeError | None = None
+        self._has_defect = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
         self._devices: list[devices.Device] = []
         self._clients: dict[int, Client] = {}
         self._numbers = itertools.count()
@@ -115,7 +118,23 @@ class Node:
     @property
     def is_ready(self) -> bool:
         """Started, and not going down."""
-        return self._core is not None and self._closing is None and not self._is_leaving
+        is_running = self._core is not None and self._closing is None and self._defect is None
+        return is_running and not self._is_leaving
+
+    def check_ready(self) -> None:
+        """Raises `NodeError` where the node takes no requests: `shutting_down`, or `internal` where a defect
+        has ended it."""
+        if self._defect is not None and self._closing is None:
+            raise self._defect
+        if not self.is_ready:
+            raise NodeError("shutting_down", "The node is going down")
+
+    async def ended_by_defect(self) -> NodeError:
+        """Wait until a defect of its own ends the node, which is for ever as a rule. All that was asked of it
+        has failed by then, its workers are gone, and it can only be closed."""
+        while self._defect is None:
+            await self._has_defect.wait()
+        return self._defect
 
     @property
     def standstill(self) -> str | None:
@@ -149,9 +168,18 @@ class Node:
         self._wakening, _ = await asyncio.get_running_loop().create_connection(
             lambda: _Wakening(self._spread), sock=socket.socket(fileno=self._core.wake_socket())
         )
+        self._listening = asyncio.create_task(self._hear_of_defect(self._core))
         watching = (self._core, self._backend, self._settings.monitor_interval / 1000)
         # A daemon: a driver that never answers must not keep the node from ending.
         threading.Thread(target=_watch_devices, args=watching, name="devices", daemon=True).start()
+
+    async def _hear_of_defect(self, core: Supervisor) -> None:
+        try:
+            await self._outcome(core.await_defect())
+        except NodeError as fault:
+            if self._closing is None:
+                self._defect = fault
+                self._has_defect.set()
 
     def leave(self) -> None:
         """Say that what comes next is for another node, and take what comes all the same, until `close`."""
@@ -217,6 +245,8 @@ class Node:
             raise NodeError("internal", "the node was used before it was started")
         if self._closing is not None:
             raise NodeError("shutting_down", "The node is going down")
+        if self._defect is not None:
+            raise self._defect
         return self._core
 
     async def reconfigure(self, settings: Settings) -> None:

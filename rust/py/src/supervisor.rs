@@ -123,6 +123,10 @@ impl PySupervisor {
         py.detach(|| self.inner.standstill())
     }
 
+    fn await_defect(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.await_defect())
+    }
+
     fn blind_seconds(&self, py: Python<'_>) -> Option<u64> {
         py.detach(|| self.inner.blind_seconds())
     }

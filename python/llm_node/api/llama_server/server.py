@@ -22,8 +22,7 @@ from llm_node.version import __version__
 async def health(request: web.Request) -> web.Response:
     """Requests may be sent here."""
     node = request.app[NODE]
-    if not node.is_ready:
-        raise NodeError("shutting_down", "The node is going down")
+    node.check_ready()
     if (standstill := node.standstill) is not None:
         raise NodeError("engine_crashed", standstill)
     return web.json_response({"status": "ok"})

@@ -18,8 +18,7 @@ async def live(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """Requests may be sent here; and which node it is."""
     node = request.app[NODE]
-    if not node.is_ready:
-        raise NodeError("shutting_down", "The node is going down")
+    node.check_ready()
     if left := request.app[WARMING]:
         words = f"The node loads {', '.join(map(repr, left))} before it takes requests"
         raise NodeError("model_loading", words, details={"node_id": node.id})

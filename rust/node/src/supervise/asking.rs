@@ -16,7 +16,7 @@ use super::{
     Inner,
     environment::Sight,
     minding::Control,
-    process::{Launch, Process, shutting_down},
+    process::{Launch, Process},
 };
 use crate::registry::{Probe, verdict::Refusal};
 
@@ -140,10 +140,8 @@ impl ProcessProbe<'_> {
                     return verdict.map_err(Refusal::Probed);
                 }
                 Ok(Control::Message(_)) => {}
-                Ok(Control::Died(_)) if inner.processes.is_closed() => {
-                    return Err(Refusal::NotProbed(shutting_down()));
-                }
                 Ok(Control::Died(death)) => {
+                    inner.processes.refuse_if_closed().map_err(Refusal::NotProbed)?;
                     return Err(Refusal::Crashed {
                         path: address.binary.clone(),
                         signal: death.ending,

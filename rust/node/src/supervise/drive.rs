@@ -4,12 +4,10 @@
 //! in an event. What others see of the fleet is published before anybody hears what has happened.
 
 use std::{
+    any::Any,
     collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, Weak, mpsc},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -66,8 +64,8 @@ pub(super) struct Drive {
     incidents: Mutex<Incidents>,
     is_stopped: Mutex<bool>,
     stopped: Condvar,
-    /// A defect has ended the thread.
-    is_broken: AtomicBool,
+    /// Who is told where a defect ends the node; `None`: it has.
+    hear_of_defect: Mutex<Option<Vec<Reply>>>,
     readings: Mutex<Readings>,
     wanted: Condvar,
 }
@@ -100,7 +98,7 @@ impl Drive {
             incidents: Mutex::default(),
             is_stopped: Mutex::new(false),
             stopped: Condvar::new(),
-            is_broken: AtomicBool::new(false),
+            hear_of_defect: Mutex::new(Some(Vec::new())),
             readings: Mutex::default(),
             wanted: Condvar::new(),
         };
@@ -147,9 +145,12 @@ impl Drive {
         }
     }
 
-    /// Has a defect ended the thread? Then nothing is loaded or unloaded any more.
-    pub(super) fn is_broken(&self) -> bool {
-        self.is_broken.load(Ordering::Relaxed)
+    /// This one hears of a defect that ends the node.
+    pub(super) fn tell_of_defect(&self, reply: Reply) {
+        match self.hear_of_defect.lock().as_mut() {
+            Some(hear) => hear.push(reply),
+            None => reply.send(Err(defect())),
+        }
     }
 
     fn tell_stopped(&self) {
@@ -204,7 +205,7 @@ impl Drive {
     pub(super) fn plan(&self, ticket: Ticket, event: Event) -> Result<Planned, Fault> {
         let (waits, planned) = mpsc::channel();
         let _ = self.messages.send(Message::Order(ticket, event, Waiter::Errand(waits)));
-        planned.recv().unwrap_or_else(|_| Err(shutting_down()))
+        planned.recv().unwrap_or_else(|_| Err(defect()))
     }
 
     /// For who notices whether a worker has something to answer: [`run`] looks at that before anything else.
@@ -226,28 +227,72 @@ impl Drive {
     }
 }
 
-/// Says that nothing is decided any more, where the thread ends by a defect. Those who wait for it are told by losing
-/// whom they wait for.
-struct Watch<'a>(&'a Weak<Inner>);
+/// The thread's body. Ends with the supervisor, or by a defect, which ends the node.
+pub(super) fn run(inner: &Weak<Inner>, start: Start) {
+    let Start { mut fleet, messages } = start;
+    watched(inner, &messages, |waiters| decide(inner, &mut fleet, &messages, waiters));
+}
 
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        if thread::panicking()
-            && let Some(inner) = self.0.upgrade()
-        {
-            log::error!("a defect has ended what decides over models: none is loaded or unloaded any more");
-            inner.fleet.is_broken.store(true, Ordering::Relaxed);
-            inner.fleet.stop_reading();
-            inner.fleet.tell_stopped();
-        }
+fn watched(
+    inner: &Weak<Inner>,
+    messages: &mpsc::Receiver<Message>,
+    decide: impl FnOnce(&mut HashMap<Ticket, Waiter>),
+) {
+    let mut waiters = HashMap::new();
+    let decided = panic::catch_unwind(AssertUnwindSafe(|| decide(&mut waiters)));
+    if let (Err(panic), Some(inner)) = (decided, inner.upgrade()) {
+        end_by_defect(&inner, panic.as_ref(), waiters, messages);
     }
 }
 
-/// The thread's body. Ends with the supervisor.
-pub(super) fn run(inner: &Weak<Inner>, start: Start) {
-    let _watch = Watch(inner);
-    let Start { mut fleet, messages } = start;
-    let mut waiters: HashMap<Ticket, Waiter> = HashMap::new();
+/// Nothing is decided any more, and what was decided may be wrong: whatever waits fails, and no worker goes on.
+fn end_by_defect(
+    inner: &Inner,
+    panic: &(dyn Any + Send),
+    waiters: HashMap<Ticket, Waiter>,
+    messages: &mpsc::Receiver<Message>,
+) {
+    let words = panic.downcast_ref::<&str>().copied();
+    let words = words.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words");
+    log::error!(
+        "a defect in what decides over models has ended this node, and all that was under way has failed: {words}"
+    );
+    let fault = defect();
+    inner.processes.close(fault.clone());
+    inner.fleet.stop_reading();
+    inner.traffic.end_all(&fault);
+    for process in inner.processes.all() {
+        process.kill();
+    }
+    let ordered = messages.try_iter().filter_map(|message| match message {
+        Message::Order(_, _, waiter) => Some(waiter),
+        _ => None,
+    });
+    for waiter in waiters.into_values().chain(ordered) {
+        match waiter {
+            Waiter::Client(reply) => reply.send(Err(fault.clone())),
+            Waiter::Errand(waits) => drop(waits.send(Err(fault.clone()))),
+        }
+    }
+    let hear = inner.fleet.hear_of_defect.lock().take();
+    for reply in hear.into_iter().flatten() {
+        reply.send(Err(fault.clone()));
+    }
+    inner.fleet.tell_stopped();
+}
+
+fn defect() -> Fault {
+    let message =
+        "A defect in what decides over models has ended this node, and its log says more: start another";
+    Fault::new(ErrorCode::Internal, message)
+}
+
+fn decide(
+    inner: &Weak<Inner>,
+    fleet: &mut Fleet,
+    messages: &mpsc::Receiver<Message>,
+    waiters: &mut HashMap<Ticket, Waiter>,
+) {
     loop {
         let waited = match (fleet.next_deadline(), inner.upgrade()) {
             (_, None) => return,
@@ -311,7 +356,7 @@ pub(super) fn run(inner: &Weak<Inner>, start: Start) {
         for effect in effects {
             match effect {
                 Effect::Tell(incident) => tell(&inner, incident, &last_lines),
-                effect => carry_out(&inner, effect, &mut waiters, &mut plan),
+                effect => carry_out(&inner, effect, waiters, &mut plan),
             }
         }
     }
@@ -495,24 +540,4 @@ fn no_thread(error: &std::io::Error) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{config::NodeConfig, supervise::Supervisor};
-
-    #[test]
-    fn a_defect_is_seen_from_outside_and_keeps_nobody_waiting() {
-        let node = Supervisor::new(NodeConfig::example());
-        assert_eq!(node.standstill(), None);
-        let inner = Arc::downgrade(&node.inner);
-        let broken = thread::spawn(move || {
-            let _watch = Watch(&inner);
-            std::panic::resume_unwind(Box::new("a defect"));
-        });
-        assert!(broken.join().is_err());
-        assert!(node.standstill().is_some_and(|words| words.contains("defect")));
-        assert!(!node.next_reading(Duration::MAX), "the devices are not read any more");
-        let began = Instant::now();
-        node.shutdown(Duration::from_mins(10));
-        assert!(began.elapsed() < Duration::from_mins(1));
-    }
-}
+mod tests;

@@ -37,6 +37,10 @@ impl Errands {
         work: impl FnOnce(&Arc<Inner>, Reply) + Send + 'static,
     ) -> Ticket {
         let (ticket, reply) = inner.traffic.ticket();
+        if let Err(fault) = inner.processes.refuse_if_closed() {
+            reply.send(Err(fault));
+            return ticket;
+        }
         let before = self.0.fetch_add(1, Ordering::Relaxed);
         let under_way = UnderWay(Arc::clone(&self.0));
         if before >= MOST_AT_ONCE {

@@ -434,6 +434,14 @@ impl Traffic {
         });
     }
 
+    /// Whatever is under way ends with this fault.
+    pub(super) fn end_all(&self, fault: &Fault) {
+        let workers: Vec<u64> = self.under_way.lock().workers.keys().copied().collect();
+        for worker in workers {
+            self.end_of_worker(worker, fault);
+        }
+    }
+
     /// What the last steps brought goes to the clients' sockets.
     pub(super) fn write(&self) {
         self.change(|under_way| under_way.outlets.write());

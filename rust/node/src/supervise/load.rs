@@ -20,13 +20,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Inner,
-    asking::Asked,
-    environment::Sight,
-    inflight::Reply,
-    plan_report,
-    process::{Process, shutting_down},
-    written,
+    Inner, asking::Asked, environment::Sight, inflight::Reply, plan_report, process::Process, written,
 };
 use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
@@ -128,9 +122,6 @@ pub(super) fn renew(inner: &Inner) {
 }
 
 fn prepare(inner: &Inner, request: &LoadRequest) -> Result<(String, ModelOptions), Fault> {
-    if inner.processes.is_closed() {
-        return Err(shutting_down());
-    }
     let model = inner.find(&request.model_id)?;
     let wishes = wishes(inner, &request.options)?;
     if wishes.engine.is_some() || request.format.is_some() {
@@ -177,9 +168,7 @@ pub(super) fn find(
     setup: &Setup,
     format: Option<&str>,
 ) -> Result<(FoundModel, Box<LoadPlan>), Fault> {
-    if inner.processes.is_closed() {
-        return Err(shutting_down());
-    }
+    inner.processes.refuse_if_closed()?;
     let model = inner.find(model_id)?;
     if let (Some(problem), Some(_)) = (&model.problem, &inner.config.gpu_backend) {
         // Known before any engine is asked.

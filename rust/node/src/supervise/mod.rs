@@ -303,11 +303,8 @@ impl Supervisor {
         })
     }
 
-    /// Why a model answers nothing although it is loaded, or none can be loaded, if there is a reason. Never blocks.
+    /// Why a model answers nothing although it is loaded, if there is a reason. Never blocks.
     pub fn standstill(&self) -> Option<String> {
-        if self.inner.fleet.is_broken() {
-            return Some("A defect has ended what decides over models; start the node anew".to_owned());
-        }
         let limit = match self.inner.config.step_timeout_seconds {
             0 => STANDSTILL_SECONDS,
             limit => limit.min(STANDSTILL_SECONDS),
@@ -345,6 +342,14 @@ impl Supervisor {
         let gpus = devices.into_iter().filter(|device| device.kind != DeviceKind::Host);
         let devices = gpus.chain([measure_host_and_workers(&self.inner)]).collect();
         self.inner.fleet.read(devices);
+    }
+
+    /// What comes is an error, where a defect ends the node by itself: whatever was under way has failed by then,
+    /// its workers are killed, and all that is asked of it is refused.
+    pub fn await_defect(&self) -> Ticket {
+        let (ticket, reply) = self.inner.traffic.ticket();
+        self.inner.fleet.tell_of_defect(reply);
+        ticket
     }
 
     /// A new stream on a model that is ready. Never blocks.
@@ -390,9 +395,7 @@ impl Supervisor {
 
     /// The model that was meant by a name so far, and the fleet.
     fn known(&self, name: &str) -> Result<(String, Arc<FleetView>), Fault> {
-        if self.inner.processes.is_closed() {
-            return Err(shutting_down());
-        }
+        self.inner.processes.refuse_if_closed()?;
         Ok((self.inner.own_name(name), self.inner.fleet.view()))
     }
 
@@ -443,7 +446,7 @@ impl Supervisor {
     /// a little more where an engine does not stop. Another call meanwhile ends all workers at once.
     pub fn shutdown(&self, limit: Duration) {
         let inner = &self.inner;
-        inner.processes.close();
+        inner.processes.close(shutting_down());
         inner.fleet.stop_reading();
         inner.fleet.tell(Event::Stopping { by: inner.fleet.now() + limit });
         // Those that only look at engines have nothing to end.

@@ -8,7 +8,7 @@ use std::{
     io::{self, Read},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
@@ -65,7 +65,7 @@ pub(super) struct Launch<'a> {
 pub(super) struct Processes {
     probes: AtomicU64,
     known: Mutex<Known>,
-    closed: AtomicBool,
+    closed: OnceLock<Fault>,
 }
 
 #[derive(Debug, Default)]
@@ -100,13 +100,18 @@ pub(super) struct Process {
 }
 
 impl Processes {
-    /// Refuses new processes from now on.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+    /// Refuses new processes from now on, for the reason that was given first.
+    pub(super) fn close(&self, because: Fault) {
+        let _ = self.closed.set(because);
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        self.closed.get().is_some()
+    }
+
+    /// Why nothing new is taken, if that is so.
+    pub(super) fn refuse_if_closed(&self) -> Result<(), Fault> {
+        self.closed.get().map_or(Ok(()), |because| Err(because.clone()))
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Process>> {
@@ -158,9 +163,7 @@ impl Processes {
         launch: Launch<'_>,
         traffic: &Arc<Traffic>,
     ) -> Result<Arc<Process>, Fault> {
-        if self.is_closed() {
-            return Err(shutting_down());
-        }
+        self.refuse_if_closed()?;
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Fault::new(ErrorCode::Internal, format!("A worker could not be started: {what}: {error}"))
         };
