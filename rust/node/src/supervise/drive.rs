@@ -27,7 +27,6 @@ use super::{
     inflight::Reply,
     load,
     minding::{Control, Death, GivenUp},
-    plan_report,
     process::{Launch, shutting_down},
     report,
 };
@@ -420,7 +419,7 @@ fn carry_out(
             (Some(Waiter::Client(reply)), outcome) => reply.send(outcome.and_then(|won| match won {
                 Won::Loaded(loaded) => report::loaded(&loaded),
                 Won::Unloaded => Ok("null".to_owned()),
-                Won::Planned(planned) => plan_report::planned(inner.fleet.now(), &planned),
+                Won::Planned(planned) => report::plan::planned(inner.fleet.now(), &planned),
             })),
             (Some(Waiter::Errand(waits)), outcome) => {
                 let planned = outcome.and_then(|won| match won {

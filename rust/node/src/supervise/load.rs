@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Inner, asking::Asked, environment::Sight, inflight::Reply, plan_report, process::Process, written,
+    Inner, asking::Asked, environment::Sight, inflight::Reply, process::Process, report::plan, written,
 };
 use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
@@ -361,8 +361,8 @@ pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
         .transpose()
         .and_then(|foreseen| as_said(inner, &model_id, &wishes, foreseen));
     reply.send(match planned {
-        Ok(planned) => plan_report::planned(inner.fleet.now(), &planned),
-        Err(fault) if is_refusal(&fault) => plan_report::refused(&fault),
+        Ok(planned) => plan::planned(inner.fleet.now(), &planned),
+        Err(fault) if is_refusal(&fault) => plan::refused(&fault),
         Err(fault) => Err(fault),
     });
 }

@@ -17,7 +17,6 @@ mod meters;
 mod minding;
 mod outlets;
 mod output;
-mod plan_report;
 mod process;
 mod remembered;
 mod report;
@@ -545,13 +544,13 @@ impl Inner {
     }
 }
 
-/// The fleet hears of it in a moment; whoever wants the model has it loaded again.
 /// The model, with what its engines' manifests say against it where it has no defect of its own.
 fn with_obstacle(model: Model, readable: &Readable) -> Model {
     let problem = model.problem.clone().or_else(|| readable.obstacle(&model));
     Model { problem, ..model }
 }
 
+/// The fleet hears of it in a moment; whoever wants the model has it loaded again.
 fn died(model_id: &str) -> Fault {
     Fault::new(ErrorCode::ModelLoading, format!("The worker of model '{model_id}' has just died"))
 }

@@ -4,10 +4,7 @@ use llm_node_core::error::Fault;
 use llm_node_fleet::{Basis, Foreseen, Holder, Moment, Planned, Verdict};
 use serde::Serialize;
 
-use super::{
-    report::{ErrorRow, MemoryRow, seconds_until},
-    written,
-};
+use super::{ErrorRow, MemoryRow, seconds_until, written};
 
 /// The verdict on a load that would not begin.
 const REFUSED: &str = "refused";
@@ -82,12 +79,12 @@ impl<'a> RefusalRow<'a> {
 }
 
 /// A load that would be refused whatever room there is, as who asked what it would come to gets it.
-pub(super) fn refused(fault: &Fault) -> Result<String, Fault> {
+pub(in crate::supervise) fn refused(fault: &Fault) -> Result<String, Fault> {
     written(&PlanRow { verdict: REFUSED, error: Some(RefusalRow::of(fault)), ..PlanRow::default() })
 }
 
 /// What a load would come to, as who asked gets it.
-pub(super) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
+pub(in crate::supervise) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
     let (verdict, fault) = match &planned.verdict {
         Verdict::Loaded => ("loaded", None),
         Verdict::Fits => ("fits", None),
