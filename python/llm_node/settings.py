@@ -31,7 +31,7 @@ CONFIG_FILE = "config.toml"
 
 SPECULATION = ("off", "lookup")
 UNKNOWN_FIELDS = ("refuse", "ignore")
-BACKENDS = ("auto", "cuda", "metal", "vulkan", "cpu")
+BACKENDS = ("auto", "cuda", "metal", "vulkan", "rocm", "cpu")
 CACHES = ("hub", "llama-cpp", "lm-studio", "ollama")
 """Programs whose models are offered where they lie, in the order in which they are looked through."""
 NO_CACHES = "none"

@@ -95,6 +95,7 @@
 #include "engine_api.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -145,6 +146,9 @@
 #endif
 #ifndef FAKE_DEVICES
 #  define FAKE_DEVICES 1
+#endif
+#ifndef FAKE_DEVICE_KIND
+#  define FAKE_DEVICE_KIND ENGINE_DEVICE_GPU
 #endif
 #ifndef FAKE_DEVICE_BYTES
 #  define FAKE_DEVICE_BYTES 8589934592ULL

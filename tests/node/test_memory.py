@@ -214,7 +214,9 @@ def test_what_takes_more_than_there_is_is_killed_and_refused_the_next_time(tmp_p
 
 def test_the_limit_counts_also_where_no_gpu_s_memory_can_be_seen(tmp_path: Path) -> None:
     models = {"big": f"estimate_bytes={600 * MIB}", "small": "estimate_bytes=10"}
-    with node_of(tmp_path, models, "--vram-limit", "512M", backend="vulkan") as node:
+    with node_of(
+        tmp_path, models, "--vram-limit", "512M", backend="vulkan", FAKE_DEVICE_BYTES="0ULL"
+    ) as node:
         if any(each["kind"] != "host" for each in node.get("/api/system").json()["devices"]):
             pytest.skip("this machine has a GPU whose memory can be seen")
         refused = load(node, "big")

@@ -36,7 +36,7 @@ pub struct NodeConfig {
     pub demo_model: Option<PathBuf>,
     /// Further names of models: what a client may call it, and the name that is meant.
     pub aliases: BTreeMap<String, String>,
-    /// "cuda", "metal", "vulkan" or "cpu"; `None`: no GPU was found and nobody chose the CPU.
+    /// "cuda", "metal", "vulkan", "rocm" or "cpu"; `None`: no GPU was found and nobody chose the CPU.
     pub gpu_backend: Option<String>,
     /// What models may be placed on.
     pub devices: Vec<Device>,

@@ -16,7 +16,7 @@ use llm_node_core::{
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a message changes its shape; a worker of another version is refused.
-pub const PROTOCOL_VERSION: u32 = 11;
+pub const PROTOCOL_VERSION: u32 = 12;
 
 /// Names a request within one worker.
 pub type RequestId = u64;
@@ -50,6 +50,21 @@ pub struct Scheduling {
     pub target_step_ms: u32,
     /// Keep what the KV cache holds of answers that ended, for prompts that begin alike?
     pub keep_prefixes: bool,
+}
+
+/// A GPU as its engine tells of it (`engine.memory/1`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineDevice {
+    /// For people.
+    pub name: String,
+    /// PCI bus id, where it has one.
+    pub bus_id: Option<String>,
+    /// Does it share the host's memory?
+    pub is_integrated: bool,
+    /// All its memory, in bytes.
+    pub total_bytes: u64,
+    /// What is free now, in bytes.
+    pub free_bytes: u64,
 }
 
 /// How to load a model.
@@ -125,6 +140,8 @@ impl From<&ModelOptions> for Speculation {
 pub enum ToWorker {
     /// Open the engine, look at it, answer [`FromWorker::Verdict`], and end.
     Probe(EngineAddress),
+    /// Open the engine, start it, answer [`FromWorker::Devices`], and end.
+    List(EngineAddress),
     /// Open the engine, answer [`FromWorker::Estimated`], and wait.
     Load(LoadPlan),
     /// There is room for the estimate: load, with a context of that size; `None`: the engine gave no figures.
@@ -153,6 +170,8 @@ pub enum ToWorker {
     Size(Sizing),
     /// There is room for it: make the context anew, and answer [`FromWorker::Reshaped`]. What is under way goes on.
     Reshape(Sizing),
+    /// Say what the devices are like now: [`FromWorker::Devices`]. Of a model that answers.
+    Devices,
     /// Refuse new requests, finish those under way, answer [`FromWorker::Drained`].
     Drain,
     /// End at once: engine shutdown, then exit.
@@ -267,6 +286,8 @@ pub enum FromWorker {
     Stage(String),
     /// Answer to `Probe`.
     Verdict(Result<EngineFacts, EngineRefusal>),
+    /// Answer to `List` and `Devices`: the GPUs that the engine can use; none, where it cannot say.
+    Devices(Vec<EngineDevice>),
     /// What the load will take, or the figures from which the size of its context follows. It waits for
     /// [`ToWorker::Size`] then, and for [`ToWorker::Proceed`].
     Estimated(Estimate),

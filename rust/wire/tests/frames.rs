@@ -20,8 +20,8 @@ use llm_node_core::{
 use llm_node_wire::{
     frame::{FrameError, FrameReader, FrameWriter, MAX_FRAME, decode},
     message::{
-        Answer, EmbedInput, EngineAddress, EngineFacts, EngineRefusal, FromWorker, LoadPlan, Question,
-        Scheduling, Speculation, ToWorker,
+        Answer, EmbedInput, EngineAddress, EngineDevice, EngineFacts, EngineRefusal, FromWorker, LoadPlan,
+        Question, Scheduling, Speculation, ToWorker,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -254,7 +254,9 @@ fn question() -> BoxedStrategy<Question> {
 fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
         address().prop_map(ToWorker::Probe),
+        address().prop_map(ToWorker::List),
         plan().prop_map(ToWorker::Load),
+        Just(ToWorker::Devices),
         option::of(shape()).prop_map(ToWorker::Proceed),
         (any::<u64>(), request()).prop_map(|(id, request)| ToWorker::Generate { id, request }),
         any::<u64>().prop_map(|id| ToWorker::Cancel { id }),
@@ -264,6 +266,18 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
         Just(ToWorker::Drain),
         Just(ToWorker::Stop),
     ]
+}
+
+fn engine_device() -> impl Strategy<Value = EngineDevice> {
+    (text(), option::of(text()), any::<bool>(), any::<u64>(), any::<u64>()).prop_map(
+        |(name, bus_id, is_integrated, total_bytes, free_bytes)| EngineDevice {
+            name,
+            bus_id,
+            is_integrated,
+            total_bytes,
+            free_bytes,
+        },
+    )
 }
 
 prop_compose! {
@@ -409,6 +423,7 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         (text(), fault()).prop_map(|(kind, fault)| FromWorker::Verdict(Err(EngineRefusal { kind, fault }))),
         (option::of(vec(memory_use(), 0..3)), figures())
             .prop_map(|(uses, figures)| FromWorker::Estimated(Estimate { uses, figures })),
+        vec(engine_device(), 0..3).prop_map(FromWorker::Devices),
         float().prop_map(FromWorker::Progress),
         model_facts().prop_map(FromWorker::Ready),
         fault().prop_map(FromWorker::LoadFailed),

@@ -25,7 +25,9 @@ use llm_node_host::{
     LoadErrorKind, LoadedEngine, Model, ModelParams, ModelTokenizer, OpenedEngine,
 };
 pub use llm_node_host::{Observer, unobserved};
-use llm_node_wire::message::{EngineAddress, EngineFacts, EngineRefusal, LoadPlan, Speculation};
+use llm_node_wire::message::{
+    EngineAddress, EngineDevice, EngineFacts, EngineRefusal, LoadPlan, Speculation,
+};
 
 use crate::{
     draft,
@@ -119,6 +121,15 @@ impl Engine {
         match &self.home {
             Home::Shared(loaded) => facts(loaded.extensions()),
             Home::Alone(loaded) => facts(loaded.lock().unwrap_or_else(PoisonError::into_inner).extensions()),
+        }
+    }
+
+    /// The GPUs that it can use; none, where it cannot say.
+    pub fn devices(&self) -> Result<Vec<EngineDevice>, Fault> {
+        let of = |loaded: &LoadedEngine| gpus_of(loaded).map_err(Fault::from);
+        match &self.home {
+            Home::Shared(loaded) => of(loaded),
+            Home::Alone(loaded) => of(&loaded.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
@@ -480,6 +491,23 @@ fn model_params(engine: &LoadedEngine, plan: &LoadPlan) -> Result<ModelParams, F
         devices: devices_at(engine, plan)?,
         options: plan.options.clone(),
     })
+}
+
+/// The GPUs that an engine tells the memory of.
+pub(crate) fn gpus_of(engine: &LoadedEngine) -> Result<Vec<EngineDevice>, EngineError> {
+    let devices = match engine.devices() {
+        Err(error) if error.kind() == EngineFaultKind::Unsupported => Vec::new(),
+        devices => devices?,
+    };
+    let gpus = devices.into_iter().filter(|device| device.kind != DeviceKind::Cpu && device.total_bytes > 0);
+    let told = gpus.map(|device| EngineDevice {
+        name: if device.description.is_empty() { device.name } else { device.description },
+        bus_id: device.bus_id,
+        is_integrated: device.kind == DeviceKind::Integrated,
+        total_bytes: device.total_bytes,
+        free_bytes: device.free_bytes,
+    });
+    Ok(told.collect())
 }
 
 /// The engine's indices of the GPUs that a model is to lie on. Of an engine that names no devices, what it sees is its

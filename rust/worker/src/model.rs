@@ -20,7 +20,7 @@ use llm_node_core::{
 };
 use llm_node_cpu::Crew;
 use llm_node_host::{Context, LoadedEngine, Model, ModelTokenizer};
-use llm_node_wire::message::{Answer, Question, RequestId, Scheduling};
+use llm_node_wire::message::{Answer, EngineDevice, Question, RequestId, Scheduling};
 
 use crate::{
     grammar::Grammars,
@@ -171,6 +171,11 @@ impl RunningModel {
     /// What it was loaded as.
     pub fn facts(&self) -> &ModelFacts {
         &self.intake.served().facts
+    }
+
+    /// The GPUs that its engine can use, as they are now; none, where it cannot say.
+    pub fn devices(&self) -> Vec<EngineDevice> {
+        self.intake.served().devices()
     }
 
     /// What the model would take with such a context, as [`crate::Engine::size`] has it. Loads nothing, and may be

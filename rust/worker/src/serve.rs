@@ -193,6 +193,7 @@ impl Worker {
         loop {
             match self.next() {
                 Ok(ToWorker::Probe(address)) => return self.probe(&address),
+                Ok(ToWorker::List(address)) => return self.list(&address),
                 Ok(ToWorker::Load(plan)) => return self.load(&plan),
                 Ok(ToWorker::Stop) => return exit::DONE,
                 Ok(other) => self.too_early(&other),
@@ -222,6 +223,22 @@ impl Worker {
         let verdict = Engine::inspect(address, Arc::new(move |call| stages.begin(call)));
         self.outbox.send(FromWorker::Verdict(verdict));
         exit::DONE
+    }
+
+    fn list(&self, address: &EngineAddress) -> i32 {
+        let stages = Arc::new(Stages::new(self.outbox.clone()));
+        let opened =
+            Engine::open(address, &EngineSettings::default(), Arc::new(move |call| stages.begin(call)));
+        match opened.map_err(|refusal| refusal.fault).and_then(|engine| engine.devices()) {
+            Ok(devices) => {
+                self.outbox.send(FromWorker::Devices(devices));
+                exit::DONE
+            }
+            Err(fault) => {
+                self.outbox.send(FromWorker::LoadFailed(fault));
+                exit::LOAD_FAILED
+            }
+        }
     }
 
     fn load(&self, plan: &LoadPlan) -> i32 {
@@ -290,6 +307,17 @@ impl Worker {
         }
     }
 
+    /// In a thread of its own: a driver may take its time.
+    fn devices(&self, model: &Arc<RunningModel>) {
+        let (outbox, model) = (self.outbox.clone(), Arc::clone(model));
+        let asking = thread::Builder::new().name("devices".into()).spawn(move || {
+            outbox.send(FromWorker::Devices(model.devices()));
+        });
+        if let Err(error) = asking {
+            log(&self.outbox, WARNING, &format!("the devices were not looked at: {error}"));
+        }
+    }
+
     /// `stage`: the call that is to blame while requests run.
     fn serve(&self, model: &Arc<RunningModel>, stages: &Arc<Stages>, stage: &'static str) -> i32 {
         loop {
@@ -301,6 +329,7 @@ impl Worker {
                     model.ask(question, move |answer| outbox.send(FromWorker::Answer { id, answer }));
                 }
                 Ok(ToWorker::Size(sizing)) => self.size(model, sizing),
+                Ok(ToWorker::Devices) => self.devices(model),
                 Ok(ToWorker::Reshape(sizing)) => {
                     let (stages, serving) = (Arc::clone(stages), stage);
                     let outbox = self.outbox.clone();
@@ -312,7 +341,7 @@ impl Worker {
                 }
                 Ok(ToWorker::Drain) => model.drain(),
                 Ok(ToWorker::Stop) => return exit::DONE,
-                Ok(ToWorker::Probe(_) | ToWorker::Load(_) | ToWorker::Proceed(_)) => {
+                Ok(ToWorker::Probe(_) | ToWorker::List(_) | ToWorker::Load(_) | ToWorker::Proceed(_)) => {
                     log(&self.outbox, WARNING, "a worker loads one model, once");
                 }
                 Err(code) => return code,

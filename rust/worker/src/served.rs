@@ -24,10 +24,10 @@ use llm_node_core::{
     },
 };
 use llm_node_host::{EngineError, Model, ModelTokenizer, Pooling};
-use llm_node_wire::message::{Answer, EmbedInput, Question, RequestId};
+use llm_node_wire::message::{Answer, EmbedInput, EngineDevice, Question, RequestId};
 
 use crate::{
-    engine::memory_use,
+    engine::{gpus_of, memory_use},
     grammar::Grammars,
     report::{self, Report, Reporter},
     reshape::Reshaper,
@@ -168,6 +168,13 @@ impl Served {
             Source::Batch { reshaper, .. } => reshaper.estimate(sizing),
             _ => Err(fixed()),
         }
+    }
+
+    /// See [`crate::RunningModel::devices`].
+    pub(crate) fn devices(&self) -> Vec<EngineDevice> {
+        let told = self.models.first().map(|model| gpus_of(model.engine()));
+        told.and_then(|gpus| gpus.inspect_err(|error| log::warn!("the devices are not told: {error}")).ok())
+            .unwrap_or_default()
     }
 
     /// See [`crate::RunningModel::reshape`].

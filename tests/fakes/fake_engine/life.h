@@ -4,6 +4,7 @@ static const EngineHost *host;
 static uint64_t default_step_us, default_token_us;
 static uint32_t tier0_max_tokens;
 static char device_names[FAKE_DEVICES][16], device_buses[FAKE_DEVICES][16];
+static char free_file[4096];
 static uint32_t device_count;
 static int device_is_cpu;
 
@@ -120,6 +121,9 @@ int engine_init(EngineConfig *config) {
    device_is_cpu = !ENGINE_HAS(config, gpu_backend) || config->gpu_backend == NULL ||
                    strcmp(config->gpu_backend, "cpu") == 0;
    find_devices();
+   if (ENGINE_HAS(config, engine_dir) && config->engine_dir != NULL) {
+      snprintf(free_file, sizeof free_file, "%s/free_bytes", config->engine_dir);
+   }
    if (ENGINE_CAN(host, log)) {
       host->log(host, ENGINE_LOG_DEBUG, "the toy is up");
    }

@@ -19,7 +19,7 @@ use super::{
 
 /// Folder names that promise an engine even where the manifest is missing. Others (`src`, `target`)
 /// are an engine's source, and nobody's business.
-const BACKENDS: [&str; 4] = ["cpu", "cuda", "metal", "vulkan"];
+const BACKENDS: [&str; 5] = ["cpu", "cuda", "metal", "rocm", "vulkan"];
 
 /// A folder found, before its engine is opened.
 #[derive(Clone, Debug)]

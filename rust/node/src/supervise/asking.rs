@@ -10,7 +10,7 @@ use llm_node_core::{
     memory::{Estimate, MemoryUse},
     shape::Sizing,
 };
-use llm_node_wire::message::{EngineAddress, EngineFacts, FromWorker, LoadPlan, ToWorker};
+use llm_node_wire::message::{EngineAddress, EngineDevice, EngineFacts, FromWorker, LoadPlan, ToWorker};
 
 use super::{
     Inner,
@@ -67,7 +67,7 @@ impl Asked {
                     return Err(Fault::new(ErrorCode::EngineCrashed, death.describe()));
                 }
                 Err(_) => {
-                    return Err(Fault::new(ErrorCode::Timeout, "The engine's estimate did not come in time"));
+                    return Err(Fault::new(ErrorCode::Timeout, "The engine's answer did not come in time"));
                 }
             }
         }
@@ -110,6 +110,18 @@ fn end(process: &Process) {
     if !process.wait(Instant::now() + END_DEADLINE) {
         process.kill();
     }
+}
+
+/// The devices that an engine can use, as they are now.
+pub(super) fn list(inner: &Inner, address: &EngineAddress) -> Result<Vec<EngineDevice>, Fault> {
+    let (process, controls) = thrown_away(inner, &address.id, Sight::All)?;
+    let deadline = Instant::now() + inner.config.probe_timeout();
+    let asked = Asked { process, controls, deadline };
+    asked.process.link.send(ToWorker::List(address.clone()));
+    asked.hear(|message| match message {
+        FromWorker::Devices(devices) => Some(Ok(devices)),
+        _ => None,
+    })
 }
 
 /// Looks at engines in worker processes.

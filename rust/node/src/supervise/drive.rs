@@ -76,7 +76,11 @@ struct Readings {
     began: Moment,
     /// When the last one that has ended did.
     read: Moment,
+    /// When that which the fleet was told of last began.
+    shown: Moment,
     is_wanted: bool,
+    /// Somebody waits for one that begins after this.
+    is_asked: bool,
     is_over: bool,
 }
 
@@ -125,22 +129,26 @@ impl Drive {
         self.incidents.lock().clone()
     }
 
-    /// Waits until the devices are to be read: after so long, or sooner where the fleet wants to know. `false`: never
-    /// again.
-    pub(super) fn next_reading(&self, interval: Duration) -> bool {
+    /// Waits until the devices are to be read: after so long, as long as that is free, or sooner where somebody wants to
+    /// know. `false`: never again.
+    pub(super) fn next_reading(&self, interval: Duration, is_free: impl Fn() -> bool) -> bool {
         let mut readings = self.readings.lock();
         let last = self.begun + readings.began.0;
         loop {
             if readings.is_over {
                 return false;
             }
-            let pause = if readings.is_wanted { BETWEEN_READINGS.min(interval) } else { interval };
-            if last.elapsed() >= pause {
+            let is_wanted = readings.is_wanted || readings.is_asked;
+            let pause = if is_wanted { BETWEEN_READINGS.min(interval) } else { interval };
+            let waited = last.elapsed();
+            if waited >= pause && (is_wanted || is_free()) {
+                readings.is_asked = false;
                 readings.began = self.now();
                 self.tell(Event::ReadingBegan);
                 return true;
             }
-            self.wanted.wait_until(&mut readings, last + pause);
+            let rest = pause.checked_sub(waited).unwrap_or(interval);
+            self.wanted.wait_for(&mut readings, rest);
         }
     }
 
@@ -170,6 +178,27 @@ impl Drive {
             readings.began
         };
         self.tell(Event::Reading(Reading { began, devices, is_whole: true }));
+        self.readings.lock().shown = began;
+        self.wanted.notify_all();
+    }
+
+    /// Has the devices read soon.
+    pub(super) fn ask_for_reading(&self) {
+        self.readings.lock().is_asked = true;
+        self.wanted.notify_all();
+    }
+
+    /// Has the devices read, and waits for that.
+    pub(super) fn read_anew(&self, deadline: Instant) {
+        let mut readings = self.readings.lock();
+        let now = self.now();
+        while readings.shown < now && !readings.is_over {
+            readings.is_asked |= readings.began < now;
+            self.wanted.notify_all();
+            if self.wanted.wait_until(&mut readings, deadline).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Does the fleet wait for the next reading?
@@ -512,6 +541,7 @@ fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control
         Control::Message(FromWorker::Sized(uses)) => Event::Sized { worker, uses },
         Control::Message(FromWorker::Reshaped(facts)) => Event::Reshaped { worker, facts },
         Control::Message(FromWorker::Drained) => Event::Drained { worker },
+        Control::Message(FromWorker::Devices(devices)) => return inner.engine_devices.heard(devices),
         Control::Message(_) => return,
         Control::Died(death) => {
             let is_known = !death.expected && inner.traffic.suspect(worker, model_id, death.is_by_fault());

@@ -169,6 +169,7 @@ pub(super) fn find(
     format: Option<&str>,
 ) -> Result<(FoundModel, Box<LoadPlan>), Fault> {
     inner.processes.refuse_if_closed()?;
+    inner.look_at_devices();
     let model = inner.find(model_id)?;
     if let (Some(problem), Some(_)) = (&model.problem, &inner.config.gpu_backend) {
         // Known before any engine is asked.
@@ -218,8 +219,11 @@ fn can_be_placed(candidate: &Candidate, setup: &Setup) -> Result<(), Fault> {
 
 /// What tells this load from others: whatever decides what it takes.
 fn key(inner: &Inner, model: &Model, plan: &LoadPlan) -> Result<LoadKey, Fault> {
-    let device = |device: &Device| (device.name.clone(), device.total_bytes);
-    let devices: Vec<_> = inner.config.devices.iter().map(device).collect();
+    let view = inner.fleet.view();
+    let known = inner.config.devices.iter();
+    let told = view.accounts.iter().map(|account| &account.device);
+    let told = told.filter(|device| inner.is_told_of_gpus() && device.kind != DeviceKind::Host);
+    let devices: Vec<_> = known.chain(told).map(|device| (device.name.clone(), device.total_bytes)).collect();
     let EngineAddress { id, version, gpu_backend, binary, .. } = &plan.engine;
     let draft = match &plan.speculation {
         Speculation::Model(path) => Some(file(path)),
@@ -326,7 +330,7 @@ pub(super) fn measure_host_and_workers(inner: &Inner) -> Device {
     Device { processes, ..measure_host() }
 }
 
-fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
+pub(super) fn address(candidate: &Candidate) -> Result<EngineAddress, Fault> {
     let manifest = candidate.manifest.as_ref().ok_or_else(|| {
         Fault::new(ErrorCode::Internal, format!("engine '{}' was chosen without a manifest", candidate.id))
     })?;

@@ -8,6 +8,7 @@ mod affinity;
 mod asking;
 mod clock;
 mod drive;
+mod engine_devices;
 mod environment;
 mod errands;
 mod incidents;
@@ -47,6 +48,7 @@ use self::{
     affinity::Beginning,
     asking::ProcessProbe,
     drive::Drive,
+    engine_devices::EngineDevices,
     errands::Errands,
     inflight::{Link, Traffic},
     load::{measure_host, measure_host_and_workers},
@@ -106,6 +108,7 @@ struct Inner {
     usual: Mutex<Usual>,
     /// The models that were meant by names so far.
     names: Mutex<HashMap<String, String>>,
+    engine_devices: EngineDevices,
     /// Loads and unloads.
     changes: Errands,
     /// Looks at what there is.
@@ -163,11 +166,15 @@ impl Supervisor {
                 remembered,
                 usual: Mutex::new(config.usual()),
                 names: Mutex::default(),
+                engine_devices: EngineDevices::default(),
                 changes: Errands::default(),
                 reports: Errands::default(),
                 config,
             }),
         };
+        if this.inner.is_told_of_gpus() {
+            this.inner.fleet.ask_for_reading();
+        }
         this.inner.traffic.set_hears_of_use(this.inner.fleet.hears_of_use());
         let inner = Arc::downgrade(&this.inner);
         process::spawn_thread("fleet", move || drive::run(&inner, start));
@@ -333,13 +340,19 @@ impl Supervisor {
     /// Waits until figures of the devices are wanted: after so long, or sooner where something waits for them.
     /// `false`: no more are. One thread alone may ask, and brings them by [`Self::update_devices`].
     pub fn next_reading(&self, interval: Duration) -> bool {
-        self.inner.fleet.next_reading(interval)
+        // Where a process would be started for it, they are read when somebody wants to know.
+        let is_free = || !self.inner.is_told_of_gpus() || self.inner.has_who_tells();
+        self.inner.fleet.next_reading(interval, is_free)
     }
 
     /// New figures of the devices, beside those of the host's memory.
     pub fn update_devices(&self, devices: Vec<Device>) {
-        let gpus = devices.into_iter().filter(|device| device.kind != DeviceKind::Host);
-        let devices = gpus.chain([measure_host_and_workers(&self.inner)]).collect();
+        let mut gpus: Vec<Device> =
+            devices.into_iter().filter(|device| device.kind != DeviceKind::Host).collect();
+        if self.inner.is_told_of_gpus() {
+            gpus.extend(self.inner.told_gpus());
+        }
+        let devices = gpus.into_iter().chain([measure_host_and_workers(&self.inner)]).collect();
         self.inner.fleet.read(devices);
     }
 
@@ -472,6 +485,13 @@ impl Drop for Supervisor {
 impl Inner {
     fn candidates(&self, refresh: bool) -> Vec<Candidate> {
         self.registry.candidates(&ProcessProbe(self), refresh)
+    }
+
+    /// Where nobody looks at the devices as long as nothing is loaded, they are looked at now.
+    fn look_at_devices(&self) {
+        if self.is_told_of_gpus() && !self.has_who_tells() {
+            self.fleet.read_anew(Instant::now() + self.config.probe_timeout());
+        }
     }
 
     fn models(&self) -> Result<String, Fault> {
