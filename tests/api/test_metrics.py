@@ -190,17 +190,22 @@ def test_ps_says_of_what_a_model_died(engines: Path, tmp_path: Path) -> None:
     arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
     with running_node(tmp_path / "node", arguments) as node:
         node.extra["home"] = tmp_path / "node"
-        # The pause is longer each time.
+        # The pause is longer each time. Until the node knows of its end, the model counts as loaded.
         for _ in range(3):
-            while node.post("/api/models/load", {"model_id": MODEL}).status != 200:
+            while node.post("/api/models/load", {"model_id": MODEL}).status != 200 or not node.workers():
                 time.sleep(0.1)
             (worker,) = node.workers()
             os.kill(worker, signal.SIGKILL)
             wait_for_ends([worker])
         deadline = time.monotonic() + 30
-        cooling = rf"{MODEL} +cooling \d s: signal 9 \(SIGKILL\), 3rd time +-"
-        while not re.search(cooling, shown := command(node, "ps").stdout):
-            assert time.monotonic() < deadline, shown
+        for state in (r"cooling \d s", "crashed"):
+            told = rf"{MODEL} +{state}: signal 9 \(SIGKILL\), 3rd time +-"
+            while not re.search(told, shown := command(node, "ps").stdout):
+                assert time.monotonic() < deadline, shown
+        # It waits for nobody but whoever asks next: no alert says that it cannot be loaded.
+        found = scraped(node)
+        states = {word: found[of("llm_node_model_state", MODEL, word)] for word in ("cooling", "failed")}
+        assert states == {"cooling": 1, "failed": 0}
 
 
 def test_what_passes_between_tokens_is_measured(node: RunningNode) -> None:

@@ -110,14 +110,17 @@ def _state(worker: Mapping[str, Any], place: Mapping[str, Any] | None) -> str:
         return "draining"
     if status == "loading":
         return f"loading {worker['progress']:.0%}"
-    if status == "failed":
-        pause, crash, code = worker.get("retry_after"), worker.get("last_crash"), worker["error"]["code"]
+    if status in ("cooling", "failed"):
+        crash, code = worker.get("last_crash"), worker["error"]["code"]
         if crash is None or code != "engine_crashed":
             return f"failed: {code}"
         call = "" if crash["call"] == NO_CALL else f" in {crash['call']}"
         often = crash["in_a_row"]
         time = f", {ordinal(often)} time" if often > 1 else ""
-        return f"{'failed' if pause is None else f'cooling {pause} s'}: {crash['ending']}{call}{time}"
+        if status == "cooling":  # and then whoever asks next has it loaded
+            pause = worker["retry_after"]
+            status = f"cooling {pause} s" if pause else "crashed"
+        return f"{status}: {crash['ending']}{call}{time}"
     left = worker.get("goes_in_seconds")
     return status if left is None else f"{status}, {left} s more"
 

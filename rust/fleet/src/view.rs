@@ -114,14 +114,15 @@ pub enum Status {
 }
 
 impl Status {
-    /// As people read it: whoever goes, or cools, is told of beside it.
+    /// As people read it: whoever goes is told of beside it.
     pub fn word(&self) -> &'static str {
         match self {
             Status::Available => "available",
             Status::Loading => "loading",
             Status::Waiting => "waiting",
             Status::Loaded | Status::Draining { .. } => "loaded",
-            Status::Cooling { .. } | Status::Failed(_) | Status::GivenUp(_) => "failed",
+            Status::Cooling { .. } => "cooling",
+            Status::Failed(_) | Status::GivenUp(_) => "failed",
         }
     }
 
@@ -227,10 +228,11 @@ impl ModelView {
         }
     }
 
-    /// Whole seconds until it may be loaded again after a crash.
+    /// Whole seconds until it may be loaded again after a crash; 0: whoever asks next has it loaded.
     pub fn pause_seconds(&self, now: Moment) -> Option<u64> {
         match &self.status {
             Status::Cooling { until, .. } if now < *until => Some(whole_seconds(until.since(now))),
+            Status::Cooling { .. } => Some(0),
             _ => None,
         }
     }

@@ -22,7 +22,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 """The one form, whatever is asked for: in OpenMetrics' the library writes `_` in place of vLLM's colons."""
 BLOCK_TOKENS = 16
 """In which routers for vLLM count a cache."""
-STATES = ("available", "waiting", "loading", "loaded", "failed")
+STATES = ("available", "waiting", "loading", "loaded", "cooling", "failed")
 FINISHED = ("stop", "length", "abort", "error")
 LOADS = {"loaded": "loaded", "failed": "load_failed"}
 EVICTIONS = {"room": "evicted", "unused": "unused"}

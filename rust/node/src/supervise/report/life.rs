@@ -12,7 +12,7 @@ pub(super) struct LifeRow<'a> {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorRow<'a>>,
-    /// Seconds until a model that crashed may be loaded again.
+    /// Seconds until a model that crashed may be loaded again; 0: whoever asks next has it loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u64>,
     #[serde(flatten)]
