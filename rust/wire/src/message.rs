@@ -171,7 +171,10 @@ pub enum ToWorker {
     /// There is room for it: make the context anew, and answer [`FromWorker::Reshaped`]. What is under way goes on.
     Reshape(Sizing),
     /// Say what the devices are like now: [`FromWorker::Devices`]. Of a model that answers.
-    Devices,
+    Devices {
+        /// Comes back with the answer, which nobody waits for any more where it comes late.
+        number: u64,
+    },
     /// Refuse new requests, finish those under way, answer [`FromWorker::Drained`].
     Drain,
     /// End at once: engine shutdown, then exit.
@@ -287,7 +290,12 @@ pub enum FromWorker {
     /// Answer to `Probe`.
     Verdict(Result<EngineFacts, EngineRefusal>),
     /// Answer to `List` and `Devices`: the GPUs that the engine can use; none, where it cannot say.
-    Devices(Vec<EngineDevice>),
+    Devices {
+        /// Of `Devices`; 0: of `List`.
+        number: u64,
+        /// One after the other, as the engine has them.
+        devices: Vec<EngineDevice>,
+    },
     /// What the load will take, or the figures from which the size of its context follows. It waits for
     /// [`ToWorker::Size`] then, and for [`ToWorker::Proceed`].
     Estimated(Estimate),

@@ -256,7 +256,7 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
         address().prop_map(ToWorker::Probe),
         address().prop_map(ToWorker::List),
         plan().prop_map(ToWorker::Load),
-        Just(ToWorker::Devices),
+        any::<u64>().prop_map(|number| ToWorker::Devices { number }),
         option::of(shape()).prop_map(ToWorker::Proceed),
         (any::<u64>(), request()).prop_map(|(id, request)| ToWorker::Generate { id, request }),
         any::<u64>().prop_map(|id| ToWorker::Cancel { id }),
@@ -423,7 +423,8 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         (text(), fault()).prop_map(|(kind, fault)| FromWorker::Verdict(Err(EngineRefusal { kind, fault }))),
         (option::of(vec(memory_use(), 0..3)), figures())
             .prop_map(|(uses, figures)| FromWorker::Estimated(Estimate { uses, figures })),
-        vec(engine_device(), 0..3).prop_map(FromWorker::Devices),
+        (any::<u64>(), vec(engine_device(), 0..3))
+            .prop_map(|(number, devices)| FromWorker::Devices { number, devices }),
         float().prop_map(FromWorker::Progress),
         model_facts().prop_map(FromWorker::Ready),
         fault().prop_map(FromWorker::LoadFailed),

@@ -108,7 +108,7 @@ pub fn run_worker(endpoint: &str, secret: String) -> i32 {
         Ok(Sandbox::Unsupported) => log(&outbox, DEBUG, "no sandbox here: the engine is not shut in"),
         Err(error) => log(&outbox, WARNING, &error),
     }
-    let worker = Worker { outbox, sender, inputs };
+    let worker = Worker { outbox, sender, inputs, is_driver_asked: Arc::default() };
     let code = worker.work();
     worker.outbox.flush();
     code
@@ -186,6 +186,7 @@ struct Worker {
     outbox: Outbox,
     sender: Sender<Input>,
     inputs: Receiver<Input>,
+    is_driver_asked: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -231,7 +232,7 @@ impl Worker {
             Engine::open(address, &EngineSettings::default(), Arc::new(move |call| stages.begin(call)));
         match opened.map_err(|refusal| refusal.fault).and_then(|engine| engine.devices()) {
             Ok(devices) => {
-                self.outbox.send(FromWorker::Devices(devices));
+                self.outbox.send(FromWorker::Devices { number: 0, devices });
                 exit::DONE
             }
             Err(fault) => {
@@ -307,11 +308,17 @@ impl Worker {
         }
     }
 
-    /// In a thread of its own: a driver may take its time.
-    fn devices(&self, model: &Arc<RunningModel>) {
-        let (outbox, model) = (self.outbox.clone(), Arc::clone(model));
+    /// In a thread of its own: a driver may take its time. As long as it does, it is not asked again.
+    fn devices(&self, model: &Arc<RunningModel>, number: u64) {
+        let (outbox, model, is_asked) =
+            (self.outbox.clone(), Arc::clone(model), Arc::clone(&self.is_driver_asked));
+        if is_asked.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let asking = thread::Builder::new().name("devices".into()).spawn(move || {
-            outbox.send(FromWorker::Devices(model.devices()));
+            let devices = model.devices();
+            is_asked.store(false, Ordering::Relaxed);
+            outbox.send(FromWorker::Devices { number, devices });
         });
         if let Err(error) = asking {
             log(&self.outbox, WARNING, &format!("the devices were not looked at: {error}"));
@@ -329,7 +336,7 @@ impl Worker {
                     model.ask(question, move |answer| outbox.send(FromWorker::Answer { id, answer }));
                 }
                 Ok(ToWorker::Size(sizing)) => self.size(model, sizing),
-                Ok(ToWorker::Devices) => self.devices(model),
+                Ok(ToWorker::Devices { number }) => self.devices(model, number),
                 Ok(ToWorker::Reshape(sizing)) => {
                     let (stages, serving) = (Arc::clone(stages), stage);
                     let outbox = self.outbox.clone();

@@ -119,7 +119,7 @@ pub(super) fn list(inner: &Inner, address: &EngineAddress) -> Result<Vec<EngineD
     let asked = Asked { process, controls, deadline };
     asked.process.link.send(ToWorker::List(address.clone()));
     asked.hear(|message| match message {
-        FromWorker::Devices(devices) => Some(Ok(devices)),
+        FromWorker::Devices { devices, .. } => Some(Ok(devices)),
         _ => None,
     })
 }

@@ -541,7 +541,9 @@ fn heard(inner: &Weak<Inner>, worker: WorkerId, model_id: &str, control: Control
         Control::Message(FromWorker::Sized(uses)) => Event::Sized { worker, uses },
         Control::Message(FromWorker::Reshaped(facts)) => Event::Reshaped { worker, facts },
         Control::Message(FromWorker::Drained) => Event::Drained { worker },
-        Control::Message(FromWorker::Devices(devices)) => return inner.engine_devices.heard(devices),
+        Control::Message(FromWorker::Devices { number, devices }) => {
+            return inner.engine_devices.heard(number, devices);
+        }
         Control::Message(_) => return,
         Control::Died(death) => {
             let is_known = !death.expected && inner.traffic.suspect(worker, model_id, death.is_by_fault());

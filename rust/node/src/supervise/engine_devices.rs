@@ -17,20 +17,38 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// The backends whose GPUs are read otherwise: through NVML, or as the host's memory.
 const READ_OTHERWISE: [&str; 3] = ["cpu", "cuda", "metal"];
 
+/// The last question to a worker: its number, and who waits for the answer.
+#[derive(Debug, Default)]
+struct Asked {
+    number: u64,
+    waits: Option<mpsc::Sender<Vec<EngineDevice>>>,
+}
+
 /// Who tells of the devices, and who waits for a worker to do so.
 #[derive(Debug, Default)]
 pub(super) struct EngineDevices {
     /// The engine that told of some last: others may count them otherwise.
     by: Mutex<Option<String>>,
-    answer: Mutex<Option<mpsc::Sender<Vec<EngineDevice>>>>,
+    asked: Mutex<Asked>,
 }
 
 impl EngineDevices {
     /// A worker has answered.
-    pub(super) fn heard(&self, devices: Vec<EngineDevice>) {
-        if let Some(waits) = self.answer.lock().take() {
+    pub(super) fn heard(&self, number: u64, devices: Vec<EngineDevice>) {
+        let mut asked = self.asked.lock();
+        // What comes late was seen before somebody asked again.
+        if asked.number == number
+            && let Some(waits) = asked.waits.take()
+        {
             let _ = waits.send(devices);
         }
+    }
+
+    fn ask(&self, waits: mpsc::Sender<Vec<EngineDevice>>) -> u64 {
+        let mut asked = self.asked.lock();
+        let number = asked.number + 1;
+        *asked = Asked { number, waits: Some(waits) };
+        number
     }
 }
 
@@ -89,8 +107,8 @@ impl Inner {
     fn ask_a_worker(&self, engine: &str) -> Option<Vec<EngineDevice>> {
         let process = self.processes.get(self.who_tells(engine)?)?;
         let (waits, answer) = mpsc::channel();
-        *self.engine_devices.answer.lock() = Some(waits);
-        process.link.send(ToWorker::Devices);
+        let number = self.engine_devices.ask(waits);
+        process.link.send(ToWorker::Devices { number });
         answer.recv_timeout(ANSWER_DEADLINE).ok().filter(|devices| !devices.is_empty())
     }
 }
