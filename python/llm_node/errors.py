@@ -122,7 +122,8 @@ TABLE: Mapping[str, Row] = {
         400,
         _REQUEST,
         "The prompt leaves no room for an answer in the context; both numbers are in the message, and in "
-        "`prompt_tokens` and `context_length`. Nothing is truncated.",
+        "`prompt_tokens` and `context_length`. `largest_context` is the longest context that the model could be "
+        "loaded with here, where its engine can say. Nothing is truncated.",
     ),
     "architecture_mismatch": Row(
         400, _UNSUPPORTED, "The engine's manifest does not name the model's architecture."

@@ -69,6 +69,26 @@ def tokens_lacking(fault: NodeError) -> int | None:
     return prompt + 1 if fault.code == "context_length_exceeded" and isinstance(prompt, int) else None
 
 
+def with_longest(fault: NodeError, longest: int) -> NodeError:
+    """The fault of a request that was too long for its model's context, with the longest one that the model
+    could be loaded with here."""
+    details = fault.details or {}
+    has, needs = details.get("context_length"), tokens_lacking(fault)
+    if not isinstance(has, int) or needs is None:
+        return fault
+    # It is loaded with that.
+    longest = max(longest, has)
+    advice = ""
+    if needs <= longest:
+        advice = (
+            f" Load the model with a larger context_length: there is room here for up to {longest} tokens."
+        )
+    elif has < longest:
+        advice = f" No context_length beyond {longest} tokens is possible here."
+    more = {**details, "largest_context": longest}
+    return NodeError(fault.code, fault.message + advice, fault.param, more)
+
+
 def may_pass(fault: NodeError) -> bool:
     """May a request be served that has failed so, and of which nothing else has come, where it is run again?
     Not where its engine has died of it alone."""

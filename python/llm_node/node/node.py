@@ -37,6 +37,7 @@ from llm_node.node.client import (
     Receiver,
     may_pass,
     tokens_lacking,
+    with_longest,
 )
 from llm_node.settings import Settings
 from llm_node.settings_values import LATEST
@@ -404,6 +405,14 @@ class Node:
         has: int = loaded["facts"]["context_length"]
         return has >= tokens
 
+    async def _with_longest(self, model_id: str, fault: NodeError) -> NodeError:
+        """What is said of a request that was too long. Of a loaded model the node knows it by itself."""
+        try:
+            longest = (await self.plan_load(model_id))["largest_context"]
+        except NodeError:
+            return fault
+        return fault if longest is None else with_longest(fault, longest)
+
     async def unload(self, model_id: str, *, timeout_seconds: float = 30.0) -> None:
         """Drain the model's worker for at most so long, end it, wait until it is gone."""
         await self._outcome(self._running().unload(model_id, timeout_seconds))
@@ -480,7 +489,7 @@ class Node:
             try:
                 tokens = tokens_lacking(fault)
                 if tokens is not None and not await self._has_room_for(model_id, tokens):
-                    raise fault
+                    raise await self._with_longest(model_id, fault)
                 await self._once_loaded(model_id, lambda: submit([index]))
                 client.returned.remove(index)
             except Exception as error:

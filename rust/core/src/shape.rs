@@ -105,6 +105,12 @@ pub struct Place {
     pub per_sequence: u64,
 }
 
+/// The longest context of no more tokens that an engine does not make larger than it is.
+pub fn whole_cells(tokens: u32) -> u32 {
+    let cells = CELLS as u32;
+    if tokens < cells { tokens } else { tokens - tokens % cells }
+}
+
 impl Place {
     fn room(&self) -> u64 {
         if self.is_host { self.free / 2 } else { self.free }

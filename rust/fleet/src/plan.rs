@@ -411,7 +411,7 @@ impl Fleet {
     fn planned(&self, now: Moment, verdict: Verdict, worker: WorkerId, foreseen: Foreseen) -> Planned {
         let needs = self.ledger.needs_of(&foreseen.memory, worker);
         let holders = self.holders_of(now, &foreseen.memory);
-        let largest_context = self.ledger.largest_context(&foreseen.memory, worker, foreseen.longest());
+        let largest_context = self.largest_context(worker, &foreseen.memory, foreseen.longest());
         let (shape, shrink, unload) = (None, Vec::new(), Vec::new());
         let (room_from, ready_seconds) = (None, None);
         Planned {

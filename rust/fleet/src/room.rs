@@ -88,7 +88,7 @@ impl Fleet {
                 continue;
             }
             if let Err(fault) = self.could_fit(now, worker, &uses) {
-                let largest_context = self.ledger.largest_context(&uses, worker, longest);
+                let largest_context = self.largest_context(worker, &uses, longest);
                 let nowhere = || self.sought_place(now, worker, &model_id, &setup, &uses).1;
                 let fault = if grows { fault } else { nowhere().unwrap_or(fault) };
                 let holders = self.holders_of(now, &uses);
@@ -163,6 +163,20 @@ impl Fleet {
             return self.ledger.room(uses, |other| other != worker);
         }
         self.ledger.after(&self.spares_of_pinned()).hope(now, worker, uses)
+    }
+
+    /// The longest context for which there would be, by sums; see [`crate::Planned::largest_context`].
+    pub(crate) fn largest_context(
+        &self,
+        worker: WorkerId,
+        uses: &[MemoryUse],
+        longest: Option<u32>,
+    ) -> Option<u32> {
+        if self.deadlines.room.is_zero() {
+            return self.ledger.largest_context(uses, |other| other != worker, longest);
+        }
+        let ledger = self.ledger.after(&self.spares_of_pinned());
+        ledger.largest_context(uses, |other| other != worker && ledger.is_pinned(other), longest)
     }
 
     /// A worker that is there, as it is.

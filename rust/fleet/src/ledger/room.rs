@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llm_node_core::{
     error::{ErrorCode, Fault},
     memory::{Figures, MemoryUse},
-    shape::Place,
+    shape::{Place, whole_cells},
 };
 use serde_json::json;
 
@@ -28,12 +28,16 @@ impl Ledger {
     /// Could there be room for a worker, in place of what it has, if all others went that are not pinned? What is free is only looked at where its figures can
     /// be relied on.
     pub(crate) fn hope(&self, now: Moment, worker: WorkerId, uses: &[MemoryUse]) -> Result<(), Fault> {
-        let is_pinned =
-            |other| other != worker && self.holdings.get(&other).is_some_and(|holding| holding.is_pinned);
+        let is_pinned = |other| other != worker && self.is_pinned(other);
         if self.is_calm(now) {
             return self.room(uses, is_pinned);
         }
         self.room_by_limits(&self.needs(uses), &is_pinned)
+    }
+
+    /// Does it go for nobody's sake?
+    pub(crate) fn is_pinned(&self, worker: WorkerId) -> bool {
+        self.holdings.get(&worker).is_some_and(|holding| holding.is_pinned)
     }
 
     /// The same as [`Self::room`], where nobody is told what is lacking: a refusal takes longer than its figures.
@@ -85,16 +89,14 @@ impl Ledger {
         now < self.settled_from || !self.settling.is_empty()
     }
 
-    /// The longest context, in tokens, for which a worker would have room for one sequence, in place of what it has, if
-    /// all others went that are not pinned; `longest`: no model takes more than it takes. `None`: it is not known what a token takes.
+    /// The longest context, in tokens, for which there is room for one sequence beside those that stay; `longest`: no
+    /// model takes more than it takes. `None`: it is not known what a token takes.
     pub(crate) fn largest_context(
         &self,
         uses: &[MemoryUse],
-        worker: WorkerId,
+        stays: impl Fn(WorkerId) -> bool,
         longest: Option<u32>,
     ) -> Option<u32> {
-        let is_pinned =
-            |other| other != worker && self.holdings.get(&other).is_some_and(|holding| holding.is_pinned);
         if uses.iter().all(|use_| use_.cache_per_token == 0) {
             return None;
         }
@@ -106,13 +108,11 @@ impl Ledger {
             };
             let beside = of(|use_| use_.total().saturating_sub(use_.cache));
             let fixed = beside.saturating_add(of(|use_| use_.cache_per_sequence));
-            let limit = self.limit_of(name).saturating_sub(self.held(name, &is_pinned));
-            let Some(left) = limit.min(self.available(name, &is_pinned)).checked_sub(fixed) else {
-                return Some(0);
-            };
+            let Some(left) = self.left(name, &stays).checked_sub(fixed) else { return Some(0) };
             most = left.checked_div(of(|use_| use_.cache_per_token)).map_or(most, |tokens| most.min(tokens));
         }
-        Some(u32::try_from(most).unwrap_or(u32::MAX))
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Some(if longest.is_some_and(|longest| most >= longest) { most } else { whole_cells(most) })
     }
 
     /// What there is for the cache of a load, beside all that others than this worker hold.

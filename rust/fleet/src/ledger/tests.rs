@@ -298,13 +298,17 @@ fn the_longest_context_is_that_for_which_there_would_be_room() {
         cache_per_sequence: 1 << 20,
         ..use_on(bus_id, 6 * GIB)
     }];
-    assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1));
-    assert_eq!(ledger.largest_context(&uses, 0, Some(100)), Some(100));
-    assert_eq!(ledger.largest_context(&[use_on(bus_id, GIB)], 0, None), None);
+    let longest = |ledger: &Ledger, length| ledger.largest_context(&uses, |it| ledger.is_pinned(it), length);
+    let whole = 3 * 1024 - 256;
+    assert_eq!(longest(&ledger, None), Some(whole), "a token less than 3072, and engines round it up");
+    assert_eq!([longest(&ledger, Some(100)), longest(&ledger, Some(3071))], [Some(100), Some(3071)]);
+    assert_eq!(longest(&ledger, Some(3072)), Some(whole));
+    assert_eq!(ledger.largest_context(&[use_on(bus_id, GIB)], |_| true, None), None);
     reserve(&mut ledger, 1, &[use_on(bus_id, 3 * GIB)], "one", false).unwrap();
-    assert_eq!(ledger.largest_context(&uses, 0, None), Some(3 * 1024 - 1), "one would go");
+    assert_eq!(longest(&ledger, None), Some(whole), "one would go");
+    assert_eq!(ledger.largest_context(&uses, |_| true, None), Some(0), "where it would not");
     ledger.pin(1, true);
-    assert_eq!(ledger.largest_context(&uses, 0, None), Some(0));
+    assert_eq!(longest(&ledger, None), Some(0));
 }
 
 #[test]
