@@ -311,6 +311,12 @@ class Supervisor:
         Never blocks. Raises `Fault` at once where no worker is ready, as `submit` does.
         """
 
+    def park(self, model_id: str, requests: int) -> None:
+        """So many requests more wait until the model is loaded: `parked` of its row."""
+
+    def unpark(self, model_id: str, requests: int) -> None:
+        """So many of these do not any more."""
+
     def forget(self, ticket: int) -> None:
         """Nobody waits for the answer to a question any more."""
 

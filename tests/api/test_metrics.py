@@ -13,10 +13,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from support.engines import fake_engine
 from support.node import PROGRAM, RunningNode, command, node_environment, running_node, wait_for_ends
 
 MODEL = "llm-node-demo"
@@ -305,3 +307,36 @@ def test_what_happens_to_models_is_counted_by_what_it_was(
         time.sleep(1.1)
         assert node.post("/api/models/load", {"model_id": MODEL, "keep_alive": 1}).status == 200
         counted(failed=1, refused=1, loaded=2, reshaped=1, unused=1)
+
+
+def test_requests_that_wait_for_a_load_are_counted_and_those_that_came(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name, defines in (("stuck", {"FAKE_HANG_IN_LOAD": None}), ("well", {})):
+        fake_engine(tmp_path / "engines", name, defines=defines, manifest={"formats": [name]})
+        (tmp_path / f"models/{name}.{name}").write_bytes(b"TOY1")
+    arguments = ["--engines-dir", str(tmp_path / "engines"), "--models-dir", str(tmp_path / "models")]
+    with running_node(
+        tmp_path / "node", [*arguments, "--gpu-backend", "cpu", "--alias", "nick=stuck"]
+    ) as node:
+        node.extra["home"] = tmp_path / "node"
+
+        def row(model: str) -> dict[str, Any]:
+            (found,) = (it for it in node.get("/api/models").json()["models"] if it["model_id"] == model)
+            return dict(found)
+
+        def ask(model: str, *prompts: str) -> None:
+            node.post("/v1/completions", {"model": model, "prompt": prompts, "max_tokens": 1})
+
+        assert (row("well")["requests_per_minute"], row("well")["parked"]) == (0, 0)
+        for number in range(4):
+            ask("well", f"The {number}", "and another")
+        for model, *prompts in (("stuck", "one"), ("nick", "two"), ("stuck", "three", "four")):
+            threading.Thread(target=ask, args=(model, *prompts), daemon=True).start()
+        deadline = time.monotonic() + 30
+        # Eight within a minute; a little less once some of them are older.
+        while row("stuck")["parked"] != 4 or not 7 < row("well")["requests_per_minute"] < 9:
+            assert time.monotonic() < deadline, (row("stuck"), row("well"))
+            time.sleep(0.1)
+        assert scraped(node)[of("vllm:num_requests_waiting", "stuck")] == 4
+        assert re.search(r"stuck +loading 0% .* - +4 ", command(node, "ps").stdout)
+        assert (row("stuck")["requests_per_minute"], row("well")["parked"]) == (0, 0)

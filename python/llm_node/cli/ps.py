@@ -95,7 +95,7 @@ def _row(worker: Mapping[str, Any], place: Mapping[str, Any] | None, gpus: Mappi
         _cache(busy) if busy else "-",
         str(facts["context_length"]) if facts else "-",
         str(busy["running"]) if busy else "-",
-        str(busy["queued"] if busy else worker.get("waiting", "-")),
+        str(worker.get("parked", 0) + busy["queued"] if busy else worker.get("parked") or "-"),
         f"{worker['tokens_per_second']:.0f}" if "tokens_per_second" in worker else "-",
         _kept_by(worker),
     ]

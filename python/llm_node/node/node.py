@@ -369,18 +369,24 @@ class Node:
         loaded: dict[str, Any] = await self._outcome(self._running().load(request))
         return loaded
 
-    async def ensure_ready(self, model_id: str) -> dict[str, Any]:
-        """Load a model with the node's defaults unless it is loaded. One load for all who ask.
+    async def ensure_ready(self, model_id: str, *, requests: int = 1) -> dict[str, Any]:
+        """Load a model with the node's defaults unless it is loaded. One load for all who ask, with so many
+        requests.
 
         A caller that is cancelled stops waiting; the load goes on for the others.
         """
+        core = self._running()
         task = self._loads.get(model_id)
         if task is None:
             task = asyncio.ensure_future(self._load_for_requests(model_id))
             self._loads[model_id] = task
             task.add_done_callback(_look_at)
             task.add_done_callback(lambda _: self._loads.pop(model_id, None))
-        return await asyncio.shield(task)
+        core.park(model_id, requests)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            core.unpark(model_id, requests)
 
     async def _load_for_requests(self, model_id: str) -> dict[str, Any]:
         # Nobody takes its place before the request has come.
@@ -506,7 +512,10 @@ class Node:
         self._clients[client.number] = client
         try:
             await self._once_loaded(
-                model_id, lambda: submit(range(len(requests))), lambda: not client.streams
+                model_id,
+                lambda: submit(range(len(requests))),
+                lambda: not client.streams,
+                requests=len(requests),
             )
             yield client
         finally:
@@ -519,16 +528,22 @@ class Node:
                 client.cancel(stream)
 
     async def _once_loaded(
-        self, model_id: str, act: Callable[[], T], may_repeat: Callable[[], bool] = lambda: True
+        self,
+        model_id: str,
+        act: Callable[[], T],
+        may_repeat: Callable[[], bool] = lambda: True,
+        *,
+        requests: int = 1,
     ) -> T:
-        """What `act` gives, which needs the model to be loaded. It may have to go before `act` is done."""
+        """What `act` gives, which needs the model to be loaded, for so many requests. It may have to go
+        before `act` is done."""
         for _ in range(ATTEMPTS):
             try:
                 return act()
             except NodeError as fault:
                 if not (_wants_load(fault) and may_repeat()):
                     raise
-            await self.ensure_ready(model_id)
+            await self.ensure_ready(model_id, requests=requests)
         return act()
 
     def _submit(

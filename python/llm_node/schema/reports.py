@@ -73,6 +73,7 @@ LIFE: Mapping[str, Schema] = {
     "draining_": FLAG, "pinned_": FLAG, "idle_seconds_": maybe(COUNT), "ready_seconds_": COUNT,
     "silent_seconds_": COUNT, "call_seconds_": COUNT, "tokens_per_second_": NUMBER,
     "occupancy_": maybe(BUSY), "options_": {"type": "object"}, "waiting_": COUNT,
+    "requests_per_minute": NUMBER, "parked": COUNT,
     "goes_in_seconds_": maybe(COUNT), "kept_by_": KEPT_BY, "turn_seconds_": maybe(COUNT),
     "last_crash_": {"type": "object"},
     "workers_": some(fields(

@@ -92,7 +92,7 @@ fn handle(criterion: &mut Criterion) {
     });
     criterion.bench_function("a worker that is used, 20 models", |bencher| {
         bencher.iter(|| {
-            fleet.handle(now, Event::Used { worker: 7, idle_since: None });
+            fleet.handle(now, Event::Used { worker: 7, requests: 1, idle_since: None });
             black_box(fleet.view())
         });
     });

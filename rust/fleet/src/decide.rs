@@ -24,7 +24,7 @@ pub struct Fleet {
     /// The view of each, until something happens to it.
     views: BTreeMap<String, Arc<ModelView>>,
     pub(crate) ledger: Ledger,
-    pub(crate) use_rates: UseRates,
+    pub(crate) use_rates: Arc<UseRates>,
     /// What loads came to before. Shared with views.
     pub(crate) history: Arc<History>,
     /// Seconds since 1970 at the first moment.
@@ -69,7 +69,7 @@ impl Fleet {
             } else {
                 1
             }),
-            use_rates: UseRates::default(),
+            use_rates: Arc::default(),
             history: Arc::default(),
             epoch: 0,
             last_worker: 0,
@@ -114,7 +114,7 @@ impl Fleet {
             Event::Estimated { worker, estimate } => self.estimated(now, worker, estimate),
             Event::Ready { worker, facts } => self.ready(now, worker, facts),
             Event::Failed { worker, fault } => self.failed(now, worker, fault),
-            Event::Used { worker, idle_since } => self.used(now, worker, idle_since),
+            Event::Used { worker, requests, idle_since } => self.used(now, worker, requests, idle_since),
             Event::Sized { worker, uses } => self.sized(now, worker, uses),
             Event::Reshaped { worker, facts } => self.reshaped(now, worker, facts),
             Event::Drained { worker } => self.drained(now, worker),
@@ -164,20 +164,18 @@ impl Fleet {
         let reading = self.reading_since.map(|since| (since, since + self.deadlines.read));
         let (accounts, gpus) = (self.ledger.accounts(), self.ledger.gpus_by_room());
         let (models, line) = (self.views.clone(), self.places.clone());
-        FleetView { models, accounts, gpus, line, history, reading }
+        let use_rates = Arc::clone(&self.use_rates);
+        FleetView { models, accounts, gpus, line, history, use_rates, reading }
     }
 
-    fn used(&mut self, now: Moment, worker: WorkerId, idle_since: Option<Moment>) {
+    fn used(&mut self, now: Moment, worker: WorkerId, requests: u32, idle_since: Option<Moment>) {
         let Some((model_id, it)) = self.worker(worker) else { return };
-        // Who begins to answer is told of once more when it has.
-        let has_answered = idle_since.is_some() || it.idle_since.is_none();
         it.idle_since = idle_since;
         (it.is_awaited, it.is_expected) = (false, false);
-        if has_answered {
-            self.use_rates.used(now, &model_id);
-        }
+        let rates = Arc::make_mut(&mut self.use_rates);
+        rates.used(now, &model_id, requests);
         let idle_since = self.models.get(&model_id).and_then(ModelLife::idle_since);
-        let pause = self.use_rates.asked(now, &model_id, idle_since);
+        let pause = rates.asked(now, &model_id, idle_since);
         for worker in &mut self.life(&model_id).workers {
             worker.pause = pause;
         }

@@ -122,10 +122,12 @@ pub enum Event {
         /// What it says of the model now.
         facts: Result<ModelFacts, Fault>,
     },
-    /// A worker has been asked something since this was told of it last.
+    /// A worker has been asked something since this was told of it last, or has answered all.
     Used {
         /// Which worker.
         worker: WorkerId,
+        /// So often, since then.
+        requests: u32,
         /// Since when all of that is answered; `None`: it is not.
         idle_since: Option<Moment>,
     },

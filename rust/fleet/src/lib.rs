@@ -55,6 +55,7 @@ pub use self::{
     line::Place,
     moment::Moment,
     plan::{Basis, Foreseen, Leaver, Need, Planned, Verdict},
+    use_rate::UseRates,
     view::{Changed, FleetView, ModelView, Status, WorkerView},
     wishes::{Setup, Usual},
 };

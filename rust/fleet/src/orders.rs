@@ -1,6 +1,6 @@
 //! What somebody orders: that a model be loaded, or gone, and that the node go down.
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use llm_node_core::options::ModelOptions;
 
@@ -16,7 +16,7 @@ impl Fleet {
         if self.stopping.is_some() {
             return self.refuse(waiting.ticket, shutting_down());
         }
-        self.use_rates.wanted(now, model_id);
+        Arc::make_mut(&mut self.use_rates).wanted(now, model_id);
         let life = self.life(model_id);
         if life.replacement.is_some() {
             return self.load_meanwhile(now, model_id, waiting);

@@ -11,6 +11,7 @@ use llm_node_core::{
 use crate::{
     Account, Crash, Files, History, Kept, Loaded, Moment, Place, Setup, Usual, WorkerId,
     life::{ModelLife, Stage, Trouble, Worker, retry_after, too_long, whole_seconds},
+    use_rate::UseRates,
     wishes::Fit,
 };
 
@@ -27,6 +28,8 @@ pub struct FleetView {
     pub line: Vec<Place>,
     /// What loads came to before.
     pub history: Arc<History>,
+    /// How much models are used.
+    pub use_rates: Arc<UseRates>,
     /// Since when somebody looks at the devices who has not said yet what is there, and until when that is no matter.
     pub reading: Option<(Moment, Moment)>,
 }

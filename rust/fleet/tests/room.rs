@@ -272,7 +272,7 @@ impl World {
     fn ask(&mut self, model: &str) {
         let worker = self.worker(model);
         self.busy.insert(worker);
-        self.tell(Event::Used { worker, idle_since: None });
+        self.tell(Event::Used { worker, requests: 1, idle_since: None });
     }
 
     /// It has answered.
@@ -280,7 +280,7 @@ impl World {
         let worker = self.worker(model);
         self.busy.remove(&worker);
         let idle_since = Some(self.now);
-        self.tell(Event::Used { worker, idle_since });
+        self.tell(Event::Used { worker, requests: 0, idle_since });
         if self.draining.remove(&worker) {
             self.tell(Event::Drained { worker });
         }

@@ -366,8 +366,8 @@ impl World {
                 let Some(worker) = self.rng.choice(found.collect::<Vec<_>>()) else { return };
                 let it = self.worker(worker);
                 if it.busy_until.replace(until).is_none() {
-                    self.later(milliseconds, Event::Used { worker, idle_since: Some(until) });
-                    self.handle(Event::Used { worker, idle_since: None });
+                    self.later(milliseconds, Event::Used { worker, requests: 0, idle_since: Some(until) });
+                    self.handle(Event::Used { worker, requests: 1, idle_since: None });
                 }
             }
             Order::Load { model, context_length, threads, pin, keep_alive, replicas, tokens, devices } => {
@@ -545,7 +545,7 @@ impl World {
                 worker.is_gone |= worker.has_died;
             }
             Event::NotStarted { worker, .. } => self.worker(*worker).is_gone = true,
-            Event::Used { worker, idle_since: Some(since) } => {
+            Event::Used { worker, idle_since: Some(since), .. } => {
                 let worker = self.worker(*worker);
                 (worker.busy_until, worker.idle_since) = (None, *since);
             }

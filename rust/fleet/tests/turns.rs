@@ -145,7 +145,7 @@ impl World {
             self.workers.get_mut(&worker).unwrap().answering += 1;
             let takes = Duration::from_millis(self.rng.u64(500..4000));
             self.later(takes, Next::Answered(worker));
-            return self.tell(Event::Used { worker, idle_since: None });
+            return self.tell(Event::Used { worker, requests: 1, idle_since: None });
         }
         self.next += 1;
         let ticket = self.next;
@@ -181,7 +181,7 @@ impl World {
                 let (is_idle, is_draining) = (it.answering == 0, it.is_draining);
                 *self.answered.entry(it.model.clone()).or_default() += 1;
                 if is_idle {
-                    self.tell(Event::Used { worker, idle_since: Some(self.now) });
+                    self.tell(Event::Used { worker, requests: 0, idle_since: Some(self.now) });
                 }
                 if is_idle && is_draining {
                     self.tell(Event::Drained { worker });

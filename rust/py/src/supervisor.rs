@@ -176,6 +176,14 @@ impl PySupervisor {
         .map_err(|fault| raised(py, &fault))
     }
 
+    fn park(&self, py: Python<'_>, model_id: &str, requests: usize) {
+        py.detach(|| self.inner.park(model_id, requests));
+    }
+
+    fn unpark(&self, py: Python<'_>, model_id: &str, requests: usize) {
+        py.detach(|| self.inner.unpark(model_id, requests));
+    }
+
     fn forget(&self, py: Python<'_>, ticket: u64) {
         py.detach(|| self.inner.forget(ticket));
     }

@@ -106,7 +106,7 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
     )
     for model in models:
         name, busy = model["model_id"], model.get("occupancy")
-        waiting.add_metric([name], model.get("waiting", 0) + (busy["queued"] if busy else 0))
+        waiting.add_metric([name], model["parked"] + (busy["queued"] if busy else 0))
         if model.get("estimated_bytes"):
             error.add_metric([name], model["held_bytes"] / model["estimated_bytes"] - 1)
         for word in STATES:

@@ -359,9 +359,9 @@ fn decide(
         let Some(inner) = inner.upgrade() else { return };
         let now = inner.fleet.now();
         let mut effects = Vec::new();
-        for (worker, idle_since) in inner.traffic.take_uses() {
+        for (worker, requests, idle_since) in inner.traffic.take_uses() {
             let idle_since = idle_since.map(|instant| inner.fleet.moment_of(instant));
-            effects.extend(fleet.handle(now, Event::Used { worker, idle_since }));
+            effects.extend(fleet.handle(now, Event::Used { worker, requests, idle_since }));
         }
         if matches!(event, Event::Estimated { .. } | Event::Ready { .. } | Event::Plan { .. })
             || matches!(event, Event::Sized { .. } | Event::Reshaped { .. })

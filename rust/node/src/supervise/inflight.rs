@@ -76,7 +76,7 @@ struct UnderWay {
     outlets: Outlets,
     suspects: Suspects,
     /// Called when a worker has got something to answer, or has answered all: at once where somebody waits for
-    /// that, else once a second. It then takes [`Traffic::take_uses`].
+    /// that, else once a second, in which it is told of all that came. It then takes [`Traffic::take_uses`].
     hears_of_use: Option<Box<dyn Fn() + Send>>,
     is_use_awaited: bool,
 }
@@ -90,8 +90,10 @@ struct Open {
     is_closed: bool,
     /// Since when it has nothing to answer; `None`: it has, or has never had.
     idle_since: Option<Instant>,
-    /// It has been asked something, or has answered all, and that is not told yet.
+    /// It has got something to answer, or has answered all, and that is not told yet.
     is_use_new: bool,
+    /// So often it has been asked something that is not told yet.
+    new_requests: u32,
     /// Its engine died of the one thing that it had under way.
     is_of_one: bool,
     /// Tokens of answers that came of it since the second began, and how many a second there were in the last one.
@@ -183,6 +185,7 @@ impl Traffic {
             is_closed: false,
             idle_since: None,
             is_use_new: false,
+            new_requests: 0,
             is_of_one: false,
             new_tokens: 0,
             tokens_per_second: 0.0,
@@ -212,12 +215,14 @@ impl Traffic {
         }
     }
 
-    /// Workers that have been asked something since the last call, each with since when all of that is
-    /// answered; `None`: it is not.
-    pub(super) fn take_uses(&self) -> Vec<(u64, Option<Instant>)> {
+    /// Workers that have been asked something since the last call, or have answered all, each with how often and
+    /// since when all of that is answered; `None`: it is not.
+    pub(super) fn take_uses(&self) -> Vec<(u64, u32, Option<Instant>)> {
         let mut under_way = self.under_way.lock();
         let of_worker = |(worker, open): (&u64, &mut Open)| {
-            mem::take(&mut open.is_use_new).then_some((*worker, open.idle_since))
+            let requests = mem::take(&mut open.new_requests);
+            let is_new = mem::take(&mut open.is_use_new) || requests > 0;
+            is_new.then_some((*worker, requests, open.idle_since))
         };
         under_way.workers.iter_mut().filter_map(of_worker).collect()
     }
@@ -237,7 +242,10 @@ impl Traffic {
         let (link, open) = under_way.pick(links, beginning)?;
         open.recent.add(beginning);
         let model_id = Arc::clone(&open.model_id);
-        under_way.count(link.worker, |open| open.streams += 1);
+        under_way.count(link.worker, |open| {
+            open.streams += 1;
+            open.new_requests += 1;
+        });
         under_way.outlets.open(client);
         let stream = Stream {
             link: link.clone(),
@@ -265,7 +273,10 @@ impl Traffic {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut under_way = self.under_way.lock();
         let (link, _) = under_way.pick(links, &Beginning::default())?;
-        under_way.count(link.worker, |open| open.questions += 1);
+        under_way.count(link.worker, |open| {
+            open.questions += 1;
+            open.new_requests += 1;
+        });
         under_way.questions.insert(id, Unanswered { worker: link.worker, asked, seconds: 0 });
         link.send(message(id));
         Some(id)
@@ -539,7 +550,7 @@ impl UnderWay {
 
     fn tell_of_new_use(&self) {
         if let Some(hears) = &self.hears_of_use
-            && self.workers.values().any(|open| open.is_use_new)
+            && self.workers.values().any(|open| open.is_use_new || open.new_requests > 0)
         {
             hears();
         }

@@ -108,6 +108,8 @@ struct Inner {
     usual: Mutex<Usual>,
     /// The models that were meant by names so far.
     names: Mutex<HashMap<String, String>>,
+    /// Requests that wait for loads, by what they call their model.
+    parked: Mutex<HashMap<String, usize>>,
     engine_devices: EngineDevices,
     /// Loads and unloads.
     changes: Errands,
@@ -166,6 +168,7 @@ impl Supervisor {
                 remembered,
                 usual: Mutex::new(config.usual()),
                 names: Mutex::default(),
+                parked: Mutex::default(),
                 engine_devices: EngineDevices::default(),
                 changes: Errands::default(),
                 reports: Errands::default(),
@@ -400,6 +403,20 @@ impl Supervisor {
         traffic.ask(&links, asked, send).ok_or_else(|| self.inner.gone(&model_id))
     }
 
+    /// So many requests more wait until the model is loaded.
+    pub fn park(&self, model_id: &str, requests: usize) {
+        *self.inner.parked.lock().entry(model_id.to_owned()).or_default() += requests;
+    }
+
+    /// So many of these do not any more.
+    pub fn unpark(&self, model_id: &str, requests: usize) {
+        let mut parked = self.inner.parked.lock();
+        if let Some(count) = parked.get_mut(model_id) {
+            *count = count.saturating_sub(requests);
+        }
+        parked.retain(|_, count| *count > 0);
+    }
+
     /// Nobody waits for the answer to a question any more.
     pub fn forget(&self, ticket: Ticket) {
         self.inner.traffic.forget_question(ticket);
@@ -535,6 +552,13 @@ impl Inner {
         // Under another name than it was asked for so far?
         let id = self.catalog.find(name, &self.registry.readable())?.id;
         if self.fleet.view().models.contains_key(&id) { Ok(id) } else { Err(not_loaded(&id)) }
+    }
+
+    /// Requests that wait until it is loaded, by whatever name.
+    fn parked_for(&self, model_id: &str) -> usize {
+        let parked = self.parked.lock();
+        let its = parked.iter().filter(|(name, _)| self.own_name(name) == model_id);
+        its.map(|(_, count)| count).sum()
     }
 
     /// What is known of a name without a look at the disk.

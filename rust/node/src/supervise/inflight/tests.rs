@@ -208,7 +208,13 @@ fn who_watches_hears_when_a_worker_gets_busy_and_idle() {
         hears.fetch_add(1, Ordering::SeqCst);
     });
     let heard = || heard.load(Ordering::SeqCst);
-    let taken = || traffic.take_uses().into_iter().map(|(id, idle)| (id, idle.is_some())).collect::<Vec<_>>();
+    let taken = || {
+        traffic
+            .take_uses()
+            .into_iter()
+            .map(|(id, requests, idle)| (id, requests, idle.is_some()))
+            .collect::<Vec<_>>()
+    };
     traffic.open(1, "m");
     let submit = || {
         traffic.submit(slice::from_ref(&link), &Beginning::default(), 0, Form::Events, asked(), |_| {
@@ -218,23 +224,31 @@ fn who_watches_hears_when_a_worker_gets_busy_and_idle() {
     let stream = submit().unwrap();
     let question = traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain).unwrap();
     traffic.step(1, vec![(stream, finished())]);
-    assert_eq!((taken(), taken()), (vec![(1, false)], vec![]));
+    assert_eq!((taken(), taken()), (vec![(1, 2, false)], vec![]));
     traffic.forget_question(question);
     assert_eq!(heard(), 0);
     traffic.tick(SECOND);
-    assert_eq!((heard(), taken()), (1, vec![(1, true)]));
+    assert_eq!((heard(), taken()), (1, vec![(1, 0, true)]));
     traffic.tick(SECOND);
     assert_eq!(heard(), 1);
+    // What comes to one that is busy is counted, and told of once a second.
+    let (first, second) = (submit().unwrap(), submit().unwrap());
+    assert_eq!(taken(), [(1, 2, false)]);
+    let third = submit().unwrap();
+    traffic.tick(SECOND);
+    assert_eq!((heard(), taken()), (2, vec![(1, 1, false)]));
+    traffic.step(1, [first, second, third].map(|stream| (stream, finished())).into());
+    assert_eq!(taken(), [(1, 0, true)]);
     // Who waits for it hears of it at once.
     traffic.await_use(true);
     let stream = submit().unwrap();
-    assert_eq!((heard(), taken()), (2, vec![(1, false)]));
+    assert_eq!((heard(), taken()), (3, vec![(1, 1, false)]));
     traffic.close(1);
     assert!(
         submit().is_none() && traffic.ask(slice::from_ref(&link), asked(), |_| ToWorker::Drain).is_none()
     );
     traffic.step(1, vec![(stream, finished())]);
-    assert_eq!((heard(), taken()), (3, vec![(1, true)]));
+    assert_eq!((heard(), taken()), (4, vec![(1, 0, true)]));
 }
 
 #[test]

@@ -48,6 +48,22 @@ fn fullness(occupancy: &Occupancy) -> f64 {
     sequences.max(cache).max(wait)
 }
 
+/// How much a model is wanted, loaded or not.
+#[derive(Serialize)]
+pub(super) struct DemandRow {
+    /// Of late; what was asked a quarter of an hour ago counts half.
+    requests_per_minute: f64,
+    /// Requests that wait for its load.
+    parked: usize,
+}
+
+impl DemandRow {
+    pub(super) fn of(inner: &Inner, view: &FleetView, model_id: &str) -> Self {
+        let a_minute = view.use_rates.a_minute(inner.fleet.now(), model_id);
+        Self { requests_per_minute: (100.0 * a_minute).round() / 100.0, parked: inner.parked_for(model_id) }
+    }
+}
+
 /// Requests of all its workers that have had no ending.
 pub(super) fn streams_of(inner: &Inner, view: &ModelView) -> usize {
     view.workers.iter().map(|worker| inner.traffic.streams_of(worker.id)).sum()

@@ -9,7 +9,7 @@ use std::{
 use llm_node_fleet::{FleetView, ModelView};
 use serde::Serialize;
 
-use super::{Inner, life::LifeRow};
+use super::{Inner, busy::DemandRow, life::LifeRow};
 use crate::{config::Origin, models::Model, supervise::load::are_unchanged};
 
 /// A model, with what its file tells and what it is doing.
@@ -20,6 +20,8 @@ pub(in crate::supervise) struct ModelRow<'a> {
     file: Option<FileRow<'a>>,
     #[serde(flatten)]
     life: LifeRow<'a>,
+    #[serde(flatten)]
+    demand: DemandRow,
 }
 
 impl<'a> ModelRow<'a> {
@@ -30,7 +32,8 @@ impl<'a> ModelRow<'a> {
             Some(problem) => life.with_problem(problem),
             None => life,
         };
-        Self { id: &model.id, file: Some(FileRow::of(model, view)), life }
+        let demand = DemandRow::of(inner, fleet, &model.id);
+        Self { id: &model.id, file: Some(FileRow::of(model, view)), life, demand }
     }
 
     /// Of one whose file has gone; `None`: there is nothing left of it.
@@ -40,7 +43,8 @@ impl<'a> ModelRow<'a> {
         fleet: &'a FleetView,
     ) -> Option<Self> {
         let view = fleet.models.get(id).filter(|view| !view.workers.is_empty())?;
-        Some(Self { id, file: None, life: LifeRow::of(inner, view, &fleet.accounts) })
+        let life = LifeRow::of(inner, view, &fleet.accounts);
+        Some(Self { id, file: None, life, demand: DemandRow::of(inner, fleet, id) })
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     Inner,
-    busy::LoadRow,
+    busy::{DemandRow, LoadRow},
     life::{LifeRow, is_mended},
     seconds_until, written,
 };
@@ -56,7 +56,11 @@ impl SystemRow<'_> {
             vram_limit_bytes: &inner.config.vram_limit_bytes,
             devices: accounts.iter().map(|account| DeviceRow::of(account, &host, &view, now)).collect(),
             workers: busy
-                .map(|(model_id, view)| WorkerRow { model_id, life: LifeRow::of(inner, view, accounts) })
+                .map(|(model_id, it)| WorkerRow {
+                    model_id,
+                    life: LifeRow::of(inner, it, accounts),
+                    demand: DemandRow::of(inner, &view, model_id),
+                })
                 .collect(),
             line: view.line.iter().enumerate().map(|(at, place)| PlaceRow::of(at, place, now)).collect(),
             load: LoadRow::of(inner, &view),
@@ -78,6 +82,8 @@ struct WorkerRow<'a> {
     model_id: &'a str,
     #[serde(flatten)]
     life: LifeRow<'a>,
+    #[serde(flatten)]
+    demand: DemandRow,
 }
 
 /// A model that waits for room.
