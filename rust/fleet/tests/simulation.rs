@@ -1,6 +1,6 @@
 //! A fleet in a world that is made up: workers that take their time, fail, hang, crash and do not die, and that take
-//! more or less than was estimated; in half of all worlds on 1, 2 or 8 GPUs, which give memory back late, and which
-//! not every process is seen on; others who take memory beside them, now and then nearly all; a clock that jumps to
+//! more or less than was estimated; in half of all worlds on 1, 2 or 8 GPUs, or on one that shares the host's memory, which give memory back late, and
+//! which not every process is seen on; others who take memory beside them, now and then nearly all; a clock that jumps to
 //! whatever happens next. Orders are drawn at random, and what must always hold is looked at after each step. `PROPTEST_CASES=5000` makes 200,000 orders of it.
 #![allow(
     clippy::unwrap_used,
@@ -36,6 +36,8 @@ const LIMIT: u64 = 8 * GIB;
 /// All of a GPU, and what is free of the host without others.
 const GPU: u64 = 12 * GIB;
 const HOST_FREE: u64 = 32 * GIB;
+/// Of what lies on a GPU that shares the host's memory, one part in so many is not the GPU's.
+const HOST_PART: u64 = 4;
 /// Where less is free of a GPU, or of the host, others have too little.
 const LOW: [u64; 2] = [64 * GIB / 100, 64 * GIB / 20];
 /// Nobody gives others anything before it has lasted so long.
@@ -184,8 +186,9 @@ struct Worker {
     /// What was reserved for it, and on each of its devices at least.
     granted: u64,
     granted_of_each: u64,
-    /// What its engine says that it takes.
+    /// What its engine says that it takes, and how much of that is the GPU's, and how much the host's.
     says: u64,
+    says_as: [u64; 2],
     /// Others took more while it was loaded, which may look as if it did.
     grew: bool,
     /// What it takes of its device, and until when, once it has ended.
@@ -197,11 +200,18 @@ impl Worker {
     fn takes_of_each(&self) -> u64 {
         self.takes / self.gpus.len().max(1) as u64
     }
+
+    /// As the GPU's and as the host's, where a GPU shares the host's memory.
+    fn takes_as(&self) -> [u64; 2] {
+        [self.takes - self.takes / HOST_PART, self.takes / HOST_PART]
+    }
 }
 
 struct World {
     fleet: Fleet,
     is_on_gpu: bool,
+    /// There is one GPU, and its memory is the host's.
+    is_unified: bool,
     gpus: usize,
     /// The engine says what contexts take.
     has_figures: bool,
@@ -258,7 +268,8 @@ impl World {
         let mut world = Self {
             fleet: Fleet::new(deadlines, Usual::default(), !is_on_gpu, Some(LIMIT)),
             is_on_gpu,
-            gpus: [1, 2, 8][(seed / 4 % 3) as usize],
+            is_unified: is_on_gpu && seed / 4 % 4 == 3,
+            gpus: [1, 2, 8, 1][(seed / 4 % 4) as usize],
             has_figures: seed % 4 < 2,
             remembered: History::default(),
             gpu: Some(DeviceState::Ok),
@@ -300,22 +311,30 @@ impl World {
         };
         (self.seen, self.asked_at) = (state, None);
         let taken = |worker: &Worker| worker.takes_until.is_none_or(|until| self.now < until);
+        let is_seen =
+            |pid: WorkerId, worker: &Worker| worker.takes > 0 && !worker.has_died && !pid.is_multiple_of(4);
         let seen = |(&pid, worker): (&WorkerId, &Worker)| {
-            let is_seen = worker.takes > 0 && !worker.has_died && !pid.is_multiple_of(4);
-            is_seen.then_some(ProcessUse { pid: pid as u32, bytes: worker.takes_of_each() })
+            let bytes = if self.is_unified { worker.takes_as()[0] } else { worker.takes_of_each() };
+            is_seen(pid, worker).then_some(ProcessUse { pid: pid as u32, bytes })
         };
+        let of_host = |(&pid, worker): (&WorkerId, &Worker)| {
+            let bytes = if self.is_unified { worker.takes_as()[1] } else { worker.takes };
+            is_seen(pid, worker).then_some(ProcessUse { pid: pid as u32, bytes })
+        };
+        let others = HOST_FREE * self.others / 100;
+        let shared = self.workers.values().filter(|it| self.is_unified && taken(it)).map(|it| it.takes);
         let host = Device {
             index: 0,
             name: "host".into(),
             bus_id: None,
             uuid: None,
             total_bytes: 64 * GIB,
-            free_bytes: HOST_FREE - HOST_FREE * self.others / 100,
+            free_bytes: (HOST_FREE - others).saturating_sub(shared.sum()),
             kind: DeviceKind::Host,
-            processes: if self.is_on_gpu {
+            processes: if self.is_on_gpu && !self.is_unified {
                 Vec::new()
             } else {
-                self.workers.iter().filter_map(seen).collect()
+                self.workers.iter().filter_map(of_host).collect()
             },
             state: DeviceState::Ok,
             look: None,
@@ -331,7 +350,7 @@ impl World {
                 name: format!("GPU {gpu}"),
                 bus_id: Some(bus_id(gpu)),
                 free_bytes: if state == DeviceState::Ok { GPU.saturating_sub(taken) } else { 0 },
-                kind: DeviceKind::Gpu,
+                kind: if self.is_unified { DeviceKind::Unified } else { DeviceKind::Gpu },
                 processes: self.workers.iter().filter(|(_, worker)| here(worker)).filter_map(seen).collect(),
                 state,
                 ..host.clone()
@@ -339,7 +358,7 @@ impl World {
         };
         let gpus = (0..self.gpus).filter(|_| self.is_on_gpu).map(gpu);
         let devices: Vec<Device> = gpus.chain([host.clone()]).collect();
-        for device in &devices {
+        for device in devices.iter().filter(|device| device.kind != DeviceKind::Unified) {
             let is_gpu = device.kind == DeviceKind::Gpu;
             let low = if is_gpu { LOW[0] } else { LOW[1] };
             let is_low = device.state == DeviceState::Ok && device.free_bytes < low;
@@ -415,8 +434,8 @@ impl World {
             Order::Unload { model, seconds } => {
                 let (ticket, timeout) = (self.ticket(), Duration::from_secs(seconds));
                 self.sent_away.insert(name(model));
-                if !self.is_leaving(&name(model)) {
-                    // What they have had loaded since.
+                if !self.is_leaving(&name(model)) || self.is_replaced(&name(model)) {
+                    // What they have had loaded since, or wait for in its place.
                     self.afterwards.retain(|_, wanted| *wanted != name(model));
                 }
                 self.handle(Event::Unload { ticket, model_id: name(model), timeout });
@@ -472,6 +491,10 @@ impl World {
 
     fn is_leaving(&mut self, model_id: &str) -> bool {
         self.fleet.view().models.get(model_id).is_some_and(|model| model.is_leaving)
+    }
+
+    fn is_replaced(&mut self, model_id: &str) -> bool {
+        self.fleet.view().models.get(model_id).is_some_and(|model| model.is_being_replaced)
     }
 
     fn is_to_stay(&mut self, model_id: String, keep_alive: Option<KeepAlive>) {
@@ -707,7 +730,7 @@ impl World {
                     it.granted <= held || !is_as_before,
                     "what such a load took before is reserved for it"
                 );
-                (it.granted, it.granted_of_each, it.takes) = (held, of_each, held);
+                (it.granted, it.granted_of_each) = (held, of_each);
                 self.worker(worker).takes = held / 4 * self.rng.u64(2..9);
                 let fault = Fault::new(ErrorCode::LoadFailed, "broken");
                 match luck {
@@ -719,7 +742,8 @@ impl World {
                     15..20 => {}
                     _ => {
                         let memory = self.takes(worker, shape);
-                        self.worker(worker).says = memory.iter().map(MemoryUse::total).sum();
+                        let it = self.worker(worker);
+                        (it.says, it.says_as) = (memory.iter().map(MemoryUse::total).sum(), parts(&memory));
                         let source = if luck < 30 { "stream" } else { "batch" };
                         let facts = facts(memory, shape.map_or(1, |shape| shape.context_length), source);
                         self.later(delay, Event::Ready { worker, facts });
@@ -770,6 +794,8 @@ impl World {
                         let memory = self.takes(worker, sizing.shape);
                         let it = self.worker(worker);
                         // Until it is smaller, it is what it was.
+                        let new = parts(&memory);
+                        it.says_as = if is_smaller { [0, 1].map(|i| it.says_as[i].max(new[i])) } else { new };
                         it.says = memory.iter().map(MemoryUse::total).sum::<u64>().max(if is_smaller {
                             it.says
                         } else {
@@ -889,7 +915,7 @@ impl World {
 
     /// Have others had too little for long of where it lies?
     fn is_pressed(&self, worker: WorkerId) -> bool {
-        let gpus = &self.workers[&worker].gpus;
+        let gpus = if self.is_unified { &Vec::new() } else { &self.workers[&worker].gpus };
         let lasts = |since: &Option<Moment>| since.is_some_and(|since| self.now.since(since) >= LASTS);
         (gpus.is_empty() && lasts(&self.low_since[0]))
             || gpus.iter().any(|gpu| lasts(&self.low_since[1 + gpu]))
@@ -936,7 +962,18 @@ impl World {
         let Some(first) = gpus.first() else { return vec![self.uses(0)] };
         let all = self.uses(*first);
         let weights = (all.weights + large) / gpus.len() as u64;
-        gpus.iter().map(|gpu| MemoryUse { bus_id: Some(bus_id(*gpu)), weights, ..all.clone() }).collect()
+        let on = |gpu: &usize| MemoryUse { bus_id: Some(bus_id(*gpu)), weights, ..all.clone() };
+        self.shared(gpus.iter().map(on).collect())
+    }
+
+    /// Of what lies on a GPU that shares the host's memory a part is not the GPU's.
+    fn shared(&self, mut uses: Vec<MemoryUse>) -> Vec<MemoryUse> {
+        if self.is_unified {
+            let weights = uses[0].weights / HOST_PART;
+            uses[0].weights -= weights;
+            uses.push(MemoryUse { is_host: true, weights, ..MemoryUse::default() });
+        }
+        uses
     }
 
     fn is_large(&self, worker: WorkerId) -> bool {
@@ -958,7 +995,7 @@ impl World {
             ..MemoryUse::default()
         };
         let on_gpus = gpus.iter().map(|gpu| one(Some(bus_id(*gpu))));
-        let one = if gpus.is_empty() { vec![one(None)] } else { on_gpus.collect() };
+        let one = if gpus.is_empty() { vec![one(None)] } else { self.shared(on_gpus.collect()) };
         Figures { one, draft: Vec::new() }
     }
 
@@ -977,7 +1014,7 @@ impl World {
         let (accounts, it) = (self.fleet.view().accounts, &self.workers[&worker]);
         let is_here = |device: &Device| match device.kind {
             DeviceKind::Gpu => it.gpus.contains(&(device.index as usize)),
-            DeviceKind::Host => !self.is_on_gpu,
+            DeviceKind::Host => !self.is_on_gpu || self.is_unified,
             DeviceKind::Unified => false,
         };
         accounts.into_iter().filter(|account| is_here(&account.device)).collect()
@@ -1018,11 +1055,21 @@ impl World {
         let view = self.fleet.view();
         for account in &view.accounts {
             let is_more = |worker: &Worker| {
-                let is_uneven = worker.takes_of_each() > worker.granted_of_each;
+                let is_uneven = if self.is_unified {
+                    let counts =
+                        worker.takes_as().into_iter().zip(worker.says_as).map(|(one, other)| one.max(other));
+                    counts.sum::<u64>() > worker.granted
+                } else {
+                    worker.takes_of_each() > worker.granted_of_each
+                };
                 !worker.is_gone
                     && (worker.grew || is_uneven || worker.takes.max(worker.says) > worker.granted)
             };
             let is_measured = self.workers.values().any(is_more);
+            if account.device.kind == DeviceKind::Unified {
+                assert_eq!((&*account.account, account.limit_bytes, account.reserved_bytes), ("host", 0, 0));
+                assert!(account.holders.is_empty(), "what lies there is the host's");
+            }
             assert!(account.reserved_bytes <= account.limit_bytes || is_measured);
             for holder in &account.holders {
                 assert!(
@@ -1111,6 +1158,12 @@ impl World {
 
 fn is_given_up(model: &ModelView) -> bool {
     matches!(model.status, Status::GivenUp(_))
+}
+
+/// What is the GPU's of it, and what the host's.
+fn parts(uses: &[MemoryUse]) -> [u64; 2] {
+    let part = |is_host| uses.iter().filter(|it| it.is_host == is_host).map(MemoryUse::total).sum();
+    [part(false), part(true)]
 }
 
 fn bus_id(gpu: usize) -> String {
