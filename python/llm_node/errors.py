@@ -122,8 +122,8 @@ TABLE: Mapping[str, Row] = {
         400,
         _REQUEST,
         "The prompt leaves no room for an answer in the context; both numbers are in the message, and in "
-        "`prompt_tokens` and `context_length`. `largest_context` is the longest context that the model could be "
-        "loaded with here, where its engine can say. Nothing is truncated.",
+        "`prompt_tokens` and `context_length`. `largest_context` is the longest context that the model could "
+        "be loaded with here, where its engine can say. Nothing is truncated.",
     ),
     "architecture_mismatch": Row(
         400, _UNSUPPORTED, "The engine's manifest does not name the model's architecture."
@@ -262,10 +262,16 @@ TABLE: Mapping[str, Row] = {
         507,
         _RESOURCE,
         "The model does not fit the GPU memory that is free and allowed, or, on a node that computes on the "
-        "CPU, what `--vram-limit` allows of the host's. Nothing was allocated.",
+        "CPU, what `--vram-limit` allows of the host's. Nothing was allocated. `would_fit` lists what a load "
+        "may say instead.",
         exit=Exit.NO_ROOM,
     ),
-    "oom_ram": Row(507, _RESOURCE, "The model does not fit the host's memory.", exit=Exit.NO_ROOM),
+    "oom_ram": Row(
+        507,
+        _RESOURCE,
+        "The model does not fit the host's memory. `would_fit` lists what a load may say instead.",
+        exit=Exit.NO_ROOM,
+    ),
     "disk_full": Row(
         507,
         _RESOURCE,

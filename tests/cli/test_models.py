@@ -174,7 +174,7 @@ def test_what_a_load_would_come_to_is_said_without_a_node(command: Command, pull
     assert head.startswith("tiny with llama_cpp: there is room")
     assert takes.startswith("  takes ") and "by its engine" in takes and left.startswith("  host has ")
     assert context == "  context: 1024 tokens, 64 sequences, a cache of 65536 tokens"
-    assert longest == "  longest context: 1024 tokens, for one sequence"
+    assert longest == "  longest context 1024"
     refused = command("plan", "tiny", "--vram-limit", "1M")
     assert refused.returncode == 1 and "refused: Insufficient VRAM: required " in refused.stdout
     lengths = [

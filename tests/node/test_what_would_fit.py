@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import openai
 import pytest
 
 from support.engines import fake_engine
-from support.node import RunningNode, running_node
+from support.node import RunningNode, command, running_node
 
 DEMO = "llm-node-demo"
 MIB = 1 << 20
@@ -90,3 +91,103 @@ def test_nothing_is_said_of_a_longer_context_where_no_engine_can_say(tmp_path: P
         error = refusal(client, model="m", prompt="x" * 1000)
         assert error["context_length"] == 64 and "largest_context" not in error
         assert error["message"].endswith(" at least 1 for the answer.")
+
+
+def total(node: RunningNode, **options: Any) -> tuple[int, int]:
+    """What a load of the demo model would take, and its cache alone."""
+    (use,) = node.post("/api/models/plan", {"model_id": DEMO, **options}).json()["memory"]
+    return use["total_bytes"], use["cache_bytes"]
+
+
+def test_a_refused_load_is_told_what_would_fit_and_that_does(engines: Path, tmp_path: Path) -> None:
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    whole: dict[str, Any] = {"context_length": 1024, "max_sequences": 1}
+    with running_node(tmp_path / "roomy", arguments) as node:
+        bytes_, cache = total(node, **whole)
+    limit = ["--vram-limit", str(bytes_ - cache // 4)]
+    with running_node(tmp_path / "node", [*arguments, *limit]) as node:
+        node.extra["home"] = tmp_path / "node"
+        refused = node.post("/api/models/load", {"model_id": DEMO, **whole})
+        error = refused.json()["error"]
+        assert (refused.status, error["code"]) == (507, "oom_vram")
+        assert re.fullmatch(r"Insufficient VRAM: required \w+, available \w+", error["message"])
+        shorter, smaller = error["would_fit"]
+        assert list(shorter) == ["context_length"] and 256 <= shorter["context_length"] < 1024
+        small = {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}
+        assert smaller == {"context_length": 1024, "options": small}
+        assert error["largest_context"] == shorter["context_length"]
+        planned = node.post("/api/models/plan", {"model_id": DEMO, **whole}).json()
+        assert (planned["verdict"], planned["would_fit"]) == ("refused", error["would_fit"])
+        longer = {"model_id": DEMO, **whole, "context_length": shorter["context_length"] + 256}
+        assert node.post("/api/models/load", longer).status == 507, "it is the longest"
+        assert node.workers() == []
+        words = (
+            f"would fit with context_length {shorter['context_length']}, or with context_length 1024 "
+            'and cache_type_k = cache_type_v = "q8_0"'
+        )
+        sizes = ("--context-length", "1024", "--max-sequences", "1")
+        said = command(node, "plan", DEMO, *sizes)
+        assert said.returncode == 1 and f"\n  {words}\n" in said.stdout, said
+        said = command(node, "run", DEMO, "Hello")
+        assert said.returncode == 4 and said.stderr.endswith(f"\nIt {words}\n"), said
+        # One that has its cache so already.
+        own = {"model_id": DEMO, "cache_tokens": 65536, "options": small}
+        assert all("options" not in offer for offer in refusal_of(node, own)["would_fit"])
+    for offer in error["would_fit"]:
+        # What one load comes to is counted for the next.
+        with running_node(tmp_path / f"node-{len(offer)}", [*arguments, *limit]) as node:
+            loaded = node.post("/api/models/load", {"model_id": DEMO, **whole, **offer})
+            assert loaded.status == 200, loaded.body
+            assert loaded.json()["facts"]["context_length"] == offer["context_length"]
+            asked = {"model": DEMO, "prompt": "An engine is", "max_tokens": 2}
+            assert node.post("/v1/completions", asked).status == 200
+
+
+def refusal_of(node: RunningNode, load: dict[str, Any]) -> dict[str, Any]:
+    """The error of a load that has no room."""
+    refused = node.post("/api/models/load", load)
+    assert refused.status == 507, refused.body
+    error: dict[str, Any] = refused.json()["error"]
+    return error
+
+
+def test_a_plan_says_how_long_a_context_could_be_with_a_smaller_cache(engines: Path, tmp_path: Path) -> None:
+    arguments = ["--engines-dir", str(engines), "--models-dir", str(tmp_path), "--gpu-backend", "cpu"]
+    with running_node(tmp_path / "roomy", arguments) as node:
+        bytes_, cache = total(node, context_length=1024, max_sequences=1)
+        assert node.post("/api/models/plan", {"model_id": DEMO}).json()["would_fit"] is None, "it is whole"
+    limit = ["--vram-limit", str(bytes_ - cache // 4)]
+    with running_node(tmp_path / "node", [*arguments, *limit]) as node:
+        node.extra["home"] = tmp_path / "node"
+        shorter = {"model_id": DEMO, "context_length": 256, "max_sequences": 1}
+        planned = node.post("/api/models/plan", shorter).json()
+        assert planned["verdict"] == "fits"
+        longest, longer = (offer["context_length"] for offer in planned["would_fit"])
+        assert 256 < longest == planned["largest_context"] < longer
+        said = command(node, "plan", DEMO, "--context-length", "256", "--max-sequences", "1")
+        words = f'longest context {longest}; {longer} with cache_type_k = cache_type_v = "q8_0"'
+        assert f"\n  {words}\n" in said.stdout, said
+
+
+def test_what_is_offered_has_every_size_that_was_asked_for(tmp_path: Path) -> None:
+    """The toy takes these options, and its cache is none the smaller: nobody is told of them."""
+    models = {"m": f"n_context=1000000\nestimate_bytes={10 * MIB}", "big": f"estimate_bytes={20 * MIB}"}
+    knows = {"options": ["cache_type_k", "cache_type_v"]}
+    with toy_node(tmp_path, models, "--vram-limit", "16M", manifest=knows) as node:
+        load = {"model_id": "m", "context_length": 200_000, "cache_tokens": 400_000, "max_sequences": 2}
+        (offer,) = refusal_of(node, load)["would_fit"]
+        length = offer["context_length"]
+        assert offer == {"context_length": length, "cache_tokens": length} and 1024 < length < 200_000
+        loaded = node.post("/api/models/load", {**load, **offer})
+        assert loaded.status == 200, loaded.body
+        assert node.post("/api/models/unload", {"model_id": "m"}).status == 200
+        assert refusal_of(node, {"model_id": "big"})["would_fit"] == []
+        asked = node.post("/v1/completions", {"model": "big", "prompt": "x"})
+        assert (asked.status, asked.json()["error"]["would_fit"]) == (507, [])
+
+
+def test_what_would_fit_is_not_said_where_no_engine_can_say(tmp_path: Path) -> None:
+    models = {"m": f"estimate_bytes={20 * MIB}"}
+    with toy_node(tmp_path, models, "--vram-limit", "16M", defines={"FAKE_MEMORY_ALONE": None}) as node:
+        assert "would_fit" not in refusal_of(node, {"model_id": "m"})
+        assert node.post("/api/models/plan", {"model_id": "m"}).json()["would_fit"] is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
 from llm_node import errors
+from llm_node.cli import fitting
 from llm_node.cli.visible import visible
 from llm_node.errors import Exit
 from llm_node.files import FULL
@@ -39,4 +41,6 @@ def of(fault: errors.Failure, advice: Sequence[str] = ()) -> Failed:
         advice = [*advice, NOT_HERE]
     elif fault.code == "invalid_api_key":
         advice = [*advice, KEY]
+    elif offers := (fault.details or {}).get("would_fit"):
+        advice = [*advice, f"It would fit {fitting.said(cast('Sequence[Mapping[str, Any]]', offers))}"]
     return Failed("\n".join([f"{fault.code}: {fault.message}", *advice]), row.exit)

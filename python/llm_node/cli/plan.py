@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llm_node.cli import completion, failure, options, table
+from llm_node.cli import completion, failure, fitting, options, table
 from llm_node.cli.ps import size
 
 if TYPE_CHECKING:
@@ -89,9 +89,17 @@ def lines(planned: Mapping[str, Any]) -> list[str]:
     if shape := planned["shape"]:
         length, sequences, cells = (shape[of] for of in ("context_length", "max_sequences", "cache_tokens"))
         said.append(f"  context: {length} tokens, {sequences} sequences, a cache of {cells} tokens")
-    if planned["largest_context"]:
-        said.append(f"  longest context: {planned['largest_context']} tokens, for one sequence")
+    if planned["verdict"] == "refused" and (offers := planned["would_fit"]):
+        said.append(f"  would fit {fitting.said(offers)}")
+    elif planned["largest_context"]:
+        said.append(f"  longest context {planned['largest_context']}{_longer(planned['would_fit'] or ())}")
     return said
+
+
+def _longer(offers: Sequence[Mapping[str, Any]]) -> str:
+    """Those with a longer context, for which the engine is to have other options."""
+    named = [(offer["context_length"], fitting.engine_options(offer)) for offer in offers]
+    return "".join(f"; {length} with {options}" for length, options in named if options)
 
 
 def _verdict(planned: Mapping[str, Any]) -> str:

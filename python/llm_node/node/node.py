@@ -44,6 +44,8 @@ from llm_node.settings_values import LATEST
 
 log = logging.getLogger(__package__)
 
+LACK_OF_MEMORY = ("oom_vram", "oom_ram")
+
 Request = Mapping[str, Any]
 """A request in neutral words; JSON of `rust/core/src/request.rs`."""
 
@@ -365,9 +367,7 @@ class Node:
         another engine or option is loaded anew, and refused while it is being loaded
         (`model_loaded_differently`). The load goes on when the caller is cancelled.
         """
-        request = _load_request(model_id, options)
-        loaded: dict[str, Any] = await self._outcome(self._running().load(request))
-        return loaded
+        return await self._load(_load_request(model_id, options))
 
     async def ensure_ready(self, model_id: str, *, requests: int = 1) -> dict[str, Any]:
         """Load a model with the node's defaults unless it is loaded. One load for all who ask, with so many
@@ -392,14 +392,31 @@ class Node:
         # Nobody takes its place before the request has come.
         request = json.dumps({"model_id": model_id, "for_request": True})
         try:
-            loaded: dict[str, Any] = await self._outcome(self._running().load(request))
-            return loaded
+            return await self._load(request)
         except NodeError as fault:
             if fault.code != "shutting_down" or self._closing is not None:
                 raise
         # Somebody unloaded it before it was loaded. Those who wait here did not: once more for them.
-        loaded = await self._outcome(self._running().load(request))
-        return loaded
+        return await self._load(request)
+
+    async def _load(self, request: str) -> dict[str, Any]:
+        """What a load came to. One that has no room is told what would have some."""
+        core = self._running()
+        try:
+            loaded: dict[str, Any] = await self._outcome(core.load(request))
+            return loaded
+        except NodeError as fault:
+            if fault.code not in LACK_OF_MEMORY:
+                raise
+            refused = fault
+        try:
+            planned = await self._outcome(core.plan_load(request))
+        except NodeError:
+            raise refused from None
+        if planned["would_fit"] is None:
+            raise refused
+        more = {name: planned[name] for name in ("largest_context", "would_fit")}
+        raise NodeError(refused.code, refused.message, refused.param, {**(refused.details or {}), **more})
 
     async def _has_room_for(self, model_id: str, tokens: int) -> bool:
         """Has it a context of so many tokens, or has it got one back?"""

@@ -138,6 +138,7 @@ PLAN = fields(
     shrink=some(fields(model_id=TEXT, bytes=COUNT)),
     unload=some(fields(model_id=TEXT, idle_seconds=maybe(COUNT), reload_seconds=NUMBER)),
     wait_seconds=maybe(COUNT), ready_seconds=maybe(NUMBER), largest_context=maybe(COUNT),
+    would_fit=maybe(some(fields(context_length=COUNT, cache_tokens_=COUNT, options_={"type": "object"}))),
     holders=HOLDERS, error_=maybe(ERROR),
 )  # fmt: skip
 INCIDENT = fields(

@@ -104,7 +104,8 @@ impl Foreseen {
         Self { memory, basis, seconds, figures, before, sized, ..self }
     }
 
-    fn longest(&self) -> Option<u32> {
+    /// The model's own length; `None`: its engine does not say.
+    pub fn longest(&self) -> Option<u32> {
         Some(length_of(&self.figures.one)).filter(|length| *length > 0)
     }
 

@@ -448,7 +448,7 @@ fn carry_out(
             (Some(Waiter::Client(reply)), outcome) => reply.send(outcome.and_then(|won| match won {
                 Won::Loaded(loaded) => report::loaded(&loaded),
                 Won::Unloaded => Ok("null".to_owned()),
-                Won::Planned(planned) => report::plan::planned(inner.fleet.now(), &planned),
+                Won::Planned(planned) => report::plan::planned(inner.fleet.now(), &planned, None),
             })),
             (Some(Waiter::Errand(waits)), outcome) => {
                 let planned = outcome.and_then(|won| match won {

@@ -13,15 +13,13 @@ use llm_node_core::{
 };
 use llm_node_fleet::{
     Account, Basis, Changed, ChosenEngine, Device, DeviceKind, DeviceState, Event, Files, Foreseen,
-    FoundModel, LoadKey, Planned, ProcessUse, Setup, Status, guessed,
+    FoundModel, LoadKey, ProcessUse, Setup, Status, guessed,
 };
 use llm_node_wire::message::{EngineAddress, LoadPlan, Scheduling, Speculation};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{
-    Inner, asking::Asked, environment::Sight, inflight::Reply, process::Process, report::plan, written,
-};
+use super::{Inner, asking::Asked, environment::Sight, inflight::Reply, process::Process, written};
 use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
 /// What a client may say of a load.
@@ -121,7 +119,7 @@ pub(super) fn renew(inner: &Inner) {
     }
 }
 
-fn prepare(inner: &Inner, request: &LoadRequest) -> Result<(String, ModelOptions), Fault> {
+pub(super) fn prepare(inner: &Inner, request: &LoadRequest) -> Result<(String, ModelOptions), Fault> {
     let model = inner.find(&request.model_id)?;
     let wishes = wishes(inner, &request.options)?;
     if wishes.engine.is_some() || request.format.is_some() {
@@ -353,73 +351,8 @@ pub struct Estimated {
     pub memory: Vec<MemoryUse>,
 }
 
-/// Says what a load would come to.
-pub(super) fn plan_load(inner: &Inner, request: &LoadRequest, reply: Reply) {
-    let (model_id, wishes) = match prepare(inner, request) {
-        Ok(prepared) => prepared,
-        Err(fault) => return reply.send(Err(fault)),
-    };
-    let setup = to_be(inner, &model_id, &wishes);
-    let planned = setup
-        .map(|setup| foresee(inner, &model_id, &setup, request.format.as_deref()))
-        .transpose()
-        .and_then(|foreseen| as_said(inner, &model_id, &wishes, foreseen));
-    reply.send(match planned {
-        Ok(planned) => plan::planned(inner.fleet.now(), &planned),
-        Err(fault) if is_refusal(&fault) => plan::refused(&fault),
-        Err(fault) => Err(fault),
-    });
-}
-
-/// What a load would come to, its engine having been asked what it takes with the context that it would get.
-fn as_said(
-    inner: &Inner,
-    model_id: &str,
-    wishes: &ModelOptions,
-    foreseen: Option<(Foreseen, Option<Asked>)>,
-) -> Result<Planned, Fault> {
-    let (mut foreseen, mut asked) = foreseen.unzip();
-    loop {
-        let ticket = inner.traffic.number();
-        let (model_id, wishes) = (model_id.to_owned(), wishes.clone());
-        let event = Event::Plan { ticket, model_id, wishes, foreseen: foreseen.clone() };
-        let planned = inner.fleet.plan(ticket, event)?;
-        let (Some(foreseen), Some(Some(asked)), Some(shape)) = (&mut foreseen, &mut asked, planned.shape)
-        else {
-            return Ok(planned);
-        };
-        let is_said =
-            planned.foreseen.basis == Basis::Measured || foreseen.sized.iter().any(|it| it.0 == shape);
-        let Some(setup) = foreseen.setup.as_ref().filter(|_| !is_said) else { return Ok(planned) };
-        let Some(uses) = asked.size(Sizing { size: setup.wish().size, shape: Some(shape) })? else {
-            return Ok(planned);
-        };
-        foreseen.sized.push((shape, uses));
-    }
-}
-
-/// Is it the model, or what would load it, that stands in the way? Else it is the request, or the node.
-fn is_refusal(fault: &Fault) -> bool {
-    fault.param.is_none()
-        && matches!(
-            fault.code,
-            ErrorCode::ModelCorrupt
-                | ErrorCode::LoadFailed
-                | ErrorCode::ArchitectureMismatch
-                | ErrorCode::FormatMismatch
-                | ErrorCode::UnsupportedFeature
-                | ErrorCode::AbiMismatch
-                | ErrorCode::EngineNotFound
-                | ErrorCode::EngineFault
-                | ErrorCode::EngineCrashed
-                | ErrorCode::Timeout
-                | ErrorCode::OomVram
-                | ErrorCode::OomRam
-        )
-}
-
 /// As what it would be loaded, or loaded anew; `None`: it is that, or will be.
-fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
+pub(super) fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> {
     let view = inner.fleet.view();
     let usual = inner.usual.lock().clone();
     let model = view.models.get(model_id).filter(|model| !model.is_leaving);
@@ -433,7 +366,7 @@ fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Option<Setup> 
 }
 
 /// What its engine says that it would take; and a process that may be asked more, where nothing is known of such a load.
-fn foresee(
+pub(super) fn foresee(
     inner: &Inner,
     model_id: &str,
     setup: &Setup,

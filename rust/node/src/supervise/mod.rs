@@ -18,11 +18,13 @@ mod meters;
 mod minding;
 mod outlets;
 mod output;
+mod planning;
 mod process;
 mod remembered;
 mod report;
 mod silence;
 mod suspects;
+mod would_fit;
 
 use std::{
     collections::HashMap,
@@ -295,7 +297,7 @@ impl Supervisor {
     pub fn plan_load(&self, request: LoadRequest) -> Ticket {
         self.inner
             .reports
-            .run(&self.inner, "plan", move |inner, reply| load::plan_load(inner, &request, reply))
+            .run(&self.inner, "plan", move |inner, reply| planning::answer(inner, &request, reply))
     }
 
     /// Loads a model, or joins a load under way. What comes is what the load came to.

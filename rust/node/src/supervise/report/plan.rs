@@ -1,6 +1,11 @@
 //! What a load would come to, as who asks gets it. Owns the names of all these fields.
 
-use llm_node_core::error::Fault;
+use std::collections::BTreeMap;
+
+use llm_node_core::{
+    error::Fault,
+    options::{ModelOptions, OptionValue},
+};
 use llm_node_fleet::{Basis, Foreseen, Holder, Moment, Planned, Verdict};
 use serde::Serialize;
 
@@ -31,6 +36,9 @@ struct PlanRow<'a> {
     ready_seconds: Option<f64>,
     /// For one sequence, with all gone that may; `None`: its engine does not say what a token takes.
     largest_context: Option<u32>,
+    /// What a load may say in place of what was said, each with the longest context that there is room for then;
+    /// `None`: nobody can say, or there is nothing better.
+    would_fit: Option<Vec<OfferRow<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<RefusalRow<'a>>,
 }
@@ -65,6 +73,24 @@ struct LeaverRow<'a> {
     reload_seconds: f64,
 }
 
+/// As the body of a load has it.
+#[derive(Serialize)]
+struct OfferRow<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_length: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<&'a BTreeMap<String, OptionValue>>,
+}
+
+impl<'a> OfferRow<'a> {
+    fn of(offer: &'a ModelOptions) -> Self {
+        let ModelOptions { context_length, cache_tokens, options, .. } = offer;
+        Self { context_length: *context_length, cache_tokens: *cache_tokens, options: options.as_ref() }
+    }
+}
+
 #[derive(Serialize)]
 struct RefusalRow<'a> {
     #[serde(flatten)]
@@ -83,8 +109,12 @@ pub(in crate::supervise) fn refused(fault: &Fault) -> Result<String, Fault> {
     written(&PlanRow { verdict: REFUSED, error: Some(RefusalRow::of(fault)), ..PlanRow::default() })
 }
 
-/// What a load would come to, as who asked gets it.
-pub(in crate::supervise) fn planned(now: Moment, planned: &Planned) -> Result<String, Fault> {
+/// What a load would come to, as who asked gets it. `offers`: what would fit.
+pub(in crate::supervise) fn planned(
+    now: Moment,
+    planned: &Planned,
+    offers: Option<&[ModelOptions]>,
+) -> Result<String, Fault> {
     let (verdict, fault) = match &planned.verdict {
         Verdict::Loaded => ("loaded", None),
         Verdict::Fits => ("fits", None),
@@ -127,6 +157,7 @@ pub(in crate::supervise) fn planned(now: Moment, planned: &Planned) -> Result<St
         wait_seconds: planned.room_from.map(|from| seconds_until(now, from)),
         ready_seconds: planned.ready_seconds,
         largest_context: planned.largest_context,
+        would_fit: offers.map(|offers| offers.iter().map(OfferRow::of).collect()),
         error: fault.map(RefusalRow::of),
     })
 }
