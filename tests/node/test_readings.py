@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.engines import fake_engine
-from support.gpu import Gpu
-from support.node import RunningNode, running_node
-
-GIB = 1 << 30
-LINES = f"estimate_bytes={GIB}\nstep_us=50000"
-
-
-@contextmanager
-def node_on(gpu: Gpu, folder: Path, *more: str) -> Iterator[RunningNode]:
-    """With the models "a" and "b", of 1 GiB each."""
-    fake_engine(folder / "engines", "toy", backend="cuda")
-    (folder / "models").mkdir()
-    for model in "ab":
-        (folder / f"models/{model}.toy").write_text(f"TOY1\n{LINES}\n")
-    places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
-    limits = ["--gpu-backend", "cuda", "--cache-tokens", "512", "--max-sequences", "2"]
-    arguments = [*places, *limits, "--monitor-interval", "50", *more]
-    with running_node(folder / "node", arguments, environment=gpu.environment) as node:
-        yield node
+from support.gpu import GIB, Gpu, node_on
+from support.node import RunningNode
 
 
 def shown(node: RunningNode) -> dict[str, Any]:

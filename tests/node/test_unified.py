@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.engines import fake_engine
-from support.gpu import Gpu
-from support.node import RunningNode, command, running_node
+from support.gpu import GIB, Gpu, node_on
+from support.node import RunningNode, command
 
-GIB = 1 << 30
 LIMIT = 3 * GIB // 2
 """Room for one model of the two."""
-
-
-@contextmanager
-def node_on(gpu: Gpu, folder: Path, limit: int) -> Iterator[RunningNode]:
-    """With the models "a" and "b", of 1 GiB each."""
-    fake_engine(folder / "engines", "toy", backend="cuda")
-    (folder / "models").mkdir()
-    for model in "ab":
-        (folder / f"models/{model}.toy").write_text(f"TOY1\nestimate_bytes={GIB}\n")
-    places = ["--engines-dir", str(folder / "engines"), "--models-dir", str(folder / "models")]
-    limits = ["--gpu-backend", "cuda", "--cache-tokens", "512", "--max-sequences", "2"]
-    limits += ["--vram-limit", str(limit), "--max-wait", "0", "--monitor-interval", "50"]
-    with running_node(folder / "node", [*places, *limits], environment=gpu.environment) as node:
-        node.extra["home"] = folder / "node"
-        yield node
 
 
 def load(node: RunningNode, model: str) -> Any:
@@ -53,7 +34,7 @@ def visible(pid: int) -> str:
 def test_a_gpu_and_the_host_have_one_account(tmp_path: Path) -> None:
     gpu = Gpu(tmp_path)
     gpu.shows(0, UNIFIED=1)
-    with node_on(gpu, tmp_path, LIMIT) as node:
+    with node_on(gpu, tmp_path, "--max-wait", "0", "--vram-limit", str(LIMIT)) as node:
         shared = devices(node)
         name = next(name for name in shared if name.startswith("GPU-"))
         assert (shared[name]["kind"], shared[name]["account"]) == ("unified", "host")
@@ -86,7 +67,7 @@ def test_a_gpu_and_the_host_have_one_account(tmp_path: Path) -> None:
 def test_workers_lie_on_gpus_of_their_own_and_count_once_each(tmp_path: Path) -> None:
     gpu = Gpu(tmp_path)
     gpu.shows(0, UNIFIED=1, DEVICES=2)
-    with node_on(gpu, tmp_path, 3 * GIB) as node:
+    with node_on(gpu, tmp_path, "--max-wait", "0", "--vram-limit", str(3 * GIB)) as node:
         loaded = node.post("/api/models/load", {"model_id": "a", "replicas": 2})
         assert loaded.status == 200, loaded.body
         deadline = time.monotonic() + 60
