@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import llm_node
+from support.engines import fake_engine
 
 STORY = (
     ", there was a little girl named Lily. She loved to play outside in the park. "
@@ -280,3 +281,17 @@ def test_the_snippet_of_the_documentation(llama_cpp: Path, demo_model: Path) -> 
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout
+
+
+def test_a_gpu_that_shares_the_host_s_memory_has_no_more_than_that(tmp_path: Path) -> None:
+    file = tmp_path / "large.toy"
+    file.write_text(f"TOY1\nestimate_bytes={1 << 48}\n")
+
+    def sequences(kind: str) -> int:
+        """Of a model that takes a part of the GPU, and more than the host has."""
+        defines = {"FAKE_DEVICE_KIND": f"ENGINE_DEVICE_{kind}", "FAKE_DEVICE_BYTES": 1 << 50}
+        folder = fake_engine(tmp_path / kind, "toy", backend="cuda", defines=defines)
+        with llm_node.Engine(folder) as engine, engine.load(file) as model:
+            return int(model.facts["max_sequences"])
+
+    assert sequences("GPU") > sequences("INTEGRATED") == 1

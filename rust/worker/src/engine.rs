@@ -15,9 +15,9 @@ use llm_node_core::{
     engine::{EngineFaultKind, Tokenizer},
     error::{ErrorCode, Fault},
     facts::{ChatFacts, ModelFacts},
-    memory::{Estimate, Figures, MemoryUse, add, among, length_of, usual_reserve},
+    memory::{Estimate, Figures, MemoryUse, add, among, length_of},
     session::MOST_DRAFTED,
-    shape::{ContextSize, Place, Shape, Wish},
+    shape::{ContextSize, Shape, Wish},
     text::template::ChatTemplate,
 };
 use llm_node_host::{
@@ -32,6 +32,7 @@ use llm_node_wire::message::{
 use crate::{
     draft,
     model::{LoadedModel, Parts, Voice},
+    places::places,
     reshape::Shaping,
 };
 
@@ -171,20 +172,7 @@ impl Engine {
         let devices = engine.devices().unwrap_or_default();
         let mut uses = figures.one.clone();
         add(&mut uses, figures.draft.clone());
-        let place = |one: MemoryUse| {
-            let device = devices.iter().find(|device| device.name == one.device && !one.is_host);
-            Place {
-                is_host: one.is_host,
-                free: device
-                    .map_or(host_free, |it| {
-                        it.free_bytes.saturating_sub(usual_reserve(false, it.total_bytes))
-                    })
-                    .saturating_sub(one.beside_cache()),
-                per_token: one.cache_per_token,
-                per_sequence: one.cache_per_sequence,
-            }
-        };
-        let places: Vec<Place> = uses.into_iter().map(place).collect();
+        let places = places(&uses, &devices, host_free);
         Shape::choose(plan.wish(), length_of(&figures.one), &places).map(Some)
     }
 

@@ -19,6 +19,7 @@ mod grammar;
 mod intake;
 pub mod model;
 mod outbox;
+mod places;
 pub mod report;
 mod reshape;
 #[cfg_attr(unix, expect(unsafe_code, reason = "ending a process without destructors has no safe way"))]
