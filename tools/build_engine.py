@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "engines" / "llama_cpp"
 CACHE = ROOT / ".cache"
 BACKENDS = ("cpu", "cuda", "metal", "vulkan")
+VULKAN_HEADERS = (1, 3, 272)
+"""The first with VK_EXT_layer_settings, which llama.cpp names."""
 ENGINE_ID = "llama_cpp"
 SYSTEM = platform.system()
 
@@ -176,8 +178,28 @@ def check_machine(backend: str) -> None:
             "missing: the Vulkan SDK (glslc, headers, loader):\n"
             "      sudo apt-get install glslc libvulkan-dev spirv-headers      (or: https://vulkan.lunarg.com)"
         )
+    if backend == "vulkan" and (found := vulkan_headers()) is not None and found < VULKAN_HEADERS:
+        older, wanted = (".".join(map(str, version)) for version in (found, VULKAN_HEADERS))
+        problems.append(
+            f"too old: the Vulkan headers are {older}, and llama.cpp needs {wanted}; take the SDK, and set "
+            "VULKAN_SDK to its folder: https://vulkan.lunarg.com"
+        )
     if problems:
         raise BuildError("\n".join(problems))
+
+
+def vulkan_headers() -> tuple[int, ...] | None:
+    """The version of the headers that are compiled with; None where they are not found here."""
+    folders = [os.environ.get("VULKAN_SDK"), "/usr/local", "/usr"]
+    for folder in folders:
+        header = Path(folder or "/nowhere") / "include/vulkan/vulkan_core.h"
+        if header.is_file():
+            text = header.read_text()
+            number = re.search(r"define VK_HEADER_VERSION (\d+)", text)
+            complete = re.search(r"VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION\(0, (\d+), (\d+),", text)
+            if number and complete:
+                return (*map(int, complete.groups()), int(number[1]))
+    return None
 
 
 ## CUDA #############################################################################################
