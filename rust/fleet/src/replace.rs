@@ -91,6 +91,9 @@ impl Fleet {
         let least = foreseen.least(&self.history)?;
         let (place, no_place) = self.sought_place(now, id, model_id, &setup, &least);
         let uses = on(&least, &place);
+        if let Some(fault) = self.cannot_tell(now, model_id, &uses) {
+            return Err(fault);
+        }
         let has_room = no_place.map_or_else(|| self.could_fit(now, id, &uses), Err);
         has_room.map_err(|fault| with_details(fault, json!({ "holders": self.holders_of(now, &uses) })))?;
         let mut before = 0;

@@ -19,8 +19,8 @@ use llm_node_core::{
     options::{DeviceName, Devices, ModelOptions},
 };
 use llm_node_fleet::{
-    ChosenEngine, Deadlines, Device, DeviceKind, Effect, Event, Fleet, Foreseen, FoundModel, LoadKey, Moment,
-    Reading, Setup, Status, Ticket, Usual, Verdict, Won, WorkerId,
+    ChosenEngine, Deadlines, Device, DeviceKind, DeviceState, Effect, Event, Fleet, Foreseen, FoundModel,
+    LoadKey, Moment, Reading, Setup, Status, Ticket, Usual, Verdict, Won, WorkerId,
 };
 use support::{Play, death, device, foreseen};
 
@@ -41,6 +41,8 @@ struct World {
     least: Option<usize>,
     /// The next worker cannot load.
     is_broken: bool,
+    /// Its driver has given this one up.
+    lost: Option<u32>,
 }
 
 impl Play for World {
@@ -55,6 +57,7 @@ impl Play for World {
         };
         let gpu = |index: u32| Device {
             bus_id: Some(bus_id(index)),
+            state: if self.lost == Some(index) { DeviceState::Lost } else { DeviceState::Ok },
             ..device(DeviceKind::Gpu, index, 8 * GIB, (8 * GIB).saturating_sub(taken(index)))
         };
         let host = device(DeviceKind::Host, 0, 8 * GIB, (8 * GIB).saturating_sub(taken(0)));
@@ -139,6 +142,7 @@ impl World {
             outcomes: BTreeMap::new(),
             least: None,
             is_broken: false,
+            lost: None,
         };
         world.read();
         world
@@ -411,4 +415,21 @@ fn gpus_are_named_or_counted_and_another_place_is_a_load_anew() {
     // Two workers share them out.
     let wishes = ModelOptions { replicas: Some(2), ..wishes(named(&[0, 2])) };
     assert_eq!((world.load_with(9, "n2", wishes), world.gpus_of("n2")), (Ok(()), vec![Some(0), Some(2)]));
+}
+
+#[test]
+fn who_answers_goes_for_no_gpu_that_is_lost() {
+    let mut world = World::new(2);
+    let on = |number| ModelOptions {
+        devices: Some(Devices::Named(vec![DeviceName::Number(number)])),
+        ..ModelOptions::default()
+    };
+    assert_eq!(world.load_with(1, "m", on(1)), Ok(()));
+    let before = world.serving("m");
+    (world.lost, world.least) = (Some(0), Some(1));
+    let fault = world.load_with(2, "m", on(0)).unwrap_err();
+    assert!(fault.code == ErrorCode::ModelLoading && fault.message.contains("is lost"), "{fault}");
+    assert_eq!((world.serving("m"), world.least), (before, Some(1)));
+    world.lost = None;
+    assert_eq!((world.load_with(3, "m", on(0)), world.lies_on("m")), (Ok(()), vec![0]));
 }
