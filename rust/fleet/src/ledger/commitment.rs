@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llm_node_core::{error::Fault, memory::MemoryUse};
 
-use super::{BELIEVED, Ledger, devices::of_files};
+use super::{Ledger, devices::of_files, reading::BELIEVED};
 use crate::{DeviceKind, WorkerId, size::format_up};
 
 /// A load may take so much more than was reserved for it without a word.

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{commitment::UNSAID, *};
-use crate::ProcessUse;
+use crate::{DeviceKind, DeviceState, ProcessUse, Reading};
 
 const GIB: u64 = 1 << 30;
 
