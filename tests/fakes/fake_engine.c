@@ -33,7 +33,9 @@
 //    DEVICES=1                    how many there are, where it runs on GPUs; 9 at most. Of those of fake_nvml.c it has
 //                                 the ones that CUDA_VISIBLE_DEVICES names, in that order. A model for which none is
 //                                 named lies on all of them
-//    DEVICE_BYTES=8589934592ULL   memory of each
+//    DEVICE_BYTES=8589934592ULL   memory of each; what is free of it, a test may write into the file free_bytes beside
+//                                 the library, a line for each
+//    DEVICE_KIND=ENGINE_DEVICE_GPU  what each of them is
 //    INIT_CODE=N                  engine_init returns N, saying "the toy would not start"
 //    LOAD_CODE=N                  loading a model returns N, saying "the toy would not load"
 //    CRASH_ON_BYTE=N              a step (or tier 0, stream) with token N dies of signal 11

@@ -188,6 +188,7 @@ const OTHERS: &[&str] = &[
     "CRASH_ON_BYTE",
     "DEVICES",
     "DEVICE_BYTES",
+    "DEVICE_KIND",
     "EMBED_US",
     "EOG_EVERY",
     "ESTIMATE_BYTES",
