@@ -93,14 +93,15 @@ fn longest(
     for _ in 0..MOST_ROUNDS {
         let offer = order.offer(inner, length, options);
         let wishes = offer.clone().over(order.wishes);
-        match (&mut known, to_be(inner, order.model_id, &wishes)) {
-            // It is loaded as that.
-            (_, None) => return Some(offer),
-            ((foreseen, Some(_)), setup) => foreseen.setup = setup.map(Box::new),
-            // Nobody was asked so far, because such a load was measured.
-            (known, Some(_)) => *known = foreseen(inner, order, &wishes)?,
+        // It may be loaded as that.
+        let Some(setup) = to_be(inner, order.model_id, &wishes) else { return Some(offer) };
+        (known.0.setup, known.0.before) = (Some(Box::new(setup)), None);
+        let mut planned = as_said(inner, order.model_id, &wishes, Some(&mut known)).ok()?;
+        if known.1.is_none() && !matches!(planned.verdict, Verdict::Refused(_)) {
+            // Nobody was asked so far, because the load itself was measured: so much is a sum.
+            known = foreseen(inner, order, &wishes)?;
+            planned = as_said(inner, order.model_id, &wishes, Some(&mut known)).ok()?;
         }
-        let planned = as_said(inner, order.model_id, &wishes, Some(&mut known)).ok()?;
         let possible = planned.largest_context?;
         match planned.verdict {
             Verdict::Refused(fault) if lacks_memory(&fault) && length > least => {
