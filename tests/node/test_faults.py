@@ -75,7 +75,7 @@ def test_six_crashes_in_a_row_and_only_an_order_loads_it_again(house: House) -> 
         if crashes < 6:
             assert pause == 2 ** (crashes - 1)
             house.wait_for_state(
-                model, lambda state: (state["status"], state["retry_after"]) == ("cooling", 0)
+                model, lambda state: (state["status"], state.get("retry_after")) == ("failed", 0)
             )
     assert pause is None
     told = "Model 'toy' has crashed 6 times in a row, so requests do not load it any more: load or unload it"
@@ -121,7 +121,7 @@ def test_a_helper_of_the_engine_neither_hides_the_death_of_its_worker_nor_outliv
             house.wait_for_token(stream)
             os.kill(worker, signal.SIGKILL)
             assert "signal 9 (SIGKILL)" in house.fault_of(stream).message
-            assert house.state(model)["status"] == "cooling"
+            assert house.state(model)["status"] == "failed"
         house.unload(model, 1)
         wait_for_ends(helpers)
 

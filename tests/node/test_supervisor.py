@@ -90,7 +90,7 @@ def test_a_crash_ends_its_streams_and_costs_patience(house: House) -> None:
         assert last.fault.message == f"Engine 'bad' of model 'bad' {call}"
         assert last.fault.details == {"retry_after": 1}
     state = house.state(bad)
-    assert (state["status"], state["error"]["code"]) == ("cooling", "engine_crashed")
+    assert (state["status"], state["error"]["code"]) == ("failed", "engine_crashed")
     # Short pauses are waited out.
     for text, pause in (("another", 2), ("a third", 4)):
         assert house.fault(lambda: house.submit(bad)).code == "model_loading"

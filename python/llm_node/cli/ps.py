@@ -110,15 +110,15 @@ def _state(worker: Mapping[str, Any], place: Mapping[str, Any] | None) -> str:
         return "draining"
     if status == "loading":
         return f"loading {worker['progress']:.0%}"
-    if status in ("cooling", "failed"):
+    if status == "failed":
         crash, code = worker.get("last_crash"), worker["error"]["code"]
         if crash is None or code != "engine_crashed":
             return f"failed: {code}"
         call = "" if crash["call"] == NO_CALL else f" in {crash['call']}"
         often = crash["in_a_row"]
         time = f", {ordinal(often)} time" if often > 1 else ""
-        if status == "cooling":  # and then whoever asks next has it loaded
-            pause = worker["retry_after"]
+        pause = worker.get("retry_after")
+        if pause is not None:  # and then whoever asks next has it loaded
             status = f"cooling {pause} s" if pause else "crashed"
         return f"{status}: {crash['ending']}{call}{time}"
     left = worker.get("goes_in_seconds")

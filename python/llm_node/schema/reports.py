@@ -65,7 +65,7 @@ BUSY = fields(
 )  # fmt: skip
 KEPT_BY: Schema = {"enum": ["pin", "loading", "busy", "residency"]}
 LIFE: Mapping[str, Schema] = {
-    "status": {"enum": ["available", "waiting", "loading", "loaded", "cooling", "failed"]},
+    "status": {"enum": ["available", "waiting", "loading", "loaded", "failed"]},
     "error_": ERROR, "retry_after_": COUNT, "progress_": NUMBER, "stage_": maybe(TEXT), "pid_": maybe(COUNT),
     "engine_": TEXT, "engine_version_": TEXT, "gpu_backend_": TEXT, "devices_": some(TEXT),
     "memory_": some(USE), "held_bytes_": COUNT, "load_ms_": COUNT, "facts_": FACTS,

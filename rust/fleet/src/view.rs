@@ -117,15 +117,14 @@ pub enum Status {
 }
 
 impl Status {
-    /// As people read it: whoever goes is told of beside it.
+    /// As people read it: whoever goes, or cools, is told of beside it.
     pub fn word(&self) -> &'static str {
         match self {
             Status::Available => "available",
             Status::Loading => "loading",
             Status::Waiting => "waiting",
             Status::Loaded | Status::Draining { .. } => "loaded",
-            Status::Cooling { .. } => "cooling",
-            Status::Failed(_) | Status::GivenUp(_) => "failed",
+            Status::Cooling { .. } | Status::Failed(_) | Status::GivenUp(_) => "failed",
         }
     }
 

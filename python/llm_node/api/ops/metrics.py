@@ -110,7 +110,7 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
         if model.get("estimated_bytes"):
             error.add_metric([name], model["held_bytes"] / model["estimated_bytes"] - 1)
         for word in STATES:
-            state.add_metric([name, word], float(model["status"] == word))
+            state.add_metric([name, word], float(_state(model) == word))
         if busy is None:
             continue
         used = max(0, busy["cache_used"] - busy["kept_tokens"])
@@ -134,6 +134,11 @@ def _of_models(models: list[dict[str, Any]]) -> Iterator[Metric]:
     )
     adapters.add_metric(["0", "", ""], 1)
     yield from (state, running, waiting, usage, cells, preempted, queued, rate, cache, steps, error, adapters)
+
+
+def _state(model: Mapping[str, Any]) -> str:
+    """A model that cools after a crash, or has, is loaded for whoever asks next: nobody has to look at it."""
+    return "cooling" if "retry_after" in model else str(model["status"])
 
 
 def _of_requests(meters: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
