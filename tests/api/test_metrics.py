@@ -193,12 +193,17 @@ def test_ps_says_of_what_a_model_died(engines: Path, tmp_path: Path) -> None:
     with running_node(tmp_path / "node", arguments) as node:
         node.extra["home"] = tmp_path / "node"
         # The pause is longer each time. Until the node knows of its end, the model counts as loaded.
-        for _ in range(3):
-            while node.post("/api/models/load", {"model_id": MODEL}).status != 200 or not node.workers():
+        ended: set[int] = set()
+        while len(ended) < 3:
+            is_loaded = node.post("/api/models/load", {"model_id": MODEL}).status == 200
+            workers = set(node.workers()) - ended
+            if not is_loaded or not workers:
                 time.sleep(0.1)
-            (worker,) = node.workers()
+                continue
+            (worker,) = workers
             os.kill(worker, signal.SIGKILL)
             wait_for_ends([worker])
+            ended.add(worker)
         deadline = time.monotonic() + 30
         for state in (r"cooling \d s", "crashed"):
             told = rf"{MODEL} +{state}: signal 9 \(SIGKILL\), 3rd time +-"
