@@ -182,10 +182,9 @@ impl Ledger {
 
     /// What stands for a model whose engine cannot say, on its GPUs, or else on the first device.
     pub(crate) fn guess(&self, bytes: u64, place: &[GpuAddress]) -> Vec<MemoryUse> {
-        let is_pinned = |worker| self.holdings.get(&worker).is_some_and(|holding| holding.is_pinned);
         let most = |gpu: Option<&Device>| {
             let device = gpu.map_or_else(|| HOST.to_owned(), Device::id);
-            self.left(self.account_of(&device), &is_pinned)
+            self.left(self.account_of(&device), &|worker| self.is_pinned(worker))
         };
         self.spread(bytes, place, |bytes, gpu| guessed(bytes, gpu, most(gpu)))
     }
