@@ -345,6 +345,30 @@ fn a_question_gets_its_answer_even_after_the_stop() {
     let Some(Event::Failed(_)) = running.outcomes(&[1])[&1].ending.clone() else { panic!("not refused") };
 }
 
+/// Nobody has unloaded it: who comes too late is told the fault as well.
+#[test]
+fn whoever_comes_after_the_fault_that_ended_an_engine_is_told_it() {
+    for flags in [&["ROW_TOO_NARROW"][..], &["NO_END_ELEMENT", "NO_BATCH", "EOG_EVERY=1"]] {
+        let running = Running::new(flags);
+        running.model.submit(1, greedy("hello", 3));
+        let mut endings = Vec::new();
+        let lost = loop {
+            match running.reports.recv().unwrap() {
+                Report::Events(events) => endings.extend(events),
+                Report::Lost(fault) => break fault,
+                Report::Drained => panic!("it was not drained"),
+            }
+        };
+        assert_eq!(lost.code, ErrorCode::EngineFault, "{flags:?}");
+        assert!(matches!(endings.last(), Some((1, Event::Failed(_)))), "{flags:?}");
+        for id in 2..50 {
+            running.model.submit(id, greedy("hello", 3));
+            let late = running.outcomes(&[id]).remove(&id).unwrap();
+            assert_eq!(late.ending, Some(Event::Failed(lost.clone())), "{flags:?}");
+        }
+    }
+}
+
 #[test]
 fn an_engine_takes_one_model_after_another_and_two_at_once() {
     let running = Running::new(&[]);

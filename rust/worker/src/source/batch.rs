@@ -10,7 +10,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -41,6 +41,8 @@ pub(crate) struct BatchSource {
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
     occupancy: Arc<Mutex<Occupancy>>,
+    /// Why there are no more steps, from when the thread ends.
+    ended: Arc<OnceLock<Fault>>,
 }
 
 /// Has a session's context made anew, and tells what came of it.
@@ -61,6 +63,8 @@ impl BatchSource {
         let (commands, inbox) = mpsc::channel();
         let occupancy = Arc::new(Mutex::new(session.occupancy()));
         let shown = Arc::clone(&occupancy);
+        let ended = Arc::new(OnceLock::new());
+        let why = Arc::clone(&ended);
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
             let mut scheduler = Scheduler {
                 session,
@@ -72,10 +76,10 @@ impl BatchSource {
                 looked: Instant::now(),
                 report,
             };
-            scheduler.run(&inbox);
-            scheduler.stop_listening(&inbox);
+            let fault = scheduler.run(&inbox);
+            scheduler.stop_listening(&inbox, why.get_or_init(|| fault));
         })?;
-        Ok(Self { commands, thread: Mutex::new(Some(thread)), occupancy })
+        Ok(Self { commands, thread: Mutex::new(Some(thread)), occupancy, ended })
     }
 
     /// How busy it was a moment ago.
@@ -85,7 +89,8 @@ impl BatchSource {
 
     pub(crate) fn submit(&self, id: RequestId, request: Box<ValidRequest>, report: &Reporter) {
         if self.commands.send(Command::Submit(id, request)).is_err() {
-            report.event(id, Event::Failed(stopped()));
+            let fault = self.ended.get().cloned().unwrap_or_else(stopped);
+            report.event(id, Event::Failed(fault));
         }
     }
 
@@ -140,15 +145,21 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    fn run(&mut self, inbox: &Receiver<Command>) {
+    /// Until it is told to stop, or the engine is of no more use. Gives what later requests are told.
+    fn run(&mut self, inbox: &Receiver<Command>) -> Fault {
         let looped = catch_unwind(AssertUnwindSafe(|| self.step_until_stopped(inbox)));
-        let fault = match looped {
-            Ok(None) => return self.end_all(&stopped()),
-            Ok(Some(fault)) => fault,
-            Err(_) => Fault::new(ErrorCode::Internal, "the scheduler panicked; this is a defect of llm-node"),
+        let lost = match looped {
+            Ok(lost) => lost,
+            Err(_) => {
+                Some(Fault::new(ErrorCode::Internal, "the scheduler panicked; this is a defect of llm-node"))
+            }
         };
+        let fault = lost.clone().unwrap_or_else(stopped);
         self.end_all(&fault);
-        self.report.tell(Report::Lost(fault));
+        if let Some(lost) = lost {
+            self.report.tell(Report::Lost(lost));
+        }
+        fault
     }
 
     /// Gives the fault after which the engine is of no more use; `None`: it was told to stop.
@@ -258,9 +269,9 @@ impl Scheduler {
     }
 
     /// What was sent before the channel closed gets its ending too.
-    fn stop_listening(self, inbox: &Receiver<Command>) {
+    fn stop_listening(self, inbox: &Receiver<Command>, fault: &Fault) {
         let late = inbox.try_iter().filter_map(|command| match command {
-            Command::Submit(id, _) => Some((id, Event::Failed(stopped()))),
+            Command::Submit(id, _) => Some((id, Event::Failed(fault.clone()))),
             _ => None,
         });
         self.report.events(late.collect());

@@ -78,7 +78,8 @@ struct State {
     running: HashMap<RequestId, Arc<AtomicBool>>,
     draining: bool,
     stopping: bool,
-    lost: bool,
+    /// Why the engine is of no more use.
+    lost: Option<Fault>,
 }
 
 impl BlockingSource {
@@ -94,7 +95,7 @@ impl BlockingSource {
                 running: HashMap::new(),
                 draining: false,
                 stopping: false,
-                lost: false,
+                lost: None,
             }),
             changed: Condvar::new(),
             generator,
@@ -113,7 +114,9 @@ impl BlockingSource {
     pub(crate) fn submit(&self, id: RequestId, request: Prepared) {
         let mut state = self.shared.lock();
         let (source, weight) = (request.source, request.weight);
-        let queued = if state.draining || state.stopping || state.lost {
+        let queued = if let Some(fault) = &state.lost {
+            Err(fault.clone())
+        } else if state.draining || state.stopping {
             Err(stopped())
         } else {
             state.waiting.push(Waiting { id, request, taken: Instant::now() }, source, weight, 0)
@@ -203,7 +206,7 @@ impl Shared {
         let mut state = self.lock();
         loop {
             let Some(waiting) = state.waiting.take(0) else {
-                if state.stopping || state.lost {
+                if state.stopping || state.lost.is_some() {
                     return;
                 }
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -217,9 +220,9 @@ impl Shared {
             state = self.lock();
             state.running.remove(&id);
             if let Some(fault) = lost
-                && !state.lost
+                && state.lost.is_none()
             {
-                state.lost = true;
+                state.lost = Some(fault.clone());
                 let left = state.fail_waiting(&fault);
                 drop(state);
                 self.report.events(left);
