@@ -31,7 +31,7 @@ ARROWS = {
     "llm-node-wire": {"llm-node-core"},
     "llm-node-worker": {"llm-node-host", "llm-node-wire", "llm-node-core", "llm-node-cpu"},
     # of the ABI, the version alone
-    "llm-node-node": {"llm-node-fleet", "llm-node-wire", "llm-node-core", "llm-node-abi"},
+    "llm-node-node": {"llm-node-fleet", "llm-node-wire", "llm-node-core", "llm-node-cpu", "llm-node-abi"},
     "llm-node-py": {
         "llm-node-node",
         "llm-node-worker",

@@ -217,7 +217,11 @@ impl Processes {
             secret,
             read_out,
         };
-        spawn_thread("worker-reader", move || reading.run(reading_end));
+        spawn_thread("worker-reader", move || {
+            // Tokens do not wait behind a load on the same core.
+            llm_node_cpu::ask_for_short_slices();
+            reading.run(reading_end);
+        });
         let traffic = Arc::clone(traffic);
         let worker = process.link.worker;
         spawn_thread("worker-writer", move || write(worker, stream, &outgoing, &traffic));

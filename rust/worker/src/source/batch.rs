@@ -66,6 +66,8 @@ impl BatchSource {
         let ended = Arc::new(OnceLock::new());
         let why = Arc::clone(&ended);
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
+            // Tokens do not wait behind a load on the same core.
+            llm_node_cpu::ask_for_short_slices();
             let mut scheduler = Scheduler {
                 session,
                 live: HashSet::new(),

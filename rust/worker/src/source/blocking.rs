@@ -105,7 +105,11 @@ impl BlockingSource {
         let threads = (0..at_once)
             .map(|n| {
                 let shared = Arc::clone(&shared);
-                thread::Builder::new().name(format!("generate-{n}")).spawn(move || shared.work())
+                thread::Builder::new().name(format!("generate-{n}")).spawn(move || {
+                    // Tokens do not wait behind a load on the same core.
+                    llm_node_cpu::ask_for_short_slices();
+                    shared.work();
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { shared, threads: Mutex::new(threads), at_once })
