@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -251,6 +254,24 @@ async def test_all_else_goes_on(crowd: RunningNode, hostile: Hostile) -> None:
         assert max(slowest.values()) <= AT_ONCE, slowest
 
 
+def test_tokens_do_not_wait_behind_a_load_on_the_same_core(crowd: RunningNode) -> None:
+    """The threads that they pass ask for short slices of the processor."""
+    crowd.reload("slow-questions")
+
+    def slices(pid: int, name: str) -> set[str]:
+        threads = [
+            it for it in Path(f"/proc/{pid}/task").iterdir() if (it / "comm").read_text().strip() == name
+        ]
+        found = [re.search(r"^se\.slice\s*:\s*(\d+)$", (it / "sched").read_text(), re.M) for it in threads]
+        if not all(found):
+            pytest.skip("this kernel tells no slices, or has none: Linux 6.12 and later does")
+        return {it[1] for it in found if it}
+
+    usual = slices(os.getpid(), Path("/proc/self/comm").read_text().strip())
+    assert slices(worker(crowd, "calm"), "scheduler") == {"100000"} != usual
+    assert slices(crowd.process.pid, "worker-reader") == {"100000"}
+
+
 # ---- how long it takes, on a machine that does nothing else: make soak ------------------------------
 
 quiet = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="measures times: make soak")
@@ -271,8 +292,24 @@ async def test_embeddings_under_way_hold_no_report_up(crowd: RunningNode) -> Non
     assert max(took) < 0.05
 
 
+LOADS = """
+import http.client, sys
+
+node = http.client.HTTPConnection(sys.argv[1])
+while True:
+    for path in ("load", "unload"):
+        body, headers = '{"model_id": "large"}', {"Content-Type": "application/json"}
+        node.request("POST", f"/api/models/{path}", body, headers)
+        reply = node.getresponse()
+        reply.read()
+        assert reply.status == 200
+    print("loaded", flush=True)
+"""
+"""A client of its own, so that what it does holds up nobody's reading of a stream."""
+
+
 @quiet
-async def test_loads_of_a_gigabyte_leave_a_stream_its_pace(crowd: RunningNode) -> None:
+async def test_loads_of_a_gigabyte_leave_a_stream_its_pace(crowd: RunningNode, tmp_path: Path) -> None:
     """Of the pauses between its chunks, those that 99 % stay below; by turns with loads and without."""
 
     async def pause(client: aiohttp.ClientSession) -> float:
@@ -283,21 +320,23 @@ async def test_loads_of_a_gigabyte_leave_a_stream_its_pace(crowd: RunningNode) -
             last = now
         return statistics.quantiles(pauses[1:], n=100)[98]
 
-    async def load_and_unload(client: aiohttp.ClientSession) -> None:
-        while True:
-            for path in ("/api/models/load", "/api/models/unload"):
-                assert await post(client, crowd, path, {"model_id": "large"}) == 200
-                loads[path] = loads.get(path, 0) + 1
-
-    loads: dict[str, int] = {}
-    alone, beside = [], []
+    host, port = crowd.address
+    program = (sys.executable, "-c", LOADS, f"{host}:{port}")
+    alone, beside, count = [], [], 0
     async with session() as client:
         for _ in range(7):
             alone.append(await pause(client))
-            async with under_way(load_and_unload(client)):
+            loads = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
+            assert loads.stdout is not None
+            try:
+                await asyncio.sleep(0.3)
                 beside.append(await pause(client))
+            finally:
+                loads.kill()
+            count += len((await loads.stdout.read()).splitlines())
+            await loads.wait()
             await post(client, crowd, "/api/models/unload", {"model_id": "large"})
     usual, loaded = statistics.median(alone), statistics.median(beside)
-    print(f"{loads} loads; 99 % of pauses: {1000 * usual:.2f} ms alone, {1000 * loaded:.2f} ms beside them")
-    assert loads["/api/models/load"] >= 7
+    print(f"{count} loads; 99 % of pauses: {1000 * usual:.2f} ms alone, {1000 * loaded:.2f} ms beside them")
+    assert count >= 7
     assert loaded <= 1.2 * usual
