@@ -340,6 +340,7 @@ async def test_loads_of_a_gigabyte_leave_a_stream_its_pace(crowd: RunningNode) -
             try:
                 await asyncio.sleep(0.3)
                 beside.append(await pause(client))
+                assert loads.returncode is None, "the loads ended: what was measured is the stream alone"
             finally:
                 loads.kill()
             count += len((await loads.stdout.read()).splitlines())
