@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,30 @@ def test_what_would_fit_is_not_said_where_no_engine_can_say(tmp_path: Path) -> N
     with toy_node(tmp_path, models, "--vram-limit", "16M", defines={"FAKE_MEMORY_ALONE": None}) as node:
         assert "would_fit" not in refusal_of(node, {"model_id": "m"})
         assert node.post("/api/models/plan", {"model_id": "m"}).json()["would_fit"] is None
+
+
+def test_an_engine_is_asked_once_what_would_fit(tmp_path: Path) -> None:
+    models = dict.fromkeys("ab", f"n_context=1000000\nestimate_bytes={10 * MIB}")
+    with toy_node(tmp_path, models, "--vram-limit", "16M", defines={"FAKE_TELL_OPENINGS": None}) as node:
+
+        def openings() -> int:
+            return node.log_text().count("the toy opens a model")
+
+        def load(model: str) -> dict[str, Any]:
+            return {"model_id": model, "context_length": 200_000, "max_sequences": 1}
+
+        first = refusal_of(node, load("a"))["would_fit"]
+        alone = openings() - 1
+        assert first and alone >= 1
+        before = openings()
+        for _ in range(3):
+            assert refusal_of(node, load("a"))["would_fit"] == first
+        assert openings() - before == 3, "each of the loads itself"
+        before = openings()
+        with ThreadPoolExecutor(8) as at_once:
+            planned = list(at_once.map(lambda _: node.post("/api/models/plan", load("b")).json(), range(8)))
+        assert [plan["would_fit"] for plan in planned] == [first] * 8
+        assert openings() - before == alone, "they share one process"
+        # Another file under that name.
+        (tmp_path / "models/a.toy").write_text(f"TOY1\nn_context=1000000\nestimate_bytes={12 * MIB}\n")
+        assert refusal_of(node, load("a"))["would_fit"] != first

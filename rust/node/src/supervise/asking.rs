@@ -24,10 +24,12 @@ use crate::registry::{Probe, verdict::Refusal};
 const END_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A process that has been told to load, and waits with that for ever. It ends with this.
+#[derive(Debug)]
 pub(super) struct Asked {
     process: Arc<Process>,
     controls: mpsc::Receiver<Control>,
-    deadline: Instant,
+    /// How long an answer may take.
+    timeout: Duration,
 }
 
 impl Asked {
@@ -35,7 +37,7 @@ impl Asked {
     pub(super) fn begin(inner: &Inner, plan: LoadPlan) -> Result<(Self, Estimate), Fault> {
         let (process, controls) =
             thrown_away(inner, &plan.engine.id, Sight::of(&plan.engine.gpu_backend, &plan.place))?;
-        let asked = Self { process, controls, deadline: Instant::now() + inner.config.load_timeout() };
+        let asked = Self { process, controls, timeout: inner.config.load_timeout() };
         asked.process.link.send(ToWorker::Load(plan));
         let Estimate { uses, figures } = asked.hear(|message| match message {
             FromWorker::Estimated(estimate) => Some(Ok(estimate)),
@@ -45,7 +47,7 @@ impl Asked {
     }
 
     /// What it says that it takes with such a context; `None`: it cannot say.
-    pub(super) fn size(&mut self, sizing: Sizing) -> Result<Option<Vec<MemoryUse>>, Fault> {
+    pub(super) fn size(&self, sizing: Sizing) -> Result<Option<Vec<MemoryUse>>, Fault> {
         self.process.link.send(ToWorker::Size(sizing));
         let uses = self.hear(|message| match message {
             FromWorker::Sized(uses) => Some(uses),
@@ -55,8 +57,9 @@ impl Asked {
     }
 
     fn hear<T>(&self, mut is_it: impl FnMut(FromWorker) -> Option<Result<T, Fault>>) -> Result<T, Fault> {
+        let deadline = Instant::now() + self.timeout;
         loop {
-            match self.controls.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+            match self.controls.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Control::Message(FromWorker::LoadFailed(fault))) => return Err(fault),
                 Ok(Control::Message(message)) => {
                     if let Some(heard) = is_it(message) {
@@ -115,8 +118,7 @@ fn end(process: &Process) {
 /// The devices that an engine can use, as they are now.
 pub(super) fn list(inner: &Inner, address: &EngineAddress) -> Result<Vec<EngineDevice>, Fault> {
     let (process, controls) = thrown_away(inner, &address.id, Sight::All)?;
-    let deadline = Instant::now() + inner.config.probe_timeout();
-    let asked = Asked { process, controls, deadline };
+    let asked = Asked { process, controls, timeout: inner.config.probe_timeout() };
     asked.process.link.send(ToWorker::List(address.clone()));
     asked.hear(|message| match message {
         FromWorker::Devices { devices, .. } => Some(Ok(devices)),

@@ -19,7 +19,7 @@ use llm_node_wire::message::{EngineAddress, LoadPlan, Scheduling, Speculation};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Inner, asking::Asked, environment::Sight, inflight::Reply, process::Process, written};
+use super::{Inner, environment::Sight, inflight::Reply, process::Process, said::Look, written};
 use crate::{choose::choose, host_memory, models::Model, registry::verdict::Candidate};
 
 /// What a client may say of a load.
@@ -365,13 +365,13 @@ pub(super) fn to_be(inner: &Inner, model_id: &str, wishes: &ModelOptions) -> Opt
     }
 }
 
-/// What its engine says that it would take; and a process that may be asked more, where nothing is known of such a load.
+/// What its engine says that it would take; and who may be asked more, where nothing is known of such a load.
 pub(super) fn foresee(
     inner: &Inner,
     model_id: &str,
     setup: &Setup,
     format: Option<&str>,
-) -> Result<(Foreseen, Option<Asked>), Fault> {
+) -> Result<(Foreseen, Option<Look>), Fault> {
     let (found, plan) = find(inner, model_id, setup, format)?;
     // What it takes does not depend on where that is.
     let place = setup.to_look_at(&inner.fleet.view().gpus);
@@ -392,13 +392,14 @@ pub(super) fn foresee(
         };
         return Ok((foreseen, None));
     }
-    let (asked, Estimate { uses, figures }) = Asked::begin(inner, LoadPlan { place, ..*plan })?;
+    let look = inner.said.look(key.clone(), LoadPlan { place, ..*plan });
+    let Estimate { uses, figures } = look.estimate(inner)?;
     let basis = if uses.is_some() || figures.are_of_contexts() { Basis::Engine } else { Basis::FileSize };
     let memory = uses.unwrap_or_default();
     let (seconds, before, sized) = (None, None, Vec::new());
     let foreseen =
         Foreseen { engine, size_bytes, memory, basis, seconds, figures, key, setup, before, sized };
-    Ok((foreseen, Some(asked)))
+    Ok((foreseen, Some(look)))
 }
 
 /// Has the engine of a file's model estimate it, for one sequence.
@@ -419,12 +420,13 @@ pub(super) fn plan_file(inner: &Inner, path: &Path, context_length: Option<u32>)
     let place = setup.to_look_at(&inner.fleet.view().gpus);
     let plan = LoadPlan { place, ..plan(inner, &model, candidate, &setup)? };
     let size = plan.size;
-    let (mut asked, estimate) = Asked::begin(inner, plan)?;
+    let look = inner.said.look(key(inner, &model, &plan)?, plan);
+    let estimate = look.estimate(inner)?;
     let memory = if estimate.figures.are_of_contexts() {
         let own = length_of(&estimate.figures.one);
         let context_length = size.context_length.unwrap_or(own);
         let shape = Shape { context_length, max_sequences: 1, cache_tokens: 0 };
-        asked.size(Sizing { size, shape: Some(shape) })?
+        look.size(inner, Sizing { size, shape: Some(shape) })?
     } else {
         estimate.uses
     };

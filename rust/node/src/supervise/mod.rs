@@ -22,6 +22,7 @@ mod planning;
 mod process;
 mod remembered;
 mod report;
+mod said;
 mod silence;
 mod suspects;
 mod would_fit;
@@ -57,6 +58,7 @@ use self::{
     process::{Processes, shutting_down},
     remembered::Remembered,
     report::{ModelRow, SystemRow},
+    said::Said,
     suspects::Fingerprint,
 };
 pub use self::{
@@ -113,6 +115,7 @@ struct Inner {
     /// Requests that wait for loads, by what they call their model.
     parked: Mutex<HashMap<String, usize>>,
     engine_devices: EngineDevices,
+    said: Said,
     /// Loads and unloads.
     changes: Errands,
     /// Looks at what there is.
@@ -172,6 +175,7 @@ impl Supervisor {
                 names: Mutex::default(),
                 parked: Mutex::default(),
                 engine_devices: EngineDevices::default(),
+                said: Said::default(),
                 changes: Errands::default(),
                 reports: Errands::default(),
                 config,

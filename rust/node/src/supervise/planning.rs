@@ -9,10 +9,10 @@ use llm_node_fleet::{Basis, Event, Foreseen, Planned};
 
 use super::{
     Inner,
-    asking::Asked,
     inflight::Reply,
     load::{LoadRequest, foresee, prepare, to_be},
     report::plan,
+    said::Look,
     would_fit,
 };
 
@@ -50,20 +50,20 @@ pub(super) fn as_said(
     inner: &Inner,
     model_id: &str,
     wishes: &ModelOptions,
-    mut foreseen: Option<&mut (Foreseen, Option<Asked>)>,
+    mut foreseen: Option<&mut (Foreseen, Option<Look>)>,
 ) -> Result<Planned, Fault> {
     loop {
         let ticket = inner.traffic.number();
         let (model_id, wishes) = (model_id.to_owned(), wishes.clone());
         let known = foreseen.as_deref().map(|(foreseen, _)| foreseen.clone());
         let planned = inner.fleet.plan(ticket, Event::Plan { ticket, model_id, wishes, foreseen: known })?;
-        let (Some((foreseen, Some(asked))), Some(shape)) = (foreseen.as_deref_mut(), planned.shape) else {
+        let (Some((foreseen, Some(look))), Some(shape)) = (foreseen.as_deref_mut(), planned.shape) else {
             return Ok(planned);
         };
         let is_said =
             planned.foreseen.basis == Basis::Measured || foreseen.sized.iter().any(|it| it.0 == shape);
         let Some(setup) = foreseen.setup.as_ref().filter(|_| !is_said) else { return Ok(planned) };
-        let Some(uses) = asked.size(Sizing { size: setup.wish().size, shape: Some(shape) })? else {
+        let Some(uses) = look.size(inner, Sizing { size: setup.wish().size, shape: Some(shape) })? else {
             return Ok(planned);
         };
         foreseen.sized.push((shape, uses));

@@ -13,9 +13,9 @@ use llm_node_fleet::{Foreseen, Planned, Verdict};
 
 use super::{
     Inner,
-    asking::Asked,
     load::{foresee, to_be},
     planning::{Order, as_said},
+    said::Look,
 };
 
 /// Options that halve what a token takes, of engines that know them.
@@ -35,7 +35,7 @@ pub(super) fn look(
     inner: &Inner,
     order: &Order<'_>,
     planned: &mut Planned,
-    own: (Foreseen, Option<Asked>),
+    own: (Foreseen, Option<Look>),
 ) -> Option<Vec<ModelOptions>> {
     let (largest, length) = (planned.largest_context?, own.0.longest()?);
     let is_whole = planned.shape.is_some_and(|shape| shape.context_length >= length);
@@ -85,7 +85,7 @@ fn longest(
     order: &Order<'_>,
     options: Option<&Options>,
     most: u32,
-    mut known: (Foreseen, Option<Asked>),
+    mut known: (Foreseen, Option<Look>),
 ) -> Option<ModelOptions> {
     // A sum has what a longer context takes beside its cache.
     let least = known.0.longest().map_or(LEAST, |own| own.min(LEAST));
@@ -121,7 +121,7 @@ fn longest(
     best
 }
 
-fn foreseen(inner: &Inner, order: &Order<'_>, wishes: &ModelOptions) -> Option<(Foreseen, Option<Asked>)> {
+fn foreseen(inner: &Inner, order: &Order<'_>, wishes: &ModelOptions) -> Option<(Foreseen, Option<Look>)> {
     foresee(inner, order.model_id, &to_be(inner, order.model_id, wishes)?, order.format).ok()
 }
 
