@@ -260,8 +260,9 @@ class Supervisor:
     def unload(self, model_id: str, timeout_seconds: float) -> int:
         """A ticket: drain, stop and wait. What comes is null."""
 
-    def system(self) -> int:
-        """A ticket for a JSON object: devices, ledger, versions."""
+    def system(self, is_fresh: bool) -> int:
+        """A ticket for a JSON object: devices, ledger, versions. `is_fresh`: waits for figures of GPUs that
+        nobody reads as long as nothing is loaded."""
 
     def incidents(self) -> int:
         """A ticket for a JSON array: what has gone wrong lately, oldest first."""

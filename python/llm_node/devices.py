@@ -123,13 +123,10 @@ def make_device_files(backend: str, folder: Path = Path("/dev")) -> None:
 
 
 def read(backend: str) -> list[Device]:
-    """The devices whose memory models of this backend take, with what is free now."""
+    """The devices whose memory models of this backend take, with what is free now. Of GPUs that NVML does not
+    know their engine tells: `rust/node/src/supervise/engine_devices.rs`."""
     if backend == "cpu":
         return [host()]
-    if backend == "metal":
-        # Unified memory: the GPU's is the host's.
-        memory = host()
-        return [Device(0, "Apple GPU", None, memory.total_bytes, memory.free_bytes, "unified")]
     return cuda_gpus() if backend == "cuda" else nvidia_gpus()
 
 
@@ -156,7 +153,7 @@ class Reader:
 
     def read(self) -> list[Device]:
         """As the module's `read`."""
-        if self._backend in {"cpu", "metal"}:
+        if self._backend == "cpu":
             return read(self._backend)
         try:
             self._keep_open()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_node import devices
 from llm_node.version import __version__
 from support.engines import fake_engine
 from support.gpu import Gpu
@@ -287,3 +288,19 @@ def test_a_containers_limit_is_named(tmp_path: Path, engines: Path) -> None:
     arguments = ["--gpu-backend", "cpu", "--engines-dir", str(engines)]
     done = run(tmp_path, *arguments, prefix=prefix, GROUPS_OF_A_TEST=str(groups))
     assert "warn  this container may use 256.0 MiB of the machine's " in done.stdout
+
+
+@pytest.mark.skipif(bool(devices.nvidia_gpus()), reason="NVML tells of GPUs here")
+def test_gpus_that_an_engine_alone_knows_are_looked_at(tmp_path: Path) -> None:
+    fake_engine(tmp_path / "engines", "toy", backend="vulkan", defines={"FAKE_DEVICES": 2})
+    done = run(tmp_path, "--gpu-backend", "vulkan", "--engines-dir", str(tmp_path / "engines"))
+    assert done.returncode == 0, done.stdout
+    for index in (0, 1):
+        assert f"ok    GPU {index} a toy device: 8.0 GiB, 8.0 GiB free; an engine tells of it" in done.stdout
+
+
+@pytest.mark.skipif(bool(devices.nvidia_gpus()), reason="NVML tells of GPUs here")
+def test_an_engine_that_knows_no_gpu_is_a_warning(tmp_path: Path) -> None:
+    fake_engine(tmp_path / "engines", "toy", backend="vulkan", defines={"FAKE_NO_MEMORY": None})
+    done = run(tmp_path, "--gpu-backend", "vulkan", "--engines-dir", str(tmp_path / "engines"))
+    assert "warn  no engine tells of a GPU for vulkan: what models take counts as the host's" in done.stdout

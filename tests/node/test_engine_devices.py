@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 
 from llm_node import devices
+from llm_node.node import Node
+from llm_node.pull import estimate
+from llm_node.pull.choose import Machine, Need
+from llm_node.settings import Settings
 from support.engines import fake_engine
-from support.node import Answer, RunningNode, running_node
+from support.node import Answer, RunningNode, command, running_node
 
 GIB = 1 << 30
 MODELS = {"a": 3, "b": 6, "huge": 40}
@@ -108,12 +113,52 @@ def test_a_gpu_without_memory_of_its_own_takes_the_host_s(tmp_path: Path) -> Non
         assert host["reserved_bytes"] >= 3 * GIB
 
 
+def test_a_mac_s_gpu_can_use_so_much_of_the_host_s_memory_as_its_engine_says(tmp_path: Path) -> None:
+    """llama.cpp calls Metal's a GPU, and says how much of the memory it may have."""
+    defines = {"FAKE_DEVICES": 1, "FAKE_DEVICE_BYTES": f"{4 * GIB}ULL", "FAKE_TELL_DEVICES": None}
+    with node_with(tmp_path, backend="metal", **defines) as node:
+        node.extra["home"] = tmp_path / "node"
+        (row,) = gpus_once(node, 1)
+        assert (row["kind"], row["account"], row["name"]) == ("unified", "host", "a toy device")
+        (host,) = (row for row in node.get("/api/system").json()["devices"] if row["kind"] == "host")
+        assert host["limit_bytes"] == 4 * GIB
+        started = node.log_text().count("the toy starts")
+        assert load(node, "b").json()["error"]["code"] == "oom_ram"
+        assert load(node, "a").status == 200
+        assert node.log_text().count("the toy starts") == started + 3, (
+            "two loads, and what would fit in place of the first: nobody looks at the GPU again"
+        )
+        done = command(node, "doctor")
+        assert "GPU 0 a toy device: its memory is the host's; an engine tells of it" in done.stdout, done
+
+
 def test_an_engine_that_does_not_tell_how_much_it_has_leaves_the_host_s(tmp_path: Path) -> None:
     with node_with(tmp_path, "--vram-limit", "5G", FAKE_DEVICE_BYTES="0ULL") as node:
         error = load(node, "b").json()["error"]
         assert error["code"] == "oom_vram"
         assert gpus(node) == []
         assert load(node, "a").status == 200
+
+
+@pytest.mark.parametrize(
+    ("defines", "has_gpu_memory"), [({"FAKE_DEVICES": 2}, True), ({"FAKE_DEVICE_BYTES": "0ULL"}, False)]
+)
+def test_a_pull_counts_on_what_an_engine_tells(
+    tmp_path: Path, defines: dict[str, Any], has_gpu_memory: bool
+) -> None:
+    """Where nobody tells of memory of GPUs, models take the host's."""
+
+    async def machine() -> Machine:
+        fake_engine(tmp_path / "engines", "toy", backend="vulkan", defines=defines)
+        settings = Settings(engines_dir=(tmp_path / "engines",), models_dir=tmp_path, gpu_backend="vulkan")
+        async with Node(settings) as node:
+            return await estimate.machine(node)
+
+    found = asyncio.run(machine())
+    assert (found.has_gpu_memory, found.on_cpu) == (has_gpu_memory, False)
+    most = 2 * 8 * GIB if has_gpu_memory else devices.host().total_bytes
+    assert most // 2 < found.bytes <= most
+    assert found.fits(Need(GIB, GIB)) and not found.fits(Need(found.bytes + 1, 0))
 
 
 def test_an_engine_that_dies_when_it_is_asked_takes_nothing_with_it(tmp_path: Path) -> None:

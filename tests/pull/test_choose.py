@@ -35,12 +35,16 @@ def on_cpu(figures: Figures) -> Figures:
     return Figures(figures.size, turned(figures.weights), turned(figures.rest), turned(figures.per_token))
 
 
+def with_gpu(room: int, host: int = 0) -> Machine:
+    return Machine(Need(room, host), on_cpu=False, has_gpu_memory=True)
+
+
 def chosen(
     billions: float, room_gib: float, *labels: str, cpu: bool = False, longest: int = 131_072
 ) -> Choice | None:
     found, figures, parameters = model(billions, *labels)
     room = int(room_gib * GIB)
-    machine = Machine(Need(0, room) if cpu else Need(room, 0), on_cpu=cpu)
+    machine = Machine(Need(0, room), True, False) if cpu else with_gpu(room)
     return choose(found, on_cpu(figures) if cpu else figures, parameters, machine, longest)
 
 
@@ -87,14 +91,14 @@ def test_where_nothing_fits_well_nothing_is_chosen() -> None:
 
 def test_the_only_form_there_is() -> None:
     found, figures, parameters = model(8, "F16")
-    assert choose(found, figures, parameters, Machine(Need(80 * GIB, 0), on_cpu=False), None) is not None
+    assert choose(found, figures, parameters, with_gpu(80 * GIB), None) is not None
     native = [Version("MXFP4", (File("m.gguf", int(parameters * 4.1 / 8)),))]
-    assert choose(native, figures, parameters, Machine(Need(80 * GIB, 0), on_cpu=False), None) is not None
+    assert choose(native, figures, parameters, with_gpu(80 * GIB), None) is not None
 
 
 def test_of_equals() -> None:
     found, figures, parameters = model(8, "Q4_0", "UD-Q4_0")
-    choice = choose(found, figures, parameters, Machine(Need(24 * GIB, 0), on_cpu=False), None)
+    choice = choose(found, figures, parameters, with_gpu(24 * GIB), None)
     assert choice is not None and choice.version.label == "UD-Q4_0"
 
 
@@ -144,5 +148,14 @@ def test_whether_it_may_fit_is_told_by_its_weights(
     billions: float | None, room: int, on_cpu: bool, fits: bool | None
 ) -> None:
     parameters = None if billions is None else int(billions * 10**9)
-    memory = Need(0, room * GIB) if on_cpu else Need(room * GIB, 64 * GIB)
-    assert may_fit(parameters, Machine(memory, on_cpu)) is fits
+    machine = Machine(Need(0, room * GIB), True, False) if on_cpu else with_gpu(room * GIB, 64 * GIB)
+    assert may_fit(parameters, machine) is fits
+
+
+def test_what_is_taken_of_a_gpu_without_memory_of_its_own_is_the_hosts() -> None:
+    found, figures, parameters = model(8, "Q4_K_M", "Q8_0")
+    alone = choose(found, figures, parameters, with_gpu(8 * GIB), None)
+    shared = Machine(Need(0, 8 * GIB), on_cpu=False, has_gpu_memory=False)
+    assert alone is not None and choose(found, figures, parameters, shared, None) == alone
+    assert may_fit(parameters, shared) is True and shared.bytes == 8 * GIB
+    assert not shared.fits(Need(5 * GIB, 4 * GIB)), "both are the host's"

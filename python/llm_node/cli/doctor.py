@@ -43,6 +43,20 @@ SMALL_DISK = 2 << 30
 """Bytes, below which hardly a model can be fetched."""
 
 
+READ_OTHERWISE = ("cpu", "cuda")
+"""As in `rust/node/src/supervise/engine_devices.rs`."""
+
+
+class OfNode(NamedTuple):
+    """What a node says of itself."""
+
+    engines: Rows
+    models: Rows
+    obstacles: Obstacles
+    backend: str | None
+    devices: Rows
+
+
 class Finding(NamedTuple):
     """One thing that was looked at."""
 
@@ -77,18 +91,18 @@ def doctor(
         words = "the settings file is left out here"
         seen.append(Finding("fail", f"{words}: {wrong_file}", f"{words}: something in it is wrong"))
     try:
-        running = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
+        found = asyncio.run(_of_running(settings, options.of_a_node(context.obj, given)))
     except Failed as error:
-        running = None
+        found = None
         reason = _in_one_line(error.message)
         seen.append(Finding("fail", f"{reason}; this machine is looked at in its place"))
-    if running is None:
+    if found is None:
         seen += [*_settings(settings), *_devices(settings), *_memory(), *_engines_and_models(settings)]
     else:
-        url, engines, models, obstacles, backend = running
-        of_node = dataclasses.replace(settings, gpu_backend=backend or settings.gpu_backend)
+        url, running = found
+        of_node = dataclasses.replace(settings, gpu_backend=running.backend or settings.gpu_backend)
         seen.append(Finding("ok", f"a node runs at {url}: its engines and models are looked at"))
-        seen += [*_devices(of_node), *_memory(), *_judged(engines, models, obstacles, backend)]
+        seen += [*_devices(of_node), *_memory(), *_judged(running)]
     rest = [*_packages(settings), *_caches(settings), *_disk(settings), *_files()]
     if online:
         rest.append(asyncio.run(_hub(settings)))
@@ -171,14 +185,16 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
     from llm_node.cli import own_node
 
     try:
-        engines, models, obstacles, backend = own_node.look_up(settings, _all)
+        own = own_node.look_up(settings, _all)
     except click.ClickException as error:
         yield Finding("fail", error.message)
         return
-    yield from _judged(engines, models, obstacles, backend)
+    yield from _judged(own)
 
 
-def _judged(engines: Rows, models: Rows, obstacles: Obstacles, backend: str | None) -> Iterator[Finding]:
+def _judged(node: OfNode) -> Iterator[Finding]:
+    engines, models, obstacles, backend, system = node
+    yield from _told_gpus(backend, system)
     for engine in engines:
         name = f"engine {engine['id']} for {engine['gpu_backend']}"
         if engine["status"] == "loaded":
@@ -202,10 +218,8 @@ def _judged(engines: Rows, models: Rows, obstacles: Obstacles, backend: str | No
         yield Finding("warn", "no model can be loaded: what is wrong with each stands above")
 
 
-async def _of_running(
-    settings: Settings, unheeded: Sequence[str]
-) -> tuple[str, Rows, Rows, Obstacles, str | None] | None:
-    """The URL of the node that runs, and what `_all` gives of one of our own; None: none runs."""
+async def _of_running(settings: Settings, unheeded: Sequence[str]) -> tuple[str, OfNode] | None:
+    """The URL of the node that runs, and what it says; None: none runs."""
     from llm_node.cli import failure, remote
 
     try:
@@ -214,16 +228,35 @@ async def _of_running(
                 return None
             engines = (await node.get("/api/engines"))["engines"]
             models = (await node.get("/api/models"))["models"]
-            backend = (await node.get("/api/system"))["gpu_backend"]
+            system = await node.get("/api/system")
             errors = ((model["model_id"], model.get("error")) for model in models)
             obstacles = {name: (error["code"], error["message"]) for name, error in errors if error}
-            return node.url, engines, models, obstacles, backend
+            return node.url, OfNode(engines, models, obstacles, system["gpu_backend"], system["devices"])
     except remote.RemoteError as error:
         raise failure.of(error) from None
 
 
-async def _all(node: Node) -> tuple[Rows, Rows, Obstacles, str | None]:
-    return await node.engines(), await node.models(), await node.obstacles(), node.gpu_backend
+async def _all(node: Node) -> OfNode:
+    engines, models, obstacles = await node.engines(), await node.models(), await node.obstacles()
+    system = await node.system(fresh=True)
+    return OfNode(engines, models, obstacles, node.gpu_backend, system["devices"])
+
+
+def _told_gpus(backend: str | None, rows: Rows) -> Iterator[Finding]:
+    """Those of which an engine tells, because NVML does not know them."""
+    from llm_node import devices
+
+    if backend is None or backend in READ_OTHERWISE or devices.nvidia_gpus():
+        return
+    gpus = [row for row in rows if row["kind"] != "host"]
+    for gpu in gpus:
+        memory = f"{table.size(gpu['total_bytes'])}, {table.size(gpu['free_bytes'])} free"
+        if gpu["account"] == "host":
+            memory = "its memory is the host's"
+        yield Finding("ok", f"GPU {gpu['index']} {gpu['name']}: {memory}; an engine tells of it")
+    if not gpus:
+        words = f"no engine tells of a GPU for {backend}: what models take counts as the host's memory"
+        yield Finding("warn", words)
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:

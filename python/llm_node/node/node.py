@@ -440,9 +440,10 @@ class Node:
         """Drain the model's worker for at most so long, end it, wait until it is gone."""
         await self._outcome(self._running().unload(model_id, timeout_seconds))
 
-    async def system(self) -> dict[str, Any]:
-        """Devices with what is free now, the ledger, versions."""
-        report: dict[str, Any] = await self._outcome(self._running().system())
+    async def system(self, *, fresh: bool = False) -> dict[str, Any]:
+        """Devices with what is free now, the ledger, versions. GPUs that NVML does not know are not read
+        while nothing is loaded: `fresh` has them read, and waits for that."""
+        report: dict[str, Any] = await self._outcome(self._running().system(fresh))
         return report
 
     async def incidents(self) -> list[dict[str, Any]]:

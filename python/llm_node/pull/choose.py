@@ -54,10 +54,6 @@ class Need:
         """Both."""
         return self.gpu + self.host
 
-    def fits(self, room: Need) -> bool:
-        """Is there so much?"""
-        return self.gpu <= room.gpu and self.host <= room.host
-
 
 @dataclass(frozen=True)
 class Figures:
@@ -89,6 +85,19 @@ class Machine:
 
     room: Need
     on_cpu: bool
+    has_gpu_memory: bool
+    """Else what is taken of GPUs, where there are any, is the host's."""
+
+    @property
+    def bytes(self) -> int:
+        """What there is where weights lie."""
+        return self.room.gpu if self.has_gpu_memory else self.room.host
+
+    def fits(self, need: Need) -> bool:
+        """Is there so much?"""
+        if not self.has_gpu_memory:
+            return need.total <= self.room.host
+        return need.gpu <= self.room.gpu and need.host <= self.room.host
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ def choose(
             version
             for version in able
             if (bits(version, parameters) >= least or _is_native(version))
-            and figures.need(version.size, length).fits(machine.room)
+            and machine.fits(figures.need(version.size, length))
         ]
         if fitting:
             best = _best(fitting)
@@ -177,11 +186,10 @@ def choose(
 def may_fit(parameters: int | None, machine: Machine) -> bool | None:
     """Has some version of a model with so many weights room here, by the size of its weights alone? None:
     nobody can tell."""
-    room = machine.room.host if machine.on_cpu else machine.room.gpu
-    if not parameters or not room:
+    if not parameters or not machine.bytes:
         return None
     least = min(bits for _, bits in ROWS)
-    return parameters * least / 8 <= room
+    return parameters * least / 8 <= machine.bytes
 
 
 def _worth_it(found: Sequence[Version], parameters: int | None, machine: Machine) -> list[Version]:

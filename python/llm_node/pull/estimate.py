@@ -59,13 +59,16 @@ async def probe(node: Node, hub: Hub, repository: Repository, version: Version, 
 async def machine(node: Node) -> Machine:
     """What models may take here, once all that are loaded have gone."""
     gpu = host = 0
-    for device in (await node.system())["devices"]:
+    has_gpu_memory = False
+    for device in (await node.system(fresh=True))["devices"]:
         room = min(device["limit_bytes"], device["free_bytes"] + device["reserved_bytes"])
-        if device["kind"] != "host":
-            gpu += room
-        else:
+        if device["account"] == "host":
             host += room
-    return Machine(Need(gpu, host), on_cpu=node.gpu_backend == "cpu")
+        else:
+            gpu += room
+            has_gpu_memory = True
+    on_cpu = node.gpu_backend == "cpu"
+    return Machine(Need(gpu, host), on_cpu=on_cpu, has_gpu_memory=has_gpu_memory)
 
 
 async def _header(hub: Hub, repository: Repository, file: File) -> tuple[bytes, Mapping[str, Any]]:

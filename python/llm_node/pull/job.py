@@ -255,7 +255,7 @@ class Pulls:
                     "size_bytes": version.size,
                     "bits": round(choose.bits(version, probe.parameters), 2),
                     "needs_bytes": (need := probe.figures.need(version.size, choice.tokens)).total,
-                    "fits": need.fits(machine.room),
+                    "fits": machine.fits(need),
                 }
                 for version in found
             ]
@@ -702,7 +702,7 @@ def _why(repository: str, choice: Choice, machine: choose.Machine) -> list[str]:
     if better is None or choice.better_need is None:
         beyond = "There is no larger version."
     else:
-        reason = "which is slower here" if choice.better_need.fits(machine.room) else "more than there is"
+        reason = "which is slower here" if machine.fits(choice.better_need) else "more than there is"
         beyond = (
             f"The next larger one, {better.label}, needs {gibibytes(choice.better_need.total)}, {reason}."
         )
@@ -740,9 +740,8 @@ def _needs(need: choose.Need, tokens: int, machine: choose.Machine) -> str:
 
 
 def _room(machine: choose.Machine) -> str:
-    if machine.on_cpu:
-        return f"this machine has {gibibytes(machine.room.host)}"
-    return f"the GPU has {gibibytes(machine.room.gpu)}"
+    who = "the GPU" if machine.has_gpu_memory else "this machine"
+    return f"{who} has {gibibytes(machine.bytes)}"
 
 
 def _in_files(version: Version) -> str:

@@ -107,8 +107,8 @@ impl PySupervisor {
         py.detach(|| self.inner.unload(model_id, timeout))
     }
 
-    fn system(&self, py: Python<'_>) -> u64 {
-        py.detach(|| self.inner.system())
+    fn system(&self, py: Python<'_>, is_fresh: bool) -> u64 {
+        py.detach(|| self.inner.system(is_fresh))
     }
 
     fn incidents(&self, py: Python<'_>) -> u64 {

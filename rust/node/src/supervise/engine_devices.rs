@@ -1,7 +1,8 @@
 //! GPUs that NVML knows nothing of: what an engine says of them (`engine.memory/1`).
 //!
 //! Whoever looks at a GPU may take memory of it, by its driver. So a worker that answers is asked, which has it open
-//! already; and where there is none, a process that ends at once, when somebody wants to know.
+//! already; and where there is none, a process that ends at once, when somebody wants to know. Of GPUs that share the
+//! host's memory nobody is asked again: what is free there is measured as the host's.
 
 use std::{sync::mpsc, time::Duration};
 
@@ -14,8 +15,10 @@ use super::{Inner, asking, load::address};
 /// A worker's answer is not waited for longer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The backends whose GPUs are read otherwise: through NVML, or as the host's memory.
-const READ_OTHERWISE: [&str; 3] = ["cpu", "cuda", "metal"];
+/// The backends whose devices are read otherwise: through NVML, or as the host's memory.
+const READ_OTHERWISE: [&str; 2] = ["cpu", "cuda"];
+/// Of these all GPUs share the host's memory, whatever an engine calls them.
+const SHARING: &str = "metal";
 
 /// The last question to a worker: its number, and who waits for the answer.
 #[derive(Debug, Default)]
@@ -24,11 +27,24 @@ struct Asked {
     waits: Option<mpsc::Sender<Vec<EngineDevice>>>,
 }
 
+/// The engine that told of devices last, and which: others may count them otherwise.
+#[derive(Clone, Debug)]
+struct Told {
+    engine: String,
+    devices: Vec<Device>,
+}
+
+impl Told {
+    /// Is what it said still so?
+    fn lasts(&self) -> bool {
+        self.devices.iter().all(|device| device.kind == DeviceKind::Unified)
+    }
+}
+
 /// Who tells of the devices, and who waits for a worker to do so.
 #[derive(Debug, Default)]
 pub(super) struct EngineDevices {
-    /// The engine that told of some last: others may count them otherwise.
-    by: Mutex<Option<String>>,
+    last: Mutex<Option<Told>>,
     asked: Mutex<Asked>,
 }
 
@@ -63,11 +79,15 @@ impl Inner {
 
     /// The GPUs as an engine tells of them now; none, where none can say.
     pub(super) fn told_gpus(&self) -> Vec<Device> {
-        let by = self.engine_devices.by.lock().clone();
-        if let Some(devices) = by.and_then(|engine| self.ask_a_worker(&engine)) {
-            return as_devices(devices);
-        }
         let backend = self.config.gpu_backend.as_deref();
+        if let Some(last) = self.engine_devices.last.lock().clone() {
+            if last.lasts() {
+                return last.devices;
+            }
+            if let Some(devices) = self.ask_a_worker(&last.engine) {
+                return as_devices(backend, devices);
+            }
+        }
         for candidate in self.candidates(false) {
             let is_of_backend = candidate.manifest.as_ref().map(|it| &*it.gpu_backend) == backend;
             let can_say = |id: &String| id == "engine.memory/1";
@@ -79,8 +99,10 @@ impl Inner {
             match asking::list(self, &address) {
                 Ok(devices) if devices.is_empty() => {}
                 Ok(devices) => {
-                    *self.engine_devices.by.lock() = Some(address.id);
-                    return as_devices(devices);
+                    let devices = as_devices(backend, devices);
+                    let told = Told { engine: address.id, devices: devices.clone() };
+                    *self.engine_devices.last.lock() = Some(told);
+                    return devices;
                 }
                 Err(_) if self.processes.is_closed() => break,
                 Err(fault) => log::warn!("engine '{}' does not tell of its devices: {fault}", address.id),
@@ -89,9 +111,11 @@ impl Inner {
         Vec::new()
     }
 
-    /// Does a worker answer that can be asked about the devices?
+    /// Are the devices known without a process for that: has none memory of its own, or answers a worker that can be
+    /// asked?
     pub(super) fn has_who_tells(&self) -> bool {
-        self.engine_devices.by.lock().as_ref().is_some_and(|engine| self.who_tells(engine).is_some())
+        let last = self.engine_devices.last.lock();
+        last.as_ref().is_some_and(|last| last.lasts() || self.who_tells(&last.engine).is_some())
     }
 
     fn who_tells(&self, engine: &str) -> Option<u64> {
@@ -113,7 +137,8 @@ impl Inner {
     }
 }
 
-fn as_devices(told: Vec<EngineDevice>) -> Vec<Device> {
+fn as_devices(backend: Option<&str>, told: Vec<EngineDevice>) -> Vec<Device> {
+    let shares = backend == Some(SHARING);
     let device = |(index, told): (u32, EngineDevice)| Device {
         index,
         name: told.name,
@@ -121,7 +146,7 @@ fn as_devices(told: Vec<EngineDevice>) -> Vec<Device> {
         uuid: None,
         total_bytes: told.total_bytes,
         free_bytes: told.free_bytes.min(told.total_bytes),
-        kind: if told.is_integrated { DeviceKind::Unified } else { DeviceKind::Gpu },
+        kind: if shares || told.is_integrated { DeviceKind::Unified } else { DeviceKind::Gpu },
         processes: Vec::new(),
         state: DeviceState::Ok,
         look: None,

@@ -264,8 +264,14 @@ impl Supervisor {
     }
 
     /// Devices, ledger, workers, versions. Waits for no worker.
-    pub fn system(&self) -> Ticket {
-        self.report("system", SystemRow::written)
+    /// `is_fresh`: with the devices as they are now, also where nobody reads them as long as nothing is loaded.
+    pub fn system(&self, is_fresh: bool) -> Ticket {
+        self.report("system", move |inner| {
+            if is_fresh {
+                inner.look_at_devices();
+            }
+            SystemRow::written(inner)
+        })
     }
 
     /// What has happened lately: failed loads, crashes, refusals. Waits for no worker.

@@ -67,7 +67,7 @@ fn a_defect_fails_all_that_waits_ends_all_workers_and_refuses_the_rest() {
         What::Event { stream: id, event: Happened::Failed(fault), .. } if *id == stream && *fault == defect());
     assert!(is_it, "{delivery:?}");
 
-    let refused = [node.system(), node.unload("m", Duration::ZERO), node.await_defect()];
+    let refused = [node.system(true), node.unload("m", Duration::ZERO), node.await_defect()];
     assert_eq!(node.drain().outcomes, refused.map(|ticket| (ticket, Err(defect()))));
     assert_eq!(node.ask("m", Question::ChatTemplate).unwrap_err(), defect());
     assert!(!node.next_reading(Duration::MAX), "the devices are not read any more");
