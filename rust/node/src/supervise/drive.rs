@@ -76,7 +76,7 @@ struct Readings {
     began: Moment,
     /// When the last one that has ended did.
     read: Moment,
-    /// When that which the fleet was told of last began.
+    /// When that which the view has began.
     shown: Moment,
     is_wanted: bool,
     /// Somebody waits for one that begins after this.
@@ -178,6 +178,10 @@ impl Drive {
             readings.began
         };
         self.tell(Event::Reading(Reading { began, devices, is_whole: true }));
+    }
+
+    /// A reading that began then is in the view.
+    fn show(&self, began: Moment) {
         self.readings.lock().shown = began;
         self.wanted.notify_all();
     }
@@ -372,6 +376,7 @@ fn decide(
             effects
                 .extend(fleet.handle(now, Event::Reading(Reading { began: now, devices, is_whole: false })));
         }
+        let shown = if let Event::Reading(reading) = &event { Some(reading.began) } else { None };
         effects.extend(fleet.handle(now, event));
         inner.fleet.wants_a_reading(fleet.wants_a_reading());
         inner.traffic.await_use(fleet.is_anybody_waiting_for_room());
@@ -381,6 +386,9 @@ fn decide(
             }
         }
         *inner.fleet.view.lock() = Arc::new(fleet.view());
+        if let Some(began) = shown {
+            inner.fleet.show(began);
+        }
         for effect in effects {
             match effect {
                 Effect::Tell(incident) => tell(&inner, incident, &last_lines),
