@@ -303,4 +303,4 @@ def test_gpus_that_an_engine_alone_knows_are_looked_at(tmp_path: Path) -> None:
 def test_an_engine_that_knows_no_gpu_is_a_warning(tmp_path: Path) -> None:
     fake_engine(tmp_path / "engines", "toy", backend="vulkan", defines={"FAKE_NO_MEMORY": None})
     done = run(tmp_path, "--gpu-backend", "vulkan", "--engines-dir", str(tmp_path / "engines"))
-    assert "warn  no engine tells of a GPU for vulkan: what models take counts as the host's" in done.stdout
+    assert "warn  no engine tells of a GPU for vulkan, so models count on the host's memory" in done.stdout

@@ -255,8 +255,8 @@ def _told_gpus(backend: str | None, rows: Rows) -> Iterator[Finding]:
             memory = "its memory is the host's"
         yield Finding("ok", f"GPU {gpu['index']} {gpu['name']}: {memory}; an engine tells of it")
     if not gpus:
-        words = f"no engine tells of a GPU for {backend}: what models take counts as the host's memory"
-        yield Finding("warn", words)
+        words = f"no engine tells of a GPU for {backend}, so models count on the host's memory"
+        yield Finding("warn", f"{words}: see whether the GPU's driver is installed")
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:
