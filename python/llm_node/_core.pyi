@@ -260,7 +260,7 @@ class Supervisor:
     def unload(self, model_id: str, timeout_seconds: float) -> int:
         """A ticket: drain, stop and wait. What comes is null."""
 
-    def system(self, is_fresh: bool) -> int:
+    def system(self, is_fresh: bool = False) -> int:
         """A ticket for a JSON object: devices, ledger, versions. `is_fresh`: waits for figures of GPUs that
         nobody reads as long as nothing is loaded."""
 

@@ -40,12 +40,7 @@ def test_questions_that_hang_hold_up_nobody(house: House) -> None:
     house.load(hanging)
     house.load(well)
     questions = [house.ask(hanging, Embed={"inputs": [{"text": "x"}]}) for _ in range(64)]
-    for ticket in (
-        house.core.models(),
-        house.core.system(False),
-        house.core.engines(),
-        tokenize(house, well),
-    ):
+    for ticket in (house.core.models(), house.core.system(), house.core.engines(), tokenize(house, well)):
         house.outcome(ticket, SOON)
     house.core.forget(questions[0])
     house.unload(hanging, 0)
@@ -212,7 +207,7 @@ def test_who_wants_another_option_has_the_model_loaded_anew(house: House) -> Non
     assert house.events({stream})[stream][-1].completion_tokens == 100, "no answer is cut"
     state = house.state(model)
     assert state["pid"] != worker and result["facts"]["context_length"] == 128
-    system = house.outcome(house.core.system(False))
+    system = house.outcome(house.core.system())
     (row,) = system["workers"]
     assert (row["options"]["options"], row["options"]["threads"]) == ({"step_us": 2000}, 2)
     assert system["events"]["replaced"] == 1
@@ -251,7 +246,7 @@ def test_what_cannot_be_loaded_anew_stays_as_it_was(house: House) -> None:
     fault = house.fault(lambda: house.load(model, gpu_layers=7))
     assert fault.code == "load_failed" and "so many layers" in fault.message
     assert house.state(model)["pid"] == worker, "it has answered meanwhile"
-    (row,) = house.outcome(house.core.system(False))["workers"]
+    (row,) = house.outcome(house.core.system())["workers"]
     assert (row["options"]["threads"], row["options"]["context_length"]) == (3, 100)
 
 
@@ -405,14 +400,14 @@ def test_whatever_is_ordered_at_once_each_order_ends_and_nothing_is_left(tmp_pat
             with suppress(Fault):
                 house.unload(model, 10)
         assert house.reserved() == 0
-        assert house.outcome(house.core.system(False))["workers"] == []
+        assert house.outcome(house.core.system())["workers"] == []
         wait_for_ends(set(children_of(os.getpid())) - others)
 
 
 def test_a_file_is_one_model_by_whichever_name(house: House) -> None:
     model = house.add("toy")
     assert house.load("toy.toy") == house.load(model)
-    assert len(house.outcome(house.core.system(False))["workers"]) == 1
+    assert len(house.outcome(house.core.system())["workers"]) == 1
     stream = house.submit("toy.toy")
     assert house.events({stream})[stream][-1].kind == "finished"
     house.unload("toy.toy", 5)

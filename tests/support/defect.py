@@ -35,7 +35,7 @@ class Defective:
     def break_down(self) -> None:
         """From now on it is ended by a defect. The core wakes whoever waits by an outcome of its own."""
         self._has_defect = True
-        self._core.system(False)
+        self._core.system()
 
     def drain(self) -> Any:
         items, outcomes = self._core.drain()

@@ -154,7 +154,7 @@ class House:
         self._wakening.close()
 
     def reserved(self) -> int:
-        devices = self.outcome(self.core.system(False))["devices"]
+        devices = self.outcome(self.core.system())["devices"]
         return sum(device["reserved_bytes"] for device in devices)
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,10 +41,6 @@ NO_MODELS = (".", "datasets--", "spaces--")
 """Beginnings of what lies in caches beside models."""
 SMALL_DISK = 2 << 30
 """Bytes, below which hardly a model can be fetched."""
-
-
-READ_OTHERWISE = ("cpu", "cuda")
-"""As in `rust/node/src/supervise/engine_devices.rs`."""
 
 
 class OfNode(NamedTuple):
@@ -140,15 +136,20 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         yield Finding("fail", str(error))
         return
     for gpu in gpus:
-        memory = f"{table.size(gpu.total_bytes)}, {table.size(gpu.free_bytes)} free"
-        if gpu.kind == "unified":
-            memory = "its memory is the host's"
         driver = f"driver {gpu.driver}, {devices.about_driver(gpu.gpu)}"
-        yield Finding("ok", f"GPU {gpu.index} {gpu.name}: {memory}; {driver}")
+        yield _gpu(dataclasses.asdict(gpu), driver)
     if backend == "cpu" and gpus:
         yield Finding("warn", "models run on the CPU though there is a GPU: choose --gpu-backend cuda for it")
     else:
         yield Finding("ok", f"models run on {backend}")
+
+
+def _gpu(row: Mapping[str, Any], more: str) -> Finding:
+    """One that is there, with what is to be said of it beside its memory."""
+    memory = f"{table.size(row['total_bytes'])}, {table.size(row['free_bytes'])} free"
+    if row["kind"] == "unified":
+        memory = "its memory is the host's"
+    return Finding("ok", f"GPU {row['index']} {row['name']}: {memory}; {more}")
 
 
 def _memory() -> Iterator[Finding]:
@@ -193,8 +194,8 @@ def _engines_and_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _judged(node: OfNode) -> Iterator[Finding]:
-    engines, models, obstacles, backend, system = node
-    yield from _told_gpus(backend, system)
+    engines, models, obstacles, backend, rows = node
+    yield from _told_gpus(backend, rows)
     for engine in engines:
         name = f"engine {engine['id']} for {engine['gpu_backend']}"
         if engine["status"] == "loaded":
@@ -246,14 +247,11 @@ def _told_gpus(backend: str | None, rows: Rows) -> Iterator[Finding]:
     """Those of which an engine tells, because NVML does not know them."""
     from llm_node import devices
 
-    if backend is None or backend in READ_OTHERWISE or devices.nvidia_gpus():
+    if backend in (None, "cpu") or devices.nvidia_gpus():
         return
     gpus = [row for row in rows if row["kind"] != "host"]
     for gpu in gpus:
-        memory = f"{table.size(gpu['total_bytes'])}, {table.size(gpu['free_bytes'])} free"
-        if gpu["account"] == "host":
-            memory = "its memory is the host's"
-        yield Finding("ok", f"GPU {gpu['index']} {gpu['name']}: {memory}; an engine tells of it")
+        yield _gpu(gpu, "an engine tells of it")
     if not gpus:
         words = f"no engine tells of a GPU for {backend}, so models count on the host's memory"
         yield Finding("warn", f"{words}: see whether the GPU's driver is installed")

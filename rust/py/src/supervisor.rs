@@ -107,6 +107,7 @@ impl PySupervisor {
         py.detach(|| self.inner.unload(model_id, timeout))
     }
 
+    #[pyo3(signature = (is_fresh=false))]
     fn system(&self, py: Python<'_>, is_fresh: bool) -> u64 {
         py.detach(|| self.inner.system(is_fresh))
     }
