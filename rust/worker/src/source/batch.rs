@@ -10,7 +10,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -41,8 +41,18 @@ pub(crate) struct BatchSource {
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
     occupancy: Arc<Mutex<Occupancy>>,
-    /// Why there are no more steps, from when the thread ends.
-    ended: Arc<OnceLock<Fault>>,
+    ended: Ended,
+}
+
+/// Why there are no more steps, from when the thread ends. Whoever sends a request holds it meanwhile: what was
+/// sent before is still read, and nothing is sent afterwards.
+#[derive(Clone, Default)]
+struct Ended(Arc<Mutex<Option<Fault>>>);
+
+impl Ended {
+    fn lock(&self) -> MutexGuard<'_, Option<Fault>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Has a session's context made anew, and tells what came of it.
@@ -63,8 +73,8 @@ impl BatchSource {
         let (commands, inbox) = mpsc::channel();
         let occupancy = Arc::new(Mutex::new(session.occupancy()));
         let shown = Arc::clone(&occupancy);
-        let ended = Arc::new(OnceLock::new());
-        let why = Arc::clone(&ended);
+        let ended = Ended::default();
+        let why = ended.clone();
         let thread = thread::Builder::new().name("scheduler".into()).spawn(move || {
             // Tokens do not wait behind a load on the same core.
             llm_node_cpu::ask_for_short_slices();
@@ -79,7 +89,8 @@ impl BatchSource {
                 report,
             };
             let fault = scheduler.run(&inbox);
-            scheduler.stop_listening(&inbox, why.get_or_init(|| fault));
+            *why.lock() = Some(fault.clone());
+            scheduler.stop_listening(&inbox, &fault);
         })?;
         Ok(Self { commands, thread: Mutex::new(Some(thread)), occupancy, ended })
     }
@@ -90,8 +101,13 @@ impl BatchSource {
     }
 
     pub(crate) fn submit(&self, id: RequestId, request: Box<ValidRequest>, report: &Reporter) {
-        if self.commands.send(Command::Submit(id, request)).is_err() {
-            let fault = self.ended.get().cloned().unwrap_or_else(stopped);
+        let ended = self.ended.lock();
+        let refusal = match &*ended {
+            Some(fault) => Some(fault.clone()),
+            None => self.commands.send(Command::Submit(id, request)).is_err().then(stopped),
+        };
+        drop(ended);
+        if let Some(fault) = refusal {
             report.event(id, Event::Failed(fault));
         }
     }
@@ -270,8 +286,8 @@ impl Scheduler {
         self.report.events(events);
     }
 
-    /// What was sent before the channel closed gets its ending too.
-    fn stop_listening(self, inbox: &Receiver<Command>, fault: &Fault) {
+    /// What was sent before it [`Ended`] gets its ending too.
+    fn stop_listening(&self, inbox: &Receiver<Command>, fault: &Fault) {
         let late = inbox.try_iter().filter_map(|command| match command {
             Command::Submit(id, _) => Some((id, Event::Failed(fault.clone()))),
             _ => None,
