@@ -46,6 +46,7 @@
 //    HANG_IN_CREATE=N             the making of the Nth never returns
 //    CRASH_IN_CREATE=N            ... dies of signal 11
 //    EMBED_US=0                   what an embedding takes
+//    DESTROY_US=0                 what the end of a context takes
 //    TABLE_SIZE=N                 every table's struct_size (0, 0xFFFFFFFF, ...)
 //    HANG_IN_CALL=NAME            never returns from it, where it happens between steps: TOKENIZE (of what
 //                                 begins with "!"), EMBED, SEQ_REMOVE, SEQ_COPY, SEQ_SAVE, SEQ_RESTORE,
@@ -133,6 +134,9 @@
 #endif
 #ifndef FAKE_TOKEN_US
 #  define FAKE_TOKEN_US 0
+#endif
+#ifndef FAKE_DESTROY_US
+#  define FAKE_DESTROY_US 0
 #endif
 #ifndef FAKE_EMBED_US
 #  define FAKE_EMBED_US 0

@@ -186,6 +186,7 @@ const OTHERS: &[&str] = &[
     "CONTEXTS",
     "CRASH_IN_CREATE",
     "CRASH_ON_BYTE",
+    "DESTROY_US",
     "DEVICES",
     "DEVICE_BYTES",
     "DEVICE_KIND",

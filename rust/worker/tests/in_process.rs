@@ -348,7 +348,8 @@ fn a_question_gets_its_answer_even_after_the_stop() {
 /// Nobody has unloaded it: who comes too late is told the fault as well.
 #[test]
 fn whoever_comes_after_the_fault_that_ended_an_engine_is_told_it() {
-    for flags in [&["ROW_TOO_NARROW"][..], &["NO_END_ELEMENT", "NO_BATCH", "EOG_EVERY=1"]] {
+    let slow_to_end = &["ROW_TOO_NARROW", "DESTROY_US=20000"];
+    for flags in [&["ROW_TOO_NARROW"][..], slow_to_end, &["NO_END_ELEMENT", "NO_BATCH", "EOG_EVERY=1"]] {
         let running = Running::new(flags);
         running.model.submit(1, greedy("hello", 3));
         let mut endings = Vec::new();
@@ -361,10 +362,13 @@ fn whoever_comes_after_the_fault_that_ended_an_engine_is_told_it() {
         };
         assert_eq!(lost.code, ErrorCode::EngineFault, "{flags:?}");
         assert!(matches!(endings.last(), Some((1, Event::Failed(_)))), "{flags:?}");
-        for id in 2..50 {
-            running.model.submit(id, greedy("hello", 3));
-            let late = running.outcomes(&[id]).remove(&id).unwrap();
-            assert_eq!(late.ending, Some(Event::Failed(lost.clone())), "{flags:?}");
+        // Without a pause, so that some come in each moment of the end.
+        let late: Vec<u64> = (2..1000).collect();
+        for id in &late {
+            running.model.submit(*id, greedy("hello", 3));
+        }
+        for (id, outcome) in running.outcomes(&late) {
+            assert_eq!(outcome.ending, Some(Event::Failed(lost.clone())), "{id} {flags:?}");
         }
     }
 }

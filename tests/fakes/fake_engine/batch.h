@@ -37,6 +37,7 @@ static MAYBE_UNUSED void batch_destroy(EngineContext *context) {
    if (context == NULL) {
       return;
    }
+   sleep_us(FAKE_DESTROY_US);
    context->model->cache_bytes -= context->n_cells * CACHE_BYTES_PER_TOKEN;
    for (uint32_t i = 0; context->sequences != NULL && i < context->max_sequences; i++) {
       free(context->sequences[i].cells);
