@@ -28,7 +28,7 @@ impl Fleet {
             return true;
         }
         if !self.ledger.is_calm(now) {
-            return has_time && self.ledger.is_settling(now);
+            return has_time && self.ledger.is_settling(now) && self.gains_by_waiting(now, it, &then);
         }
         let mut way = self.with_enough(now, it, &then, Way::default());
         if !has_time {
@@ -37,6 +37,14 @@ impl Fleet {
         let is_of_use = !way.is_empty();
         self.make_way(now, model_id, way);
         is_of_use
+    }
+
+    /// May it get more once the figures of what is free show all that has gone? Not where the limits stand in the way.
+    fn gains_by_waiting(&self, now: Moment, it: &Worker, ledger: &Ledger) -> bool {
+        let at_best = ledger.by_limits();
+        let shape = |ledger: &Ledger| self.chosen(it, ledger).map(|gets| gets.shape);
+        shape(&at_best) != shape(&self.ledger)
+            || !self.with_enough(now, it, &at_best, Way::default()).is_empty()
     }
 
     /// What others do for a load, so that it gets enough beside. `ledger`: as all is when they have not done it yet.

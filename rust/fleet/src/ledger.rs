@@ -204,6 +204,15 @@ impl Ledger {
         then
     }
 
+    /// As it would be if models alone took anything of devices.
+    pub(crate) fn by_limits(&self) -> Self {
+        let mut then = self.clone();
+        for entry in then.entries.values_mut() {
+            (entry.device.free_bytes, entry.taken_when_measured) = (entry.device.total_bytes, 0);
+        }
+        then
+    }
+
     /// By those that stay, and by what has not come back of those that have gone.
     fn held(&self, name: &str, stays: &impl Fn(WorkerId) -> bool) -> u64 {
         let holdings = self.holdings.iter().filter(|(worker, _)| stays(**worker));
