@@ -52,6 +52,8 @@ struct World {
     broken: Option<ErrorCode>,
     /// All lies on a GPU, and its engine says what contexts take: 64 KiB a token, and models go to 128 Ki tokens.
     has_figures: bool,
+    /// The same without a GPU: all lies in the host's memory.
+    has_no_gpu: bool,
     /// What was said to be remembered, and how often an engine was asked what a context takes.
     history: History,
     asked: usize,
@@ -77,6 +79,7 @@ fn world(room: Duration) -> World {
         held: Vec::new(),
         broken: None,
         has_figures: false,
+        has_no_gpu: false,
         history: History::default(),
         asked: 0,
         foreign: 0,
@@ -103,7 +106,7 @@ impl Play for World {
         let host =
             Device { name: "host".into(), ..device(DeviceKind::Host, 0, 64 * GIB, 32 * GIB - self.foreign) };
         let mut devices = vec![host.clone()];
-        if self.has_figures {
+        if self.has_figures && !self.has_no_gpu {
             devices.push(Device { kind: DeviceKind::Gpu, name: "GPU".into(), ..host });
         }
         Event::Reading(Reading { began: self.now, devices, is_whole: true })
@@ -324,8 +327,8 @@ impl World {
             return Figures::default();
         }
         let one = MemoryUse {
-            device: "GPU".into(),
-            is_host: false,
+            device: if self.has_no_gpu { "host" } else { "GPU" }.into(),
+            is_host: self.has_no_gpu,
             cache: 8 * GIB,
             cache_per_token: 64 << 10,
             ..takes(model)
@@ -975,6 +978,18 @@ fn a_model_gets_what_is_free_and_gives_up_what_it_can_do_without() {
     world.pass(6.0);
     assert_eq!((&world.outcomes[&ticket], world.evicted.clone()), (&Ok(()), vec!["a1".to_owned()]));
     assert_eq!(world.size("d1").0, 32 << 10);
+}
+
+/// Its limit is all that it lacks room for, and the figures of the device are nothing to that.
+#[test]
+fn whoever_gets_less_than_enough_in_any_case_does_not_wait_for_figures_of_what_has_gone() {
+    let mut world = World { has_figures: true, has_no_gpu: true, in_steps: true, ..world(ROOM) };
+    for model in ["a7", "b7", "a7"] {
+        let ticket = world.load(model);
+        assert_eq!((world.size(model).0, &world.outcomes[&ticket]), (8 << 10, &Ok(())));
+        world.pass(1.0);
+    }
+    assert_eq!(world.evicted, ["a7", "b7"]);
 }
 
 #[test]
